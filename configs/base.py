@@ -1,0 +1,138 @@
+"""Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
+
+Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
+optimizer, ema. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+
+    config.seed = 0  # of initialisation, data order, noise, times and dropout
+
+    # What is trained on. Rows are (height, width, channels) images in [-1, 1], or latents.
+    config.data = ConfigDict()
+    config.data.source = "digits"  # a name in tim_jax.data.SOURCES
+    config.data.height = 8
+    config.data.width = 8
+    config.data.channels = 1
+    config.data.batch_size = 256  # rows of a global batch, over all devices
+    config.data.condition_dropout = 0.1  # share of rows trained with the null condition
+    config.data.features_width = 0  # width of frozen image features for alignment; 0: none
+    config.data.text_width = 0  # width of text features; used where model.condition is "text"
+    config.data.text_tokens = 0  # text tokens of a caption, padding included
+
+    # How rows are read; no number that a run gives depends on it.
+    config.loader = ConfigDict()
+    config.loader.directory = ""  # where embedded data is written; "": ~/.cache/tim_jax
+    config.loader.threads = 2  # reading threads of each process
+    config.loader.prefetch = 4  # batches read ahead
+
+    # The network (tim_jax.networks.TiM).
+    config.model = ConfigDict()
+    config.model.size = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
+    config.model.width = 0  # D; heads divide it
+    config.model.depth = 0  # blocks
+    config.model.heads = 0
+    config.model.bottleneck = 0  # hidden width of each block's adaLN
+    config.model.encoder_depth = 0  # block whose output is aligned with image features
+    config.model.patch_size = 2
+    config.model.condition = "class"  # "class" or "text"
+    config.model.num_classes = 10  # for "class"; label num_classes is the null condition
+    config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
+    config.model.separate_interval_embedder = True  # an embedder of its own for the interval
+    config.model.interval_aware = True  # interval-aware attention
+    config.model.qk_norm = True  # layer norm of queries and keys
+    config.model.rope_order = "row_major"  # "official": the published order, for published weights only
+    config.model.use_text_mask = True  # False: attend to padding, for published weights only
+    config.model.projector_width = 2048  # of the alignment head
+    config.model.dropout = 0.0  # on residual branches
+    config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
+
+    # The path between data and noise (tim_jax.transitions.TRANSPORTS).
+    config.transport = ConfigDict()
+    config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
+    config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+
+    # The law of (t, r).
+    config.times = ConfigDict()
+    config.times.law = "default"  # the transport's own, or logit_normal, log_normal, uniform, log_uniform
+    config.times.P_mean = -0.4  # of the normal in logit_normal and log_normal
+    config.times.P_std = 1.0
+    config.times.share_equal = 0.5  # share of rows with r = t; 1.0 is flow matching
+    config.times.share_min = 0.1  # share of rows with r = T_min
+    config.times.shift_reference = 0.0  # positions (height × width of the rows) that need no resolution shift; 0: none
+
+    # The loss of a row.
+    config.objective = ConfigDict()
+    config.objective.derivative = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
+    config.objective.epsilon = 0.005  # half step of "dde", in units of t
+    config.objective.weight_kernel = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr
+    config.objective.weight_scale = "tan"  # of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight_difference = True  # weight by τ(t) − τ(r); False: by τ(t)
+    config.objective.weight_sigma_d = 1.0
+    config.objective.adaptive_power = 1.0  # rows are divided by (their own loss + offset)^power; 0: not
+    config.objective.adaptive_offset = 1e-5
+    config.objective.direction = "channels"  # axis of the cosine term: none, channels, image
+    config.objective.direction_weight = 1.0
+    config.objective.alignment_weight = 0.0  # of the cosine to frozen image features; 0: none
+    config.objective.guidance = ConfigDict()
+    config.objective.guidance.w_cond = 0.0  # guided targets from averaged weights; 0 with w_gt = 1: none
+    config.objective.guidance.w_gt = 1.0
+    config.objective.guidance.t_low = 0.3  # times, in units of t, in which targets are guided
+    config.objective.guidance.t_high = 0.8
+    config.objective.guidance.start_step = 0
+    config.objective.guidance.ema = "slow"  # which averaged weights
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, muon
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.schedule = "constant"  # constant, cosine, linear (both to 0 over decay_steps)
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0  # counted from step 0, warm-up included
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip = 1.0  # global gradient norm; 0: no clipping
+    config.optimizer.accumulation = 1  # microbatches per step
+
+    # Averaged weights, by name: decay per step.
+    config.ema = ConfigDict()
+    config.ema.slow = 0.9999
+
+    # Devices per mesh axis; -1: all the rest.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    config.mesh.sequence = 1
+
+    config.training = ConfigDict()
+    config.training.steps = 1000
+    config.training.log_every = 50  # steps between lines in metrics.jsonl
+    config.training.sample_every = 0  # steps between pictures of samples; 0: only at the end
+    config.training.sample_steps = (1, 2, 4, 8)  # step counts of those pictures
+    config.training.remat = "none"  # what is recomputed in the backward pass: none, full, dots, …
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps
+    config.checkpoint.keep = 2  # latest checkpoints that stay
+
+    config.sampling = ConfigDict()
+    config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights
+    config.sampling.guidance = 1.0
+    config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
+    config.sampling.guidance_high = 1.0
+    config.sampling.exclusive_ends = False  # the published code leaves the interval's ends out
+    config.sampling.stochasticity = 0.0
+    config.sampling.stochastic = "renoise"  # renoise, euler
+
+    config.evaluation = ConfigDict()
+    config.evaluation.samples = 0  # per step count and seed; 0: as many as the training part
+    config.evaluation.batch_size = 512
+    config.evaluation.features = "pixels"  # a name in tim_jax.evaluation.FEATURES
+
+    return config

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: enters the repository root and defines `prepare core` or `prepare EXTRA`, which
+# makes .venv and installs once.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+python="$PWD/.venv/bin/python"
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "python: none found on PATH; Python 3.11 or newer is needed (PYTHON=/path/to/python3.11 names one)" >&2
+    return 2
+}
+
+make_venv() {
+    local base
+    base="$(find_python)"
+    if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
+        echo "$base: has no venv or ensurepip; install them (on Debian and Ubuntu: apt-get install python3-venv)" >&2
+        return 2
+    fi
+    echo "making .venv with $base"
+    "$base" -m venv .venv
+}
+
+# The root is part of the stamp because an editable install points to it.
+checksum() { { echo "$PWD"; cat pyproject.toml constraints.txt; } | cksum; }
+
+prepare() {
+    local extra="$1" target=. sum
+    if [[ $extra != core ]]; then
+        target=".[$extra]"
+    fi
+    sum="$(checksum)"
+    if [[ -x $python && "$(cat ".venv/installed-$extra" 2>/dev/null)" == "$sum" ]]; then
+        return
+    fi
+    "$python" -m pip --version >/dev/null 2>&1 || make_venv
+    echo "installing tim_jax and what it needs into .venv"
+    "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$target"
+    echo "$sum" | tee .venv/installed-core >".venv/installed-$extra"
+}

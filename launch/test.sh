@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs the tests; arguments go to pytest, paths count from the repository root: bash launch/test.sh -m slow
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare test
+exec "$python" -m pytest "$@"

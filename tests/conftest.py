@@ -1,0 +1,42 @@
+"""What every test shares: eight CPU devices, strict shapes, a compilation cache, float64 on request."""
+
+import os
+import pathlib
+import platform
+
+# Read by JAX when it is imported; command lines that tests start inherit them.
+_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / f"jax-{platform.node()}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden(name): arrays made once with the published implementation (see tests/golden)."""
+    return lambda name: np.load(pathlib.Path(__file__).parent / "golden" / name)

@@ -1,0 +1,79 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tim_jax import config_files
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """An installed package with two configurations, seen from another working directory."""
+    folder = tmp_path / "site" / "tim_jax" / "configs"
+    folder.mkdir(parents=True)
+    (folder / "digits.py").write_text("def get_config():\n    return 'digits'\n")
+    (folder / "imagenet256_b.py").write_text("def get_config():\n    return 'imagenet'\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(config_files, "_PACKAGE", folder.parent)
+    monkeypatch.chdir(elsewhere)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["configs/digits.py", "./configs/digits.py", "digits.py", "digits", "configs/digits"])
+def test_a_configuration_is_found_by_name(configs, name):
+    assert config_files.find(name) == configs / "digits.py"
+
+
+def test_an_absolute_path_is_itself(configs, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.touch()
+    assert config_files.find(str(mine)) == mine
+
+
+def test_a_file_in_the_working_directory_comes_first(configs):
+    local = pathlib.Path("configs", "digits.py")
+    local.parent.mkdir()
+    local.touch()
+    assert config_files.find("configs/digits.py") == local.resolve()
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("digit", "digits"), ("configs/imagenet_b.py", "imagenet256_b"), ("/nowhere/digits.py", "digits")]
+)
+def test_an_unknown_name_is_refused_with_the_nearest(configs, name, hint):
+    with pytest.raises(ValueError) as error:
+        config_files.find(name)
+    message = str(error.value)
+    assert name in message and hint in message and "\n" not in message
+
+
+def test_load_runs_the_file(configs):
+    assert config_files.load("imagenet256_b").get_config() == "imagenet"
+
+
+def test_the_checkout_is_found_without_an_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.find("base") == ROOT / "configs" / "base.py"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_carries_every_configuration(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", f"--wheel-dir={tmp_path}", str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("tim_jax-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", f"--target={site}", str(wheel)], check=True)
+
+    code = "import sys, tim_jax.config_files as c; print(*[c.find(name) for name in sys.argv[1:]], sep='\\n')"
+    names = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+    assert names
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    found = subprocess.run(
+        [sys.executable, "-c", code, *names], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert found == [str(site / "tim_jax" / "configs" / name) for name in names]

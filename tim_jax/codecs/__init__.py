@@ -1,0 +1,1 @@
+"""Frozen pretrained parts, and the conversion of published weights."""

@@ -1,0 +1,154 @@
+"""Published TiM weights <-> parameters of `networks.TiM`.
+
+Published weights are a flat dict of arrays by PyTorch name, a linear weight being (out, in) and a convolution weight
+(out, in, kh, kw). Parameters here are a nested dict, a kernel being (in ..., out ...), in which all blocks are stacked
+along a first axis. TABLE is the whole difference.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Layout(NamedTuple):
+    """load: (official array, shape here) -> array here. save: its inverse."""
+
+    load: callable
+    save: callable
+
+
+SAME = Layout(lambda w, shape: w, lambda w: w)
+FLAT = Layout(lambda w, shape: w.reshape(shape), lambda w: w.reshape(-1))
+ONE_IN = Layout(lambda w, shape: w.T.reshape(shape), lambda w: w.reshape(w.shape[0], -1).T)
+ONE_OUT = Layout(lambda w, shape: w.T.reshape(shape), lambda w: w.reshape(-1, w.shape[-1]).T)
+PATCH = Layout(lambda w, shape: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+
+
+def _linear(official, ours, layout=ONE_IN):
+    return [(f"{official}.weight", f"{ours}/kernel", layout), (f"{official}.bias", f"{ours}/bias", FLAT)]
+
+
+def _norm(official, ours):
+    return [(f"{official}.weight", f"{ours}/scale", SAME), (f"{official}.bias", f"{ours}/bias", SAME)]
+
+
+def _swiglu(official, ours):
+    parts = {"fc1_g": "gate", "fc1_x": "up", "fc2": "down"}
+    return [row for a, b in parts.items() for row in _linear(f"{official}.{a}", f"{ours}/{b}")]
+
+
+# (official name with * for the number of a block, path here, layout). A network has a part of these.
+TABLE = [
+    *_linear("x_embedder.proj", "patch", PATCH),
+    *_linear("t_embedder.mlp.0", "t_embedder/in"),
+    *_linear("t_embedder.mlp.2", "t_embedder/out"),
+    *_linear("delta_embedder.mlp.0", "delta_embedder/in"),
+    *_linear("delta_embedder.mlp.2", "delta_embedder/out"),
+    ("y_embedder.embedding_table.weight", "label_embedder/table", SAME),
+    *_norm("y_embedder.norm", "caption_embedder/norm"),
+    *_swiglu("y_embedder.mlp", "caption_embedder/mlp"),
+    *_swiglu("blocks.*.adaLN_modulation", "blocks/modulation"),
+    *_linear("blocks.*.attn.qkv", "blocks/attn/qkv"),
+    ("blocks.*.attn.qkv_d.weight", "blocks/attn/qkv_delta/kernel", ONE_IN),
+    *_norm("blocks.*.attn.q_norm", "blocks/attn/q_norm"),
+    *_norm("blocks.*.attn.k_norm", "blocks/attn/k_norm"),
+    *_linear("blocks.*.attn.proj", "blocks/attn/out", ONE_OUT),
+    *_linear("blocks.*.cross_attn.q", "blocks/cross/q"),
+    *_linear("blocks.*.cross_attn.kv", "blocks/cross/kv"),
+    *_norm("blocks.*.cross_attn.q_norm", "blocks/cross/q_norm"),
+    *_norm("blocks.*.cross_attn.k_norm", "blocks/cross/k_norm"),
+    *_linear("blocks.*.cross_attn.proj", "blocks/cross/out", ONE_OUT),
+    *_swiglu("blocks.*.mlp", "blocks/mlp"),
+    *_swiglu("final_layer.adaLN_modulation", "final/modulation"),
+    *_linear("final_layer.linear", "final/linear"),
+    *_linear("projector.0", "projector/in"),
+    *_linear("projector.2", "projector/mid"),
+    *_linear("projector.4", "projector/out"),
+]
+
+
+def from_official(state: dict[str, np.ndarray], template) -> dict:
+    """The parameters that hold `state`, shaped and typed as `template`.
+
+    template: unboxed parameters of the network to be filled, or their shapes from `jax.eval_shape`.
+    Raises ValueError when the depths differ, or naming every array that is missing, unknown or of another shape.
+    """
+    shapes = _flatten(template)
+    blank = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in shapes.items()}
+    _check_names(state, {name: array.shape for name, array in _flat_to_official(blank).items()})
+    params = {}
+    for official, path, layout in TABLE:
+        if path not in shapes:
+            continue
+        shape, dtype = shapes[path].shape, shapes[path].dtype
+        if "*" in official:
+            blocks = (layout.load(state[official.replace("*", str(i))], shape[1:]) for i in range(shape[0]))
+            params[path] = np.stack([block.astype(dtype) for block in blocks])
+        else:
+            params[path] = np.ascontiguousarray(layout.load(state[official], shape), dtype)
+    return _unflatten(params)
+
+
+def to_official(params) -> dict[str, np.ndarray]:
+    """The same weights under official names, in official layouts. params: unboxed.
+
+    Raises ValueError naming every parameter that has no official counterpart.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
+    return {name: np.ascontiguousarray(array) for name, array in _flat_to_official(arrays).items()}
+
+
+def depth_of(state: dict[str, np.ndarray]) -> int:
+    """The number of blocks that the official names speak of."""
+    numbers = [int(m[1]) for m in map(re.compile(r"blocks\.(\d+)\.").match, state) if m]
+    return max(numbers, default=-1) + 1
+
+
+def _flat_to_official(arrays):
+    unknown = arrays.keys() - {path for _, path, _ in TABLE}
+    if unknown:
+        raise ValueError(f"parameters without an official name: {', '.join(sorted(unknown))}")
+    state = {}
+    for official, path, layout in TABLE:
+        if path in arrays and "*" in official:
+            state |= {official.replace("*", str(i)): layout.save(block) for i, block in enumerate(arrays[path])}
+        elif path in arrays:
+            state[official] = layout.save(arrays[path])
+    return state
+
+
+def _check_names(state, expected):
+    if depth_of(state) != depth_of(expected):
+        raise ValueError(f"official weights have depth {depth_of(state)}: the network has {depth_of(expected)}")
+    found = {name: np.shape(array) for name, array in state.items()}
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unknown": sorted(found.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} {found[name]} instead of {expected[name]}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name] != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"official weights do not fit the network: {told}")
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}/") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unflatten(flat):
+    tree = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,336 @@
+"""The one place that reads a configuration: checks it and builds frozen objects from the rooms' tables."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tim_jax import config_files
+from tim_jax.evaluation import FEATURES
+from tim_jax.networks import SIZES, TiM
+from tim_jax.training import sharding
+from tim_jax.training.loop import LoopSettings, Trainer
+from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from tim_jax.training.step import StepSettings
+from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.guidance import TargetGuidance
+from tim_jax.transitions.objective import TransitionObjective
+from tim_jax.transitions.sampler import Sampling
+from tim_jax.transitions.times import Times
+from tim_jax.transitions.transports import Transport
+from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
+from tim_jax.types import Query
+
+IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that a configuration says, built and checked.
+
+    image_shape: (h, w, C) of a row. sampling_weights: "student" or the name of an average.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    network: TiM
+    transport: Transport
+    trainer: Trainer
+    loop: LoopSettings
+    sampling: Sampling
+    sampling_weights: str
+    image_shape: tuple[int, int, int]
+    batch_size: int
+
+    def net(self, params: Any) -> Callable:
+        """The network with given parameters, as samplers take it."""
+        return lambda queries: self.network.apply({"params": params}, queries)
+
+    def weights(self, state: Any) -> Any:
+        """The parameters that `sampling.weights` names."""
+        return state.params["student"] if self.sampling_weights == "student" else state.emas[self.sampling_weights]
+
+
+def build(config: ConfigDict, devices: list | None = None) -> Run:
+    """Objects for a configuration. Raises ValueError with one line that names key, value and what would be right."""
+    check_keys(config)
+    data, model = config.data, config.model
+    for name in ("height", "width", "channels", "batch_size"):
+        if data[name] < 1:
+            raise ValueError(f"data.{name} is {data[name]}; it must be at least 1")
+    if not 0 <= data.condition_dropout <= 1:
+        raise ValueError(f"data.condition_dropout is {data.condition_dropout}; it must lie in [0, 1]")
+    for name in ("height", "width"):
+        if model.patch_size < 1 or data[name] % model.patch_size:
+            raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
+    mesh = sharding.make_mesh(dict(config.mesh), devices)
+    shards = sharding.batch_shards(mesh)
+    if data.batch_size % (shards * config.optimizer.accumulation):
+        raise ValueError(
+            f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
+            f"{config.optimizer.accumulation} microbatches"
+        )
+    network = make_network(config)
+    transport = make_transport(config)
+    optimizer = OptimizerSettings(**config.optimizer)
+    optimizer.check()
+    for name, decay in config.ema.items():
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
+    objective = make_objective(config, transport, shards)
+    loop = LoopSettings(
+        steps=config.training.steps,
+        batch_size=data.batch_size,
+        log_every=config.training.log_every,
+        sample_every=config.training.sample_every,
+        checkpoint_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+    )
+    loop.check()
+    step = StepSettings(
+        nets=make_nets(network, hidden=objective.alignment_weight > 0),
+        objective=objective,
+        tx=make_optimizer(optimizer),
+        schedule=make_schedule(optimizer),
+        emas=dict(config.ema),
+        conditions=text_conditions if model.condition == "text" else class_conditions(model.num_classes),
+        seed=config.seed,
+        condition_dropout=data.condition_dropout,
+        dropout=model.dropout > 0,
+        accumulation=optimizer.accumulation,
+    )
+    sampling = make_sampling(config)
+    run = Run(
+        config=config,
+        mesh=mesh,
+        network=network,
+        transport=transport,
+        trainer=Trainer(mesh, initialiser(config, network), step),
+        loop=loop,
+        sampling=sampling,
+        sampling_weights=config.sampling.weights,
+        image_shape=(data.height, data.width, data.channels),
+        batch_size=data.batch_size,
+    )
+    if config.evaluation.features not in FEATURES:
+        raise ValueError(f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}")
+    return run
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises ValueError for a key that configs/base.py does not have, with the nearest right one, or a missing one."""
+    known = set(flatten(config_files.load("base").get_config()))
+    given = flatten(config)
+    open_sections = ("ema.",)  # names of averages are free
+    for key in given:
+        if key not in known and not key.startswith(open_sections):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"config.{key}: no such key; did you mean config.{near}?")
+    for key in sorted(known - set(given)):
+        if not key.startswith(open_sections):
+            raise ValueError(f"config.{key}: missing; start from configs/base.py, which holds every key")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of a nested configuration."""
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | dict) else {name: value}
+    return flat
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """The keys that make a run what it is, flat."""
+    return {key: value for key, value in flatten(config).items() if key.split(".")[0] in IDENTITY}
+
+
+def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
+    """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
+    before, now = identity(recorded), json.loads(json.dumps(identity(config)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"config.{key} is {now.get(key)!r}, but {workdir} holds a run with {before.get(key)!r}: "
+                "give that value or another workdir"
+            )
+
+
+def make_network(config: ConfigDict) -> TiM:
+    """The network of `model`, with as many channels as the rows have."""
+    model, data = config.model, config.data
+    if model.size not in SIZES:
+        raise ValueError(f"model.size is {model.size!r}; it must be one of {', '.join(SIZES)}")
+    if model.dtype not in DTYPES:
+        raise ValueError(f"model.dtype is {model.dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if model.condition == "class" and model.num_classes < 1:
+        raise ValueError(f"model.num_classes is {model.num_classes}; it must be at least 1")
+    if model.condition == "text" and min(data.text_width, data.text_tokens) < 1:
+        raise ValueError(
+            f"data.text_width, text_tokens are {data.text_width}, {data.text_tokens}; "
+            "both must be at least 1 where model.condition is 'text'"
+        )
+    sizes = {name: model[name] or size for name, size in SIZES[model.size].items()}
+    same = ("patch_size", "projector_width", "condition", "num_classes", "conditioning", "separate_interval_embedder",
+            "interval_aware", "qk_norm", "rope_order", "use_text_mask", "dropout")  # fmt: skip
+    try:
+        return TiM(
+            channels=data.channels,
+            z_dim=data.features_width,
+            text_width=data.text_width,
+            remat=config.training.remat,
+            dtype=DTYPES[model.dtype],
+            **sizes,
+            **{name: model[name] for name in same},
+        )
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
+
+
+def make_transport(config: ConfigDict) -> Transport:
+    name, sigma_d = config.transport.name, config.transport.sigma_d
+    if name not in TRANSPORTS:
+        raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
+    if sigma_d <= 0:
+        raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
+    return TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+
+
+def make_objective(config: ConfigDict, transport: Transport, shards: int) -> TransitionObjective:
+    """The objective of `times` and `objective` for rows that lie on `shards` devices."""
+    times, settings = config.times, config.objective
+    given = settings.guidance
+    guidance = None if given.w_cond == 0 and given.w_gt == 1 else TargetGuidance(**given)
+    if guidance is not None and guidance.ema not in config.ema:
+        raise ValueError(f"objective.guidance.ema is {guidance.ema!r}; it must be one of {', '.join(config.ema)}")
+    if settings.alignment_weight < 0 or settings.direction_weight < 0:
+        raise ValueError(
+            f"objective.alignment_weight, direction_weight are {settings.alignment_weight}, "
+            f"{settings.direction_weight}; they must be at least 0"
+        )
+    if settings.alignment_weight and not config.data.features_width:
+        raise ValueError(
+            f"objective.alignment_weight is {settings.alignment_weight}; without image features "
+            "(data.features_width is 0) it must be 0"
+        )
+    by_default = times.law == "default"
+    objective = TransitionObjective(
+        transport=transport,
+        times=Times(
+            law=transport.law if by_default else times.law,
+            P_mean=transport.P_mean if by_default else times.P_mean,
+            P_std=transport.P_std if by_default else times.P_std,
+            share_equal=times.share_equal,
+            share_min=times.share_min,
+            shift_reference=times.shift_reference or None,
+        ),
+        weight=TimeWeight(
+            settings.weight_kernel, settings.weight_scale, settings.weight_difference, settings.weight_sigma_d
+        ),
+        adaptive=AdaptiveWeight(settings.adaptive_power, settings.adaptive_offset),
+        derivative=settings.derivative,
+        epsilon=settings.epsilon,
+        direction=settings.direction,
+        direction_weight=settings.direction_weight,
+        alignment_weight=settings.alignment_weight,
+        guidance=guidance,
+        shards=shards,
+    )
+    objective.check()
+    return objective
+
+
+def make_sampling(config: ConfigDict) -> Sampling:
+    settings = dict(config.sampling)
+    weights = settings.pop("weights")
+    if weights != "student" and weights not in config.ema:
+        raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
+    sampling = Sampling(**settings)
+    sampling.check()
+    return sampling
+
+
+def make_nets(network: TiM, hidden: bool) -> dict[str, Callable]:
+    """What a train step calls: name → parameters → network on a tuple of Queries."""
+    precise = network.clone(dtype=jnp.float32)
+
+    def at_highest_precision(params):
+        def net(queries):
+            with jax.default_matmul_precision("highest"):
+                return precise.apply({"params": params}, queries)
+
+        return net
+
+    return {
+        "student": lambda params: lambda queries: network.apply({"params": params}, queries, hidden=hidden),
+        "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
+        "precise": at_highest_precision,
+    }
+
+
+def class_conditions(num_classes: int) -> Callable:
+    """Labels, with the null label num_classes where a row's condition is dropped."""
+
+    def conditions(batch, is_null):
+        null = jnp.full_like(batch["label"], num_classes)
+        return {"label": jnp.where(is_null, null, batch["label"])}, {"label": null}
+
+    return conditions
+
+
+def text_conditions(batch, is_null):
+    """Text features and their mask, with those of the empty prompt where a row's condition is dropped."""
+    text, mask = batch["text"], batch["mask"]
+    null_text = jnp.broadcast_to(batch["null_text"], text.shape)
+    null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)
+    condition = {
+        "text": jnp.where(is_null[:, None, None], null_text, text),
+        "mask": jnp.where(is_null[:, None], null_mask, mask),
+    }
+    return condition, {"text": null_text, "mask": null_mask}
+
+
+def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
+    """key → boxed parameters of the network."""
+    data = config.data
+    x = jnp.zeros((1, data.height, data.width, data.channels))
+    time = jnp.zeros((1,))
+    if config.model.condition == "class":
+        condition = {"label": jnp.zeros((1,), jnp.int32)}
+    else:
+        condition = {
+            "text": jnp.zeros((1, data.text_tokens, data.text_width)),
+            "mask": jnp.ones((1, data.text_tokens), bool),
+        }
+    return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
+
+
+def made_up_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
+    """Random rows of the right shapes and types, to try a step without data."""
+    data, rng = config.data, np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    batch = {"x": normal(rows, data.height, data.width, data.channels)}
+    if config.model.condition == "class":
+        batch["label"] = rng.integers(0, config.model.num_classes, rows, np.int32)
+    else:
+        batch["text"] = normal(rows, data.text_tokens, data.text_width)
+        batch["mask"] = np.arange(data.text_tokens)[None] < rng.integers(1, data.text_tokens + 1, rows)[:, None]
+        batch["null_text"] = normal(1, data.text_tokens, data.text_width)
+        batch["null_mask"] = np.arange(data.text_tokens)[None] < 1
+    if data.features_width:
+        tokens = data.height * data.width // config.model.patch_size**2
+        batch["features"] = normal(rows, tokens, data.features_width)
+        batch["features_mask"] = np.ones(rows, bool)
+    return batch

@@ -1,0 +1,43 @@
+"""The order of rows: an endless line of positions, epoch after epoch, each epoch a fresh shuffle of all rows.
+
+The row at a position is computed from (seed, position) alone, so that no permutation is ever held. The shuffle is a
+Feistel cipher on the smallest power of two that holds the rows; numbers that fall outside are enciphered again until
+they fall inside, which keeps the map one to one (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+"""
+
+import numpy as np
+
+ROUNDS = 8
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on uint64; any shape."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _encipher(x: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """One to one on [0, 2^bits) for each column of keys; x uint64 (n,), keys uint64 (ROUNDS, n)."""
+    low_bits = np.uint64(bits // 2)
+    high_mask, low_mask = np.uint64(2 ** (bits - bits // 2) - 1), np.uint64(2 ** (bits // 2) - 1)
+    high, low = x >> low_bits, x & low_mask
+    for i in range(0, ROUNDS, 2):
+        high = high ^ (_mix(keys[i] ^ low) & high_mask)
+        low = low ^ (_mix(keys[i + 1] ^ high) & low_mask)
+    return (high << low_bits) | low
+
+
+def row_at(position: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The row at each position of the line: position // size is the epoch, and over one epoch every row occurs once.
+
+    position: (n,) integers >= 0. size: the number of rows, at least 1. seed: >= 0. Returns int64 (n,) in [0, size).
+    """
+    epoch, x = np.divmod(np.asarray(position, np.uint64), np.uint64(size))
+    round_keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)
+    keys = _mix(round_keys[:, None] ^ _mix(epoch + np.uint64(1))[None, :])
+    bits = (size - 1).bit_length()
+    x = _encipher(x, keys, bits)
+    while (outside := np.flatnonzero(x >= size)).size:
+        x[outside] = _encipher(x[outside], keys[:, outside], bits)
+    return x.astype(np.int64)

@@ -1,0 +1,180 @@
+"""Pictures: grids of images, samples beside their nearest training images, curves. PNG, to any path epath knows."""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from etils import epath
+
+GAP = 2  # pixels between images
+SIDE = 64  # small images are enlarged to at least this many pixels
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+# Okabe & Ito's colours, told apart with every common colour blindness; yellow left out, too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+
+
+def replace_file(path, data):
+    """Writes bytes to a new name and then puts it in place, so that no reader ever sees half a file."""
+    path = epath.Path(path)
+    new = path.parent / f".{path.name}.{os.getpid()}.new"
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def to_uint8(images):
+    """Images (..., h, w, C) in [-1, 1] -> uint8 (..., h, w, 3). Values outside are clipped, NaN is mid-grey.
+
+    ValueError unless C is 1 or 3: latents have other channel counts and are not pictures.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim < 3 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images of shape {images.shape}: a picture needs 1 or 3 channels; decode latents first")
+    images = np.rint(np.clip(np.nan_to_num(images, nan=0.0), -1, 1) * 127.5 + 127.5).astype(np.uint8)
+    return np.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def grid(images, columns, path=None, scale=None, row_labels=None):
+    """A grid of images, row by row.
+
+    images: (n, h, w, C) in [-1, 1], C 1 or 3. columns: images per row; the last row may be short. scale: whole
+    factor of enlargement, nearest neighbour; None enlarges images below 64 pixels. row_labels: one text per row,
+    drawn at the left. path: where to write a PNG, if anywhere. Returns a PIL image. ValueError for other channel
+    counts, no images, columns or scale below one, or a wrong number of labels.
+    """
+    tiles = _enlarge(images, scale)
+    if columns < 1:
+        raise ValueError(f"columns {columns}: expected at least 1")
+    rows = -(-len(tiles) // columns)
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"row_labels: {len(row_labels)} for {rows} rows; expected one per row")
+    h, w = tiles.shape[1:3]
+    font = ImageFont.load_default(max(11, min(20, h // 3)))
+    margin = 0
+    if row_labels is not None:
+        margin = int(max(font.getlength(label) for label in row_labels)) + 8 * GAP
+    columns = min(columns, len(tiles))
+    picture = Image.new("RGB", (margin + columns * (w + GAP) + GAP, rows * (h + GAP) + GAP), PAPER)
+    for i, tile in enumerate(tiles):
+        picture.paste(Image.fromarray(tile), (margin + GAP + i % columns * (w + GAP), GAP + i // columns * (h + GAP)))
+    draw = ImageDraw.Draw(picture)
+    for i, label in enumerate(row_labels or ()):
+        draw.text((margin - 4 * GAP, GAP + i * (h + GAP) + h // 2), label, fill=INK, font=font, anchor="rm")
+    return _saved(picture, path)
+
+
+def any_step_grid(images_by_steps, path=None, scale=None):
+    """One row per step count, labelled; images in a column come from the same noise and condition.
+
+    images_by_steps: {steps: (n, h, w, C)}, equal n. Returns a PIL image.
+    """
+    counts = {len(images) for images in images_by_steps.values()}
+    if len(counts) != 1:
+        raise ValueError(f"images per step count {sorted(counts)}: expected the same number at every step count")
+    labels = [f"{steps} step" if steps == 1 else f"{steps} steps" for steps in images_by_steps]
+    return grid(np.concatenate(list(images_by_steps.values())), counts.pop(), path, scale, labels)
+
+
+def nearest(samples, training, count=None):
+    """For the first `count` samples (all if None) the nearest training image in pixels.
+
+    samples (n, h, w, C), training (m, h, w, C). Returns indices (count,) into training and Euclidean distances
+    (count,) float64 over all pixels. ValueError if the images differ in shape.
+    """
+    if np.shape(samples)[1:] != np.shape(training)[1:]:
+        shapes = np.shape(samples)[1:], np.shape(training)[1:]
+        raise ValueError(f"samples of shape {shapes[0]}: expected that of training {shapes[1]}")
+    y = np.asarray(training, np.float64).reshape(len(training), -1)
+    x = np.asarray(samples, np.float64)[:count].reshape(-1, y.shape[1])
+    squares = (y**2).sum(axis=1)
+    indices = np.concatenate(
+        [np.argmin(squares[None, :] - 2 * x[i : i + 1024] @ y.T, axis=1) for i in range(0, max(len(x), 1), 1024)]
+    )
+    return indices, np.linalg.norm(x - y[indices], axis=1)
+
+
+def neighbours_picture(samples, training, count=24, columns=6, path=None, scale=None):
+    """Pairs sample | nearest training image for the first `count` samples, the pixel distance under each pair.
+
+    A sampler that has learnt its data by heart shows equal pairs and distances near zero. Returns a PIL image.
+    """
+    samples = np.asarray(samples)[:count]
+    indices, distances = nearest(samples, training)
+    left, right = _enlarge(samples, scale), _enlarge(np.asarray(training)[indices], scale)
+    n, h, w, _ = left.shape
+    columns = min(columns, n)
+    font = ImageFont.load_default(12)
+    head, line, wide = 26, 18, 2 * w + GAP + 12
+    title = "each pair: sample | nearest training image, and their Euclidean distance over all pixels"
+    width = max(columns * wide, int(font.getlength(title)) + 12) + 12
+    picture = Image.new("RGB", (width, head + -(-n // columns) * (h + line) + GAP), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((12, head // 2), title, fill=INK, font=font, anchor="lm")
+    for i in range(n):
+        x, y = 12 + i % columns * wide, head + i // columns * (h + line)
+        picture.paste(Image.fromarray(left[i]), (x, y))
+        picture.paste(Image.fromarray(right[i]), (x + w + GAP, y))
+        text = f"{distances[i]:.2f}"
+        draw.text((x + w + GAP // 2, y + h + line // 2 - 1), text, fill=INK, font=font, anchor="mm")
+    return _saved(picture, path)
+
+
+def curves(series, floor, path, x_label, y_label, floor_label="floor"):
+    """Curves with error bars on two logarithmic axes, as PNG.
+
+    series: {name: (x, y, spread)}. floor: {name: height} of dashed lines; equal heights are drawn once.
+    """
+    # matplotlib is slow to import and most who draw grids never need it.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, (x, y, spread)) in enumerate(series.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=spread, label=name, lw=1.8, ms=6, mec="white", mew=0.8, capsize=3, zorder=3, **style)
+    heights = list(floor.values())
+    if heights and np.ptp(heights) <= 1e-9 * max(heights):
+        floor = {"": heights[0]}
+    for i, (name, height) in enumerate(floor.items()):
+        colour = "#555555" if len(floor) == 1 else COLOURS[i % len(COLOURS)]
+        label = f"{floor_label} ({name})" if name else floor_label
+        axes.axhline(height, color=colour, ls="--", lw=1.2, label=label, zorder=2)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_xticks(sorted({value for x, _, _ in series.values() for value in x}))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#dddddd", lw=0.7, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: names[i].startswith(floor_label))  # curves first
+    axes.legend([handles[i] for i in order], [names[i] for i in order], frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    replace_file(path, buffer.getvalue())
+
+
+def _enlarge(images, scale):
+    tiles = to_uint8(images)
+    if tiles.ndim != 4 or len(tiles) == 0:
+        raise ValueError(f"images of shape {np.shape(images)}: expected (n, h, w, C) with n at least 1")
+    scale = scale if scale is not None else max(1, -(-SIDE // max(tiles.shape[1:3])))
+    if scale < 1:
+        raise ValueError(f"scale {scale}: expected a whole number of at least 1")
+    return np.ascontiguousarray(tiles.repeat(scale, axis=1).repeat(scale, axis=2))
+
+
+def _saved(picture, path):
+    if path is not None:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        replace_file(path, buffer.getvalue())
+    return picture

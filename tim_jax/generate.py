@@ -1,0 +1,68 @@
+"""Images from a trained run: what sampling, evaluation and the pictures of training share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tim_jax.config import Run
+from tim_jax.training import checkpoints, sharding
+from tim_jax.training.loop import on_mesh
+from tim_jax.training.state import TrainState
+from tim_jax.transitions.sampler import image_keys, make_plan, sample, start_noise
+
+
+def load_weights(run: Run, workdir) -> tuple[Any, int]:
+    """The weights that `sampling.weights` names and the step, from a workdir's latest checkpoint, on the run's mesh.
+
+    Raises ValueError if there is no checkpoint.
+    """
+    if not (workdir / "checkpoints").exists():
+        raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
+    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every)
+    state: TrainState = checkpoints.restore(manager, run.trainer.abstract)
+    manager.close()
+    return run.weights(state), int(state.step)
+
+
+class Generator:
+    """Samples with given weights; image i of a seed is the same whatever the batch and the mesh."""
+
+    def __init__(self, run: Run, batch_size: int):
+        shards = sharding.batch_shards(run.mesh)
+        self.run, self.batch_size = run, -(-batch_size // shards) * shards
+        self._plan = functools.cache(lambda steps: make_plan(run.transport, steps, run.sampling))
+        rows = sharding.batch_sharding(run.mesh)
+        self._sample = jax.jit(
+            self._batch, static_argnames=("trajectory",), in_shardings=(None, None, None, rows, rows), out_shardings=None
+        )
+
+    def _batch(self, weights, plan, seed, indices, labels, trajectory=False):
+        run = self.run
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
+        noise = start_noise(keys, run.image_shape)
+        condition = {"label": labels}
+        null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
+        return sample(
+            run.net(weights), plan, noise, condition, null, keys, guidance=run.sampling.guidance, trajectory=trajectory
+        )
+
+    def __call__(self, weights: Any, steps: int, seed: int, labels: np.ndarray, trajectory: bool = False) -> np.ndarray:
+        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C)."""
+        plan, count, parts = self._plan(steps), len(labels), []
+        labels = np.asarray(labels, np.int32)
+        for first in range(0, count, self.batch_size):
+            indices = np.arange(first, first + self.batch_size, dtype=np.uint32)
+            batch_labels = np.resize(labels[first:], self.batch_size)
+            with on_mesh(self.run.mesh):
+                images = self._sample(weights, plan, np.uint32(seed), indices, batch_labels, trajectory=trajectory)
+            parts.append(np.asarray(images))
+        return np.concatenate(parts, axis=1 if trajectory else 0)[(slice(None),) * trajectory + (slice(count),)]
+
+
+def cycle_labels(num_classes: int, count: int) -> np.ndarray:
+    """(count,) labels, every class in turn."""
+    return (np.arange(count) % num_classes).astype(np.int32)

@@ -1,0 +1,77 @@
+"""One transformer block, and how it may be rematerialised."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tim_jax.networks.attention import CrossAttention, SelfAttention
+from tim_jax.networks.layers import SwiGLU, modulate
+
+STREAM = ("batch", "tokens", "embed")
+
+# What a block keeps for the backward pass: everything; nothing but its input; the results of weight products.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Context(NamedTuple):
+    """What a group of rows shows to every block: c and delta (B, D), the RoPE table, and None where absent:
+    normed captions (B, M, D), their mask (B, M), dropout keys (B,)."""
+
+    c: jax.Array
+    delta: jax.Array
+    rope: tuple[jax.Array, jax.Array]
+    text: jax.Array | None
+    mask: jax.Array | None
+    key: jax.Array | None
+
+
+def row_dropout(y_BND, key_B, rate: float, layer, branch: int):
+    """Dropout whose mask depends on the row's key, the layer and the branch, never on the row's place."""
+    if key_B is None or rate == 0:
+        return y_BND
+
+    def keep(key):
+        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, layer), branch), 1 - rate, y_BND.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(key_B), y_BND / (1 - rate), 0)
+
+
+class Block(nn.Module):
+    """Residual branches x + gate * f(modulate(x, shift, scale)), f: self-attention, (cross-attention,) SwiGLU.
+
+    Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
+    """
+
+    heads: int
+    bottleneck: int
+    cross_attention: bool
+    interval_aware: bool
+    qk_norm: bool
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BND, context: Context, layer):
+        width = x_BND.shape[-1]
+        attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, name="attn")
+        mlp = SwiGLU(width * 4 * 2 // 3, width, dtype=self.dtype, name="mlp")
+        branches = [lambda z: attn(z, context.delta, context.rope), mlp]
+        if self.cross_attention:
+            cross = CrossAttention(self.heads, self.qk_norm, self.dtype, name="cross")
+            branches.insert(1, lambda z: cross(z, context.text, context.mask, context.rope))
+
+        modulation = SwiGLU(
+            self.bottleneck, 3 * len(branches) * width, down_init="zeros", dtype=self.dtype, name="modulation"
+        )
+        chunks = jnp.split(modulation(context.c), 3 * len(branches), axis=-1)
+        for i, branch in enumerate(branches):
+            shift, scale, gate = chunks[3 * i : 3 * i + 3]
+            y_BND = row_dropout(branch(modulate(x_BND, shift, scale)), context.key, self.dropout, layer, i)
+            x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
+        return x_BND

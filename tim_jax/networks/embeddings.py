@@ -1,0 +1,72 @@
+"""Embeddings of times, of the interval between them, of classes and of captions."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tim_jax.networks.layers import INITS, LayerNorm, Linear, SwiGLU, wide
+
+# The interval's embedding by name, from the embedders T of times and D of intervals (TiM, arXiv 2509.04394).
+INTERVALS = {
+    "t-r": lambda T, D, t, r: D(t - r),
+    "r": lambda T, D, t, r: D(r),
+    "t,r": lambda T, D, t, r: T(t) + D(r),
+    "t,t-r": lambda T, D, t, r: T(t) + D(t - r),
+    "r,t-r": lambda T, D, t, r: T(r) + D(t - r),
+    "t,r,t-r": lambda T, D, t, r: T(t) + T(r) + D(t - r),
+}
+
+
+def sinusoids(t, width: int = 256):
+    """(B,) -> (B, width): cosines, then sines, of t * 10000^(-2 i / width), in float32 at least."""
+    dtype = wide(t.dtype)
+    frequency = jnp.exp(-math.log(10000) * jnp.arange(width // 2, dtype=dtype) / (width // 2))
+    angle = t.astype(dtype)[:, None] * frequency[None, :]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoids -> Linear -> SiLU -> Linear: (B,) -> (B, width), in float32 at least.
+
+    The products keep full precision on accelerators too: they are small, and dF/dt passes through them.
+    """
+
+    width: int
+    kernel_init: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, t):
+        options = {"kernel_init": self.kernel_init, "dtype": wide(self.dtype), "precision": jax.lax.Precision.HIGHEST}
+        h = Linear((self.width,), (None, "mlp"), **options, name="in")(sinusoids(t))
+        return Linear((self.width,), ("mlp", "embed"), **options, name="out")(nn.silu(h))
+
+
+class LabelEmbedder(nn.Module):
+    """A row per class, and a last one for the null class. (B,) in 0 .. num_classes -> (B, width); NaN outside."""
+
+    num_classes: int
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, label):
+        init = nn.with_logical_partitioning(INITS["normal"], (None, "embed"))
+        table = self.param("table", init, (self.num_classes + 1, self.width), wide(self.dtype))
+        return jnp.take(table, label, axis=0, mode="fill")
+
+
+class CaptionEmbedder(nn.Module):
+    """LayerNorm -> SwiGLU of hidden width 4 D: (B, M, T) text features -> (B, M, width)."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, text_BMT):
+        y = LayerNorm(name="norm")(text_BMT.astype(wide(self.dtype)))
+        mlp = SwiGLU(4 * self.width, self.width, None, "normal", "normal", self.dtype, name="mlp")
+        return mlp(y)

@@ -1,0 +1,105 @@
+"""Layers that every part of the network is made of."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+INITS = {
+    "xavier": nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+    "normal": nn.initializers.normal(0.02),
+    "zeros": nn.initializers.zeros,
+}
+
+
+def wide(dtype):
+    """`dtype`, but at least float32: the precision of parameters, norms, softmax and time embeddings."""
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def standardise(x, eps: float):
+    """(x - mean) / sqrt(variance + eps) over the last axis, in float32 at least."""
+    x = x.astype(wide(x.dtype))
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x_BND, shift_BD, scale_BD):
+    """LayerNorm(x) (1 + scale) + shift, the norm without affine, in the dtype of `shift`."""
+    y_BND = standardise(x_BND, 1e-6) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+    return y_BND.astype(shift_BD.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with scale and bias over the last axis, whose logical name is `axis`. Returns float32 at least."""
+
+    axis: str | None = None
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        y = standardise(x, self.eps)
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        scale = self.param("scale", self._init(nn.initializers.ones), x.shape[-1:], y.dtype)
+        bias = self.param("bias", self._init(nn.initializers.zeros), x.shape[-1:], y.dtype)
+        return y * scale.reshape(shape) + bias.reshape(shape)
+
+    def _init(self, init):
+        return nn.with_logical_partitioning(init, (self.axis,))
+
+
+class Linear(nn.Module):
+    """x W + b over the last axes of x; W has the logical `axes`, of which the last ones are the `features`.
+
+    kernel_init: a name in INITS; biases start at zero. Computes in `dtype`, keeps parameters in float32 at least.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kernel_init: str = "xavier"
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        n_out = len(self.features)
+        n_in = len(self.axes) - n_out
+        shape = x.shape[x.ndim - n_in :] + self.features
+
+        def init(key, shape, dtype):
+            # Fans count all input and all output axes, as for the same map written as one matrix.
+            matrix = (math.prod(shape[:n_in]), math.prod(shape[n_in:]))
+            return INITS[self.kernel_init](key, matrix, dtype).reshape(shape)
+
+        kernel = self._param("kernel", init, self.axes, shape)
+        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), n_in, precision=self.precision)
+        if self.use_bias:
+            bias = self._param("bias", nn.initializers.zeros, self.axes[n_in:], self.features)
+            y += bias.astype(self.dtype).reshape((1,) * (y.ndim - n_out) + self.features)
+        return y
+
+    def _param(self, name, init, axes, shape):
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, wide(self.dtype))
+
+
+class SwiGLU(nn.Module):
+    """(silu(x W_gate) * x W_up) W_down, each with a bias; input and output axes are named `axis_in` and embed."""
+
+    hidden: int
+    features: int
+    axis_in: str | None = "embed"
+    kernel_init: str = "xavier"
+    down_init: str = "xavier"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        axes = (self.axis_in, "mlp")
+        gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
+        up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
+        # A hidden state per row, or per row and token.
+        h = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "tokens", "mlp")[:: 4 - x.ndim])
+        return Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)

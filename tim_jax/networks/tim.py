@@ -1,0 +1,201 @@
+"""The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer that knows t and r."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tim_jax.networks.block import REMAT, STREAM, Block, Context
+from tim_jax.networks.embeddings import INTERVALS, CaptionEmbedder, LabelEmbedder, TimeEmbedder
+from tim_jax.networks.layers import Linear, SwiGLU, modulate, standardise, wide
+from tim_jax.networks.rope import ORDERS, rope_table
+from tim_jax.types import Output, Query
+
+
+class TiM(nn.Module):
+    """F(x_t, t, r, condition) for a tuple of row groups, all inside one scan over the layers.
+
+    In the scan each layer's parameters are read once and applied to every group in turn; a group without tangents in
+    a `jax.jvp` costs no tangent work. Parameters are float32 (float64 if `dtype` is), whatever `dtype`.
+    """
+
+    patch_size: int = 2  # side of a patch, in latent pixels
+    channels: int = 4  # C of x_t and F
+    width: int = 768  # D
+    depth: int = 12  # number of blocks
+    heads: int = 12  # H; the width of a head is D / H
+    bottleneck: int = 256  # hidden width of the modulation of a block
+    encoder_depth: int = 4  # the block (counted from 1) after which hidden states are aligned with image features
+    z_dim: int = 0  # width of those features; 0: no projector
+    projector_width: int = 2048  # hidden width of the projector
+    condition: str = "class"  # "class" or "text"
+    num_classes: int = 1000  # class: labels 0 .. num_classes, the last one null
+    text_width: int = 1152  # text: width of the text features
+    conditioning: str = "t-r"  # how the interval is embedded, a name in INTERVALS
+    separate_interval_embedder: bool = True  # an embedder of its own for intervals, else that of t
+    interval_aware: bool = True  # the interval's embedding enters q, k and v
+    qk_norm: bool = True  # layer norm on q and k
+    rope_order: str = "row_major"  # "official" only for published weights
+    use_text_mask: bool = True  # False, attending to padding, only for published weights
+    dropout: float = 0.0  # rate on each residual branch of rows that come with a key
+    remat: str = "none"  # a name in REMAT
+    unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
+    dtype: Any = jnp.float32  # of the computation in blocks
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_fields(self)
+
+    @nn.compact
+    def __call__(self, groups: tuple[Query, ...], hidden: bool = False) -> tuple[Output, ...]:
+        """One Output per Query.
+
+        groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
+            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups.
+        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row.
+        Returns F (B, h, w, C) and hidden in float32 at least. Initialisation always makes the projector's parameters.
+        Raises ValueError for inputs that do not fit the fields.
+        """
+        groups = _check_groups(self, groups, hidden)
+        hidden = bool(self.z_dim) and (hidden or self.is_initializing())
+        patch_axes = (None, None, None, "embed")
+        embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
+        streams = tuple(embed(patchify(q.x_t, self.patch_size)) for q in groups)
+        streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
+        contexts = self._contexts(groups)
+
+        def layer_step(block, carry, layer):
+            streams, taps = carry
+            streams = tuple(block(x, context, layer) for x, context in zip(streams, contexts))
+            taps = tuple(jnp.where(layer == self.encoder_depth - 1, x, tap) for x, tap in zip(streams, taps))
+            return (streams, taps), None
+
+        scan = nn.scan(
+            layer_step,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+            unroll=self.depth if self.unroll else 1,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            check_constancy_invariants=False,
+        )
+        carry = (streams, streams if hidden else ())
+        (streams, taps), _ = scan(self._block(), carry, jnp.arange(self.depth))
+
+        final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
+        Fs = [unpatchify(final(x, ctx.c), q.x_t.shape) for x, ctx, q in zip(streams, contexts, groups)]
+        if not hidden:
+            return tuple(Output(F, None, {}) for F in Fs)
+        projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
+        return tuple(Output(F, projector(tap), {}) for F, tap in zip(Fs, taps))
+
+    def _block(self):
+        # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
+        make = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=self.unroll)
+        fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
+        return make(*fields, self.dropout, self.dtype, name="blocks")
+
+    def _contexts(self, groups):
+        T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
+        if self.separate_interval_embedder:
+            D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
+        if self.condition == "class":
+            label_embedder = LabelEmbedder(self.num_classes, self.width, self.dtype, name="label_embedder")
+        else:
+            caption_embedder = CaptionEmbedder(self.width, self.dtype, name="caption_embedder")
+
+        def context(q):
+            delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
+            c, text, mask = T(q.t) + delta, None, None
+            if self.condition == "class":
+                c += label_embedder(q.condition["label"])
+            else:
+                # The norm before cross-attention has no parameters, so that all blocks share one.
+                text = standardise(caption_embedder(q.condition["text"]), 1e-6).astype(self.dtype)
+                mask = q.condition["mask"] if self.use_text_mask else None
+            c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
+            h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
+            rope = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
+            return Context(c, delta, rope, text, mask, q.key)
+
+        return tuple(context(q) for q in groups)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and a linear map to patches: (B, N, D) -> (B, N, p, p, C). Starts at zero."""
+
+    patch_size: int
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BND, c_BD):
+        width = x_BND.shape[-1]
+        modulation = SwiGLU(width // 2, 2 * width, down_init="zeros", dtype=self.dtype, name="modulation")
+        shift, scale = jnp.split(modulation(c_BD), 2, axis=-1)
+        features = (self.patch_size, self.patch_size, self.channels)
+        axes = ("embed", None, None, None)
+        return Linear(features, axes, "zeros", dtype=wide(self.dtype), name="linear")(modulate(x_BND, shift, scale))
+
+
+class Projector(nn.Module):
+    """Three linear layers with SiLU between, from hidden states to the width of image features (REPA)."""
+
+    hidden: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BND):
+        h = nn.silu(Linear((self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="in")(x_BND))
+        h = nn.silu(Linear((self.hidden,), ("mlp", None), dtype=self.dtype, name="mid")(h))
+        return Linear((self.features,), (None, None), dtype=self.dtype, name="out")(h).astype(wide(self.dtype))
+
+
+def patchify(x, p: int):
+    """(B, h, w, C) -> (B, N, p, p, C), patches row by row."""
+    B, h, w, C = x.shape
+    return x.reshape(B, h // p, p, w // p, p, C).swapaxes(2, 3).reshape(B, -1, p, p, C)
+
+
+def unpatchify(y, shape):
+    """The inverse of `patchify`, to `shape` = (B, h, w, C)."""
+    B, h, w, C = shape
+    p = y.shape[2]
+    return y.reshape(B, h // p, w // p, p, p, C).swapaxes(2, 3).reshape(shape)
+
+
+def _check_fields(net: TiM):
+    for name in ("patch_size", "channels", "width", "depth", "heads", "bottleneck"):
+        if getattr(net, name) < 1:
+            raise ValueError(f"{name} = {getattr(net, name)}: must be at least 1")
+    if net.width % net.heads or net.width // net.heads % 4:
+        raise ValueError(f"heads = {net.heads}: must split width {net.width} into heads of a multiple of 4")
+    if not 1 <= net.encoder_depth <= net.depth:
+        raise ValueError(f"encoder_depth = {net.encoder_depth}: must lie in 1 .. depth = {net.depth}")
+    if not 0 <= net.dropout < 1:
+        raise ValueError(f"dropout = {net.dropout}: must lie in [0, 1)")
+    choices = {"condition": ("class", "text"), "conditioning": INTERVALS, "rope_order": ORDERS, "remat": REMAT}
+    for name, known in choices.items():
+        if getattr(net, name) not in known:
+            raise ValueError(f"{name} = {getattr(net, name)!r}: must be one of {', '.join(map(repr, known))}")
+
+
+def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
+    if isinstance(groups, Query):
+        raise ValueError("groups = a single Query: must be a tuple of Queries")
+    if hidden and not net.z_dim:
+        raise ValueError("hidden = True: needs a network with z_dim > 0")
+    groups = tuple(Query(*q) for q in groups)
+    p, C = net.patch_size, net.channels
+    for q in groups:
+        shape = q.x_t.shape
+        if len(shape) != 4 or shape[1] % p or shape[2] % p or shape[3] != C:
+            raise ValueError(f"x_t has shape {shape}: must be (B, h, w, {C}) with h and w multiples of patch_size {p}")
+        if q.t.shape != shape[:1] or q.r.shape != shape[:1]:
+            raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}: must be {shape[:1]}, one time per row of x_t")
+        needed = {"label"} if net.condition == "class" else {"text", "mask"} if net.use_text_mask else {"text"}
+        if not needed <= set(q.condition):
+            raise ValueError(f"condition has {sorted(q.condition)}: must have {sorted(needed)}")
+    return groups

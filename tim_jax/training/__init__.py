@@ -1,0 +1,1 @@
+"""State, pure train step, loop, sharding, checkpoints, metrics. Receives built objects; reads no configuration."""

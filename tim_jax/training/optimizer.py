@@ -1,0 +1,107 @@
+"""The optimizer: AdamW or Muon, a schedule, clipping; one transformation per part of the parameters."""
+
+import dataclasses
+import math
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """See the keys of `optimizer` in configs/base.py."""
+
+    name: str = "adamw"
+    learning_rate: float = 2e-4
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulation: int = 1
+
+    def check(self) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be."""
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer.name is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.decay_steps is {self.decay_steps}; with schedule {self.schedule!r} it must be above "
+                f"warmup_steps ({self.warmup_steps})"
+            )
+        if self.schedule == "constant" and self.decay_steps:
+            raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; schedule 'constant' does not decay: set 0")
+        if self.accumulation < 1:
+            raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
+
+
+def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
+    """Learning rate by step: a linear warm-up from 0, then constant, or down to 0 at decay_steps."""
+    peak, warmup, decay = settings.learning_rate, settings.warmup_steps, settings.decay_steps - settings.warmup_steps
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, decay),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, decay),
+    }[settings.schedule]()
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1 or 1), after], [warmup])
+
+
+def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    """Which axes of a parameter form the matrix that Muon orthogonalises; None: AdamW's business.
+
+    Blocks are stacked on axis 0, and q, k, v on the axis after the input: each is a matrix of its own. Embedders,
+    modulations' output layers' biases, norms, the patch and final layers stay with AdamW, as is usual for Muon.
+    """
+    names = [str(getattr(part, "key", part)) for part in path]
+    if "blocks" not in names or names[-1] != "kernel":
+        return None
+    stacked = leaf.ndim - 1
+    if stacked == 2:  # (L, in, out)
+        return MuonDimensionNumbers((1,), (2,))
+    if stacked == 3 and "out" in names:  # (L, H, K, D)
+        return MuonDimensionNumbers((1, 2), (3,))
+    if stacked == 3:  # (L, D, H, K)
+        return MuonDimensionNumbers((1,), (2, 3))
+    return MuonDimensionNumbers((1,), (3, 4))  # (L, D, 3, H, K)
+
+
+def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("student",)) -> optax.GradientTransformation:
+    """A transformation for parameters {part: tree}; gradients are clipped over all parts together."""
+    schedule = make_schedule(settings)
+    if settings.name == "adamw":
+        update = optax.adamw(
+            schedule, b1=settings.b1, b2=settings.b2, eps=settings.eps, weight_decay=settings.weight_decay
+        )
+    else:
+        update = muon(
+            schedule,
+            beta=settings.b2,
+            weight_decay=settings.weight_decay,
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            adam_weight_decay=settings.weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(matrix_axes, params),
+        )
+    by_part = optax.multi_transform({part: update for part in parts}, {part: part for part in parts})
+    clip = optax.clip_by_global_norm(settings.clip if settings.clip else math.inf)
+    return optax.chain(clip, by_part) if settings.clip else by_part

@@ -1,0 +1,92 @@
+"""The device mesh and the one table from logical axis names (in the networks) to its axes."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+# Rows go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("tokens", "sequence"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("layers", None),
+    ("head", None),
+    ("qkv", None),
+)
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
+    """A mesh over all devices; one size may be −1 for the rest. Raises ValueError if the sizes do not multiply up.
+
+    The compiler places what the rules leave open (automatic axes).
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    named = {f"mesh.{axis}": size for axis, size in zip(AXES, shape, strict=True)}
+    if sum(size == -1 for size in shape) > 1 or any(size == 0 or size < -1 for size in shape):
+        raise ValueError(f"mesh sizes are {named}; each must be at least 1, and at most one −1 for the rest")
+    known = 1
+    for size in shape:
+        known *= size if size > 0 else 1
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+        known = len(devices)
+    if known != len(devices):
+        raise ValueError(f"mesh sizes are {named}; their product must be the number of devices, {len(devices)}")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch lie."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shardings(mesh: Mesh, boxed: Any, shapes: Any) -> Any:
+    """The sharding of every parameter: axis names from the boxed tree, shapes from the plain one."""
+    named = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    return jax.tree.map(lambda sharding, leaf: _fitting(sharding, leaf.shape), named, shapes)
+
+
+def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """An axis that its mesh axes do not divide stays whole."""
+    mesh = sharding.mesh
+
+    def fits(size: int, axes) -> bool:
+        total = 1
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            total *= mesh.shape[axis]
+        return size % total == 0
+
+    spec = [axes if fits(size, axes) else None for size, axes in zip(shape, sharding.spec, strict=False)]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(mesh: Mesh, batch: dict) -> dict:
+    """A process's slice of a global batch (numpy) as global arrays, rows over data and fsdp.
+
+    What belongs to all rows ("null_…", the null condition) is on every device.
+    """
+
+    def put(name, value):
+        sharding = replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
+        return jax.make_array_from_process_local_data(sharding, value)
+
+    return {name: put(name, value) for name, value in batch.items()}

@@ -1,0 +1,121 @@
+"""The train step: a pure function of (state, batch), whatever the objective and the mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tim_jax.training.state import TrainState, update_emas
+from tim_jax.types import Rows
+
+Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What a step is made of, besides state and batch.
+
+    nets: name → function (params of the student or an average) → network on a tuple of Queries. "student" trains;
+    "precise" is the same in float32 at the highest matmul precision; averages go by "ema".
+    objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
+    conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
+    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches.
+    """
+
+    nets: Mapping[str, Callable]
+    objective: Callable
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    emas: Mapping[str, float]
+    conditions: Conditions
+    seed: int
+    condition_dropout: float = 0.1
+    dropout: bool = False
+    accumulation: int = 1
+
+
+def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Rows:
+    """A batch with noise, dropped conditions and row keys, each drawn over the global batch by a key of its own."""
+    noise_key, null_key, rows_key = jax.random.split(key, 3)
+    x = batch["x"]
+    is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
+    condition, null_condition = settings.conditions(batch, is_null)
+    return Rows(
+        x=x,
+        noise=jax.random.normal(noise_key, x.shape, x.dtype),
+        condition=condition,
+        null_condition=null_condition,
+        is_null=is_null,
+        features=batch.get("features"),
+        features_mask=batch.get("features_mask"),
+        weight=batch.get("weight", jnp.ones(x.shape[:1], x.dtype)),
+        keys=jax.random.split(rows_key, x.shape[0]) if settings.dropout else None,
+    )
+
+
+def train_step(
+    settings: StepSettings, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state and scalar metrics."""
+    rows_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
+    rows = make_rows(settings, batch, rows_key)
+
+    def loss(params, rows, key):
+        nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
+        nets["student"] = settings.nets["student"](params["student"])
+        nets["precise"] = settings.nets["precise"](jax.lax.stop_gradient(params["student"]))
+        loss_B, metrics = settings.objective(nets, rows, state.step, key)
+        total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
+        return total, {"loss": total, **summarise(metrics, rows.weight)}
+
+    grad = jax.grad(loss, has_aux=True)
+    if settings.accumulation == 1:
+        grads, metrics = grad(state.params, rows, objective_key)
+    else:
+        grads, metrics = accumulate(grad, state.params, rows, objective_key, settings.accumulation)
+
+    updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    emas = update_emas(state.emas, params["student"], settings.emas, state.step)
+    metrics |= {
+        "grad_norm": optax.global_norm(grads),
+        "update_norm": optax.global_norm(updates),
+        "learning_rate": settings.schedule(state.step),
+    }
+    return TrainState(state.step + 1, params, emas, opt_state), metrics
+
+
+def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: int) -> tuple[Any, dict]:
+    """Mean gradients and metrics over microbatches; microbatch m holds rows m, m + count, …
+
+    Interleaving leaves every device its own rows.
+    """
+    micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
+
+    def add(total, inputs):
+        m, rows = inputs
+        return jax.tree.map(jnp.add, total, grad(params, rows, jax.random.fold_in(key, m))), None
+
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def summarise(metrics: dict[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:
+    """Scalars from an objective's per-row metrics: unweighted row errors for r = t and r ≠ t apart, tangent size."""
+    equal = metrics["t"] == metrics["r"]
+
+    def mean(values, mask):
+        mask = mask * weight
+        return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1.0)
+
+    return {
+        "error_equal": mean(metrics["error"], equal),
+        "error_moving": mean(metrics["error"], ~equal),
+        "tangent_rms": mean(metrics["tangent"], ~equal),
+        "alignment": mean(metrics["alignment"], jnp.ones_like(equal)),
+    }

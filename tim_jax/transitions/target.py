@@ -1,0 +1,39 @@
+"""The transition target (TiM, eq. 10): what F must be for x_t → x_r to be one consistent jump.
+
+At fixed r the true flow map keeps B_{t,r}(α̂_t x + σ̂_t ε − F) constant in t along the path of (x, ε), in conditional
+expectation given x_t. Solved for F, with the current network's derivative on the right:
+
+    F* = α̂_t x + σ̂_t ε + (B/Ḃ)(α̂'_t x + σ̂'_t ε − dF⁻/dt),   Ḃ = ∂B_{t,r}/∂t
+
+dF/dt is the total derivative along (dx_t/dt, 1, 0) of F(x_t, t, r).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tim_jax.transitions.jump import coefficient_B, expand, prediction_target
+from tim_jax.transitions.transports import Transport
+
+
+def interval_factor(transport: Transport, t: jax.Array, r: jax.Array) -> jax.Array:
+    """B/Ḃ, elementwise in t and r: t − r for OT-FM, tan(t − r) for TrigFlow; 0 at r = t."""
+    B, B_dot = jax.jvp(lambda t: coefficient_B(transport, t, r), (t,), (jnp.ones_like(t),))
+    return B / B_dot
+
+
+def transition_target(
+    transport: Transport,
+    x: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
+    r: jax.Array,
+    dF_dt: jax.Array,
+    base: jax.Array | None = None,
+) -> jax.Array:
+    """F* above. x, noise, dF_dt: (B, …); t, r: (B,). base: takes the place of α̂_t x + σ̂_t ε (guided targets)."""
+    target, target_dot = jax.jvp(
+        lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),)
+    )
+    base = target if base is None else base
+    factor = interval_factor(transport, expand(t, x), expand(r, x))
+    return base + factor * (target_dot - dF_dt)

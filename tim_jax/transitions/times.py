@@ -1,0 +1,111 @@
+"""Laws of (t, r): two independent draws, t the larger, with exact static shares of r = t and r = T_min.
+
+Which rows belong to which share is a fixed interleave of the row index, so that every contiguous block of rows holds
+its part and each device splits its own rows alike.
+"""
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tim_jax.transitions.transports import Transport
+
+
+def logit_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """t = T_min + (T_max − T_min) sigmoid(u), u ~ N(P_mean, P_std²)."""
+    u = times.P_mean + times.P_std * jax.random.normal(key, shape)
+    return transport.T_min + (transport.T_max - transport.T_min) * jax.nn.sigmoid(u)
+
+
+def log_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """ln(σ_t/α_t) ~ N(P_mean, P_std²)."""
+    return transport.time_of_ratio(jnp.exp(times.P_mean + times.P_std * jax.random.normal(key, shape)))
+
+
+def uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """t ~ U(T_min, T_max)."""
+    return jax.random.uniform(key, shape, minval=transport.T_min, maxval=transport.T_max)
+
+
+def log_uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """ln t ~ U(ln T_min, ln T_max), for T_min > 0."""
+    low, high = np.log(transport.T_min), np.log(transport.T_max)
+    return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+
+
+LAWS = {"logit_normal": logit_normal, "log_normal": log_normal, "uniform": uniform, "log_uniform": log_uniform}
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """The joint law of (t, r).
+
+    law: a name in LAWS, with P_mean and P_std. share_equal: share of rows with r = t; share_min: share of rows with
+    r = T_min. shift_reference: with n positions (h·w of the latent) here, an image of m positions gets its
+    noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t); None for no shift.
+    """
+
+    law: str
+    P_mean: float = 0.0
+    P_std: float = 1.0
+    share_equal: float = 0.5
+    share_min: float = 0.1
+    shift_reference: float | None = None
+
+    def check(self, transport: Transport) -> None:
+        """Raises ValueError for a law or shares that cannot be."""
+        if self.law not in LAWS:
+            raise ValueError(f"times.law is {self.law!r}; it must be one of {', '.join(LAWS)}")
+        if self.law == "log_uniform" and transport.T_min <= 0:
+            raise ValueError(f"times.law is 'log_uniform'; it needs T_min > 0, and {transport.name} has {transport.T_min}")
+        if self.P_std <= 0:
+            raise ValueError(f"times.P_std is {self.P_std}; it must be above 0")
+        for name in ("share_equal", "share_min"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"times.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if self.share_equal + self.share_min > 1 + 1e-9:
+            total = self.share_equal + self.share_min
+            raise ValueError(f"times.share_equal + times.share_min is {total:g}; together they must be at most 1")
+        if self.shift_reference is not None and self.shift_reference <= 0:
+            raise ValueError(f"times.shift_reference is {self.shift_reference}; it must be above 0")
+
+    def shift(self, transport: Transport, t: jax.Array, positions: int) -> jax.Array:
+        """t with its noise-to-signal ratio multiplied by √(positions/shift_reference)."""
+        if self.shift_reference is None:
+            return t
+        return transport.time_of_ratio(transport.ratio(t) * np.sqrt(positions / self.shift_reference))
+
+    def draw_t(self, transport: Transport, key: jax.Array, shape: tuple[int, ...], positions: int = 1) -> jax.Array:
+        """Times of the given shape within [T_min, T_max]."""
+        t = self.shift(transport, LAWS[self.law](transport, self, key, shape), positions)
+        return jnp.clip(t, transport.T_min, transport.T_max)
+
+    def draw(self, transport: Transport, key: jax.Array, rows: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:
+        """(t, r), each (rows,), T_min ≤ r ≤ t ≤ T_max, with the shares of `assign`."""
+        pair = self.draw_t(transport, key, (2, rows), positions)
+        t, r = pair.max(axis=0), pair.min(axis=0)
+        equal, minimal = self.assign(rows)
+        r = jnp.where(equal, t, r)
+        return t, jnp.where(minimal, transport.T_min, r)
+
+    def assign(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """(r = t, r = T_min) as boolean arrays (rows,), spread evenly over the row index.
+
+        Of any first n rows, ⌊n·share_equal⌋ have r = t; of the others, every 1/share is r = T_min in the same way.
+        """
+        equal = spread(self.share_equal, rows)
+        others = np.flatnonzero(~equal)
+        minimal = np.zeros(rows, bool)
+        if len(others):
+            minimal[others] = spread(min(1.0, self.share_min / (1 - self.share_equal)), len(others))
+        return equal, minimal
+
+
+def spread(share: float, rows: int) -> np.ndarray:
+    """Boolean (rows,) with ⌊n·share⌋ ones among the first n, for every n."""
+    exact = Fraction(share).limit_denominator(10_000)
+    reached = np.array([int(n * exact) for n in range(rows + 1)])
+    return np.diff(reached) > 0

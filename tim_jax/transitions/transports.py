@@ -1,0 +1,159 @@
+"""Transports: how data and noise mix over time, each given by four scalar functions.
+
+    x_t = α_t x + σ_t ε        the state at time t
+    F   ≈ α̂_t x + σ̂_t ε       what the network predicts
+
+Everything else (posterior means, jumps, targets) follows in `jump.py` and `target.py` for every transport alike.
+Table of transports: TiM, arXiv 2509.04394, appendix; EDM holds here for every σ_d, not only σ_d = 1.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Scalar = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport:
+    """Four coefficient functions of time and what belongs to them.
+
+    alpha, sigma, alpha_hat, sigma_hat: as above, elementwise. c_noise: the time the network sees. time_of_ratio: the
+    inverse of σ_t/α_t. T_min … T_max: the time domain, data at T_min. sigma_d: standard deviation of the data that
+    EDM's coefficients assume. law, P_mean, P_std: the published draw of t (see `times.py`).
+    """
+
+    name: str
+    alpha: Scalar
+    sigma: Scalar
+    alpha_hat: Scalar
+    sigma_hat: Scalar
+    c_noise: Scalar
+    time_of_ratio: Scalar
+    T_min: float
+    T_max: float
+    sigma_d: float = 1.0
+    law: str = "logit_normal"
+    P_mean: float = -0.4
+    P_std: float = 1.0
+
+    def ratio(self, t: jax.Array) -> jax.Array:
+        """Noise-to-signal ratio σ_t/α_t, which grows with t for every transport."""
+        return self.sigma(t) / self.alpha(t)
+
+
+def ot_fm() -> Transport:
+    """OT-FM: x_t = (1 − t) x + t ε, F ≈ ε − x, t in [0, 1]."""
+    return Transport(
+        name="ot_fm",
+        alpha=lambda t: 1 - t,
+        sigma=lambda t: t,
+        alpha_hat=lambda t: -jnp.ones_like(t),
+        sigma_hat=jnp.ones_like,
+        c_noise=lambda t: t,
+        time_of_ratio=lambda ratio: jax.nn.sigmoid(jnp.log(ratio)),
+        T_min=0.0,
+        T_max=1.0,
+    )
+
+
+def trigflow() -> Transport:
+    """TrigFlow: x_t = cos t x + sin t ε, F ≈ cos t ε − sin t x, t in [0, 1.57]."""
+    return Transport(
+        name="trigflow",
+        alpha=jnp.cos,
+        sigma=jnp.sin,
+        alpha_hat=lambda t: -jnp.sin(t),
+        sigma_hat=jnp.cos,
+        c_noise=lambda t: t,
+        time_of_ratio=jnp.arctan,
+        T_min=0.0,
+        T_max=1.57,
+        law="log_normal",
+        P_mean=-1.0,
+        P_std=1.6,
+    )
+
+
+def cosine() -> Transport:
+    """Cosine: x_t = cos(πt/2) x + sin(πt/2) ε, F ≈ ε − x, t in [0, 1]."""
+    half_pi = math.pi / 2
+    return Transport(
+        name="cosine",
+        alpha=lambda t: jnp.cos(half_pi * t),
+        sigma=lambda t: jnp.sin(half_pi * t),
+        alpha_hat=lambda t: -jnp.ones_like(t),
+        sigma_hat=jnp.ones_like,
+        c_noise=lambda t: t,
+        time_of_ratio=lambda ratio: jnp.arctan(ratio) / half_pi,
+        T_min=0.0,
+        T_max=1.0,
+    )
+
+
+def vp(beta_min: float = 0.1, beta_max: float = 20.0, steps: int = 1000) -> Transport:
+    """VP: α = exp(−½∫β), σ = √(1 − α²), β linear from beta_min to beta_max; F ≈ ε, t in [1e-5, 1]."""
+    slope = beta_max - beta_min
+
+    def integral(t):
+        return 0.5 * slope * t**2 + beta_min * t
+
+    def time_of_ratio(ratio):
+        # ∫β = ln(1 + ratio²), solved for t in the form that does not cancel for small ratios.
+        log_term = jnp.log1p(ratio**2)
+        return 2 * log_term / (beta_min + jnp.sqrt(beta_min**2 + 2 * slope * log_term))
+
+    return Transport(
+        name="vp",
+        alpha=lambda t: jnp.exp(-0.5 * integral(t)),
+        sigma=lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
+        alpha_hat=jnp.zeros_like,
+        sigma_hat=jnp.ones_like,
+        c_noise=lambda t: (steps - 1) * t,
+        time_of_ratio=time_of_ratio,
+        T_min=1e-5,
+        T_max=1.0,
+        law="uniform",
+    )
+
+
+def ve() -> Transport:
+    """VE: x_t = x + t ε, F ≈ −ε, t in [0.02, 100]."""
+    return Transport(
+        name="ve",
+        alpha=jnp.ones_like,
+        sigma=lambda t: t,
+        alpha_hat=jnp.zeros_like,
+        sigma_hat=lambda t: -jnp.ones_like(t),
+        c_noise=lambda t: jnp.log(t / 2),
+        time_of_ratio=lambda ratio: ratio,
+        T_min=0.02,
+        T_max=100.0,
+        law="log_uniform",
+    )
+
+
+def edm(sigma_d: float = 0.5) -> Transport:
+    """EDM: x_t = (x + t ε)/s, F ≈ (t x/σ_d − σ_d ε)/s with s = √(t² + σ_d²), t in [0.01, 80], any σ_d > 0."""
+
+    def s(t):
+        return jnp.sqrt(t**2 + sigma_d**2)
+
+    return Transport(
+        name="edm",
+        alpha=lambda t: 1 / s(t),
+        sigma=lambda t: t / s(t),
+        alpha_hat=lambda t: t / (sigma_d * s(t)),
+        sigma_hat=lambda t: -sigma_d / s(t),
+        c_noise=lambda t: jnp.log(t) / 4,
+        time_of_ratio=lambda ratio: ratio,
+        T_min=0.01,
+        T_max=80.0,
+        sigma_d=sigma_d,
+        law="log_normal",
+        P_mean=-1.2,
+        P_std=1.2,
+    )

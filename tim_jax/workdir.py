@@ -1,0 +1,87 @@
+"""What a workdir holds of its run: the configuration that made it, and a line for every start."""
+
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from tim_jax import config as configuration
+from tim_jax.training.checkpoints import FORMAT
+
+CONFIG, STARTS = "config.json", "starts.jsonl"
+PACKAGES = ("tim-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+
+
+def to_json(config: ConfigDict) -> dict:
+    """A configuration as JSON holds it (tuples are lists)."""
+    return json.loads(config.to_json())
+
+
+def recorded(workdir: epath.Path) -> dict | None:
+    """The configuration that a workdir's run was first started with, or None in a new one."""
+    path = workdir / CONFIG
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """A workdir's configuration. Raises ValueError if it holds no run or an identity key is overridden."""
+    from tim_jax.command_line import override
+
+    values = recorded(workdir)
+    if values is None:
+        raise ValueError(f"--workdir={workdir}: holds no run; train one with python -m tim_jax.train --workdir={workdir}")
+    config = override(ConfigDict(_with_tuples(values)), overrides or {})
+    configuration.compare_identity(values, config, workdir)
+    return config
+
+
+def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
+    """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    values = to_json(config)
+    if not (workdir / CONFIG).exists():
+        (workdir / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit()}
+    start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}
+    start["devices"] = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    with (workdir / STARTS).open("a") as file:
+        file.write(json.dumps(start, ensure_ascii=False) + "\n")
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the code runs from, with a + if it was changed; None outside a checkout."""
+    folder = pathlib.Path(__file__).resolve().parent
+
+    def git(*args):
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head and head + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _with_tuples(values: dict) -> dict:
+    return {
+        key: _with_tuples(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
