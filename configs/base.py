@@ -67,6 +67,7 @@ def get_config():
 
     # The loss of a row.
     config.objective = ConfigDict()
+    config.objective.velocity = "data"  # dx_t/dt in dF/dt: the row's own; or what "student" or an average predicts
     config.objective.derivative = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
     config.objective.epsilon = 0.005  # half step of "dde", in units of t
     config.objective.weight_kernel = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr

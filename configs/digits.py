@@ -14,7 +14,7 @@ def get_config():
     config.model.heads = 4
     config.model.bottleneck = 64
     config.model.encoder_depth = 2
-    config.model.patch_size = 2
+    config.model.patch_size = 4
 
     config.objective.adaptive_power = 0.0
     config.objective.direction = "image"
@@ -26,5 +26,5 @@ def get_config():
 
     config.training.steps = 5000
     config.training.sample_every = 1000
-    config.training.sample_steps = (1, 2, 4, 8, 16, 32, 64)
+    config.training.sample_steps = (1, 8, 64)
     return config

@@ -7,7 +7,9 @@ import platform
 # Read by JAX when it is imported; command lines that tests start inherit them.
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / f"jax-{platform.node()}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Compilation is most of what tests cost; nothing here runs long enough to repay optimised code.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("MPLBACKEND", "Agg")
 

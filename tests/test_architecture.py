@@ -13,7 +13,7 @@ LONGEST = 450
 # Room -> the rooms it may look into besides itself. A module that is not named here (types, config_files, ...) is a
 # leaf: every room may import it, and it may import leaves only.
 ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config"}
-COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan"}
+COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "workdir"}
 ARROWS = {
     "transitions": set(),
     "networks": set(),
@@ -26,7 +26,7 @@ ARROWS = {
 } | {command: ALL | COMMANDS for command in COMMANDS}
 
 TRANSITIONS_MAY_IMPORT = {"jax", "numpy", "tim_jax.transitions", "tim_jax.types"}
-SEES_CONFIG_DICT = {"config", "bench"} | COMMANDS
+SEES_CONFIG_DICT = {"config", "config_keys", "command_line", "bench"} | COMMANDS
 PYTREE_DECORATORS = {
     "register_dataclass",
     "register_pytree_node_class",

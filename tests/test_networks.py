@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention import attention
-from tim_jax.networks.block import REMAT
+from tim_jax.networks.block import REMAT, row_dropout
 from tim_jax.networks.embeddings import INTERVALS
 from tim_jax.networks.rope import ORDERS, rope_table, rotate
 from tim_jax.types import Query
@@ -20,6 +21,10 @@ TINY = {
     "projector_width": 16, "num_classes": 10, "text_width": 6,
 }  # fmt: skip
 CONDITIONS = ("class", "text")
+# Compiling is most of the time of these tests: have XLA take less trouble.
+jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
 
 
 def make_net(**fields):
@@ -44,12 +49,16 @@ def make_params(net):
     net = net.clone(dropout=0.0, remat="none", unroll=False, dtype=jnp.float32, rope_order="row_major")
     shapes = nn.unbox(jax.eval_shape(net.init, jax.random.key(0), (make_query(net),)))["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.15 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+
+
+@functools.cache
+def forward(net, hidden):
+    return jit(lambda params, groups: net.apply({"params": params}, groups, hidden=hidden))
 
 
 def run(net, *groups, hidden=False, params=None):
-    params = make_params(net) if params is None else params
-    return jax.jit(lambda p, groups: net.apply({"params": p}, groups, hidden=hidden))(params, groups)
+    return forward(net, hidden)(make_params(net) if params is None else params, groups)
 
 
 def assert_close(a, b, atol=2e-5):
@@ -81,7 +90,7 @@ def test_every_size_is_a_valid_network(size):
 @pytest.fixture(scope="module")
 def initial():
     net = make_net(width=64, condition="class")
-    variables = jax.jit(net.init)(jax.random.key(0), (make_query(net),))
+    variables = jit(net.init)(jax.random.key(0), (make_query(net),))
     return net, variables["params"]
 
 
@@ -111,24 +120,31 @@ def test_spread_of_initial_weights(initial, path):
         assert not np.allclose(leaf[0], leaf[1])
 
 
-def test_axis_names_and_a_mesh(initial):
+def test_axis_names_are_the_documented_ones(initial):
     net, params = initial
     specs = nn.get_partition_spec(params)
-    assert specs["blocks"]["attn"]["qkv"]["kernel"] == ("layers", "embed", "qkv", "heads", "head")
-    assert specs["blocks"]["mlp"]["down"]["kernel"] == ("layers", "mlp", "embed")
+    assert specs["blocks"]["attn"]["qkv"]["kernel"] == P("layers", "embed", "qkv", "heads", "head")
+    assert specs["blocks"]["mlp"]["down"]["kernel"] == P("layers", "mlp", "embed")
     documented = {None, "batch", "tokens", "embed", "heads", "head", "mlp", "layers", "qkv"}
     assert {name for spec in jax.tree.leaves(specs) for name in spec} <= documented
 
-    if len(jax.devices()) < 4:
-        pytest.skip("needs four devices")
-    params, query = make_params(net), make_query(net, rows=4)
-    rules = (("batch", "fsdp"), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"))
-    devices = np.array(jax.devices()[:4]).reshape(2, 2)
-    mesh = jax.sharding.Mesh(devices, ("fsdp", "tensor"))
-    placed = jax.device_put(params, nn.logical_to_mesh_sharding(specs, mesh, rules))
-    with mesh, nn.logical_axis_rules(rules):
-        sharded = run(net, query, hidden=True, params=placed)
-    assert_close(sharded, run(net, query, hidden=True))
+
+RULES = (("batch", "fsdp"), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"))
+
+
+@pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices")
+@pytest.mark.parametrize("shape", [(4, 1), (2, 2)])
+def test_a_mesh_changes_no_number_and_moves_weights_rather_than_activations(shape):
+    net = make_net(width=48)
+    params, query = make_params(net), make_query(net, rows=12)
+    specs = nn.get_partition_spec(jax.eval_shape(net.init, jax.random.key(0), (query,)))["params"]
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(shape), ("fsdp", "tensor"))
+    placed = jax.device_put(params, nn.logical_to_mesh_sharding(specs, mesh, RULES))
+    rows = jax.device_put(query, jax.NamedSharding(mesh, P("fsdp")))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        step = jit(lambda p, q: net.apply({"params": p}, (q,), hidden=True)).lower(placed, rows).compile()
+    assert_close(step(placed, rows), run(net, query, hidden=True))
+    assert "all-gather" in step.as_text() and "all-to-all" not in step.as_text()
 
 
 # Groups and tangents
@@ -160,14 +176,13 @@ def with_tangent(net, params, plain, query, hidden=False):
     return jax.jvp(F, (query.x_t, query.t), (jnp.ones_like(query.x_t), jnp.ones_like(query.t)))
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(("condition", "remat"), [("class", "dots"), ("text", "none")])
 def test_tangent_in_one_group(condition, remat):
     net = make_net(condition=condition, remat=remat)
     params, a, b = make_params(net), make_query(net, 0), make_query(net, 1)
-    both, alone = (jax.jit(functools.partial(with_tangent, net, hidden=True)) for _ in range(2))
-    outputs, tangents = both(params, (a,), b)
-    assert_close((outputs[1:], tangents[1:]), alone(params, (), b))
+    moving = jit(functools.partial(with_tangent, net, hidden=True))
+    outputs, tangents = moving(params, (a,), b)
+    assert_close((outputs[1:], tangents[1:]), moving(params, (), b))
     assert_close(outputs[:1], run(net, a, hidden=True))
     assert not any(leaf.any() for leaf in jax.tree.leaves(tangents[0]))
 
@@ -191,19 +206,20 @@ def test_plain_group_costs_no_tangent_work(remat, hidden):
 def test_unrolled_scan_shows_all_layers_to_the_flop_count():
     def flops(depth):
         net = make_net(depth=depth, unroll=True)
-        compiled = jax.jit(net.apply).lower({"params": make_params(net)}, (make_query(net),)).compile()
+        compiled = jit(net.apply).lower({"params": make_params(net)}, (make_query(net),)).compile()
         return compiled.cost_analysis()["flops"]
 
-    two, four, six = map(flops, (2, 4, 6))
-    np.testing.assert_allclose(six - four, four - two, rtol=0.02)
-    assert six > 2.5 * two * 0.8
+    two, three, four = map(flops, (2, 3, 4))
+    np.testing.assert_allclose(four - three, three - two, rtol=0.02)
+    assert four > 1.5 * two
 
 
 # Times and intervals
 
 
 def test_interval_embeddings_run_and_differ():
-    nets = [make_net(conditioning=name, separate_interval_embedder=s) for name in INTERVALS for s in (True, False)]
+    fields = [{"conditioning": name} for name in INTERVALS] + [{"separate_interval_embedder": False}]
+    nets = [make_net(depth=1, encoder_depth=1, **f) for f in fields]
     query, params = make_query(nets[0]), make_params(nets[0])
     shared = {key: value for key, value in params.items() if key != "delta_embedder"}
     Fs = [run(n, query, params=params if n.separate_interval_embedder else shared)[0].F for n in nets]
@@ -237,10 +253,11 @@ def test_rotated_products_depend_on_relative_rows_and_columns_only(h, w, order):
     by_offset = {}
     for n, m in np.ndindex(*products.shape):
         by_offset.setdefault(tuple(place[n] - place[m]), []).append(products[n, m])
-    means = [np.mean(v) for v in by_offset.values()]
-    assert max(np.ptp(v) for v in by_offset.values()) < 2e-5
     assert len(by_offset) == (2 * h - 1) * (2 * w - 1)
-    assert np.min(np.diff(np.sort(means))) < np.ptp(means) and np.ptp(means) > 1
+    assert max(np.ptp(v) for v in by_offset.values()) < 2e-5
+    # And on both: a step along either axis changes the product.
+    mean = {offset: np.mean(v) for offset, v in by_offset.items()}
+    assert min(abs(mean[0, 0] - mean[1, 0]), abs(mean[0, 0] - mean[0, 1])) > 1e-2
 
 
 def test_row_major_order_is_where_patches_lie():
@@ -311,13 +328,11 @@ def test_dropout_depends_on_the_row_key_alone():
 def test_dropout_is_the_same_in_a_pass_with_tangents():
     net = make_net(dropout=0.3)
     query = make_query(net)._replace(key=jax.random.split(jax.random.key(1), 2))
-    (out,), _ = with_tangent(net, make_params(net), (), query)
+    (out,), _ = jit(functools.partial(with_tangent, net))(make_params(net), (), query)
     assert_close(out.F, run(net, query)[0].F)
 
 
 def test_layers_and_branches_drop_different_entries():
-    from tim_jax.networks.block import row_dropout
-
     keys, ones = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 64, 64))
     drops = [row_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
     for i, a in enumerate(drops):
@@ -331,7 +346,7 @@ def test_layers_and_branches_drop_different_entries():
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_bfloat16_is_close_to_float32_and_returns_float32(condition):
     net = make_net(condition=condition)
-    params = jax.tree.map(lambda p: 0.3 * p, make_params(net))
+    params = make_params(net)
     (full,) = run(net, make_query(net), hidden=True, params=params)
     (half,) = run(net.clone(dtype=jnp.bfloat16), make_query(net), hidden=True, params=params)
     assert half.F.dtype == half.hidden.dtype == jnp.float32
@@ -343,7 +358,7 @@ def test_bfloat16_tangent_differentiates():
     net = make_net(dtype=jnp.bfloat16, remat="full")
     query = make_query(net)
     loss = lambda p: jnp.square(with_tangent(net, p, (query,), query)[1][1].F).mean()  # noqa: E731
-    grads = jax.jit(jax.grad(loss))(make_params(net))
+    grads = jit(jax.grad(loss))(make_params(net))
     assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -353,33 +368,26 @@ def test_float64_has_float64_parameters_and_answers(x64):
     boxed = jax.eval_shape(net.init, jax.random.key(0), (query,))
     assert {leaf.dtype for leaf in jax.tree.leaves(boxed)} == {jnp.dtype(jnp.float64)}
     params = jax.tree.map(lambda p: p.astype(jnp.float64), make_params(make_net()))
-    _, (slope,) = with_tangent(net, params, (), query)
+    _, (slope,) = jit(functools.partial(with_tangent, net))(params, (), query)
     at = lambda e: run(net, query._replace(x_t=query.x_t + e, t=query.t + e), params=params)[0].F  # noqa: E731
     e = 1e-5
     np.testing.assert_allclose(slope.F, (at(e) - at(-e)) / (2 * e), atol=1e-6, rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def gradient():
-    def gradient(**fields):
-        net = make_net(**fields)
-        a, b = make_query(net, 0), make_query(net, 1)
+@functools.cache
+def gradient(remat, unroll):
+    net = make_net(depth=2, encoder_depth=1, remat=remat, unroll=unroll)
 
-        def loss(params):
-            (plain, moving), (_, tangent) = with_tangent(net, params, (a,), b, hidden=True)
-            return sum(jnp.square(y).mean() for y in (plain.F, plain.hidden, moving.F, tangent.F))
+    def loss(params):
+        (out,), (tangent,) = with_tangent(net, params, (), make_query(net), hidden=True)
+        return sum(jnp.square(y).mean() for y in (out.F, out.hidden, tangent.F))
 
-        return jax.jit(jax.value_and_grad(loss))(jax.tree.map(lambda p: 0.3 * p, make_params(net)))
-
-    reference = gradient()
-    return gradient, reference
+    return jit(jax.value_and_grad(loss))(make_params(net))
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("remat", REMAT)
-def test_memory_policies_and_unrolling_give_the_same_gradients(gradient, remat, unroll):
-    compute, reference = gradient
-    assert_close(compute(remat=remat, unroll=unroll), reference)
+@pytest.mark.parametrize(("remat", "unroll"), [*((name, False) for name in REMAT), ("full", True)][1:])
+def test_memory_policies_and_unrolling_give_the_same_gradients(remat, unroll):
+    assert_close(gradient(remat, unroll), gradient("none", False))
 
 
 # Complaints

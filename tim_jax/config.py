@@ -1,8 +1,6 @@
 """The one place that reads a configuration: checks it and builds frozen objects from the rooms' tables."""
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tim_jax import config_files
+from tim_jax.config_keys import check_keys, check_unused
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
 from tim_jax.training import sharding
@@ -29,7 +27,6 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 from tim_jax.types import Query
 
-IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -63,6 +60,7 @@ class Run:
 def build(config: ConfigDict, devices: list | None = None) -> Run:
     """Objects for a configuration. Raises ValueError with one line that names key, value and what would be right."""
     check_keys(config)
+    check_unused(config)
     data, model = config.data, config.model
     for name in ("height", "width", "channels", "batch_size"):
         if data[name] < 1:
@@ -126,45 +124,6 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     return run
 
 
-def check_keys(config: ConfigDict) -> None:
-    """Raises ValueError for a key that configs/base.py does not have, with the nearest right one, or a missing one."""
-    known = set(flatten(config_files.load("base").get_config()))
-    given = flatten(config)
-    open_sections = ("ema.",)  # names of averages are free
-    for key in given:
-        if key not in known and not key.startswith(open_sections):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"config.{key}: no such key; did you mean config.{near}?")
-    for key in sorted(known - set(given)):
-        if not key.startswith(open_sections):
-            raise ValueError(f"config.{key}: missing; start from configs/base.py, which holds every key")
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"section.key": value} of a nested configuration."""
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | dict) else {name: value}
-    return flat
-
-
-def identity(config: ConfigDict) -> dict[str, Any]:
-    """The keys that make a run what it is, flat."""
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] in IDENTITY}
-
-
-def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
-    """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
-    before, now = identity(recorded), json.loads(json.dumps(identity(config)))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"config.{key} is {now.get(key)!r}, but {workdir} holds a run with {before.get(key)!r}: "
-                "give that value or another workdir"
-            )
-
-
 def make_network(config: ConfigDict) -> TiM:
     """The network of `model`, with as many channels as the rows have."""
     model, data = config.model, config.data
@@ -222,6 +181,10 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Tra
             f"objective.alignment_weight is {settings.alignment_weight}; without image features "
             "(data.features_width is 0) it must be 0"
         )
+    if settings.velocity not in ("data", "student", *config.ema):
+        raise ValueError(
+            f"objective.velocity is {settings.velocity!r}; it must be one of data, student, {', '.join(config.ema)}"
+        )
     by_default = times.law == "default"
     objective = TransitionObjective(
         transport=transport,
@@ -237,6 +200,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Tra
             settings.weight_kernel, settings.weight_scale, settings.weight_difference, settings.weight_sigma_d
         ),
         adaptive=AdaptiveWeight(settings.adaptive_power, settings.adaptive_offset),
+        velocity=settings.velocity,
         derivative=settings.derivative,
         epsilon=settings.epsilon,
         direction=settings.direction,

@@ -18,8 +18,10 @@ from tim_jax.transitions.sampler import image_keys, make_plan, sample, start_noi
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
     """The weights that `sampling.weights` names and the step, from a workdir's latest checkpoint, on the run's mesh.
 
-    Raises ValueError if there is no checkpoint.
+    Raises ValueError if there is no checkpoint, or for a text model, whose prompts have no encoder here yet.
     """
+    if run.config.model.condition != "class":
+        raise ValueError(f"--workdir={workdir}: model.condition is {run.config.model.condition!r}; it must be 'class'")
     if not (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
     manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every)
@@ -37,10 +39,10 @@ class Generator:
         self._plan = functools.cache(lambda steps: make_plan(run.transport, steps, run.sampling))
         rows = sharding.batch_sharding(run.mesh)
         self._sample = jax.jit(
-            self._batch, static_argnames=("trajectory",), in_shardings=(None, None, None, rows, rows), out_shardings=None
+            self._batch, static_argnums=5, in_shardings=(None, None, None, rows, rows), out_shardings=None
         )
 
-    def _batch(self, weights, plan, seed, indices, labels, trajectory=False):
+    def _batch(self, weights, plan, seed, indices, labels, trajectory):
         run = self.run
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         noise = start_noise(keys, run.image_shape)
@@ -58,7 +60,7 @@ class Generator:
             indices = np.arange(first, first + self.batch_size, dtype=np.uint32)
             batch_labels = np.resize(labels[first:], self.batch_size)
             with on_mesh(self.run.mesh):
-                images = self._sample(weights, plan, np.uint32(seed), indices, batch_labels, trajectory=trajectory)
+                images = self._sample(weights, plan, np.uint32(seed), indices, batch_labels, trajectory)
             parts.append(np.asarray(images))
         return np.concatenate(parts, axis=1 if trajectory else 0)[(slice(None),) * trajectory + (slice(count),)]
 

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax import config as configuration
-from tim_jax import data, workdir
+from tim_jax import config_keys, data, workdir
 from tim_jax.command_line import Parser, load_config, user_errors
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels
@@ -35,6 +35,8 @@ def open_data(run: configuration.Run, split: str) -> data.Source:
     settings = run.config.data
     directory = run.config.loader.directory or "~/.cache/tim_jax"
     source = data.open_source(settings.source, directory, split)
+    if run.config.model.condition != "class":
+        raise ValueError(f"model.condition is {run.config.model.condition!r}; {settings.source} has classes, no text")
     if source.image_shape != run.image_shape:
         raise ValueError(
             f"data.height, width, channels are {run.image_shape}; those of {settings.source} are {source.image_shape}"
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = epath.Path(args.workdir)
         before = workdir.recorded(folder)
         if before is not None:
-            configuration.compare_identity(before, run.config, folder)
+            config_keys.compare_identity(before, run.config, folder)
         for steps in run.config.training.sample_steps:
             if steps < 1:
                 raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")

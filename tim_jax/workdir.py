@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax import config as configuration
+from tim_jax import config_keys
 from tim_jax.training.checkpoints import FORMAT
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
@@ -30,13 +30,11 @@ def recorded(workdir: epath.Path) -> dict | None:
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
     """A workdir's configuration. Raises ValueError if it holds no run or an identity key is overridden."""
-    from tim_jax.command_line import override
-
     values = recorded(workdir)
     if values is None:
         raise ValueError(f"--workdir={workdir}: holds no run; train one with python -m tim_jax.train --workdir={workdir}")
-    config = override(ConfigDict(_with_tuples(values)), overrides or {})
-    configuration.compare_identity(values, config, workdir)
+    config = config_keys.override(ConfigDict(_with_tuples(values)), overrides or {})
+    config_keys.compare_identity(values, config, workdir)
     return config
 
 

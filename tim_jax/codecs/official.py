@@ -6,6 +6,7 @@ along a first axis. TABLE is the whole difference.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 class Layout(NamedTuple):
     """load: (official array, shape here) -> array here. save: its inverse."""
 
-    load: callable
-    save: callable
+    load: Callable
+    save: Callable
 
 
 SAME = Layout(lambda w, shape: w, lambda w: w)

@@ -10,13 +10,13 @@ from tim_jax.evaluation import METRICS, pictures
 TOLERANCE = 0.05  # a rise of the distance beyond this share counts against the verdict
 
 
-def any_step_table(sample, steps, seeds, count, reference, held_out, features, nfe_per_step=1, progress=None):
+def any_step_table(sample, steps, seeds, count, reference, held_out, features, nfe=int, progress=None):
     """Distances of samples to the training part and to the held-out part, by number of steps.
 
     sample: (steps, seed, count) -> (images (count, h, w, C) in [-1, 1], seconds). Image i of a seed has the same noise
         and condition at every step count. Seconds are those of sampling, without compilation.
     steps, seeds: whole numbers. count: samples per step count and seed. reference, held_out: images (n, h, w, C).
-    features: images -> (n, d). nfe_per_step: network evaluations a step costs, 2 with guidance.
+    features: images -> (n, d). nfe: steps -> network evaluations per image, which guidance doubles where it acts.
     progress: called as progress(done, total, line) after every set of samples.
 
     Returns a dict that JSON can hold. rows, in ascending steps: steps, nfe, seconds_per_image (median over seeds) and,
@@ -50,7 +50,7 @@ def any_step_table(sample, steps, seeds, count, reference, held_out, features, n
             if progress is not None:
                 done = len(rows) * len(seeds) + len(by_seed)
                 progress(done, len(steps) * len(seeds), f"{s} steps, seed {seed}: frechet {by_seed[-1]['frechet']:.4g}")
-        row = {"steps": s, "nfe": s * nfe_per_step, "seconds_per_image": float(np.median(seconds))}
+        row = {"steps": s, "nfe": nfe(s), "seconds_per_image": float(np.median(seconds))}
         for name in by_seed[0]:
             values = [distances[name] for distances in by_seed]
             row[name] = float(np.mean(values))

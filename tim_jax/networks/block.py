@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.networks.attention import CrossAttention, SelfAttention
-from tim_jax.networks.layers import SwiGLU, modulate
+from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
 STREAM = ("batch", "tokens", "embed")
 
@@ -37,7 +37,8 @@ def row_dropout(y_BND, key_B, rate: float, layer, branch: int):
         return y_BND
 
     def keep(key):
-        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, layer), branch), 1 - rate, y_BND.shape[1:])
+        key = jax.random.fold_in(jax.random.fold_in(key, layer), branch)
+        return jax.random.bernoulli(key, 1 - rate, y_BND.shape[1:])
 
     return jnp.where(jax.vmap(keep)(key_B), y_BND / (1 - rate), 0)
 
@@ -60,16 +61,14 @@ class Block(nn.Module):
     def __call__(self, x_BND, context: Context, layer):
         width = x_BND.shape[-1]
         attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, name="attn")
-        mlp = SwiGLU(width * 4 * 2 // 3, width, dtype=self.dtype, name="mlp")
+        mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
         branches = [lambda z: attn(z, context.delta, context.rope), mlp]
         if self.cross_attention:
             cross = CrossAttention(self.heads, self.qk_norm, self.dtype, name="cross")
             branches.insert(1, lambda z: cross(z, context.text, context.mask, context.rope))
 
-        modulation = SwiGLU(
-            self.bottleneck, 3 * len(branches) * width, down_init="zeros", dtype=self.dtype, name="modulation"
-        )
-        chunks = jnp.split(modulation(context.c), 3 * len(branches), axis=-1)
+        n = 3 * len(branches)
+        chunks = jnp.split(modulation(self.bottleneck, n * width, self.dtype)(context.c), n, axis=-1)
         for i, branch in enumerate(branches):
             shift, scale, gate = chunks[3 * i : 3 * i + 3]
             y_BND = row_dropout(branch(modulate(x_BND, shift, scale)), context.key, self.dropout, layer, i)

@@ -56,6 +56,8 @@ class LabelEmbedder(nn.Module):
     def __call__(self, label):
         init = nn.with_logical_partitioning(INITS["normal"], (None, "embed"))
         table = self.param("table", init, (self.num_classes + 1, self.width), wide(self.dtype))
+        # Look up in the whole table: gathering its columns afterwards would move activations instead.
+        table = nn.with_logical_constraint(table, (None, None))
         return jnp.take(table, label, axis=0, mode="fill")
 
 
@@ -68,5 +70,5 @@ class CaptionEmbedder(nn.Module):
     @nn.compact
     def __call__(self, text_BMT):
         y = LayerNorm(name="norm")(text_BMT.astype(wide(self.dtype)))
-        mlp = SwiGLU(4 * self.width, self.width, None, "normal", "normal", self.dtype, name="mlp")
-        return mlp(y)
+        rows = ("batch", None)
+        return SwiGLU(4 * self.width, self.width, rows, None, "normal", "normal", self.dtype, name="mlp")(y)

@@ -86,10 +86,14 @@ class Linear(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down, each with a bias; input and output axes are named `axis_in` and embed."""
+    """(silu(x W_gate) * x W_up) W_down, each with a bias.
+
+    rows: logical names of the leading axes of x. axis_in: that of its last one; the output's is embed.
+    """
 
     hidden: int
     features: int
+    rows: tuple[str | None, ...]
     axis_in: str | None = "embed"
     kernel_init: str = "xavier"
     down_init: str = "xavier"
@@ -100,6 +104,11 @@ class SwiGLU(nn.Module):
         axes = (self.axis_in, "mlp")
         gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
         up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
-        # A hidden state per row, or per row and token.
-        h = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "tokens", "mlp")[:: 4 - x.ndim])
-        return Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
+        h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.rows, "mlp"))
+        y = Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
+        return nn.with_logical_constraint(y, (*self.rows, "embed"))
+
+
+def modulation(bottleneck: int, features: int, dtype):
+    """The SwiGLU, zero at first, that turns a condition (B, D) into shifts, scales and gates (adaLN-Zero)."""
+    return SwiGLU(bottleneck, features, ("batch",), down_init="zeros", dtype=dtype, name="modulation")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
 from tim_jax.networks.embeddings import INTERVALS, CaptionEmbedder, LabelEmbedder, TimeEmbedder
-from tim_jax.networks.layers import Linear, SwiGLU, modulate, standardise, wide
+from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
 from tim_jax.types import Output, Query
 
@@ -132,8 +132,7 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x_BND, c_BD):
         width = x_BND.shape[-1]
-        modulation = SwiGLU(width // 2, 2 * width, down_init="zeros", dtype=self.dtype, name="modulation")
-        shift, scale = jnp.split(modulation(c_BD), 2, axis=-1)
+        shift, scale = jnp.split(modulation(width // 2, 2 * width, self.dtype)(c_BD), 2, axis=-1)
         features = (self.patch_size, self.patch_size, self.channels)
         axes = ("embed", None, None, None)
         return Linear(features, axes, "zeros", dtype=wide(self.dtype), name="linear")(modulate(x_BND, shift, scale))
@@ -196,6 +195,7 @@ def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
         if q.t.shape != shape[:1] or q.r.shape != shape[:1]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}: must be {shape[:1]}, one time per row of x_t")
         needed = {"label"} if net.condition == "class" else {"text", "mask"} if net.use_text_mask else {"text"}
-        if not needed <= set(q.condition):
-            raise ValueError(f"condition has {sorted(q.condition)}: must have {sorted(needed)}")
+        found = set(q.condition or ())
+        if not needed <= found:
+            raise ValueError(f"condition has {sorted(found)}: must have {sorted(needed)}")
     return groups

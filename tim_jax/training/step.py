@@ -81,8 +81,8 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     emas = update_emas(state.emas, params["student"], settings.emas, state.step)
     metrics |= {
-        "grad_norm": optax.global_norm(grads),
-        "update_norm": optax.global_norm(updates),
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
         "learning_rate": settings.schedule(state.step),
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics

@@ -24,7 +24,7 @@ class Split:
 
     def take(self, rows: Any, group: tuple[int, ...]) -> Any:
         """The rows of one group from a pytree of (B, …) arrays."""
-        index = np.array(group)
+        index = np.array(group, int)
 
         def pick(leaf):
             blocked = leaf.reshape(self.blocks, -1, *leaf.shape[1:])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_rows
 from tim_jax.transitions.guidance import TargetGuidance
-from tim_jax.transitions.jump import interpolate, prediction_target
+from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
 from tim_jax.transitions.target import transition_target
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
@@ -28,7 +28,10 @@ DERIVATIVES = ("jvp", "dde")
 class TransitionObjective:
     """objective(nets, rows, step, key) → (loss per row (B,), metrics).
 
-    derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). direction: a name in DIRECTION_AXES, with
+    velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε) (published), or the
+    name of a network, whose prediction at r = t stands for their conditional mean. The target's mean is the same; its
+    variance is lower, since a row's own velocity is noise to the network's Jacobian. It costs a forward pass of the
+    moving rows. derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). direction: a name in DIRECTION_AXES, with
     `direction_weight`. alignment_weight: 0 for none. shards: over how many devices the rows lie. nets holds "student",
     for 'dde' also "precise" (the same weights without gradient, in float32), and the guidance's averaged weights.
     """
@@ -37,6 +40,7 @@ class TransitionObjective:
     times: Times
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
+    velocity: str = "data"
     derivative: str = "jvp"
     epsilon: float = 0.005
     direction: str = "channels"
@@ -96,7 +100,13 @@ class TransitionObjective:
         if not split.moving:
             return [(output, None) for output in nets["student"](tuple(queries))]
         rows, t, r, _ = groups[-1]
-        path = (self.transport, rows.x, rows.noise, t, r, rows.condition, rows.keys)
+        x, noise = rows.x, rows.noise
+        if self.velocity != "data":
+            x_t = interpolate(self.transport, x, noise, t)
+            here = query(self.transport, x_t, t, t, rows.condition, rows.keys)
+            F = jax.lax.stop_gradient(nets[self.velocity]((here,))[0].F)
+            x, noise = data_and_noise(self.transport, x_t, F, t)
+        path = (self.transport, x, noise, t, r, rows.condition, rows.keys)
         if self.derivative == "jvp":
             outputs, output, dF_dt = jvp(nets["student"], *path, plain=tuple(queries[:-1]))
         else:

@@ -83,7 +83,7 @@ def cosine() -> Transport:
     half_pi = math.pi / 2
     return Transport(
         name="cosine",
-        alpha=lambda t: jnp.cos(half_pi * t),
+        alpha=lambda t: jnp.sin(half_pi * (1 - t)),  # exactly 0 at t = 1
         sigma=lambda t: jnp.sin(half_pi * t),
         alpha_hat=lambda t: -jnp.ones_like(t),
         sigma_hat=jnp.ones_like,

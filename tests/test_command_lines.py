@@ -1,0 +1,145 @@
+"""What users type: errors in one line with exit code 2 and nothing touched; samples and tables from a real run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tim_jax import evaluate, sample, train
+from tim_jax.training import sharding
+
+SMALL = [
+    "--config.model.width=32", "--config.model.depth=2", "--config.model.heads=2", "--config.model.bottleneck=16",
+    "--config.model.encoder_depth=1", "--config.model.patch_size=4", "--config.data.batch_size=32",
+    "--config.training.sample_steps=1,2", "--config.training.sample_every=0", "--config.training.steps=4",
+    "--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.01",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+        train.main(["--config=digits", f"--workdir={folder / 'digits'}", f"--config.loader.directory={folder / 'data'}", *SMALL])
+        yield folder / "digits"
+
+
+def fails(main, arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
+    return error
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("training.step=3", ["training.step", "training.steps"]),
+        ("optimizer.learning_rat=0.1", ["optimizer.learning_rate"]),
+        ("model.heads=5", ["heads", "5", "32"]),
+        ("model.patch_size=3", ["patch_size", "3", "8"]),
+        ("model.conditioning=t-q", ["conditioning", "t-q", "t,r"]),
+        ("model.size=XXL", ["model.size", "XXL", "XL"]),
+        ("model.dtype=float16", ["model.dtype", "float16", "bfloat16"]),
+        ("model.num_classes=4", ["model.num_classes", "4", "10"]),
+        ("times.share_equal=1.5", ["times.share_equal", "1.5"]),
+        ("times.share_min=0.7", ["share_equal + times.share_min", "1.2"]),
+        ("times.law=log_uniform", ["log_uniform", "T_min"]),
+        ("transport.name=otfm", ["transport.name", "otfm", "ot_fm"]),
+        ("transport.name=edm", ["weight.scale", "tan", "noise_to_signal"]),
+        ("transport.sigma_d=0.3", ["transport.sigma_d", "0.3", "no effect"]),
+        ("objective.weight_kernel=cubic", ["kernel", "cubic", "sqrt"]),
+        ("objective.derivative=exact", ["derivative", "exact", "jvp"]),
+        ("objective.alignment_weight=1.0", ["alignment_weight", "features_width"]),
+        ("objective.velocity=teacher", ["velocity", "teacher", "student"]),
+        ("objective.guidance.ema=fast", ["guidance.ema", "no effect"]),
+        ("optimizer.name=sgd", ["optimizer.name", "sgd", "adamw"]),
+        ("optimizer.accumulation=5", ["batch_size", "32", "5"]),
+        ("ema.slow=1.0", ["ema.slow", "1.0"]),
+        ("sampling.weights=fast", ["sampling.weights", "fast", "slow"]),
+        ("mesh.tensor=3", ["mesh.tensor", "3"]),
+        ("training.steps=0", ["training.steps", "0"]),
+        ("training.steps=many", ["training.steps", "many", "int"]),
+        ("training.sample_steps=0,1", ["sample_steps", "0"]),
+        ("training.remat=everything", ["remat", "everything", "full"]),
+        ("data.source=digit", ["digit", "digits"]),
+        ("data.height=16", ["data.height", "(8, 8, 1)"]),
+        ("evaluation.features=inception", ["evaluation.features", "inception", "pixels"]),
+    ],
+)
+def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tmp_path, capsys):
+    arguments = ["--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.loader.directory={tmp_path / 'data'}"]
+    error = fails(train.main, [*arguments, *SMALL, f"--config.{change}"], capsys)
+    for word in named:
+        assert word in error, error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "main, arguments, named",
+    [
+        (train.main, ["--config=digitz", "--workdir=x"], ["digitz", "digits"]),
+        (train.main, ["--config=digits"], ["--workdir"]),
+        (train.main, ["--config=digits", "--wrkdir=x"], ["--wrkdir", "--workdir"]),
+        (train.main, ["--config=digits", "--workdir=x", "--config.seed"], ["--config.section.key=value"]),
+        (sample.main, ["--workdir={}/none"], ["none", "holds no run"]),
+        (sample.main, ["--workdir={}", "--steps=0"], ["--steps", "0", "at least 1"]),
+        (sample.main, ["--workdir={}", "--steps=1,x"], ["--steps", "1,x"]),
+        (sample.main, ["--workdir={}", "--labels=3,10"], ["--labels", "10", "0 … 9"]),
+        (sample.main, ["--workdir={}", "--labels=-1"], ["--labels", "-1"]),
+        (sample.main, ["--workdir={}", "--seed=-1"], ["--seed", "-1"]),
+        (sample.main, ["--workdir={}", "--count=0"], ["--count", "0"]),
+        (sample.main, ["--workdir={}", "--guidance=-2"], ["sampling.guidance", "-2"]),
+        (sample.main, ["--workdir={}", "--config.model.depth=3"], ["model.depth", "3", "2"]),
+        (evaluate.main, ["--workdir={}", "--steps=0,4"], ["--steps", "0"]),
+        (evaluate.main, ["--workdir={}", "--seeds=0"], ["--seeds", "0"]),
+    ],
+)
+def test_wrong_arguments_are_named(main, arguments, named, workdir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    error = fails(main, [argument.format(workdir) for argument in arguments], capsys)
+    for word in named:
+        assert word in error, error
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_check_takes_one_step_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.main(["--config=digits", "--check", *SMALL])
+    assert "one step of 32 rows" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
+    def run(name, *arguments):
+        sample.main([f"--workdir={workdir}", "--steps=1,3", f"--out={tmp_path / name}", *arguments])
+        (path,) = (tmp_path / name).glob("*.npz")
+        return np.load(path)
+
+    few, many = run("few", "--labels=4,2"), run("many", "--labels=4,2,7,0,1")
+    np.testing.assert_allclose(few["steps3"], many["steps3"][:2], atol=1e-5)
+    assert few["steps1"].shape == (2, 8, 8, 1)
+    assert np.abs(run("other", "--labels=4,2", "--seed=1")["steps3"] - few["steps3"]).max() > 1e-2
+    guided = run("guided", "--labels=4,2", "--guidance=3.0")
+    assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
+    with Image.open(tmp_path / "few" / "step4_seed0_guidance1_steps3.png") as picture:
+        assert picture.size[0] > 8
+
+
+def test_the_any_step_table_of_a_run(workdir):
+    evaluate.main([f"--workdir={workdir}", "--steps=1,4", "--seeds=2", "--config.evaluation.samples=60"])
+    table = json.loads((workdir / "any_step.json").read_text())
+    assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4)]
+    fields = {"steps", "nfe", "frechet", "kernel", "frechet_held_out", "seconds_per_image", "frechet_spread"}
+    assert fields <= set(table["rows"][0])
+    assert table["samples"] == 60 and table["step"] == 4 and table["floor"]["frechet"] > 0
+    for name in ("any_step.png", "any_step_samples.png", "nearest.png", "any_step.md"):
+        assert (workdir / name).stat().st_size > 0
+    evaluate.main([f"--workdir={workdir}", "--steps=2", "--seeds=1", "--config.evaluation.samples=60",
+                   "--config.sampling.guidance=2.0"])  # fmt: skip
+    assert json.loads((workdir / "any_step.json").read_text())["rows"][0]["nfe"] == 4
+    assert (workdir / "any_step.1.json").exists(), "an earlier table is kept"

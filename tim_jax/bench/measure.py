@@ -1,0 +1,74 @@
+"""How things are measured: time interleaved in one run, operations and memory from the compiled program."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """seconds: median of the repeats. spread: half the distance between their quartiles, in seconds."""
+
+    seconds: float
+    spread: float
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
+    """Timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
+
+    calls: name → function of no arguments, whose result is waited for. Every round starts with another of them.
+    """
+    names = list(calls)
+    seconds = {name: [] for name in names}
+    for turn in range(warmup + repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: summary(values) for name, values in seconds.items()}
+
+
+def summary(seconds: list[float]) -> Timing:
+    """Median and spread of some repeats."""
+    low, middle, high = np.percentile(seconds, [25, 50, 75])
+    return Timing(float(middle), float(high - low) / 2)
+
+
+def flops(compiled: jax.stages.Compiled) -> float:
+    """XLA's count of floating-point operations. It counts the body of a loop once: unroll loops first."""
+    return float(compiled.cost_analysis()["flops"])
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory that a compiled program needs besides arguments and results."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def machine() -> dict[str, Any]:
+    """What the measurements were made on."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,128 @@
+"""The keys of a configuration: which there are, which make a run what it is, which have no effect."""
+
+import ast
+import difflib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tim_jax import config_files
+
+IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema")
+
+# Keys that have no effect under a condition: to change one there is a mistake.
+UNUSED = {
+    ("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm"),
+    ("times.P_mean", "times.P_std"): (
+        "times.law is 'default', uniform or log_uniform",
+        lambda c: c.times.law in ("default", "uniform", "log_uniform"),
+    ),
+    ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
+    ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
+    ("objective.adaptive_offset",): ("objective.adaptive_power is 0", lambda c: c.objective.adaptive_power == 0),
+    ("objective.weight_scale", "objective.weight_difference", "objective.weight_sigma_d"): (
+        "objective.weight_kernel is 'constant'",
+        lambda c: c.objective.weight_kernel == "constant",
+    ),
+    tuple(f"objective.guidance.{key}" for key in ("t_low", "t_high", "start_step", "ema")): (
+        "objective.guidance.w_cond is 0 and w_gt is 1",
+        lambda c: c.objective.guidance.w_cond == 0 and c.objective.guidance.w_gt == 1,
+    ),
+    ("data.text_width", "data.text_tokens", "model.use_text_mask"): (
+        "model.condition is not 'text'",
+        lambda c: c.model.condition != "text",
+    ),
+    ("model.num_classes",): ("model.condition is not 'class'", lambda c: c.model.condition != "class"),
+    ("model.projector_width",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
+    ("sampling.guidance_low", "sampling.guidance_high", "sampling.exclusive_ends"): (
+        "sampling.guidance is 1",
+        lambda c: c.sampling.guidance == 1,
+    ),
+    ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
+}
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises ValueError for a key that configs/base.py does not have, with the nearest right one, or a missing one."""
+    known = set(flatten(config_files.load("base").get_config()))
+    given = flatten(config)
+    open_sections = ("ema.",)  # names of averages are free
+    for key in given:
+        if key not in known and not key.startswith(open_sections):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"config.{key}: no such key; did you mean config.{near}?")
+    for key in sorted(known - set(given)):
+        if not key.startswith(open_sections):
+            raise ValueError(f"config.{key}: missing; start from configs/base.py, which holds every key")
+
+
+def check_unused(config: ConfigDict) -> None:
+    """Raises ValueError for a key that was changed from configs/base.py but has no effect in this configuration."""
+    given, default = flatten(config), flatten(config_files.load("base").get_config())
+    for keys, (reason, unused) in UNUSED.items():
+        for key in keys:
+            if given[key] != default[key] and unused(config):
+                raise ValueError(f"{key} is {given[key]!r}, but has no effect because {reason}: leave {default[key]!r}")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of a nested configuration."""
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | dict) else {name: value}
+    return flat
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """The keys that make a run what it is, flat."""
+    return {key: value for key, value in flatten(config).items() if key.split(".")[0] in IDENTITY}
+
+
+def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
+    """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
+    before, now = identity(recorded), json.loads(json.dumps(identity(config)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"config.{key} is {now.get(key)!r}, but {workdir} holds a run with {before.get(key)!r}: "
+                "give that value or another workdir"
+            )
+
+
+def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    """The configuration with "section.key" texts read as the type that each key has. Raises ValueError."""
+    config = ConfigDict(config.to_dict())
+    known = list(flatten(config))
+    for key, text in overrides.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"--config.{key}: no such key; did you mean --config.{near}?")
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[last] = _read(key, text, section[last])
+    return config
+
+
+def _read(key: str, text: str, like: Any) -> Any:
+    if isinstance(like, str):
+        return text
+    wrong = ValueError(f"--config.{key} is {text!r}; it must be a {type(like).__name__}, such as {like!r}")
+    if isinstance(like, bool):
+        if text.lower() not in ("true", "false"):
+            raise wrong
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        raise wrong from None
+    if isinstance(like, tuple):
+        value = value if isinstance(value, tuple) else (value,)
+    elif isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(like):
+        raise wrong
+    return value

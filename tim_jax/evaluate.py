@@ -1,0 +1,76 @@
+"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64 [--seeds=3]"""
+
+import time
+
+from etils import epath
+
+from tim_jax import config as configuration
+from tim_jax import data, workdir
+from tim_jax.command_line import Parser, user_errors, whole_numbers
+from tim_jax.evaluation import FEATURES, anystep, pictures
+from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.train import open_data
+from tim_jax.transitions.sampler import evaluations
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument("--steps", default="1,2,4,8,16,32,64", help="step counts, such as 1,4,32")
+    parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        steps = whole_numbers("steps", args.steps, least=1)
+        if args.seeds < 1:
+            raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
+        folder = epath.Path(args.workdir)
+        run = configuration.build(workdir.load(folder, overrides))
+        (reference, labels), (held_out, _) = (data.arrays(open_data(run, split)) for split in ("train", "held_out"))
+        count = run.config.evaluation.samples or len(reference)
+        weights, training_step = load_weights(run, folder)
+
+    generator = Generator(run, min(count, run.config.evaluation.batch_size))
+    labels = cycle_labels(run.config.model.num_classes, count)
+    warm, first = set(), {}
+
+    def sample(steps: int, seed: int, count: int):
+        if steps not in warm:  # compilation is not the sampler's time
+            generator(weights, steps, seed, labels[: generator.batch_size])
+            warm.add(steps)
+        began = time.perf_counter()
+        images = generator(weights, steps, seed, labels)
+        seconds = time.perf_counter() - began
+        first.setdefault(steps, images[:20])
+        return images, seconds
+
+    began = time.perf_counter()
+
+    def progress(done: int, total: int, line: str) -> None:
+        # Later entries take more steps, so the time left is told in network evaluations.
+        spent = time.perf_counter() - began
+        print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
+
+    table = anystep.any_step_table(
+        sample,
+        steps,
+        list(range(args.seeds)),
+        count,
+        reference,
+        held_out,
+        FEATURES[run.config.evaluation.features],
+        nfe=lambda steps: evaluations(run.transport, steps, run.sampling),
+        progress=progress,
+    )
+    table["step"] = training_step
+    anystep.write(table, folder)
+    pictures.any_step_grid(first, path=folder / "any_step_samples.png")
+    most = max(steps)
+    images = generator(weights, most, 0, labels[:24])
+    pictures.neighbours_picture(images, reference, path=folder / "nearest.png")
+    print(anystep.to_markdown(table))
+    print("written: " + ", ".join(str(folder / name) for name in (
+        "any_step.json", "any_step.md", "any_step.png", "any_step_samples.png", "nearest.png")))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

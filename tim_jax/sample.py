@@ -1,0 +1,71 @@
+"""python -m tim_jax.sample --workdir=DIR --steps=1,4,32 [--labels=… --guidance=… --seed=… --out=…]"""
+
+import json
+
+import numpy as np
+from etils import epath
+
+from tim_jax import config as configuration
+from tim_jax import workdir
+from tim_jax.command_line import Parser, user_errors, whole_numbers
+from tim_jax.evaluation import pictures
+from tim_jax.generate import Generator, cycle_labels, load_weights
+
+
+def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
+    """Labels (n,): every class in turn where the text is empty. Raises ValueError for a label out of range."""
+    if not text:
+        return cycle_labels(num_classes, count)
+    labels = whole_numbers("labels", text, least=0)
+    for label in labels:
+        if label >= num_classes:
+            raise ValueError(f"--labels has {label}; labels of this run lie in 0 … {num_classes - 1}")
+    return np.asarray(labels, np.int32)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
+    parser.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
+    parser.add_argument("--count", type=int, default=40, help="images per step count where no labels are given")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        steps = whole_numbers("steps", args.steps, least=1)
+        if args.count < 1:
+            raise ValueError(f"--count is {args.count}; it must be at least 1")
+        if args.seed < 0:
+            raise ValueError(f"--seed is {args.seed}; it must be at least 0")
+        if args.guidance is not None:
+            overrides["sampling.guidance"] = str(args.guidance)
+        folder = epath.Path(args.workdir)
+        run = configuration.build(workdir.load(folder, overrides))
+        labels = read_labels(args.labels, args.count, run.config.model.num_classes)
+        weights, step = load_weights(run, folder)
+
+    out = epath.Path(args.out) if args.out else folder / "sampled"
+    out.mkdir(parents=True, exist_ok=True)
+    generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
+    images = {count: generator(weights, count, args.seed, labels) for count in steps}
+    name = f"step{step}_seed{args.seed}_guidance{run.sampling.guidance:g}"
+    arrays = {f"steps{count}": array for count, array in images.items()}
+    with (out / f"{name}.npz").open("wb") as file:
+        np.savez(file, labels=labels, **arrays)
+    settings = {"step": step, "seed": args.seed, "steps": steps, "sampling": dict(run.config.sampling)}
+    (out / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
+    written = [f"{name}.npz", f"{name}.json"]
+    if run.image_shape[-1] in (1, 3):
+        for count, array in images.items():
+            pictures.grid(array, columns=min(10, len(array)), path=out / f"{name}_steps{count}.png")
+            written.append(f"{name}_steps{count}.png")
+        pictures.any_step_grid({count: array[:10] for count, array in images.items()}, path=out / f"{name}.png")
+        written.append(f"{name}.png")
+    print(f"{len(labels)} images at each of {args.steps} steps, from training step {step}, in {out}:")
+    print("\n".join(f"  {file}" for file in written))
+
+
+if __name__ == "__main__":
+    main()

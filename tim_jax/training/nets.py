@@ -1,0 +1,48 @@
+"""What a train step calls, from a network module: functions params → network, and conditions from a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def make_nets(network: Any, hidden: bool = False) -> dict[str, Callable]:
+    """{name: params → network on a tuple of Queries}, as `StepSettings.nets`. hidden: the student also returns hidden
+    states. network: a module with `clone` and `apply`."""
+    precise = network.clone(dtype=jnp.float32)
+
+    def at_highest_precision(params):
+        def net(queries):
+            with jax.default_matmul_precision("highest"):
+                return precise.apply({"params": params}, queries)
+
+        return net
+
+    return {
+        "student": lambda params: lambda queries: network.apply({"params": params}, queries, hidden=hidden),
+        "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
+        "precise": at_highest_precision,
+    }
+
+
+def class_conditions(num_classes: int) -> Callable:
+    """Labels, with the null label num_classes where a row's condition is dropped."""
+
+    def conditions(batch, is_null):
+        null = jnp.full_like(batch["label"], num_classes)
+        return {"label": jnp.where(is_null, null, batch["label"])}, {"label": null}
+
+    return conditions
+
+
+def text_conditions(batch, is_null):
+    """Text features and their mask, with those of the empty prompt where a row's condition is dropped."""
+    text, mask = batch["text"], batch["mask"]
+    null_text = jnp.broadcast_to(batch["null_text"], text.shape)
+    null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)
+    condition = {
+        "text": jnp.where(is_null[:, None, None], null_text, text),
+        "mask": jnp.where(is_null[:, None], null_mask, mask),
+    }
+    return condition, {"text": null_text, "mask": null_mask}
