@@ -76,7 +76,7 @@ def get_config():
     config.objective.weight_sigma_d = 1.0
     config.objective.adaptive_power = 1.0  # rows are divided by (their own loss + offset)^power; 0: not
     config.objective.adaptive_offset = 1e-5
-    config.objective.direction = "channels"  # axis of the cosine term: none, channels, image
+    config.objective.direction = "channels"  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = 1.0
     config.objective.alignment_weight = 0.0  # of the cosine to frozen image features; 0: none
     config.objective.guidance = ConfigDict()

@@ -1,6 +1,14 @@
 """TiM on the embedded 8×8 handwritten digits: minutes on two CPU cores.
 
 Launch: bash launch/local.sh
+
+Where it leaves the published loss, and why (figures in the README):
+- No weight by a row's own error: in few dimensions it no longer aims at the conditional mean, and samples lose spread.
+- No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
+- dF/dt along the velocity that the network itself predicts at r = t, not along the row's own. The target's mean is the
+  same, its variance lower: the error of rows with r ≠ t falls from 0.50 to 0.36.
+- Four fifths of the rows at r = t and less weight for long intervals, which one step can spare and many steps need.
+- The learning rate falls linearly to zero, for the flow-matching twin as well.
 """
 
 from tim_jax import config_files
@@ -9,6 +17,8 @@ from tim_jax import config_files
 def get_config():
     config = config_files.load("base").get_config()
 
+    config.data.batch_size = 128
+
     config.model.width = 128
     config.model.depth = 4
     config.model.heads = 4
@@ -16,15 +26,22 @@ def get_config():
     config.model.encoder_depth = 2
     config.model.patch_size = 4
 
+    config.times.share_equal = 0.8
+    config.times.share_min = 0.05
+
+    config.objective.weight_kernel = "square"
     config.objective.adaptive_power = 0.0
-    config.objective.direction = "image"
+    config.objective.direction = "none"
+    config.objective.velocity = "student"
 
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 200
+    config.optimizer.decay_steps = 3600
 
     config.ema.slow = 0.999
 
-    config.training.steps = 5000
-    config.training.sample_every = 1000
+    config.training.steps = 3600
+    config.training.sample_every = 1200
     config.training.sample_steps = (1, 8, 64)
     return config

@@ -47,7 +47,7 @@ def fails(main, arguments, capsys):
         ("model.dtype=float16", ["model.dtype", "float16", "bfloat16"]),
         ("model.num_classes=4", ["model.num_classes", "4", "10"]),
         ("times.share_equal=1.5", ["times.share_equal", "1.5"]),
-        ("times.share_min=0.7", ["share_equal + times.share_min", "1.2"]),
+        ("times.share_min=0.7", ["share_equal + times.share_min", "1.5"]),
         ("times.law=log_uniform", ["log_uniform", "T_min"]),
         ("transport.name=otfm", ["transport.name", "otfm", "ot_fm"]),
         ("transport.name=edm", ["weight.scale", "tan", "noise_to_signal"]),

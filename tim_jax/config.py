@@ -16,6 +16,7 @@ from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
 from tim_jax.training import sharding
 from tim_jax.training.loop import LoopSettings, Trainer
+from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.step import StepSettings
 from tim_jax.transitions import TRANSPORTS
@@ -221,46 +222,6 @@ def make_sampling(config: ConfigDict) -> Sampling:
     sampling = Sampling(**settings)
     sampling.check()
     return sampling
-
-
-def make_nets(network: TiM, hidden: bool) -> dict[str, Callable]:
-    """What a train step calls: name → parameters → network on a tuple of Queries."""
-    precise = network.clone(dtype=jnp.float32)
-
-    def at_highest_precision(params):
-        def net(queries):
-            with jax.default_matmul_precision("highest"):
-                return precise.apply({"params": params}, queries)
-
-        return net
-
-    return {
-        "student": lambda params: lambda queries: network.apply({"params": params}, queries, hidden=hidden),
-        "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
-        "precise": at_highest_precision,
-    }
-
-
-def class_conditions(num_classes: int) -> Callable:
-    """Labels, with the null label num_classes where a row's condition is dropped."""
-
-    def conditions(batch, is_null):
-        null = jnp.full_like(batch["label"], num_classes)
-        return {"label": jnp.where(is_null, null, batch["label"])}, {"label": null}
-
-    return conditions
-
-
-def text_conditions(batch, is_null):
-    """Text features and their mask, with those of the empty prompt where a row's condition is dropped."""
-    text, mask = batch["text"], batch["mask"]
-    null_text = jnp.broadcast_to(batch["null_text"], text.shape)
-    null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)
-    condition = {
-        "text": jnp.where(is_null[:, None, None], null_text, text),
-        "mask": jnp.where(is_null[:, None], null_mask, mask),
-    }
-    return condition, {"text": null_text, "mask": null_mask}
 
 
 def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:

@@ -8,14 +8,14 @@ from typing import Any
 from tim_jax.bench import measure
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Aligned text. columns: heading → format of a row's fields, such as "{seconds:.3f} ± {spread:.3f}"."""
-    lines = [list(columns)] + [[form.format_map(row) for form in columns.values()] for row in rows]
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
+    """Aligned text. columns: (heading, format of a row's fields, such as "{seconds:.3f} ± {spread:.3f}")."""
+    lines = [[heading for heading, _ in columns]] + [[form.format_map(row) for _, form in columns] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> None:
     """Prints the table, with machine and versions below it."""
     print(table(rows, columns))
     for title, facts in (("machine", measure.machine()), ("versions", measure.versions())):
