@@ -124,7 +124,10 @@ def test_a_wrong_arrow_is_seen(path, source):
 @pytest.mark.parametrize(
     "path, source",
     [
-        ("tim_jax/transitions/loss.py", "import math\nimport jax.numpy as jnp\nfrom jax import lax\nimport numpy as np"),
+        (
+            "tim_jax/transitions/loss.py",
+            "import math\nimport jax.numpy as jnp\nfrom jax import lax\nimport numpy as np",
+        ),
         ("tim_jax/transitions/loss.py", "from tim_jax.types import Query\nfrom tim_jax.transitions import weights"),
         ("tim_jax/transitions/__init__.py", "from . import loss\nfrom .weights import WEIGHTS"),
         ("tim_jax/networks/tim.py", "import flax.linen as nn\nfrom .attention import attention"),

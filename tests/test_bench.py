@@ -38,9 +38,7 @@ def test_the_fused_derivative_costs_less_than_the_others():
 
 def test_the_fused_derivative_needs_no_memory_of_its_own():
     case = dataclasses.replace(CASE, batch=64)  # so that activations weigh more than gradients
-    memory = {
-        name: measure.temporary_bytes(bench.compile_step(case, name)) for name in ("flow_matching", "tim_fused")
-    }
+    memory = {name: measure.temporary_bytes(bench.compile_step(case, name)) for name in ("flow_matching", "tim_fused")}
     batch_of_flow_matching = 4 * case.batch * case.tokens * case.network.width
     assert memory["flow_matching"] > 30 * batch_of_flow_matching
     assert memory["tim_fused"] <= 1.15 * memory["flow_matching"]
@@ -74,7 +72,7 @@ def test_timing_takes_turns():
     order = []
     calls = {name: functools.partial(order.append, name) for name in "abc"}
     timings = measure.interleaved(calls, repeats=3, warmup=1)
-    assert "".join(order) == "abc" "bca" "cab" "abc"
+    assert "".join(order) == "abcbcacababc"
     assert all(timing.seconds > 0 for timing in timings.values())
     assert measure.summary([4.0, 1.0, 2.0, 3.0, 100.0]) == measure.Timing(3.0, 1.0)
 

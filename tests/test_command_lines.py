@@ -23,7 +23,14 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-        train.main(["--config=digits", f"--workdir={folder / 'digits'}", f"--config.loader.directory={folder / 'data'}", *SMALL])
+        train.main(
+            [
+                "--config=digits",
+                f"--workdir={folder / 'digits'}",
+                f"--config.loader.directory={folder / 'data'}",
+                *SMALL,
+            ]
+        )
         yield folder / "digits"
 
 

@@ -322,7 +322,7 @@ def test_grid_shapes_and_pixels(channels, size, scale, side, tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "grid.png"))
     np.testing.assert_array_equal(pixels, np.asarray(picture))
     factor = side // size
-    fourth = pixels[pictures.GAP + step :, pictures.GAP :][: side : factor, : side : factor]
+    fourth = pixels[pictures.GAP + step :, pictures.GAP :][:side:factor, :side:factor]
     np.testing.assert_array_equal(fourth, pictures.to_uint8(images[3]))
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
 
@@ -338,7 +338,7 @@ def test_labels_take_a_margin_and_leave_the_images():
     margin = labelled.width - plain.width
     assert margin > 20 and labelled.height == plain.height
     np.testing.assert_array_equal(np.asarray(labelled)[:, margin:], np.asarray(plain))
-    for half in np.split(np.asarray(labelled)[: plain.height // 2 * 2, : margin], 2):
+    for half in np.split(np.asarray(labelled)[: plain.height // 2 * 2, :margin], 2):
         assert half.min() < 100
 
 

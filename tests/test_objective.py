@@ -70,8 +70,18 @@ def golden_case(golden, path, dtype):
 def test_published_derivative_loss_and_gradients(name, derivative, golden, request, x64):
     path = request.path.parent / "golden" / "c2i_tiny.safetensors"
     arrays, order, params, rows = golden_case(golden, path, jnp.float64)
-    expected = {key: arrays[f"{name}/{derivative}/{key}"] for key in
-                ("dF_dt", "weighted_loss", "denoising_loss", "proj_loss", "grad_norm", "grad_final_bias", "grad_qkv_d_0")}
+    expected = {
+        key: arrays[f"{name}/{derivative}/{key}"]
+        for key in (
+            "dF_dt",
+            "weighted_loss",
+            "denoising_loss",
+            "proj_loss",
+            "grad_norm",
+            "grad_final_bias",
+            "grad_qkv_d_0",
+        )
+    }
     t, r = (jnp.asarray(arrays[f"{name}/{derivative}/{key}"][order], jnp.float64) for key in ("t", "r"))
     network = TINY.clone(dtype=jnp.float64)
     objective = make_objective(
@@ -123,7 +133,9 @@ def test_first_step_from_zero_output_is_finite(transport, derivative):
     rng = np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 20, 4, 4, 4)), jnp.float32)
     rows = make_rows(x, noise, jnp.asarray(rng.integers(0, 11, 20), jnp.int32))
-    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))["params"]
+    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))[
+        "params"
+    ]
     # Every direction axis in one loss, and times at both ends of the domain.
     t, r = Times("uniform", share_equal=0.5, share_min=0.5).draw(transport, jax.random.key(1), 20)
     t = t.at[1].set(transport.T_max).at[3].set(transport.T_min).at[0].set(transport.T_max).at[2].set(transport.T_min)
@@ -153,7 +165,9 @@ def test_groups_and_masked_rows_give_the_same_numbers():
     network, rng = TINY.clone(z_dim=0), np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 12, 4, 4, 4)), jnp.float32)
     rows = make_rows(x, noise, jnp.asarray(rng.integers(0, 11, 12), jnp.int32))
-    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))["params"]
+    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))[
+        "params"
+    ]
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     nets = {"student": jax.jit(lambda queries: network.apply({"params": params}, queries))}
     objective = make_objective(TRANSPORTS["ot_fm"](), times=Times("uniform", share_equal=0.5, share_min=0.1))

@@ -49,7 +49,9 @@ def test_published_trajectories(name, guidance, published, golden):
     condition = {"label": jnp.asarray(arrays["y"], jnp.int32)}
     null = {"label": jnp.full(4, 10)}
     sampling = Sampling(guidance, 0.1, 0.9, exclusive_ends=True)
-    run = jax.jit(lambda plan: sample(published, plan, noise, condition, null, image_keys(0, jnp.arange(4)), guidance, True))
+    run = jax.jit(
+        lambda plan: sample(published, plan, noise, condition, null, image_keys(0, jnp.arange(4)), guidance, True)
+    )
     for steps in (1, 2, 4, 8):
         expected = arrays[f"{name}/steps{steps}/cfg{guidance}"].transpose(0, 1, 3, 4, 2)
         with jax.default_matmul_precision("highest"):
@@ -130,7 +132,10 @@ def test_grid_and_guidance_interval(transport):
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    both, one = start_noise(image_keys(3, jnp.arange(8)), (4, 4, 1)), start_noise(image_keys(3, jnp.array([5])), (4, 4, 1))
+    both, one = (
+        start_noise(image_keys(3, jnp.arange(8)), (4, 4, 1)),
+        start_noise(image_keys(3, jnp.array([5])), (4, 4, 1)),
+    )
     np.testing.assert_array_equal(both[5], one[0])
     assert len(np.unique(np.asarray(both).round(6))) == both.size
     other = start_noise(image_keys(4, jnp.arange(8)), (4, 4, 1))
@@ -139,7 +144,12 @@ def test_an_image_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"guidance": -1.0}, {"stochasticity": -0.1}, {"stochastic": "milstein"}, {"guidance_low": 0.5, "guidance_high": 0.4}],
+    [
+        {"guidance": -1.0},
+        {"stochasticity": -0.1},
+        {"stochastic": "milstein"},
+        {"guidance_low": 0.5, "guidance_high": 0.4},
+    ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=f"sampling.{next(iter(settings))}"):

@@ -46,7 +46,15 @@ def one_device():
     return steps(make_run(), 3)
 
 
-@pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        (1, 4, 1),
+        (1, 2, 2),
+        pytest.param((4, 1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 2, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
     history, state = steps(make_run(4, mesh__data=mesh[0], mesh__fsdp=mesh[1], mesh__tensor=mesh[2]), 3)
     for here, there in zip(history, one_device[0], strict=True):
@@ -120,7 +128,9 @@ def test_stacked_layers_are_optimized_like_unrolled_ones(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_warm_up_and_end(name):
-    settings = OptimizerSettings(schedule=name, learning_rate=0.5, warmup_steps=10, decay_steps=0 if name == "constant" else 100)
+    settings = OptimizerSettings(
+        schedule=name, learning_rate=0.5, warmup_steps=10, decay_steps=0 if name == "constant" else 100
+    )
     settings.check()
     schedule = make_schedule(settings)
     rates = np.array([float(schedule(step)) for step in range(121)])

@@ -82,8 +82,12 @@ CLOSED_FACTORS = {
     "ot_fm": lambda t, r: t - r,
     "ve": lambda t, r: t - r,
     "trigflow": lambda t, r: jnp.tan(t - r),
-    "cosine": lambda t, r: (2 / np.pi) * jnp.sin(np.pi / 2 * (t - r))
-    * jnp.sin(np.pi / 2 * t + np.pi / 4) / jnp.sin(np.pi / 2 * r + np.pi / 4),
+    "cosine": lambda t, r: (
+        (2 / np.pi)
+        * jnp.sin(np.pi / 2 * (t - r))
+        * jnp.sin(np.pi / 2 * t + np.pi / 4)
+        / jnp.sin(np.pi / 2 * r + np.pi / 4)
+    ),
 }
 
 
@@ -100,9 +104,7 @@ def test_edm_closed_forms_hold_for_every_sigma_d(sigma_d):
     t, r = times(transport, np.random.default_rng(0).uniform(0, 1, (2, 50)) ** 3)
     s_t, s_r = jnp.sqrt(t**2 + sigma_d**2), jnp.sqrt(r**2 + sigma_d**2)
     np.testing.assert_allclose(coefficient_A(transport, t, r), (sigma_d**2 + t * r) / (s_t * s_r), rtol=1e-12)
-    np.testing.assert_allclose(
-        coefficient_B(transport, t, r), sigma_d * (t - r) / (s_t * s_r), rtol=1e-10, atol=1e-14
-    )
+    np.testing.assert_allclose(coefficient_B(transport, t, r), sigma_d * (t - r) / (s_t * s_r), rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(
         interval_factor(transport, t, r), (t - r) * s_t**2 / (sigma_d**2 + t * r), rtol=1e-10, atol=1e-12
     )
@@ -111,8 +113,10 @@ def test_edm_closed_forms_hold_for_every_sigma_d(sigma_d):
 @pytest.mark.parametrize("name", ["ot_fm", "trigflow", "edm_sigma1", "vp", "ve"])
 def test_published_numbers(name, golden):
     transport = edm(1.0) if name.startswith("edm") else CASES[name]
-    arrays = {key: golden("transports.npz")[f"{name}/{key}"] for key in
-              ("t", "r", "x", "z", "x_t", "v_t", "dF_dt", "F_target", "F", "x_r", "c_noise")}
+    arrays = {
+        key: golden("transports.npz")[f"{name}/{key}"]
+        for key in ("t", "r", "x", "z", "x_t", "v_t", "dF_dt", "F_target", "F", "x_r", "c_noise")
+    }
     t, r = arrays["t"].ravel(), arrays["r"].ravel()
     x, z, tolerance = arrays["x"], arrays["z"], dict(rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(interpolate(transport, x, z, t), arrays["x_t"], **tolerance)

@@ -62,7 +62,9 @@ def whole_numbers(name: str, text: str, least: int) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--{name} is {text!r}; it must be whole numbers separated by commas, such as 1,4,32") from None
+        raise ValueError(
+            f"--{name} is {text!r}; it must be whole numbers such as 1,4,32"
+        ) from None
     for number in numbers:
         if number < least:
             raise ValueError(f"--{name} has {number}; each must be at least {least}")

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +120,9 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         batch_size=data.batch_size,
     )
     if config.evaluation.features not in FEATURES:
-        raise ValueError(f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}")
+        raise ValueError(
+            f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
+        )
     return run
 
 

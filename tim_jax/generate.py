@@ -1,7 +1,6 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from tim_jax.config import Run
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
-from tim_jax.transitions.sampler import image_keys, make_plan, sample, start_noise
+from tim_jax.transitions.sampler import make_plan, sample, start_noise
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:

@@ -85,9 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
     record = workdir.record_start(folder, run.config)
     loader = run.config.loader
-    batches = data.global_batches(
-        source, run.batch_size, run.config.seed, jax.process_index(), jax.process_count()
-    )
+    batches = data.global_batches(source, run.batch_size, run.config.seed, jax.process_index(), jax.process_count())
     train(
         run.trainer,
         run.loop,

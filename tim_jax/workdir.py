@@ -32,7 +32,7 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     """A workdir's configuration. Raises ValueError if it holds no run or an identity key is overridden."""
     values = recorded(workdir)
     if values is None:
-        raise ValueError(f"--workdir={workdir}: holds no run; train one with python -m tim_jax.train --workdir={workdir}")
+        raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
     config = config_keys.override(ConfigDict(_with_tuples(values)), overrides or {})
     config_keys.compare_identity(values, config, workdir)
     return config

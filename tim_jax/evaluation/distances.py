@@ -3,7 +3,8 @@
 A Metric summarises each set once and then compares summaries, so that a reference is summarised only once.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg

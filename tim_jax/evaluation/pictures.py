@@ -4,8 +4,8 @@ import io
 import os
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from etils import epath
+from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2  # pixels between images
 SIDE = 64  # small images are enlarged to at least this many pixels

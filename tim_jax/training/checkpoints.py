@@ -41,4 +41,8 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """Shapes and shardings as one tree of jax.ShapeDtypeStruct."""
-    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+
+    def leaf(shape, sharding):
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, shapes, shardings)

@@ -31,9 +31,10 @@ class TransitionObjective:
     velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε) (published), or the
     name of a network, whose prediction at r = t stands for their conditional mean. The target's mean is the same; its
     variance is lower, since a row's own velocity is noise to the network's Jacobian. It costs a forward pass of the
-    moving rows. derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). direction: a name in DIRECTION_AXES, with
-    `direction_weight`. alignment_weight: 0 for none. shards: over how many devices the rows lie. nets holds "student",
-    for 'dde' also "precise" (the same weights without gradient, in float32), and the guidance's averaged weights.
+    moving rows. derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). direction: a name in
+    DIRECTION_AXES, with `direction_weight`. alignment_weight: 0 for none. shards: over how many devices the rows lie.
+    nets holds "student", for 'dde' also "precise" (the same weights without gradient, in float32), and averages by
+    the names that `velocity` and `guidance` use.
     """
 
     transport: Transport
@@ -58,7 +59,8 @@ class TransitionObjective:
         if self.derivative not in DERIVATIVES:
             raise ValueError(f"objective.derivative is {self.derivative!r}; it must be one of {', '.join(DERIVATIVES)}")
         if self.direction not in DIRECTION_AXES:
-            raise ValueError(f"objective.direction is {self.direction!r}; it must be one of {', '.join(DIRECTION_AXES)}")
+            axes = ", ".join(DIRECTION_AXES)
+            raise ValueError(f"objective.direction is {self.direction!r}; it must be one of {axes}")
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")

@@ -31,9 +31,7 @@ def transition_target(
     base: jax.Array | None = None,
 ) -> jax.Array:
     """F* above. x, noise, dF_dt: (B, …); t, r: (B,). base: takes the place of α̂_t x + σ̂_t ε (guided targets)."""
-    target, target_dot = jax.jvp(
-        lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),)
-    )
+    target, target_dot = jax.jvp(lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),))
     base = target if base is None else base
     factor = interval_factor(transport, expand(t, x), expand(r, x))
     return base + factor * (target_dot - dF_dt)

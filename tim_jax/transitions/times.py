@@ -60,7 +60,7 @@ class Times:
         if self.law not in LAWS:
             raise ValueError(f"times.law is {self.law!r}; it must be one of {', '.join(LAWS)}")
         if self.law == "log_uniform" and transport.T_min <= 0:
-            raise ValueError(f"times.law is 'log_uniform'; it needs T_min > 0, and {transport.name} has {transport.T_min}")
+            raise ValueError(f"times.law is 'log_uniform'; it needs T_min > 0, {transport.name} has {transport.T_min}")
         if self.P_std <= 0:
             raise ValueError(f"times.P_std is {self.P_std}; it must be above 0")
         for name in ("share_equal", "share_min"):
