@@ -317,8 +317,8 @@ def test_guided_targets_hold_in_their_interval_and_from_their_step(transport):
 
     def net(queries):
         asked.extend(np.asarray(q.t) for q in queries if not isinstance(q.t, jax.core.Tracer))
-        return tuple(Output(jnp.ones_like(q.x_t) * jnp.where(q.condition["label"] == 10, 2.0, 10.0)[:, None, None, None])
-                     for q in queries)  # fmt: skip
+        heights = (jnp.where(q.condition["label"] == 10, 2.0, 10.0) for q in queries)
+        return tuple(Output(jnp.ones_like(x) * height[:, None, None, None]) for height in heights)
 
     base = prediction_target(transport, x, noise, t)
     x_t = interpolate(transport, x, noise, t)
