@@ -105,14 +105,14 @@ def make_plan(transport: Transport, steps: int, sampling: Sampling) -> Plan:
 def renoise(transport: Transport, t: jax.Array, r: jax.Array, rho: jax.Array) -> tuple[jax.Array, ...]:
     """(s, a, b, c): jump from t to s ≤ r, then return to r by the forward process p(x_r | x_s).
 
-    s is where the squared noise-to-signal ratio is lower by ρ (λ_t² − λ_r²), λ = σ/α, which to first order in t − r is
+    s is where the squared noise-to-signal ratio is lower by ρ α_r (λ_t² − λ_r²), λ = σ/α, which to first order in t − r is
     the noise of the Euler form. ρ = 0: s = r.
     """
     lowest = transport.ratio(jnp.full_like(r, transport.T_min)) ** 2
     square = transport.ratio(r) ** 2
     # λ_t is infinite at T_max of some transports; no noise is asked for there.
     lost = jnp.where(rho > 0, transport.ratio(jnp.where(rho > 0, t, r)) ** 2 - square, 0.0)
-    lower = transport.time_of_ratio(jnp.sqrt(jnp.maximum(square - rho * lost, lowest)))
+    lower = transport.time_of_ratio(jnp.sqrt(jnp.maximum(square - rho * transport.alpha(r) * lost, lowest)))
     s = jnp.where(rho > 0, jnp.clip(lower, transport.T_min, r), r)
     keep = jnp.where(rho > 0, transport.alpha(r) / transport.alpha(s), 1.0)
     variance = transport.sigma(r) ** 2 - (keep * transport.sigma(s)) ** 2
