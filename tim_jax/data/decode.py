@@ -16,6 +16,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from tim_jax.data.faults import BadRecord
 
 MAX_PIXELS = 2**26
+# Formats of pixels only: Pillow would hand others, such as PostScript, to programs that run them.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 # Pillow turns these by itself.
@@ -43,7 +45,7 @@ def _refusals():
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    image = Image.open(file)
+    image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadRecord("too many pixels", f"{height}x{width} pixels, above {MAX_PIXELS}")

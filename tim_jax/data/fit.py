@@ -46,7 +46,7 @@ def cover(image: np.ndarray, shape: Shape, fitting: Fitting, at: tuple[float, fl
         return image
     is_latent = image.dtype != np.uint8
     scale = 1.0 if is_latent else max(H / h, W / w)
-    if H > h * scale or W > w * scale or (scale > 1 and not fitting.enlarge):
+    if (H > h or W > w) and (is_latent or not fitting.enlarge):
         raise BadRecord("size", f"{h}x{w}, too small for {H}x{W}")
     if 1 - H * W / (h * w * scale**2) > fitting.max_cropped + 1e-6:
         raise BadRecord("size", f"{h}x{w}, loses too much as {H}x{W}")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import os
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,13 +48,15 @@ class Location:
 
     directory: where embedded data sets, indices and tables of sizes are written. path: of the data, or the name of a
     data set; embedded sources have none. split: which part of the data, where the source has parts. channels: of the
-    images to make, 1 or 3 (of latents: to be found).
+    images to make, 1 or 3, or of the latents that are there. num_classes: labels lie below it, where the data does not
+    say so itself; 0: labels are not read.
     """
 
     directory: str
     split: str = "train"
     path: str = ""
     channels: int = 3
+    num_classes: int = 0
 
     @property
     def root(self) -> epath.Path:
@@ -69,6 +72,15 @@ class Location:
 def digest(*parts: Any) -> str:
     """A short digest of what is given, by its representation."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def stamp(path: epath.Path) -> tuple[int, float]:
+    """(bytes, time of the last change) of a file or folder, as exactly as its storage knows."""
+    if os.path.exists(path):
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    stat = path.stat()
+    return stat.length, stat.mtime
 
 
 class Fields:
@@ -152,13 +164,13 @@ def read_file(path: epath.Path, most: int = -1) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Fields):
-    """A small source decoded once, on the first read, and served from memory from then on. Pickles without its rows."""
+    """A small source, each row decoded when it is first read and served from memory from then on. Pickles without."""
 
     source: Source
 
     @functools.cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        return [self.source[i] for i in range(len(self.source))]
+    def _rows(self) -> dict[int, dict[str, Any]]:
+        return {}
 
     @property
     def name(self) -> str:
@@ -180,6 +192,8 @@ class InMemory(Fields):
         return len(self.source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        if i not in self._rows:
+            self._rows[i] = self.source[i]
         return dict(self._rows[i])
 
     def header(self, i: int) -> tuple[int, int]:
