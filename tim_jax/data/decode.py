@@ -17,7 +17,7 @@ from tim_jax.data.faults import BadRecord
 
 MAX_PIXELS = 2**26
 # Formats of pixels only: Pillow would hand others, such as PostScript, to programs that run them.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 # Pillow turns these by itself.
