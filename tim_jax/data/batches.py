@@ -110,10 +110,10 @@ class _Slice(Fields):
 
     def _row(self, bucket: int, position: np.ndarray, index: int, draw: np.ndarray, bad: list) -> dict[str, Any]:
         """The row, or the first of those that replace it that can be used; what is wrong is added to `bad`."""
-        plan = self.order.plan
+        plan, read = self.order.plan, getattr(self.source, "row", self.source.__getitem__)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return fit(self.source[index], plan.buckets[bucket].shape, plan.fitting, self.look, draw)
+                return fit(read(index), plan.buckets[bucket].shape, plan.fitting, self.look, draw)
             except BadRecord as error:
                 bad.append((index, self.source.identity(index), error))
             index = int(self.order.rows(bucket, position, attempt)[0])

@@ -118,8 +118,8 @@ def _plain(image: Image.Image) -> Image.Image:
     raise BadRecord("mode", mode)
 
 
-def decode(encoded: bytes, channels: int) -> np.ndarray:
-    """An encoded image as uint8 (h, w, channels); channels: 1 (grey, ITU-R 601 luma) or 3. Raises BadRecord."""
+def decode(encoded: bytes, channels: int) -> Image.Image:
+    """An encoded image in mode L (channels 1: ITU-R 601 luma) or RGB (channels 3). Raises BadRecord."""
     if not encoded:
         raise BadRecord("empty")
     with _refusals(), _open(io.BytesIO(encoded)) as image:
@@ -129,4 +129,10 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
         if orientation != 1:
             plain.getexif()[ORIENTATION] = orientation
             plain = ImageOps.exif_transpose(plain)
-        return np.atleast_3d(np.asarray(plain.convert("L" if channels == 1 else "RGB")))
+        mode = "L" if channels == 1 else "RGB"
+        return plain if plain.mode == mode else plain.convert(mode)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (h, w, c) of an image in mode L or RGB."""
+    return np.atleast_3d(np.asarray(image))

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tim_jax.data.buckets import Fitting, Shape
+from tim_jax.data.decode import pixels
 from tim_jax.data.faults import BadRecord
 from tim_jax.data.order import uniform
 
@@ -35,16 +36,23 @@ def draws(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
     return uniform(seed, step, four.ravel()).reshape(-1, 4)
 
 
-def cover(image: np.ndarray, shape: Shape, fitting: Fitting, at: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """An image (h, w, c) as (H, W, c): resized to cover the shape (uint8 only) and cropped.
+def size_of(image: np.ndarray | Image.Image) -> Shape:
+    """(height, width) of an image."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def cover(
+    image: np.ndarray | Image.Image, shape: Shape, fitting: Fitting, at: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray:
+    """An image, array (h, w, c) or Pillow's, as (H, W, c): resized to cover the shape (not latents) and cropped.
 
     at: where the crop lies, as shares of the room there is: (0.5, 0.5) is the middle. Raises BadRecord if the image
     would have to be enlarged and may not be, or would lose more than it may.
     """
-    (h, w), (H, W) = image.shape[:2], shape
+    (h, w), (H, W) = size_of(image), shape
+    is_latent = isinstance(image, np.ndarray) and image.dtype != np.uint8
     if (h, w) == (H, W):
-        return image
-    is_latent = image.dtype != np.uint8
+        return image if isinstance(image, np.ndarray) else pixels(image)
     scale = 1.0 if is_latent else max(H / h, W / w)
     if (H > h or W > w) and (is_latent or not fitting.enlarge):
         raise BadRecord("size", f"{h}x{w}, too small for {H}x{W}")
@@ -55,10 +63,10 @@ def cover(image: np.ndarray, shape: Shape, fitting: Fitting, at: tuple[float, fl
     if is_latent:
         top, left = round(top), round(left)
         return image[top : top + H, left : left + W]
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     box = (left, top, min(left + kept_w, w), min(top + kept_h, h))
-    whole = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    small = whole.resize((W, H), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
-    return np.atleast_3d(np.asarray(small))
+    return pixels(image.resize((W, H), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
 
 
 def fit(row: dict[str, Any], shape: Shape, fitting: Fitting, look: Look, draw: np.ndarray) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def fit(row: dict[str, Any], shape: Shape, fitting: Fitting, look: Look, draw: n
     if "captions" in row:
         made["caption"] = row["captions"][int(draw[1] * len(row["captions"]))]
     if "features" in row:
-        made["features"] = _on_tokens(row["features"], source.shape[:2], shape, look.side, mirrored)
+        made["features"] = _on_tokens(row["features"], size_of(source), shape, look.side, mirrored)
     return made | {name: row[name] for name in ("text", "mask") if name in row}
 
 

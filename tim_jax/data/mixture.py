@@ -84,6 +84,11 @@ class Mixture(Fields):
         source, row = self._place(i)
         return source[row] | {"index": int(i)}
 
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i, its image as its source gives it."""
+        source, row = self._place(i)
+        return getattr(source, "row", source.__getitem__)(row) | {"index": int(i)}
+
     def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
         """(height, width), or what is wrong, of the rows from start to stop - 1."""
         found = []

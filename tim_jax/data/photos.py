@@ -18,7 +18,7 @@ PHOTOGRAPHS = {
     "astronaut": (skimage.data.astronaut, "an astronaut in an orange suit"),
     "cat": (skimage.data.chelsea, "a tabby cat"),
     "coffee": (skimage.data.coffee, "a cup of coffee on a wooden table"),
-    "flower": (lambda: load_sample_image("flower.jpg"), "a pink dahlia"),
+    "flower": (lambda: load_sample_image("flower.jpg"), "an orange dahlia"),
     "galaxies": (skimage.data.hubble_deep_field, "galaxies in the dark sky"),
     "motorcycle": (lambda: skimage.data.stereo_motorcycle()[0], "a motorcycle in a garage"),
     "retina": (skimage.data.retina, "the retina of an eye"),

@@ -19,7 +19,7 @@ import safetensors.numpy
 from array_record.python import array_record_module
 from etils import epath
 
-from tim_jax.data.decode import decode, header_size
+from tim_jax.data.decode import decode, header_size, pixels
 from tim_jax.data.faults import BadRecord
 from tim_jax.data.latents import latent_pair, tensors
 from tim_jax.data.sources import Fields, Location, checked_captions, checked_label, digest
@@ -169,7 +169,8 @@ class ShardSource(Fields):
         extra = {name: found[name].astype(np.float32) for name in ("text", "features") if name in found}
         return row | extra | ({"mask": found["mask"].astype(bool)} if "mask" in found else {})
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i with an image as Pillow's."""
         found = self._record(i)
         row = self._checked(found) | {"index": int(i)}
         if self._about["latent_channels"]:
@@ -177,6 +178,10 @@ class ShardSource(Fields):
         if "image" not in found:
             raise BadRecord("missing", "no image")
         return row | {"image": decode(found["image"].tobytes(), self.image_shape[-1])}
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self.row(i)
+        return row if "flipped" in row else row | {"image": pixels(row["image"])}
 
     def header(self, i: int) -> tuple[int, int]:
         """(height, width) of row i. Raises BadRecord."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from etils import epath
 
-from tim_jax.data.decode import decode, header_size
+from tim_jax.data.decode import decode, header_size, pixels
 from tim_jax.data.faults import BadRecord
 
 
@@ -20,7 +20,7 @@ class Source(Protocol):
     name: for messages. num_classes: labels lie in [0, num_classes); 0: there are none. image_shape: (h, w, c), with
     None for h and w where they differ from row to row.
     Where rows differ in size a source also has `header` and `identity` (see Readable below); where they have captions
-    its `captions` is True.
+    its `captions` is True. It may have `row`, which is __getitem__ but for images as Pillow's.
     """
 
     name: str
@@ -132,10 +132,15 @@ class Readable(Fields):
         row = {"label": checked_label(raw.label, self.num_classes)}
         return row | {"captions": checked_captions(raw.captions)} if self.captions else row
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i with the image as Pillow's, which is resized without being copied."""
         raw = self.raw(i)
         row = self.checked(raw)
         return row | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self.row(i)
+        return row | {"image": pixels(row["image"])}
 
     def header(self, i: int) -> tuple[int, int]:
         """(height, width) of row i without decoding its pixels. Raises BadRecord for what can be seen to be wrong."""
