@@ -20,7 +20,7 @@ from tim_jax.data.sizes import read_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A made-up source: row i is an image of sizes[i] whose pixels are i modulo 256; rows in `broken` cannot be read."""
+    """A made-up source: row i is an image of sizes[i] whose pixels are i modulo 256; rows in `broken` are not read."""
 
     sizes: tuple
     broken: tuple = ()
@@ -159,6 +159,13 @@ def test_a_derived_table_stays_in_its_bounds_and_leaves_no_image_too_small(grid,
     assert (bucket >= 0).all()
     if most == 64:
         assert share.mean() < 0.12
+
+
+def test_thousands_of_sizes_are_merged_without_losing_an_image():
+    sizes = 32 * np.stack(np.meshgrid(np.arange(8, 64), np.arange(8, 64)), -1).reshape(-1, 2)
+    table = derive(*sizes.T, Grid(side=32), area=1024**2, rows=lambda shape: 8)
+    assert len(table) == 64
+    assert (assign(*sizes.T, table, Fitting(max_cropped=0.99))[0] >= 0).all()
 
 
 def test_few_sizes_are_a_bucket_each_with_nothing_lost():

@@ -85,6 +85,9 @@ SEE_THROUGH = Image.fromarray(np.dstack([FOUR, np.where(X < 8, 0, 255).astype(np
 KEYED = Image.fromarray(FOUR)
 KEYED.info["transparency"] = (255, 0, 0)
 SEEN_THROUGH = np.where((np.asarray(PALETTE) == 0)[..., None], 255, FOUR)
+SEEN_ASIDE = np.where(X[..., None] < 8, 255, FOUR)
+SEEN_WITHOUT_RED = np.where((FOUR == FOUR[0, 0]).all(-1, keepdims=True), 255, FOUR)
+FINE = {"quality": 95, "subsampling": 0}
 SIXTEEN = (GREY.astype(np.uint16) * 256 + 77)
 MUTED = RGB // 2 + 64
 LAB = ImageCms.profileToProfile(
@@ -110,7 +113,7 @@ CONVERTED = {
     "bytes after its end.jpg": (saved(RGB, "JPEG", quality=95, subsampling=0) + b"more" * 99, RGB, 10),
     "größe ü 图.png": (saved(RGB, "PNG"), RGB, 0),
     "long header.png": (saved(RGB, "PNG", icc_profile=SRGB + bytes(np.random.default_rng(0).bytes(10**5))), RGB, 0),
-    "long header.jpg": (saved(RGB, "JPEG", quality=95, subsampling=0, comment=b"c" * 60000, icc_profile=b"p" * 10**5), RGB, 10),
+    "long header.jpg": (saved(RGB, "JPEG", **FINE, comment=b"c" * 60000, icc_profile=b"p" * 10**5), RGB, 10),
     "broken exif.jpg": (saved(RGB, "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0MM\0*garbage"), RGB, 10),
     "cmyk.jpg": (saved(CMYK, "JPEG", quality=95, subsampling=0), RGB, 12),
     "cmyk.tif": (saved(CMYK, "TIFF"), RGB, 0),
@@ -120,8 +123,8 @@ CONVERTED = {
     "palette.png": (saved(PALETTE, "PNG"), FOUR, 0),
     "palette.gif": (saved(PALETTE, "GIF"), FOUR, 0),
     "palette, transparent.gif": (saved(PALETTE, "GIF", transparency=0), SEEN_THROUGH, 0),
-    "palette, transparent.png": (saved(SEE_THROUGH.quantize(5, method=2), "PNG"), np.where(X[..., None] < 8, 255, FOUR), 0),
-    "one colour transparent.png": (saved(KEYED, "PNG"), np.where((FOUR == FOUR[0, 0]).all(-1, keepdims=True), 255, FOUR), 0),
+    "palette, transparent.png": (saved(SEE_THROUGH.quantize(5, method=2), "PNG"), SEEN_ASIDE, 0),
+    "one colour transparent.png": (saved(KEYED, "PNG"), SEEN_WITHOUT_RED, 0),
     "alpha.png": (saved(np.dstack([RGB, ALPHA]), "PNG"), over_white(RGB, ALPHA), 1),
     "alpha.webp": (saved(np.dstack([FOUR, ALPHA]), "WEBP", lossless=True, exact=True), over_white(FOUR, ALPHA), 1),
     "grey, alpha.png": (saved(np.dstack([GREY, ALPHA]), "PNG"), over_white(grey(GREY), ALPHA), 1),
@@ -143,7 +146,7 @@ CONVERTED = {
 } | {
     f"turned {k}.png": (saved(RGB, "PNG", exif=orientation(k)), turn(RGB), 0) for k, turn in TURNED.items()
 } | {
-    f"turned {k}.jpg": (saved(RGB, "JPEG", quality=95, subsampling=0, exif=orientation(k)), TURNED[k](RGB), 10) for k in (3, 6, 8)
+    f"turned {k}.jpg": (saved(RGB, "JPEG", **FINE, exif=orientation(k)), TURNED[k](RGB), 10) for k in (3, 6, 8)
 } | {
     "turned 6.webp": (saved(RGB, "WEBP", lossless=True, exif=orientation(6)), TURNED[6](RGB), 0),
     "turned 6.tif": (saved(RGB, "TIFF", tiffinfo={0x0112: 6}), TURNED[6](RGB), 0),
@@ -454,7 +457,8 @@ BAD_LATENTS = {
 def test_bad_latents_have_their_reasons(tmp_path):
     for k, name in enumerate("ab"):
         (tmp_path / "latents" / name).mkdir(parents=True)
-        safetensors.numpy.save_file({"latent": LATENT, "label": LABEL}, tmp_path / "latents" / name / f"{k}.safetensors")
+        path = tmp_path / "latents" / name / f"{k}.safetensors"
+        safetensors.numpy.save_file({"latent": LATENT, "label": LABEL}, path)
     whole = safetensors.numpy.save({"latent": LATENT, "label": LABEL})
     expected = {"a/0.safetensors": None, "b/1.safetensors": None}
     for name, (arrays, reason) in BAD_LATENTS.items():
@@ -494,7 +498,8 @@ BAD_TAR_ROWS = {
 
 def test_bad_rows_of_tar_shards_have_their_reasons(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, (files, _) in ({"good": ({"png": saved(RGB, "PNG"), "cls": b"1", "txt": b"a"}, "")} | BAD_TAR_ROWS).items():
+        good = {"good": ({"png": saved(RGB, "PNG"), "cls": b"1", "txt": b"a"}, "")}
+        for name, (files, _) in (good | BAD_TAR_ROWS).items():
             for ending, content in files.items():
                 about = tarfile.TarInfo(f"{name}.{ending}")
                 about.size = len(content)
@@ -509,7 +514,8 @@ def test_bad_rows_of_tar_shards_have_their_reasons(tmp_path):
 def test_bad_rows_of_parquet_files_have_their_reasons(tmp_path):
     good = saved(RGB, "PNG")
     rows = [(good, 0, "a", None), (None, 0, "a", "missing"), (b"", 0, "a", "empty"), (good, None, "a", "label")]
-    rows += [(good, 5, "a", "label"), (good, 0, None, "caption"), (good, 0, "", "caption"), (b"x", 0, "a", "unreadable")]
+    rows += [(good, 5, "a", "label"), (good, 0, None, "caption"), (good, 0, "", "caption")]
+    rows += [(b"x", 0, "a", "unreadable")]
     images, labels, texts, reasons = zip(*rows, strict=True)
     table = pyarrow.table({"image": list(images), "label": list(labels), "text": list(texts)})
     pyarrow.parquet.write_table(table, tmp_path / "0.parquet")

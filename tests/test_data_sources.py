@@ -274,7 +274,7 @@ def test_a_wrong_path_is_refused_in_one_line(name, path, message, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../a.png", "a/../../b.png", "/etc/passwd", "..", "sub/../../x", "..\\a.png", "s3://other/a.png", "/rootling/a.png", ""],
+    ["../a", "a/../../b", "/etc/passwd", "..", "sub/../../x", "..\\a", "s3://other/a", "/rootling/a", ""],
 )
 def test_a_path_that_climbs_out_of_its_root_is_refused(name):
     with pytest.raises(BadRecord, match="outside root"):

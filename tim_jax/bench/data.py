@@ -78,7 +78,8 @@ def measure(workers: int) -> dict[str, float]:
                 list(pool.map(bare, tasks))
             rates["bare_rows_per_second"].append(len(tasks) / (time.perf_counter() - began))
     ratio = np.median(np.divide(rates["rows_per_second"], rates["bare_rows_per_second"]))
-    return {"ratio": float(ratio)} | {name: float(np.median(rate)) for name, rate in rates.items()} | {"workers": workers}
+    medians = {name: float(np.median(rate)) for name, rate in rates.items()}
+    return {"ratio": float(ratio)} | medians | {"workers": workers}
 
 
 def run(json_path: str | None = None, workers: int | None = None) -> dict[str, float]:

@@ -134,9 +134,9 @@ def global_batches(
     """The data set whose element s is this process's slice of the global batch of step s, 0 <= s < MAX_STEPS.
 
     plan: of buckets; a number is the batch size of a source whose rows are all of one size.
-    Element: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index": int64 (b,), rows of the source;
-    "bucket": int32 (2,), h and w; "bad": what was replaced (faults.py takes it)} with b = rows / process_count, and, for
-    sources that have them, "caption": (b,) texts, "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T) with
+    Element, with b = rows / process_count: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index":
+    int64 (b,), rows of the source; "bucket": int32 (2,), h and w; "bad": what was replaced (faults.py takes it)}, and,
+    for sources that have them, "caption": (b,) texts, "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T) with
     "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,).
     The slices of all processes, one after another, are the global batch, whatever the number of processes.
 

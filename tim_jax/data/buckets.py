@@ -5,7 +5,6 @@ the largest. It is resized to cover its bucket and cropped, never stretched.
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -148,12 +147,25 @@ def derive(
             counts[tuple(shape)] += number
     if not counts:
         raise ValueError(f"data.buckets.area: no image is as large as {grid.side} by {grid.side}")
-    while len(counts) > 1:
-        rarest = min(counts, key=lambda shape: (counts[shape] / rows(shape), shape))
-        if len(counts) <= most and counts[rarest] >= rows(rarest):
+    shapes = np.array(sorted(counts), np.int64)
+    numbers = np.array([counts[tuple(shape)] for shape in shapes.tolist()], np.float64)
+    needed = np.array([rows(tuple(shape)) for shape in shapes.tolist()], np.float64)
+    while len(shapes) > 1:
+        rarest = int(np.argmin(numbers / needed))
+        if len(shapes) <= most and numbers[rarest] >= needed[rarest]:
             break
-        _merge(counts, rarest)
-    return ordered(tuple(counts))
+        inside = np.minimum(shapes, shapes[rarest])
+        kept = inside.prod(1)
+        lost = numbers[rarest] * (1 - kept / kept[rarest]) + numbers * (1 - kept / shapes.prod(1))
+        lost[rarest] = np.inf
+        other = int(np.argmin(lost))
+        merged, total = inside[other], numbers[rarest] + numbers[other]
+        same = np.flatnonzero((shapes == merged).all(1))
+        left = np.setdiff1d(np.arange(len(shapes)), (rarest, other, *same))
+        total += sum(numbers[i] for i in same if i not in (rarest, other))
+        shapes = np.concatenate([shapes[left], merged[None]])
+        numbers, needed = np.append(numbers[left], total), np.append(needed[left], rows(tuple(merged.tolist())))
+    return ordered(tuple(map(tuple, shapes.tolist())))
 
 
 def own_shape(height: np.ndarray, width: np.ndarray, grid: Grid, area: int, resize: bool = True) -> np.ndarray:
@@ -165,15 +177,3 @@ def own_shape(height: np.ndarray, width: np.ndarray, grid: Grid, area: int, resi
     unit = np.array([grid.side * grid.tokens_multiple, grid.side])
     shape = np.floor(size * scale / unit + 1e-9).astype(np.int64) * unit
     return np.where((shape > 0).all(1, keepdims=True), shape, 0)
-
-
-def _merge(counts: Counter, rarest: Shape) -> None:
-    """Merges the rarest shape, in place, with the one for which the two lose the fewest pixels."""
-    others = [shape for shape in counts if shape != rarest]
-    sizes, numbers = np.array(others, np.int64), np.array([counts[shape] for shape in others], np.float64)
-    inside = np.minimum(sizes, np.array([rarest], np.int64))
-    kept = inside.prod(1)
-    lost = counts[rarest] * (1 - kept / math.prod(rarest)) + numbers * (1 - kept / sizes.prod(1))
-    best = int(np.argmin(lost))
-    total = counts.pop(rarest) + counts.pop(others[best])
-    counts[tuple(inside[best].tolist())] += total

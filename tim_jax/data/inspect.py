@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, help="a configuration, such as configs/photos.py")
     parser.add_argument("--out", default="inspect", help="the folder that pictures are written to")
-    parser.add_argument("--rows-multiple", type=int, default=1, help="what the mesh needs the rows of a batch to divide by")
+    parser.add_argument("--rows-multiple", type=int, default=1, help="what rows of a batch must be a multiple of")
     args, overrides = parser.parse(argv)
     with user_errors():
         config = load_config(args.config, overrides)

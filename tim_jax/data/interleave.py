@@ -57,7 +57,7 @@ class Interleave:
 
 
 def _select(q: np.ndarray, m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The q-th visit (from 0) of an epoch: (item, number of its visit), by bisection over time; q (n,), m and u (K,)."""
+    """The q-th visits (from 0) of an epoch: (item, number of its visit), by bisection over time; q (n,), m, u (K,)."""
 
     def before(time):
         """How many visits of each item lie before each time, (n, K): monotone in time also after rounding."""

@@ -50,6 +50,7 @@ class LatentSource(Fields):
     index: str
     channels: int
     captions = False
+    latents = True
 
     @functools.cached_property
     def _table(self) -> tables.Table:

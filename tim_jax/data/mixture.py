@@ -65,6 +65,10 @@ class Mixture(Fields):
         return getattr(self.sources[0], "captions", False)
 
     @property
+    def latents(self) -> bool:
+        return getattr(self.sources[0], "latents", False)
+
+    @property
     def null(self) -> dict[str, np.ndarray]:
         return getattr(self.sources[0], "null", {})
 

@@ -31,7 +31,8 @@ def _encipher(x: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
 def row_at(position: np.ndarray, size: int, seed: int | tuple[int, ...]) -> np.ndarray:
     """The row at each position of the line: position // size is the epoch, and over one epoch every row occurs once.
 
-    position: (n,) integers >= 0. size: the number of rows, at least 1. seed: one or more numbers >= 0. Returns int64 (n,) in [0, size).
+    position: (n,) integers >= 0. size: the number of rows, at least 1. seed: one or more numbers >= 0.
+    Returns int64 (n,) in [0, size).
     """
     epoch, x = np.divmod(np.asarray(position, np.uint64), np.uint64(size))
     round_keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)

@@ -33,7 +33,7 @@ class ParquetSource(Readable):
 
     @functools.cached_property
     def _layout(self) -> tuple[list[tuple[int, int]], np.ndarray, list[str]]:
-        """([(shard, row group)], where each ends, columns to read); row group -1 for a file that cannot be opened."""
+        """([(shard, row group)], where each ends, columns to read); row group -1: a file that cannot be opened."""
         import pyarrow
         import pyarrow.parquet
 
@@ -50,7 +50,8 @@ class ParquetSource(Readable):
             groups += [(shard, group) for group in range(about.num_row_groups)]
             ends += [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         if names and "image" not in names:
-            raise ValueError(f"data.path is {self.root!r}; it has columns {', '.join(sorted(names))}, must have 'image'")
+            found = ", ".join(sorted(names))
+            raise ValueError(f"data.path is {self.root!r}; it has columns {found}, must have 'image'")
         texts = [name for name in TEXTS if name in names][:1]
         columns = ["image"] + texts + (["label"] if self.num_classes else [])
         return groups, np.cumsum(ends), columns

@@ -196,8 +196,9 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
         bucket, share = assign(sizes.height, sizes.width, table, how.fitting)
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()
         if not any(images):
+            shapes = ", ".join(f"{h}x{w}" for h, w in table)
             raise ValueError(
-                f"data.buckets: none of {len(sizes)} images fits a bucket of {', '.join(f'{h}x{w}' for h, w in table)}; "
+                f"data.buckets: none of {len(sizes)} images fits a bucket of {shapes}; "
                 "give smaller ones or data.buckets.enlarge"
             )
         few = [k for k, n in enumerate(images) if n < how.grid.rows_multiple]

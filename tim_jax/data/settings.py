@@ -64,7 +64,6 @@ class DataSettings:
                 fitting=Fitting(
                     max_cropped=buckets.get("max_cropped", Fitting.max_cropped),
                     enlarge=buckets.get("enlarge", False),
-                    resize=data.get("source") != "latents",
                 ),
             )
             bucketing.check()
@@ -119,12 +118,15 @@ def open_data(settings: DataSettings, open_source: Any, split: str | None = None
             )
         if None in source.image_shape:
             raise ValueError(
-                f"data.buckets.table and area are empty; one must be given, as the images of {source.name} differ in size"
+                "data.buckets.table and area are empty; one must be given, as the images of "
+                f"{source.name} differ in size"
             )
         return source, one_bucket(source, settings.batch_size)
     sizes = read_sizes(source, settings.directory)
     check_share(sizes.faults, len(source), settings.max_bad_share, sizes.listed)
-    return source, make_plan(source, sizes, settings.bucketing, settings.directory)
+    fitting = dataclasses.replace(settings.bucketing.fitting, resize=not getattr(source, "latents", False))
+    how = dataclasses.replace(settings.bucketing, fitting=fitting)
+    return source, make_plan(source, sizes, how, settings.directory)
 
 
 def rows_multiple(shards: int, accumulation: int, processes: int) -> int:

@@ -49,7 +49,8 @@ def write_shards(
 ) -> None:
     """Writes rows as shards into a new folder, which appears when all is written.
 
-    null: `text` (M, T) and `mask` (M,) of the empty prompt. Raises ValueError if the folder exists or there are no rows.
+    null: `text` (M, T) and `mask` (M,) of the empty prompt. Raises ValueError if the folder exists or there is no
+    row.
     """
     folder = epath.Path(folder)
     if folder.exists():
@@ -96,7 +97,8 @@ class ShardSource(Fields):
             about = json.loads(path.read_text())
             return {name: about[name] for name in ("num_classes", "captions", "latent_channels")}
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"data.path is {self.root!r}; its about.json must say what its rows have ({error})") from None
+            message = f"data.path is {self.root!r}; its about.json must say what its rows have ({error})"
+            raise ValueError(message) from None
 
     @functools.cached_property
     def null(self) -> dict[str, np.ndarray]:
@@ -129,6 +131,10 @@ class ShardSource(Fields):
     @property
     def captions(self) -> bool:
         return self._about["captions"]
+
+    @property
+    def latents(self) -> bool:
+        return self._about["latent_channels"] > 0
 
     @property
     def image_shape(self) -> tuple[None, None, int]:

@@ -20,7 +20,8 @@ class Source(Protocol):
     name: for messages. num_classes: labels lie in [0, num_classes); 0: there are none. image_shape: (h, w, c), with
     None for h and w where they differ from row to row.
     Where rows differ in size a source also has `header` and `identity` (see Readable below); where they have captions
-    its `captions` is True. It may have `row`, which is __getitem__ but for images as Pillow's.
+    its `captions` is True, and where they are latents its `latents`. It may have `row`: __getitem__, but for images as
+    Pillow's.
     """
 
     name: str

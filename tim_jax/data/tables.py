@@ -1,4 +1,4 @@
-"""Tables on disk: named columns that are written as a stream, appear whole by one rename, and are opened memory-mapped."""
+"""Tables on disk: named columns, written as a stream, that appear whole by one rename and are opened memory-mapped."""
 
 import contextlib
 import json
