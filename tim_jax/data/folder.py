@@ -9,7 +9,6 @@ from etils import epath
 from tqdm import tqdm
 
 from tim_jax.data import tables
-from tim_jax.data.faults import BadRecord
 from tim_jax.data.sources import Location, Raw, Readable, digest, read_file, stamp
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
@@ -76,10 +75,7 @@ class FolderSource(Readable):
         return tables.text_at(self._table, "name", i)
 
     def raw(self, i: int, most: int = -1) -> Raw:
-        path = epath.Path(self.root) / self.identity(i)
-        if path.is_dir():
-            raise BadRecord("unreadable", "a folder")
-        return Raw(read_file(path, most), int(self._table["label"][i]))
+        return Raw(read_file(epath.Path(self.root) / self.identity(i), most), int(self._table["label"][i]))
 
     def fingerprint(self) -> str:
         return digest("folder", self.root, self._table.meta["state"], len(self), self.channels)

@@ -78,6 +78,10 @@ class ManifestSource(Readable):
     def _table(self) -> tables.Table:
         return tables.Table(epath.Path(self.index))
 
+    @functools.cached_property
+    def _root(self) -> str:
+        return str(epath.Path(self.manifest).parent)
+
     @property
     def name(self) -> str:
         return epath.Path(self.manifest).parent.name
@@ -117,8 +121,7 @@ class ManifestSource(Readable):
         return self._raw(self._entry(self._lines(i, i + 1)[0]), most)
 
     def _raw(self, entry: dict[str, Any], most: int = -1) -> Raw:
-        root = epath.Path(self.manifest).parent
-        path = root / inside(str(root), entry["image_file"])
+        path = epath.Path(self._root) / inside(self._root, entry["image_file"])
         return Raw(read_file(path, most), None, entry.get("captions"))
 
     def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
@@ -134,7 +137,7 @@ class ManifestSource(Readable):
     def _header(self, i: int, entry: dict[str, Any]) -> tuple[int, int]:
         if entry.get("bucket") is None:
             return self.header(i)
-        inside(str(epath.Path(self.manifest).parent), entry["image_file"])
+        inside(self._root, entry["image_file"])
         self.checked(Raw(b"", None, entry.get("captions")))
         return declared_size(entry["bucket"])
 

@@ -214,7 +214,10 @@ class InMemory(Fields):
 
 def normalise(image: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    x = image.astype(np.float32)
+    x /= np.float32(127.5)
+    x -= np.float32(1)
+    return x
 
 
 def arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
