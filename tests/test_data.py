@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from tim_jax import data
 from tim_jax.data.digits import Digits, split_rows
 from tim_jax.data.order import row_at
-from tim_jax.data.sources import prepare
+from tim_jax.data.tfds_source import prepare
 
 SPLITS = ("train", "held_out")
 
@@ -237,7 +237,10 @@ def test_a_batch_holds_the_rows_that_it_names(train):
         "x": ((32, 8, 8, 1), np.float32),
         "label": ((32,), np.int32),
         "index": ((32,), np.int64),
+        "bucket": ((2,), np.int32),
+        "bad": ((0, 4), np.dtype("<U1")),
     }
+    assert batch["bucket"].tolist() == [8, 8]
     images, labels = data.arrays(train)
     np.testing.assert_array_equal(batch["x"], images[batch["index"]])
     np.testing.assert_array_equal(batch["label"], labels[batch["index"]])
@@ -250,7 +253,7 @@ def test_a_batch_holds_the_rows_that_it_names(train):
     "wrong, message",
     [
         (lambda d: data.open_source("digit", d, "train"), "'digit'.*'digits'"),
-        (lambda d: data.open_source("xyz", d, "train"), "'xyz'.*'digits'"),
+        (lambda d: data.open_source("xyz", d, "train"), "'xyz'.*nearest.*digits"),
         (lambda d: data.open_source("digits", d, "test"), "'test'.*train, held_out"),
         (lambda d: data.global_batches(Numbered(9), 6, 0, process_count=4), "6.*process_count 4"),
         (lambda d: data.global_batches(Numbered(9), 0, 0), "batch_size 0"),

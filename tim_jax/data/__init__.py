@@ -1,25 +1,54 @@
 """From sources of images to global batches. A new source is one file and one line in SOURCES."""
 
 import difflib
+from typing import Any
 
-from tim_jax.data.batches import global_batches, iterate
+from tim_jax.data.batches import Order, ahead, global_batches, iterate
+from tim_jax.data.buckets import Fitting, Grid
 from tim_jax.data.digits import digits
-from tim_jax.data.sources import Source, arrays, normalise
+from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, watched
+from tim_jax.data.fit import Look
+from tim_jax.data.folder import open_folder
+from tim_jax.data.latents import open_latents
+from tim_jax.data.manifest import open_manifest
+from tim_jax.data.mixture import Mixture
+from tim_jax.data.parquet import open_parquet
+from tim_jax.data.photos import photos
+from tim_jax.data.plan import Bucket, Bucketing, Plan, make_plan, one_bucket
+from tim_jax.data.shards import open_shards, write_shards
+from tim_jax.data.sizes import read_sizes
+from tim_jax.data.sources import Location, Source, arrays, normalise
+from tim_jax.data.tar import open_tar
+from tim_jax.data.tfds_source import open_tfds
 
+# name -> (Location -> Source)
 SOURCES = {
     "digits": digits,
+    "photos": photos,
+    "folder": open_folder,
+    "manifest": open_manifest,
+    "tar": open_tar,
+    "parquet": open_parquet,
+    "latents": open_latents,
+    "shards": open_shards,
+    "tfds": open_tfds,
 }
 
 
-def open_source(name: str, directory: str, split: str) -> Source:
+def open_source(name: str, directory: str, split: str = "train", **where: Any) -> Source:
     """The split of a named source, with its files below `directory`; embedded sources are written there on first use.
 
+    where: `path`, `channels` and `num_classes` of Location.
     Raises ValueError for a name that is not in SOURCES and for a split that the source does not have.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1, cutoff=0.0)[0]
         raise ValueError(f"source {name!r}: no such source, nearest is {near!r} (of {', '.join(sorted(SOURCES))})")
-    return SOURCES[name](directory, split)
+    return SOURCES[name](Location(directory, split, **where))
 
 
-__all__ = ["SOURCES", "Source", "arrays", "global_batches", "iterate", "normalise", "open_source"]
+__all__ = [
+    "SOURCES", "Account", "BadRecord", "Bucket", "Bucketing", "Fitting", "Grid", "Location", "Look", "Mixture", "Order",
+    "Plan", "Source", "TooManyBadRecords", "ahead", "arrays", "global_batches", "iterate", "make_plan", "normalise",
+    "one_bucket", "open_source", "read_sizes", "watched", "write_shards",
+]  # fmt: skip

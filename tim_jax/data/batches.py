@@ -1,68 +1,160 @@
 """Global batches: the batch of step s is a pure function of (seed, s), and the data position of a run is s.
 
-Step s takes the positions sB to sB + B - 1 of the endless line of rows (order.py). So a batch may reach over an epoch's
-end and no row is left out: after k epochs' worth of rows every row has been seen k times, give or take one. With P
-processes, process p takes the p-th of P equal slices of each batch.
+A step's bucket, and how often that bucket came before, follow from an Interleave of all buckets; visit j of a bucket
+with batches of B rows takes the positions jB to jB + B - 1 of the bucket's own endless line of rows (order.py). So
+rows left over at an epoch's end go to the next: after k epochs every row has been seen k times, give or take one. With
+P processes, process p takes the p-th of P equal slices of each batch.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from tim_jax.data import faults
+from tim_jax.data.faults import BadRecord, TooManyBadRecords
+from tim_jax.data.fit import Look, draws, fit
+from tim_jax.data.interleave import Interleave
 from tim_jax.data.order import row_at
-from tim_jax.data.sources import Source, normalise
+from tim_jax.data.plan import Plan, one_bucket
+from tim_jax.data.sources import Fields, Source, normalise
 
 MAX_STEPS = 2**40
+ATTEMPTS = 100
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Slice:
+class Order(Fields):
+    """Which rows make up the global batch of a step."""
+
+    plan: Plan
+    seed: int
+
+    @functools.cached_property
+    def _buckets(self) -> Interleave:
+        return Interleave(tuple(Fraction(sum(b.amount)) / b.rows for b in self.plan.buckets), self.seed)
+
+    @functools.cached_property
+    def _parts(self) -> list[Interleave]:
+        return [Interleave(bucket.amount, self.seed + 1) for bucket in self.plan.buckets]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every image is seen once, on average."""
+        return float(sum(self._buckets.amounts))
+
+    def bucket(self, step: int) -> tuple[int, int]:
+        """(bucket, the position in the bucket's line of the batch's first row) of a step."""
+        (bucket,), (visit,) = self._buckets.at(np.array([step]))
+        return int(bucket), int(visit) * self.plan.buckets[bucket].rows
+
+    def rows(self, bucket: int, positions: np.ndarray, attempt: int = 0) -> np.ndarray:
+        """Rows of the source, int64 (n,), at positions (n,) of a bucket's line.
+
+        attempt: 0; 1, 2, ... give the rows that replace them, of the same bucket and, in a mixture, the same part.
+        Over an epoch a good row replaces at most one other at each attempt.
+        """
+        found = np.empty(len(positions), np.int64)
+        parts, ranks = self._parts[bucket].at(positions)
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            size = self.plan.buckets[bucket].images[part]
+            numbers = row_at(ranks[here], size, (self.seed, bucket, part, attempt))
+            found[here] = self.plan.rows(bucket, part, numbers)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice(Fields):
     """step -> one process's slice of the global batch of that step."""
 
     source: Source
-    batch_size: int
-    seed: int
+    order: Order
+    look: Look
     process_index: int
     process_count: int
 
     def __call__(self, step: int) -> Batch:
-        rows_here = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * rows_here
-        index = row_at(first + np.arange(rows_here), len(self.source), self.seed)
-        rows = [self.source[i] for i in index.tolist()]
-        return {
-            "x": normalise(np.stack([row["image"] for row in rows])),
+        bucket, first = self.order.bucket(step)
+        about = self.order.plan.buckets[bucket]
+        rows_here = about.rows // self.process_count
+        slots = self.process_index * rows_here + np.arange(rows_here)
+        drawn = draws(self.order.seed, step, slots)
+        bad, rows = [], []
+        for i, index in enumerate(self.order.rows(bucket, first + slots).tolist()):
+            rows.append(self._row(bucket, first + slots[i : i + 1], index, drawn[i], bad))
+        batch = {
+            "x": np.stack([row["image"] for row in rows]),
             "label": np.asarray([row["label"] for row in rows], np.int32),
             "index": np.asarray([row["index"] for row in rows], np.int64),
+            "bucket": np.asarray(about.shape, np.int32),
+            "bad": faults.encode(bad),
         }
+        batch["x"] = normalise(batch["x"]) if batch["x"].dtype == np.uint8 else batch["x"].astype(np.float32)
+        if "caption" in rows[0]:
+            batch["caption"] = np.array([row["caption"] for row in rows], np.str_)
+        for name in ("text", "mask", "features"):
+            if name in rows[0]:
+                batch[name] = np.stack([row[name] for row in rows])
+        if "features" in batch:
+            batch["features_mask"] = np.ones(rows_here, bool)
+        return batch | {f"null_{name}": value[None] for name, value in getattr(self.source, "null", {}).items()}
+
+    def _row(self, bucket: int, position: np.ndarray, index: int, draw: np.ndarray, bad: list) -> dict[str, Any]:
+        """The row, or the first of those that replace it that can be used; what is wrong is added to `bad`."""
+        plan, read = self.order.plan, getattr(self.source, "row", self.source.__getitem__)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return fit(read(index), plan.buckets[bucket].shape, plan.fitting, self.look, draw)
+            except BadRecord as error:
+                bad.append((index, self.source.identity(index), error))
+            index = int(self.order.rows(bucket, position, attempt)[0])
+        raise TooManyBadRecords(
+            f"bad records: {ATTEMPTS} rows in turn of source {self.source.name} cannot be used, "
+            f"the last is {bad[-1][1]} ({bad[-1][2]})"
+        )
 
 
 def global_batches(
-    source: Source, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    plan: Plan | int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    look: Look = Look(),
 ) -> grain.MapDataset:
     """The data set whose element s is this process's slice of the global batch of step s, 0 <= s < MAX_STEPS.
 
-    Element: {"x": float32 (b, h, w, c) in [-1, 1], "label": int32 (b,), "index": int64 (b,) rows of the source} with
-    b = batch_size / process_count. The slices of all processes, one after another, are the global batch, whatever the
-    number of processes.
+    plan: of buckets; a number is the batch size of a source whose rows are all of one size.
+    Element, with b = rows / process_count: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index":
+    int64 (b,), rows of the source; "bucket": int32 (2,), h and w; "bad": what was replaced (faults.py takes it)}, and,
+    for sources that have them, "caption": (b,) texts, "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T) with
+    "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,).
+    The slices of all processes, one after another, are the global batch, whatever the number of processes.
 
-    Raises ValueError if batch_size is not a positive multiple of process_count, process_index is not below it, the
-    source is empty or the seed is negative.
+    Raises ValueError if the rows of a bucket are not a positive multiple of process_count, process_index is not below
+    it, the source is empty or the seed is negative.
     """
     if process_count < 1 or not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index}: must be at least 0 and below process_count {process_count}")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size}: must be a positive multiple of process_count {process_count}")
+    if isinstance(plan, int):
+        plan = one_bucket(source, plan)
+    for bucket in plan.buckets:
+        if bucket.rows % process_count:
+            raise ValueError(f"batch_size {bucket.rows}: must be a positive multiple of process_count {process_count}")
     if seed < 0:
         raise ValueError(f"seed {seed}: must be 0 or more")
-    if not len(source):
-        raise ValueError(f"source {source.name}: has no rows, must have at least one")
-    return grain.MapDataset.range(MAX_STEPS).map(_Slice(source, batch_size, seed, process_index, process_count))
+    look.check()
+    step = _Slice(source, Order(plan, seed), look, process_index, process_count)
+    return grain.MapDataset.range(MAX_STEPS).map(step)
 
 
 def iterate(
@@ -82,3 +174,13 @@ def iterate(
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch)))
     return iter(stream)
+
+
+def ahead(batches: Iterator, put: Callable[[Any], Any], depth: int = 2) -> Iterator:
+    """put(batch) of each batch, called `depth` batches before it is asked for: transfers overlap the work on others."""
+    ready = deque()
+    for batch in batches:
+        ready.append(put(batch))
+        if len(ready) > depth:
+            yield ready.popleft()
+    yield from ready

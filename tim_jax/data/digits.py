@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tim_jax.data.sources import InMemory, Source, TfdsSource, prepare
+from tim_jax.data.sources import InMemory, Location, Source
+from tim_jax.data.tfds_source import TfdsSource, prepare
 
 HELD_OUT_EVERY = 5
 
@@ -65,6 +66,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": encode_png(images[i]), "label": int(digits.target[i])}
 
 
-def digits(directory: str, split: str) -> Source:
+def digits(at: Location) -> Source:
     """The digits, written below `directory` on first use; split: "train" or "held_out"."""
-    return InMemory(TfdsSource(prepare(Digits, directory), split))
+    return InMemory(TfdsSource(prepare(Digits, at.directory), at.split))

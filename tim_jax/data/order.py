@@ -28,10 +28,11 @@ def _encipher(x: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     return (high << low_bits) | low
 
 
-def row_at(position: np.ndarray, size: int, seed: int) -> np.ndarray:
+def row_at(position: np.ndarray, size: int, seed: int | tuple[int, ...]) -> np.ndarray:
     """The row at each position of the line: position // size is the epoch, and over one epoch every row occurs once.
 
-    position: (n,) integers >= 0. size: the number of rows, at least 1. seed: >= 0. Returns int64 (n,) in [0, size).
+    position: (n,) integers >= 0. size: the number of rows, at least 1. seed: one or more numbers >= 0.
+    Returns int64 (n,) in [0, size).
     """
     epoch, x = np.divmod(np.asarray(position, np.uint64), np.uint64(size))
     round_keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)
@@ -41,3 +42,15 @@ def row_at(position: np.ndarray, size: int, seed: int) -> np.ndarray:
     while (outside := np.flatnonzero(x >= size)).size:
         x[outside] = _encipher(x[outside], keys[:, outside], bits)
     return x.astype(np.int64)
+
+
+def keys(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
+    """A random uint64 for each row of a step, from (seed, step, row) alone. seed, step >= 0; rows (n,) >= 0."""
+    base = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)
+    at_step = _mix(base ^ _mix(np.array([step], np.uint64) + np.uint64(1)))
+    return _mix(at_step ^ _mix(np.asarray(rows, np.uint64) + np.uint64(1)))
+
+
+def uniform(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
+    """A random float64 in (0, 1), the ends excluded, for each row of a step, from (seed, step, row) alone."""
+    return ((keys(seed, step, rows) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

@@ -1,109 +1,182 @@
 """A source: images with labels, found by number. Everything else in this room is built on it."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-from typing import Any, Protocol
+import os
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
+
+from tim_jax.data.decode import decode, header_size, pixels
+from tim_jax.data.faults import BadRecord
 
 
 class Source(Protocol):
-    """A finite, ordered collection of labelled images with random access.
+    """A finite, ordered collection of images or latents with random access.
 
-    name: for messages. num_classes: labels lie in [0, num_classes). image_shape: (h, w, c).
+    name: for messages. num_classes: labels lie in [0, num_classes); 0: there are none. image_shape: (h, w, c), with
+    None for h and w where they differ from row to row.
+    Where rows differ in size a source also has `header` and `identity` (see Readable below); where they have captions
+    its `captions` is True, and where they are latents its `latents`. It may have `row`: __getitem__, but for images as
+    Pillow's.
     """
 
     name: str
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int | None, int | None, int]
 
     def __len__(self) -> int:
         """The number of rows."""
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Row i, 0 <= i < len: {"image": uint8 (h, w, c), "label": int, "index": i}."""
+        """Row i, 0 <= i < len: {"image": uint8 (h, w, c), "label": int, "index": i}.
+
+        Latents are float32, and come with "flipped", the latent of the mirrored image. A row may also hold "captions",
+        a tuple of texts, and arrays that go with it: "text" (M, T) with "mask" (M,), "features" (rows, columns, Z).
+        Raises BadRecord for a row that cannot be used.
+        """
 
     def fingerprint(self) -> str:
         """A short digest that changes when the rows do."""
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """An encoded greyscale or RGB image as uint8 (h, w, 1) or (h, w, 3)."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.atleast_3d(np.asarray(image, np.uint8))
-
-
 @dataclasses.dataclass(frozen=True)
-class TfdsSource:
-    """One split of a prepared TensorFlow Datasets data set with `image` and `label` features, read without TensorFlow.
+class Location:
+    """Where a source's rows are.
 
-    directory: the folder of one version, in a file format with random access (ArrayRecord). split: its name there.
-    Raises ValueError for a split that the data set does not have. Pickles as its two strings.
+    directory: where embedded data sets, indices and tables of sizes are written. path: of the data, or the name of a
+    data set; embedded sources have none. split: which part of the data, where the source has parts. channels: of the
+    images to make, 1 or 3, or of the latents that are there. num_classes: labels lie below it, where the data does not
+    say so itself; 0: labels are not read.
     """
 
     directory: str
-    split: str
-
-    def __post_init__(self):
-        splits = self._builder.info.splits
-        if self.split not in splits:
-            raise ValueError(f"split {self.split!r} of {self.name}: must be one of {', '.join(splits)}")
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"directory": self.directory, "split": self.split}
-
-    @functools.cached_property
-    def _builder(self):
-        return tfds.builder_from_directory(self.directory)
-
-    @functools.cached_property
-    def _rows(self):
-        # TensorFlow Datasets would decode with OpenCV where that is installed, to other pixels for lossy formats.
-        return self._builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
+    split: str = "train"
+    path: str = ""
+    channels: int = 3
+    num_classes: int = 0
 
     @property
-    def name(self) -> str:
-        return self._builder.name
+    def root(self) -> epath.Path:
+        """The path. Raises ValueError if it is not there."""
+        if not self.path:
+            raise ValueError("data.path is empty; it must name the data of this source")
+        root = epath.Path(self.path).expanduser()
+        if not root.exists():
+            raise ValueError(f"data.path is {self.path!r}; there is no such file or folder")
+        return root
 
-    @property
-    def num_classes(self) -> int:
-        return self._builder.info.features["label"].num_classes
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self._builder.info.features["image"].shape
+def digest(*parts: Any) -> str:
+    """A short digest of what is given, by its representation."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-    def __len__(self) -> int:
-        return self._builder.info.splits[self.split].num_examples
+
+def stamp(path: epath.Path) -> tuple[int, float]:
+    """(bytes, time of the last change) of a file or folder, as exactly as its storage knows."""
+    if os.path.exists(path):
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    stat = path.stat()
+    return stat.length, stat.mtime
+
+
+class Fields:
+    """Pickles a frozen dataclass as its fields alone, without what it has read or opened."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class Raw(NamedTuple):
+    """A row as it is stored. encoded: bytes of an image file; label, captions: whatever is found, None for nothing."""
+
+    encoded: bytes
+    label: Any = None
+    captions: Any = None
+
+
+def checked_label(label: Any, num_classes: int) -> int:
+    """The label as a whole number in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
+    if not num_classes:
+        return 0
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
+        raise BadRecord("label", f"{label!r}, must be a whole number from 0 to {num_classes - 1}")
+    return int(label)
+
+
+def checked_captions(captions: Any) -> tuple[str, ...]:
+    """One or more texts as a tuple. Raises BadRecord."""
+    found = (captions,) if isinstance(captions, str) else captions
+    if not isinstance(found, list | tuple) or not found:
+        raise BadRecord("caption", f"{captions!r:.60}, must be a text or a list of texts")
+    for text in found:
+        if not isinstance(text, str) or not text.strip():
+            raise BadRecord("caption", f"{text!r:.60}, must be a text that is not empty")
+    return tuple(found)
+
+
+class Readable(Fields):
+    """What sources of encoded images share. They give `raw`, `identity`, `num_classes`, `captions` and `image_shape`.
+
+    raw(i, most): the stored row, of the image's bytes at least the first `most`; identity(i): what to call the row.
+    """
+
+    HEADER_BYTES = 2**16
+    captions = False
+
+    def checked(self, raw: Raw) -> dict[str, Any]:
+        """Label and captions of a stored row. Raises BadRecord."""
+        row = {"label": checked_label(raw.label, self.num_classes)}
+        return row | {"captions": checked_captions(raw.captions)} if self.captions else row
+
+    def row(self, i: int) -> dict[str, Any]:
+        """Row i with the image as Pillow's, which is resized without being copied."""
+        raw = self.raw(i)
+        row = self.checked(raw)
+        return row | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self._rows[i]
-        return {"image": decode(row["image"]), "label": int(row["label"]), "index": int(i)}
+        row = self.row(i)
+        return row | {"image": pixels(row["image"])}
 
-    def fingerprint(self) -> str:
-        info = self._builder.info.splits[self.split]
-        identity = (self._builder.info.full_name, self.split, info.shard_lengths, info.num_bytes)
-        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    def header(self, i: int) -> tuple[int, int]:
+        """(height, width) of row i without decoding its pixels. Raises BadRecord for what can be seen to be wrong."""
+        raw = self.raw(i, self.HEADER_BYTES)
+        self.checked(raw)
+        if not raw.encoded:
+            raise BadRecord("empty")
+        if len(raw.encoded) >= self.HEADER_BYTES:
+            try:
+                return header_size(io.BytesIO(raw.encoded[: self.HEADER_BYTES]))
+            except BadRecord:  # a header may be longer, as when it holds a colour profile
+                raw = self.raw(i)
+        return header_size(io.BytesIO(raw.encoded))
+
+
+def read_file(path: epath.Path, most: int = -1) -> bytes:
+    """The bytes of a file, or its first `most`. Raises BadRecord if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        raise BadRecord("missing", str(path)) from None
+    except OSError as error:
+        raise BadRecord("unreadable", str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory:
-    """A small source decoded once, on the first read, and served from memory from then on. Pickles without its rows."""
+class InMemory(Fields):
+    """A small source, each row decoded when it is first read and served from memory from then on. Pickles without."""
 
     source: Source
 
-    def __getstate__(self) -> dict[str, Source]:
-        return {"source": self.source}
-
     @functools.cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        return [self.source[i] for i in range(len(self.source))]
+    def _rows(self) -> dict[int, dict[str, Any]]:
+        return {}
 
     @property
     def name(self) -> str:
@@ -117,39 +190,34 @@ class InMemory:
     def image_shape(self) -> tuple[int, int, int]:
         return self.source.image_shape
 
+    @property
+    def captions(self) -> bool:
+        return getattr(self.source, "captions", False)
+
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        if i not in self._rows:
+            self._rows[i] = self.source[i]
         return dict(self._rows[i])
+
+    def header(self, i: int) -> tuple[int, int]:
+        return self.source.header(i)
+
+    def identity(self, i: int) -> str:
+        return self.source.identity(i)
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
 
-def prepare(builder: type[tfds.core.DatasetBuilder], directory: str) -> str:
-    """Writes a data set below `directory` as ArrayRecord, unless it is there already, and returns its own folder.
-
-    The folder appears whole by one rename. Of several processes that start at once, one wins and the others read what
-    it wrote.
-    """
-    root = epath.Path(directory).expanduser()
-    made = builder(data_dir=root, file_format="array_record")
-    if made.data_path.exists():
-        return str(made.data_path)
-    try:
-        # Its messages speak of a download of unknown size; there is none.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            made.download_and_prepare(download_dir=made.data_path.parent)
-    except OSError:
-        if not made.data_path.exists():
-            raise
-    return str(made.data_path)
-
-
 def normalise(image: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    x = image.astype(np.float32)
+    x /= np.float32(127.5)
+    x -= np.float32(1)
+    return x
 
 
 def arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:

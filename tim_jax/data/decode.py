@@ -1,0 +1,138 @@
+"""Encoded images of all kinds to uint8 RGB or greyscale, as a viewer shows them; what has no right reading is refused.
+
+Orientation is the EXIF tag's. Transparency is laid over white. Of an animation the first frame is taken. Sixteen bits
+are rounded to eight. CMYK goes through its embedded profile where it has one.
+"""
+
+import contextlib
+import io
+import struct
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from tim_jax.data.faults import BadRecord
+
+MAX_PIXELS = 2**26
+# Formats of pixels only: Pillow would hand others, such as PostScript, to programs that run them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+ORIENTATION = 0x0112
+TRANSPOSED = (5, 6, 7, 8)
+# Pillow turns these by itself.
+TURNED_WHEN_READ = ("TIFF",)
+# What Pillow's readers raise besides OSError for files that are damaged inside.
+READERS_LET_THROUGH = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+
+
+@contextlib.contextmanager
+def _refusals():
+    """Within it, what Pillow raises for a damaged file is a BadRecord."""
+    try:
+        yield
+    except BadRecord:
+        raise
+    except UnidentifiedImageError:
+        raise BadRecord("unreadable", "no known image format") from None
+    except Image.DecompressionBombError as error:
+        raise BadRecord("too many pixels", str(error)) from None
+    except (OSError, EOFError) as error:
+        reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise BadRecord(reason, str(error)) from None
+    except READERS_LET_THROUGH as error:
+        raise BadRecord("unreadable", f"{type(error).__name__}: {error}") from None
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    image = Image.open(file, formats=FORMATS)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadRecord("too many pixels", f"{height}x{width} pixels, above {MAX_PIXELS}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format in TURNED_WHEN_READ:
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asking Pillow would read all pixels
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OSError, EOFError):
+        return 1  # viewers show a picture whose EXIF data is damaged
+    return found if found in range(1, 9) else 1
+
+
+def header_size(file: BinaryIO) -> tuple[int, int]:
+    """(height, width) of an encoded image as it will be shown, from its header alone. Raises BadRecord."""
+    with _refusals():
+        image = _open(file)
+        width, height = image.size
+        return (width, height) if _orientation(image) in TRANSPOSED else (height, width)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):
+            return image.convert("RGB")  # a damaged profile: as if there were none
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits, or of 32 that hold 16, rounded to 8."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadRecord("mode", f"whole numbers from {values.min()} to {values.max()}")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB."""
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return _over_white(image) if "transparency" in image.info else image
+    if mode == "1":
+        return image.convert("L")
+    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
+        transparent = mode != "P" or "transparency" in image.info
+        return _over_white(image) if transparent else image.convert("RGB")
+    if mode == "CMYK":
+        return _from_cmyk(image)
+    if mode in ("YCbCr", "HSV", "RGBX"):
+        return image.convert("RGB")
+    if mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    if mode.startswith("I"):
+        return _to_eight_bits(image)
+    raise BadRecord("mode", mode)
+
+
+def decode(encoded: bytes, channels: int) -> Image.Image:
+    """An encoded image in mode L (channels 1: ITU-R 601 luma) or RGB (channels 3). Raises BadRecord."""
+    if not encoded:
+        raise BadRecord("empty")
+    with _refusals(), _open(io.BytesIO(encoded)) as image:
+        orientation = _orientation(image)
+        image.load()
+        plain = _plain(image)
+        if orientation != 1:
+            plain.getexif()[ORIENTATION] = orientation
+            plain = ImageOps.exif_transpose(plain)
+        mode = "L" if channels == 1 else "RGB"
+        return plain if plain.mode == mode else plain.convert(mode)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (h, w, c) of an image in mode L or RGB."""
+    return np.atleast_3d(np.asarray(image))

@@ -1,0 +1,101 @@
+"""Tables on disk: named columns, written as a stream, that appear whole by one rename and are opened memory-mapped."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+class Writer:
+    """Appends to the columns of a table. `meta` is written with it."""
+
+    def __init__(self, folder: epath.Path, columns: dict[str, Any]):
+        self.meta: dict[str, Any] = {}
+        self._types = {name: np.dtype(dtype) for name, dtype in columns.items()}
+        self._folder = folder
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in columns}
+        self._lengths = dict.fromkeys(columns, 0)
+
+    def append(self, **values: Any) -> None:
+        """Adds values, (n,) each or scalars, to the columns that are named."""
+        for name, value in values.items():
+            value = np.atleast_1d(np.asarray(value, self._types[name]))
+            self._files[name].write(value.tobytes())
+            self._lengths[name] += len(value)
+
+    def length(self, name: str) -> int:
+        """How many values a column has."""
+        return self._lengths[name]
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text file that lies beside the columns."""
+        (self._folder / name).write_text(text)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        columns = {name: [self._types[name].str, length] for name, length in self._lengths.items()}
+        (self._folder / "table.json").write_text(json.dumps({"columns": columns, "meta": self.meta}))
+
+
+@contextlib.contextmanager
+def writing(folder: epath.Path, **columns: Any) -> Iterator[Writer]:
+    """A Writer for a new table in `folder`, which appears when all is written; of several writers the first wins."""
+    unfinished = folder.parent / f"{folder.name}.unfinished-{uuid.uuid4().hex[:8]}"
+    unfinished.mkdir(parents=True)
+    try:
+        writer = Writer(unfinished, columns)
+        yield writer
+        writer.close()
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not (folder / "table.json").exists():
+                raise
+    finally:
+        if unfinished.exists():
+            unfinished.rmtree()
+
+
+class Table:
+    """An open table: columns by name as read-only arrays that are memory-mapped where files are local."""
+
+    def __init__(self, folder: epath.Path):
+        described = json.loads((folder / "table.json").read_text())
+        self.meta = described["meta"]
+        self._columns = {name: _column(folder / f"{name}.bin", *about) for name, about in described["columns"].items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name]
+
+
+def _column(path: epath.Path, dtype: str, length: int) -> np.ndarray:
+    if not length:
+        return np.zeros(0, dtype)
+    if os.path.exists(path):
+        return np.memmap(path, dtype, "r", shape=(length,))
+    return np.frombuffer(path.read_bytes(), dtype)
+
+
+def exists(folder: epath.Path) -> bool:
+    """Whether a whole table is in `folder`."""
+    return (folder / "table.json").exists()
+
+
+def text_at(table: Table, name: str, i: int) -> str:
+    """The i-th text of a pair of columns: `name`, the UTF-8 bytes of all texts, and `name`_end, where each ends."""
+    ends = table[f"{name}_end"]
+    start = int(ends[i - 1]) if i else 0
+    return table[name][start : int(ends[i])].tobytes().decode()
+
+
+def append_text(writer: Writer, name: str, text: str) -> None:
+    """Adds a text to a pair of columns as `text_at` reads it."""
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    writer.append(**{name: encoded})
+    writer.append(**{f"{name}_end": writer.length(name)})
