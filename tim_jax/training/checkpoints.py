@@ -1,5 +1,6 @@
 """Checkpoints by orbax: the whole state and a record of what made it, written and summed up in the background."""
 
+import contextlib
 import sys
 import threading
 from typing import Any
@@ -55,6 +56,10 @@ class Saver:
         The data position is the step itself.
         """
         self.wait()
+        if self.failure:  # the manager tells each thread of an error once, and has dropped what it meant to delete
+            with contextlib.suppress(Exception):
+                self.manager.wait_until_finished()
+            self.manager.reload()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self.manager.save(step, args=items, force=True)
@@ -70,8 +75,10 @@ class Saver:
             self._thread.join()
 
     def close(self) -> None:
+        """Waits, too."""
         self.wait()
-        self.manager.close()
+        with contextlib.suppress(Exception) if self.failure else contextlib.nullcontext():
+            self.manager.close()
 
     def _finish(self, step: int) -> None:
         folder = self.manager.directory / str(step)

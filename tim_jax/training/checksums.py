@@ -9,12 +9,16 @@ import re
 from etils import epath
 
 NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.sha256")
+OWN = re.compile(NAME.pattern + r"(\.begun)?")
 
 
 def write(folder: epath.Path, process: int = 0, count: int = 1) -> None:
     """Writes the share of process `process` of `count`. The files must not change any more."""
     lines = "".join(f"{digest(folder / name)}  {name}\n" for name in _files(folder)[process::count])
-    (folder / f"manifest-{process}-of-{count}.sha256").write_text(lines + _last_line(lines))
+    path = folder / f"manifest-{process}-of-{count}.sha256"
+    begun = folder / f"{path.name}.begun"
+    begun.write_text(lines + _last_line(lines))
+    begun.rename(path)
 
 
 def has_manifest(folder: epath.Path) -> bool:
@@ -55,7 +59,7 @@ def _files(folder: epath.Path, prefix: str = "") -> list[str]:
         name = f"{prefix}{path.name}"
         if path.is_dir():
             names += _files(path, f"{name}/")
-        elif not NAME.fullmatch(name):
+        elif not OWN.fullmatch(name):
             names.append(name)
     return sorted(names)
 
