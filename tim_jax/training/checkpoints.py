@@ -55,11 +55,7 @@ class Saver:
 
         The data position is the step itself.
         """
-        self.wait()
-        if self.failure:  # the manager tells each thread of an error once, and has dropped what it meant to delete
-            with contextlib.suppress(Exception):
-                self.manager.wait_until_finished()
-            self.manager.reload()
+        self._settle()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         try:
             self.manager.save(step, args=items, force=True)
@@ -76,9 +72,15 @@ class Saver:
 
     def close(self) -> None:
         """Waits, too."""
+        self._settle()
+        self.manager.close()
+
+    def _settle(self) -> None:
         self.wait()
-        with contextlib.suppress(Exception) if self.failure else contextlib.nullcontext():
-            self.manager.close()
+        if self.failure:  # the manager tells each thread of an error once, and has dropped what it meant to delete
+            with contextlib.suppress(Exception):
+                self.manager.wait_until_finished()
+            self.manager.reload()
 
     def _finish(self, step: int) -> None:
         folder = self.manager.directory / str(step)

@@ -96,7 +96,7 @@ class Trainer:
         return jax.jit(
             functools.partial(train_step, self.step),
             in_shardings=(self.shardings, None),
-            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)),
             donate_argnums=0,
         )
 
@@ -105,7 +105,11 @@ class Trainer:
         return {}
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step with the program compiled for this batch's shapes."""
+        """One step: the next state and its metrics."""
+        return self.detailed(state, batch)[:2]
+
+    def detailed(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict, dict]:
+        """One step with the program compiled for this batch's shapes: `train_step` with all that it returns."""
         shapes = tuple((name, value.shape, value.dtype) for name, value in sorted(batch.items()))
         if shapes not in self._compiled:
             with on_mesh(self.mesh):
