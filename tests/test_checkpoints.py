@@ -29,7 +29,7 @@ def saved(workdir, steps, keep=100, keep_every=0):
     for step in steps:
         saver.save(step, state(step), RECORD)
     saver.close()
-    assert saver.failure is None
+    assert saver.failures == [] and saver.saved == steps[-1]
 
 
 @pytest.fixture
@@ -50,9 +50,7 @@ def names(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(
-    "keep, keep_every, left", [(2, 0, [6, 7]), (1, 3, [0, 3, 6, 7])]
-)
+@pytest.mark.parametrize("keep, keep_every, left", [(2, 0, [6, 7]), (1, 3, [0, 3, 6, 7])])
 def test_the_latest_and_every_nth_stay(keep, keep_every, left, workdir):
     saved(workdir, range(8), keep, keep_every)
     assert names(workdir) == left
@@ -219,11 +217,11 @@ def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir
         saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "checkpoint of step 2 could not be written" in saver.failure
-    assert saver.failure in capsys.readouterr().err
+    assert len(saver.failures) == 1 and "checkpoint of step 2 could not be written" in saver.failures[0]
+    assert saver.failures[0] in capsys.readouterr().err
     assert names(workdir) == [1], "nothing is left of what was begun"
     assert found(workdir) == (1, {})
     saver.save(3, large, RECORD)  # there is room again
     saver.close()
-    assert saver.failure is None
+    assert len(saver.failures) == 1 and saver.saved == 3
     assert names(workdir) == [3] and found(workdir) == (3, {})

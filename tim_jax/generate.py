@@ -1,6 +1,6 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
-import functools
+import sys
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ from tim_jax.config import Run
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
-from tim_jax.transitions.sampler import make_plan, sample, start_noise
+from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
-    """The weights that `sampling.weights` names and the step, from a workdir's latest checkpoint, on the run's mesh.
+    """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
 
     Raises ValueError if there is no checkpoint, or for a text model, whose prompts have no encoder here yet.
     """
@@ -23,43 +23,60 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
         raise ValueError(f"--workdir={workdir}: model.condition is {run.config.model.condition!r}; it must be 'class'")
     if not (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
-    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every)
-    state: TrainState = checkpoints.restore(manager, run.trainer.abstract)
+    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every, read_only=True)
+    step, damaged = checkpoints.latest_good(manager)
+    for later, reason in damaged.items():
+        print(f"warning: checkpoint of step {later} not used: {reason}", file=sys.stderr)
+    state: TrainState = checkpoints.restore(manager, run.trainer.abstract, step)
     manager.close()
     return run.weights(state), int(state.step)
 
 
 class Generator:
-    """Samples with given weights; image i of a seed is the same whatever the batch and the mesh."""
+    """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
+
+    One program is compiled for each size, whatever the number of steps (to 64; others for more).
+    """
 
     def __init__(self, run: Run, batch_size: int):
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
-        self._plan = functools.cache(lambda steps: make_plan(run.transport, steps, run.sampling))
         rows = sharding.batch_sharding(run.mesh)
         self._sample = jax.jit(
-            self._batch, static_argnums=5, in_shardings=(None, None, None, rows, rows), out_shardings=None
+            self._batch, static_argnums=(6, 7), in_shardings=(None, None, None, None, rows, rows), out_shardings=None
         )
 
-    def _batch(self, weights, plan, seed, indices, labels, trajectory):
+    def _batch(self, weights, plan, steps, seed, indices, labels, size, trajectory):
         run = self.run
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        noise = start_noise(keys, run.image_shape)
+        keys = image_keys(seed, indices)
+        noise = start_noise(keys, (*size, run.image_shape[-1]))
         condition = {"label": labels}
         null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
-        return sample(
-            run.net(weights), plan, noise, condition, null, keys, guidance=run.sampling.guidance, trajectory=trajectory
-        )
+        guidance = run.sampling.guidance
+        return sample(run.net(weights), plan, noise, condition, null, keys, guidance, trajectory, steps)
 
-    def __call__(self, weights: Any, steps: int, seed: int, labels: np.ndarray, trajectory: bool = False) -> np.ndarray:
-        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C)."""
-        plan, count, parts = self._plan(steps), len(labels), []
-        labels = np.asarray(labels, np.int32)
+    def __call__(
+        self,
+        weights: Any,
+        steps: int,
+        seed: int,
+        labels: np.ndarray,
+        size: tuple[int, int] | None = None,
+        trajectory: bool = False,
+    ) -> np.ndarray:
+        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C).
+
+        size: (h, w), multiples of the patch; by default `data.height` and `width`.
+        """
+        plan = make_plan(self.run.transport, steps, self.run.sampling)
+        plan = plan if trajectory else padded(plan)
+        count, parts, labels = len(labels), [], np.asarray(labels, np.int32)
         for first in range(0, count, self.batch_size):
             indices = np.arange(first, first + self.batch_size, dtype=np.uint32)
-            batch_labels = np.resize(labels[first:], self.batch_size)
+            rows = np.resize(labels[first:], self.batch_size)
+            size = tuple(size or self.run.image_shape[:2])
             with on_mesh(self.run.mesh):
-                images = self._sample(weights, plan, np.uint32(seed), indices, batch_labels, trajectory)
+                images = self._sample(weights, plan, np.int32(steps), np.uint32(seed), indices, rows, size, trajectory)
             parts.append(np.asarray(images))
         return np.concatenate(parts, axis=1 if trajectory else 0)[(slice(None),) * trajectory + (slice(count),)]
 

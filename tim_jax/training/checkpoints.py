@@ -39,15 +39,20 @@ def open_manager(
     return ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
 
 
+class DamagedCheckpoints(ValueError):
+    """There are checkpoints, but none that can be used."""
+
+
 class Saver:
     """Saves in the background, one checkpoint at a time. What cannot be written is told at once; training goes on.
 
-    failure: what went wrong with the latest checkpoint, or None.
+    saved: the latest step that is complete, with its manifest, or None. failures: what could not be written.
     """
 
     def __init__(self, manager: ocp.CheckpointManager):
         self.manager = manager
-        self.failure: str | None = None
+        self.saved: int | None = None
+        self.failures: list[str] = []
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: Any, record: dict) -> None:
@@ -77,7 +82,7 @@ class Saver:
 
     def _settle(self) -> None:
         self.wait()
-        if self.failure:  # the manager tells each thread of an error once, and has dropped what it meant to delete
+        if self.failures:  # the manager tells each thread of an error once, and has dropped what it meant to delete
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
             self.manager.reload()
@@ -90,12 +95,12 @@ class Saver:
         except Exception as error:
             self._fail(step, error)
         else:
-            self.failure = None
+            self.saved = step
 
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self.failure = f"the checkpoint of step {step} could not be written: {reason[:300]}"
-        print(f"\nwarning: {self.failure}; training goes on", file=sys.stderr, flush=True)
+        self.failures.append(f"the checkpoint of step {step} could not be written: {reason[:300]}")
+        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
         if jax.process_index() == 0:  # what was begun must not take room from what comes next
             for path in self.manager.directory.glob(f"{step}.*"):
                 path.rmtree(missing_ok=True)
@@ -123,7 +128,7 @@ def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, s
     """(the latest step whose checkpoint matches its manifest, what is wrong with each later one).
 
     A checkpoint without a manifest, whose process ended before it was written, counts as good where no other is.
-    To be called by all processes, which share the reading. Raises ValueError if there are checkpoints, all damaged.
+    To be called by all processes, which share the reading. Raises DamagedCheckpoints if there are some, all damaged.
     """
     wrong = {}
     for step in sorted(manager.all_steps(), reverse=True):
@@ -136,7 +141,7 @@ def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, s
             return step, {later: reason for later, reason in wrong.items() if later > step}
     if wrong:
         listed = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
-        raise ValueError(f"{manager.directory}: no checkpoint can be used ({listed}); without it a run starts anew")
+        raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})")
     return None, {}
 
 

@@ -1,47 +1,64 @@
 """The training loop: one page, whatever is trained."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from tim_jax.training import checkpoints, sharding
+from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
+from tim_jax.training.nonfinite import NonFinite
+from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
+from tim_jax.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """steps: to train in all. batch_size: rows per step. log_every, sample_every (0: only at the end),
-    checkpoint_every: in steps. keep: checkpoints that stay."""
+    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every: in steps.
+
+    keep: latest checkpoints that stay; keep_every: multiples of this many steps stay for good (0: none).
+    max_nonfinite: updates left out in a row that end the run. hang_seconds: see Watchdog.
+    """
 
     steps: int
-    batch_size: int
     log_every: int = 50
     sample_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
+    max_nonfinite: int = 20
+    hang_seconds: float = 300.0
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        for name, key in (
-            ("steps", "training.steps"),
-            ("log_every", "training.log_every"),
-            ("checkpoint_every", "checkpoint.every"),
-            ("keep", "checkpoint.keep"),
+        for name, key, least in (
+            ("steps", "training.steps", 1),
+            ("log_every", "training.log_every", 1),
+            ("sample_every", "training.sample_every", 0),
+            ("max_nonfinite", "training.max_nonfinite", 1),
+            ("hang_seconds", "training.hang_seconds", 0),
+            ("checkpoint_every", "checkpoint.every", 1),
+            ("keep", "checkpoint.keep", 1),
+            ("keep_every", "checkpoint.keep_every", 0),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least 1")
-        if self.sample_every < 0:
-            raise ValueError(f"training.sample_every is {self.sample_every}; it must be at least 0")
+            if getattr(self, name) < least:
+                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {least}")
 
 
 @contextlib.contextmanager
@@ -104,69 +121,161 @@ class Trainer:
     def _compiled(self) -> dict:
         return {}
 
+    def compile(self, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]) -> None:
+        """Compiles the step for global batches of these shapes, as many at a time as there are processors."""
+        missing = {_shapes(batch): batch for batch in batches if _shapes(batch) not in self._compiled}
+        quiet = jax.process_index() > 0 or len(missing) < 2
+        with (
+            tqdm(total=len(missing), desc="compiling", unit="shape", disable=quiet) as bar,
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            waiting = {}
+            for shapes, batch in missing.items():
+                with on_mesh(self.mesh):
+                    lowered = self.jitted.lower(self.abstract, batch)
+                waiting[pool.submit(lowered.compile)] = shapes
+            for done in concurrent.futures.as_completed(waiting):
+                self._compiled[waiting[done]] = done.result()
+                bar.update()
+
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step: the next state and its metrics."""
         return self.detailed(state, batch)[:2]
 
     def detailed(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict, dict]:
-        """One step with the program compiled for this batch's shapes: `train_step` with all that it returns."""
-        shapes = tuple((name, value.shape, value.dtype) for name, value in sorted(batch.items()))
-        if shapes not in self._compiled:
-            with on_mesh(self.mesh):
-                self._compiled[shapes] = self.jitted.lower(state, batch).compile()
-        return self._compiled[shapes](state, batch)
+        """All that `train_step` returns, from the program compiled for this batch's shapes."""
+        if _shapes(batch) not in self._compiled:
+            self.compile([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)])
+        return self._compiled[_shapes(batch)](state, batch)
+
+
+def _shapes(batch: dict) -> tuple:
+    return tuple((name, value.shape, np.dtype(value.dtype)) for name, value in sorted(batch.items()))
+
+
+class Feed(Protocol):
+    """What is trained on. shapes: the global batches that come, to compile the steps ahead."""
+
+    shapes: Sequence[dict[str, jax.ShapeDtypeStruct]]
+
+    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+        """(batch on the mesh, which rows this process brought) of every step from `start` on."""
+
+    def metrics(self) -> dict[str, float]:
+        """Counts that go into the metrics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How training ended. step: reached. stopped: who asked for an end before the last step, or None.
+
+    goodput: share of the time since the first start in steps that count. saved: whether `step` is. failures: what could
+    not be written.
+    """
+
+    state: TrainState
+    step: int
+    goodput: float
+    saved: bool = True
+    failures: Sequence[str] = ()
+    stopped: str | None = None
+
+
+def first_state(trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[TrainState, dict]:
+    """The state to go on from and what its checkpoint says of it: the latest good one's, or a new one and {}."""
+    saved, damaged = checkpoints.latest_good(manager)
+    checkpoints.set_aside(manager, damaged)
+    if saved is None:
+        return trainer.create(), {}
+    return checkpoints.restore(manager, trainer.abstract, saved), checkpoints.read_record(manager, saved)
 
 
 def train(
     trainer: Trainer,
     settings: LoopSettings,
     workdir: epath.Path,
-    batches: Callable[[int], Iterator[dict]],
+    feed: Feed,
     record: dict,
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,
-) -> TrainState:
-    """Trains from the workdir's latest checkpoint, or from the start, to `settings.steps`; returns the last state.
+    stop: Stop | None = None,
+    first_start: float | None = None,
+) -> End:
+    """Trains from the workdir's latest good checkpoint, or from the start, to `settings.steps`, or until asked to stop.
 
-    batches: step → iterator of host batches from that step on. record: what a checkpoint says of its run.
-    pictures: state → {name: PIL image}, written to samples/ and TensorBoard every `sample_every` steps and at the end.
+    record: what a checkpoint says of its run. pictures: state → {name: PIL image}, written to samples/ and TensorBoard
+    every `sample_every` steps and at the end. first_start: of the workdir, in seconds since the epoch.
+    Raises TooManyNonFinite and DamagedCheckpoints.
     """
-    lead = jax.process_index() == 0
-    manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every)
-    resumed = manager.latest_step() is not None
-    state = checkpoints.restore(manager, trainer.abstract) if resumed else trainer.create()
+    stop = stop or Stop()
+    manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every, settings.keep_every)
+    state, before = first_state(trainer, manager)
     start = int(state.step)
+    goodput = Goodput(first_start or time.time(), before.get("productive_seconds", 0.0))
     if start >= settings.steps:
         manager.close()
-        return state
+        return End(state, start, goodput.share)
+    trainer.compile(feed.shapes)
+    agreed = Agreement(trainer.mesh)
+    nonfinite = NonFinite(workdir, settings.max_nonfinite, start)
 
-    writer = Writer(workdir, active=lead)
-    progress = Progress(start, settings.steps, settings.batch_size, active=lead)
+    with contextlib.ExitStack() as stack:
+        lead = jax.process_index() == 0
+        writer = stack.enter_context(contextlib.closing(Writer(workdir, active=lead)))
+        saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
+        progress = stack.enter_context(contextlib.closing(Progress(start, settings.steps, active=lead)))
+        batches = feed.batches(start)
+        watchdog = stack.enter_context(Watchdog(settings.hang_seconds))
+        stack.enter_context(stop.held())
+        stop.before = saver.wait
+        goodput.begin()
 
-    def log(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        writer.scalars(step, values | {"images_per_second": progress.show(step, values["loss"])})
+        def finish(step: int, metrics: dict, by_row: dict, index: np.ndarray) -> None:
+            """Waits for a step and takes it into account."""
+            left_out = bool(metrics["nonfinite"])
+            watchdog.step()
+            goodput.step()
+            logged = step % settings.log_every == 0 or step == settings.steps
+            if not left_out:
+                nonfinite.streak = 0
+            if not (left_out or logged):
+                return
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if left_out:
+                nonfinite.see(step, values, by_row, index)
+            if logged:
+                values |= {"nonfinite": nonfinite.count, "goodput": goodput.share}
+                writer.scalars(step, values | progress.show(step, values["loss"]) | feed.metrics())
 
-    def draw(step: int) -> None:
-        with progress.paused():
-            for name, image in pictures(state).items():
-                writer.picture(step, name, image)
+        last = None  # the step before is waited for while the devices work on this one
+        due = False
+        for step in range(start + 1, settings.steps + 1):
+            with progress.waiting(), goodput.waiting():
+                batch, index = next(batches)
+            state, metrics, by_row = trainer.detailed(state, batch)
+            if last is not None:
+                finish(*last)
+            last = step, metrics, by_row, index
+            progress.advance(step, len(batch["x"]))
 
-    data = batches(start)
-    late = None  # a step's metrics are fetched while the device works on the next step
-    for step in range(start + 1, settings.steps + 1):
-        state, metrics = trainer(state, sharding.put_batch(trainer.mesh, next(data)))
-        if late is not None:
-            log(*late)
-        late = (step, metrics) if step % settings.log_every == 0 or step == settings.steps else None
-        progress.advance(step)
-        checkpoints.save(manager, step, state, record, force=step == settings.steps)
-        if pictures is not None and settings.sample_every and step % settings.sample_every == 0:
-            draw(step)
-    log(*late)
-    if pictures is not None:
-        draw(settings.steps)
-    progress.close()
-    writer.close()
-    manager.wait_until_finished()
-    manager.close()
-    return state
+            stopped = agreed(stop.asked is not None)
+            ended = step == settings.steps
+            drawn = pictures is not None and (ended or settings.sample_every and step % settings.sample_every == 0)
+            due = due or step % settings.checkpoint_every == 0
+            if not (due or drawn or ended or stopped):
+                continue
+            finish(*last)
+            last = None
+            with progress.paused(), watchdog.paused(), goodput.waiting():
+                if ended or not nonfinite.streak:  # while updates are left out, the last good checkpoint stays
+                    saver.save(step, state, record | {"productive_seconds": goodput.productive})
+                    due = False
+                if stopped and not ended:
+                    saver.wait()
+                    asked = stop.asked or "a signal to another process"
+                    return End(state, step, goodput.share, saver.saved == step, saver.failures, asked)
+                if drawn:  # the state is saved, so that a stop may break off the drawing
+                    with stop.released():
+                        for name, image in pictures(state).items():
+                            writer.picture(step, name, image)
+        saver.wait()
+        return End(state, step, goodput.share, saver.saved == step, saver.failures)

@@ -21,7 +21,8 @@ class NonFinite:
     """Counts left-out updates and lists their rows, times and intervals in nonfinite.jsonl.
 
     workdir: of the run. most: in a row; more end the run. start: the step that the run goes on from.
-    count: left-out updates up to now, those of earlier starts included. streak: the latest of them in a row.
+    count: left-out updates up to now, those of earlier starts included. streak: the latest of them in a row, which the
+    caller sets to 0 when an update is made.
     """
 
     def __init__(self, workdir: epath.Path, most: int, start: int = 0):
@@ -29,21 +30,14 @@ class NonFinite:
         lines = self.path.read_text().splitlines() if self.path.exists() else ()
         self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
 
-    def see(
-        self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: np.ndarray | None
-    ) -> None:
-        """Takes a finished step into account; to be called by all processes.
+    def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: np.ndarray) -> None:
+        """Takes a left-out update into account; to be called by all processes.
 
         metrics: numbers on the host. by_row: {"t", "r", "loss"}, global (B,). index: this process's slice of row
         identities. Raises TooManyNonFinite.
         """
-        if not metrics["nonfinite"]:
-            self.streak = 0
-            return
         self.count, self.streak = self.count + 1, self.streak + 1
-        rows = {name: _global(values) for name, values in by_row.items()}
-        if index is not None:
-            rows["index"] = _global(index)
+        rows = {name: _global(values) for name, values in (by_row | {"index": index}).items()}
         if jax.process_index() == 0:
             self._write(step, metrics, rows)
         if self.streak >= self.most:
@@ -60,8 +54,7 @@ class NonFinite:
         listed = [{name: _json(values[i]) for name, values in rows.items()} for i in wrong]
         line = {"step": step, "loss": _json(metrics["loss"]), "grad_norm": _json(metrics["grad_norm"]), "rows": listed}
         few = ", ".join(
-            f"{row.get('index', i)} (t {row['t']:.4g}, t − r {row['t'] - row['r']:.4g})"
-            for i, row in zip(wrong[:LISTED], listed, strict=False)
+            f"{row['index']} (t {row['t']:.4g}, t − r {row['t'] - row['r']:.4g})" for row in listed[:LISTED]
         )
         more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
         print(

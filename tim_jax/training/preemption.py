@@ -17,16 +17,13 @@ RESTART = 75  # exit code of a run that goes on when it is started again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """The process was asked to end and may: what it did is saved."""
-
-
-class Stop:
-    """A context in which SIGTERM and SIGINT end the process with exit code 75.
+class Stop(contextlib.ContextDecorator):
+    """A context, or a decorator, in which SIGTERM and SIGINT end the process with exit code 75.
 
     They do so at once, whatever it is doing (compiling, loading, sampling), but within `held()` only set `asked`: there
     the caller ends the process when it has saved its work. A second SIGINT ends it at once. before: called before the
-    process ends at once. Outside the main thread, where signals cannot be caught, the context does nothing.
+    process ends at once. Outside the main thread, where signals cannot be caught, the context does nothing. Enter it
+    after jax.distributed.initialize, which takes SIGTERM for itself.
     """
 
     def __init__(self):
@@ -36,6 +33,7 @@ class Stop:
         self._lock = threading.Lock()
 
     def __enter__(self):
+        self.asked, self._held = None, False
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
             # Python runs signal handlers in the main thread when it comes back from compiled code, which takes minutes
@@ -55,16 +53,21 @@ class Stop:
             self._write.close()
 
     @contextlib.contextmanager
-    def held(self):
+    def held(self, held: bool = True):
         """Within it, a signal waits for the caller to look at `asked`."""
         with self._lock:
-            self._held = True
-        yield
-        with self._lock:
-            self._held = False
-            asked = self.asked
-        if asked:
-            self._leave()
+            self._held = held
+            if self.asked and not held:
+                self._leave()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held = not held
+
+    def released(self):
+        """Within it, inside `held()`, a signal ends the process at once again."""
+        return self.held(False)
 
     def _watch(self) -> None:
         while number := self._read.recv(1):
@@ -78,7 +81,7 @@ class Stop:
 
     def _leave(self) -> None:
         self.before()
-        print(f"\nstopped by {self.asked}; nothing is lost; the same command goes on", file=sys.stderr)
+        print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(RESTART)
