@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 from etils import epath
 
 from tim_jax import config as configuration
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     def progress(done: int, total: int, line: str) -> None:
         # Later entries take more steps, so the time left is told in network evaluations.
         spent = time.perf_counter() - began
-        print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
+        if jax.process_index() == 0:
+            print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
 
     table = anystep.any_step_table(
         sample,
@@ -64,9 +66,11 @@ def main(argv: list[str] | None = None) -> None:
         progress=progress,
     )
     table["step"] = training_step
+    images = generator(weights, max(steps), 0, labels[:24])
+    if jax.process_index() > 0:
+        return
     anystep.write(table, folder)
     pictures.any_step_grid(first, path=folder / "any_step_samples.png")
-    images = generator(weights, max(steps), 0, labels[:24])
     pictures.neighbours_picture(images, reference, path=folder / "nearest.png")
     print(anystep.to_markdown(table))
     print("written: " + ", ".join(str(folder / name) for name in (

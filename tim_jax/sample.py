@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -64,10 +65,12 @@ def main(argv: list[str] | None = None) -> None:
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         weights, step = load_weights(run, folder)
 
-    out = epath.Path(args.out) if args.out else folder / "sampled"
-    out.mkdir(parents=True, exist_ok=True)
     generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
     images = {count: generator(weights, count, args.seed, labels, size) for count in steps}
+    if jax.process_index() > 0:
+        return
+    out = epath.Path(args.out) if args.out else folder / "sampled"
+    out.mkdir(parents=True, exist_ok=True)
     name = f"step{step}_{size[0]}x{size[1]}_seed{args.seed}_guidance{run.sampling.guidance:g}"
     arrays = {f"steps{count}": array for count, array in images.items()}
     with (out / f"{name}.npz").open("wb") as file:
