@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax import config as configuration
-from tim_jax import config_keys, data, workdir
+from tim_jax import cluster, config_keys, data, workdir
 from tim_jax.command_line import Parser, load_config, user_errors
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
     args, overrides = parser.parse(argv)
     with user_errors():
+        cluster.join()
         if not args.workdir and not args.check:
             raise ValueError("--workdir: missing; it names the folder that the run writes to")
         run = configuration.build(load_config(args.config, overrides))
