@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import config as configuration
 from tim_jax import cluster, config_keys, data, workdir
+from tim_jax import config as configuration
 from tim_jax.command_line import Parser, load_config, user_errors
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels
