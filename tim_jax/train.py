@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from tim_jax import cluster, config_keys, data, lock, workdir
 from tim_jax import config as configuration
-from tim_jax import config_keys, data, lock, workdir
 from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
@@ -71,12 +71,14 @@ def sample_pictures(run: configuration.Run, plan: data.Plan):
 
 
 def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
+    parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
+    parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
+    parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop, contextlib.ExitStack() as stack:
-        parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
-        parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
-        parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
-        parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
-        args, overrides = parser.parse(argv)
         with user_errors():
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
@@ -97,10 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         print(last_line(end, folder), flush=True)
     if end.stopped or not end.saved:
         raise SystemExit(RESTART if end.stopped else FAILED)
-
-
-def fit(run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop) -> End:
-    """Trains in a workdir. Ends the program with one line if too many records are bad or training cannot go on."""
     record = workdir.record_start(folder, run.config)
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
     drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
