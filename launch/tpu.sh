@@ -77,8 +77,9 @@ install() {
  python3 -m uv pip install --quiet --constraint constraints.txt --editable . 'jax[tpu]'"
 }
 
-# SIGTERM, then the wait for the checkpoint. The brackets keep the pattern from finding the shell that holds it.
-stopping="pkill -f '[p]ython -m $MODULE'; while pgrep -f '[p]ython -m $MODULE' >/dev/null; do sleep 1; done"
+# SIGTERM, then the wait for the checkpoint. Training's command line starts with python, that of a shell does not.
+running="'^[^ ]*python -m $MODULE'"
+stopping="pkill -f $running; while pgrep -f $running >/dev/null; do sleep 1; done"
 
 # Makes sure of a slice with everything installed; one that was preempted is replaced.
 slice() {
@@ -100,14 +101,15 @@ train() {
     local restarts code command
     use_flags tpu
     # A lost connection leaves training running on its host, and two runs must not share a workdir: stop it first.
-    command="$stopping; cd tim_jax && LIBTPU_INIT_ARGS=$(typed "$LIBTPU_INIT_ARGS") .venv/bin/python -m $MODULE $(typed "$@")"
+    command="$stopping; cd tim_jax && LIBTPU_INIT_ARGS=$(typed "$LIBTPU_INIT_ARGS")"
+    command+=" .venv/bin/python -m $MODULE $(typed "$@")"
     for ((restarts = 0; restarts <= MAX_RESTARTS; restarts++)); do
         slice
         note "then in any case:"
         code=0
         on_all "$command" || code=$?
-        note "from the top, up to $MAX_RESTARTS times, on exit code 75 or above 128, or where the slice is no longer ACTIVE;"
-        note "any other exit code is the end"
+        note "from the top, up to $MAX_RESTARTS times, on exit code 75 or above 128, or if the slice is not ACTIVE any"
+        note "more; any other exit code is the end"
         ((code)) || return 0
         sleep "$POLL" # the state lags behind a preemption
         echo "training ended with exit code $code after $restarts restarts; the slice is $(state)"

@@ -261,7 +261,7 @@ def test_an_accelerator_that_is_not():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """slurm(text, …): exit code, what scontrol was asked, and output of a job of two tasks that run a module `text`."""
+    """slurm(text, …): exit code, what scontrol was asked, output; of a job of two tasks that run a module `text`."""
     # As a job sees it: the script is a copy elsewhere, the repository the folder it was submitted from.
     submit = tmp_path / "submit"
     (submit / "modules").mkdir(parents=True)
@@ -419,24 +419,33 @@ def test_tpu_training_does_not_start_again_for_ever(tpu):
     assert tpu(*[75] * 9, state="ACTIVE", MAX_RESTARTS="2") == (75, [TRAINED] * 3)
 
 
-def test_the_remote_command_stops_what_still_runs_and_waits_for_it(tmp_path):
-    """What tpu.sh gives the hosts, run by a shell as a host's ssh server does."""
-    (tmp_path / "module_of_a_test.py").write_text(
-        "import signal, sys, time\n"
+@pytest.mark.parametrize("step", ["stop", "train"])
+def test_a_host_stops_what_still_runs_and_waits_for_it(step, tmp_path):
+    """What tpu.sh gives the hosts, run by a shell as a host's ssh server does, beside an earlier run of training."""
+    checkout = tmp_path / "tim_jax"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.symlink_to(sys.executable)
+    (checkout / "module_of_a_test.py").write_text(
+        "import os, signal, sys, time\n"
+        "if '--again' in sys.argv:\n    print('again', os.environ['LIBTPU_INIT_ARGS'])\n    sys.exit()\n"
         "def save(*_):\n    time.sleep(1)\n    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\nprint('up', flush=True)\ntime.sleep(100)\n"
     )
-    (tmp_path / "python").symlink_to(sys.executable)
-    (tmp_path / "gcloud").write_text('#!/usr/bin/env bash\nall="$*"\nexec bash -c "${all##*--command=}"\n')
+    (tmp_path / "gcloud").write_text(
+        '#!/usr/bin/env bash\nall="$*"\n[[ $all == *describe* ]] && echo ACTIVE && exit\n'
+        f'cd {tmp_path} && exec bash -c "${{all##*--command=}}"\n'
+    )
     (tmp_path / "gcloud").chmod(0o755)
-    command = [tmp_path / "python", "-m", "module_of_a_test"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+    environ = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "MODULE": "module_of_a_test"}
+    earlier = [python, "-m", "module_of_a_test"]
+    with subprocess.Popen(earlier, cwd=checkout, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "up\n"
-        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-        stopped = bash("tpu.sh", "stop", MODULE="module_of_a_test", PATH=path)
+        done = bash("tpu.sh", step, "--again", **environ)
         code = run.poll()
         run.kill()
-    assert (stopped.returncode, code) == (DONE, RESTART), stopped.stderr
+    assert (done.returncode, code) == (DONE, RESTART), done.stderr
+    assert ("again --xla_tpu" in done.stdout) == (step == "train")
 
 
 # Who is one of several processes.
