@@ -14,7 +14,7 @@ from tim_jax import config as configuration
 from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
-from tim_jax.feed import Feed, open_feed
+from tim_jax.feed import open_feed
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
