@@ -109,6 +109,18 @@ def main(argv: list[str] | None = None) -> None:
         return train(run.trainer, run.loop, folder, feed, record, pictures, stop, workdir.first_start(folder))
 
 
+def fit(run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop) -> End:
+    """Trains in a workdir. Ends the program with one line if too many records are bad or training cannot go on."""
+    record = workdir.record_start(folder, run.config)
+    feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
+    drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
+    pictures = sample_pictures(run, feed.plan) if drawn else None
+    if jax.process_index() == 0:
+        print(inspect.summary(feed.source, feed.plan), flush=True)
+    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
+        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, workdir.first_start(folder))
+
+
 def last_line(end: End, folder: epath.Path) -> str:
     """What a run says at its end."""
     if end.stopped:
