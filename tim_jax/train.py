@@ -14,7 +14,7 @@ from tim_jax import config as configuration
 from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
-from tim_jax.feed import open_feed
+from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
@@ -99,14 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         print(last_line(end, folder), flush=True)
     if end.stopped or not end.saved:
         raise SystemExit(RESTART if end.stopped else FAILED)
-    record = workdir.record_start(folder, run.config)
-    feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
-    drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
-    pictures = sample_pictures(run, feed.plan) if drawn else None
-    if jax.process_index() == 0:
-        print(inspect.summary(feed.source, feed.plan), flush=True)
-    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
-        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, workdir.first_start(folder))
 
 
 def fit(run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop) -> End:
