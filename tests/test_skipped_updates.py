@@ -60,17 +60,6 @@ def test_a_row_that_is_not_finite_changes_nothing_but_the_step(changes):
     assert not same(jax.device_get(state.params), before.params)
 
 
-def test_rows_are_named_as_without_microbatches():
-    """t and r of microbatches come back in the order of their rows: rows of r = t are those that look so."""
-    run = make_run(optimizer__accumulation=4, times__share_equal=0.5, times__share_min=0.0)
-    rows = configuration.made_up_batch(run.config, 16)
-    for bad in range(16):
-        spoilt = rows | {"x": rows["x"].copy()}
-        spoilt["x"][bad] = np.inf
-        _, _, by_row = after(run, run.trainer.create(), spoilt)
-        assert np.flatnonzero(~np.isfinite(by_row["loss"])).tolist() == [bad]
-
-
 def test_a_gradient_that_is_not_finite_is_seen_though_the_loss_is():
     run = make_run()
     objective = run.trainer.step.objective
