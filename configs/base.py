@@ -134,6 +134,7 @@ def get_config():
     config.training.sample_steps = (1, 2, 4, 8)  # step counts of those pictures
     config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
     config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
+    config.training.wandb = ""  # Weights & Biases project that metrics go to as well; "": none
     config.training.remat = "none"  # what is recomputed in the backward pass: none, full, dots, …
 
     config.checkpoint = ConfigDict()

@@ -105,6 +105,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         keep_every=config.checkpoint.keep_every,
         max_nonfinite=config.training.max_nonfinite,
         hang_seconds=config.training.hang_seconds,
+        wandb=config.training.wandb,
     )
     loop.check()
     step = StepSettings(

@@ -1,11 +1,13 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64 [--seeds=3]"""
 
+import argparse
 import time
 
+import jax
 from etils import epath
 
+from tim_jax import cluster, workdir
 from tim_jax import config as configuration
-from tim_jax import workdir
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import FEATURES, anystep, pictures
 from tim_jax.feed import images_of_one_shape
@@ -14,13 +16,20 @@ from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
 
-@Stop()
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--steps", default="1,2,4,8,16,32,64", help="step counts, such as 1,4,32")
     parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
     args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    measure(args, overrides)
+
+
+@Stop()
+def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         steps = whole_numbers("steps", args.steps, least=1)
         if args.seeds < 1:
@@ -50,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     def progress(done: int, total: int, line: str) -> None:
         # Later entries take more steps, so the time left is told in network evaluations.
         spent = time.perf_counter() - began
-        print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
+        if jax.process_index() == 0:
+            print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
 
     table = anystep.any_step_table(
         sample,
@@ -64,9 +74,11 @@ def main(argv: list[str] | None = None) -> None:
         progress=progress,
     )
     table["step"] = training_step
+    images = generator(weights, max(steps), 0, labels[:24])
+    if jax.process_index() > 0:
+        return
     anystep.write(table, folder)
     pictures.any_step_grid(first, path=folder / "any_step_samples.png")
-    images = generator(weights, max(steps), 0, labels[:24])
     pictures.neighbours_picture(images, reference, path=folder / "nearest.png")
     print(anystep.to_markdown(table))
     print("written: " + ", ".join(str(folder / name) for name in (

@@ -41,10 +41,8 @@ class Generator:
     def __init__(self, run: Run, batch_size: int):
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
-        rows = sharding.batch_sharding(run.mesh)
-        self._sample = jax.jit(
-            self._batch, static_argnums=(6, 7), in_shardings=(None, None, None, None, rows, rows), out_shardings=None
-        )
+        # Whole on every device, so that every process has all images.
+        self._sample = jax.jit(self._batch, static_argnums=(6, 7), out_shardings=sharding.replicated(run.mesh))
 
     def _batch(self, weights, plan, steps, seed, indices, labels, size, trajectory):
         run = self.run
@@ -54,6 +52,11 @@ class Generator:
         null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
         guidance = run.sampling.guidance
         return sample(run.net(weights), plan, noise, condition, null, keys, guidance, trajectory, steps)
+
+    def _rows(self, values: np.ndarray) -> jax.Array:
+        """Values (batch_size,), known to every process, over the devices."""
+        where = sharding.batch_sharding(self.run.mesh)
+        return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
     def __call__(
         self,
@@ -72,8 +75,8 @@ class Generator:
         plan = plan if trajectory else padded(plan)
         count, parts, labels = len(labels), [], np.asarray(labels, np.int32)
         for first in range(0, count, self.batch_size):
-            indices = np.arange(first, first + self.batch_size, dtype=np.uint32)
-            rows = np.resize(labels[first:], self.batch_size)
+            indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
+            rows = self._rows(np.resize(labels[first:], self.batch_size))
             size = tuple(size or self.run.image_shape[:2])
             with on_mesh(self.run.mesh):
                 images = self._sample(weights, plan, np.int32(steps), np.uint32(seed), indices, rows, size, trajectory)

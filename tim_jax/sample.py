@@ -1,12 +1,14 @@
 """python -m tim_jax.sample --workdir=DIR --steps=1,4,32 [--labels=… --guidance=… --seed=… --out=…]"""
 
+import argparse
 import json
 
+import jax
 import numpy as np
 from etils import epath
 
+from tim_jax import cluster, workdir
 from tim_jax import config as configuration
-from tim_jax import workdir
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels, load_weights
@@ -38,7 +40,6 @@ def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
     return height, width
 
 
-@Stop()
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
     parser.add_argument("--workdir", required=True, help="the run's folder")
@@ -50,6 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled")
     args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    draw(args, overrides)
+
+
+@Stop()
+def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         steps = whole_numbers("steps", args.steps, least=1)
         if args.count < 1:
@@ -64,10 +73,12 @@ def main(argv: list[str] | None = None) -> None:
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         weights, step = load_weights(run, folder)
 
-    out = epath.Path(args.out) if args.out else folder / "sampled"
-    out.mkdir(parents=True, exist_ok=True)
     generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
     images = {count: generator(weights, count, args.seed, labels, size) for count in steps}
+    if jax.process_index() > 0:
+        return
+    out = epath.Path(args.out) if args.out else folder / "sampled"
+    out.mkdir(parents=True, exist_ok=True)
     name = f"step{step}_{size[0]}x{size[1]}_seed{args.seed}_guidance{run.sampling.guidance:g}"
     arrays = {f"steps{count}": array for count, array in images.items()}
     with (out / f"{name}.npz").open("wb") as file:

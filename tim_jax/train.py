@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from tim_jax import cluster, config_keys, data, lock, workdir
 from tim_jax import config as configuration
-from tim_jax import config_keys, data, lock, workdir
 from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
@@ -72,12 +72,16 @@ def sample_pictures(run: configuration.Run, plan: data.Plan):
 
 
 def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
+    parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
+    parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
+    parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
+    parser.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        profile = read_profile(args.profile)
+        cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop, contextlib.ExitStack() as stack:
-        parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
-        parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
-        parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
-        parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
-        args, overrides = parser.parse(argv)
         with user_errors():
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
-        end = fit(run, feed, folder, stop)
+        end = fit(run, feed, folder, stop, profile)
     if end.failures:
         gc.collect()  # what is left of failed writes may complain when it is collected: not after the last line
     if jax.process_index() == 0:
@@ -102,16 +106,31 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(RESTART if end.stopped else FAILED)
 
 
-def fit(run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop) -> End:
+def read_profile(text: str) -> tuple[int, int] | None:
+    """(first, last) step; None for an empty text. Raises ValueError."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile is {text!r}; it must be the first and the last step, such as 100:105")
+    return int(first), int(last)
+
+
+def fit(
+    run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop, profile: tuple[int, int] | None = None
+) -> End:
     """Trains in a workdir. Ends the program with one line if too many records are bad or training cannot go on."""
     record = workdir.record_start(folder, run.config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the start is recorded")
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
     drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
     pictures = sample_pictures(run, feed.plan) if drawn else None
     if jax.process_index() == 0:
         print(inspect.summary(feed.source, feed.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
-        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, workdir.first_start(folder))
+        first_start = workdir.first_start(folder)
+        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, first_start, profile)
 
 
 def last_line(end: End, folder: epath.Path) -> str:

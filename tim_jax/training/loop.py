@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from tim_jax.training.nonfinite import NonFinite
 from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
+from tim_jax.training.watch import Bins, Trace, memory
 from tim_jax.training.watchdog import Watchdog
 
 
@@ -34,6 +36,7 @@ class LoopSettings:
 
     keep: latest checkpoints that stay; keep_every: multiples of this many steps stay for good (0: none).
     max_nonfinite: updates left out in a row that end the run. hang_seconds: see Watchdog.
+    wandb: project, or "".
     """
 
     steps: int
@@ -44,6 +47,7 @@ class LoopSettings:
     keep_every: int = 0
     max_nonfinite: int = 20
     hang_seconds: float = 300.0
+    wandb: str = ""
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
@@ -59,6 +63,8 @@ class LoopSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {least}")
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(f"training.wandb is {self.wandb!r}; it needs the package wandb (pip install wandb)")
 
 
 @contextlib.contextmanager
@@ -113,7 +119,7 @@ class Trainer:
         return jax.jit(
             functools.partial(train_step, self.step),
             in_shardings=(self.shardings, None),
-            out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
 
@@ -199,11 +205,13 @@ def train(
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,
     stop: Stop | None = None,
     first_start: float | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> End:
     """Trains from the workdir's latest good checkpoint, or from the start, to `settings.steps`, or until asked to stop.
 
     record: what a checkpoint says of its run. pictures: state → {name: PIL image}, written to samples/ and TensorBoard
-    every `sample_every` steps and at the end. first_start: of the workdir, in seconds since the epoch.
+    every `sample_every` steps and at the end. first_start: of the workdir, in seconds since the epoch. profile: first
+    and last step of a trace.
     Raises TooManyNonFinite and DamagedCheckpoints.
     """
     stop = stop or Stop()
@@ -220,10 +228,11 @@ def train(
 
     with contextlib.ExitStack() as stack:
         lead = jax.process_index() == 0
-        writer = stack.enter_context(contextlib.closing(Writer(workdir, active=lead)))
+        writer = stack.enter_context(contextlib.closing(Writer(workdir, lead, settings.wandb, record)))
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
         progress = stack.enter_context(contextlib.closing(Progress(start, settings.steps, active=lead)))
-        batches = feed.batches(start)
+        trace = stack.enter_context(contextlib.closing(Trace(workdir, profile)))
+        bins, batches = Bins(), feed.batches(start)
         watchdog = stack.enter_context(Watchdog(settings.hang_seconds))
         stack.enter_context(stop.held())
         stop.before = saver.wait
@@ -234,6 +243,8 @@ def train(
             left_out = bool(metrics["nonfinite"])
             watchdog.step()
             goodput.step()
+            trace.after(step)
+            bins.add(by_row)
             logged = step % settings.log_every == 0 or step == settings.steps
             if not left_out:
                 nonfinite.streak = 0
@@ -244,13 +255,15 @@ def train(
                 nonfinite.see(step, values, by_row, index)
             if logged:
                 values |= {"nonfinite": nonfinite.count, "goodput": goodput.share}
-                writer.scalars(step, values | progress.show(step, values["loss"]) | feed.metrics())
+                values |= progress.show(step, values["loss"]) | bins.take() | memory() | feed.metrics()
+                writer.scalars(step, values)
 
         last = None  # the step before is waited for while the devices work on this one
         due = False
         for step in range(start + 1, settings.steps + 1):
             with progress.waiting(), goodput.waiting():
                 batch, index = next(batches)
+            trace.before(step)
             state, metrics, by_row = trainer.detailed(state, batch)
             if last is not None:
                 finish(*last)

@@ -1,6 +1,7 @@
 """Where metrics go: one JSON line per entry in metrics.jsonl, TensorBoard events, and a progress bar."""
 
 import contextlib
+import hashlib
 import json
 import math
 import sys
@@ -19,12 +20,18 @@ from tqdm import tqdm
 class Writer:
     """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes.
 
-    What cannot be written, on a full disk for example, is told; training goes on.
+    What cannot be written, on a full disk for example, is told; training goes on. project: of Weights & Biases, which
+    gets the metrics as well; "": none. record: what it is told of the run.
     """
 
-    def __init__(self, workdir: epath.Path, active: bool = True):
+    def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
         self.path, self.active = workdir / "metrics.jsonl", active
-        self._events = None
+        self._events = self._wandb = None
+        if active and project:
+            import wandb  # only for those who ask for it
+
+            name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run goes on
+            self._wandb = wandb.init(project=project, id=name, resume="allow", dir=str(workdir), config=dict(record))
         with self._told():
             if active:
                 (workdir / "events").mkdir(parents=True, exist_ok=True)
@@ -39,6 +46,8 @@ class Writer:
         with self._told(), self.path.open("a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._add(step, [summary.scalar(name, value) for name, value in values.items()])
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Writes samples/NAME_STEP.png and shows it in TensorBoard."""
@@ -70,6 +79,8 @@ class Writer:
         with self._told():
             if self._events is not None:
                 self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class Progress:

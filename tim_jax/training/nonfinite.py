@@ -33,11 +33,11 @@ class NonFinite:
     def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: np.ndarray) -> None:
         """Takes a left-out update into account; to be called by all processes.
 
-        metrics: numbers on the host. by_row: {"t", "r", "loss"}, global (B,). index: this process's slice of row
+        metrics: numbers on the host. by_row: "t", "r", "loss" and more, global (B,). index: this process's slice of row
         identities. Raises TooManyNonFinite.
         """
         self.count, self.streak = self.count + 1, self.streak + 1
-        rows = {name: _global(values) for name, values in (by_row | {"index": index}).items()}
+        rows = {name: _global(by_row[name]) for name in ("t", "r", "loss")} | {"index": _global(index)}
         if jax.process_index() == 0:
             self._write(step, metrics, rows)
         if self.streak >= self.most:

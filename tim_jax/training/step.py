@@ -11,6 +11,9 @@ import optax
 from tim_jax.training.state import TrainState, update_emas
 from tim_jax.types import Rows
 
+# What a step tells of every row: times, noise levels at both, unweighted error, loss.
+BY_ROW = ("t", "r", "level_t", "level_r", "error", "loss")
+
 Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 
 
@@ -59,7 +62,7 @@ def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Arra
 def train_step(
     settings: StepSettings, state: TrainState, batch: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
-    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and {"t", "r", "loss"} (B,).
+    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and BY_ROW (B,) by name.
 
     An update with a loss or gradient that is not finite is left out, with "nonfinite" 1 among the metrics: parameters,
     averages and optimizer are what they were, and only the step goes on. It depends on global sums, so that all
@@ -74,7 +77,7 @@ def train_step(
         nets["precise"] = settings.nets["precise"](jax.lax.stop_gradient(params["student"]))
         loss_B, metrics = settings.objective(nets, rows, state.step, key)
         total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
-        by_row = {"t": metrics["t"], "r": metrics["r"], "loss": loss_B}
+        by_row = {name: (metrics | {"loss": loss_B})[name] for name in BY_ROW}
         return total, ({"loss": total, **summarise(metrics, rows.weight)}, by_row)
 
     grad = jax.grad(loss, has_aux=True)
