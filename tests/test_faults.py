@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tim_jax import lock
 from tim_jax.bench import faults as bench
 from tim_jax.training import checkpoints, checksums
+from tim_jax.training.preemption import Stop
+from tim_jax.training.watchdog import Watchdog
 
 SMALL = {
     "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
@@ -183,6 +186,94 @@ def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once(change, wor
     assert run.steps_saved() == saved and all(good(run, step) for step in saved)
 
 
+def quickly(log, what, *arguments):
+    """What a process does that needs no run."""
+    sys.stderr = open(log, "w", buffering=1)
+    what(*arguments)
+
+
+def ended(tmp_path, what, *signals):
+    """(exit code, said) of a process that does `what`, with signals sent once it has said that it is ready."""
+    log = tmp_path / "said.txt"
+    process = FORKS.Process(target=quickly, args=(str(log), what))
+    process.start()
+    end = time.monotonic() + 120
+    for number in signals:
+        while not (log.exists() and "ready" in log.read_text()) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        time.sleep(0.5)
+    process.join(120)
+    return process.exitcode, log.read_text()
+
+
+def hold_on():
+    with Stop() as stop, stop.held():
+        print("ready", file=sys.stderr)
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.1)
+        print(f"saved {stop.asked}", file=sys.stderr)
+        raise SystemExit(3)
+
+
+def test_while_work_is_held_only_a_second_interrupt_ends_it(tmp_path):
+    assert ended(tmp_path, hold_on, signal.SIGTERM, signal.SIGTERM) == (3, "ready\nsaved SIGTERM\n")
+    code, said = ended(tmp_path, hold_on, signal.SIGINT, signal.SIGINT)
+    assert code == 75 and "saved" not in said and "stopped by SIGINT" in said
+
+
+def sample_for_ever():
+    from tim_jax import sample, workdir
+
+    workdir.load = lambda *_: (print("ready", file=sys.stderr), time.sleep(1000))
+    sample.main(["--workdir=none"])
+
+
+def evaluate_for_ever():
+    from tim_jax import evaluate, workdir
+
+    workdir.load = lambda *_: (print("ready", file=sys.stderr), time.sleep(1000))
+    evaluate.main(["--workdir=none"])
+
+
+@pytest.mark.parametrize("command", [sample_for_ever, evaluate_for_ever])
+def test_sampling_and_evaluation_end_when_asked(command, tmp_path):
+    code, said = ended(tmp_path, command, signal.SIGTERM)
+    assert code == 75 and said.endswith("stopped by SIGTERM; no work is lost: start it again with the same command\n")
+
+
+def be_slow():
+    with Watchdog(0.4) as watchdog:
+        for _ in range(3):
+            time.sleep(0.2)
+            watchdog.step()
+        assert 2.0 <= watchdog.limit < 3.0, watchdog.limit
+        time.sleep(1.0)  # more than 0.4 s, less than ten times the usual
+        with watchdog.paused():
+            time.sleep(4.0)
+    time.sleep(1.0)  # nothing is watched any more
+    raise SystemExit(3)
+
+
+def test_what_is_slow_does_not_hang(tmp_path):
+    assert ended(tmp_path, be_slow) == (3, "")
+
+
+def test_a_lock_by_signs_of_life_is_taken_over_when_these_end(tmp_path, monkeypatch):
+    """In object storage, where files cannot be locked."""
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    path = epath.Path(tmp_path) / "lock"
+    with lock._alive(path) as refused:
+        assert refused is None
+        with lock._alive(path) as other:
+            assert f"process {os.getpid()} on " in other
+    assert not path.exists()
+    path.write_text("of a run that was killed")
+    with lock._alive(path) as refused:
+        assert refused is None and "killed" not in path.read_text()
+
+
 def hang():
     """Data that stop coming after the fourth step."""
     from tim_jax import data
@@ -294,15 +385,14 @@ def test_killed_at_random_moments_a_run_ends_bit_equal():
 
 
 class Join:
-    """Joins a run of two processes; an object, since the forked process must be handed it."""
+    """What a process of two finds in its environment; an object, since the forked process must be handed it."""
 
     def __init__(self, index, port):
         self.index, self.port = index, port
 
     def __call__(self):
-        import jax
-
-        jax.distributed.initialize(f"127.0.0.1:{self.port}", 2, self.index, initialization_timeout=120)
+        os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{self.port}"
+        os.environ |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(self.index)}
 
 
 @pytest.mark.slow
