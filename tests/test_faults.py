@@ -194,7 +194,7 @@ def quickly(log, what, *arguments):
 
 def ended(tmp_path, what, *signals):
     """(exit code, said) of a process that does `what`, with signals sent once it has said that it is ready."""
-    log = tmp_path / "said.txt"
+    log = tmp_path / f"{time.monotonic_ns()}.txt"
     process = FORKS.Process(target=quickly, args=(str(log), what))
     process.start()
     end = time.monotonic() + 120
