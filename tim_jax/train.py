@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import time
 
 import jax
@@ -97,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         end = fit(run, feed, folder, stop, profile)
+    if end.failures:
+        gc.collect()  # what is left of failed writes may complain when it is collected: not after the last line
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
     if end.stopped or not end.saved:

@@ -1,6 +1,8 @@
 """Checkpoints by orbax: the whole state and a record of what made it, written and summed up in the background."""
 
 import contextlib
+import logging
+import os
 import sys
 import threading
 from typing import Any
@@ -17,6 +19,10 @@ from tim_jax.training import checksums
 FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
+
+# Of a failed write, orbax logs many stacks, and asyncio one for every array; Saver says it in one line.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def open_manager(
@@ -99,11 +105,14 @@ class Saver:
 
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self.failures.append(f"the checkpoint of step {step} could not be written: {reason[:300]}")
-        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
+        reason = (
+            reason if len(reason) < 300 else f"{reason[:100]} … {reason[-200:]}"
+        )  # files first, then what went wrong
+        self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
         if jax.process_index() == 0:  # what was begun must not take room from what comes next
             for path in self.manager.directory.glob(f"{step}.*"):
                 path.rmtree(missing_ok=True)
+        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> Any:
