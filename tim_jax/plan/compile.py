@@ -1,0 +1,119 @@
+"""The real train step of a configuration, compiled for given devices without running anything."""
+
+import contextlib
+import dataclasses
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tim_jax import config as configuration
+from tim_jax.plan import flops, memory
+from tim_jax.plan.memory import Memory
+from tim_jax.plan.topologies import Topology
+from tim_jax.training import sharding
+from tim_jax.training.loop import on_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled step. text: its HLO, None if the compiler refused for want of memory. executed_flops, model_flops: of
+    matrix products on all chips, with and without what the backward pass recomputes. seconds: to compile."""
+
+    mesh: Mesh
+    rows: int
+    parameters: int
+    memory: Memory
+    text: str | None
+    executed_flops: int
+    model_flops: int
+    seconds: float
+
+
+def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
+    """The train step of `config`, with `rows` instead of its batch size where given.
+
+    Raises ValueError for a configuration that does not fit the devices, RuntimeError if the compiler fails.
+    """
+    config = ConfigDict(config.to_dict())
+    config.data.batch_size = rows or config.data.batch_size
+    run = configuration.build(config, topology.devices)
+    state, batch = run.trainer.abstract, abstract_batch(run)
+    began = time.monotonic()
+    with progress(f"compiling for {topology.name}, {run.batch_size} rows"):
+        traced = trace(run, state, batch)
+        try:
+            compiled = traced.lower().compile()
+            needed, text = memory.of_step(state, batch, compiled), compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            needed, text = memory.of_refusal(state, batch, str(error)), None
+            if needed is None:
+                raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
+    seconds = time.monotonic() - began
+    executed = flops.count(traced.jaxpr)
+    return Step(
+        mesh=run.mesh,
+        rows=run.batch_size,
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        memory=needed,
+        text=text,
+        executed_flops=executed,
+        model_flops=executed if config.training.remat == "none" else model_flops(config, topology),
+        seconds=seconds,
+    )
+
+
+def trace(run: configuration.Run, state: Any, batch: Any) -> jax.stages.Traced:
+    """The step as a jaxpr. Its jitted function is made outside of the mesh: devices that are not there run nothing."""
+    jitted = run.trainer.jitted
+    with on_mesh(run.mesh):
+        return jitted.trace(state, batch)
+
+
+def model_flops(config: ConfigDict, topology: Topology) -> int:
+    """Operations of the step if nothing was recomputed."""
+    config = ConfigDict(config.to_dict())
+    config.training.remat = "none"
+    run = configuration.build(config, topology.devices)
+    return flops.count(trace(run, run.trainer.abstract, abstract_batch(run)).jaxpr)
+
+
+def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a global batch."""
+
+    def abstract(name, value):
+        everywhere = name.startswith("null_")
+        shape = value.shape if everywhere else (run.batch_size, *value.shape[1:])
+        placed = sharding.replicated(run.mesh) if everywhere else sharding.batch_sharding(run.mesh)
+        return jax.ShapeDtypeStruct(shape, value.dtype, sharding=placed)
+
+    return {name: abstract(name, value) for name, value in configuration.made_up_batch(run.config, 1).items()}
+
+
+@contextlib.contextmanager
+def progress(what: str, stream=None):
+    """Says what is going on and for how long: in place on a terminal, else every half minute."""
+    stream = stream or sys.stderr
+    began, done = time.monotonic(), threading.Event()
+    start, end, every = ("\r", "", 1) if stream.isatty() else ("", "\n", 30)
+
+    def tell():
+        print(f"{start}{what} … {time.monotonic() - began:.0f} s", end=end, file=stream, flush=True)
+
+    def run():
+        tell()
+        while not done.wait(every):
+            tell()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print(f"{start}{what} … {time.monotonic() - began:.0f} s", file=stream, flush=True)
