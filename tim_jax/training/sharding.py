@@ -88,12 +88,16 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
 
     What belongs to all rows ("null_…", the null condition) is on every device.
     """
+    return {name: jax.make_array_from_process_local_data(_of(mesh, name), value) for name, value in batch.items()}
 
-    def put(name, value):
-        sharding = replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
-        return jax.make_array_from_process_local_data(sharding, value)
 
-    return {name: put(name, value) for name, value in batch.items()}
+def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch as `put_batch` makes it, for compiling. spec: {name: (global shape, type)}."""
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of(mesh, name)) for name, (shape, dtype) in spec.items()}
+
+
+def _of(mesh: Mesh, name: str) -> NamedSharding:
+    return replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
 
 
 def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
