@@ -95,7 +95,7 @@ class TiM(nn.Module):
     def _block(self):
         block = Block
         if self.read is not None and not self.is_initializing():
-            block = nn.map_variables(Block, "params", trans_in_fn=self.read)
+            block = nn.map_variables(Block, "params", lambda variables: {"params": self.read(variables["params"])})
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
         make = block if self.remat == "none" else nn.remat(block, policy=REMAT[self.remat], prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)

@@ -33,19 +33,22 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 class Collective:
     """One collective of a step.
 
-    kind: a name in KINDS. dtype, shape: of what it works on, gathered or before it is scattered; a tuple's largest
-    array. groups: the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of
+    kind: a name in KINDS. arrays: (dtype, shape) of what it returns, several where the compiler joined some. groups: the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of
     a permutation the pairs (from, to). bytes: received by a chip each time. count: times per step. source: the
     operation of the program that it belongs to.
     """
 
     kind: str
-    dtype: str
-    shape: tuple[int, ...]
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
     groups: np.ndarray
     bytes: float
     count: int
     source: str
+
+    @property
+    def dtype(self) -> str:
+        """Of its largest array."""
+        return max(self.arrays, key=lambda array: _bytes(*array))[0]
 
     def axes(self, mesh: Mesh) -> tuple[str, ...]:
         """The mesh axes along which it communicates."""
@@ -57,7 +60,7 @@ class Collective:
 def read(text: str) -> list[Collective]:
     """The collectives of a compiled program. Raises ValueError for a loop or a group that it cannot read.
 
-    A compiler may cut one collective into pieces of the same channel, to do other work between them: it counts once.
+    The TPU compiler may cut one collective into a chain of pieces, to do other work between them: it counts once.
     """
     computations, entry = split(text)
     found = {}
@@ -65,10 +68,8 @@ def read(text: str) -> list[Collective]:
         for line in computations[name]:
             collective = _collective(line, computations[name], times)
             if collective is not None:
-                channel = re.search(r"channel_id=(\d+)", line)
-                key = channel.group(1) if channel else line
-                if key not in found or found[key].count < times:
-                    found[key] = collective
+                chain = re.search(r'chain_id="\d+"', line)
+                found[chain.group() if chain else (name, line)] = collective
     return list(found.values())
 
 
@@ -133,23 +134,17 @@ def _collective(line: str, computation: list[str], times: int) -> Collective | N
         # What an asynchronous one returns first holds its operands, then its results (and then maybe counters).
         arrays = [array for array in arrays if array[1]] if kind == "collective-permute" else arrays
         arrays = arrays[len(arrays) // 2 :]
+    groups = _groups(line, kind)
+    n, size = groups.shape[1], sum(_bytes(*array) for array in arrays)
+    if kind == "reduce-scatter":
+        size *= n
     if kind == "all-reduce" and re.match(r"\s+ROOT \S+ = .* dynamic-slice\(", computation[-1]):
         # An all-reduce whose result is sliced at once, in a fusion of its own, is how TPUs spell a reduce-scatter.
         kind = "reduce-scatter"
-        size, scattered = sum(_bytes(*array) for array in arrays), True
-    else:
-        size, scattered = sum(_bytes(*array) for array in arrays), False
-    groups = _groups(line, kind)
-    n = groups.shape[1]
-    if kind == "reduce-scatter" and not scattered:
-        size *= n
-    if kind == "collective-permute":
-        received = size
-    else:
-        received = size * (n - 1) / n * (2 if kind == "all-reduce" else 1)
-    dtype, shape = max(arrays, key=lambda array: _bytes(*array))
+    if kind != "collective-permute":
+        size *= (n - 1) / n * (2 if kind == "all-reduce" else 1)
     source = re.search(r'op_name="([^"]*)"', line)
-    return Collective(kind, dtype, shape, groups, received, times, source.group(1) if source else "")
+    return Collective(kind, tuple(arrays), groups, size, times, source.group(1) if source else "")
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -35,16 +35,17 @@ class Step:
 
 
 def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
-    """The train step of `config`, with `rows` instead of its batch size where given.
+    """The train step of `config` for rows of its own height and width, `rows` instead of its batch size if given.
 
     Raises ValueError for a configuration that does not fit the devices, RuntimeError if the compiler fails.
     """
     config = ConfigDict(config.to_dict())
     config.data.batch_size = rows or config.data.batch_size
+    config.data.buckets.tokens = 0
     run = configuration.build(config, topology.devices)
     state, batch = run.trainer.abstract, abstract_batch(run)
     began = time.monotonic()
-    with progress(f"compiling for {topology.name}, {run.batch_size} rows"):
+    with progress(f"compiling for {topology.name}, {config.data.batch_size} rows"):
         traced = trace(run, state, batch)
         try:
             compiled = traced.lower().compile()
@@ -57,7 +58,7 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
     executed = flops.count(traced.jaxpr)
     return Step(
         mesh=run.mesh,
-        rows=run.batch_size,
+        rows=config.data.batch_size,
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         memory=needed,
         text=text,
@@ -83,15 +84,11 @@ def model_flops(config: ConfigDict, topology: Topology) -> int:
 
 
 def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a global batch."""
-
-    def abstract(name, value):
-        everywhere = name.startswith("null_")
-        shape = value.shape if everywhere else (run.batch_size, *value.shape[1:])
-        placed = sharding.replicated(run.mesh) if everywhere else sharding.batch_sharding(run.mesh)
-        return jax.ShapeDtypeStruct(shape, value.dtype, sharding=placed)
-
-    return {name: abstract(name, value) for name, value in configuration.made_up_batch(run.config, 1).items()}
+    """A global batch of `data.batch_size` rows of `data.height` and `data.width`."""
+    data = run.config.data
+    return sharding.abstract_batch(
+        run.mesh, configuration.batch_spec(run.config, data.batch_size, (data.height, data.width))
+    )
 
 
 @contextlib.contextmanager

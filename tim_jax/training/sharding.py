@@ -134,7 +134,7 @@ def gather(params: Any, specs: Any, dtype: Any = None) -> Any:
     """
 
     def whole(part, spec):
-        part = jax.lax.pcast(part, tuple(axis for axis in ROWS if axis not in jax.typeof(part).vma), to="varying")
+        part = jax.lax.pcast(part, tuple(axis for axis in ROWS if axis not in spec), to="varying")
         for axis, name in enumerate(spec):
             if name == "fsdp":
                 part = jax.lax.all_gather(part.astype(dtype or part.dtype), "fsdp", axis=axis, tiled=True)
