@@ -3,11 +3,9 @@
 import collections
 import functools
 import importlib.util
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -41,18 +39,18 @@ LOOP = """HloModule step
 %body (s.1: (s32[], f32[4])) -> (s32[], f32[4]) {
   %s.1 = (s32[]{:T(128)}, f32[4]{0}) parameter(0)
   %x = f32[4]{0} get-tuple-element(%s.1), index=1
-  %first = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}, frontend_attributes={chain_id="5"}
-  %second = bf16[16,8]{1,0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}, frontend_attributes={chain_id="5"}
+  %some = bf16[16,8]{1,0:T(8,128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="5"}
+  %more = bf16[16,8]{1,0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, frontend_attributes={chain_id="5"}
   %part = f32[4]{0} fusion(%x), kind=kCustom, calls=%scattered
   ROOT %out = (s32[], f32[4]{0}) tuple(%x, %part)
 }
 
 ENTRY %main (p.1: f32[4]) -> f32[4] {
   %p.1 = f32[4]{0} parameter(0)
-  %start = (f32[4]{0}, f32[8]{0}) all-gather-start(%p.1), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+  %start = (f32[4]{0}, f32[8]{0}) all-gather-start(%p.1), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}
   %done = f32[8]{0} all-gather-done(%start)
-  %move = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p.1), channel_id=2, source_target_pairs={{0,1},{1,0}}
-  %sum.1 = (f32[10]{0}, bf16[6]{0}) all-reduce(%p.1, %p.1), channel_id=4, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %move = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%p.1), source_target_pairs={{0,1},{1,0}}
+  %sum.1 = (f32[10]{0}, bf16[6]{0}) all-reduce(%p.1), channel_id=4, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
   %loop = (s32[], f32[4]{0}) while(%p.1), condition=%condition, body=%body
   ROOT %r = f32[4]{0} get-tuple-element(%loop), index=1
 }
@@ -106,40 +104,71 @@ def test_a_real_program_moves_what_was_written():
     assert found["all-reduce"].bytes == 2 * size / 4 / 2
 
 
-def tpu(name):
+def tpu(name, dtype):
     installed = importlib.util.find_spec("libtpu") is not None
-    reason = "the TPU compiler is not installed: pip install -e .[tpu-planner]"
-    return pytest.param(name, marks=[pytest.mark.slow, pytest.mark.skipif(not installed, reason=reason)], id=name)
+    missing = pytest.mark.skipif(not installed, reason="the TPU compiler is missing: pip install -e .[tpu-planner]")
+    return pytest.param(name, dtype, marks=[pytest.mark.slow, missing])
 
 
-# As deep as XL, so that blocks are most of the parameters, as they are there. The program has one block whatever depth.
-DEPTH, WIDTH = 28, 64
+# As deep as XL, so that blocks are most of the parameters, as they are there: the program has one block whatever depth.
 SMALL = {
-    "model.width": f"{WIDTH}", "model.depth": f"{DEPTH}", "model.heads": "2", "model.bottleneck": "16",
-    "model.encoder_depth": "4", "model.projector_width": "64", "model.num_classes": "10", "data.height": "8",
-    "data.width": "8", "data.features_width": "32", "data.batch_size": "80",
+    "model.width": "128", "model.depth": "28", "model.heads": "2", "model.bottleneck": "48", "model.encoder_depth": "8",
+    "model.projector_width": "128", "model.num_classes": "100", "data.height": "8", "data.width": "8",
+    "data.features_width": "128", "data.batch_size": "32",
 }  # fmt: skip
 
 
 @functools.cache
 def step(name, mesh, dtype):
-    data, fsdp = mesh
-    changes = {"mesh.data": str(data), "mesh.fsdp": str(fsdp), "model.dtype": dtype}
-    return compile_step(load_config("imagenet256_xl", SMALL | changes), topology(name))
+    """(compiled step, its collectives, {shape of a layer's matrix: how many a block has}) on a (data, fsdp) mesh."""
+    sizes = {"mesh.data": str(mesh[0]), "mesh.fsdp": str(mesh[1]), "model.dtype": dtype}
+    config, devices = load_config("imagenet256_xl", SMALL | sizes), topology(name)
+    compiled = compile_step(config, devices)
+    blocks = jax.tree.leaves(compiled.shapes["student"]["blocks"])
+    matrices = collections.Counter(squeezed(x.shape[1:]) for x in blocks)
+    return compiled, collectives.read(compiled.text), only_matrices(matrices)
 
 
-def sent(step):
-    """(bytes that a chip receives in a step, the minimum of fully-sharded training).
-
-    The minimum: every parameter gathered in the forward pass, gathered once more in the backward pass, and its gradient
-    scattered, all in the type that the blocks compute in; of N bytes on n devices each of the three moves N (n − 1)/n.
-    """
-    n = step.mesh.size
-    itemsize = 2 if step.dtype == "bfloat16" else 4
-    found = collectives.read(step.text)
-    return sum(c.bytes * c.count for c in found), 3 * step.parameters * itemsize * (n - 1) / n
+def squeezed(shape):
+    return tuple(size for size in shape if size > 1)
 
 
-@pytest.mark.parametrize("name, dtype", [("cpu:8", "float32")])
-def test_placeholder(name, dtype):
-    pass
+def only_matrices(shapes):
+    """Without vectors: biases and norms are small, and compilers move them in ways of their own."""
+    return collections.Counter({shape: count for shape, count in shapes.items() if len(shape) > 1})
+
+
+WHERE = [("cpu:8", "float32"), tpu("v5e:2x4", "bfloat16")]
+
+
+@pytest.mark.parametrize("name, dtype", WHERE)
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4)])
+def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dtype, mesh):
+    """Half of the rows have r = t and half carry a tangent: two row groups, for which a layer's parameters come once in
+    the forward pass and once in the backward pass, which computes the block anew. No activation is gathered."""
+    compiled, found, matrices = step(name, mesh, dtype)
+    assert {c.kind for c in found} <= {"all-gather", "reduce-scatter", "all-reduce"}
+    gathered = collections.Counter()
+    for c in found:
+        if c.kind == "all-gather" and c.count > 1:
+            assert c.axes(compiled.mesh) == ("fsdp",) and c.count == 28
+            gathered.update({squeezed(shape): c.count for _, shape in c.arrays})
+    assert only_matrices(gathered) == {shape: 2 * 28 * count for shape, count in matrices.items()}
+    once = {squeezed(shape) for c in found if c.kind == "all-gather" and c.count == 1 for _, shape in c.arrays}
+    assert once <= {squeezed(x.shape) for x in jax.tree.leaves(compiled.shapes)}
+
+
+@pytest.mark.parametrize("name, dtype", WHERE)
+@pytest.mark.parametrize("mesh", [(1, 8), (8, 1)])
+def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
+    """The minimum. Fully sharded, N parameters over n devices: each is gathered in the forward pass, gathered once more
+    in the backward pass, and its gradient is scattered, in the type that the network computes in: 3 N (n − 1)/n
+    numbers of that type. Data-parallel: the gradients, which are float32, are scattered and gathered: 2 N (n − 1)/n."""
+    compiled, found, _ = step(name, mesh, dtype)
+    n = 8
+    if mesh == (1, 8):
+        least = 3 * compiled.parameters * (n - 1) / n * {"float32": 4, "bfloat16": 2}[dtype]
+    else:
+        assert {c.kind for c in found} == {"all-reduce"}, "no parameter and no activation is gathered"
+        least = 2 * compiled.parameters * (n - 1) / n * 4
+    assert 0.99 * least <= sum(c.bytes * c.count for c in found) <= 1.1 * least

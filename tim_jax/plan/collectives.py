@@ -33,9 +33,10 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 class Collective:
     """One collective of a step.
 
-    kind: a name in KINDS. arrays: (dtype, shape) of what it returns, several where the compiler joined some. groups: the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of
-    a permutation the pairs (from, to). bytes: received by a chip each time. count: times per step. source: the
-    operation of the program that it belongs to.
+    kind: a name in KINDS. arrays: (dtype, shape) of what it returns, several where the compiler joined some. groups:
+    the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of a permutation the
+    pairs (from, to). bytes: received by a chip each time. count: times per step. source: the operation of the program
+    that it belongs to.
     """
 
     kind: str
@@ -107,7 +108,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
     """How often a while loop turns: said by the compiler, or the number that its counter, from 0 on, is compared to."""
-    known = re.search(r'known_trip_count[^0-9]*(\d+)', line)
+    known = re.search(r"known_trip_count[^0-9]*(\d+)", line)
     if known:
         return int(known.group(1))
     condition = re.search(r"condition=%?([\w.-]+)", line).group(1)

@@ -21,17 +21,26 @@ from tim_jax.training.loop import on_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A compiled step. text: its HLO, None if the compiler refused for want of memory. executed_flops, model_flops: of
-    matrix products on all chips, with and without what the backward pass recomputes. seconds: to compile."""
+    """A compiled step.
+
+    shapes: of the parameters, an abstract tree. text: its HLO, None if the compiler refused for want of memory.
+    executed_flops, model_flops: of matrix products on all chips, with and without what the backward pass recomputes.
+    seconds: to compile.
+    """
 
     mesh: Mesh
     rows: int
-    parameters: int
+    shapes: Any
     memory: Memory
     text: str | None
     executed_flops: int
     model_flops: int
     seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(x.size for x in jax.tree.leaves(self.shapes))
 
 
 def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
@@ -59,7 +68,7 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
     return Step(
         mesh=run.mesh,
         rows=config.data.batch_size,
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        shapes=state.params,
         memory=needed,
         text=text,
         executed_flops=executed,
