@@ -42,6 +42,11 @@ class Step:
         """How many there are."""
         return sum(x.size for x in jax.tree.leaves(self.shapes))
 
+    @property
+    def unsharded(self) -> int:
+        """How many parameters every chip holds whole."""
+        return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
+
 
 def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
     """The train step of `config` for rows of its own height and width, `rows` instead of its batch size if given.

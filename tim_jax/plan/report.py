@@ -74,6 +74,11 @@ def show(plan: Plan) -> str:
         *(f"  {name:12} {gib(size):9.3f}" for name, size in dataclasses.asdict(memory).items()),
         f"  {'total':12} {gib(memory.total):9.3f} of {gib(capacity):.2f}: {'fits' if plan.fits else 'DOES NOT FIT'}",
     ]
+    if step.mesh.shape["fsdp"] > 1 and step.unsharded > step.parameters / 10:
+        lines.append(
+            f"  {step.unsharded:,} of {step.parameters:,} parameters are whole on every chip: mesh.fsdp "
+            f"({step.mesh.shape['fsdp']}) does not divide their widths; a smaller one beside mesh.data may"
+        )
     if plan.largest is not None:
         lines.append(
             f"  the largest batch that fits, compiled to be sure: {plan.largest} rows"
