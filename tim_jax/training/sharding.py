@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -45,7 +46,9 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
         known = len(devices)
     if known != len(devices):
         raise ValueError(f"mesh sizes are {named}; their product must be the number of devices, {len(devices)}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings.
+    placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
