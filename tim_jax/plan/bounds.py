@@ -36,7 +36,7 @@ class Bounds:
 
 def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) -> Bounds:
     chip, memory = topology.chip, step.memory
-    gathers = [(c.bytes * c.groups.shape[1] / (c.groups.shape[1] - 1), c.count) for c in collectives if is_gather(c)]
+    gathers = [(whole(c), c.count) for c in collectives if c.kind == "all-gather"]
     temporaries = max(0.0, memory.activations - sum(size for size, _ in gathers))
     traffic = 2 * (memory.parameters + memory.emas + memory.optimizer + temporaries) + memory.batch
     traffic += 2 * sum(size * count for size, count in gathers)
@@ -49,8 +49,10 @@ def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) ->
     )
 
 
-def is_gather(collective: Collective) -> bool:
-    return collective.kind == "all-gather" and collective.groups.shape[1] > 1
+def whole(collective: Collective) -> float:
+    """Bytes of the array that a collective among n chips gathers or scatters, of which a chip receives (n − 1)/n."""
+    n = collective.groups.shape[1]
+    return collective.bytes * n / (n - 1)
 
 
 def network_bytes(collective: Collective, island: int) -> float:
@@ -64,5 +66,4 @@ def network_bytes(collective: Collective, island: int) -> float:
         return 0.0
     if collective.kind == "collective-permute":
         return collective.bytes
-    n = collective.groups.shape[1]
-    return collective.bytes * n / (n - 1) * (h - 1) / h / (n / h)
+    return whole(collective) * (h - 1) / h / (collective.groups.shape[1] / h)

@@ -59,7 +59,7 @@ class Collective:
 
 
 def read(text: str) -> list[Collective]:
-    """The collectives of a compiled program. Raises ValueError for a loop or a group that it cannot read.
+    """The collectives of a compiled program, but not those of a chip with itself. Raises ValueError for a loop or a group that it cannot read.
 
     The TPU compiler may cut one collective into a chain of pieces, to do other work between them: it counts once.
     """
@@ -136,6 +136,8 @@ def _collective(line: str, computation: list[str], times: int) -> Collective | N
         arrays = [array for array in arrays if array[1]] if kind == "collective-permute" else arrays
         arrays = arrays[len(arrays) // 2 :]
     groups = _groups(line, kind)
+    if groups.shape[1] == 1:
+        return None
     n, size = groups.shape[1], sum(_bytes(*array) for array in arrays)
     if kind == "reduce-scatter":
         size *= n
