@@ -17,7 +17,7 @@ from tim_jax.plan import __main__ as command
 from tim_jax.plan import bounds, flops, memory, topologies
 from tim_jax.plan.chips import CHIPS, Chip
 from tim_jax.plan.collectives import Collective
-from tim_jax.plan.compile import compile_step, progress
+from tim_jax.plan.compile import compile_step, model_flops, progress
 from tim_jax.types import Query
 
 SMALL = {
@@ -78,6 +78,11 @@ def test_operations_of_the_network_are_those_of_its_formula():
     embedders = 2 * (256 * D + D * D)
     ends = N * 2 * p * p * C * D + 2 * D * (D // 2) + (D // 2) * 2 * D
     assert counted == 2 * B * (L * (row + N * token) + embedders + ends)
+
+
+def test_operations_are_the_same_on_every_mesh():
+    config = load_config("digits", SMALL | {"mesh.data": "1", "mesh.fsdp": "-1", "times.share_equal": "0.5"})
+    assert model_flops(config, topologies.topology("cpu:8")) == model_flops(config, topologies.topology("cpu:1"))
 
 
 def test_a_step_costs_three_passes_and_the_tangent():

@@ -59,8 +59,9 @@ class Collective:
 
 
 def read(text: str) -> list[Collective]:
-    """The collectives of a compiled program, but not those of a chip with itself. Raises ValueError for a loop or a group that it cannot read.
+    """The collectives of a compiled program, but not those of a chip with itself.
 
+    Raises ValueError for a loop or a group that it cannot read.
     The TPU compiler may cut one collective into a chain of pieces, to do other work between them: it counts once.
     """
     computations, entry = split(text)

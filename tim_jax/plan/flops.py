@@ -25,8 +25,12 @@ def _equation(eqn: Any) -> int:
     inner = [count(jaxpr) for jaxpr in _inner(eqn.params)]
     if eqn.primitive.name == "cond":
         return max(inner)
-    times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-    return times * sum(inner)
+    if eqn.primitive.name == "scan":
+        return eqn.params["length"] * sum(inner)
+    if eqn.primitive.name == "shard_map":  # what is inside speaks of one device's share
+        axes = eqn.params.get("newly_manual_axes") or eqn.params["manual_axes"]  # the name depends on JAX's version
+        return math.prod(eqn.params["mesh"].shape[axis] for axis in axes) * sum(inner)
+    return sum(inner)
 
 
 def _inner(params: dict[str, Any]) -> list:
