@@ -1,6 +1,7 @@
 """The one place that reads a configuration: checks it and builds frozen objects from the rooms' tables."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,8 +109,9 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         wandb=config.training.wandb,
     )
     loop.check()
+    init = initialiser(config, network)
     step = StepSettings(
-        nets=make_nets(network, hidden=objective.alignment_weight > 0),
+        nets=make_nets(network, objective.alignment_weight > 0, functools.partial(sharding.apply_by_rows, mesh, init)),
         objective=objective,
         tx=make_optimizer(optimizer),
         schedule=make_schedule(optimizer),
@@ -126,7 +128,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=Trainer(mesh, initialiser(config, network), step),
+        trainer=Trainer(mesh, init, step),
         loop=loop,
         sampling=sampling,
         sampling_weights=config.sampling.weights,

@@ -7,21 +7,26 @@ import jax
 import jax.numpy as jnp
 
 
-def make_nets(network: Any, hidden: bool = False) -> dict[str, Callable]:
+def apply_alone(network: Any, params: Any, queries: Any, **options: Any) -> Any:
+    """A network on one device."""
+    return network.apply({"params": params}, queries, **options)
+
+
+def make_nets(network: Any, hidden: bool = False, apply: Callable = apply_alone) -> dict[str, Callable]:
     """{name: params → network on a tuple of Queries}, as `StepSettings.nets`. hidden: the student also returns hidden
-    states. network: a module with `clone` and `apply`."""
+    states. network: a module with `clone` and `apply`. apply: how it runs, `sharding.apply_by_rows` on a mesh."""
     precise = network.clone(dtype=jnp.float32)
 
     def at_highest_precision(params):
         def net(queries):
             with jax.default_matmul_precision("highest"):
-                return precise.apply({"params": params}, queries)
+                return apply(precise, params, queries)
 
         return net
 
     return {
-        "student": lambda params: lambda queries: network.apply({"params": params}, queries, hidden=hidden),
-        "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
+        "student": lambda params: lambda queries: apply(network, params, queries, hidden=hidden),
+        "ema": lambda params: lambda queries: apply(network, params, queries),
         "precise": at_highest_precision,
     }
 
