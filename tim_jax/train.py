@@ -11,6 +11,7 @@ from tim_jax import config_keys, data, workdir
 from tim_jax.command_line import Parser, load_config, user_errors
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels
+from tim_jax.start import first_state
 from tim_jax.training import sharding
 from tim_jax.training.loop import train
 
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             if steps < 1:
                 raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
         source = open_data(run, "train")
+        first = first_state(run, folder)
 
     record = workdir.record_start(folder, run.config)
     loader = run.config.loader
@@ -95,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             for batch in data.iterate(batches, step, threads=loader.threads, prefetch=loader.prefetch)
         ),
         record,
+        first,
         sample_pictures(run) if run.image_shape[-1] in (1, 3) else None,
     )
     print(f"trained to step {run.loop.steps}; metrics, checkpoints and samples are in {folder}")

@@ -12,7 +12,12 @@ FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not s
 def open_manager(workdir: epath.Path, keep: int, every: int) -> ocp.CheckpointManager:
     """The checkpoints of a workdir: the latest `keep` stay, one is due every `every` steps."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=every)
-    return ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
+    return ocp.CheckpointManager(absolute(workdir) / "checkpoints", options=options)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root, as orbax wants it. `resolve` would take gs://… for a name in the current folder."""
+    return path if "://" in str(path) else path.resolve()
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, record: dict, force: bool = False) -> bool:

@@ -119,17 +119,19 @@ def train(
     workdir: epath.Path,
     batches: Callable[[int], Iterator[dict]],
     record: dict,
+    first: Callable[[], TrainState] | None = None,
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,
 ) -> TrainState:
-    """Trains from the workdir's latest checkpoint, or from the start, to `settings.steps`; returns the last state.
+    """Trains from the workdir's latest checkpoint, or from `first`, to `settings.steps`; returns the last state.
 
-    batches: step → iterator of host batches from that step on. record: what a checkpoint says of its run.
+    batches: step → iterator of host batches from that step on. record: what a checkpoint says of its run. first: makes
+    the state where there is no checkpoint; by default from scratch.
     pictures: state → {name: PIL image}, written to samples/ and TensorBoard every `sample_every` steps and at the end.
     """
     lead = jax.process_index() == 0
     manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every)
     resumed = manager.latest_step() is not None
-    state = checkpoints.restore(manager, trainer.abstract) if resumed else trainer.create()
+    state = checkpoints.restore(manager, trainer.abstract) if resumed else (first or trainer.create)()
     start = int(state.step)
     if start >= settings.steps:
         manager.close()

@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tim_jax.training import names
 
-def make_nets(network: Any, hidden: bool = False) -> dict[str, Callable]:
+
+def make_nets(network: Any, hidden: bool = False, frozen: tuple[str, ...] = ()) -> dict[str, Callable]:
     """{name: params → network on a tuple of Queries}, as `StepSettings.nets`. hidden: the student also returns hidden
-    states. network: a module with `clone` and `apply`."""
+    states. frozen: patterns of parameters of the student that get no gradient. network: a module with `clone` and
+    `apply`."""
     precise = network.clone(dtype=jnp.float32)
 
     def at_highest_precision(params):
@@ -19,8 +22,12 @@ def make_nets(network: Any, hidden: bool = False) -> dict[str, Callable]:
 
         return net
 
+    def hold(params):
+        held = names.select(params, frozen)
+        return jax.tree.map(lambda hold, leaf: jax.lax.stop_gradient(leaf) if hold else leaf, held, params)
+
     return {
-        "student": lambda params: lambda queries: network.apply({"params": params}, queries, hidden=hidden),
+        "student": lambda params: lambda queries: network.apply({"params": hold(params)}, queries, hidden=hidden),
         "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
         "precise": at_highest_precision,
     }
