@@ -15,10 +15,24 @@ def get_config():
     # What is trained on. Rows are (height, width, channels) images in [-1, 1], or latents.
     config.data = ConfigDict()
     config.data.source = "digits"  # a name in tim_jax.data.SOURCES
-    config.data.height = 8
+    config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
+    config.data.split = "train"  # the part that is trained on, where a source has parts
+    config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
+    config.data.height = 8  # of every row; with buckets, of samples that are not asked for in another size
     config.data.width = 8
     config.data.channels = 1
-    config.data.batch_size = 256  # rows of a global batch, over all devices
+    config.data.batch_size = 256  # rows of a global batch, over all devices; unused where buckets.tokens is given
+    config.data.flip = 0.0  # share of rows that are mirrored
+    config.data.random_crop = False  # crop anywhere, not in the middle
+    # Native resolution: shapes (height, width) of rows; an image goes to the nearest aspect ratio, is resized to cover
+    # it and cropped. Neither table nor area: all rows are height × width.
+    config.data.buckets = ConfigDict()
+    config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
+    config.data.buckets.area = 0  # largest height × width of a bucket that is made
+    config.data.buckets.most = 64  # buckets that are made
+    config.data.buckets.tokens = 0  # of a global batch, which sets its rows by bucket; 0: batch_size rows of any
+    config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
+    config.data.buckets.enlarge = False  # use images that are too small for every bucket
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
@@ -26,9 +40,11 @@ def get_config():
 
     # How rows are read; no number that a run gives depends on it.
     config.loader = ConfigDict()
-    config.loader.directory = ""  # where embedded data is written; "": ~/.cache/tim_jax
-    config.loader.threads = 2  # reading threads of each process
+    config.loader.directory = ""  # of embedded data, indices and bucket plans, on a local disk; "": ~/.cache/tim_jax
+    config.loader.workers = 0  # reading processes of each process; 0: its threads alone
+    config.loader.threads = 2  # reading threads of each process, or of each worker
     config.loader.prefetch = 4  # batches read ahead
+    config.loader.max_bad_share = 0.01  # share of rows that may be unusable before the run stops
 
     # The network (tim_jax.networks.TiM).
     config.model = ConfigDict()
@@ -142,6 +158,7 @@ def get_config():
     config.sampling.stochastic = "renoise"  # renoise, euler
 
     config.evaluation = ConfigDict()
+    config.evaluation.held_out = "held_out"  # the split that is held out
     config.evaluation.samples = 0  # per step count and seed; 0: as many as the training part
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # a name in tim_jax.evaluation.FEATURES

@@ -9,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tim_jax import data
-from tim_jax.data.buckets import TOO_MUCH_CROPPED, TOO_SMALL, UNUSABLE, Fitting, Grid, assign, check_table, derive
-from tim_jax.data.buckets import ordered, own_shape
+from tim_jax.data.buckets import (
+    TOO_MUCH_CROPPED,
+    TOO_SMALL,
+    UNUSABLE,
+    Fitting,
+    Grid,
+    assign,
+    check_table,
+    derive,
+    ordered,
+    own_shape,
+)
 from tim_jax.data.faults import BadRecord
 from tim_jax.data.fit import Look, cover, draws, fit
 from tim_jax.data.interleave import Interleave

@@ -74,7 +74,15 @@ def fails(main, arguments, capsys):
         ("training.sample_steps=0,1", ["sample_steps", "0"]),
         ("training.remat=everything", ["remat", "everything", "full"]),
         ("data.source=digit", ["digit", "digits"]),
-        ("data.height=16", ["data.height", "(8, 8, 1)"]),
+        ("data.height=16", ["data.height", "(8, 8)"]),
+        ("data.buckets.tokens=64", ["data.buckets.tokens", "64", "no effect", "area"]),
+        ("data.buckets.table=((8, 12), (10, 8))", ["data.buckets.table", "(10, 8)", "4"]),
+        ("data.buckets.area=3", ["data.buckets.area", "3", "16"]),
+        ("data.mixture=(('digits', '', 0),)", ["data.mixture", "weight", "0"]),
+        ("data.path=nowhere", ["data.path", "nowhere"]),
+        ("data.split=test", ["test", "train"]),
+        ("data.flip=2.0", ["data.flip", "2.0"]),
+        ("loader.max_bad_share=2.0", ["loader.max_bad_share", "2.0"]),
         ("evaluation.features=inception", ["evaluation.features", "inception", "pixels"]),
     ],
 )
@@ -133,7 +141,7 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
     assert np.abs(run("other", "--labels=4,2", "--seed=1")["steps3"] - few["steps3"]).max() > 1e-2
     guided = run("guided", "--labels=4,2", "--guidance=3.0")
     assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
-    with Image.open(tmp_path / "few" / "step4_seed0_guidance1_steps3.png") as picture:
+    with Image.open(tmp_path / "few" / "step4_8x8_seed0_guidance1_steps3.png") as picture:
         assert picture.size[0] > 8
 
 

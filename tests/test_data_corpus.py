@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from tim_jax import data
 from tim_jax.data.decode import MAX_PIXELS, decode, pixels
-from tim_jax.data.faults import REASONS, Account, BadRecord, TooManyBadRecords, check_share, watched
+from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, check_share, watched
 from tim_jax.data.sizes import header, read_sizes
 
 H, W = 24, 32
@@ -88,7 +88,7 @@ SEEN_THROUGH = np.where((np.asarray(PALETTE) == 0)[..., None], 255, FOUR)
 SEEN_ASIDE = np.where(X[..., None] < 8, 255, FOUR)
 SEEN_WITHOUT_RED = np.where((FOUR == FOUR[0, 0]).all(-1, keepdims=True), 255, FOUR)
 FINE = {"quality": 95, "subsampling": 0}
-SIXTEEN = (GREY.astype(np.uint16) * 256 + 77)
+SIXTEEN = GREY.astype(np.uint16) * 256 + 77
 MUTED = RGB // 2 + 64
 LAB = ImageCms.profileToProfile(
     Image.fromarray(MUTED), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"

@@ -87,13 +87,13 @@ def test_two_processes_see_the_rows_of_one_and_go_on_where_it_stopped(cache, tmp
     assert len({tuple(bucket) for bucket, *_ in whole}) > 3
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_the_rows_of_200_steps_are_the_same_for_any_number_of_processes(whole, count, cache, tmp_path):
     assert run(count, 0, STEPS, cache, tmp_path / "rows") == whole
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 def test_after_stops_another_number_of_processes_goes_on_with_the_same_rows(whole, cache, tmp_path):
     found = []
     for count, start, stop in ((4, 0, 13), (1, 13, 90), (8, 90, 101), (2, 101, STEPS)):
@@ -126,7 +126,7 @@ print(json.dumps({"seconds": seconds, "bytes": peak, "images": plan.images(), "r
 """
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 def test_ten_million_rows_start_in_seconds_and_little_memory(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "root").mkdir()

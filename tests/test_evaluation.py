@@ -197,7 +197,13 @@ def table():
     calls = []
     arguments = (data(0, 300), data(1, 100), FEATURES["pixels"])
     result = anystep.any_step_table(
-        sampler(lambda s: 0.5 / s), [4, 1, 2], [0, 1, 2], 200, *arguments, lambda steps: 2 * steps, lambda *call: calls.append(call)
+        sampler(lambda s: 0.5 / s),
+        [4, 1, 2],
+        [0, 1, 2],
+        200,
+        *arguments,
+        lambda steps: 2 * steps,
+        lambda *call: calls.append(call),
     )
     assert [call[:2] for call in calls] == [(i, 9) for i in range(1, 10)]
     return result

@@ -29,7 +29,7 @@ def make_run(devices=1, **changes):
 
 def steps(run, count, rows=None):
     """Metrics of some steps on made-up rows, and the last state."""
-    batch = sharding.put_batch(run.mesh, rows or configuration.made_up_batch(run.config, run.batch_size))
+    batch = sharding.put_batch(run.mesh, rows or configuration.made_up_batch(run.config, run.config.data.batch_size))
     state, history = run.trainer.create(), []
     for _ in range(count):
         state, metrics = run.trainer(state, batch)

@@ -142,7 +142,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
     for number, (mesh, devices) in enumerate(meshes):
         run = make_run(devices, **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)))
         if state is None:
-            batch = configuration.made_up_batch(run.config, run.batch_size)
+            batch = configuration.made_up_batch(run.config, 16)
             state, _ = run.trainer(run.trainer.create(), sharding.put_batch(run.mesh, batch))
             first = jax.device_get(state)
         else:
@@ -170,7 +170,7 @@ def test_a_new_label_table_and_another_resolution(source, tmp_path):
             np.testing.assert_array_equal(leaf, fresh.params["student"]["label_embedder"]["table"])
         else:
             np.testing.assert_array_equal(leaf, there[name])
-    batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, run.batch_size))
+    batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, 16))
     state, metrics = run.trainer(state, batch)
     assert batch["x"].shape == (16, 16, 8, 1) and int(state.step) == 1 and math.isfinite(float(metrics["loss"]))
 
@@ -238,7 +238,7 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
     run = make_run(start__weights=source, optimizer__frozen=frozen, optimizer__weight_decay=0.1)
     state = first_state(run, epath.Path(tmp_path / "run"))()
     before = names.by_name(jax.device_get(state.params["student"]))
-    batch = configuration.made_up_batch(run.config, run.batch_size)
+    batch = configuration.made_up_batch(run.config, 16)
     for _ in range(3):
         state, _ = run.trainer(state, sharding.put_batch(run.mesh, batch))
     after, slow = (names.by_name(jax.device_get(tree)) for tree in (state.params["student"], state.emas["slow"]))
@@ -325,9 +325,9 @@ def test_rates_multiply_the_learning_rate_of_their_parts(name):
 
 def test_the_first_matching_rate_counts():
     tx = optax.chain(optax.sgd(1.0), scale_by_name((("a/b", 2.0), ("a", 3.0))))
-    params = {"a": {"b": jnp.ones(1), "c": jnp.ones(1)}, "ab": jnp.ones(1)}
+    params = {"part": {"a": {"b": jnp.ones(1), "c": jnp.ones(1)}, "ab": jnp.ones(1)}}
     updates, _ = tx.update(params, tx.init(params), params)
-    assert_equal(updates, {"a": {"b": -2 * jnp.ones(1), "c": -3 * jnp.ones(1)}, "ab": -jnp.ones(1)})
+    assert_equal(updates["part"], {"a": {"b": -2 * jnp.ones(1), "c": -3 * jnp.ones(1)}, "ab": -jnp.ones(1)})
 
 
 def test_patterns():

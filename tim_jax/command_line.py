@@ -14,11 +14,11 @@ DONE, FAILED, USER_ERROR, RESTART = 0, 1, 2, 75
 
 
 @contextlib.contextmanager
-def user_errors():
-    """Within it, a ValueError is a user's: one line on standard error, exit code 2."""
+def user_errors(kind: type[ValueError] = ValueError):
+    """Within it, an error of that kind is a user's: one line on standard error, exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
 
@@ -62,9 +62,7 @@ def whole_numbers(name: str, text: str, least: int) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(
-            f"--{name} is {text!r}; it must be whole numbers such as 1,4,32"
-        ) from None
+        raise ValueError(f"--{name} is {text!r}; it must be whole numbers such as 1,4,32") from None
     for number in numbers:
         if number < least:
             raise ValueError(f"--{name} has {number}; each must be at least {least}")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax.config_keys import check_keys, check_unused
+from tim_jax.data.settings import DataSettings, rows_multiple
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
 from tim_jax.training import names, sharding
@@ -34,7 +35,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Run:
     """Everything that a configuration says, built and checked.
 
-    image_shape: (h, w, C) of a row. sampling_weights: "student" or the name of an average.
+    image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_weights: "student" or the name of an
+    average.
     """
 
     config: ConfigDict
@@ -46,7 +48,7 @@ class Run:
     sampling: Sampling
     sampling_weights: str
     image_shape: tuple[int, int, int]
-    batch_size: int
+    data: DataSettings
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
@@ -72,22 +74,30 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
     mesh = sharding.make_mesh(dict(config.mesh), devices)
     shards = sharding.batch_shards(mesh)
-    if data.batch_size % (shards * config.optimizer.accumulation):
-        raise ValueError(
-            f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
-            f"{config.optimizer.accumulation} microbatches"
-        )
-    network = make_network(config)
-    transport = make_transport(config)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
+    if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
+        raise ValueError(
+            f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
+            f"{optimizer.accumulation} microbatches"
+        )
+    processes = len({device.process_index for device in mesh.devices.flat})
+    settings = DataSettings.read(
+        data.to_dict(),
+        config.loader.to_dict(),
+        side=model.patch_size,
+        rows_multiple=rows_multiple(shards, optimizer.accumulation, processes),
+        tokens_multiple=mesh.shape["sequence"],
+        num_classes=model.num_classes if model.condition == "class" else 0,
+    )
+    network = make_network(config)
+    transport = make_transport(config)
     for name, decay in config.ema.items():
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
     objective = make_objective(config, transport, shards)
     loop = LoopSettings(
         steps=config.training.steps,
-        batch_size=data.batch_size,
         log_every=config.training.log_every,
         sample_every=config.training.sample_every,
         checkpoint_every=config.checkpoint.every,
@@ -117,7 +127,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sampling=sampling,
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
-        batch_size=data.batch_size,
+        data=settings,
     )
     if optimizer.frozen or optimizer.rates:
         optimizer.check_names(names.by_name(run.trainer.abstract.params["student"]))
@@ -242,23 +252,36 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
     return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
 
 
-def made_up_batch(config: ConfigDict, rows: int) -> dict[str, np.ndarray]:
-    """Random rows of the right shapes and types, to try a step without data."""
-    data, rng = config.data, np.random.default_rng(0)
-
-    def normal(*shape):
-        return rng.standard_normal(shape, np.float32)
-
-    batch = {"x": normal(rows, data.height, data.width, data.channels)}
+def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """{name: (shape, type)} of what a train step takes of a batch of `rows` rows of height and width `shape`."""
+    data = config.data
+    spec = {"x": ((rows, *shape, data.channels), np.float32)}
     if config.model.condition == "class":
-        batch["label"] = rng.integers(0, config.model.num_classes, rows, np.int32)
+        spec["label"] = ((rows,), np.int32)
     else:
-        batch["text"] = normal(rows, data.text_tokens, data.text_width)
-        batch["mask"] = np.arange(data.text_tokens)[None] < rng.integers(1, data.text_tokens + 1, rows)[:, None]
-        batch["null_text"] = normal(1, data.text_tokens, data.text_width)
-        batch["null_mask"] = np.arange(data.text_tokens)[None] < 1
+        for name, count in (("", rows), ("null_", 1)):
+            spec[f"{name}text"] = ((count, data.text_tokens, data.text_width), np.float32)
+            spec[f"{name}mask"] = ((count, data.text_tokens), np.bool_)
     if data.features_width:
-        tokens = data.height * data.width // config.model.patch_size**2
-        batch["features"] = normal(rows, tokens, data.features_width)
-        batch["features_mask"] = np.ones(rows, bool)
-    return batch
+        tokens = shape[0] * shape[1] // config.model.patch_size**2
+        spec["features"] = ((rows, tokens, data.features_width), np.float32)
+        spec["features_mask"] = ((rows,), np.bool_)
+    return spec
+
+
+def made_up_batch(config: ConfigDict, rows: int, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """Random rows of the right shapes and types, to try a step without data; shape: `data.height` and `width`."""
+    rng = np.random.default_rng(0)
+
+    def draw(name, shape, dtype):
+        if dtype == np.float32:
+            return rng.standard_normal(shape, np.float32)
+        if dtype == np.int32:
+            return rng.integers(0, config.model.num_classes, shape, np.int32)
+        if name == "features_mask":
+            return np.ones(shape, bool)
+        lengths = rng.integers(1, shape[1] + 1, shape[0]) if name == "mask" else np.ones(1, int)
+        return np.arange(shape[1])[None] < lengths[:, None]
+
+    spec = batch_spec(config, rows, shape or (config.data.height, config.data.width))
+    return {name: draw(name, *of) for name, of in spec.items()}

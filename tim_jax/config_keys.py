@@ -29,6 +29,13 @@ UNUSED = {
         "objective.guidance.w_cond is 0 and w_gt is 1",
         lambda c: c.objective.guidance.w_cond == 0 and c.objective.guidance.w_gt == 1,
     ),
+    ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
+    ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
+    ("data.buckets.area", "data.buckets.most"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
+    tuple(f"data.buckets.{key}" for key in ("most", "tokens", "max_cropped", "enlarge")): (
+        "data.buckets.table and area are empty",
+        lambda c: not c.data.buckets.table and not c.data.buckets.area,
+    ),
     ("data.text_width", "data.text_tokens", "model.use_text_mask"): (
         "model.condition is not 'text'",
         lambda c: c.model.condition != "text",

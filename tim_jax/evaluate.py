@@ -2,14 +2,15 @@
 
 import time
 
+import jax
 from etils import epath
 
 from tim_jax import config as configuration
-from tim_jax import data, workdir
+from tim_jax import workdir
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import FEATURES, anystep, pictures
+from tim_jax.feed import images_of_one_shape
 from tim_jax.generate import Generator, cycle_labels, load_weights
-from tim_jax.train import open_data
 from tim_jax.transitions.sampler import evaluations
 
 
@@ -25,18 +26,18 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
-        (reference, labels), (held_out, _) = (data.arrays(open_data(run, split)) for split in ("train", "held_out"))
+        training, held_out = run.config.data.split, run.config.evaluation.held_out
+        (reference, _), (held_out, _) = (images_of_one_shape(run, split) for split in (training, held_out))
         count = run.config.evaluation.samples or len(reference)
         weights, training_step = load_weights(run, folder)
 
     generator = Generator(run, min(count, run.config.evaluation.batch_size))
     labels = cycle_labels(run.config.model.num_classes, count)
-    warm, first = set(), {}
+    for most in {min(64, max(steps)), max(steps)}:  # compilation is not the sampler's time
+        generator(weights, most, 0, labels[: generator.batch_size])
+    first = {}
 
     def sample(steps: int, seed: int, count: int):
-        if steps not in warm:  # compilation is not the sampler's time
-            generator(weights, steps, seed, labels[: generator.batch_size])
-            warm.add(steps)
         began = time.perf_counter()
         images = generator(weights, steps, seed, labels)
         seconds = time.perf_counter() - began
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     def progress(done: int, total: int, line: str) -> None:
         # Later entries take more steps, so the time left is told in network evaluations.
         spent = time.perf_counter() - began
-        print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
+        if jax.process_index() == 0:
+            print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
 
     table = anystep.any_step_table(
         sample,
@@ -62,10 +64,11 @@ def main(argv: list[str] | None = None) -> None:
         progress=progress,
     )
     table["step"] = training_step
+    images = generator(weights, max(steps), 0, labels[:24])
+    if jax.process_index() > 0:
+        return
     anystep.write(table, folder)
     pictures.any_step_grid(first, path=folder / "any_step_samples.png")
-    most = max(steps)
-    images = generator(weights, most, 0, labels[:24])
     pictures.neighbours_picture(images, reference, path=folder / "nearest.png")
     print(anystep.to_markdown(table))
     print("written: " + ", ".join(str(folder / name) for name in (

@@ -1,6 +1,5 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
-import functools
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from tim_jax.config import Run
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
-from tim_jax.transitions.sampler import make_plan, sample, start_noise
+from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
@@ -30,36 +29,53 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
 
 
 class Generator:
-    """Samples with given weights; image i of a seed is the same whatever the batch and the mesh."""
+    """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
+
+    One program is compiled for each size, whatever the number of steps (to 64; others for more).
+    """
 
     def __init__(self, run: Run, batch_size: int):
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
-        self._plan = functools.cache(lambda steps: make_plan(run.transport, steps, run.sampling))
-        rows = sharding.batch_sharding(run.mesh)
-        self._sample = jax.jit(
-            self._batch, static_argnums=5, in_shardings=(None, None, None, rows, rows), out_shardings=None
-        )
+        # Whole on every device, so that every process has all images.
+        self._sample = jax.jit(self._batch, static_argnums=(6, 7), out_shardings=sharding.replicated(run.mesh))
 
-    def _batch(self, weights, plan, seed, indices, labels, trajectory):
+    def _batch(self, weights, plan, steps, seed, indices, labels, size, trajectory):
         run = self.run
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        noise = start_noise(keys, run.image_shape)
+        keys = image_keys(seed, indices)
+        noise = start_noise(keys, (*size, run.image_shape[-1]))
         condition = {"label": labels}
         null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
-        return sample(
-            run.net(weights), plan, noise, condition, null, keys, guidance=run.sampling.guidance, trajectory=trajectory
-        )
+        guidance = run.sampling.guidance
+        return sample(run.net(weights), plan, noise, condition, null, keys, guidance, trajectory, steps)
 
-    def __call__(self, weights: Any, steps: int, seed: int, labels: np.ndarray, trajectory: bool = False) -> np.ndarray:
-        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C)."""
-        plan, count, parts = self._plan(steps), len(labels), []
-        labels = np.asarray(labels, np.int32)
+    def _rows(self, values: np.ndarray) -> jax.Array:
+        """Values (batch_size,), known to every process, over the devices."""
+        where = sharding.batch_sharding(self.run.mesh)
+        return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+    def __call__(
+        self,
+        weights: Any,
+        steps: int,
+        seed: int,
+        labels: np.ndarray,
+        size: tuple[int, int] | None = None,
+        trajectory: bool = False,
+    ) -> np.ndarray:
+        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C).
+
+        size: (h, w), multiples of the patch; by default `data.height` and `width`.
+        """
+        plan = make_plan(self.run.transport, steps, self.run.sampling)
+        plan = plan if trajectory else padded(plan)
+        count, parts, labels = len(labels), [], np.asarray(labels, np.int32)
         for first in range(0, count, self.batch_size):
-            indices = np.arange(first, first + self.batch_size, dtype=np.uint32)
-            batch_labels = np.resize(labels[first:], self.batch_size)
+            indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
+            rows = self._rows(np.resize(labels[first:], self.batch_size))
+            size = tuple(size or self.run.image_shape[:2])
             with on_mesh(self.run.mesh):
-                images = self._sample(weights, plan, np.uint32(seed), indices, batch_labels, trajectory)
+                images = self._sample(weights, plan, np.int32(steps), np.uint32(seed), indices, rows, size, trajectory)
             parts.append(np.asarray(images))
         return np.concatenate(parts, axis=1 if trajectory else 0)[(slice(None),) * trajectory + (slice(count),)]
 

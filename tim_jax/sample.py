@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -23,12 +24,27 @@ def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
     return np.asarray(labels, np.int32)
 
 
+def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
+    """(height, width): the configuration's where the text is empty. Raises ValueError if patches do not divide it."""
+    if not text:
+        return run.image_shape[:2]
+    patch = run.config.model.patch_size
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"--size is {text!r}; it must be height x width, such as 64x48") from None
+    if min(height, width) < 1 or height % patch or width % patch:
+        raise ValueError(f"--size is {text!r}; height and width must be positive multiples of the patch size, {patch}")
+    return height, width
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
     parser.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
     parser.add_argument("--count", type=int, default=40, help="images per step count where no labels are given")
+    parser.add_argument("--size", default="", help="height x width, such as 64x48; default: the configuration's")
     parser.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled")
@@ -43,18 +59,21 @@ def main(argv: list[str] | None = None) -> None:
             overrides["sampling.guidance"] = str(args.guidance)
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
+        size = read_size(args.size, run)
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         weights, step = load_weights(run, folder)
 
+    generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
+    images = {count: generator(weights, count, args.seed, labels, size) for count in steps}
+    if jax.process_index() > 0:
+        return
     out = epath.Path(args.out) if args.out else folder / "sampled"
     out.mkdir(parents=True, exist_ok=True)
-    generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
-    images = {count: generator(weights, count, args.seed, labels) for count in steps}
-    name = f"step{step}_seed{args.seed}_guidance{run.sampling.guidance:g}"
+    name = f"step{step}_{size[0]}x{size[1]}_seed{args.seed}_guidance{run.sampling.guidance:g}"
     arrays = {f"steps{count}": array for count, array in images.items()}
     with (out / f"{name}.npz").open("wb") as file:
         np.savez(file, labels=labels, **arrays)
-    settings = {"step": step, "seed": args.seed, "steps": steps, "sampling": dict(run.config.sampling)}
+    settings = {"step": step, "size": size, "seed": args.seed, "steps": steps, "sampling": dict(run.config.sampling)}
     (out / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
     written = [f"{name}.npz", f"{name}.json"]
     if run.image_shape[-1] in (1, 3):

@@ -1,63 +1,69 @@
 """python -m tim_jax.train --config=configs/digits.py --workdir=DIR [--config.training.steps=…] [--check]"""
 
+import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from tim_jax import config as configuration
 from tim_jax import config_keys, data, workdir
 from tim_jax.command_line import Parser, load_config, user_errors
+from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
+from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.start import first_state
 from tim_jax.training import sharding
 from tim_jax.training.loop import train
+from tim_jax.training.state import TrainState
+
+COLUMNS = 20  # images of a row in the pictures of samples
 
 
 def check(run: configuration.Run) -> None:
     """One real step of the configuration on its mesh, on made-up rows."""
-    rows = run.batch_size // jax.process_count()
-    batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, rows))
+    rows = run.data.rows(run.image_shape[:2])
+    batch = configuration.made_up_batch(run.config, rows // jax.process_count())
     began = time.perf_counter()
     state = run.trainer.create()
-    state, metrics = run.trainer(state, batch)
+    state, metrics = run.trainer(state, sharding.put_batch(run.mesh, batch))
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))
-    print(f"one step of {run.batch_size} rows, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
+    print(f"one step of {rows} rows, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
     if not all(np.isfinite(value) for value in values.values()):
         raise SystemExit("the first step is not finite")
 
 
-def open_data(run: configuration.Run, split: str) -> data.Source:
-    """The configured source. Raises ValueError if its rows are not what the configuration says."""
-    settings = run.config.data
-    directory = run.config.loader.directory or "~/.cache/tim_jax"
-    source = data.open_source(settings.source, directory, split)
-    if run.config.model.condition != "class":
-        raise ValueError(f"model.condition is {run.config.model.condition!r}; {settings.source} has classes, no text")
-    if source.image_shape != run.image_shape:
-        raise ValueError(
-            f"data.height, width, channels are {run.image_shape}; those of {settings.source} are {source.image_shape}"
-        )
-    if run.config.model.condition == "class" and source.num_classes > run.config.model.num_classes:
-        raise ValueError(
-            f"model.num_classes is {run.config.model.num_classes}; {settings.source} has labels up to "
-            f"{source.num_classes - 1}, so it must be at least {source.num_classes}"
-        )
-    return source
+def picture_sizes(run: configuration.Run, plan: data.Plan, most: int = 5) -> list[tuple[int, int]]:
+    """Sizes (h, w) that samples are drawn in: of the buckets, the tallest, the widest and some between."""
+    shapes = sorted((bucket.shape for bucket in plan.buckets), key=lambda shape: shape[0] / shape[1])
+    if len(shapes) == 1:
+        return [run.image_shape[:2]]
+    return [shapes[i] for i in sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})]
 
 
-def sample_pictures(run: configuration.Run):
+def sample_pictures(run: configuration.Run, plan: data.Plan):
     """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
-    generator = Generator(run, batch_size=20)
-    labels = cycle_labels(run.config.model.num_classes, 20)
+    sizes = picture_sizes(run, plan)
+    each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
+    generator = Generator(run, batch_size=each)
+    labels = cycle_labels(run.config.model.num_classes, each * len(sizes)).reshape(len(sizes), each)
 
     def draw(state):
         weights = run.weights(state)
-        images = {steps: generator(weights, steps, 0, labels) for steps in run.config.training.sample_steps}
+        images = {
+            steps: [
+                image
+                for size, of_size in zip(sizes, labels, strict=True)
+                for image in generator(weights, steps, 0, of_size, size)
+            ]
+            for steps in run.config.training.sample_steps
+        }
         return {"samples": pictures.any_step_grid(images)}
 
     return draw
@@ -82,25 +88,32 @@ def main(argv: list[str] | None = None) -> None:
         for steps in run.config.training.sample_steps:
             if steps < 1:
                 raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
-        source = open_data(run, "train")
+        feed = open_feed(run)
         first = first_state(run, folder)
+    fit(run, feed, folder, first)
 
+
+def fit(run: configuration.Run, feed: Feed, folder: epath.Path, first: Callable[[], TrainState]) -> None:
+    """Trains in a workdir, from `first` if it has no checkpoint. Exit code 2 with one line if too many records are bad."""
     record = workdir.record_start(folder, run.config)
-    loader = run.config.loader
-    batches = data.global_batches(source, run.batch_size, run.config.seed, jax.process_index(), jax.process_count())
-    train(
-        run.trainer,
-        run.loop,
-        folder,
-        lambda step: (
-            {name: batch[name] for name in ("x", "label")}
-            for batch in data.iterate(batches, step, threads=loader.threads, prefetch=loader.prefetch)
-        ),
-        record,
-        first,
-        sample_pictures(run) if run.image_shape[-1] in (1, 3) else None,
-    )
-    print(f"trained to step {run.loop.steps}; metrics, checkpoints and samples are in {folder}")
+    feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
+    drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
+    if jax.process_index() == 0:
+        print(inspect.summary(feed.source, feed.plan))
+    with user_errors(data.TooManyBadRecords):
+        train(run.trainer, run.loop, folder, feed, record, first, sample_pictures(run, feed.plan) if drawn else None)
+    if jax.process_index() == 0:
+        print(f"trained to step {run.loop.steps}; metrics, checkpoints and samples are in {folder}")
+
+
+def gather(counts: np.ndarray) -> np.ndarray:
+    """The sum of counts (n,) over all processes."""
+    if jax.process_count() == 1:
+        return counts
+    # Counts outgrow the int32 that devices add in, so that halves travel.
+    halves = np.stack([counts >> 31, counts & 0x7FFFFFFF]).astype(np.int32)
+    high, low = multihost_utils.process_allgather(halves).astype(np.int64).sum(0)
+    return (high << 31) + low
 
 
 if __name__ == "__main__":

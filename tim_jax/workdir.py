@@ -39,14 +39,20 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
 
 
 def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
-    """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say.
+
+    Only the first process writes.
+    """
     values = to_json(config)
+    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit()}
+    if jax.process_index() > 0:
+        return record
+    workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         (workdir / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit()}
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}
     start["devices"] = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    start["processes"] = jax.process_count()
     with (workdir / STARTS).open("a") as file:
         file.write(json.dumps(start, ensure_ascii=False) + "\n")
     return record

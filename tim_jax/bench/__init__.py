@@ -4,4 +4,7 @@ A benchmark is a module with `add_arguments(parser)`, `run(args)` → rows, and 
 """
 
 # Modules by name, imported when asked for.
-BENCHES = {"step": "tim_jax.bench.step"}
+BENCHES = {
+    "step": "tim_jax.bench.step",
+    "data": "tim_jax.bench.data",
+}

@@ -6,7 +6,6 @@ files with the same number of threads and bring each image to the same bucket; t
 
 import argparse
 import io
-import json
 import os
 import tempfile
 import time
@@ -24,8 +23,15 @@ IMAGES = 240
 SIDES = (300, 500)  # square root of the area of an image, in pixels
 AREA = 256 * 256  # of a bucket
 ROWS = 16
-STEPS = 24
+STEPS = 48
 ROUNDS = 5
+COLUMNS = (
+    ("workers", "{workers}"),
+    ("rows/s", "{rows_per_second:.1f}"),
+    ("bare rows/s", "{bare_rows_per_second:.1f}"),
+    ("ratio", "{ratio:.3f}"),
+    ("spread of the ratio", "{spread:.3f}"),
+)
 
 
 def write_images(folder: Path) -> None:
@@ -53,7 +59,8 @@ def bare(task: tuple[str, tuple[int, int]]) -> None:
 
 
 def measure(workers: int) -> dict[str, float]:
-    """{"ratio", "rows_per_second", "bare_rows_per_second", "workers"}: rates are medians over rounds in turn."""
+    """{"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers"}: medians over rounds in turn; spread is
+    the largest ratio less the smallest."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_images(root / "images")
@@ -77,33 +84,17 @@ def measure(workers: int) -> dict[str, float]:
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(bare, tasks))
             rates["bare_rows_per_second"].append(len(tasks) / (time.perf_counter() - began))
-    ratio = np.median(np.divide(rates["rows_per_second"], rates["bare_rows_per_second"]))
+    ratios = np.divide(rates["rows_per_second"], rates["bare_rows_per_second"])
     medians = {name: float(np.median(rate)) for name, rate in rates.items()}
-    return {"ratio": float(ratio)} | medians | {"workers": workers}
+    return {"ratio": float(np.median(ratios)), "spread": float(np.ptp(ratios)), "workers": workers} | medians
 
 
-def run(json_path: str | None = None, workers: int | None = None) -> dict[str, float]:
-    """Prints the measurement, writes it to `json_path` if one is given, and returns it."""
-    found = measure(workers or min(8, os.cpu_count() or 1))
-    print(f"{'rows/s':>10}  {'bare rows/s':>12}  {'ratio':>6}  {'workers':>8}")
-    print(
-        f"{found['rows_per_second']:10.1f}  {found['bare_rows_per_second']:12.1f}  {found['ratio']:6.2f}  "
-        f"{found['workers']:8d}"
-    )
-    if json_path:
-        Path(json_path).write_text(json.dumps(found, indent=1) + "\n")
-    return found
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads of both sides")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tim_jax.bench data", description=__doc__)
-    parser.add_argument("--json", help="a file to write the measurement to")
-    parser.add_argument("--workers", type=int, help="threads of both sides; as many as processors, up to 8")
-    args = parser.parse_args(argv)
-    if args.workers is not None and args.workers < 1:
-        parser.error(f"--workers is {args.workers}; it must be at least 1")
-    run(args.json, args.workers)
-
-
-if __name__ == "__main__":
-    main()
+def run(args: argparse.Namespace) -> list[dict[str, float]]:
+    """One row. Raises ValueError for no workers."""
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; it must be at least 1")
+    return [measure(args.workers)]

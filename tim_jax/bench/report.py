@@ -23,13 +23,14 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) 
 
 
 def write(path: str, bench: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Writes {"bench", "rows", "machine", "versions"} and the settings, `repeats` among them."""
+    """Writes {"bench", "rows", "machine", "versions"}, the settings, and the fields of a row that is alone."""
     record = {
         "bench": bench,
         **{name: value for name, value in settings.items() if name != "json"},
         "machine": measure.machine(),
         "versions": measure.versions(),
         "rows": list(rows),
+        **(rows[0] if len(rows) == 1 else {}),
     }
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from tim_jax.data.batches import Order, ahead, global_batches, iterate
 from tim_jax.data.buckets import Fitting, Grid
 from tim_jax.data.digits import digits
 from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, watched
-from tim_jax.data.fit import Look
+from tim_jax.data.fit import Look, cover
 from tim_jax.data.folder import open_folder
 from tim_jax.data.latents import open_latents
 from tim_jax.data.manifest import open_manifest
@@ -49,6 +49,6 @@ def open_source(name: str, directory: str, split: str = "train", **where: Any) -
 
 __all__ = [
     "SOURCES", "Account", "BadRecord", "Bucket", "Bucketing", "Fitting", "Grid", "Location", "Look", "Mixture", "Order",
-    "Plan", "Source", "TooManyBadRecords", "ahead", "arrays", "global_batches", "iterate", "make_plan", "normalise",
-    "one_bucket", "open_source", "read_sizes", "watched", "write_shards",
+    "Plan", "Source", "TooManyBadRecords", "ahead", "arrays", "cover", "global_batches", "iterate", "make_plan",
+    "normalise", "one_bucket", "open_source", "read_sizes", "watched", "write_shards",
 ]  # fmt: skip

@@ -81,6 +81,7 @@ class Account:
         self.path = epath.Path(folder) / f"bad_records-{process_index}.jsonl"
         self.limit, self.gather = limit, gather
         self.rows, self.counts = 0, Counter()
+        self.metrics: dict[str, float] = {}  # as of the last check
 
     def take(self, step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch of `step` without its report of bad records, which is entered into the account."""
@@ -105,13 +106,14 @@ class Account:
         return rows, {reason: count for reason, count in zip(REASONS, counts, strict=True) if count}
 
     def check(self) -> dict[str, float]:
-        """Metrics {"bad/<reason>": rows}; every process must call it at the same step.
+        """Metrics {"bad/<reason>": rows}, kept as `metrics`; every process must call it at the same step.
 
         Raises TooManyBadRecords, on all processes alike, if the share of bad rows is above the limit.
         """
         rows, counts = self.totals()
         check_share(counts, max(rows, FEWEST_ROWS), self.limit, f"{self.path.parent}/bad_records-*.jsonl")
-        return {f"bad/{reason.replace(' ', '_')}": float(count) for reason, count in counts.items()}
+        self.metrics = {f"bad/{reason.replace(' ', '_')}": float(count) for reason, count in counts.items()}
+        return self.metrics
 
 
 def watched(batches: Iterator, account: Account, start_step: int, every: int) -> Iterator[dict[str, np.ndarray]]:

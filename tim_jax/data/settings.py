@@ -35,6 +35,10 @@ class DataSettings:
     directory: str = DIRECTORY
     max_bad_share: float = 0.01
 
+    def rows(self, shape: Shape) -> int:
+        """Rows of a global batch of a shape, before it is known how many images the shape has."""
+        return self.bucketing.rows_of(shape) if self.bucketing else self.batch_size
+
     @classmethod
     def read(
         cls,

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -212,16 +213,25 @@ class InMemory(Fields):
         return self.source.fingerprint()
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape."""
-    x = image.astype(np.float32)
-    x /= np.float32(127.5)
-    x -= np.float32(1)
-    return x
+def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape. out: float32 of that shape to write to."""
+    x = np.divide(image, np.float32(127.5), out=out, dtype=np.float32)
+    return np.subtract(x, np.float32(1), out=x)
 
 
-def arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a source of one shape, in order: images float32 (n, h, w, c) in [-1, 1] and labels int32 (n,)."""
-    rows = [source[i] for i in range(len(source))]
-    images = normalise(np.stack([row["image"] for row in rows]))
-    return images, np.asarray([row["label"] for row in rows], np.int32)
+def arrays(
+    source: Source, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows of a source, in order: images float32 (n, h, w, c) in [-1, 1] and labels int32 (n,).
+
+    fit: brings an image (h, w, c) to the one shape that all must have. Rows that cannot be used are left out.
+    """
+    images, labels = [], []
+    for i in range(len(source)):
+        try:
+            row = source[i]
+            images.append(fit(row["image"]))
+        except BadRecord:
+            continue
+        labels.append(row["label"])
+    return normalise(np.stack(images)), np.asarray(labels, np.int32)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath

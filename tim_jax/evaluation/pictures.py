@@ -67,13 +67,32 @@ def grid(images, columns, path=None, scale=None, row_labels=None):
 def any_step_grid(images_by_steps, path=None, scale=None):
     """One row per step count, labelled; images in a column come from the same noise and condition.
 
-    images_by_steps: {steps: (n, h, w, C)}, equal n. Returns a PIL image.
+    images_by_steps: {steps: (n, h, w, C)}, or a list of n images (h, w, C) whose shapes differ from column to column;
+    equal n. Returns a PIL image.
     """
     counts = {len(images) for images in images_by_steps.values()}
     if len(counts) != 1:
         raise ValueError(f"images per step count {sorted(counts)}: expected the same number at every step count")
     labels = [f"{steps} step" if steps == 1 else f"{steps} steps" for steps in images_by_steps]
-    return grid(np.concatenate(list(images_by_steps.values())), counts.pop(), path, scale, labels)
+    shapes = {np.shape(image) for images in images_by_steps.values() for image in images}
+    if len(shapes) == 1:
+        return grid(np.concatenate(list(images_by_steps.values())), counts.pop(), path, scale, labels)
+    scale = scale if scale is not None else max(1, -(-SIDE // max(max(shape[:2]) for shape in shapes)))
+    lines = [[_enlarge(image[None], scale)[0] for image in images] for images in images_by_steps.values()]
+    widths = [max(tile.shape[1] for tile in column) + GAP for column in zip(*lines, strict=True)]
+    height = max(tile.shape[0] for line in lines for tile in line) + GAP
+    font = ImageFont.load_default(max(11, min(20, height // 3)))
+    margin = int(max(font.getlength(label) for label in labels)) + 8 * GAP
+    picture = Image.new("RGB", (margin + sum(widths) + GAP, len(lines) * height + GAP), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for i, (label, line) in enumerate(zip(labels, lines, strict=True)):
+        draw.text((margin - 4 * GAP, GAP + i * height + height // 2), label, fill=INK, font=font, anchor="rm")
+        left = margin + GAP
+        for tile, width in zip(line, widths, strict=True):
+            at = left + (width - GAP - tile.shape[1]) // 2, GAP + i * height + (height - GAP - tile.shape[0]) // 2
+            picture.paste(Image.fromarray(tile), at)
+            left += width
+    return _saved(picture, path)
 
 
 def nearest(samples, training, count=None):

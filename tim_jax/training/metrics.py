@@ -47,30 +47,44 @@ class Writer:
 
 
 class Progress:
-    """A progress bar with time left, images per second and the loss; silent on all processes but one."""
+    """A progress bar with time left, the loss, images per second and the share of time spent waiting for data.
 
-    def __init__(self, start: int, total: int, batch_size: int, active: bool = True):
-        self.batch_size = batch_size
+    Silent on all processes but one.
+    """
+
+    def __init__(self, start: int, total: int, active: bool = True):
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True)
-        self.since = (time.perf_counter(), start)
+        self._forget()
 
-    def advance(self, step: int) -> None:
+    def _forget(self) -> None:
+        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+
+    def advance(self, step: int, images: int) -> None:
+        """A step of so many images has been handed to the devices."""
+        self.images += images
         self.bar.update(step - self.bar.n)
 
-    def show(self, step: int, loss: float) -> float:
-        """Shows the loss of a step; returns images per second since the step shown before."""
-        now, (then, before) = time.perf_counter(), self.since
-        self.since = (now, step)
-        rate = (step - before) * self.batch_size / max(now - then, 1e-9)
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s")
-        return rate
+    def show(self, step: int, loss: float) -> dict[str, float]:
+        """Shows the loss of a step; returns images_per_second and data_wait (a share) since it was called before."""
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        rate, wait = self.images / seconds, self.waited / seconds
+        self._forget()
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s, data wait {wait:.1%}")
+        return {"images_per_second": rate, "data_wait": wait}
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """What happens within is waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     @contextlib.contextmanager
     def paused(self):
-        """Leaves what happens within (pictures) out of the rate."""
+        """Leaves what happens within (pictures) out of the rates."""
         began = time.perf_counter()
         yield
-        self.since = (self.since[0] + time.perf_counter() - began, self.since[1])
+        self.began += time.perf_counter() - began
 
     def close(self) -> None:
         self.bar.close()

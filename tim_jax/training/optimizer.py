@@ -140,10 +140,10 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("stude
 
 
 def scale_by_name(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Multiplies updates by the factor of the first pattern that means the parameter; others stay as they are."""
+    """Multiplies updates {part: tree} by the factor of the first pattern that means the parameter; others stay."""
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
-        name = names.name_of(path)
+        name = names.name_of(path[1:])
         return update * next((factor for pattern, factor in rates if names.matches(name, (pattern,))), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

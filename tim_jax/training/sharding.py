@@ -55,6 +55,20 @@ def shardings(mesh: Mesh, boxed: Any, shapes: Any) -> Any:
     return jax.tree.map(lambda sharding, leaf: _fitting(sharding, leaf.shape), named, shapes)
 
 
+def like_parameters(opt_state: Any, params: Any, other: NamedSharding) -> Any:
+    """The sharding of every leaf of an optimizer's state: that of the parameter it belongs to, or `other`.
+
+    A leaf belongs to a parameter whose path ends its own. opt_state: shapes. params: the parameters' shardings.
+    """
+    known = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def sharding(path, leaf):
+        found = (known[path[i:]] for i in range(len(path)) if path[i:] in known)
+        return next(found, other) if leaf.ndim else other
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
 def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """An axis that its mesh axes do not divide stays whole."""
     mesh = sharding.mesh
@@ -84,9 +98,13 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
 
     What belongs to all rows ("null_…", the null condition) is on every device.
     """
+    return {name: jax.make_array_from_process_local_data(_of(mesh, name), value) for name, value in batch.items()}
 
-    def put(name, value):
-        sharding = replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
-        return jax.make_array_from_process_local_data(sharding, value)
 
-    return {name: put(name, value) for name, value in batch.items()}
+def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch as `put_batch` makes it, for compiling. spec: {name: (global shape, type)}."""
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of(mesh, name)) for name, (shape, dtype) in spec.items()}
+
+
+def _of(mesh: Mesh, name: str) -> NamedSharding:
+    return replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)

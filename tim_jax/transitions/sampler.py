@@ -102,11 +102,18 @@ def make_plan(transport: Transport, steps: int, sampling: Sampling) -> Plan:
         return Plan(*(np.asarray(part) for part in plan), guided)
 
 
+def padded(plan: Plan) -> Plan:
+    """The plan with steps appended that are not taken, to a length of 64 or the next power of two."""
+    steps = len(plan.t)
+    length = max(64, 1 << (steps - 1).bit_length())
+    return Plan(*(np.concatenate([part, np.repeat(part[-1:], length - steps)]) for part in plan))
+
+
 def renoise(transport: Transport, t: jax.Array, r: jax.Array, rho: jax.Array) -> tuple[jax.Array, ...]:
     """(s, a, b, c): jump from t to s ≤ r, then return to r by the forward process p(x_r | x_s).
 
-    s is where the squared noise-to-signal ratio is lower by ρ α_r (λ_t² − λ_r²), λ = σ/α, which to first order in t − r is
-    the noise of the Euler form. ρ = 0: s = r.
+    s is where the squared noise-to-signal ratio is lower by ρ α_r (λ_t² − λ_r²), λ = σ/α, which to first order in t − r
+    is the noise of the Euler form. ρ = 0: s = r.
     """
     lowest = transport.ratio(jnp.full_like(r, transport.T_min)) ** 2
     square = transport.ratio(r) ** 2
@@ -150,11 +157,13 @@ def sample(
     keys: jax.Array,
     guidance: float = 1.0,
     trajectory: bool = False,
+    steps: jax.Array | None = None,
 ) -> jax.Array:
     """Images (B, h, w, C) from start noise of that shape, or the whole trajectory (steps + 1, B, h, w, C), noise first.
 
     condition, null_condition: pytrees of (B, …) arrays. keys: (B,) from `image_keys`, for the stochastic variants.
-    guidance: `Sampling.guidance`; 1 compiles no second evaluation.
+    guidance: `Sampling.guidance`; 1 compiles no second evaluation. steps: how many steps of the plan are taken, all by
+    default and always for trajectories; so one program serves all step counts up to the plan's length (see `padded`).
     """
 
     def ask(x, t, s, condition):
@@ -171,17 +180,23 @@ def sample(
 
         return plain() if guidance == 1.0 else jax.lax.cond(guided, with_guidance, plain)
 
-    def step(x, inputs):
-        index, (t, s, a, b, c, guided) = inputs
+    def step(x, index, t, s, a, b, c, guided):
         xi = jax.lax.cond(
             c > 0,
             lambda: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:], x.dtype))(keys),
             lambda: jnp.zeros_like(x),
         )
-        x = a * x + b * predict(x, t, s, guided).astype(x.dtype) + c * xi
-        return x, x if trajectory else None
+        return a * x + b * predict(x, t, s, guided).astype(x.dtype) + c * xi
 
-    steps = len(plan.t)
     plan = Plan(*(jnp.asarray(part, noise.dtype) for part in plan[:-1]), jnp.asarray(plan.guided))
-    x, path = jax.lax.scan(step, noise, (jnp.arange(1, steps + 1), plan))
-    return jnp.concatenate([noise[None], path]) if trajectory else x
+    length = len(plan.t)
+    if not trajectory:
+        count = length if steps is None else steps
+        return jax.lax.fori_loop(0, count, lambda i, x: step(x, i + 1, *(part[i] for part in plan)), noise)
+
+    def keep(x, inputs):
+        x = step(x, *inputs)
+        return x, x
+
+    _, path = jax.lax.scan(keep, noise, (jnp.arange(1, length + 1), *plan))
+    return jnp.concatenate([noise[None], path])

@@ -1,0 +1,130 @@
+"""What a run reads: its source, its bucket plan, and the batches that lie on the devices before they are needed."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tim_jax import data
+from tim_jax.config import Run, batch_spec
+from tim_jax.data.settings import open_data
+from tim_jax.training import sharding
+
+DEPTH = 2  # batches on the devices before the one that trains
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """The data of a run, as the training loop takes it.
+
+    account: of bad records; None before training.
+    """
+
+    run: Run
+    source: data.Source
+    plan: data.Plan
+    account: data.Account | None = None
+
+    @property
+    def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The global batch of every bucket, as shapes on the mesh."""
+        config, mesh = self.run.config, self.run.mesh
+        return [sharding.abstract_batch(mesh, batch_spec(config, b.rows, b.shape)) for b in self.plan.buckets]
+
+    @functools.cached_property
+    def dataset(self):
+        """Step → this process's slice of the global batch (grain)."""
+        seed, look = self.run.config.seed, self.run.data.look
+        return data.global_batches(self.source, self.plan, seed, jax.process_index(), jax.process_count(), look)
+
+    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+        """(batch on the mesh, rows of the source in this process's slice) of every step from `start` on.
+
+        Raises TooManyBadRecords, on all processes at the same step.
+        """
+        loader, training = self.run.config.loader, self.run.config.training
+        names = tuple(self.shapes[0])
+        stream = data.iterate(self.dataset, start, loader.threads, loader.prefetch, loader.workers)
+        stream = data.watched(stream, self.account, start, training.log_every)
+
+        def put(batch):
+            return sharding.put_batch(self.run.mesh, {name: batch[name] for name in names}), batch["index"]
+
+        return data.ahead(stream, put, DEPTH)
+
+    def metrics(self) -> dict[str, float]:
+        """Bad records by reason, over all processes, as of the last check."""
+        return self.account.metrics
+
+    def check(self) -> None:
+        """Raises ValueError unless the first batch is what the configuration says of its rows."""
+        bucket, _ = data.Order(self.plan, self.run.config.seed).bucket(0)
+        about, batch = self.plan.buckets[bucket], self.dataset[0]
+        name = self.source.name
+        for key, (shape, dtype) in batch_spec(self.run.config, len(batch["index"]), about.shape).items():
+            if key not in batch:
+                raise ValueError(f"{name}: its rows have no {key!r}, which {_ASKED[key]}")
+            if batch[key].shape != shape or batch[key].dtype != dtype:
+                raise ValueError(
+                    f"{name}: {key!r} of a batch is {batch[key].dtype} {batch[key].shape}; "
+                    f"by the configuration it must be {np.dtype(dtype)} {shape}"
+                )
+
+
+_ASKED = dict.fromkeys(("x", "label"), "every run needs")
+_ASKED |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
+_ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
+
+
+def open_feed(run: Run) -> Feed:
+    """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
+    feed = Feed(run, *_one_after_another(lambda: open_data(run.data, data.open_source)))
+    classes = run.data.num_classes
+    if classes and not feed.source.num_classes:
+        raise ValueError(f"model.condition is 'class'; {feed.source.name} has no labels")
+    if classes and feed.source.num_classes > classes:
+        raise ValueError(
+            f"model.num_classes is {classes}; {feed.source.name} has labels up to {feed.source.num_classes - 1}, "
+            f"so it must be at least {feed.source.num_classes}"
+        )
+    feed.check()
+    return feed
+
+
+def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split (n, h, w, C) at `data.height` and `width`, and their labels: what samples are compared to.
+
+    Images of other sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
+    """
+    shape = run.image_shape[:2]
+    settings = dataclasses.replace(run.data, bucketing=None)
+    if run.data.bucketing is None:
+        return data.arrays(open_data(settings, data.open_source, split)[0])
+    fitting = data.Fitting(max_cropped=0.999, enlarge=True)
+    bucketing = dataclasses.replace(
+        run.data.bucketing,
+        table=(shape,),
+        tokens=0,
+        rows=1,
+        grid=data.Grid(run.data.bucketing.grid.side),
+        fitting=fitting,
+    )
+    settings = dataclasses.replace(run.data, bucketing=bucketing)
+    source, plan = open_data(settings, data.open_source, split)
+    return data.arrays(source, lambda image: data.cover(image, shape, plan.fitting))
+
+
+def _one_after_another(work: Any) -> Any:
+    """What work() returns, done by the first process before the others, which then find indices and plans written."""
+    if jax.process_count() == 1:
+        return work()
+    try:
+        if jax.process_index() == 0:
+            return work()
+    finally:
+        multihost_utils.sync_global_devices("data")
+    return work()
