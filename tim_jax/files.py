@@ -21,8 +21,9 @@ def absolute(path: epath.Path) -> epath.Path:
     return path.expanduser().resolve() if is_local(path) else path
 
 
-def replace(path: epath.Path, data: bytes) -> None:
+def replace(path: os.PathLike | str, data: bytes) -> None:
     """Writes a file in one move, so that no reader ever sees half of it."""
+    path = epath.Path(path)
     if is_local(path):
         new = path.parent / f".{path.name}.{os.getpid()}.new"
         new.write_bytes(data)
@@ -44,6 +45,7 @@ class Log:
         self._written, self._waiting = -float("inf"), False
 
     def add(self, line: str) -> None:
+        """Adds a line, or several with line breaks between them."""
         if is_local(self.path):
             with self.path.open("a") as file:
                 file.write(line + "\n")

@@ -88,13 +88,13 @@ def main(argv: list[str] | None = None) -> None:
         for steps in run.config.training.sample_steps:
             if steps < 1:
                 raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
-        feed = open_feed(run)
         first = first_state(run, folder)
+        feed = open_feed(run)
     fit(run, feed, folder, first)
 
 
 def fit(run: configuration.Run, feed: Feed, folder: epath.Path, first: Callable[[], TrainState]) -> None:
-    """Trains in a workdir, from `first` if it has no checkpoint. Exit code 2 with one line if too many records are bad."""
+    """Trains in a workdir, from `first` if it has no checkpoint. Exit code 2 with a line if too many records are bad."""
     record = workdir.record_start(folder, run.config)
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
     drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"

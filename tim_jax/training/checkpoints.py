@@ -6,18 +6,15 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tim_jax import files
+
 FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
 
 
 def open_manager(workdir: epath.Path, keep: int, every: int) -> ocp.CheckpointManager:
     """The checkpoints of a workdir: the latest `keep` stay, one is due every `every` steps."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=every)
-    return ocp.CheckpointManager(absolute(workdir) / "checkpoints", options=options)
-
-
-def absolute(path: epath.Path) -> epath.Path:
-    """The path from the root, as orbax wants it. `resolve` would take gs://… for a name in the current folder."""
-    return path if "://" in str(path) else path.resolve()
+    return ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, record: dict, force: bool = False) -> bool:

@@ -1,6 +1,7 @@
 """Where metrics go: one JSON line per entry in metrics.jsonl, TensorBoard events, and a progress bar."""
 
 import contextlib
+import io
 import json
 import math
 import time
@@ -12,12 +13,15 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from tim_jax import files
+
 
 class Writer:
     """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes."""
 
     def __init__(self, workdir: epath.Path, active: bool = True):
-        self.path = workdir / "metrics.jsonl"
+        self.workdir = workdir
+        self.log = files.Log(workdir / "metrics.jsonl")
         self.board = SummaryWriter(str(workdir / "events")) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -26,8 +30,7 @@ class Writer:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
+        self.log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
@@ -35,14 +38,16 @@ class Writer:
         """Writes samples/NAME_STEP.png and shows it in TensorBoard."""
         if self.board is None:
             return
-        folder = self.path.parent / "samples"
+        folder = self.workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}_{step:08d}.png").open("wb") as file:
-            image.save(file, "PNG")
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
         self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         if self.board is not None:
+            self.log.close()
             self.board.close()
 
 

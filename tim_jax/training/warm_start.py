@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
+from tim_jax import files
 from tim_jax.training import checkpoints, names
 from tim_jax.training.state import TrainState
 
@@ -45,7 +46,7 @@ def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.Checkpoin
 
 def latest(workdir: epath.Path) -> Saved | None:
     """A workdir's latest checkpoint, or None."""
-    directory = checkpoints.absolute(workdir) / "checkpoints"
+    directory = files.absolute(workdir) / "checkpoints"
     if not directory.exists():
         return None
     with _opened(directory) as manager:
@@ -58,7 +59,7 @@ def find(path: str, key: str) -> Saved:
 
     key: of the configuration that has the path. Raises ValueError if there is none.
     """
-    given = checkpoints.absolute(epath.Path(path).expanduser())
+    given = files.absolute(epath.Path(path))
     saved = latest(given)
     if saved is None and given.name.isdigit() and given.parent.exists():
         with _opened(given.parent) as manager:
@@ -78,8 +79,12 @@ def weights_of(saved: Saved) -> dict[str, Shapes]:
     """{"student" or the name of an average: shapes} of all weights that a checkpoint holds."""
     with _opened(saved.directory, whole=False) as manager:
         tree = manager.item_metadata(saved.step)["state"]
-    found = {"student": tree["params"]["student"], **(tree["emas"] or {})}
-    return {which: {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()} for which, tree in found.items()}
+    found = {"student": tree["params"]["student"]} | dict(tree["emas"] or {})
+
+    def shapes(tree: Any) -> Shapes:
+        return {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()}
+
+    return {which: shapes(tree) for which, tree in found.items()}
 
 
 def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
