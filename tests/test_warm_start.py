@@ -193,7 +193,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
         (dict(start__weights="{}/run", start__which="fast"), ["start.which", "fast", "student, slow"]),
         (
             dict(start__weights="{}/run", start__new="('label_embeder',)"),
-            ["start.new", "'label_embeder'", "embedder/table"],
+            ["start.new", "'label_embeder'", "label_embedder"],
         ),
         (dict(start__weights="{}/run", start__new="(7,)"), ["start.new", "7", "'label_embedder'"]),
         (dict(start__weights="{}/run", start__new="('*',)"), ["start.new", "takes nothing"]),

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fit(run: configuration.Run, feed: Feed, folder: epath.Path, first: Callable[[], TrainState]) -> None:
-    """Trains in a workdir, from `first` if it has no checkpoint. Exit code 2 with a line if too many records are bad."""
+    """Trains in a workdir, from `first` if it has no checkpoint. Exit code 2, one line, if too many records are bad."""
     record = workdir.record_start(folder, run.config)
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
     drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
