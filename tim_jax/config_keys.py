@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_files
 
-IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema")
+IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema", "start")
 
 # Keys that have no effect under a condition: to change one there is a mistake.
 UNUSED = {
@@ -47,6 +47,7 @@ UNUSED = {
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
 

@@ -62,6 +62,20 @@ def shardings(mesh: Mesh, boxed: Any, shapes: Any) -> Any:
     return jax.tree.map(lambda sharding, leaf: _fitting(sharding, leaf.shape), named, shapes)
 
 
+def like_parameters(opt_state: Any, params: Any, other: NamedSharding) -> Any:
+    """The sharding of every leaf of an optimizer's state: that of the parameter it belongs to, or `other`.
+
+    A leaf belongs to a parameter whose path ends its own. opt_state: shapes. params: the parameters' shardings.
+    """
+    known = dict(jax.tree_util.tree_leaves_with_path(params))
+
+    def sharding(path, leaf):
+        found = (known[path[i:]] for i in range(len(path)) if path[i:] in known)
+        return next(found, other) if leaf.ndim else other
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
 def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     """An axis that its mesh axes do not divide stays whole."""
     mesh = sharding.mesh
