@@ -151,8 +151,9 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
         kernel = state.params["student"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
         assert kernel.addressable_shards[0].data.size == kernel.size // (fsdp * tensor)
         manager = checkpoints.open_manager(epath.Path(tmp_path / str(number)), 1, 1)
-        checkpoints.save(manager, 1, state, {}, force=True)
-        manager.close()
+        saver = checkpoints.Saver(manager)
+        saver.save(1, state, {})
+        saver.close()
 
 
 def test_a_new_label_table_and_another_resolution(source, tmp_path):
@@ -251,9 +252,11 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
 
     # Such a state is saved and restored, too.
     manager = checkpoints.open_manager(epath.Path(tmp_path / "run"), 1, 1)
-    checkpoints.save(manager, 3, state, {}, force=True)
+    saver = checkpoints.Saver(manager)
+    saver.save(3, state, {})
+    saver.wait()
     assert_equal(jax.device_get(checkpoints.restore(manager, run.trainer.abstract)), jax.device_get(state))
-    manager.close()
+    saver.close()
 
 
 def slots(opt_state):
