@@ -288,8 +288,9 @@ def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     run = Run(tmp_path, training__steps=5, checkpoint__every=2)
     code, line = run.end()
     assert code == 0 and run.steps_saved() == [4, 5] and good(run, 4)
-    assert f"warning: checkpoint of step 4 not used: {path.relative_to(first.workdir / 'checkpoints' / '4')} is altered" in (
-        run.said()
+    assert (
+        f"warning: checkpoint of step 4 not used: {path.relative_to(first.workdir / 'checkpoints' / '4')} is altered"
+        in (run.said())
     )
     assert [path.name for path in (run.workdir / "damaged").iterdir()] == ["4"]
 
