@@ -81,7 +81,6 @@ class Account:
         gather: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
     ):
         self.path = epath.Path(folder) / f"bad_records-{process_index}.jsonl"
-        self.log = files.Log(self.path)
         self.limit, self.gather = limit, gather
         self._log = files.Log(self.path)
         self.rows, self.counts = 0, Counter()

@@ -13,6 +13,12 @@ from tim_jax.networks.rope import ORDERS, rope_table
 from tim_jax.types import Output, Query
 
 
+def keep_all_but_gathered(primitive, *_, **__) -> bool:
+    """What the backward pass keeps where nothing is rematerialised: not the parameters that were gathered from other
+    devices, which would be those of all layers at once. They are gathered again."""
+    return "all_gather" not in primitive.name
+
+
 class TiM(nn.Module):
     """F(x_t, t, r, condition) for a tuple of row groups, all inside one scan over the layers.
 
@@ -93,11 +99,12 @@ class TiM(nn.Module):
         return tuple(Output(F, projector(tap), {}) for F, tap in zip(Fs, taps))
 
     def _block(self):
-        block = Block
+        block, policy = Block, REMAT[self.remat]
         if self.read is not None and not self.is_initializing():
             block = nn.map_variables(Block, "params", lambda variables: {"params": self.read(variables["params"])})
+            policy = policy or keep_all_but_gathered
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
-        make = block if self.remat == "none" else nn.remat(block, policy=REMAT[self.remat], prevent_cse=self.unroll)
+        make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
         return make(*fields, self.dropout, self.dtype, name="blocks")
 
