@@ -119,7 +119,8 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
-def test_benchmarks_need_no_data_packages():
+def test_benchmarks_of_the_step_need_no_data_packages():
     blocked = "import sys; sys.modules |= dict.fromkeys(('grain', 'ml_collections', 'tensorflow_datasets'));"
-    imports = "; ".join(f"import {module}" for module in BENCHES.values())
+    whole_runs = ("data", "faults")
+    imports = "; ".join(f"import {module}" for name, module in BENCHES.items() if name not in whole_runs)
     subprocess.run([sys.executable, "-c", f"{blocked} {imports}"], check=True)

@@ -297,7 +297,7 @@ def test_bucketed_batches_are_the_same_for_any_number_of_processes(tmp_path, pro
     plan = made_plan(source, tmp_path, area=24 * 24, tokens=1000, grid=grid, fitting=Fitting(max_cropped=0.9))
     look = Look(flip=0.5, random_crop=True)
     whole = data.global_batches(source, plan, 1, look=look)
-    parts = [data.global_batches(source, plan, 1, p, process_count, look) for p in range(process_count)]
+    parts = [data.global_batches(source, plan, 1, (p,), process_count, look) for p in range(process_count)]
     shapes = set()
     for step in (0, 1, 2, 50, 51, 1000):
         batch, slices = whole[step], [part[step] for part in parts]

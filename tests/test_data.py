@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tim_jax import data
+from tim_jax import data, int64
 from tim_jax.data.digits import Digits, split_rows
 from tim_jax.data.order import row_at
 from tim_jax.data.tfds_source import prepare
@@ -184,7 +184,7 @@ def test_an_order_of_a_trillion_rows_needs_no_memory():
 def test_the_global_batch_is_the_same_for_any_number_of_processes(train, process_count):
     steps = [0, 1, 7, 60, 61, 1000]
     whole = identities(train, 24, steps)
-    parts = [identities(train, 24, steps, process_index=p, process_count=process_count) for p in range(process_count)]
+    parts = [identities(train, 24, steps, parts=(p,), count=process_count) for p in range(process_count)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
@@ -255,10 +255,10 @@ def test_a_batch_holds_the_rows_that_it_names(train):
         (lambda d: data.open_source("digit", d, "train"), "'digit'.*'digits'"),
         (lambda d: data.open_source("xyz", d, "train"), "'xyz'.*nearest.*digits"),
         (lambda d: data.open_source("digits", d, "test"), "'test'.*train, held_out"),
-        (lambda d: data.global_batches(Numbered(9), 6, 0, process_count=4), "6.*process_count 4"),
+        (lambda d: data.global_batches(Numbered(9), 6, 0, count=4), "6.*count 4"),
         (lambda d: data.global_batches(Numbered(9), 0, 0), "batch_size 0"),
         (lambda d: data.global_batches(Numbered(9), 4, -1), "seed -1"),
-        (lambda d: data.global_batches(Numbered(9), 4, 0, 2, 2), "process_index 2"),
+        (lambda d: data.global_batches(Numbered(9), 4, 0, (0, 2), 2), "part 2"),
         (lambda d: data.global_batches(Numbered(0), 4, 0), "numbered.*no rows"),
         (lambda d: data.iterate(data.global_batches(Numbered(9), 4, 0), -1), "start_step -1"),
     ],
@@ -267,3 +267,10 @@ def test_wrong_input_is_refused_in_one_line(directory, wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         wrong(directory)
     assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_survive_devices_that_count_in_32_bits():
+    numbers = np.array([0, 1, 2**31 - 1, 2**31, 2**40 + 12345, 2**62 - 1])
+    halves = int64.to_halves(numbers)
+    assert halves.dtype == np.int32 and halves.shape == (6, 2)
+    np.testing.assert_array_equal(int64.from_halves(halves), numbers)

@@ -28,7 +28,7 @@ source = data.open_source("photos", cache, "held_out")
 grid = data.Grid(side=4, rows_multiple=8)
 how = data.Bucketing(area=32 * 32, tokens=8 * 64, most=6, grid=grid)
 plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
-batches = data.global_batches(source, plan, 7, index, count, data.Look(flip=0.5, random_crop=True, side=4))
+batches = data.global_batches(source, plan, 7, (index,), count, data.Look(flip=0.5, random_crop=True, side=4))
 found = []
 for batch in itertools.islice(data.iterate(batches, start), stop - start):
     sums = np.round(np.abs(batch["x"]).sum((1, 2, 3)).astype(np.float64), 2)

@@ -11,7 +11,7 @@ from tim_jax.bench import __main__ as command
 from tim_jax.bench import data as bench
 from tim_jax.data import inspect
 from tim_jax.data.faults import TooManyBadRecords
-from tim_jax.data.settings import DataSettings, open_data, rows_multiple
+from tim_jax.data.settings import DataSettings, open_data
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
 KEYS = {"source": "folder", "height": 8, "width": 8, "channels": 3, "batch_size": 4}
@@ -91,10 +91,6 @@ def test_a_source_with_too_many_bad_headers_is_refused_with_the_list(folder):
         open_data(read(folder, buckets), data.open_source)
     _, plan = open_data(read(folder, buckets, loader={"max_bad_share": 0.1}), data.open_source)
     assert plan.not_used == {"too small": 1, "unreadable": 1}
-
-
-def test_the_rows_of_a_batch_divide_by_what_devices_and_processes_need():
-    assert (rows_multiple(8, 1, 4), rows_multiple(2, 3, 4), rows_multiple(1, 1, 1)) == (8, 12, 1)
 
 
 CONFIG = """

@@ -15,9 +15,10 @@ TINY = [
     "--config.data.buckets.most=3", "--config.data.buckets.tokens=256", "--config.model.width=16",
     "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8", "--config.model.encoder_depth=1",
     "--config.model.patch_size=4", "--config.optimizer.warmup_steps=0", "--config.training.log_every=1",
-    "--config.training.sample_every=0", "--config.training.sample_steps=1", "--config.mesh.data=2",
-    "--config.mesh.fsdp=2",
+    "--config.training.sample_every=0", "--config.training.sample_steps=1",
 ]  # fmt: skip
+# By number of processes (data, fsdp, tensor). Where there are four, two and two have the same rows.
+MESHES = {1: (2, 2, 1), 2: (2, 2, 1), 4: (1, 2, 2)}
 
 
 def start(count, command, **more):
@@ -47,7 +48,8 @@ def start(count, command, **more):
 
 def train(count, folder, cache, steps):
     where = ["--config=photos", f"--workdir={folder}", f"--config.loader.directory={cache}"]
-    start(count, ["tim_jax.train", *where, *TINY, f"--config.training.steps={steps}"])
+    mesh = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), MESHES[count], strict=True)]
+    start(count, ["tim_jax.train", *where, *TINY, *mesh, f"--config.training.steps={steps}"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines}
 

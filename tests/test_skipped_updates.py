@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from tim_jax import config as configuration
+from tim_jax import int64
 from tim_jax.command_line import load_config
 from tim_jax.training import sharding
 from tim_jax.training.nonfinite import NonFinite, TooManyNonFinite
@@ -87,7 +88,11 @@ def step_of(bad):
     """What a step of 4 rows gives, those in `bad` not finite."""
     loss = np.array([np.nan if i in bad else 1.0 for i in range(4)], np.float32)
     metrics = {"loss": float(loss.mean()), "grad_norm": 1.0, "nonfinite": float(bool(bad))}
-    return metrics, {"t": np.full(4, 0.75), "r": np.full(4, 0.25), "loss": loss}, np.array([40, 41, 42, 43])
+    return (
+        metrics,
+        {"t": np.full(4, 0.75), "r": np.full(4, 0.25), "loss": loss},
+        int64.to_halves(np.array([40, 41, 42, 43])),
+    )
 
 
 def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_path, capsys):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax.config_keys import check_keys, check_unused
-from tim_jax.data.settings import DataSettings, rows_multiple
+from tim_jax.data.settings import DataSettings
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
 from tim_jax.training import names, sharding
@@ -82,12 +82,11 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
             f"{optimizer.accumulation} microbatches"
         )
-    processes = len({device.process_index for device in mesh.devices.flat})
     settings = DataSettings.read(
         data.to_dict(),
         config.loader.to_dict(),
         side=model.patch_size,
-        rows_multiple=rows_multiple(shards, optimizer.accumulation, processes),
+        rows_multiple=shards * optimizer.accumulation,
         tokens_multiple=mesh.shape["sequence"],
         num_classes=model.num_classes if model.condition == "class" else 0,
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tim_jax import data
+from tim_jax import data, int64
 from tim_jax.config import Run, batch_spec
 from tim_jax.data.settings import open_data
 from tim_jax.training import sharding
@@ -37,12 +37,13 @@ class Feed:
 
     @functools.cached_property
     def dataset(self):
-        """Step → this process's slice of the global batch (grain)."""
-        seed, look = self.run.config.seed, self.run.data.look
-        return data.global_batches(self.source, self.plan, seed, jax.process_index(), jax.process_count(), look)
+        """Step → the rows of the global batch that this process's devices need (grain)."""
+        mesh, seed, look = self.run.mesh, self.run.config.seed, self.run.data.look
+        parts, count = sharding.shards_here(mesh), sharding.batch_shards(mesh)
+        return data.global_batches(self.source, self.plan, seed, parts, count, look)
 
-    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-        """(batch on the mesh, rows of the source in this process's slice) of every step from `start` on.
+    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
+        """(batch, its rows' numbers in the source as halves (B, 2)), both on the mesh, of every step from `start` on.
 
         Raises TooManyBadRecords, on all processes at the same step.
         """
@@ -52,7 +53,10 @@ class Feed:
         stream = data.watched(stream, self.account, start, training.log_every)
 
         def put(batch):
-            return sharding.put_batch(self.run.mesh, {name: batch[name] for name in names}), batch["index"]
+            found = {name: batch[name] for name in names} | {"index": int64.to_halves(batch["index"])}
+            found = sharding.put_batch(self.run.mesh, found)
+            index = found.pop("index")
+            return found, index
 
         return data.ahead(stream, put, DEPTH)
 

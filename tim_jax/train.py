@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, config_keys, data, lock, workdir
+from tim_jax import cluster, config_keys, data, int64, lock, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
@@ -32,7 +32,8 @@ COLUMNS = 20  # images of a row in the pictures of samples
 def check(run: configuration.Run) -> None:
     """One real step of the configuration on its mesh, on made-up rows."""
     rows = run.data.rows(run.image_shape[:2])
-    batch = configuration.made_up_batch(run.config, rows // jax.process_count())
+    here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
+    batch = configuration.made_up_batch(run.config, here)
     began = time.perf_counter()
     state = run.trainer.create()
     state, metrics = run.trainer(state, sharding.put_batch(run.mesh, batch))
@@ -159,10 +160,7 @@ def gather(counts: np.ndarray) -> np.ndarray:
     """The sum of counts (n,) over all processes."""
     if jax.process_count() == 1:
         return counts
-    # Counts outgrow the int32 that devices add in, so that halves travel.
-    halves = np.stack([counts >> 31, counts & 0x7FFFFFFF]).astype(np.int32)
-    high, low = multihost_utils.process_allgather(halves).astype(np.int64).sum(0)
-    return (high << 31) + low
+    return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)
 
 
 if __name__ == "__main__":

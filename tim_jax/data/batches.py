@@ -2,8 +2,8 @@
 
 A step's bucket, and how often that bucket came before, follow from an Interleave of all buckets; visit j of a bucket
 with batches of B rows takes the positions jB to jB + B - 1 of the bucket's own endless line of rows (order.py). So
-rows left over at an epoch's end go to the next: after k epochs every row has been seen k times, give or take one. With
-P processes, process p takes the p-th of P equal slices of each batch.
+rows left over at an epoch's end go to the next: after k epochs every row has been seen k times, give or take one. Each
+process reads the parts of a batch that go to its devices.
 """
 
 import dataclasses
@@ -74,19 +74,18 @@ class Order(Fields):
 
 @dataclasses.dataclass(frozen=True)
 class _Slice(Fields):
-    """step -> one process's slice of the global batch of that step."""
+    """step -> one process's parts of the global batch of that step."""
 
     source: Source
     order: Order
     look: Look
-    process_index: int
-    process_count: int
+    parts: tuple[int, ...]
+    count: int
 
     def __call__(self, step: int) -> Batch:
         bucket, first = self.order.bucket(step)
         about = self.order.plan.buckets[bucket]
-        rows_here = about.rows // self.process_count
-        slots = self.process_index * rows_here + np.arange(rows_here)
+        slots = np.arange(about.rows).reshape(self.count, -1)[list(self.parts)].ravel()
         drawn = draws(self.order.seed, step, slots)
         bad, rows = [], []
         for i, index in enumerate(self.order.rows(bucket, first + slots).tolist()):
@@ -104,7 +103,7 @@ class _Slice(Fields):
             if name in rows[0]:
                 batch[name] = np.stack([row[name] for row in rows])
         if "features" in batch:
-            batch["features_mask"] = np.ones(rows_here, bool)
+            batch["features_mask"] = np.ones(len(rows), bool)
         return batch | {f"null_{name}": value[None] for name, value in getattr(self.source, "null", {}).items()}
 
     def _row(self, bucket: int, position: np.ndarray, index: int, draw: np.ndarray, bad: list) -> dict[str, Any]:
@@ -137,33 +136,35 @@ def global_batches(
     source: Source,
     plan: Plan | int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: tuple[int, ...] = (0,),
+    count: int = 1,
     look: Look = Look(),
 ) -> grain.MapDataset:
-    """The data set whose element s is this process's slice of the global batch of step s, 0 <= s < MAX_STEPS.
+    """The data set whose element s holds some parts of the global batch of step s, 0 <= s < MAX_STEPS.
 
+    parts: which of `count` equal parts, in this order: those of the devices of a process.
     plan: of buckets; a number is the batch size of a source whose rows are all of one size.
-    Element, with b = rows / process_count: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index":
+    Element, with b rows in the parts: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index":
     int64 (b,), rows of the source; "bucket": int32 (2,), h and w; "bad": what was replaced (faults.py takes it)}, and,
     for sources that have them, "caption": (b,) texts, "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T) with
     "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,).
-    The slices of all processes, one after another, are the global batch, whatever the number of processes.
+    All parts, one after another, are the global batch, whatever their number.
 
-    Raises ValueError if the rows of a bucket are not a positive multiple of process_count, process_index is not below
-    it, the source is empty or the seed is negative.
+    Raises ValueError if the rows of a bucket are not a positive multiple of count, a part is not below it, the source
+    is empty or the seed is negative.
     """
-    if process_count < 1 or not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index}: must be at least 0 and below process_count {process_count}")
+    for part in parts:
+        if not 0 <= part < count:
+            raise ValueError(f"part {part}: must be at least 0 and below count {count}")
     if isinstance(plan, int):
         plan = one_bucket(source, plan)
     for bucket in plan.buckets:
-        if bucket.rows % process_count:
-            raise ValueError(f"batch_size {bucket.rows}: must be a positive multiple of process_count {process_count}")
+        if bucket.rows % count:
+            raise ValueError(f"batch_size {bucket.rows}: must be a positive multiple of count {count}")
     if seed < 0:
         raise ValueError(f"seed {seed}: must be 0 or more")
     look.check()
-    step = _Slice(source, Order(plan, seed), look, process_index, process_count)
+    step = _Slice(source, Order(plan, seed), look, tuple(parts), count)
     return grain.MapDataset.range(MAX_STEPS).map(step)
 
 

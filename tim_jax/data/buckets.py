@@ -23,7 +23,7 @@ class Grid:
 
     side: pixels (or latent positions) per token and direction, codec and patch together, which height and width must
     be multiples of. tokens_multiple: devices that share the tokens of a row (the mesh's sequence axis), which must
-    divide their number. rows_multiple: devices that share the rows, times microbatches, times processes' needs.
+    divide their number. rows_multiple: devices that share the rows, times microbatches.
     """
 
     side: int = 1

@@ -1,7 +1,6 @@
 """What the `data` and `loader` sections of a configuration say, as plain values, and what is opened by them."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,8 +130,3 @@ def open_data(settings: DataSettings, open_source: Any, split: str | None = None
     fitting = dataclasses.replace(settings.bucketing.fitting, resize=not getattr(source, "latents", False))
     how = dataclasses.replace(settings.bucketing, fitting=fitting)
     return source, make_plan(source, sizes, how, settings.directory)
-
-
-def rows_multiple(shards: int, accumulation: int, processes: int) -> int:
-    """What the rows of every bucket's global batch must be a multiple of."""
-    return math.lcm(shards * accumulation, processes)

@@ -157,8 +157,8 @@ class Feed(Protocol):
 
     shapes: Sequence[dict[str, jax.ShapeDtypeStruct]]
 
-    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-        """(batch on the mesh, which rows this process brought) of every step from `start` on."""
+    def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
+        """(batch, numbers of its rows as halves (B, 2)), both on the mesh, of every step from `start` on."""
 
     def metrics(self) -> dict[str, float]:
         """Counts that go into the metrics."""
@@ -234,7 +234,7 @@ def train(
         stop.before = saver.wait
         goodput.begin()
 
-        def finish(step: int, metrics: dict, by_row: dict, index: np.ndarray) -> None:
+        def finish(step: int, metrics: dict, by_row: dict, index: jax.Array) -> None:
             """Waits for a step and takes it into account."""
             left_out = bool(metrics["nonfinite"])
             watchdog.step()

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import files
+from tim_jax import files, int64
 
 LISTED = 8  # rows told on standard error; the file has all
 
@@ -33,14 +33,15 @@ class NonFinite:
         lines = self.path.read_text().splitlines() if self.path.exists() else ()
         self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
 
-    def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: np.ndarray) -> None:
+    def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: jax.Array) -> None:
         """Takes a left-out update into account; to be called by all processes.
 
-        metrics: numbers on the host. by_row: "t", "r", "loss" and more, global (B,). index: this process's slice of row
-        identities. Raises TooManyNonFinite.
+        metrics: numbers on the host. by_row: "t", "r", "loss" and more, global (B,). index: the rows' numbers in
+        the source as halves, global (B, 2). Raises TooManyNonFinite.
         """
         self.count, self.streak = self.count + 1, self.streak + 1
-        rows = {name: _global(by_row[name]) for name in ("t", "r", "loss")} | {"index": _global(index)}
+        rows = {name: _global(by_row[name]) for name in ("t", "r", "loss")}
+        rows["index"] = int64.from_halves(_global(index))
         if jax.process_index() == 0:
             self._write(step, metrics, rows)
         if self.streak >= self.most:
@@ -73,11 +74,9 @@ class NonFinite:
             print(f"warning: {self.path} could not be written: {error}", file=sys.stderr, flush=True)
 
 
-def _global(values) -> np.ndarray:
+def _global(values: jax.Array) -> np.ndarray:
     """The rows of all processes, in the batch's order."""
-    if isinstance(values, jax.Array):
-        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
-    return np.asarray(multihost_utils.process_allgather(np.asarray(values), tiled=True)).reshape(-1)
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True) if jax.process_count() > 1 else values)
 
 
 def _json(value) -> float | int | None:

@@ -56,6 +56,16 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def shards_here(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the `batch_shards` equal parts of a batch's rows lie on devices of this process.
+
+    On a slice they need not be neighbours, and processes that share rows by the other axes have the same.
+    """
+    parts = mesh.devices.reshape(batch_shards(mesh), -1)
+    here = jax.process_index()
+    return tuple(i for i, part in enumerate(parts) if any(device.process_index == here for device in part))
+
+
 def shardings(mesh: Mesh, boxed: Any, shapes: Any) -> Any:
     """The sharding of every parameter: axis names from the boxed tree, shapes from the plain one."""
     named = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
@@ -101,11 +111,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: dict) -> dict:
-    """A process's slice of a global batch (numpy) as global arrays, rows over data and fsdp.
+    """A global batch from the rows of this process's devices (numpy, in the order of `shards_here`), rows over data
+    and fsdp.
 
     What belongs to all rows ("null_…", the null condition) is on every device.
     """
-    return {name: jax.make_array_from_process_local_data(_of(mesh, name), value) for name, value in batch.items()}
+    here, count = shards_here(mesh), batch_shards(mesh)
+
+    def put(name, value):
+        where = _of(mesh, name)
+        if where.is_fully_replicated:
+            return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+        rows = len(value) // len(here)
+
+        def part(index):
+            first = here.index((index[0].start or 0) // rows) * rows
+            return value[first : first + rows]
+
+        return jax.make_array_from_callback((rows * count, *value.shape[1:]), where, part)
+
+    return {name: put(name, value) for name, value in batch.items()}
 
 
 def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
