@@ -1,7 +1,7 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-optimizer, ema. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation.
+optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation.
 """
 
 from ml_collections import ConfigDict
@@ -115,10 +115,19 @@ def get_config():
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip = 1.0  # global gradient norm; 0: no clipping
     config.optimizer.accumulation = 1  # microbatches per step
+    # Names of parameters, or beginnings of them, with * for anything: "label_embedder", "blocks/attn", "*/bias".
+    config.optimizer.frozen = ()  # stay as they start, such as ("blocks",)
+    config.optimizer.rates = ()  # factors of the learning rate, such as (("label_embedder", 10.0),); the first counts
 
     # Averaged weights, by name: decay per step.
     config.ema = ConfigDict()
     config.ema.slow = 0.9999
+
+    # What the first step starts from: the weights of another run, or, by default, scratch.
+    config.start = ConfigDict()
+    config.start.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
+    config.start.which = "slow"  # of its weights: the name of an average, or "student"
+    config.start.new = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
 
     # Devices per mesh axis; -1: all the rest.
     config.mesh = ConfigDict()
@@ -141,6 +150,7 @@ def get_config():
     config.checkpoint.every = 1000  # steps
     config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
+    config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
     config.sampling = ConfigDict()
     config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights

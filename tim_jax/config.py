@@ -1,6 +1,7 @@
 """The one place that reads a configuration: checks it and builds frozen objects from the rooms' tables."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from tim_jax.config_keys import check_keys, check_unused
 from tim_jax.data.settings import DataSettings, rows_multiple
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
-from tim_jax.training import sharding
+from tim_jax.training import names, sharding
 from tim_jax.training.loop import LoopSettings, Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
@@ -108,8 +109,14 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         wandb=config.training.wandb,
     )
     loop.check()
+    init = initialiser(config, network)
     step = StepSettings(
-        nets=make_nets(network, hidden=objective.alignment_weight > 0),
+        nets=make_nets(
+            network,
+            objective.alignment_weight > 0,
+            functools.partial(sharding.apply_by_rows, mesh, init),
+            optimizer.frozen,
+        ),
         objective=objective,
         tx=make_optimizer(optimizer),
         schedule=make_schedule(optimizer),
@@ -126,13 +133,15 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=Trainer(mesh, initialiser(config, network), step),
+        trainer=Trainer(mesh, init, step),
         loop=loop,
         sampling=sampling,
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
     )
+    if optimizer.frozen or optimizer.rates:
+        optimizer.check_names(names.by_name(run.trainer.abstract.params["student"]))
     if config.evaluation.features not in FEATURES:
         raise ValueError(
             f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"

@@ -1,13 +1,14 @@
 """python -m tim_jax.sample --workdir=DIR --steps=1,4,32 [--labels=… --guidance=… --seed=… --out=…]"""
 
 import argparse
+import io
 import json
 
 import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, workdir
+from tim_jax import cluster, files, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import pictures
@@ -81,8 +82,9 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     name = f"step{step}_{size[0]}x{size[1]}_seed{args.seed}_guidance{run.sampling.guidance:g}"
     arrays = {f"steps{count}": array for count, array in images.items()}
-    with (out / f"{name}.npz").open("wb") as file:
-        np.savez(file, labels=labels, **arrays)
+    npz = io.BytesIO()
+    np.savez(npz, labels=labels, **arrays)
+    files.replace(out / f"{name}.npz", npz.getvalue())
     settings = {"step": step, "size": size, "seed": args.seed, "steps": steps, "sampling": dict(run.config.sampling)}
     (out / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
     written = [f"{name}.npz", f"{name}.json"]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
 from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import Generator, cycle_labels
+from tim_jax.start import first_state
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.loop import End, train
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop, leave
+from tim_jax.training.state import TrainState
 
 COLUMNS = 20  # images of a row in the pictures of samples
 
@@ -94,9 +97,10 @@ def main(argv: list[str] | None = None) -> None:
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
+            first = first_state(run, folder)
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
-        end = fit(run, feed, folder, stop, profile)
+        end = fit(run, feed, folder, first, stop, profile)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
@@ -117,9 +121,17 @@ def read_profile(text: str) -> tuple[int, int] | None:
 
 
 def fit(
-    run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop, profile: tuple[int, int] | None = None
+    run: configuration.Run,
+    feed: Feed,
+    folder: epath.Path,
+    first: Callable[[], TrainState],
+    stop: Stop,
+    profile: tuple[int, int] | None = None,
 ) -> End:
-    """Trains in a workdir. Ends the program with one line if too many records are bad or training cannot go on."""
+    """Trains in a workdir, from `first` if it has no checkpoint.
+
+    Ends the program with one line if too many records are bad or training cannot go on.
+    """
     record = workdir.record_start(folder, run.config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
@@ -130,7 +142,7 @@ def fit(
         print(inspect.summary(feed.source, feed.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
         first_start = workdir.first_start(folder)
-        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, first_start, profile)
+        return train(run.trainer, run.loop, folder, feed, record, first, pictures, stop, first_start, profile)
 
 
 def last_line(end: End, folder: epath.Path) -> str:

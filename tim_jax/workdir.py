@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax import config_keys
+from tim_jax import config_keys, files
 from tim_jax.training.checkpoints import FORMAT
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
@@ -49,12 +49,11 @@ def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
         return record
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
-        (workdir / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+        files.replace(workdir / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}
     start["devices"] = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     start["processes"] = jax.process_count()
-    with (workdir / STARTS).open("a") as file:
-        file.write(json.dumps(start, ensure_ascii=False) + "\n")
+    files.Log(workdir / STARTS).add(json.dumps(start, ensure_ascii=False))
     return record
 
 

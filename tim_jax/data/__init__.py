@@ -3,6 +3,7 @@
 import difflib
 from typing import Any
 
+from tim_jax import files
 from tim_jax.data.batches import Order, ahead, global_batches, iterate
 from tim_jax.data.buckets import Fitting, Grid
 from tim_jax.data.digits import digits
@@ -39,8 +40,11 @@ def open_source(name: str, directory: str, split: str = "train", **where: Any) -
     """The split of a named source, with its files below `directory`; embedded sources are written there on first use.
 
     where: `path`, `channels` and `num_classes` of Location.
-    Raises ValueError for a name that is not in SOURCES and for a split that the source does not have.
+    Raises ValueError for a name that is not in SOURCES, for a split that the source does not have, and for a directory
+    in object storage.
     """
+    if not files.is_local(directory):
+        raise ValueError(f"loader.directory is {directory!r}; it must be on a local disk: its files are memory-mapped")
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1, cutoff=0.0)[0]
         raise ValueError(f"source {name!r}: no such source, nearest is {near!r} (of {', '.join(sorted(SOURCES))})")

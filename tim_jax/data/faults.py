@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from tim_jax import files
+
 REASONS = (
     "missing",  # there is no such file, or not any more
     "outside root",  # a manifest names a path that leaves the manifest's folder
@@ -80,6 +82,7 @@ class Account:
     ):
         self.path = epath.Path(folder) / f"bad_records-{process_index}.jsonl"
         self.limit, self.gather = limit, gather
+        self._log = files.Log(self.path)
         self.rows, self.counts = 0, Counter()
         self.metrics: dict[str, float] = {}  # as of the last check
 
@@ -92,11 +95,10 @@ class Account:
         for index, identity, reason, detail in bad:
             self.counts[str(reason)] += 1
             record = {"step": step, "row": int(index), "identity": str(identity), "reason": str(reason)}
-            lines.append(json.dumps(record | ({"detail": str(detail)} if detail else {})) + "\n")
+            lines.append(json.dumps(record | ({"detail": str(detail)} if detail else {})))
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write("".join(lines))
+            self._log.add("\n".join(lines))
         return batch
 
     def totals(self) -> tuple[int, dict[str, int]]:
@@ -110,6 +112,7 @@ class Account:
 
         Raises TooManyBadRecords, on all processes alike, if the share of bad rows is above the limit.
         """
+        self._log.close()
         rows, counts = self.totals()
         check_share(counts, max(rows, FEWEST_ROWS), self.limit, f"{self.path.parent}/bad_records-*.jsonl")
         self.metrics = {f"bad/{reason.replace(' ', '_')}": float(count) for reason, count in counts.items()}

@@ -19,6 +19,7 @@ import safetensors.numpy
 from array_record.python import array_record_module
 from etils import epath
 
+from tim_jax import files
 from tim_jax.data.decode import decode, header_size, pixels
 from tim_jax.data.faults import BadRecord
 from tim_jax.data.latents import latent_pair, tensors
@@ -50,8 +51,10 @@ def write_shards(
     """Writes rows as shards into a new folder, which appears when all is written.
 
     null: `text` (M, T) and `mask` (M,) of the empty prompt. Raises ValueError if the folder exists or there is no
-    row.
+    row, or for a folder in object storage.
     """
+    if not files.is_local(folder):
+        raise ValueError(f"folder {str(folder)!r}: ArrayRecord files are written to a local or mounted disk only")
     folder = epath.Path(folder)
     if folder.exists():
         raise ValueError(f"folder {str(folder)!r}: exists, must be new")
@@ -206,7 +209,9 @@ class ShardSource(Fields):
 
 
 def open_shards(at: Location) -> ShardSource:
-    """The rows of a folder that write_shards made. Raises ValueError if it is not one."""
+    """The rows of a folder that write_shards made. Raises ValueError if it is not one, or in object storage."""
+    if not files.is_local(at.path):
+        raise ValueError(f"data.path is {at.path!r}; ArrayRecord files are read from a local or mounted disk only")
     source = ShardSource(str(at.root), at.channels)
     if not len(source):
         raise ValueError(f"data.path is {at.path!r}; its shards hold no rows, must hold some")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from etils import epath
 
+from tim_jax import files
 from tim_jax.evaluation import METRICS, pictures
 
 TOLERANCE = 0.05  # a rise of the distance beyond this share counts against the verdict
@@ -131,9 +132,9 @@ def write(table, workdir, name=None):
         number = 1
         while (workdir / f"any_step.{number}.json").exists():
             number += 1
-        pictures.replace_file(workdir / f"any_step.{number}.json", path.read_bytes())
-    pictures.replace_file(path, text.encode())
-    pictures.replace_file(workdir / "any_step.md", to_markdown(table).encode())
+        files.replace(workdir / f"any_step.{number}.json", path.read_bytes())
+    files.replace(path, text.encode())
+    files.replace(workdir / "any_step.md", to_markdown(table).encode())
     plot({name or workdir.name: table}, workdir / "any_step.png")
 
 

@@ -1,11 +1,11 @@
 """Pictures: grids of images, samples beside their nearest training images, curves. PNG, to any path epath knows."""
 
 import io
-import os
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageDraw, ImageFont
+
+from tim_jax import files
 
 GAP = 2  # pixels between images
 SIDE = 64  # small images are enlarged to at least this many pixels
@@ -13,14 +13,6 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 # Okabe & Ito's colours, told apart with every common colour blindness; yellow left out, too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
-
-
-def replace_file(path, data):
-    """Writes bytes to a new name and then puts it in place, so that no reader ever sees half a file."""
-    path = epath.Path(path)
-    new = path.parent / f".{path.name}.{os.getpid()}.new"
-    new.write_bytes(data)
-    new.replace(path)
 
 
 def to_uint8(images):
@@ -178,7 +170,7 @@ def curves(series, floor, path, x_label, y_label, floor_label="floor"):
     axes.legend([handles[i] for i in order], [names[i] for i in order], frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    replace_file(path, buffer.getvalue())
+    files.replace(path, buffer.getvalue())
 
 
 def _enlarge(images, scale):
@@ -195,5 +187,5 @@ def _saved(picture, path):
     if path is not None:
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
-        replace_file(path, buffer.getvalue())
+        files.replace(path, buffer.getvalue())
     return picture

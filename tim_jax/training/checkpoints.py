@@ -14,6 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from tim_jax import files
 from tim_jax.training import checksums
 
 FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
@@ -42,7 +43,7 @@ def open_manager(
         lightweight_initialize=True,  # a damaged checkpoint must not keep the others from being read
         read_only=read_only,
     )
-    return ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
+    return ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
 
 
 class DamagedCheckpoints(ValueError):

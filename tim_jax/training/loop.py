@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
@@ -92,13 +91,7 @@ class Trainer:
         boxed = jax.eval_shape(self.init, jax.random.key(0))
         params = {"student": sharding.shardings(self.mesh, boxed, shapes.params["student"])}
         everywhere = sharding.replicated(self.mesh)
-        opt_state = optax.tree_map_params(
-            self.step.tx,
-            lambda _, like: like,
-            shapes.opt_state,
-            params,
-            transform_non_params=lambda _: everywhere,
-        )
+        opt_state = sharding.like_parameters(shapes.opt_state, params, everywhere)
         emas = {name: params["student"] for name in shapes.emas}
         return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state))
 
@@ -187,12 +180,14 @@ class End:
     stopped: str | None = None
 
 
-def first_state(trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[TrainState, dict]:
-    """The state to go on from and what its checkpoint says of it: the latest good one's, or a new one and {}."""
+def latest_state(
+    trainer: Trainer, manager: ocp.CheckpointManager, first: Callable[[], TrainState]
+) -> tuple[TrainState, dict]:
+    """The state to go on from and what its checkpoint says of it: the latest good one's, or `first` and {}."""
     saved, damaged = checkpoints.latest_good(manager)
     checkpoints.set_aside(manager, damaged)
     if saved is None:
-        return trainer.create(), {}
+        return first(), {}
     return checkpoints.restore(manager, trainer.abstract, saved), checkpoints.read_record(manager, saved)
 
 
@@ -202,21 +197,22 @@ def train(
     workdir: epath.Path,
     feed: Feed,
     record: dict,
+    first: Callable[[], TrainState],
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,
     stop: Stop | None = None,
     first_start: float | None = None,
     profile: tuple[int, int] | None = None,
 ) -> End:
-    """Trains from the workdir's latest good checkpoint, or from the start, to `settings.steps`, or until asked to stop.
+    """Trains from the workdir's latest good checkpoint, or from `first`, to `settings.steps`, or until asked to stop.
 
-    record: what a checkpoint says of its run. pictures: state → {name: PIL image}, written to samples/ and TensorBoard
-    every `sample_every` steps and at the end. first_start: of the workdir, in seconds since the epoch. profile: first
-    and last step of a trace.
+    record: what a checkpoint says of its run. first: makes the state where there is no checkpoint. pictures: state →
+    {name: PIL image}, written to samples/ and TensorBoard every `sample_every` steps and at the end. first_start: of
+    the workdir, in seconds since the epoch. profile: first and last step of a trace.
     Raises TooManyNonFinite and DamagedCheckpoints.
     """
     stop = stop or Stop()
     manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every, settings.keep_every)
-    state, before = first_state(trainer, manager)
+    state, before = latest_state(trainer, manager, first)
     start = int(state.step)
     goodput = Goodput(first_start or time.time(), before.get("productive_seconds", 0.0))
     if start >= settings.steps:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import sys
@@ -16,6 +17,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tqdm import tqdm
 
+from tim_jax import files
+
 
 class Writer:
     """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes.
@@ -25,7 +28,8 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
-        self.path, self.active = workdir / "metrics.jsonl", active
+        self.workdir, self.active = workdir, active
+        self.log = files.Log(workdir / "metrics.jsonl")
         self._events = self._wandb = None
         if active and project:
             import wandb  # only for those who ask for it
@@ -43,8 +47,8 @@ class Writer:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._told(), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
+        with self._told():
+            self.log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
         self._add(step, [summary.scalar(name, value) for name, value in values.items()])
         if self._wandb is not None:
             self._wandb.log(values, step=step)
@@ -53,11 +57,12 @@ class Writer:
         """Writes samples/NAME_STEP.png and shows it in TensorBoard."""
         if not self.active:
             return
-        folder = self.path.parent / "samples"
+        folder = self.workdir / "samples"
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{name}_{step:08d}.png").open("wb") as file:
-                image.save(file, "PNG")
+            png = io.BytesIO()
+            image.save(png, "PNG")
+            files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
         self._add(step, [summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")])
 
     def _add(self, step: int, summaries: list) -> None:
@@ -77,6 +82,7 @@ class Writer:
 
     def close(self) -> None:
         with self._told():
+            self.log.close()
             if self._events is not None:
                 self._events.close()
         if self._wandb is not None:

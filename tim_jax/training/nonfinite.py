@@ -10,6 +10,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from tim_jax import files
+
 LISTED = 8  # rows told on standard error; the file has all
 
 
@@ -27,6 +29,7 @@ class NonFinite:
 
     def __init__(self, workdir: epath.Path, most: int, start: int = 0):
         self.path, self.most, self.streak = workdir / "nonfinite.jsonl", most, 0
+        self.log = files.Log(self.path)
         lines = self.path.read_text().splitlines() if self.path.exists() else ()
         self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
 
@@ -64,8 +67,8 @@ class NonFinite:
             flush=True,
         )
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.log.add(json.dumps(line))
+            self.log.close()
         except OSError as error:
             print(f"warning: {self.path} could not be written: {error}", file=sys.stderr, flush=True)
 

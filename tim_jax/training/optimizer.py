@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
+
+from tim_jax.training import names
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -26,6 +30,8 @@ class OptimizerSettings:
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulation: int = 1
+    frozen: tuple[str, ...] = ()
+    rates: tuple[tuple[str, float], ...] = ()
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
@@ -50,6 +56,19 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; schedule 'constant' does not decay: set 0")
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
+        for pair in self.rates:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
+                raise ValueError(f"optimizer.rates has {pair!r}; each must be (pattern, factor)")
+            if not 0 < pair[1] < math.inf:
+                raise ValueError(f"optimizer.rates has {pair!r}; factors must be above 0 (optimizer.frozen is for 0)")
+
+    def check_names(self, parameters: Iterable[str]) -> None:
+        """Raises ValueError if frozen or rates mean none of these parameters, or nothing is left to train."""
+        parameters = list(parameters)
+        names.check_patterns("optimizer.frozen", self.frozen, parameters)
+        names.check_patterns("optimizer.rates", [pattern for pattern, _ in self.rates], parameters)
+        if self.frozen and all(names.matches(name, self.frozen) for name in parameters):
+            raise ValueError(f"optimizer.frozen is {self.frozen}; that leaves nothing to train")
 
 
 def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
@@ -85,7 +104,10 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
 
 
 def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("student",)) -> optax.GradientTransformation:
-    """A transformation for parameters {part: tree}; gradients are clipped over all parts together."""
+    """A transformation for parameters {part: tree}; gradients are clipped over all parts together.
+
+    What `settings.frozen` means has no part in any of it: no update, no memory, no share in the clipped norm.
+    """
     schedule = make_schedule(settings)
     if settings.name == "adamw":
         update = optax.adamw(
@@ -102,6 +124,26 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("stude
             consistent_rms=0.2,
             muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(matrix_axes, params),
         )
-    by_part = optax.multi_transform({part: update for part in parts}, {part: part for part in parts})
+    if settings.rates:
+        update = optax.chain(update, scale_by_name(settings.rates))
+    by_part = optax.partition({part: update for part in parts}, {part: part for part in parts})
     clip = optax.clip_by_global_norm(settings.clip if settings.clip else math.inf)
-    return optax.chain(clip, by_part) if settings.clip else by_part
+    tx = optax.chain(clip, by_part) if settings.clip else by_part
+    if not settings.frozen:
+        return tx
+
+    def labels(params: dict[str, Any]) -> dict[str, Any]:
+        held = {part: names.select(tree, settings.frozen) for part, tree in params.items()}
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", held)
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def scale_by_name(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies updates {part: tree} by the factor of the first pattern that means the parameter; others stay."""
+
+    def scale(path: tuple, update: jax.Array) -> jax.Array:
+        name = names.name_of(path[1:])
+        return update * next((factor for pattern, factor in rates if names.matches(name, (pattern,))), 1.0)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

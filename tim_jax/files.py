@@ -1,0 +1,62 @@
+"""Files on a disk or in object storage (gs://…), where a file is an object that is written whole and cannot grow."""
+
+import os
+import time
+
+import fsspec
+from etils import epath
+
+# Checkpoints reach object storage by a road of their own (tensorstore), which a cache of listings would not see.
+for _scheme in ("gcs", "s3", "az"):
+    fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+
+
+def is_local(path: os.PathLike | str) -> bool:
+    """Whether a path is on a disk of this machine, or mounted as one."""
+    return "://" not in str(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root; object storage has no other."""
+    return path.expanduser().resolve() if is_local(path) else path
+
+
+def replace(path: os.PathLike | str, data: bytes) -> None:
+    """Writes a file in one move, so that no reader ever sees half of it."""
+    path = epath.Path(path)
+    if is_local(path):
+        new = path.parent / f".{path.name}.{os.getpid()}.new"
+        new.write_bytes(data)
+        new.replace(path)
+    else:
+        path.write_bytes(data)
+
+
+class Log:
+    """A text file to which lines are added; what is there stays.
+
+    In object storage it is written anew every `seconds` at most, and by `close`. A process that is killed leaves out
+    the lines of that time.
+    """
+
+    def __init__(self, path: epath.Path, seconds: float = 60.0):
+        self.path, self.seconds = path, seconds
+        self._text = "" if is_local(path) or not path.exists() else path.read_text()
+        self._written, self._waiting = -float("inf"), False
+
+    def add(self, line: str) -> None:
+        """Adds a line, or several with line breaks between them."""
+        if is_local(self.path):
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+            return
+        self._text += line + "\n"
+        self._waiting = True
+        if time.monotonic() - self._written >= self.seconds:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what waits. Lines may be added afterwards, too."""
+        if self._waiting:
+            replace(self.path, self._text.encode())
+            self._written, self._waiting = time.monotonic(), False

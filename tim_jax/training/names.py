@@ -1,0 +1,50 @@
+"""Names of parameters, such as "blocks/mlp/up/kernel", and patterns of them.
+
+A pattern is a name or the beginning of one that ends at a slash, with * for anything: "label_embedder", "*/bias".
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """{name: leaf} of a tree of parameters."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def name_of(path: tuple) -> str:
+    """The name that belongs to a path of keys."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns means the name."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
+
+
+def select(tree: Any, patterns: Sequence[str]) -> Any:
+    """A tree of the same structure that says of every parameter whether one of the patterns means it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: matches(name_of(path), patterns), tree)
+
+
+def check_patterns(key: str, patterns: Any, known: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest names, for a pattern that means none of the known names.
+
+    key: of the configuration that has the patterns, for the message.
+    """
+    known = list(known)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{key} has {pattern!r}; each must be a text, such as 'label_embedder' or 'blocks/mlp/*'")
+        if not any(matches(name, (pattern,)) for name in known):
+            near = difflib.get_close_matches(pattern, [*known, *_beginnings(known)], n=3, cutoff=0.0)
+            raise ValueError(f"{key} has {pattern!r}, which no parameter is called; nearest are {', '.join(near)}")
+
+
+def _beginnings(names: Iterable[str]) -> set[str]:
+    parts = (name.split("/") for name in names)
+    return {"/".join(part[:depth]) for part in parts for depth in range(1, len(part))}

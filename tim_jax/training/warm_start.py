@@ -1,0 +1,137 @@
+"""Starting from another run's checkpoint: its whole state, or its weights, all or in part."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from tim_jax import files
+from tim_jax.training import checkpoints, names
+from tim_jax.training.state import TrainState
+
+Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
+SHOWN = 4  # parameters that an error names
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint of some run. directory: of all its checkpoints. step: which one."""
+
+    directory: epath.Path
+    step: int
+
+    def __str__(self) -> str:
+        return str(self.directory / str(self.step))
+
+
+@contextlib.contextmanager
+def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.CheckpointManager]:
+    handlers = {
+        "state": ocp.StandardCheckpointHandler() if whole else ocp.PyTreeCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(create=False)
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def latest(workdir: epath.Path) -> Saved | None:
+    """A workdir's latest checkpoint, or None."""
+    directory = files.absolute(workdir) / "checkpoints"
+    if not directory.exists():
+        return None
+    with _opened(directory) as manager:
+        step = manager.latest_step()
+    return None if step is None else Saved(directory, step)
+
+
+def find(path: str, key: str) -> Saved:
+    """The checkpoint that a path means: the latest of a workdir, or the one whose folder it is.
+
+    key: of the configuration that has the path. Raises ValueError if there is none.
+    """
+    given = files.absolute(epath.Path(path))
+    saved = latest(given)
+    if saved is None and given.name.isdigit() and given.parent.exists():
+        with _opened(given.parent) as manager:
+            saved = Saved(given.parent, int(given.name)) if int(given.name) in manager.all_steps() else None
+    if saved is None:
+        raise ValueError(f"{key} is {path!r}; it must be a workdir with a checkpoint, or one of its checkpoints/STEP")
+    return saved
+
+
+def record(saved: Saved) -> dict[str, Any]:
+    """What a checkpoint says of the run that made it."""
+    with _opened(saved.directory) as manager:
+        return manager.restore(saved.step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+
+def weights_of(saved: Saved) -> dict[str, Shapes]:
+    """{"student" or the name of an average: shapes} of all weights that a checkpoint holds."""
+    with _opened(saved.directory, whole=False) as manager:
+        tree = manager.item_metadata(saved.step)["state"]
+    found = {"student": tree["params"]["student"]} | dict(tree["emas"] or {})
+
+    def shapes(tree: Any) -> Shapes:
+        return {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()}
+
+    return {which: shapes(tree) for which, tree in found.items()}
+
+
+def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
+    """The parameters to take from there: all that no pattern of `new` means.
+
+    Raises ValueError, naming them, if some of those are missing, left over or of another shape there.
+    """
+    wanted = {name for name in here.keys() | there.keys() if not names.matches(name, new)}
+    wrong = [name for name in sorted(wanted) if here.get(name) != there.get(name)]
+    if not wrong:
+        return wanted
+
+    def told(name: str) -> str:
+        if name not in there:
+            return f"{name} is not there"
+        if name not in here:
+            return f"{name} is there alone"
+        return f"{name} is {there[name]} there and {here[name]} here"
+
+    told_all = ", ".join(map(told, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+    raise ValueError(f"{told_all}; what is to start from scratch must be in start.new")
+
+
+def resume(saved: Saved, abstract: TrainState) -> TrainState:
+    """The whole state of a checkpoint, on the shardings of `abstract`."""
+    with _opened(saved.directory) as manager:
+        return checkpoints.restore(manager, abstract, saved.step)
+
+
+def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """{name: value} of the parameters in `abstract`, on its shardings; nothing else is read.
+
+    which: "student" or the name of an average.
+    """
+    tree = unflatten_dict(dict(abstract), sep="/")
+    item = {"params": {"student": tree}} if which == "student" else {"emas": {which: tree}}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+    with _opened(saved.directory, whole=False) as manager:
+        state = manager.restore(saved.step, args=ocp.args.Composite(state=args))["state"]
+    return names.by_name(state["params"]["student"] if which == "student" else state["emas"][which])
+
+
+def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
+    """A first state with some of the student's parameters, and those of its averages, in place of its own."""
+    student = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["student"]
+    )
+    emas = {name: jax.tree.map(jnp.copy, student) for name in state.emas}  # a step donates them all: no sharing
+    return state.replace(params=state.params | {"student": student}, emas=emas)
