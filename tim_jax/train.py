@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import gc
 import time
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from tim_jax import cluster, config_keys, data, int64, lock, workdir
 from tim_jax import config as configuration
-from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
+from tim_jax.command_line import DONE, FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
 from tim_jax.feed import Feed, open_feed
@@ -23,7 +22,7 @@ from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.loop import End, train
 from tim_jax.training.nonfinite import TooManyNonFinite
-from tim_jax.training.preemption import Stop
+from tim_jax.training.preemption import Stop, leave
 from tim_jax.training.state import TrainState
 
 COLUMNS = 20  # images of a row in the pictures of samples
@@ -103,12 +102,13 @@ def main(argv: list[str] | None = None) -> None:
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         end = fit(run, feed, folder, first, stop, profile)
-    if end.failures:
-        gc.collect()  # what is left of failed writes may complain when it is collected: not after the last line
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
-    if end.stopped or not end.saved:
-        raise SystemExit(RESTART if end.stopped else FAILED)
+    code = RESTART if end.stopped else DONE if end.saved else FAILED
+    if end.failures and jax.process_count() == 1:
+        leave(code)  # at once: what is left of failed writes complains at length, and not after the last line
+    if code != DONE:
+        raise SystemExit(code)
 
 
 def read_profile(text: str) -> tuple[int, int] | None:

@@ -92,6 +92,7 @@ class Saver:
         if self.failures:  # the manager tells each thread of an error once, and has dropped what it meant to delete
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
+            self._clear()  # again: threads of a failed write may have gone on for a while
             self.manager.reload()
 
     def _finish(self, step: int) -> None:
@@ -104,15 +105,20 @@ class Saver:
         else:
             self.saved = step
 
+    def _clear(self) -> None:
+        """Removes what was begun: it must not take room from what comes next."""
+        if jax.process_index() == 0:
+            for path in self.manager.directory.glob("[0-9]*.*"):
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         reason = (
             reason if len(reason) < 300 else f"{reason[:100]} … {reason[-200:]}"
         )  # files first, then what went wrong
         self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
-        if jax.process_index() == 0:  # what was begun must not take room from what comes next
-            for path in self.manager.directory.glob(f"{step}.*"):
-                path.rmtree(missing_ok=True)
+        self._clear()
         print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
 
 

@@ -82,9 +82,14 @@ class Stop(contextlib.ContextDecorator):
     def _leave(self) -> None:
         self.before()
         print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(RESTART)
+        leave(RESTART)
+
+
+def leave(code: int) -> None:
+    """Ends the process at once, whatever its threads do."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Agreement:
