@@ -1,6 +1,7 @@
 """The one place that reads a configuration: checks it and builds frozen objects from the rooms' tables."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,10 +103,20 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sample_every=config.training.sample_every,
         checkpoint_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
+        keep_every=config.checkpoint.keep_every,
+        max_nonfinite=config.training.max_nonfinite,
+        hang_seconds=config.training.hang_seconds,
+        wandb=config.training.wandb,
     )
     loop.check()
+    init = initialiser(config, network)
     step = StepSettings(
-        nets=make_nets(network, objective.alignment_weight > 0, optimizer.frozen),
+        nets=make_nets(
+            network,
+            objective.alignment_weight > 0,
+            functools.partial(sharding.apply_by_rows, mesh, init),
+            optimizer.frozen,
+        ),
         objective=objective,
         tx=make_optimizer(optimizer),
         schedule=make_schedule(optimizer),
@@ -122,7 +133,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=Trainer(mesh, initialiser(config, network), step),
+        trainer=Trainer(mesh, init, step),
         loop=loop,
         sampling=sampling,
         sampling_weights=config.sampling.weights,

@@ -47,6 +47,7 @@ class Block(nn.Module):
     """Residual branches x + gate * f(modulate(x, shift, scale)), f: self-attention, (cross-attention,) SwiGLU.
 
     Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
+    One call takes the streams of all row groups, so that its parameters are there once for all of them.
     """
 
     heads: int
@@ -58,19 +59,24 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BND, context: Context, layer):
-        width = x_BND.shape[-1]
+    def __call__(self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer):
+        width = streams[0].shape[-1]
         attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, name="attn")
         mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
-        branches = [lambda z: attn(z, context.delta, context.rope), mlp]
+        branches = [lambda z, context: attn(z, context.delta, context.rope), lambda z, _: mlp(z)]
         if self.cross_attention:
             cross = CrossAttention(self.heads, self.qk_norm, self.dtype, name="cross")
-            branches.insert(1, lambda z: cross(z, context.text, context.mask, context.rope))
-
+            branches.insert(1, lambda z, context: cross(z, context.text, context.mask, context.rope))
         n = 3 * len(branches)
-        chunks = jnp.split(modulation(self.bottleneck, n * width, self.dtype)(context.c), n, axis=-1)
-        for i, branch in enumerate(branches):
-            shift, scale, gate = chunks[3 * i : 3 * i + 3]
-            y_BND = row_dropout(branch(modulate(x_BND, shift, scale)), context.key, self.dropout, layer, i)
-            x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
-        return x_BND
+        modulations = modulation(self.bottleneck, n * width, self.dtype)
+
+        def group(x_BND, context):
+            chunks = jnp.split(modulations(context.c), n, axis=-1)
+            for i, branch in enumerate(branches):
+                shift, scale, gate = chunks[3 * i : 3 * i + 3]
+                y_BND = branch(modulate(x_BND, shift, scale), context)
+                y_BND = row_dropout(y_BND, context.key, self.dropout, layer, i)
+                x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
+            return x_BND
+
+        return tuple(group(x, context) for x, context in zip(streams, contexts, strict=True))

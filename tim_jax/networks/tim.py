@@ -1,5 +1,6 @@
 """The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer that knows t and r."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -39,6 +40,8 @@ class TiM(nn.Module):
     use_text_mask: bool = True  # False, attending to padding, only for published weights
     dropout: float = 0.0  # rate on each residual branch of rows that come with a key
     remat: str = "none"  # a name in REMAT
+    # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
+    read: Callable[[Any], Any] | None = None
     unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
     dtype: Any = jnp.float32  # of the computation in blocks
 
@@ -66,7 +69,7 @@ class TiM(nn.Module):
 
         def layer_step(block, carry, layer):
             streams, taps = carry
-            streams = tuple(block(x, context, layer) for x, context in zip(streams, contexts))
+            streams = block(streams, contexts, layer)
             taps = tuple(jnp.where(layer == self.encoder_depth - 1, x, tap) for x, tap in zip(streams, taps))
             return (streams, taps), None
 
@@ -90,8 +93,11 @@ class TiM(nn.Module):
         return tuple(Output(F, projector(tap), {}) for F, tap in zip(Fs, taps))
 
     def _block(self):
+        block = Block
+        if self.read is not None and not self.is_initializing():
+            block = nn.map_variables(Block, "params", lambda variables: {"params": self.read(variables["params"])})
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
-        make = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=self.unroll)
+        make = block if self.remat == "none" else nn.remat(block, policy=REMAT[self.remat], prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
         return make(*fields, self.dropout, self.dtype, name="blocks")
 

@@ -1,54 +1,97 @@
 """Where metrics go: one JSON line per entry in metrics.jsonl, TensorBoard events, and a progress bar."""
 
 import contextlib
+import hashlib
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 from tqdm import tqdm
 
 from tim_jax import files
 
 
 class Writer:
-    """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes."""
+    """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes.
 
-    def __init__(self, workdir: epath.Path, active: bool = True):
-        self.workdir = workdir
-        self.log = files.Log(workdir / "metrics.jsonl")
-        self.board = SummaryWriter(str(workdir / "events")) if active else None
+    What cannot be written, on a full disk for example, is told; training goes on. project: of Weights & Biases, which
+    gets the metrics as well; "": none. record: what it is told of the run.
+    """
+
+    def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
+        self.workdir, self.active = workdir, active
+        self._events = self._wandb = None
+        self._flushed = time.monotonic()
+        if active and project:
+            import wandb  # only for those who ask for it
+
+            folder = str(workdir) if files.is_local(workdir) else None
+            name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run goes on
+            self._wandb = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(record))
+        with self._told():
+            if active:
+                self._log = files.Log(workdir / "metrics.jsonl")
+                (workdir / "events").mkdir(parents=True, exist_ok=True)
+                self._events = EventsWriter(str(workdir / "events" / "events"))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """values: name → number. Numbers that are not finite are written as null, which JSON has a word for."""
-        if self.board is None:
+        if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with self._told():
+            self._log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
+        self._add(step, [summary.scalar(name, value) for name, value in values.items()])
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """Writes samples/NAME_STEP.png and shows it in TensorBoard."""
-        if self.board is None:
+        if not self.active:
             return
-        folder = self.workdir / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        png = io.BytesIO()
+        folder, png = self.workdir / "samples", io.BytesIO()
         image.save(png, "PNG")
-        files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
-        self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        with self._told():
+            folder.mkdir(parents=True, exist_ok=True)
+            files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
+        self._add(step, [summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")])
+
+    def _add(self, step: int, summaries: list) -> None:
+        """Adds to TensorBoard's events. (Its own writer's thread ends at the first error, and then blocks its user.)"""
+        with self._told():
+            if self._events is not None:
+                for each in summaries:
+                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=each))
+                if files.is_local(self.workdir) or time.monotonic() - self._flushed >= files.SECONDS:
+                    self._events.flush()  # in object storage, this sends all events again
+                    self._flushed = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except Exception as error:  # object storage has errors of its own kinds
+            print(f"\nwarning: metrics could not be written: {error}; training goes on", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.log.close()
-            self.board.close()
+        with self._told():
+            if self.active:
+                self._log.close()
+        with self._told():
+            if self._events is not None:
+                self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class Progress:

@@ -9,16 +9,23 @@ import jax.numpy as jnp
 from tim_jax.training import names
 
 
-def make_nets(network: Any, hidden: bool = False, frozen: tuple[str, ...] = ()) -> dict[str, Callable]:
+def apply_alone(network: Any, params: Any, queries: Any, **options: Any) -> Any:
+    """A network on one device."""
+    return network.apply({"params": params}, queries, **options)
+
+
+def make_nets(
+    network: Any, hidden: bool = False, apply: Callable = apply_alone, frozen: tuple[str, ...] = ()
+) -> dict[str, Callable]:
     """{name: params → network on a tuple of Queries}, as `StepSettings.nets`. hidden: the student also returns hidden
-    states. frozen: patterns of parameters of the student that get no gradient. network: a module with `clone` and
-    `apply`."""
+    states. network: a module with `clone` and `apply`. apply: how it runs, `sharding.apply_by_rows` on a mesh.
+    frozen: patterns of parameters of the student that get no gradient."""
     precise = network.clone(dtype=jnp.float32)
 
     def at_highest_precision(params):
         def net(queries):
             with jax.default_matmul_precision("highest"):
-                return precise.apply({"params": params}, queries)
+                return apply(precise, params, queries)
 
         return net
 
@@ -27,8 +34,8 @@ def make_nets(network: Any, hidden: bool = False, frozen: tuple[str, ...] = ()) 
         return jax.tree.map(lambda hold, leaf: jax.lax.stop_gradient(leaf) if hold else leaf, held, params)
 
     return {
-        "student": lambda params: lambda queries: network.apply({"params": hold(params)}, queries, hidden=hidden),
-        "ema": lambda params: lambda queries: network.apply({"params": params}, queries),
+        "student": lambda params: lambda queries: apply(network, hold(params), queries, hidden=hidden),
+        "ema": lambda params: lambda queries: apply(network, params, queries),
         "precise": at_highest_precision,
     }
 

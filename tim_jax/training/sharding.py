@@ -1,9 +1,11 @@
 """The device mesh and the one table from logical axis names (in the networks) to its axes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -20,7 +22,10 @@ RULES = (
     ("qkv", None),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
+ROWS = ("data", "fsdp")
+BATCH = PartitionSpec(ROWS)
+# The rules among devices that hold the same rows.
+AMONG_SAME_ROWS = tuple((name, None if name in ("batch", "embed") else axis) for name, axis in RULES)
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
@@ -41,7 +46,9 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
         known = len(devices)
     if known != len(devices):
         raise ValueError(f"mesh sizes are {named}; their product must be the number of devices, {len(devices)}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings.
+    placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -108,3 +115,46 @@ def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> 
 
 def _of(mesh: Mesh, name: str) -> NamedSharding:
     return replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
+
+
+def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
+    """network.apply({"params": params}, queries, **options), every device on its own rows.
+
+    init: key → boxed parameters. Nothing but parameters and gradients passes between devices that hold other rows:
+    each layer gathers its parameters from `fsdp`, in the type that it computes in, once for all row groups in the
+    forward pass and once more where the backward pass needs them, and scatters the sum of their gradients back. All
+    other parameters are gathered once a step.
+    """
+    if batch_shards(mesh) == 1:
+        return network.apply({"params": params}, queries, **options)
+    boxed = jax.eval_shape(lambda: init(jax.random.key(0)))
+    placed = shardings(mesh, boxed, nn.unbox(boxed))
+    specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
+    # In the scan over layers a block has lost its first axis.
+    block_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
+
+    def apply(params, queries):
+        blocks = {"blocks": params["blocks"]}
+        others = {name: gather(part, specs[name]) for name, part in params.items() if name != "blocks"}
+        local = network.clone(read=lambda block: gather(block, block_specs, network.dtype))
+        with nn.logical_axis_rules(AMONG_SAME_ROWS):
+            return local.apply({"params": blocks | others}, queries, **options)
+
+    return jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=BATCH, axis_names=set(ROWS))(params, queries)
+
+
+def gather(params: Any, specs: Any, dtype: Any = None) -> Any:
+    """Whole parameters from a device's part of them, within `jax.shard_map`; in `dtype` what has to be gathered.
+
+    Gradients go back the same way: summed over what a device does with a parameter, scattered over `fsdp`, and summed
+    over `data`.
+    """
+
+    def whole(part, spec):
+        part = jax.lax.pcast(part, tuple(axis for axis in ROWS if axis not in spec), to="varying")
+        for axis, name in enumerate(spec):
+            if name == "fsdp":
+                part = jax.lax.all_gather(part.astype(dtype or part.dtype), "fsdp", axis=axis, tiled=True)
+        return part
+
+    return jax.tree.map(whole, params, specs)

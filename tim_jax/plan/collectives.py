@@ -1,0 +1,191 @@
+"""Collectives of a compiled step, read from its HLO text: kind, mesh axes, bytes, how often.
+
+A collective inside a loop counts as often as the loop turns. Bytes are those that a chip receives, for n chips in a
+group and an array of S bytes (gathered, or before it is reduced and scattered):
+
+    all-gather, reduce-scatter, all-to-all   S (n − 1)/n
+    all-reduce                               2 S (n − 1)/n
+    collective-permute                       S
+
+No algorithm moves less for a gather, a scatter or an all-reduce, so that dividing by a link's speed bounds the time.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from jax.sharding import Mesh
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+DTYPE_BITS = {"pred": 8, "bf16": 16}  # the others say their bits in their name: f32, s8, u4, f8e4m3fn
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a step.
+
+    kind: a name in KINDS. arrays: (dtype, shape) of what it returns, several where the compiler joined some. groups:
+    the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of a permutation the
+    pairs (from, to). bytes: received by a chip each time. count: times per step. source: the operation of the program
+    that it belongs to.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    groups: np.ndarray
+    bytes: float
+    count: int
+    source: str
+
+    @property
+    def dtype(self) -> str:
+        """Of its largest array."""
+        return max(self.arrays, key=lambda array: _bytes(*array))[0]
+
+    def axes(self, mesh: Mesh) -> tuple[str, ...]:
+        """The mesh axes along which it communicates."""
+        places = np.stack(np.unravel_index(self.groups, mesh.devices.shape), axis=-1)
+        moves = (places != places[:, :1]).any(axis=(0, 1))
+        return tuple(axis for axis, move in zip(mesh.axis_names, moves, strict=True) if move)
+
+
+def read(text: str) -> list[Collective]:
+    """The collectives of a compiled program, but not those of a chip with itself.
+
+    Raises ValueError for a loop or a group that it cannot read.
+    The TPU compiler may cut one collective into a chain of pieces, to do other work between them: it counts once.
+    """
+    computations, entry = split(text)
+    found = {}
+    for name, times in _times(computations, entry).items():
+        for line in computations[name]:
+            collective = _collective(line, computations[name], times)
+            if collective is not None:
+                chain = re.search(r'chain_id="\d+"', line)
+                found[chain.group() if chain else (name, line)] = collective
+    return list(found.values())
+
+
+def split(text: str) -> tuple[dict[str, list[str]], str]:
+    """({computation: its lines}, the name of the first one called)."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            current = computations.setdefault(head.group(2), [])
+            entry = head.group(2) if head.group(1) else entry
+        elif current is not None and line.startswith(" "):
+            current.append(line)
+    return computations, entry
+
+
+def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
+    """How often a computation runs per step."""
+    times = {}
+
+    def visit(name: str, count: int) -> None:
+        times[name] = times.get(name, 0) + count
+        for line in computations[name]:
+            turns = _trip_count(line, computations) if " while(" in line else 1
+            called = _CALLED.findall(line)
+            for branches in _BRANCHES.findall(line):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            for callee in called:
+                if callee in computations:
+                    visit(callee, count * turns)
+
+    visit(entry, 1)
+    return times
+
+
+def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a while loop turns: said by the compiler, or the number that its counter, from 0 on, is compared to."""
+    known = re.search(r"known_trip_count[^0-9]*(\d+)", line)
+    if known:
+        return int(known.group(1))
+    condition = re.search(r"condition=%?([\w.-]+)", line).group(1)
+    lines = list(computations[condition])
+    for callee in [name for line in computations[condition] for name in _CALLED.findall(line)]:
+        lines += computations.get(callee, [])
+    limits = {int(n) for line in lines for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", line)}
+    if len(limits) != 1:
+        raise ValueError(f"loop with condition {condition}: cannot tell how often it turns")
+    return limits.pop()
+
+
+def _collective(line: str, computation: list[str], times: int) -> Collective | None:
+    instruction = _INSTRUCTION.match(line)
+    if not instruction:
+        return None
+    kind = instruction.group(3)
+    started = kind.endswith("-start")
+    kind = kind.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    arrays = _arrays(instruction.group(2))
+    if started and kind != "all-reduce":
+        # What an asynchronous one returns first holds its operands, then its results (and then maybe counters).
+        arrays = [array for array in arrays if array[1]] if kind == "collective-permute" else arrays
+        arrays = arrays[len(arrays) // 2 :]
+    groups = _groups(line, kind)
+    if groups.shape[1] == 1:
+        return None
+    n, size = groups.shape[1], sum(_bytes(*array) for array in arrays)
+    if kind == "reduce-scatter":
+        size *= n
+    if kind == "all-reduce" and re.match(r"\s+ROOT \S+ = .* dynamic-slice\(", computation[-1]):
+        # An all-reduce whose result is sliced at once, in a fusion of its own, is how TPUs spell a reduce-scatter.
+        kind = "reduce-scatter"
+    if kind != "collective-permute":
+        size *= (n - 1) / n * (2 if kind == "all-reduce" else 1)
+    source = re.search(r'op_name="([^"]*)"', line)
+    return Collective(kind, tuple(arrays), groups, size, times, source.group(1) if source else "")
+
+
+def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every array in a result type, layouts left out."""
+    text = re.sub(r"\{[^{}]*\}", "", text)
+    return [(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in _ARRAY.findall(text)]
+
+
+def _bytes(dtype: str, shape: Iterable[int]) -> float:
+    bits = DTYPE_BITS.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype).group(1))
+    return math.prod(shape) * bits / 8
+
+
+def _groups(line: str, kind: str) -> np.ndarray:
+    """Groups of devices (number, n), in any of the ways that HLO writes them."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line).group(1)
+        return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs)])
+    listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
+    if listed:
+        return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed.group(1))])
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
+    if iota:
+        return _iota(iota.group(3)).reshape(int(iota.group(1)), int(iota.group(2)))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? ?\{([^}]*)\}", line)
+    if named and "(" not in named.group(3):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
+        ids = np.arange(math.prod(sizes.values())) if not named.group(2) else _iota(named.group(2))
+        axes = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", named.group(3))]
+        places = ids.reshape(*sizes.values())
+        return np.moveaxis(places, axes, range(-len(axes), 0)).reshape(-1, math.prod(places.shape[a] for a in axes))
+    raise ValueError(f"cannot read the replica groups of {line.strip()[:300]}")
+
+
+def _iota(text: str) -> np.ndarray:
+    """The numbers 0, 1, … of "[8,4]T(1,0)": in that shape, transposed, flat again."""
+    shape, _, order = text.partition("T")
+    dims = [int(n) for n in shape.strip("[]").split(",")]
+    numbers = np.arange(math.prod(dims)).reshape(dims)
+    return numbers.transpose([int(n) for n in order.strip("()").split(",")]).ravel() if order else numbers.ravel()

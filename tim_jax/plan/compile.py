@@ -1,0 +1,130 @@
+"""The real train step of a configuration, compiled for given devices without running anything."""
+
+import contextlib
+import dataclasses
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tim_jax import config as configuration
+from tim_jax.plan import flops, memory
+from tim_jax.plan.memory import Memory
+from tim_jax.plan.topologies import Topology
+from tim_jax.training import sharding
+from tim_jax.training.loop import on_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled step.
+
+    shapes: of the parameters, an abstract tree. text: its HLO, None if the compiler refused for want of memory.
+    executed_flops, model_flops: of matrix products on all chips, with and without what the backward pass recomputes.
+    seconds: to compile.
+    """
+
+    mesh: Mesh
+    rows: int
+    shapes: Any
+    memory: Memory
+    text: str | None
+    executed_flops: int
+    model_flops: int
+    seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(x.size for x in jax.tree.leaves(self.shapes))
+
+    @property
+    def unsharded(self) -> int:
+        """How many parameters every chip holds whole."""
+        return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
+
+
+def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
+    """The train step of `config` for rows of its own height and width, `rows` instead of its batch size if given.
+
+    Raises ValueError for a configuration that does not fit the devices, RuntimeError if the compiler fails.
+    """
+    config = ConfigDict(config.to_dict())
+    config.data.batch_size = rows or config.data.batch_size
+    config.data.buckets.tokens = 0
+    run = configuration.build(config, topology.devices)
+    state, batch = run.trainer.abstract, abstract_batch(run)
+    began = time.monotonic()
+    with progress(f"compiling for {topology.name}, {config.data.batch_size} rows"):
+        traced = trace(run, state, batch)
+        try:
+            compiled = traced.lower().compile()
+            needed, text = memory.of_step(state, batch, compiled), compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            needed, text = memory.of_refusal(state, batch, str(error)), None
+            if needed is None:
+                raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
+    seconds = time.monotonic() - began
+    executed = flops.count(traced.jaxpr)
+    return Step(
+        mesh=run.mesh,
+        rows=config.data.batch_size,
+        shapes=state.params,
+        memory=needed,
+        text=text,
+        executed_flops=executed,
+        model_flops=executed if config.training.remat == "none" else model_flops(config, topology),
+        seconds=seconds,
+    )
+
+
+def trace(run: configuration.Run, state: Any, batch: Any) -> jax.stages.Traced:
+    """The step as a jaxpr. Its jitted function is made outside of the mesh: devices that are not there run nothing."""
+    jitted = run.trainer.jitted
+    with on_mesh(run.mesh):
+        return jitted.trace(state, batch)
+
+
+def model_flops(config: ConfigDict, topology: Topology) -> int:
+    """Operations of the step if nothing was recomputed."""
+    config = ConfigDict(config.to_dict())
+    config.training.remat = "none"
+    run = configuration.build(config, topology.devices)
+    return flops.count(trace(run, run.trainer.abstract, abstract_batch(run)).jaxpr)
+
+
+def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch of `data.batch_size` rows of `data.height` and `data.width`."""
+    data = run.config.data
+    return sharding.abstract_batch(
+        run.mesh, configuration.batch_spec(run.config, data.batch_size, (data.height, data.width))
+    )
+
+
+@contextlib.contextmanager
+def progress(what: str, stream=None):
+    """Says what is going on and for how long: in place on a terminal, else every half minute."""
+    stream = stream or sys.stderr
+    began, done = time.monotonic(), threading.Event()
+    start, end, every = ("\r", "", 1) if stream.isatty() else ("", "\n", 30)
+
+    def tell():
+        print(f"{start}{what} … {time.monotonic() - began:.0f} s", end=end, file=stream, flush=True)
+
+    def run():
+        tell()
+        while not done.wait(every):
+            tell()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print(f"{start}{what} … {time.monotonic() - began:.0f} s", file=stream, flush=True)

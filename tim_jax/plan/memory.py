@@ -1,0 +1,83 @@
+"""Bytes that a step needs on each chip, and the largest batch that fits."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip. parameters, emas, optimizer, batch: from shapes and shardings. activations: what the compiler
+    needs besides them, gradients and gathered parameters among it. program: code, constants and padding."""
+
+    parameters: int
+    emas: int
+    optimizer: int
+    batch: int
+    activations: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays on one chip."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled) -> Memory:
+    """Memory of a compiled step on an abstract state and batch."""
+    stats = compiled.memory_analysis()
+    named = _named(state, batch)
+    arguments = sum(named.values())
+    extra = stats.argument_size_in_bytes - arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    program = max(extra, 0) + stats.generated_code_size_in_bytes
+    return Memory(**named, activations=stats.temp_size_in_bytes, program=program)
+
+
+def of_refusal(state: Any, batch: Any, message: str) -> Memory | None:
+    """Memory of a step that the TPU compiler refused for want of it, from its message; None if it says nothing."""
+    used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", message)
+    if not used:
+        return None
+    total = int(float(used.group(1)) * 1024 ** (1 + "KMG".index(used.group(2))))
+    named = _named(state, batch)
+    return Memory(**named, activations=max(total - sum(named.values()), 0), program=0)
+
+
+def _named(state: Any, batch: Any) -> dict[str, int]:
+    return {
+        "parameters": shard_bytes(state.params),
+        "emas": shard_bytes(state.emas),
+        "optimizer": shard_bytes(state.opt_state),
+        "batch": shard_bytes(batch),
+    }
+
+
+def largest_batch(
+    measure: Callable[[int], int], rows: int, used: int, capacity: int, unit: int, tries: int = 5
+) -> tuple[int, int]:
+    """(rows, bytes) of a batch below `rows` that fits, the largest by extrapolation; (0, 0) if not even `unit` does.
+
+    measure: rows → bytes per chip, by a compilation. used: bytes for `rows`, above `capacity`. Bytes are nearly linear
+    in rows: half of them gives a line, the line the largest batch (whole units), and a compilation confirms it.
+    """
+    best, guess, (last, need) = (0, 0), rows // 2 // unit * unit, (rows, used)
+    for turn in range(tries):
+        guess = min(max(guess, unit), last - unit if last > best[0] else rows - unit)
+        if guess < unit or guess == best[0]:
+            break
+        found = measure(guess)
+        if found <= capacity:
+            best = (guess, found)
+            if turn:
+                break
+        slope = (need - found) / (last - guess)
+        (last, need), guess = (guess, found), int((guess + (capacity - found) / slope) // unit * unit)
+    return best

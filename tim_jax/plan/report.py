@@ -1,0 +1,184 @@
+"""What a plan says, as text and as JSON."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from tim_jax.bench.report import table
+from tim_jax.plan.bounds import Bounds
+from tim_jax.plan.collectives import Collective
+from tim_jax.plan.compile import Step
+from tim_jax.plan.topologies import Topology
+
+DAY = 86_400
+COMPARISON = (
+    ("topology", "{topology}"),
+    ("mesh", "{mesh}"),
+    ("rows", "{rows}"),
+    ("fits", "{fits}"),
+    ("GiB a chip", "{gib:.2f} of {capacity:.1f}"),
+    ("parameters", "{parameters:.3f}"),
+    ("optimizer", "{optimizer:.3f}"),
+    ("averages", "{emas:.3f}"),
+    ("activations", "{activations:.2f}"),
+    ("compute ms", "{compute:.1f}"),
+    ("memory ms", "{memory:.1f}"),
+    ("interconnect ms", "{interconnect:.1f}"),
+    ("images/s", "{images_per_second:,.0f}"),
+    ("days", "{days:.2f}"),
+    ("compiled in s", "{seconds:.0f}"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is known of a configuration on a topology. largest: rows of the largest batch that fits, where `step`
+    does not; 0 if none does. bounds: None if the compiler refused the step, which then has no collectives either."""
+
+    topology: Topology
+    step: Step
+    collectives: Sequence[Collective]
+    bounds: Bounds | None
+    steps: int
+    largest: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.step.text is not None and self.step.memory.total <= self.topology.chip.memory
+
+    @property
+    def images_per_second(self) -> float:
+        return self.step.rows / self.bounds.step if self.bounds else float("nan")
+
+    @property
+    def days(self) -> float:
+        return self.steps * self.bounds.step / DAY if self.bounds else float("nan")
+
+
+def mesh_text(step: Step) -> str:
+    sizes = {axis: size for axis, size in step.mesh.shape.items() if size > 1}
+    return "×".join(f"{axis} {size}" for axis, size in sizes.items()) or "one device"
+
+
+def show(plan: Plan) -> str:
+    """A plan in some lines."""
+    step, topology, memory = plan.step, plan.topology, plan.step.memory
+    chips, capacity = len(topology.devices), topology.chip.memory
+    lines = [
+        f"{topology.name}: {chips} chips, mesh {mesh_text(step)}; {step.rows} rows a step, "
+        f"{step.parameters:,} parameters; compiled in {step.seconds:.0f} s",
+        "",
+        "memory of a chip, GiB",
+        *(f"  {name:12} {gib(size):9.3f}" for name, size in dataclasses.asdict(memory).items()),
+        f"  {'total':12} {gib(memory.total):9.3f} of {gib(capacity):.2f}: {'fits' if plan.fits else 'DOES NOT FIT'}",
+    ]
+    if step.mesh.shape["fsdp"] > 1 and step.unsharded > step.parameters / 10:
+        lines.append(
+            f"  {step.unsharded:,} of {step.parameters:,} parameters are whole on every chip: mesh.fsdp "
+            f"({step.mesh.shape['fsdp']}) does not divide their widths; a smaller one beside mesh.data may"
+        )
+    if plan.largest is not None:
+        lines.append(
+            f"  the largest batch that fits, compiled to be sure: {plan.largest} rows"
+            if plan.largest
+            else "  no batch fits on this mesh: shard further (mesh.fsdp, mesh.tensor) or recompute (training.remat)"
+        )
+    lines += [
+        "",
+        f"operations of a step, all chips: {step.executed_flops:.4g} executed, {step.model_flops:.4g} by the model",
+    ]
+    if plan.bounds is None:
+        return "\n".join(lines)
+    lines += ["", "collectives of a step, bytes received by a chip"]
+    lines += [f"  {line}" for line in table(collective_rows(plan), COLLECTIVES).splitlines()]
+    bounds, chip = plan.bounds, topology.chip
+    lines += [
+        "",
+        "a step takes at least, ms",
+        *(f"  {name:12} {1e3 * seconds:9.2f}" for name, seconds in dataclasses.asdict(bounds).items()),
+        f"at most {plan.images_per_second:,.0f} images/s, bound by {bounds.name}; model FLOPs utilisation at most "
+        f"{step.model_flops / chips / chip.flops / bounds.step:.0%}; {plan.steps:,} steps in {plan.days:.2f} days",
+    ]
+    return "\n".join(lines)
+
+
+COLLECTIVES = (
+    ("kind", "{kind}"),
+    ("axes", "{axes}"),
+    ("type", "{dtype}"),
+    ("a step", "{count}"),
+    ("bytes", "{bytes:,.0f}"),
+)
+
+
+def collective_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Collectives summed by kind, mesh axes and type, the most bytes first."""
+    rows = {}
+    for c in plan.collectives:
+        axes = "+".join(c.axes(plan.step.mesh)) or "none"
+        row = rows.setdefault(
+            (c.kind, axes, c.dtype), {"kind": c.kind, "axes": axes, "dtype": c.dtype, "count": 0, "bytes": 0.0}
+        )
+        row["count"] += c.count
+        row["bytes"] += c.bytes * c.count
+    return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+def compare(plans: Sequence[Plan]) -> str:
+    """Plans side by side; memory in GiB, times of a step at least, images a second at most."""
+    rows = []
+    for plan in plans:
+        memory, bounds = plan.step.memory, plan.bounds
+        rows.append(
+            {
+                "topology": plan.topology.name,
+                "mesh": mesh_text(plan.step),
+                "rows": plan.step.rows,
+                "fits": "yes" if plan.fits else f"no; {plan.largest} rows do" if plan.largest else "no",
+                "gib": gib(memory.total),
+                "capacity": gib(plan.topology.chip.memory),
+                "images_per_second": plan.images_per_second,
+                "days": plan.days,
+                "seconds": plan.step.seconds,
+                **{name: gib(getattr(memory, name)) for name in ("parameters", "optimizer", "emas", "activations")},
+                **{
+                    name: 1e3 * getattr(bounds, name) if bounds else float("nan")
+                    for name in ("compute", "memory", "interconnect")
+                },
+            }
+        )
+    return table(rows, COMPARISON)
+
+
+def write(path: str, plans: Sequence[Plan]) -> None:
+    """Writes a list of plans as JSON: bytes, seconds and operations as plain numbers."""
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([record(plan) for plan in plans], indent=2) + "\n")
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    step = plan.step
+    return {
+        "topology": plan.topology.name,
+        "chips": len(plan.topology.devices),
+        "mesh": dict(step.mesh.shape),
+        "rows": step.rows,
+        "parameters": step.parameters,
+        "fits": plan.fits,
+        "largest_batch": plan.step.rows if plan.fits else plan.largest,
+        "memory": dataclasses.asdict(step.memory) | {"total": step.memory.total, "chip": plan.topology.chip.memory},
+        "executed_flops": step.executed_flops,
+        "model_flops": step.model_flops,
+        "collectives": collective_rows(plan),
+        "bounds": dataclasses.asdict(plan.bounds) | {"step": plan.bounds.step} if plan.bounds else None,
+        "images_per_second": plan.images_per_second if plan.bounds else None,
+        "days": plan.days if plan.bounds else None,
+        "compile_seconds": step.seconds,
+    }
+
+
+def gib(size: float) -> float:
+    return size / 2**30
