@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +153,9 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
         kernel = state.params["student"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
         assert kernel.addressable_shards[0].data.size == kernel.size // (fsdp * tensor)
         manager = checkpoints.open_manager(epath.Path(tmp_path / str(number)), 1, 1)
-        checkpoints.save(manager, 1, state, {}, force=True)
-        manager.close()
+        saver = checkpoints.Saver(manager)
+        saver.save(1, state, {})
+        saver.close()
 
 
 def test_a_new_label_table_and_another_resolution(source, tmp_path):
@@ -170,6 +173,22 @@ def test_a_new_label_table_and_another_resolution(source, tmp_path):
     batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, 16))
     state, metrics = run.trainer(state, batch)
     assert batch["x"].shape == (16, 16, 8, 1) and int(state.step) == 1 and math.isfinite(float(metrics["loss"]))
+
+
+def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
+    shutil.copytree(source, tmp_path / "run")
+    steps = epath.Path(tmp_path / "run" / "checkpoints")
+    shutil.copytree(steps / "3", steps / "5")
+    data = max(
+        (path for path in pathlib.Path(steps / "5").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+    data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
+    assert warm_start.latest(epath.Path(tmp_path / "run")).step == 5
+    assert warm_start.find(str(tmp_path / "run"), "start.weights").step == 3
+    with pytest.raises(
+        ValueError, match=f"^start.weights is '.*5'; that checkpoint cannot be used: .*{data.name} is al"
+    ):
+        warm_start.find(str(steps / "5"), "start.weights")
 
 
 def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
@@ -251,7 +270,9 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
 
     # Such a state is saved and restored, too.
     manager = checkpoints.open_manager(epath.Path(tmp_path / "run"), 1, 1)
-    checkpoints.save(manager, 3, state, {}, force=True)
+    saver = checkpoints.Saver(manager)
+    saver.save(3, state, {})
+    saver.wait()
     assert_equal(jax.device_get(checkpoints.restore(manager, run.trainer.abstract)), jax.device_get(state))
     manager.close()
 

@@ -130,7 +130,10 @@ def fit(
     stop: Stop,
     profile: tuple[int, int] | None = None,
 ) -> End:
-    """Trains in a workdir, from `first` if it has no checkpoint. Ends the program with one line if too many records are bad or training cannot go on."""
+    """Trains in a workdir, from `first` if it has no checkpoint.
+
+    Ends the program with one line if too many records are bad or training cannot go on.
+    """
     record = workdir.record_start(folder, run.config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
