@@ -122,6 +122,13 @@ def test_a_run_in_a_bucket_is_stopped_resumed_sampled_and_evaluated(bucket, cach
     assert json.loads((remote / "any_step.json").read_text())["step"] == 6
     assert (remote / "any_step.1.json").exists()
 
+    # A damaged checkpoint is set aside, and the one before it is used.
+    manifest = next(path for path in (remote / "checkpoints" / "6").iterdir() if path.name.startswith("manifest"))
+    manifest.write_bytes(manifest.read_bytes().replace(b"a", b"b", 1))
+    train(remote, cache, "--config.training.steps=6")
+    assert "altered" in capsys.readouterr().err and (remote / "damaged" / "6" / manifest.name).exists()
+    assert [line["step"] for line in lines(remote / "metrics.jsonl")] == [2, 4, 6, 6]
+
     # Another run starts from it, whole or by its weights.
     train(tmp_path / "warm", cache, "--config.training.steps=1", f"--config.start.weights={remote}")
     train(tmp_path / "on", cache, "--config.training.steps=7", f"--config.checkpoint.resume={remote}/checkpoints/6")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +173,22 @@ def test_a_new_label_table_and_another_resolution(source, tmp_path):
     batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, 16))
     state, metrics = run.trainer(state, batch)
     assert batch["x"].shape == (16, 16, 8, 1) and int(state.step) == 1 and math.isfinite(float(metrics["loss"]))
+
+
+def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
+    shutil.copytree(source, tmp_path / "run")
+    steps = epath.Path(tmp_path / "run" / "checkpoints")
+    shutil.copytree(steps / "3", steps / "5")
+    data = max(
+        (path for path in pathlib.Path(steps / "5").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+    data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
+    assert warm_start.latest(epath.Path(tmp_path / "run")).step == 5
+    assert warm_start.find(str(tmp_path / "run"), "start.weights").step == 3
+    with pytest.raises(
+        ValueError, match=f"^start.weights is '.*5'; that checkpoint cannot be used: .*{data.name} is al"
+    ):
+        warm_start.find(str(steps / "5"), "start.weights")
 
 
 def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):

@@ -1,6 +1,7 @@
 """Files on a disk or in object storage (gs://…), where a file is an object that is written whole and cannot grow."""
 
 import os
+import re
 import time
 
 import fsspec
@@ -9,6 +10,10 @@ from etils import epath
 # Checkpoints reach object storage by a road of their own (tensorstore), which a cache of listings would not see.
 for _scheme in ("gcs", "s3", "az"):
     fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+
+
+SECONDS = 60.0  # after which what grows is written anew in object storage
+UNFINISHED = re.compile(r"\..+\.\d+\.new")  # what `replace` calls a file before it is whole
 
 
 def is_local(path: os.PathLike | str) -> bool:
@@ -25,11 +30,30 @@ def replace(path: os.PathLike | str, data: bytes) -> None:
     """Writes a file in one move, so that no reader ever sees half of it."""
     path = epath.Path(path)
     if is_local(path):
-        new = path.parent / f".{path.name}.{os.getpid()}.new"
+        new = path.parent / f".{path.name}.{os.getpid()}.new"  # see UNFINISHED
         new.write_bytes(data)
         new.replace(path)
     else:
         path.write_bytes(data)
+
+
+def move_folder(folder: epath.Path, to: epath.Path) -> None:
+    """Moves a folder to a new place, whose parents are made; in object storage file by file."""
+    if is_local(folder):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(to)
+        return
+    copy_folder(folder, to)
+    folder.rmtree()
+
+
+def copy_folder(folder: epath.Path, to: epath.Path) -> None:
+    """Copies all files below a folder in object storage, which knows no folders but in names."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            copy_folder(path, to / path.name)
+        else:
+            (to / path.name).write_bytes(path.read_bytes())
 
 
 class Log:
@@ -39,7 +63,7 @@ class Log:
     the lines of that time.
     """
 
-    def __init__(self, path: epath.Path, seconds: float = 60.0):
+    def __init__(self, path: epath.Path, seconds: float = SECONDS):
         self.path, self.seconds = path, seconds
         self._text = "" if is_local(path) or not path.exists() else path.read_text()
         self._written, self._waiting = -float("inf"), False

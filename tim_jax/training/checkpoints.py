@@ -179,9 +179,8 @@ def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
         aside = manager.directory.parent / DAMAGED
         for step, reason in wrong.items():
             print(f"warning: checkpoint of step {step} not used: {reason}; now in {aside}", file=sys.stderr, flush=True)
-            aside.mkdir(parents=True, exist_ok=True)
             (aside / str(step)).rmtree(missing_ok=True)
-            (manager.directory / str(step)).rename(aside / str(step))
+            files.move_folder(manager.directory / str(step), aside / str(step))
     if wrong:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")

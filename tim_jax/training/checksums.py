@@ -8,17 +8,16 @@ import re
 
 from etils import epath
 
+from tim_jax import files
+
 NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.sha256")
-OWN = re.compile(NAME.pattern + r"(\.begun)?")
+OWN = re.compile(NAME.pattern + "|" + files.UNFINISHED.pattern)
 
 
 def write(folder: epath.Path, process: int = 0, count: int = 1) -> None:
     """Writes the share of process `process` of `count`. The files must not change any more."""
     lines = "".join(f"{digest(folder / name)}  {name}\n" for name in _files(folder)[process::count])
-    path = folder / f"manifest-{process}-of-{count}.sha256"
-    begun = folder / f"{path.name}.begun"
-    begun.write_text(lines + _last_line(lines))
-    begun.rename(path)
+    files.replace(folder / f"manifest-{process}-of-{count}.sha256", (lines + _last_line(lines)).encode())
 
 
 def has_manifest(folder: epath.Path) -> bool:

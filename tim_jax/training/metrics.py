@@ -29,15 +29,17 @@ class Writer:
 
     def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
         self.workdir, self.active = workdir, active
-        self.log = files.Log(workdir / "metrics.jsonl")
         self._events = self._wandb = None
+        self._flushed = time.monotonic()
         if active and project:
             import wandb  # only for those who ask for it
 
+            folder = str(workdir) if files.is_local(workdir) else None
             name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run goes on
-            self._wandb = wandb.init(project=project, id=name, resume="allow", dir=str(workdir), config=dict(record))
+            self._wandb = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(record))
         with self._told():
             if active:
+                self._log = files.Log(workdir / "metrics.jsonl")
                 (workdir / "events").mkdir(parents=True, exist_ok=True)
                 self._events = EventsWriter(str(workdir / "events" / "events"))
 
@@ -48,7 +50,7 @@ class Writer:
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._told():
-            self.log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
+            self._log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
         self._add(step, [summary.scalar(name, value) for name, value in values.items()])
         if self._wandb is not None:
             self._wandb.log(values, step=step)
@@ -57,11 +59,10 @@ class Writer:
         """Writes samples/NAME_STEP.png and shows it in TensorBoard."""
         if not self.active:
             return
-        folder = self.workdir / "samples"
+        folder, png = self.workdir / "samples", io.BytesIO()
+        image.save(png, "PNG")
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
-            png = io.BytesIO()
-            image.save(png, "PNG")
             files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
         self._add(step, [summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")])
 
@@ -71,18 +72,22 @@ class Writer:
             if self._events is not None:
                 for each in summaries:
                     self._events.write_event(Event(wall_time=time.time(), step=step, summary=each))
-                self._events.flush()
+                if files.is_local(self.workdir) or time.monotonic() - self._flushed >= files.SECONDS:
+                    self._events.flush()  # in object storage, this sends all events again
+                    self._flushed = time.monotonic()
 
     @contextlib.contextmanager
     def _told(self):
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # object storage has errors of its own kinds
             print(f"\nwarning: metrics could not be written: {error}; training goes on", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         with self._told():
-            self.log.close()
+            if self.active:
+                self._log.close()
+        with self._told():
             if self._events is not None:
                 self._events.close()
         if self._wandb is not None:

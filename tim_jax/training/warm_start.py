@@ -36,7 +36,7 @@ def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.Checkpoin
         "state": ocp.StandardCheckpointHandler() if whole else ocp.PyTreeCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
     }
-    options = ocp.CheckpointManagerOptions(create=False)
+    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
     try:
         yield manager
@@ -45,7 +45,7 @@ def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.Checkpoin
 
 
 def latest(workdir: epath.Path) -> Saved | None:
-    """A workdir's latest checkpoint, or None."""
+    """A workdir's latest checkpoint, damaged or not, or None."""
     directory = files.absolute(workdir) / "checkpoints"
     if not directory.exists():
         return None
@@ -55,24 +55,33 @@ def latest(workdir: epath.Path) -> Saved | None:
 
 
 def find(path: str, key: str) -> Saved:
-    """The checkpoint that a path means: the latest of a workdir, or the one whose folder it is.
+    """The checkpoint that a path means: the latest good one of a workdir, or the one whose folder it is.
 
-    key: of the configuration that has the path. Raises ValueError if there is none.
+    key: of the configuration that has the path. To be called by all processes. Raises ValueError if there is none, or
+    it is damaged.
     """
     given = files.absolute(epath.Path(path))
-    saved = latest(given)
-    if saved is None and given.name.isdigit() and given.parent.exists():
-        with _opened(given.parent) as manager:
-            saved = Saved(given.parent, int(given.name)) if int(given.name) in manager.all_steps() else None
-    if saved is None:
+    named = given.name.isdigit() and not (given / "checkpoints").exists()
+    directory = given.parent if named else given / "checkpoints"
+    step = None
+    if directory.exists():
+        with _opened(directory) as manager:
+            if not named:
+                step, _ = checkpoints.latest_good(manager)
+            elif int(given.name) in manager.all_steps():
+                step = int(given.name)
+                wrong = checkpoints.damage(given)
+                if wrong not in (None, checkpoints.NO_MANIFEST):
+                    raise ValueError(f"{key} is {path!r}; that checkpoint cannot be used: {wrong}")
+    if step is None:
         raise ValueError(f"{key} is {path!r}; it must be a workdir with a checkpoint, or one of its checkpoints/STEP")
-    return saved
+    return Saved(directory, step)
 
 
 def record(saved: Saved) -> dict[str, Any]:
     """What a checkpoint says of the run that made it."""
     with _opened(saved.directory) as manager:
-        return manager.restore(saved.step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        return checkpoints.read_record(manager, saved.step)
 
 
 def weights_of(saved: Saved) -> dict[str, Shapes]:
