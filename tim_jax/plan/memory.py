@@ -68,16 +68,20 @@ def largest_batch(
     measure: rows → bytes per chip, by a compilation. used: bytes for `rows`, above `capacity`. Bytes are nearly linear
     in rows: half of them gives a line, the line the largest batch (whole units), and a compilation confirms it.
     """
-    best, guess, (last, need) = (0, 0), rows // 2 // unit * unit, (rows, used)
+    low, low_bytes, high = 0, 0, rows  # the most rows that fit, the fewest that do not
+    last, need, guess = rows, used, rows // 2 // unit * unit
     for turn in range(tries):
-        guess = min(max(guess, unit), last - unit if last > best[0] else rows - unit)
-        if guess < unit or guess == best[0]:
+        if high - low <= unit:
             break
+        guess = min(max(guess, low + unit), high - unit)
         found = measure(guess)
-        if found <= capacity:
-            best = (guess, found)
+        slope = (need - found) / (last - guess) or 1.0
+        last, need = guess, found
+        if found > capacity:
+            high = guess
+        else:
+            low, low_bytes = guess, found
             if turn:
                 break
-        slope = (need - found) / (last - guess)
-        (last, need), guess = (guess, found), int((guess + (capacity - found) / slope) // unit * unit)
-    return best
+        guess = int((guess + (capacity - found) / slope) // unit * unit)
+    return low, low_bytes
