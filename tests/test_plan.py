@@ -147,16 +147,17 @@ def test_a_plan_that_fits(capsys, tmp_path):
         assert plan["days"] == pytest.approx(3600 * plan["bounds"]["step"] / 86400)
 
 
-def test_a_plan_that_does_not_fit_names_a_batch_that_does(capsys, monkeypatch, step):
-    small = CHIPS["cpu"].__class__(step.memory.total - 1, 1e12, 5e10, 1e10, 1e9)
-    assert isinstance(small, Chip)
+def test_a_plan_that_does_not_fit_names_a_batch_that_does(capsys, monkeypatch):
+    config = load_config("digits", SMALL | {"times.share_equal": "0.5"})
+    whole = compile_step(config, topologies.topology("cpu:8"))
+    small = Chip(whole.memory.total - 1, 1e12, 5e10, 1e10, 1e9)
     monkeypatch.setitem(CHIPS, "cpu", small)
     assert command.main(["--config=digits", "--topology=cpu:8", *FLAGS, "--config.times.share_equal=0.5"]) == 1
     out = capsys.readouterr().out
     assert "DOES NOT FIT" in out
     rows = int(out.split("compiled to be sure: ")[1].split()[0])
     assert 0 < rows < 32 and rows % 16 == 0, "two rows on each of eight devices, one of them at r = t"
-    fits = compile_step(load_config("digits", SMALL), topologies.topology("cpu:8"), rows)
+    fits = compile_step(config, topologies.topology("cpu:8"), rows)
     assert fits.memory.total <= small.memory
 
 
