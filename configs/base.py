@@ -132,11 +132,15 @@ def get_config():
     config.training.log_every = 50  # steps between lines in metrics.jsonl
     config.training.sample_every = 0  # steps between pictures of samples; 0: only at the end
     config.training.sample_steps = (1, 2, 4, 8)  # step counts of those pictures
+    config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
+    config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
+    config.training.wandb = ""  # Weights & Biases project that metrics go to as well; "": none
     config.training.remat = "none"  # what is recomputed in the backward pass: none, full, dots, …
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
-    config.checkpoint.keep = 2  # latest checkpoints that stay
+    config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
+    config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
 
     config.sampling = ConfigDict()
     config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights

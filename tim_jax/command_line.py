@@ -23,6 +23,16 @@ def user_errors(kind: type[ValueError] = ValueError):
         raise SystemExit(USER_ERROR) from None
 
 
+@contextlib.contextmanager
+def failures(*kinds: type[Exception]):
+    """Within it, errors of these kinds are a run's that cannot go on: one line on standard error, exit code 1."""
+    try:
+        yield
+    except kinds as error:
+        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes `--config.section.key=value` besides its own arguments."""
 

@@ -103,6 +103,10 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sample_every=config.training.sample_every,
         checkpoint_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
+        keep_every=config.checkpoint.keep_every,
+        max_nonfinite=config.training.max_nonfinite,
+        hang_seconds=config.training.hang_seconds,
+        wandb=config.training.wandb,
     )
     loop.check()
     init = initialiser(config, network)

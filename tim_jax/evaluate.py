@@ -1,16 +1,18 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64 [--seeds=3]"""
 
+import argparse
 import time
 
 import jax
 from etils import epath
 
+from tim_jax import cluster, workdir
 from tim_jax import config as configuration
-from tim_jax import workdir
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import FEATURES, anystep, pictures
 from tim_jax.feed import images_of_one_shape
 from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
 
@@ -20,6 +22,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", default="1,2,4,8,16,32,64", help="step counts, such as 1,4,32")
     parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
     args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    measure(args, overrides)
+
+
+@Stop()
+def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         steps = whole_numbers("steps", args.steps, least=1)
         if args.seeds < 1:

@@ -1,5 +1,6 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
+import sys
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, s
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
-    """The weights that `sampling.weights` names and the step, from a workdir's latest checkpoint, on the run's mesh.
+    """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
 
     Raises ValueError if there is no checkpoint, or for a text model, whose prompts have no encoder here yet.
     """
@@ -22,8 +23,11 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
         raise ValueError(f"--workdir={workdir}: model.condition is {run.config.model.condition!r}; it must be 'class'")
     if not (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
-    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every)
-    state: TrainState = checkpoints.restore(manager, run.trainer.abstract)
+    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every, read_only=True)
+    step, damaged = checkpoints.latest_good(manager)
+    for later, reason in damaged.items():
+        print(f"warning: checkpoint of step {later} not used: {reason}", file=sys.stderr)
+    state: TrainState = checkpoints.restore(manager, run.trainer.abstract, step)
     manager.close()
     return run.weights(state), int(state.step)
 

@@ -1,16 +1,18 @@
 """python -m tim_jax.sample --workdir=DIR --steps=1,4,32 [--labels=… --guidance=… --seed=… --out=…]"""
 
+import argparse
 import json
 
 import jax
 import numpy as np
 from etils import epath
 
+from tim_jax import cluster, workdir
 from tim_jax import config as configuration
-from tim_jax import workdir
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import pictures
 from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.training.preemption import Stop
 
 
 def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
@@ -49,6 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled")
     args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    draw(args, overrides)
+
+
+@Stop()
+def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         steps = whole_numbers("steps", args.steps, least=1)
         if args.count < 1:

@@ -1,5 +1,6 @@
 """python -m tim_jax.train --config=configs/digits.py --workdir=DIR [--config.training.steps=…] [--check]"""
 
+import contextlib
 import dataclasses
 import time
 
@@ -8,15 +9,18 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from tim_jax import cluster, config_keys, data, lock, workdir
 from tim_jax import config as configuration
-from tim_jax import config_keys, data, workdir
-from tim_jax.command_line import Parser, load_config, user_errors
+from tim_jax.command_line import FAILED, RESTART, Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
 from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.training import sharding
-from tim_jax.training.loop import train
+from tim_jax.training.checkpoints import DamagedCheckpoints
+from tim_jax.training.loop import End, train
+from tim_jax.training.nonfinite import TooManyNonFinite
+from tim_jax.training.preemption import Stop
 
 COLUMNS = 20  # images of a row in the pictures of samples
 
@@ -71,35 +75,69 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
     parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
     parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
+    parser.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
     args, overrides = parser.parse(argv)
     with user_errors():
-        if not args.workdir and not args.check:
-            raise ValueError("--workdir: missing; it names the folder that the run writes to")
-        run = configuration.build(load_config(args.config, overrides))
-        if args.check:
-            return check(run)
-        folder = epath.Path(args.workdir)
-        before = workdir.recorded(folder)
-        if before is not None:
-            config_keys.compare_identity(before, run.config, folder)
-        for steps in run.config.training.sample_steps:
-            if steps < 1:
-                raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
-        feed = open_feed(run)
-    fit(run, feed, folder)
+        profile = read_profile(args.profile)
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    with Stop() as stop, contextlib.ExitStack() as stack:
+        with user_errors():
+            if not args.workdir and not args.check:
+                raise ValueError("--workdir: missing; it names the folder that the run writes to")
+            run = configuration.build(load_config(args.config, overrides))
+            if args.check:
+                return check(run)
+            folder = epath.Path(args.workdir)
+            before = workdir.recorded(folder)
+            if before is not None:
+                config_keys.compare_identity(before, run.config, folder)
+            for steps in run.config.training.sample_steps:
+                if steps < 1:
+                    raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
+            feed = open_feed(run)
+            stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
+        end = fit(run, feed, folder, stop, profile)
+    if jax.process_index() == 0:
+        print(last_line(end, folder), flush=True)
+    if end.stopped or not end.saved:
+        raise SystemExit(RESTART if end.stopped else FAILED)
 
 
-def fit(run: configuration.Run, feed: Feed, folder: epath.Path) -> None:
-    """Trains in a workdir. Exit code 2 with one line if too many records are bad."""
+def read_profile(text: str) -> tuple[int, int] | None:
+    """(first, last) step; None for an empty text. Raises ValueError."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile is {text!r}; it must be the first and the last step, such as 100:105")
+    return int(first), int(last)
+
+
+def fit(
+    run: configuration.Run, feed: Feed, folder: epath.Path, stop: Stop, profile: tuple[int, int] | None = None
+) -> End:
+    """Trains in a workdir. Ends the program with one line if too many records are bad or training cannot go on."""
     record = workdir.record_start(folder, run.config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the start is recorded")
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
     drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
+    pictures = sample_pictures(run, feed.plan) if drawn else None
     if jax.process_index() == 0:
-        print(inspect.summary(feed.source, feed.plan))
-    with user_errors(data.TooManyBadRecords):
-        train(run.trainer, run.loop, folder, feed, record, sample_pictures(run, feed.plan) if drawn else None)
-    if jax.process_index() == 0:
-        print(f"trained to step {run.loop.steps}; metrics, checkpoints and samples are in {folder}")
+        print(inspect.summary(feed.source, feed.plan), flush=True)
+    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
+        first_start = workdir.first_start(folder)
+        return train(run.trainer, run.loop, folder, feed, record, pictures, stop, first_start, profile)
+
+
+def last_line(end: End, folder: epath.Path) -> str:
+    """What a run says at its end."""
+    if end.stopped:
+        saved = "which is saved" if end.saved else "which is not saved"
+        line = f"stopped by {end.stopped} at step {end.step}, {saved}: start it again with the same command"
+    else:
+        line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
+    return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])
 
 
 def gather(counts: np.ndarray) -> np.ndarray:

@@ -58,6 +58,12 @@ def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
     return record
 
 
+def first_start(workdir: epath.Path) -> float:
+    """When a workdir's run was first started, in seconds since the epoch."""
+    with (workdir / STARTS).open() as file:
+        return datetime.datetime.fromisoformat(json.loads(file.readline())["time"]).timestamp()
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
     found = {}

@@ -7,4 +7,5 @@ A benchmark is a module with `add_arguments(parser)`, `run(args)` → rows, and 
 BENCHES = {
     "step": "tim_jax.bench.step",
     "data": "tim_jax.bench.data",
+    "faults": "tim_jax.bench.faults",
 }

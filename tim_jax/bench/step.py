@@ -149,7 +149,7 @@ def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable
 
     def train() -> Any:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics, _ = compiled(state, batch)
         return state, metrics
 
     return train

@@ -92,13 +92,12 @@ class _Slice(Fields):
         for i, index in enumerate(self.order.rows(bucket, first + slots).tolist()):
             rows.append(self._row(bucket, first + slots[i : i + 1], index, drawn[i], bad))
         batch = {
-            "x": np.stack([row["image"] for row in rows]),
+            "x": _stacked([row["image"] for row in rows]),
             "label": np.asarray([row["label"] for row in rows], np.int32),
             "index": np.asarray([row["index"] for row in rows], np.int64),
             "bucket": np.asarray(about.shape, np.int32),
             "bad": faults.encode(bad),
         }
-        batch["x"] = normalise(batch["x"]) if batch["x"].dtype == np.uint8 else batch["x"].astype(np.float32)
         if "caption" in rows[0]:
             batch["caption"] = np.array([row["caption"] for row in rows], np.str_)
         for name in ("text", "mask", "features"):
@@ -121,6 +120,17 @@ class _Slice(Fields):
             f"bad records: {ATTEMPTS} rows in turn of source {self.source.name} cannot be used, "
             f"the last is {bad[-1][1]} ({bad[-1][2]})"
         )
+
+
+def _stacked(images: list[np.ndarray]) -> np.ndarray:
+    """Images (h, w, c) of uint8, normalised, or latents as float32 (n, h, w, c)."""
+    x = np.empty((len(images), *images[0].shape), np.float32)
+    for image, out in zip(images, x, strict=True):
+        if image.dtype == np.uint8:
+            normalise(image, out)
+        else:
+            out[...] = image
+    return x
 
 
 def global_batches(

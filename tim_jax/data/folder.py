@@ -9,7 +9,7 @@ from etils import epath
 from tqdm import tqdm
 
 from tim_jax.data import tables
-from tim_jax.data.sources import Location, Raw, Readable, digest, read_file, stamp
+from tim_jax.data.sources import Fields, Location, Raw, Readable, digest, read_file, stamp
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 
@@ -45,8 +45,9 @@ def index_folder(root: epath.Path, directory: str, endings: tuple[str, ...]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource(Readable):
-    """root: the folder. index: its table of files. channels: of the images to make."""
+class InClassFolders(Fields):
+    """What sources of files in class folders share. root: the folder. index: its table of files. channels: of the
+    images to make, or of every latent."""
 
     root: str
     index: str
@@ -74,8 +75,16 @@ class FolderSource(Readable):
     def identity(self, i: int) -> str:
         return tables.text_at(self._table, "name", i)
 
+    def read(self, i: int, most: int = -1) -> bytes:
+        """The bytes of file i, or its first `most`. Raises BadRecord."""
+        return read_file(epath.Path(self.root) / self.identity(i), most)
+
+
+class FolderSource(InClassFolders, Readable):
+    """Images in class folders."""
+
     def raw(self, i: int, most: int = -1) -> Raw:
-        return Raw(read_file(epath.Path(self.root) / self.identity(i), most), int(self._table["label"][i]))
+        return Raw(self.read(i, most), int(self._table["label"][i]))
 
     def fingerprint(self) -> str:
         return digest("folder", self.root, self._table.meta["state"], len(self), self.channels)

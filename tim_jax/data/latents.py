@@ -1,8 +1,6 @@
 """The published layout of latents: class folders of safetensors files with `latent` (2, C, h, w), that of the image and
 that of its mirror image, and `label`."""
 
-import dataclasses
-import functools
 import json
 import struct
 from typing import Any
@@ -10,12 +8,10 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from etils import epath
 
-from tim_jax.data import tables
 from tim_jax.data.faults import BadRecord
-from tim_jax.data.folder import index_folder
-from tim_jax.data.sources import Fields, Location, checked_label, digest, read_file
+from tim_jax.data.folder import InClassFolders, index_folder
+from tim_jax.data.sources import Location, checked_label, digest
 
 
 def tensors(encoded: bytes) -> dict[str, np.ndarray]:
@@ -42,43 +38,14 @@ def latent_pair(found: dict[str, np.ndarray], channels: int) -> dict[str, np.nda
     return {"image": latent[0], "flipped": latent[1]}
 
 
-@dataclasses.dataclass(frozen=True)
-class LatentSource(Fields):
-    """root: the folder. index: its table of files. channels: of every latent."""
+class LatentSource(InClassFolders):
+    """Latents in class folders."""
 
-    root: str
-    index: str
-    channels: int
     captions = False
     latents = True
 
-    @functools.cached_property
-    def _table(self) -> tables.Table:
-        return tables.Table(epath.Path(self.index))
-
-    @property
-    def name(self) -> str:
-        return epath.Path(self.root).name
-
-    @property
-    def num_classes(self) -> int:
-        return len(self._table.meta["classes"])
-
-    @property
-    def image_shape(self) -> tuple[None, None, int]:
-        return None, None, self.channels
-
-    def __len__(self) -> int:
-        return len(self._table["label"])
-
-    def identity(self, i: int) -> str:
-        return tables.text_at(self._table, "name", i)
-
-    def _read(self, i: int, most: int = -1) -> bytes:
-        return read_file(epath.Path(self.root) / self.identity(i), most)
-
     def __getitem__(self, i: int) -> dict[str, Any]:
-        found = tensors(self._read(i))
+        found = tensors(self.read(i))
         pair = latent_pair(found, self.channels)
         label = np.asarray(found.get("label", ()))
         if label.size != 1 or label.dtype.kind not in "iu":
@@ -87,7 +54,7 @@ class LatentSource(Fields):
 
     def header(self, i: int) -> tuple[int, int]:
         """(height, width) of the latent of row i, from the file's header. Raises BadRecord."""
-        shape = header_shape(self._read(i, 2**16))
+        shape = header_shape(self.read(i, 2**16))
         if len(shape) != 4 or shape[0] != 2 or shape[1] != self.channels:
             raise BadRecord("channels", f"latent is {shape}, must be (2, {self.channels}, h, w)")
         return shape[2], shape[3]

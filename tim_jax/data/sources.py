@@ -213,12 +213,10 @@ class InMemory(Fields):
         return self.source.fingerprint()
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape."""
-    x = image.astype(np.float32)
-    x /= np.float32(127.5)
-    x -= np.float32(1)
-    return x
+def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape. out: float32 of that shape to write to."""
+    x = np.divide(image, np.float32(127.5), out=out, dtype=np.float32)
+    return np.subtract(x, np.float32(1), out=x)
 
 
 def arrays(

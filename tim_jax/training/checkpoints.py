@@ -1,29 +1,109 @@
-"""Checkpoints by orbax: the whole state and a record of what made it, written in the background."""
+"""Checkpoints by orbax: the whole state and a record of what made it, written and summed up in the background."""
 
+import contextlib
+import sys
+import threading
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from tim_jax.training import checksums
 
 FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
+DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
+NO_MANIFEST = "its checksums are missing"
 
 
-def open_manager(workdir: epath.Path, keep: int, every: int) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir: the latest `keep` stay, one is due every `every` steps."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=every)
+def open_manager(
+    workdir: epath.Path, keep: int, every: int, keep_every: int = 0, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, one due every `every` steps.
+
+    The latest `keep` stay, and for good those whose step is a multiple of `keep_every` (0: none). Orbax writes to a
+    temporary folder, renames it, and only then deletes what is not to stay.
+    """
+    latest = preservation_policy.LatestN(keep)
+    for_good = [preservation_policy.EveryNSteps(keep_every)] if keep_every else []
+    options = ocp.CheckpointManagerOptions(
+        save_interval_steps=every,
+        preservation_policy=preservation_policy.AnyPreservationPolicy([latest, *for_good]),
+        cleanup_tmp_directories=not read_only,
+        lightweight_initialize=True,  # a damaged checkpoint must not keep the others from being read
+        read_only=read_only,
+    )
     return ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, record: dict, force: bool = False) -> bool:
-    """Saves the state of a step in the background if one is due, or with `force`; returns whether it did.
+class DamagedCheckpoints(ValueError):
+    """There are checkpoints, but none that can be used."""
 
-    The data position is the step itself. record: JSON, such as the configuration.
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. What cannot be written is told at once; training goes on.
+
+    saved: the latest step that is complete, with its manifest, or None. failures: what could not be written.
     """
-    if not (force or manager.should_save(step)):
-        return False
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-    return manager.save(step, args=items, force=force)
+
+    def __init__(self, manager: ocp.CheckpointManager):
+        self.manager = manager
+        self.saved: int | None = None
+        self.failures: list[str] = []
+        self._thread: threading.Thread | None = None
+
+    def save(self, step: int, state: Any, record: dict) -> None:
+        """Saves the state of a step once the checkpoint before it is done. record: JSON, such as the configuration.
+
+        The data position is the step itself.
+        """
+        self._settle()
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        try:
+            self.manager.save(step, args=items, force=True)
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._thread = threading.Thread(target=self._finish, args=(step,), name="manifest")
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def close(self) -> None:
+        """Waits, too."""
+        self._settle()
+        self.manager.close()
+
+    def _settle(self) -> None:
+        self.wait()
+        if self.failures:  # the manager tells each thread of an error once, and has dropped what it meant to delete
+            with contextlib.suppress(Exception):
+                self.manager.wait_until_finished()
+            self.manager.reload()
+
+    def _finish(self, step: int) -> None:
+        folder = self.manager.directory / str(step)
+        try:
+            self.manager.wait_until_finished()
+            checksums.write(folder, jax.process_index(), jax.process_count())
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self.saved = step
+
+    def _fail(self, step: int, error: Exception) -> None:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        self.failures.append(f"the checkpoint of step {step} could not be written: {reason[:300]}")
+        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
+        if jax.process_index() == 0:  # what was begun must not take room from what comes next
+            for path in self.manager.directory.glob(f"{step}.*"):
+                path.rmtree(missing_ok=True)
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> Any:
@@ -37,6 +117,59 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
         found = ", ".join(map(str, manager.all_steps())) or "none"
         raise ValueError(f"checkpoint step {step}: not in {manager.directory}, which has {found}")
     return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+
+
+def read_record(manager: ocp.CheckpointManager, step: int) -> dict:
+    """What a checkpoint says of what made it."""
+    return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+
+def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str]]:
+    """(the latest step whose checkpoint matches its manifest, what is wrong with each later one).
+
+    A checkpoint without a manifest, whose process ended before it was written, counts as good where no other is.
+    To be called by all processes, which share the reading. Raises DamagedCheckpoints if there are some, all damaged.
+    """
+    wrong = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        found = damage(manager.directory / str(step))
+        if found is None:
+            return step, wrong
+        wrong[step] = found
+    for step, found in wrong.items():
+        if found == NO_MANIFEST:
+            return step, {later: reason for later, reason in wrong.items() if later > step}
+    if wrong:
+        listed = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
+        raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})")
+    return None, {}
+
+
+def damage(folder: epath.Path) -> str | None:
+    """What is wrong with a checkpoint, or None; the same on all processes, which share the reading."""
+    process, count = jax.process_index(), jax.process_count()
+    found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
+    if count > 1:
+        codes = multihost_utils.process_allgather(np.array([0 if found is None else 2 if found == NO_MANIFEST else 1]))
+        if 1 in codes:
+            return found if found and found != NO_MANIFEST else "another process found damage"
+        return NO_MANIFEST if 2 in codes else None
+    return found
+
+
+def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
+    """Moves checkpoints to the folder DAMAGED of the workdir, so that their steps can be saved again, and says so."""
+    if jax.process_index() == 0:
+        aside = manager.directory.parent / DAMAGED
+        for step, reason in wrong.items():
+            print(f"warning: checkpoint of step {step} not used: {reason}; now in {aside}", file=sys.stderr, flush=True)
+            aside.mkdir(parents=True, exist_ok=True)
+            (aside / str(step)).rmtree(missing_ok=True)
+            (manager.directory / str(step)).rename(aside / str(step))
+    if wrong:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        manager.reload()
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:

@@ -4,7 +4,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,39 +14,57 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from tim_jax.training import checkpoints, sharding
+from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
+from tim_jax.training.nonfinite import NonFinite
+from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
+from tim_jax.training.watch import Bins, Trace, memory
+from tim_jax.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every: in steps. keep:
-    checkpoints that stay."""
+    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every: in steps.
+
+    keep: latest checkpoints that stay; keep_every: multiples of this many steps stay for good (0: none).
+    max_nonfinite: updates left out in a row that end the run. hang_seconds: see Watchdog.
+    wandb: project, or "".
+    """
 
     steps: int
     log_every: int = 50
     sample_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
+    max_nonfinite: int = 20
+    hang_seconds: float = 300.0
+    wandb: str = ""
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        for name, key in (
-            ("steps", "training.steps"),
-            ("log_every", "training.log_every"),
-            ("checkpoint_every", "checkpoint.every"),
-            ("keep", "checkpoint.keep"),
+        for name, key, least in (
+            ("steps", "training.steps", 1),
+            ("log_every", "training.log_every", 1),
+            ("sample_every", "training.sample_every", 0),
+            ("max_nonfinite", "training.max_nonfinite", 1),
+            ("hang_seconds", "training.hang_seconds", 0),
+            ("checkpoint_every", "checkpoint.every", 1),
+            ("keep", "checkpoint.keep", 1),
+            ("keep_every", "checkpoint.keep_every", 0),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least 1")
-        if self.sample_every < 0:
-            raise ValueError(f"training.sample_every is {self.sample_every}; it must be at least 0")
+            if getattr(self, name) < least:
+                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {least}")
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(f"training.wandb is {self.wandb!r}; it needs the package wandb (pip install wandb)")
 
 
 @contextlib.contextmanager
@@ -99,7 +119,7 @@ class Trainer:
         return jax.jit(
             functools.partial(train_step, self.step),
             in_shardings=(self.shardings, None),
-            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
 
@@ -125,7 +145,11 @@ class Trainer:
                 bar.update()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step with the program compiled for this batch's shapes."""
+        """One step: the next state and its metrics."""
+        return self.detailed(state, batch)[:2]
+
+    def detailed(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict, dict]:
+        """All that `train_step` returns, from the program compiled for this batch's shapes."""
         if _shapes(batch) not in self._compiled:
             self.compile([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)])
         return self._compiled[_shapes(batch)](state, batch)
@@ -147,6 +171,31 @@ class Feed(Protocol):
         """Counts that go into the metrics."""
 
 
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How training ended. step: reached. stopped: who asked for an end before the last step, or None.
+
+    goodput: share of the time since the first start in steps that count. saved: whether `step` is. failures: what could
+    not be written.
+    """
+
+    state: TrainState
+    step: int
+    goodput: float
+    saved: bool = True
+    failures: Sequence[str] = ()
+    stopped: str | None = None
+
+
+def first_state(trainer: Trainer, manager: ocp.CheckpointManager) -> tuple[TrainState, dict]:
+    """The state to go on from and what its checkpoint says of it: the latest good one's, or a new one and {}."""
+    saved, damaged = checkpoints.latest_good(manager)
+    checkpoints.set_aside(manager, damaged)
+    if saved is None:
+        return trainer.create(), {}
+    return checkpoints.restore(manager, trainer.abstract, saved), checkpoints.read_record(manager, saved)
+
+
 def train(
     trainer: Trainer,
     settings: LoopSettings,
@@ -154,54 +203,92 @@ def train(
     feed: Feed,
     record: dict,
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,
-) -> TrainState:
-    """Trains from the workdir's latest checkpoint, or from the start, to `settings.steps`; returns the last state.
+    stop: Stop | None = None,
+    first_start: float | None = None,
+    profile: tuple[int, int] | None = None,
+) -> End:
+    """Trains from the workdir's latest good checkpoint, or from the start, to `settings.steps`, or until asked to stop.
 
     record: what a checkpoint says of its run. pictures: state → {name: PIL image}, written to samples/ and TensorBoard
-    every `sample_every` steps and at the end.
+    every `sample_every` steps and at the end. first_start: of the workdir, in seconds since the epoch. profile: first
+    and last step of a trace.
+    Raises TooManyNonFinite and DamagedCheckpoints.
     """
-    lead = jax.process_index() == 0
-    manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every)
-    resumed = manager.latest_step() is not None
-    state = checkpoints.restore(manager, trainer.abstract) if resumed else trainer.create()
+    stop = stop or Stop()
+    manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every, settings.keep_every)
+    state, before = first_state(trainer, manager)
     start = int(state.step)
+    goodput = Goodput(first_start or time.time(), before.get("productive_seconds", 0.0))
     if start >= settings.steps:
         manager.close()
-        return state
-
+        return End(state, start, goodput.share)
     trainer.compile(feed.shapes)
-    writer = Writer(workdir, active=lead)
-    progress = Progress(start, settings.steps, active=lead)
+    agreed = Agreement(trainer.mesh)
+    nonfinite = NonFinite(workdir, settings.max_nonfinite, start)
 
-    def finish(step: int, metrics: dict[str, jax.Array]) -> None:
-        jax.block_until_ready(metrics)
-        if step % settings.log_every == 0 or step == settings.steps:
+    with contextlib.ExitStack() as stack:
+        lead = jax.process_index() == 0
+        writer = stack.enter_context(contextlib.closing(Writer(workdir, lead, settings.wandb, record)))
+        saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
+        progress = stack.enter_context(contextlib.closing(Progress(start, settings.steps, active=lead)))
+        trace = stack.enter_context(contextlib.closing(Trace(workdir, profile)))
+        bins, batches = Bins(), feed.batches(start)
+        watchdog = stack.enter_context(Watchdog(settings.hang_seconds))
+        stack.enter_context(stop.held())
+        stop.before = saver.wait
+        goodput.begin()
+
+        def finish(step: int, metrics: dict, by_row: dict, index: np.ndarray) -> None:
+            """Waits for a step and takes it into account."""
+            left_out = bool(metrics["nonfinite"])
+            watchdog.step()
+            goodput.step()
+            trace.after(step)
+            bins.add(by_row)
+            logged = step % settings.log_every == 0 or step == settings.steps
+            if not left_out:
+                nonfinite.streak = 0
+            if not (left_out or logged):
+                return
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            writer.scalars(step, values | progress.show(step, values["loss"]) | feed.metrics())
+            if left_out:
+                nonfinite.see(step, values, by_row, index)
+            if logged:
+                values |= {"nonfinite": nonfinite.count, "goodput": goodput.share}
+                values |= progress.show(step, values["loss"]) | bins.take() | memory() | feed.metrics()
+                writer.scalars(step, values)
 
-    def draw(step: int) -> None:
-        with progress.paused():
-            for name, image in pictures(state).items():
-                writer.picture(step, name, image)
+        last = None  # the step before is waited for while the devices work on this one
+        due = False
+        for step in range(start + 1, settings.steps + 1):
+            with progress.waiting(), goodput.waiting():
+                batch, index = next(batches)
+            trace.before(step)
+            state, metrics, by_row = trainer.detailed(state, batch)
+            if last is not None:
+                finish(*last)
+            last = step, metrics, by_row, index
+            progress.advance(step, len(batch["x"]))
 
-    batches = feed.batches(start)
-    last = None  # the step before is waited for while the devices work on this one
-    for step in range(start + 1, settings.steps + 1):
-        with progress.waiting():
-            batch, _ = next(batches)
-        state, metrics = trainer(state, batch)
-        if last is not None:
+            stopped = agreed(stop.asked is not None)
+            ended = step == settings.steps
+            drawn = pictures is not None and (ended or settings.sample_every and step % settings.sample_every == 0)
+            due = due or step % settings.checkpoint_every == 0
+            if not (due or drawn or ended or stopped):
+                continue
             finish(*last)
-        last = step, metrics
-        progress.advance(step, len(batch["x"]))
-        checkpoints.save(manager, step, state, record, force=step == settings.steps)
-        if pictures is not None and settings.sample_every and step % settings.sample_every == 0:
-            draw(step)
-    finish(*last)
-    if pictures is not None:
-        draw(settings.steps)
-    progress.close()
-    writer.close()
-    manager.wait_until_finished()
-    manager.close()
-    return state
+            last = None
+            with progress.paused(), watchdog.paused(), goodput.waiting():
+                if ended or not nonfinite.streak:  # while updates are left out, the last good checkpoint stays
+                    saver.save(step, state, record | {"productive_seconds": goodput.productive})
+                    due = False
+                if stopped and not ended:
+                    saver.wait()
+                    asked = stop.asked or "a signal to another process"
+                    return End(state, step, goodput.share, saver.saved == step, saver.failures, asked)
+                if drawn:  # the state is saved, so that a stop may break off the drawing
+                    with stop.released():
+                        for name, image in pictures(state).items():
+                            writer.picture(step, name, image)
+        saver.wait()
+        return End(state, step, goodput.share, saver.saved == step, saver.failures)

@@ -11,6 +11,9 @@ import optax
 from tim_jax.training.state import TrainState, update_emas
 from tim_jax.types import Rows
 
+# What a step tells of every row: times, noise levels at both, unweighted error, loss.
+BY_ROW = ("t", "r", "level_t", "level_r", "error", "loss")
+
 Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 
 
@@ -58,8 +61,13 @@ def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Arra
 
 def train_step(
     settings: StepSettings, state: TrainState, batch: dict[str, jax.Array]
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state and scalar metrics."""
+) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
+    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and BY_ROW (B,) by name.
+
+    An update with a loss or gradient that is not finite is left out, with "nonfinite" 1 among the metrics: parameters,
+    averages and optimizer are what they were, and only the step goes on. It depends on global sums, so that all
+    devices decide alike.
+    """
     rows_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
     rows = make_rows(settings, batch, rows_key)
 
@@ -69,27 +77,33 @@ def train_step(
         nets["precise"] = settings.nets["precise"](jax.lax.stop_gradient(params["student"]))
         loss_B, metrics = settings.objective(nets, rows, state.step, key)
         total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
-        return total, {"loss": total, **summarise(metrics, rows.weight)}
+        by_row = {name: (metrics | {"loss": loss_B})[name] for name in BY_ROW}
+        return total, ({"loss": total, **summarise(metrics, rows.weight)}, by_row)
 
     grad = jax.grad(loss, has_aux=True)
     if settings.accumulation == 1:
-        grads, metrics = grad(state.params, rows, objective_key)
+        grads, (metrics, by_row) = grad(state.params, rows, objective_key)
     else:
-        grads, metrics = accumulate(grad, state.params, rows, objective_key, settings.accumulation)
+        grads, metrics, by_row = accumulate(grad, state.params, rows, objective_key, settings.accumulation)
 
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     emas = update_emas(state.emas, params["student"], settings.emas, state.step)
+    changed, kept = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
+    params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
     metrics |= {
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": grad_norm,
         "update_norm": optax.tree.norm(updates),
         "learning_rate": settings.schedule(state.step),
+        "nonfinite": 1.0 - finite,
     }
-    return TrainState(state.step + 1, params, emas, opt_state), metrics
+    return TrainState(state.step + 1, params, emas, opt_state), metrics, by_row
 
 
-def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: int) -> tuple[Any, dict]:
-    """Mean gradients and metrics over microbatches; microbatch m holds rows m, m + count, …
+def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: int) -> tuple[Any, dict, dict]:
+    """Mean gradients and metrics over microbatches, and what is known by row; microbatch m holds rows m, m + count, …
 
     Interleaving leaves every device its own rows.
     """
@@ -97,12 +111,14 @@ def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: i
 
     def add(total, inputs):
         m, rows = inputs
-        return jax.tree.map(jnp.add, total, grad(params, rows, jax.random.fold_in(key, m))), None
+        grads, (metrics, by_row) = grad(params, rows, jax.random.fold_in(key, m))
+        return jax.tree.map(jnp.add, total, (grads, metrics)), by_row
 
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
-    return jax.tree.map(lambda x: x / count, total)
+    grads, (metrics, _) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
+    total, by_row = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
+    grads, metrics = jax.tree.map(lambda x: x / count, total)
+    return grads, metrics, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), by_row)
 
 
 def summarise(metrics: dict[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:

@@ -91,7 +91,7 @@ class TransitionObjective:
         loss = self.weight(self.transport, t, r) * self.adaptive(denoising) * denoising
         loss = loss + self.alignment_weight * alignment
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
-        return loss, metrics
+        return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
     def predict(self, nets: Mapping[str, Net], split: Split, groups: list) -> list[tuple[Output, jax.Array | None]]:
         """Each group's output and dF/dt (None for plain rows), the network called once for all training rows."""

@@ -44,6 +44,10 @@ class Transport:
         """Noise-to-signal ratio σ_t/α_t, which grows with t for every transport."""
         return self.sigma(t) / self.alpha(t)
 
+    def level(self, t: jax.Array) -> jax.Array:
+        """Noise level 2/π arctan(σ_t/α_t) in [0, 1], in which transports can be compared."""
+        return 2 / jnp.pi * jnp.arctan2(self.sigma(t), self.alpha(t))
+
 
 def ot_fm() -> Transport:
     """OT-FM: x_t = (1 − t) x + t ε, F ≈ ε − x, t in [0, 1]."""

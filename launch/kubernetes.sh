@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Trains on Kubernetes: one JobSet for TPU slices or GPU nodes, one process per host. Needs the JobSet controller in the
+# cluster and an image made from launch/Dockerfile.
+#
+#   ACCELERATOR=gpu bash launch/kubernetes.sh --config=configs/imagenet256_xl.py --workdir=gs://bucket/xl
+#   bash launch/kubernetes.sh --dry-run [ARGUMENTS]   prints the manifest and applies nothing
+#
+# The variables below are what to change, here or in the environment.
+# Exit code 75, or a process killed by a signal, which is how a lost host shows: all hosts start again and go on from
+# the last checkpoint. Exit codes 1 and 2, a failure and a user's mistake, end the JobSet.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source-path=SCRIPTDIR source=run.sh
+source launch/run.sh
+# shellcheck source-path=SCRIPTDIR source=flags.sh
+source launch/flags.sh
+
+NAME=${NAME:-tim}
+IMAGE=${IMAGE:-registry.example.com/tim-jax:tpu}
+ACCELERATOR=${ACCELERATOR:-tpu}                  # tpu or gpu
+MODULE=${MODULE:-tim_jax.train}                  # or tim_jax.sample, tim_jax.evaluate
+GRACE=${GRACE:-120}                              # seconds from SIGTERM to SIGKILL, for the last checkpoint
+MAX_RESTARTS=${MAX_RESTARTS:-100}
+MEMORY=${MEMORY:-64Gi}                           # of a host, at least
+
+TPU=${TPU:-tpu-v5p-slice}                        # node label cloud.google.com/gke-tpu-accelerator
+TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4x8}              # of a slice; node label cloud.google.com/gke-tpu-topology
+TPU_HOSTS=${TPU_HOSTS:-32}                       # of a slice: chips of the topology / chips of a host
+TPU_CHIPS=${TPU_CHIPS:-4}                        # of a host
+TPU_SLICES=${TPU_SLICES:-1}
+
+GPU=${GPU:-NVIDIA-H100-80GB-HBM3}                # node label nvidia.com/gpu.product
+GPU_HOSTS=${GPU_HOSTS:-4}
+GPUS=${GPUS:-8}                                  # of a host
+
+# Any text as a YAML string.
+quoted() {
+    local text="${1//\\/\\\\}"
+    printf '"%s"' "${text//\"/\\\"}"
+}
+
+# What differs between the two.
+case "$ACCELERATOR" in
+    tpu)
+        use_flags tpu
+        slices=$TPU_SLICES hosts=$TPU_HOSTS resource=google.com/tpu chips=$TPU_CHIPS
+        # A slice is a node pool of its own; its hosts find each other by what the cluster writes into the environment.
+        annotations="alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool"
+        selector="
+                cloud.google.com/gke-tpu-accelerator: $TPU
+                cloud.google.com/gke-tpu-topology: $TPU_TOPOLOGY"
+        # The device files of TPUs belong to root.
+        security="{runAsUser: 0, privileged: true}"
+        environment="
+                    - {name: LIBTPU_INIT_ARGS, value: $(quoted "$LIBTPU_INIT_ARGS")}"
+        ;;
+    gpu)
+        use_flags gpu
+        slices=1 hosts=$GPU_HOSTS resource=nvidia.com/gpu chips=$GPUS
+        annotations="{}"
+        selector="
+                nvidia.com/gpu.product: $GPU"
+        security="{runAsUser: 1000, runAsNonRoot: true, allowPrivilegeEscalation: false}"
+        environment="
+                    - {name: XLA_FLAGS, value: $(quoted "$XLA_FLAGS")}
+                    - {name: XLA_PYTHON_CLIENT_MEM_FRACTION, value: $(quoted "$XLA_PYTHON_CLIENT_MEM_FRACTION")}
+                    - {name: JAX_COORDINATOR_ADDRESS, value: \"$NAME-hosts-0-0.$NAME:8482\"}
+                    - {name: JAX_NUM_PROCESSES, value: \"$hosts\"}
+                    - name: JAX_PROCESS_ID
+                      valueFrom:
+                        fieldRef: {fieldPath: \"metadata.annotations['batch.kubernetes.io/job-completion-index']\"}"
+        ;;
+    *)
+        echo "error: ACCELERATOR is '$ACCELERATOR'; it must be tpu or gpu" >&2
+        exit 2
+        ;;
+esac
+
+manifest() {
+    local argument arguments=
+    for argument in "$@"; do
+        arguments+=", $(quoted "$argument")"
+    done
+    cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+  annotations:
+    $annotations
+spec:
+  failurePolicy:
+    maxRestarts: $MAX_RESTARTS
+    restartStrategy: BlockingRecreate # no new process while an old one may still write
+    rules:
+      - name: giveUp
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+      - name: startAgain
+        action: RestartJobSet
+        onJobFailureReasons: [BackoffLimitExceeded]
+  replicatedJobs:
+    - name: hosts
+      replicas: $slices
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          completionMode: Indexed
+          backoffLimit: 0 # no host can go on alone: the first failure ends the Job, and the JobSet starts all again
+          podFailurePolicy:
+            rules:
+              - action: FailJob # reason PodFailurePolicy: give up
+                onExitCodes: {containerName: train, operator: In, values: [1, 2]}
+              - action: Count # reason BackoffLimitExceeded, as for all other codes: start again
+                onExitCodes: {containerName: train, operator: In, values: [75]}
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: $GRACE
+              nodeSelector:$selector
+              tolerations:
+                - {key: $resource, operator: Exists, effect: NoSchedule}
+              containers:
+                - name: train
+                  image: $IMAGE
+                  args: ["-m", "$MODULE"$arguments]
+                  env:$environment
+                  ports:
+                    - {containerPort: 8471} # between the hosts of a TPU slice
+                    - {containerPort: 8482} # of JAX's coordinator, on the first host
+                  resources:
+                    requests: {memory: $MEMORY}
+                    limits: {$resource: $chips}
+                  securityContext: $security
+                  volumeMounts:
+                    - {name: shared-memory, mountPath: /dev/shm}
+              volumes:
+                - {name: shared-memory, emptyDir: {medium: Memory}} # the default of 64 MB is too little for NCCL
+EOF
+}
+
+case "${1:-}" in
+    --help) usage launch/kubernetes.sh ;;
+    --dry-run) manifest "${@:2}" ;;
+    *) manifest "$@" | kubectl apply --filename=- ;;
+esac

@@ -1,0 +1,102 @@
+"""One run per workdir: a lock that a killed process does not leave behind."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+NAME = "lock"
+BEAT = 10.0  # seconds between signs of life where files cannot be locked (object storage)
+
+
+@contextlib.contextmanager
+def locked(folder: epath.Path, lead: bool = True, count: int = 1):
+    """Within it, no other run works in the folder, which is made. Raises ValueError if one does.
+
+    The lead process of the `count` of a run takes the lock for all of them; each must enter. A local file is locked by
+    the operating system, which lets go of it when the process ends, however it ends. Elsewhere a file is rewritten
+    every BEAT seconds, and one that does not change any more is taken over.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = stack.enter_context(_taken(folder)) if lead else None
+        if count > 1:
+            others = bool(multihost_utils.broadcast_one_to_all(np.array(refused is not None)))
+            refused = refused or ("its first process found another run there" if others else None)
+        if refused:
+            raise ValueError(f"--workdir={folder}: another run is at work there ({refused}): stop it or give another")
+        yield
+
+
+@contextlib.contextmanager
+def _taken(folder: epath.Path):
+    """Takes the lock; gives None, or who has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    if "://" in str(folder):
+        with _alive(path) as refused:
+            yield refused
+        return
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield _who(file.read())
+            return
+        file.truncate(0)
+        file.write(json.dumps(_me()))
+        file.flush()
+        yield None  # closing the file unlocks it
+
+
+@contextlib.contextmanager
+def _alive(path: epath.Path):
+    """The same by signs of life."""
+    before = path.read_text() if path.exists() else None
+    if before is not None:
+        end = time.monotonic() + 3 * BEAT
+        while time.monotonic() < end:
+            time.sleep(BEAT / 4)
+            now = path.read_text() if path.exists() else None
+            if now is None:
+                break
+            if now != before:
+                yield _who(now)
+                return
+    me, ended = _me() | {"run": uuid.uuid4().hex, "beat": 0}, threading.Event()
+    path.write_text(json.dumps(me))
+
+    def beat():
+        while not ended.wait(BEAT):
+            me["beat"] += 1
+            with contextlib.suppress(OSError):
+                path.write_text(json.dumps(me))
+
+    thread = threading.Thread(target=beat, daemon=True, name="lock")
+    thread.start()
+    try:
+        yield None
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _me() -> dict:
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _who(text: str) -> str:
+    try:
+        me = json.loads(text)
+        return f"process {me['process']} on {me['host']} since {me['since']}"
+    except (ValueError, KeyError):
+        return "unknown"

@@ -1,0 +1,68 @@
+"""A folder's checksums, in the form of `sha256sum`, so that one altered byte in any of its files is found.
+
+Process p of P writes `manifest-p-of-P.sha256` for every P-th file; the last line is a checksum of the lines before it.
+"""
+
+import hashlib
+import re
+
+from etils import epath
+
+NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.sha256")
+OWN = re.compile(NAME.pattern + r"(\.begun)?")
+
+
+def write(folder: epath.Path, process: int = 0, count: int = 1) -> None:
+    """Writes the share of process `process` of `count`. The files must not change any more."""
+    lines = "".join(f"{digest(folder / name)}  {name}\n" for name in _files(folder)[process::count])
+    path = folder / f"manifest-{process}-of-{count}.sha256"
+    begun = folder / f"{path.name}.begun"
+    begun.write_text(lines + _last_line(lines))
+    begun.rename(path)
+
+
+def has_manifest(folder: epath.Path) -> bool:
+    """Whether the manifests of all processes are there."""
+    found = [NAME.fullmatch(path.name) for path in folder.iterdir()]
+    parts = {(int(name[1]), int(name[2])) for name in found if name}
+    return any({(p, count) for p in range(count)} <= parts for _, count in parts)
+
+
+def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
+    """What is wrong with a folder that has a manifest, or None: a file that is missing, altered or cut short.
+
+    The manifests are always checked; of the other files, process `process` of `count` checks every count-th.
+    """
+    expected = {}
+    for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
+        lines, mark, last = path.read_bytes().decode("utf-8", "replace").rpartition("# ")
+        if mark + last != _last_line(lines):
+            return f"{path.name} is altered"
+        expected |= {name: sha for sha, name in (line.split("  ", 1) for line in lines.splitlines())}
+    for name in sorted(expected)[process::count]:
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        if digest(folder / name) != expected[name]:
+            return f"{name} is altered"
+    return None
+
+
+def digest(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: epath.Path, prefix: str = "") -> list[str]:
+    """Names, relative to the folder, of all files below it but manifests, sorted."""
+    names = []
+    for path in folder.iterdir():
+        name = f"{prefix}{path.name}"
+        if path.is_dir():
+            names += _files(path, f"{name}/")
+        elif not OWN.fullmatch(name):
+            names.append(name)
+    return sorted(names)
+
+
+def _last_line(lines: str) -> str:
+    return f"# {hashlib.sha256(lines.encode()).hexdigest()}\n"

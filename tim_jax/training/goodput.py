@@ -1,0 +1,36 @@
+"""Goodput: the share of the time since a workdir's first start that went into steps which count.
+
+Steps that are made again after a restart count once, since a checkpoint carries the seconds that led to it.
+"""
+
+import contextlib
+import time
+
+
+class Goodput:
+    """first_start: of the workdir, in seconds since the epoch. productive: seconds of the steps that led here."""
+
+    def __init__(self, first_start: float, productive: float = 0.0):
+        self.first_start, self.productive = first_start, productive
+        self.begin()
+
+    def begin(self) -> None:
+        """Steps begin."""
+        self._since = time.perf_counter()
+
+    def step(self) -> None:
+        """A step is done."""
+        now = time.perf_counter()
+        self.productive += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """What happens within (reading, sampling, saving) is not productive."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.productive / max(time.time() - self.first_start, 1e-9))

@@ -1,0 +1,83 @@
+"""The account of updates that were left out because their loss or gradient was not finite."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+LISTED = 8  # rows told on standard error; the file has all
+
+
+class TooManyNonFinite(RuntimeError):
+    """Too many updates in a row were left out; the message says where they are listed."""
+
+
+class NonFinite:
+    """Counts left-out updates and lists their rows, times and intervals in nonfinite.jsonl.
+
+    workdir: of the run. most: in a row; more end the run. start: the step that the run goes on from.
+    count: left-out updates up to now, those of earlier starts included. streak: the latest of them in a row, which the
+    caller sets to 0 when an update is made.
+    """
+
+    def __init__(self, workdir: epath.Path, most: int, start: int = 0):
+        self.path, self.most, self.streak = workdir / "nonfinite.jsonl", most, 0
+        lines = self.path.read_text().splitlines() if self.path.exists() else ()
+        self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
+
+    def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: np.ndarray) -> None:
+        """Takes a left-out update into account; to be called by all processes.
+
+        metrics: numbers on the host. by_row: "t", "r", "loss" and more, global (B,). index: this process's slice of row
+        identities. Raises TooManyNonFinite.
+        """
+        self.count, self.streak = self.count + 1, self.streak + 1
+        rows = {name: _global(by_row[name]) for name in ("t", "r", "loss")} | {"index": _global(index)}
+        if jax.process_index() == 0:
+            self._write(step, metrics, rows)
+        if self.streak >= self.most:
+            raise TooManyNonFinite(
+                f"{self.streak} updates in a row, up to step {step}, had a loss or gradient that is not finite "
+                f"(training.max_nonfinite); {self.path} lists their rows; the last good checkpoint is kept"
+            )
+
+    def _write(self, step: int, metrics: Mapping[str, float], rows: dict[str, np.ndarray]) -> None:
+        wrong = np.flatnonzero(~np.isfinite(rows["loss"]))
+        told = "rows"
+        if not wrong.size:  # finite rows with a gradient that is not: it may be any of them
+            wrong, told = np.arange(len(rows["loss"])), "all rows"
+        listed = [{name: _json(values[i]) for name, values in rows.items()} for i in wrong]
+        line = {"step": step, "loss": _json(metrics["loss"]), "grad_norm": _json(metrics["grad_norm"]), "rows": listed}
+        few = ", ".join(
+            f"{row['index']} (t {row['t']:.4g}, t − r {row['t'] - row['r']:.4g})" for row in listed[:LISTED]
+        )
+        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+        print(
+            f"\nwarning: step {step}: loss {metrics['loss']:g}, gradient {metrics['grad_norm']:g}: update left out; "
+            f"{told} {few}{more}",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            print(f"warning: {self.path} could not be written: {error}", file=sys.stderr, flush=True)
+
+
+def _global(values) -> np.ndarray:
+    """The rows of all processes, in the batch's order."""
+    if isinstance(values, jax.Array):
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    return np.asarray(multihost_utils.process_allgather(np.asarray(values), tiled=True)).reshape(-1)
+
+
+def _json(value) -> float | int | None:
+    """JSON has no word for what is not finite: null."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if math.isfinite(value) else None

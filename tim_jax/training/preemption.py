@@ -1,0 +1,108 @@
+"""Ending a process that is asked to: between two steps where it trains, at once everywhere else."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RESTART = 75  # exit code of a run that goes on when it is started again
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop(contextlib.ContextDecorator):
+    """A context, or a decorator, in which SIGTERM and SIGINT end the process with exit code 75.
+
+    They do so at once, whatever it is doing (compiling, loading, sampling), but within `held()` only set `asked`: there
+    the caller ends the process when it has saved its work. A second SIGINT ends it at once. before: called before the
+    process ends at once. Outside the main thread, where signals cannot be caught, the context does nothing. Enter it
+    after jax.distributed.initialize, which takes SIGTERM for itself.
+    """
+
+    def __init__(self):
+        self.asked: str | None = None  # the signal's name
+        self.before: Callable[[], None] = lambda: None
+        self._held = False
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        self.asked, self._held = None, False
+        self._active = threading.current_thread() is threading.main_thread()
+        if self._active:
+            # Python runs signal handlers in the main thread when it comes back from compiled code, which takes minutes
+            # while XLA compiles; the number of a signal is written to this socket at once and read by a thread.
+            self._read, self._write = socket.socketpair()
+            self._write.setblocking(False)
+            self._former = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            self._former_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True, name="signals").start()
+        return self
+
+    def __exit__(self, *_):
+        if self._active:
+            signal.set_wakeup_fd(self._former_fd)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._write.close()
+
+    @contextlib.contextmanager
+    def held(self, held: bool = True):
+        """Within it, a signal waits for the caller to look at `asked`."""
+        with self._lock:
+            self._held = held
+            if self.asked and not held:
+                self._leave()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held = not held
+
+    def released(self):
+        """Within it, inside `held()`, a signal ends the process at once again."""
+        return self.held(False)
+
+    def _watch(self) -> None:
+        while number := self._read.recv(1):
+            if number[0] not in SIGNALS:
+                continue
+            with self._lock:
+                again = self.asked is not None
+                self.asked = signal.Signals(number[0]).name
+                if not self._held or (again and number[0] == signal.SIGINT):
+                    self._leave()
+
+    def _leave(self) -> None:
+        self.before()
+        print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(RESTART)
+
+
+class Agreement:
+    """Whether any process was asked to stop, known to all processes after the same step; one step late with several.
+
+    JAX's own preemption service takes SIGTERM for itself, and would not tell while the process compiles or samples.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._count = mesh.size
+        self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._pending = None
+
+    def __call__(self, asked: bool) -> bool:
+        """To be called by all processes after every step."""
+        if jax.process_count() == 1:
+            return asked
+        flags = jax.make_array_from_callback((self._count,), self._rows, lambda _: np.array([asked]))
+        before, self._pending = self._pending, self._any(flags)
+        return before is not None and bool(before)
