@@ -11,11 +11,10 @@ from tim_jax.networks.rope import rotate
 HEADS = ("batch", "tokens", "heads", "head")
 
 
-# Implementations by name; "auto" stands for the first of the two below BLOCKWISE_FROM keys and for the second from there
-# on. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`, whether the call is
-# inside a `jax.jvp`; it returns (B, N, H, K).
+# Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
+# whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
 ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention}
-BLOCKWISE_FROM = 2048
+BLOCKWISE_FROM = 2048  # keys, from which on "auto" is "blockwise"; below it is "xla"
 
 
 def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):

@@ -3,11 +3,11 @@
 Every block of queries passes over the blocks of keys with an online softmax (Milakov and Gimelshein, arXiv 1805.02867;
 Dao et al., arXiv 2205.14135). It keeps, per query n, with logits s_nm and tangents of logits ṡ_nm of the keys so far,
 
-    m  the largest logit             l  Σ exp(s − m)             y  Σ exp(s − m) v
+    m  the largest logit             z  Σ exp(s − m)             y  Σ exp(s − m) v
     a  the weighted mean of ṡ                                    ẏ  Σ exp(s − m) ((ṡ − a) v + v̇)
 
-so that in the end y / l is the output and ẏ / l its tangent. Taking a along costs little and leaves nothing to cancel.
-The backward pass recomputes the weights exp(s − L) from L = m + log l.
+so that in the end y / z is the output and ẏ / z its tangent. Taking a along costs little and leaves nothing to cancel.
+The backward pass recomputes the weights exp(s − L) from L = m + log z.
 
 JAX differentiates a function by one rule of its own only, forward or reverse. So there are two: `plain`, for rows
 without tangent, and `moving`, for rows that pass through one `jax.jvp`, within reverse mode or not.
@@ -131,8 +131,8 @@ def _forward_and_tangent(q, k, v, q_dot, k_dot, v_dot, mask):
             y_dot += _dot("...nm,...mk->...nk", p * (s_dot - a_new), v) + _dot("...nm,...mk->...nk", p, v_dot)
             return (new, a_new, y_dot), None
 
-        m, l, y = state = _start(q, v)
-        (state, _, y_dot), _ = jax.lax.scan(step, (state, jnp.zeros_like(l), jnp.zeros_like(y)), keys)
+        m, z, y = state = _start(q, v)
+        (state, _, y_dot), _ = jax.lax.scan(step, (state, jnp.zeros_like(z), jnp.zeros_like(y)), keys)
         return None, (*_finish(state, v.dtype), (y_dot / _nonzero(state[1])).astype(v.dtype))
 
     _, (o, L, o_dot) = jax.lax.scan(of_queries, None, (_blocks(q), _blocks(q_dot)))
@@ -171,28 +171,28 @@ def _backward(q, k, v, mask, o, L, do):
 
 
 def _start(q, v):
-    """(m, l, y) before the first key."""
+    """(m, z, y) before the first key."""
     column = jnp.zeros_like(q[..., :1], wide(q.dtype))
     return column + jnp.finfo(column.dtype).min, column, jnp.zeros_like(q, column.dtype)
 
 
 def _advance(state, s, v):
-    """(m, l, y) after the keys with logits s and values v; exp(s − m), and what older sums were multiplied with."""
-    m, l, y = state
+    """(m, z, y) after the keys with logits s and values v; exp(s − m), and what older sums were multiplied with."""
+    m, z, y = state
     m_new = jnp.maximum(m, s.max(-1, keepdims=True))
     p, shrink = jnp.exp(s - m_new), jnp.exp(m - m_new)
-    l, y = shrink * l + p.sum(-1, keepdims=True), shrink * y + _dot("...nm,...mk->...nk", p, v)
-    return (m_new, l, y), p, shrink
+    z, y = shrink * z + p.sum(-1, keepdims=True), shrink * y + _dot("...nm,...mk->...nk", p, v)
+    return (m_new, z, y), p, shrink
 
 
 def _finish(state, dtype):
-    """(output, L). Without any key l is 0, the output 0, and L finite, so that all of exp(−∞ − L) is 0."""
-    m, l, y = state
-    return (y / _nonzero(l)).astype(dtype), m + jnp.log(_nonzero(l))
+    """(output, L). Without any key z is 0, the output 0, and L finite, so that all of exp(−∞ − L) is 0."""
+    m, z, y = state
+    return (y / _nonzero(z)).astype(dtype), m + jnp.log(_nonzero(z))
 
 
-def _nonzero(l):
-    return jnp.where(l == 0, 1, l)
+def _nonzero(z):
+    return jnp.where(z == 0, 1, z)
 
 
 def _logits(q, k, keep=None):
