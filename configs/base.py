@@ -1,7 +1,7 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation.
+optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation, and model.attention.
 """
 
 from ml_collections import ConfigDict
@@ -64,6 +64,7 @@ def get_config():
     config.model.rope_order = "row_major"  # "official": the published order, for published weights only
     config.model.use_text_mask = True  # False: attend to padding, for published weights only
     config.model.projector_width = 2048  # of the alignment head
+    config.model.attention = "auto"  # "xla", "blockwise" (memory linear in tokens), or by the number of keys
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 

@@ -164,7 +164,7 @@ def make_network(config: ConfigDict) -> TiM:
         )
     sizes = {name: model[name] or size for name, size in SIZES[model.size].items()}
     same = ("patch_size", "projector_width", "condition", "num_classes", "conditioning", "separate_interval_embedder",
-            "interval_aware", "qk_norm", "rope_order", "use_text_mask", "dropout")  # fmt: skip
+            "interval_aware", "qk_norm", "rope_order", "use_text_mask", "attention", "dropout")  # fmt: skip
     try:
         return TiM(
             channels=data.channels,

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from tim_jax import config_files
 
 IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema", "start")
+# Keys of those sections that may change all the same, since no result depends on them but by rounding.
+NOT_IDENTITY = ("model.attention",)
 
 # Keys that have no effect under a condition: to change one there is a mistake.
 UNUSED = {
@@ -86,7 +88,8 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def identity(config: ConfigDict) -> dict[str, Any]:
     """The keys that make a run what it is, flat."""
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] in IDENTITY}
+    flat = flatten(config)
+    return {key: flat[key] for key in flat if key.split(".")[0] in IDENTITY and key not in NOT_IDENTITY}
 
 
 def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:

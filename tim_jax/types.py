@@ -1,4 +1,4 @@
-"""The three tuples that rooms hand to one another."""
+"""The tuples that rooms hand to one another."""
 
 from typing import Any, NamedTuple
 
@@ -17,6 +17,16 @@ class Query(NamedTuple):
     r: jax.Array
     condition: Any
     key: jax.Array | None = None
+
+
+class Moving(Query):
+    """A Query inside a `jax.jvp` that has tangents for it.
+
+    Not every attention knows this by itself: one with linear memory refuses `jax.jvp` for a plain Query, and for a
+    Moving one reverse mode without `jax.jvp`.
+    """
+
+    __slots__ = ()
 
 
 class Output(NamedTuple):

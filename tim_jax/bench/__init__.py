@@ -6,6 +6,7 @@ A benchmark is a module with `add_arguments(parser)`, `run(args)` → rows, and 
 # Modules by name, imported when asked for.
 BENCHES = {
     "step": "tim_jax.bench.step",
+    "attention": "tim_jax.bench.attention",
     "data": "tim_jax.bench.data",
     "faults": "tim_jax.bench.faults",
 }

@@ -1,36 +1,27 @@
-"""Attention, and the two modules that use it."""
+"""Attention by name, and the two modules that use it."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from tim_jax.networks.layers import LayerNorm, Linear, wide
+from tim_jax.networks import blockwise, xla
+from tim_jax.networks.layers import LayerNorm, Linear
 from tim_jax.networks.rope import rotate
 
 HEADS = ("batch", "tokens", "heads", "head")
 
 
-def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None):
-    """softmax(q k^T / sqrt(K)) v, the softmax in float32 at least; returns (B, N, H, K).
+# Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
+# whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
+ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention}
+BLOCKWISE_FROM = 2048  # keys, from which on "auto" is "blockwise"; below it is "xla"
 
-    mask_BM: bool, True where a key may be attended to. A row without any True gets zeros.
-    """
-    # jax.nn.dot_product_attention would round the logits of float64 inputs to float32. As there, the stated precision
-    # keeps the backward products of bfloat16 inputs in bfloat16.
-    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if q_BNHK.dtype == jnp.bfloat16 else None
-    logits_BHNM = jnp.einsum(
-        "BNHK,BMHK->BHNM", q_BNHK, k_BMHK, precision=precision, preferred_element_type=wide(q_BNHK.dtype)
-    )
-    logits_BHNM *= q_BNHK.shape[-1] ** -0.5
-    if mask_BM is None:
-        weights_BHNM = jax.nn.softmax(logits_BHNM)
-    else:
-        mask_B11M = mask_BM[:, None, None, :]
-        weights_BHNM = jax.nn.softmax(jnp.where(mask_B11M, logits_BHNM, jnp.finfo(logits_BHNM.dtype).min))
-        weights_BHNM = jnp.where(mask_B11M, weights_BHNM, 0)
-    return jnp.einsum("BHNM,BMHK->BNHK", weights_BHNM.astype(v_BMHK.dtype), v_BMHK)
+
+def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):
+    """softmax(q k^T / sqrt(K)) v by one of ATTENTION, or by the number of keys."""
+    if implementation == "auto":
+        implementation = "xla" if k_BMHK.shape[1] < BLOCKWISE_FROM else "blockwise"
+    return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, moving)
 
 
 class SelfAttention(nn.Module):
@@ -40,9 +31,10 @@ class SelfAttention(nn.Module):
     interval_aware: bool
     qk_norm: bool
     dtype: Any
+    attention: str = "auto"
 
     @nn.compact
-    def __call__(self, z_BND, delta_BD, rope):
+    def __call__(self, z_BND, delta_BD, rope, moving: bool = False):
         width = z_BND.shape[-1]
         features, axes = (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head")
         qkv = Linear(features, axes, dtype=self.dtype, name="qkv")(z_BND)
@@ -52,7 +44,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
-        y = nn.with_logical_constraint(attention(q, k, v), HEADS)
+        y = attention(q, k, v, None, moving, self.attention)
+        y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
 
 
@@ -62,9 +55,10 @@ class CrossAttention(nn.Module):
     heads: int
     qk_norm: bool
     dtype: Any
+    attention: str = "auto"
 
     @nn.compact
-    def __call__(self, z_BND, text_BMD, mask_BM, rope):
+    def __call__(self, z_BND, text_BMD, mask_BM, rope, moving: bool = False):
         width = z_BND.shape[-1]
         head = (self.heads, width // self.heads)
         q = Linear(head, ("embed", "heads", "head"), dtype=self.dtype, name="q")(z_BND)
@@ -74,5 +68,6 @@ class CrossAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), k.astype(self.dtype)
-        y = nn.with_logical_constraint(attention(q, k, v, mask_BM), HEADS)
+        y = attention(q, k, v, mask_BM, moving, self.attention)
+        y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)

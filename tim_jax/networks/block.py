@@ -47,7 +47,8 @@ class Block(nn.Module):
     """Residual branches x + gate * f(modulate(x, shift, scale)), f: self-attention, (cross-attention,) SwiGLU.
 
     Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
-    One call takes the streams of all row groups, so that its parameters are there once for all of them.
+    One call takes the streams of all row groups, so that its parameters are there once for all of them. moving: for
+    each group, whether the call is inside a `jax.jvp`. attention: "auto" or a name in ATTENTION.
     """
 
     heads: int
@@ -57,26 +58,28 @@ class Block(nn.Module):
     qk_norm: bool
     dropout: float
     dtype: Any
+    moving: tuple[bool, ...]
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer):
         width = streams[0].shape[-1]
-        attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, name="attn")
+        attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, self.attention, name="attn")
         mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
-        branches = [lambda z, context: attn(z, context.delta, context.rope), lambda z, _: mlp(z)]
+        branches = [lambda z, c, moving: attn(z, c.delta, c.rope, moving), lambda z, *_: mlp(z)]
         if self.cross_attention:
-            cross = CrossAttention(self.heads, self.qk_norm, self.dtype, name="cross")
-            branches.insert(1, lambda z, context: cross(z, context.text, context.mask, context.rope))
+            cross = CrossAttention(self.heads, self.qk_norm, self.dtype, self.attention, name="cross")
+            branches.insert(1, lambda z, c, moving: cross(z, c.text, c.mask, c.rope, moving))
         n = 3 * len(branches)
         modulations = modulation(self.bottleneck, n * width, self.dtype)
 
-        def group(x_BND, context):
+        def group(x_BND, context, moving):
             chunks = jnp.split(modulations(context.c), n, axis=-1)
             for i, branch in enumerate(branches):
                 shift, scale, gate = chunks[3 * i : 3 * i + 3]
-                y_BND = branch(modulate(x_BND, shift, scale), context)
+                y_BND = branch(modulate(x_BND, shift, scale), context, moving)
                 y_BND = row_dropout(y_BND, context.key, self.dropout, layer, i)
                 x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
             return x_BND
 
-        return tuple(group(x, context) for x, context in zip(streams, contexts, strict=True))
+        return tuple(map(group, streams, contexts, self.moving))

@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tim_jax.networks.attention import ATTENTION
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
 from tim_jax.networks.embeddings import INTERVALS, CaptionEmbedder, LabelEmbedder, TimeEmbedder
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
-from tim_jax.types import Output, Query
+from tim_jax.types import Moving, Output, Query
 
 
 def keep_all_but_gathered(primitive, *_, **__) -> bool:
@@ -44,6 +45,7 @@ class TiM(nn.Module):
     qk_norm: bool = True  # layer norm on q and k
     rope_order: str = "row_major"  # "official" only for published weights
     use_text_mask: bool = True  # False, attending to padding, only for published weights
+    attention: str = "auto"  # by number of keys, or a name in ATTENTION
     dropout: float = 0.0  # rate on each residual branch of rows that come with a key
     remat: str = "none"  # a name in REMAT
     # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
@@ -60,7 +62,8 @@ class TiM(nn.Module):
         """One Output per Query.
 
         groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
-            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups.
+            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
+            `jax.jvp` with tangents for them.
         hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row.
         Returns F (B, h, w, C) and hidden in float32 at least. Initialisation always makes the projector's parameters.
         Raises ValueError for inputs that do not fit the fields.
@@ -89,7 +92,7 @@ class TiM(nn.Module):
             check_constancy_invariants=False,
         )
         carry = (streams, streams if hidden else ())
-        (streams, taps), _ = scan(self._block(), carry, jnp.arange(self.depth))
+        (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
         Fs = [unpatchify(final(x, ctx.c), q.x_t.shape) for x, ctx, q in zip(streams, contexts, groups)]
@@ -98,7 +101,7 @@ class TiM(nn.Module):
         projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
         return tuple(Output(F, projector(tap), {}) for F, tap in zip(Fs, taps))
 
-    def _block(self):
+    def _block(self, groups):
         block, policy = Block, REMAT[self.remat]
         if self.read is not None and not self.is_initializing():
             block = nn.map_variables(Block, "params", lambda variables: {"params": self.read(variables["params"])})
@@ -106,7 +109,8 @@ class TiM(nn.Module):
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
         make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
-        return make(*fields, self.dropout, self.dtype, name="blocks")
+        moving = tuple(isinstance(q, Moving) for q in groups)
+        return make(*fields, self.dropout, self.dtype, moving, self.attention, name="blocks")
 
     def _contexts(self, groups):
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
@@ -187,7 +191,10 @@ def _check_fields(net: TiM):
         raise ValueError(f"encoder_depth = {net.encoder_depth}: must lie in 1 .. depth = {net.depth}")
     if not 0 <= net.dropout < 1:
         raise ValueError(f"dropout = {net.dropout}: must lie in [0, 1)")
-    choices = {"condition": ("class", "text"), "conditioning": INTERVALS, "rope_order": ORDERS, "remat": REMAT}
+    choices = {
+        "condition": ("class", "text"), "conditioning": INTERVALS, "rope_order": ORDERS, "remat": REMAT,
+        "attention": ("auto", *ATTENTION),
+    }  # fmt: skip
     for name, known in choices.items():
         if getattr(net, name) not in known:
             raise ValueError(f"{name} = {getattr(net, name)!r}: must be one of {', '.join(map(repr, known))}")
@@ -198,7 +205,7 @@ def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
         raise ValueError("groups = a single Query: must be a tuple of Queries")
     if hidden and not net.z_dim:
         raise ValueError("hidden = True: needs a network with z_dim > 0")
-    groups = tuple(Query(*q) for q in groups)
+    groups = tuple(q if isinstance(q, Query) else Query(*q) for q in groups)
     p, C = net.patch_size, net.channels
     for q in groups:
         shape = q.x_t.shape

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Output, Query
+from tim_jax.types import Moving, Output, Query
 
 Net = Callable[[tuple[Query, ...]], tuple[Output, ...]]
 
@@ -39,7 +39,8 @@ def jvp(
     """Outputs of the plain groups, the output of these rows, and dF/dt (B, …) exactly, in one pass of the network."""
 
     def forward(x_t, t):
-        *plain_outputs, output = net((*plain, query(transport, x_t, t, r, condition, key)))
+        moving = Moving(*query(transport, x_t, t, r, condition, key))
+        *plain_outputs, output = net((*plain, moving))
         return output.F, (tuple(plain_outputs), output)
 
     x_t = interpolate(transport, x, noise, t)

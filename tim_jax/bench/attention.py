@@ -1,0 +1,116 @@
+"""What attention costs: output, output and tangent, and with the gradient of the output, by number of tokens.
+
+Memory is that of the compiled program, which is made for every number of tokens; time is taken up to --run-to tokens.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from tim_jax.bench import measure
+from tim_jax.bench.step import DTYPES, check_names
+from tim_jax.networks.attention import ATTENTION
+
+COLUMNS = (
+    ("implementation", "{implementation}"),
+    ("mode", "{mode}"),
+    ("tokens", "{tokens}"),
+    ("seconds", "{time}"),
+    ("temporary bytes", "{temporary_bytes:,}"),
+)
+TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+def forward(attention: Callable, qkv: tuple, dots: tuple) -> Any:
+    """The output, as in sampling."""
+    return attention(*qkv)
+
+
+def jvp(attention: Callable, qkv: tuple, dots: tuple) -> Any:
+    """(output, tangent)."""
+    return jax.jvp(lambda *qkv: attention(*qkv, moving=True), qkv, dots)
+
+
+def jvp_grad(attention: Callable, qkv: tuple, dots: tuple) -> Any:
+    """(tangent, gradients) of a loss that takes the tangent as a constant, as the objective does."""
+
+    def loss(qkv):
+        o, o_dot = jvp(attention, qkv, dots)
+        o_dot = jax.lax.stop_gradient(o_dot)
+        return jnp.sum(jnp.square(o - o_dot), dtype=jnp.float32), o_dot
+
+    gradients, o_dot = jax.grad(loss, has_aux=True)(qkv)
+    return o_dot, gradients
+
+
+MODES = {"forward": forward, "jvp": jvp, "jvp_grad": jvp_grad}
+
+
+def compile_mode(implementation: str, mode: str, shape: tuple[int, int, int, int], dtype: Any) -> jax.stages.Compiled:
+    """The program of a mode for q, k, v and their tangents of `shape` (B, N, H, K)."""
+    three = (jax.ShapeDtypeStruct(shape, dtype),) * 3
+    run = lambda qkv, dots: MODES[mode](ATTENTION[implementation], qkv, dots)  # noqa: E731
+    return jax.jit(run).lower(three, three).compile()
+
+
+def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtype: Any) -> Callable[[], Any]:
+    """A function that runs a program on random numbers."""
+    numbers = [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 6)]
+    return lambda: compiled(tuple(numbers[:3]), tuple(numbers[3:]))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--implementations", default=",".join(ATTENTION), help="default: %(default)s")
+    parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="default: %(default)s")
+    parser.add_argument("--run-to", type=int, default=2048, help="most tokens that are timed; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=1, help="rows; default: %(default)s")
+    parser.add_argument("--heads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--head-width", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row per implementation, mode and number of tokens. Raises ValueError for arguments that cannot be."""
+    for name, known in (("implementations", ATTENTION), ("modes", MODES)):
+        check_names(name, getattr(args, name), known)
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype is {args.dtype!r}; it must be one of {', '.join(DTYPES)}")
+    for name in ("batch", "heads", "head_width", "repeats"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    tokens = args.tokens.split(",")
+    if not all(number.isdecimal() and int(number) for number in tokens):
+        raise ValueError(f"--tokens is {args.tokens!r}; it must be numbers of at least 1, with commas between")
+    cases = [(mode, int(number)) for number in tokens for mode in args.modes.split(",")]
+    return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number)]
+
+
+def measure_case(args: argparse.Namespace, mode: str, tokens: int) -> list[dict[str, Any]]:
+    """A row per implementation; their times are taken in turn, and are null above --run-to tokens."""
+    shape, dtype = (args.batch, tokens, args.heads, args.head_width), DTYPES[args.dtype]
+    names = args.implementations.split(",")
+    compiled = {name: compile_mode(name, mode, shape, dtype) for name in names}
+    timings = {}
+    if tokens <= args.run_to:
+        calls = {name: caller(compiled[name], shape, dtype) for name in names}
+        timings = measure.interleaved(calls, args.repeats)
+
+    def row(name):
+        timing = timings.get(name)
+        return {
+            "implementation": name,
+            "mode": mode,
+            "tokens": tokens,
+            "seconds": timing and timing.seconds,
+            "spread": timing and timing.spread,
+            "time": f"{timing.seconds:.4g} ± {timing.spread:.2g}" if timing else "not run",
+            "temporary_bytes": measure.temporary_bytes(compiled[name]),
+        }
+
+    return [row(name) for name in names]
