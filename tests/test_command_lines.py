@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import evaluate, sample, train
+from tim_jax import config_keys, evaluate, sample, train
 from tim_jax.training import sharding
 
 SMALL = [
@@ -144,6 +144,15 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
     assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
     with Image.open(tmp_path / "few" / "step4_8x8_seed0_guidance1_steps3.png") as picture:
         assert picture.size[0] > 8
+
+
+def test_a_run_from_before_a_key_had_come_goes_on(workdir):
+    older = json.loads((workdir / "config.json").read_text())
+    del older["start"], older["data"]["buckets"], older["model"]["attention"]
+    found = config_keys.completed(older)
+    assert found == json.loads((workdir / "config.json").read_text())
+    older["ema"] = {"other": 0.5}
+    assert config_keys.completed(older)["ema"] == {"other": 0.5}, "averages have the names that a run gave them"
 
 
 def test_the_any_step_table_of_a_run(workdir):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tim_jax import config as configuration
+from tim_jax import flops
+from tim_jax.chips import CHIPS, Chip
 from tim_jax.command_line import load_config
 from tim_jax.networks import TiM
 from tim_jax.plan import __main__ as command
-from tim_jax.plan import bounds, flops, memory, topologies
-from tim_jax.plan.chips import CHIPS, Chip
+from tim_jax.plan import bounds, memory, topologies
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import compile_step, model_flops, progress
 from tim_jax.types import Query

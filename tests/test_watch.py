@@ -8,8 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from tim_jax import config as configuration
 from tim_jax import train
+from tim_jax.chips import CHIPS, chip_of
+from tim_jax.command_line import load_config
 from tim_jax.training import sharding
+from tim_jax.training.metrics import Progress
 from tim_jax.training.watch import BINS, Bins, memory
 from tim_jax.transitions import TRANSPORTS
 
@@ -55,6 +59,33 @@ def test_bins_are_means_of_their_rows():
     assert bins.take() == {}
 
 
+def test_utilisation_counts_the_operations_of_the_model_whatever_is_recomputed():
+    progress = Progress(0, 10, peak=4e3)
+    progress.began -= 2.0
+    progress.advance(1, images=8, flops=4000)
+    found = progress.show(1, 0.5)
+    assert found["model_tflops_per_second"] == pytest.approx(2e-9, rel=0.2) and found["mfu"] == pytest.approx(
+        0.5, rel=0.2
+    )
+    assert "mfu" not in Progress(0, 10).show(0, 0.0), "the peak of this machine is not known"
+    progress.close()
+    counts = []
+    for remat in ("none", "full"):
+        given = [flag.removeprefix("--config.").split("=") for flag in SMALL]
+        run = configuration.build(load_config("digits", dict(given) | {"training.remat": remat}))
+        batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, 32))
+        run.trainer(run.trainer.create(), batch)
+        counts.append(run.trainer.flops(batch))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize(
+    "kind, name", [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v5", "v5p"), ("NVIDIA H100 80GB HBM3", "h100")]
+)
+def test_chips_are_known_by_their_own_names(kind, name):
+    assert chip_of(kind) is CHIPS[name] and chip_of("cpu") is None
+
+
 def test_memory_is_told():
     assert 0 < memory()["memory/host_peak_gib"] < 1000
 
@@ -74,7 +105,15 @@ def test_a_run_is_watched(tmp_path, monkeypatch):
     for line in lines:
         assert line["error_by_interval/0"] == pytest.approx(line["error_equal"], rel=1e-5)
         assert sum(name.startswith("error_by_level/") for name in line) > 2
-        for name in ("images_per_second", "data_wait", "goodput", "nonfinite", "grad_norm", "tangent_rms"):
+        for name in (
+            "images_per_second",
+            "data_wait",
+            "goodput",
+            "nonfinite",
+            "grad_norm",
+            "tangent_rms",
+            "model_tflops_per_second",
+        ):
             assert name in line
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert told[0]["project"] == "mine" and told[0]["config"]["config"]["seed"] == 0

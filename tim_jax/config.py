@@ -109,13 +109,13 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     )
     loop.check()
     init = initialiser(config, network)
+    by_rows = functools.partial(sharding.apply_by_rows, mesh, init)
+
+    def nets(network):
+        return make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen)
+
     step = StepSettings(
-        nets=make_nets(
-            network,
-            objective.alignment_weight > 0,
-            functools.partial(sharding.apply_by_rows, mesh, init),
-            optimizer.frozen,
-        ),
+        nets=nets(network),
         objective=objective,
         tx=make_optimizer(optimizer),
         schedule=make_schedule(optimizer),
@@ -132,7 +132,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=Trainer(mesh, init, step),
+        trainer=Trainer(mesh, init, step, dataclasses.replace(step, nets=nets(network.clone(remat="none")))),
         loop=loop,
         sampling=sampling,
         sampling_weights=config.sampling.weights,

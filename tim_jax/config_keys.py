@@ -92,6 +92,20 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     return {key: flat[key] for key in flat if key.split(".")[0] in IDENTITY and key not in NOT_IDENTITY}
 
 
+def completed(recorded: dict, defaults: dict | None = None) -> dict:
+    """A recorded configuration with the defaults of keys that have come since."""
+    if defaults is None:
+        defaults = json.loads(config_files.load("base").get_config().to_json())
+
+    def value(key):
+        if key not in recorded:
+            return defaults[key]
+        nested = isinstance(recorded[key], dict) and key in defaults and key != "ema"  # names of averages are free
+        return completed(recorded[key], defaults[key]) if nested else recorded[key]
+
+    return {key: value(key) for key in defaults | recorded}
+
+
 def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
     """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
     before, now = identity(recorded), json.loads(json.dumps(identity(config)))

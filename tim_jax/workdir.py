@@ -23,9 +23,12 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def recorded(workdir: epath.Path) -> dict | None:
-    """The configuration that a workdir's run was first started with, or None in a new one."""
+    """The configuration that a workdir's run was first started with, or None in a new one.
+
+    Keys that have come since are at their defaults.
+    """
     path = workdir / CONFIG
-    return json.loads(path.read_text()) if path.exists() else None
+    return config_keys.completed(json.loads(path.read_text())) if path.exists() else None
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax import config as configuration
-from tim_jax.plan import flops, memory
+from tim_jax import flops
+from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.plan.topologies import Topology
 from tim_jax.training import sharding
@@ -98,11 +99,10 @@ def model_flops(config: ConfigDict, topology: Topology) -> int:
 
 
 def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of `data.batch_size` rows of `data.height` and `data.width`."""
+    """A global batch of rows of `data.height` and `data.width`."""
     data = run.config.data
-    return sharding.abstract_batch(
-        run.mesh, configuration.batch_spec(run.config, data.batch_size, (data.height, data.width))
-    )
+    shape = data.height, data.width
+    return sharding.abstract_batch(run.mesh, configuration.batch_spec(run.config, run.data.rows(shape), shape))
 
 
 @contextlib.contextmanager

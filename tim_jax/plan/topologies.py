@@ -14,7 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from tim_jax.plan.chips import CHIPS, Chip
+from tim_jax.chips import CHIPS, Chip
 
 EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
 TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the torus

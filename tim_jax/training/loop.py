@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from tim_jax import flops
+from tim_jax.chips import chip_of
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
@@ -77,12 +80,14 @@ def on_mesh(mesh: Mesh):
 class Trainer:
     """The compiled pieces of a run on a mesh.
 
-    init: key → boxed parameters of the student. step: settings of the train step.
+    init: key → boxed parameters of the student. step: settings of the train step. counted: the same without
+    rematerialisation, whose operations count as the model's.
     """
 
     mesh: Mesh
     init: Callable[[jax.Array], Any]
     step: StepSettings
+    counted: StepSettings
 
     @functools.cached_property
     def abstract(self) -> TrainState:
@@ -120,6 +125,14 @@ class Trainer:
     def _compiled(self) -> dict:
         return {}
 
+    @functools.cached_property
+    def _flops(self) -> dict:
+        return {}
+
+    def flops(self, batch: dict[str, jax.Array]) -> int:
+        """The model's operations in the step of a batch that has been compiled for, over all devices."""
+        return self._flops[_shapes(batch)]
+
     def compile(self, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]) -> None:
         """Compiles the step for global batches of these shapes, as many at a time as there are processors."""
         missing = {_shapes(batch): batch for batch in batches if _shapes(batch) not in self._compiled}
@@ -131,8 +144,9 @@ class Trainer:
             waiting = {}
             for shapes, batch in missing.items():
                 with on_mesh(self.mesh):
-                    lowered = self.jitted.lower(self.abstract, batch)
-                waiting[pool.submit(lowered.compile)] = shapes
+                    waiting[pool.submit(self.jitted.lower(self.abstract, batch).compile)] = shapes
+                    counted = jax.make_jaxpr(functools.partial(train_step, self.counted))(self.abstract, batch)
+                self._flops[shapes] = flops.count(counted)
             for done in concurrent.futures.as_completed(waiting):
                 self._compiled[waiting[done]] = done.result()
                 bar.update()
@@ -226,7 +240,8 @@ def train(
         lead = jax.process_index() == 0
         writer = stack.enter_context(contextlib.closing(Writer(workdir, lead, settings.wandb, record)))
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
-        progress = stack.enter_context(contextlib.closing(Progress(start, settings.steps, active=lead)))
+        peak = trainer.mesh.size * getattr(chip_of(jax.devices()[0].device_kind), "flops", math.nan)
+        progress = stack.enter_context(contextlib.closing(Progress(start, settings.steps, peak, active=lead)))
         trace = stack.enter_context(contextlib.closing(Trace(workdir, profile)))
         bins, batches = Bins(), feed.batches(start)
         watchdog = stack.enter_context(Watchdog(settings.hang_seconds))
@@ -264,7 +279,7 @@ def train(
             if last is not None:
                 finish(*last)
             last = step, metrics, by_row, index
-            progress.advance(step, len(batch["x"]))
+            progress.advance(step, len(batch["x"]), trainer.flops(batch))
 
             stopped = agreed(stop.asked is not None)
             ended = step == settings.steps

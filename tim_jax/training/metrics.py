@@ -97,28 +97,32 @@ class Writer:
 class Progress:
     """A progress bar with time left, the loss, images per second and the share of time spent waiting for data.
 
-    Silent on all processes but one.
+    peak: operations per second that all devices can do, NaN where it is not known. Silent on all processes but one.
     """
 
-    def __init__(self, start: int, total: int, active: bool = True):
+    def __init__(self, start: int, total: int, peak: float = math.nan, active: bool = True):
+        self.peak = peak
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True)
         self._forget()
 
     def _forget(self) -> None:
-        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+        self.began, self.waited, self.images, self.flops = time.perf_counter(), 0.0, 0, 0
 
-    def advance(self, step: int, images: int) -> None:
-        """A step of so many images has been handed to the devices."""
+    def advance(self, step: int, images: int, flops: int) -> None:
+        """A step of so many images and operations of the model has been handed to the devices."""
         self.images += images
+        self.flops += flops
         self.bar.update(step - self.bar.n)
 
     def show(self, step: int, loss: float) -> dict[str, float]:
-        """Shows the loss of a step; returns images_per_second and data_wait (a share) since it was called before."""
+        """Shows the loss of a step; returns, since it was called before: images_per_second, data_wait (a share),
+        model_tflops_per_second, and mfu, the share of the devices' peak that these are, where it is known."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        rate, wait = self.images / seconds, self.waited / seconds
+        rate, wait, flops = self.images / seconds, self.waited / seconds, self.flops / seconds
+        utilisation = {} if math.isnan(self.peak) else {"mfu": flops / self.peak}
         self._forget()
         self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s, data wait {wait:.1%}")
-        return {"images_per_second": rate, "data_wait": wait}
+        return {"images_per_second": rate, "data_wait": wait, "model_tflops_per_second": flops / 1e12} | utilisation
 
     @contextlib.contextmanager
     def waiting(self):

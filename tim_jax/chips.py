@@ -1,4 +1,4 @@
-"""What one chip of each kind can do."""
+"""What one chip of each kind can do: for the planner, and for the utilisation of the chips that are there."""
 
 import dataclasses
 
@@ -30,3 +30,22 @@ CHIPS = {
     "h200": Chip(151_397_597_184, 989e12, 4800e9, 450e9, 50e9),
     "cpu": Chip(16 * GiB, 1e12, 50e9, 10e9, 1e9),  # round numbers, not a machine: to try the planner without a compiler
 }
+
+# How devices call themselves.
+KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA A100": "a100",
+    "NVIDIA H100": "h100",
+    "NVIDIA H200": "h200",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that a device is by its `device_kind`, or None for one that is not known."""
+    found = [kind for kind in KINDS if device_kind.startswith(kind)]
+    return CHIPS[KINDS[max(found, key=len)]] if found else None
