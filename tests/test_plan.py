@@ -19,6 +19,7 @@ from tim_jax.plan import __main__ as command
 from tim_jax.plan import bounds, memory, topologies
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import compile_step, model_flops, progress
+from tim_jax.training import sharding
 from tim_jax.types import Query
 
 SMALL = {
@@ -203,3 +204,16 @@ def test_progress_tells_the_time(capsys):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "compiling for nothing … 0 s" and math.isclose(float(lines[-1].split()[-2]), 0, abs_tol=2)
+
+
+def test_of_several_slices_only_the_data_axis_joins_them():
+    pytest.importorskip("libtpu")
+    topologies.topology("v5e:4x4")  # tells the compiler that there is no TPU here
+    two = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2)
+    for data, fsdp, tensor in ((2, 16, 1), (8, 2, 2), (-1, 4, 1)):
+        mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": 1}, list(two.devices))
+        slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
+        half = len(slices) // 2
+        assert slices == [{0}] * half + [{1}] * half
+    with pytest.raises(ValueError, match="mesh.data is 1; it must be a multiple of the number of slices, 2"):
+        sharding.make_mesh({"data": 1, "fsdp": 32, "tensor": 1, "sequence": 1}, list(two.devices))

@@ -46,8 +46,16 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
         known = len(devices)
     if known != len(devices):
         raise ValueError(f"mesh sizes are {named}; their product must be the number of devices, {len(devices)}")
-    # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings.
-    placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+    # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings. Of several
+    # slices, or nodes, only the data axis goes over the slow links between them, where it can.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and shape[0] % slices and devices[0].platform == "tpu":
+        raise ValueError(f"mesh.data is {shape[0]}; it must be a multiple of the number of slices, {slices}")
+    if slices > 1 and shape[0] % slices == 0:
+        inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
