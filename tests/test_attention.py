@@ -152,6 +152,7 @@ def test_gradients_through_the_tangent_are_right_too(case, x64, monkeypatch):
 
 
 def test_what_cannot_be_differentiated_is_refused():
+    """By JAX itself, since the rule is not there: what must never come is a gradient of zero."""
     qkv, dots, _ = make_inputs(9, 13, 16)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(blockwise.attention, qkv, dots)

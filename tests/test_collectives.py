@@ -106,6 +106,7 @@ def test_a_real_program_moves_what_was_written():
 
 def tpu(name, dtype):
     installed = importlib.util.find_spec("libtpu") is not None
+    # The test extra brings it on Linux; there is none for other systems.
     missing = pytest.mark.skipif(not installed, reason="the TPU compiler is missing: pip install -e .[tpu-planner]")
     return pytest.param(name, dtype, marks=[pytest.mark.slow, missing])
 

@@ -272,16 +272,16 @@ def test_a_wrong_path_is_refused_in_one_line(name, path, message, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../a", "a/../../b", "/etc/passwd", "..", "sub/../../x", "..\\a", "s3://other/a", "/rootling/a", ""],
+    ["../a", "a/../../b", "/etc/passwd", "..", "sub/../../x", "..\\a", "s3://other/a", "/database/a", ""],
 )
 def test_a_path_that_climbs_out_of_its_root_is_refused(name):
     with pytest.raises(BadRecord, match="outside root"):
-        inside("/root", name)
+        inside("/data", name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "sub/../a.png", "./a.png", "/root/a.png", "..a.png", "sub/..a/b.png"])
+@pytest.mark.parametrize("name", ["a.png", "sub/../a.png", "./a.png", "/data/a.png", "..a.png", "sub/..a/b.png"])
 def test_a_path_inside_its_root_is_kept(name):
-    assert not inside("/root", name).startswith(("/", "../"))
+    assert not inside("/data", name).startswith(("/", "../"))
 
 
 @pytest.mark.parametrize("bucket, size", [("512x768", (512, 768)), ("1.5-512x768", (512, 768)), ([3, 4], (3, 4))])

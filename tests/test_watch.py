@@ -127,12 +127,13 @@ def test_a_run_is_watched(tmp_path, monkeypatch):
         ("--profile=5:3", ["--profile", "5:3"]),
         ("--profile=0:3", ["--profile", "0:3"]),
         ("--profile=abc", ["--profile", "abc"]),
+        ("--profile=2:3 --workdir=gs://bucket/run", ["--profile", "2:3", "gs://bucket/run", "local"]),
         ("--config.training.wandb=mine", ["training.wandb", "mine", "pip install"]),
     ],
 )
 def test_what_cannot_be_watched_is_named(given, named, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train.main(["--config=digits", f"--workdir={tmp_path / 'run'}", *SMALL, given])
+        train.main(["--config=digits", f"--workdir={tmp_path / 'run'}", *SMALL, *given.split()])
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and all(word in error for word in named), error
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_files
 from tim_jax.config_keys import override
-
-DONE, FAILED, USER_ERROR, RESTART = 0, 1, 2, 75
+from tim_jax.exit_codes import FAILED, USER_ERROR
 
 
 @contextlib.contextmanager

@@ -126,13 +126,16 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         dropout=model.dropout > 0,
         accumulation=optimizer.accumulation,
     )
+    counted = step
+    if config.training.remat != "none":
+        counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
     sampling = make_sampling(config)
     run = Run(
         config=config,
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=Trainer(mesh, init, step, dataclasses.replace(step, nets=nets(network.clone(remat="none")))),
+        trainer=Trainer(mesh, init, step, counted),
         loop=loop,
         sampling=sampling,
         sampling_weights=config.sampling.weights,

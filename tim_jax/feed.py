@@ -104,11 +104,9 @@ def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     Images of other sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
     """
-    shape = run.image_shape[:2]
-    settings = dataclasses.replace(run.data, bucketing=None)
     if run.data.bucketing is None:
-        return data.arrays(open_data(settings, data.open_source, split)[0])
-    fitting = data.Fitting(max_cropped=0.999, enlarge=True)
+        return data.arrays(open_data(run.data, data.open_source, split)[0])
+    shape, fitting = run.image_shape[:2], data.Fitting(max_cropped=0.999, enlarge=True)
     bucketing = dataclasses.replace(
         run.data.bucketing,
         table=(shape,),

@@ -10,11 +10,12 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, config_keys, data, int64, lock, workdir
+from tim_jax import cluster, config_keys, data, files, int64, lock, workdir
 from tim_jax import config as configuration
-from tim_jax.command_line import DONE, FAILED, RESTART, Parser, failures, load_config, user_errors
+from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
+from tim_jax.exit_codes import DONE, FAILED, RESTART
 from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.start import first_state
@@ -92,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
             if args.check:
                 return check(run)
             folder = epath.Path(args.workdir)
+            if profile and not files.is_local(folder):
+                raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             before = workdir.recorded(folder)
             if before is not None:
                 config_keys.compare_identity(before, run.config, folder)

@@ -6,8 +6,7 @@ import importlib
 import sys
 
 from tim_jax.bench import BENCHES, report
-
-USER_ERROR = 2
+from tim_jax.exit_codes import DONE, USER_ERROR
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m tim_jax.bench NAME [--json FILE] …\nNAME: {', '.join(BENCHES)}")
-        raise SystemExit(0 if argv else USER_ERROR)
+        raise SystemExit(DONE if argv else USER_ERROR)
     name = argv[0]
     if name not in BENCHES:
         near = difflib.get_close_matches(name, BENCHES, n=1, cutoff=0.0)[0]

@@ -4,7 +4,8 @@ from fractions import Fraction
 
 from ml_collections import ConfigDict
 
-from tim_jax.command_line import DONE, FAILED, Parser, load_config, user_errors
+from tim_jax.command_line import Parser, load_config, user_errors
+from tim_jax.exit_codes import DONE, FAILED
 from tim_jax.plan import collectives, report
 from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step

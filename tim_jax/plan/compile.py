@@ -17,7 +17,6 @@ from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.plan.topologies import Topology
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
     state, batch = run.trainer.abstract, abstract_batch(run)
     began = time.monotonic()
     with progress(f"compiling for {topology.name}, {config.data.batch_size} rows"):
-        traced = trace(run, state, batch)
+        traced = run.trainer.trace(batch)
         try:
             compiled = traced.lower().compile()
             needed, text = memory.of_step(state, batch, compiled), compiled.as_text()
@@ -70,32 +69,16 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
             if needed is None:
                 raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - began
-    executed = flops.count(traced.jaxpr)
     return Step(
         mesh=run.mesh,
         rows=config.data.batch_size,
         shapes=state.params,
         memory=needed,
         text=text,
-        executed_flops=executed,
-        model_flops=executed if config.training.remat == "none" else model_flops(config, topology),
+        executed_flops=flops.count(traced.jaxpr),
+        model_flops=run.trainer.model_flops(batch, traced),
         seconds=seconds,
     )
-
-
-def trace(run: configuration.Run, state: Any, batch: Any) -> jax.stages.Traced:
-    """The step as a jaxpr. Its jitted function is made outside of the mesh: devices that are not there run nothing."""
-    jitted = run.trainer.jitted
-    with on_mesh(run.mesh):
-        return jitted.trace(state, batch)
-
-
-def model_flops(config: ConfigDict, topology: Topology) -> int:
-    """Operations of the step if nothing was recomputed."""
-    config = ConfigDict(config.to_dict())
-    config.training.remat = "none"
-    run = configuration.build(config, topology.devices)
-    return flops.count(trace(run, run.trainer.abstract, abstract_batch(run)).jaxpr)
 
 
 def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:

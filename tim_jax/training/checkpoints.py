@@ -114,9 +114,8 @@ class Saver:
 
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        reason = (
-            reason if len(reason) < 300 else f"{reason[:100]} … {reason[-200:]}"
-        )  # files first, then what went wrong
+        if len(reason) > 300:  # it begins with the files and ends with what went wrong
+            reason = f"{reason[:100]} … {reason[-200:]}"
         self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
         self._clear()
         print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)

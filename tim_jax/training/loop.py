@@ -81,7 +81,7 @@ class Trainer:
     """The compiled pieces of a run on a mesh.
 
     init: key → boxed parameters of the student. step: settings of the train step. counted: the same without
-    rematerialisation, whose operations count as the model's.
+    rematerialisation, whose operations count as the model's; `step` itself where nothing is rematerialised.
     """
 
     mesh: Mesh
@@ -133,6 +133,18 @@ class Trainer:
         """The model's operations in the step of a batch that has been compiled for, over all devices."""
         return self._flops[_shapes(batch)]
 
+    def trace(self, batch: dict[str, jax.ShapeDtypeStruct]) -> jax.stages.Traced:
+        """The step of a batch of these shapes as a jaxpr, to be lowered and compiled."""
+        jitted = self.jitted  # made outside of the mesh: devices that are not there run nothing
+        with on_mesh(self.mesh):
+            return jitted.trace(self.abstract, batch)
+
+    def model_flops(self, batch: dict[str, jax.ShapeDtypeStruct], traced: jax.stages.Traced) -> int:
+        """Operations of the step if nothing was recomputed, over all devices. traced: the step of that batch."""
+        if self.counted is self.step:
+            return flops.count(traced.jaxpr)
+        return flops.count(dataclasses.replace(self, step=self.counted).trace(batch).jaxpr)
+
     def compile(self, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]) -> None:
         """Compiles the step for global batches of these shapes, as many at a time as there are processors."""
         missing = {_shapes(batch): batch for batch in batches if _shapes(batch) not in self._compiled}
@@ -143,10 +155,9 @@ class Trainer:
         ):
             waiting = {}
             for shapes, batch in missing.items():
-                with on_mesh(self.mesh):
-                    waiting[pool.submit(self.jitted.lower(self.abstract, batch).compile)] = shapes
-                    counted = jax.make_jaxpr(functools.partial(train_step, self.counted))(self.abstract, batch)
-                self._flops[shapes] = flops.count(counted)
+                traced = self.trace(batch)
+                waiting[pool.submit(traced.lower().compile)] = shapes
+                self._flops[shapes] = self.model_flops(batch, traced)
             for done in concurrent.futures.as_completed(waiting):
                 self._compiled[waiting[done]] = done.result()
                 bar.update()

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-RESTART = 75  # exit code of a run that goes on when it is started again
+from tim_jax.exit_codes import RESTART
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
