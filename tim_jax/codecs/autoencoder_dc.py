@@ -235,7 +235,9 @@ class LinearAttention(nn.Module):
         z = [nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"to_{n}")(x) for n in "qkv"]
         heads = [jnp.concatenate(z, axis=-1)]
         for i, size in enumerate(self.scales):
-            heads.append(Convolved(size, 3 * width // self.head_dim, self.dtype, name=f"to_qkv_multiscale.{i}")(heads[0]))
+            heads.append(
+                Convolved(size, 3 * width // self.head_dim, self.dtype, name=f"to_qkv_multiscale.{i}")(heads[0])
+            )
         # As published, a head is a run of three times head_dim of all these channels, whatever they were made as.
         heads = jnp.concatenate(heads, axis=-1).reshape(B, h * w, -1, 3 * self.head_dim).astype(jnp.float32)
         q, k, v = jnp.split(heads, 3, axis=-1)
@@ -260,9 +262,7 @@ class Convolved(nn.Module):
         inner = nn.Conv(
             D, (self.size,) * 2, padding=pad, feature_group_count=D, use_bias=False, dtype=self.dtype, name="proj_in"
         )
-        outer = nn.Conv(
-            D, (1, 1), feature_group_count=self.groups, use_bias=False, dtype=self.dtype, name="proj_out"
-        )
+        outer = nn.Conv(D, (1, 1), feature_group_count=self.groups, use_bias=False, dtype=self.dtype, name="proj_out")
         return outer(inner(x))
 
 

@@ -42,7 +42,9 @@ class Config:
 
     def __post_init__(self):
         if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types has {len(self.layer_types)} entries; there are {self.num_hidden_layers} layers")
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries; there are {self.num_hidden_layers} layers"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}; it must be a multiple of num_key_value_heads, "
