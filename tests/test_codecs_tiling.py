@@ -32,10 +32,8 @@ def test_a_function_that_looks_less_far_than_the_margin_is_exact(shape):
 
 
 def test_what_is_no_larger_than_a_tile_is_not_cut():
-    assert (
-        codecs.tiled(lambda x: x + x.mean(), jnp.ones((1, 16, 9, 2)), 16, 8).tolist()
-        == jnp.full((1, 16, 9, 2), 2).tolist()
-    )
+    x = jnp.ones((1, 16, 9, 2))
+    np.testing.assert_array_equal(codecs.tiled(lambda x: x + x.mean(), x, 16, 8), 2 * x)
 
 
 @pytest.mark.parametrize("tile, overlap", [(16, 0), (16, 9)])

@@ -235,9 +235,8 @@ class LinearAttention(nn.Module):
         z = [nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"to_{n}")(x) for n in "qkv"]
         heads = [jnp.concatenate(z, axis=-1)]
         for i, size in enumerate(self.scales):
-            heads.append(
-                Convolved(size, 3 * width // self.head_dim, self.dtype, name=f"to_qkv_multiscale.{i}")(heads[0])
-            )
+            convolved = Convolved(size, 3 * width // self.head_dim, self.dtype, name=f"to_qkv_multiscale.{i}")
+            heads.append(convolved(heads[0]))
         # As published, a head is a run of three times head_dim of all these channels, whatever they were made as.
         heads = jnp.concatenate(heads, axis=-1).reshape(B, h * w, -1, 3 * self.head_dim).astype(jnp.float32)
         q, k, v = jnp.split(heads, 3, axis=-1)

@@ -42,9 +42,7 @@ class Config:
 
     def __post_init__(self):
         if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries; there are {self.num_hidden_layers} layers"
-            )
+            raise ValueError(f"layer_types has {len(self.layer_types)} entries, for {self.num_hidden_layers} layers")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}; it must be a multiple of num_key_value_heads, "
@@ -119,8 +117,8 @@ class Gemma(nn.Module):
             before = x
             for i, kind in enumerate(c.layer_types):
                 before = x
-                layer = partial(norm, name=f"layers.{i}.input_layernorm")
-                y = Attention(c, kind == LOCAL, self.dtype, name=f"layers.{i}.self_attn")(layer()(x), mask_BM)
+                y = norm(name=f"layers.{i}.input_layernorm")(x)
+                y = Attention(c, kind == LOCAL, self.dtype, name=f"layers.{i}.self_attn")(y, mask_BM)
                 x += norm(name=f"layers.{i}.post_attention_layernorm")(y)
                 y = norm(name=f"layers.{i}.pre_feedforward_layernorm")(x)
                 y = MLP(c.intermediate_size, self.dtype, name=f"layers.{i}.mlp")(y)

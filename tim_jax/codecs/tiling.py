@@ -60,6 +60,5 @@ def _along(size: int, tile: int, overlap: int, scale: Fraction) -> tuple[np.ndar
         weights.append(np.sin(0.5 * np.pi * np.clip((near / width - 0.25) / 0.5, 0, 1)) ** 2 * np.ones(side))
         total[span] += weights[-1]
         spans.append(span)
-    return starts, np.stack([weight / total[span] for weight, span in zip(weights, spans, strict=True)]).astype(
-        np.float32
-    )
+    shares = [weight / total[span] for weight, span in zip(weights, spans, strict=True)]
+    return starts, np.stack(shares).astype(np.float32)

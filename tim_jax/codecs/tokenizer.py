@@ -63,9 +63,8 @@ class Tokenizer:
             if strict and not texts[i].strip():
                 raise ValueError(f"prompt {i + 1} of {len(rows)} is empty")
             if strict and len(row) > length:
-                raise ValueError(
-                    f"prompt {i + 1} of {len(rows)} has {len(row)} tokens, more than {length}: {_shown(texts[i])}"
-                )
+                told = f"{len(row)} tokens, more than {length}: {_shown(texts[i])}"
+                raise ValueError(f"prompt {i + 1} of {len(rows)} has {told}")
             row = row[:length]
             ids[i, : len(row)], mask[i, : len(row)] = row, True
         return Tokens(ids, mask)
