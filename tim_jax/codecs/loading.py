@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from tim_jax.codecs import configs
+from tim_jax.codecs import configs, hub
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -43,11 +43,11 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
     """(module, parameters) of the published model at `path`.
 
     path: a folder with config.json and safetensors, whole or in shards with their index; or one safetensors file beside
-    its config.json. kinds: by the `_class_name` or `model_type` that config.json says. dtype: float32 or bfloat16, of
-    parameters and computation. The parameters are NumPy arrays, to be placed where they are wanted. Raises ValueError
-    with one line that names the file and what is wrong with it.
+    its config.json; or either on the hub, as hf://owner/repository. kinds: by the `_class_name` or `model_type` that
+    config.json says. dtype: float32 or bfloat16, of parameters and computation. The parameters are NumPy arrays, to be
+    placed where they are wanted. Raises ValueError with one line that names the file and what is wrong with it.
     """
-    folder, weights = find(pathlib.Path(path))
+    folder, weights = find(hub.local(path))
     config_file = folder / "config.json"
     values = configs.read(config_file)
     name = values.get("_class_name", values.get("model_type"))

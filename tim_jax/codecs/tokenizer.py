@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
+from tim_jax.codecs import hub
+
 FILE = "tokenizer.model"
 SHOWN = 60  # characters of a prompt that an error shows
 
@@ -26,7 +28,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | pathlib.Path, vocab_size: int | None = None):
-        path = pathlib.Path(path)
+        path = hub.local(path)
         path = path / FILE if path.is_dir() else path
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
