@@ -1,6 +1,6 @@
 """The released TiM-XL/2 for ImageNet 256×256 (c2i_model_256.safetensors), in latents of the ft-ema autoencoder.
 
-Published score, 1 step without and 250 with guidance: FID 7.11, 1.65.
+Published score with guidance, 1, 2, 4, 250 steps: FID 6.14, 3.61, 2.62, 1.65.
 Launch: python -m tim_jax.convert import hf://GoodEnough/TiM-C2I/c2i_model_256.safetensors WORKDIR
 """
 

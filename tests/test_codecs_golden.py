@@ -1,6 +1,7 @@
 """The frozen networks against the numbers of the published implementations, and what else must hold of them."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,23 @@ def test_bfloat16_is_near(golden, published, name):
     error = np.asarray(ours, np.float32)[mask] - wanted[mask]
     # Each of some tens of products is rounded to eight bits.
     assert 1e-4 < np.sqrt(np.mean(error**2)) / np.std(wanted[mask]) < 0.05
+
+
+@pytest.mark.parametrize("name", ON_A_MESH)
+def test_float32_is_multiplied_as_float32_on_every_device(golden, published, name):
+    """Accelerators round its factors by default; here every product asks them not to. bfloat16 asks for nothing."""
+    inputs, method, _ = ON_A_MESH[name]
+    theirs = golden(f"{name}.npz")
+    inputs = [nhwc(theirs[k]) if theirs[k].ndim == 4 else theirs[k] for k in inputs]
+
+    def products(dtype):
+        module, params = codecs.load(published(name), KINDS, dtype)
+        traced = jax.make_jaxpr(lambda p, *x: module.apply({"params": p}, *x, method=method))(params, *inputs)
+        return set(re.findall(r" precision=(.*)", str(traced)))
+
+    highest = "(Precision.HIGHEST, Precision.HIGHEST)"
+    assert products(jnp.float32) == {highest}
+    assert products(jnp.bfloat16) - {highest}
 
 
 def test_a_sample_is_mean_and_noise_of_the_rows_own_key(published):

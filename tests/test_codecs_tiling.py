@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tim_jax import codecs
 
@@ -29,6 +30,14 @@ def test_a_function_that_looks_less_far_than_the_margin_is_exact(shape):
     np.testing.assert_allclose(codecs.tiled(up, x, 16, 8), up(x), atol=1e-5)
     x = np.random.default_rng(2).standard_normal((2, 4 * shape[0], 4 * shape[1], 2)).astype(np.float32)
     np.testing.assert_allclose(codecs.tiled(down, x, 64, 32), down(x), atol=1e-5)
+
+
+def test_rows_over_eight_devices_are_cut_where_they_are():
+    rows = NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec("data"))
+    x = np.random.default_rng(1).standard_normal((8, 20, 30, 2)).astype(np.float32)
+    compiled = jax.jit(lambda x: codecs.tiled(up, x, 16, 8)).lower(jax.device_put(x, rows)).compile()
+    assert not [word for word in ("all-gather", "all-reduce", "all-to-all") if word in compiled.as_text()]
+    np.testing.assert_allclose(compiled(jax.device_put(x, rows)), up(x), atol=1e-5)
 
 
 def test_what_is_no_larger_than_a_tile_is_not_cut():
