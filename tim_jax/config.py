@@ -245,6 +245,8 @@ def make_sampling(config: ConfigDict) -> Sampling:
     weights = settings.pop("weights")
     if weights != "student" and weights not in config.ema:
         raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
+    if settings["sampler"] == "default":
+        settings["sampler"] = "flow_map"
     sampling = Sampling(**settings)
     sampling.check()
     return sampling

@@ -49,6 +49,7 @@ UNUSED = {
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
     ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }

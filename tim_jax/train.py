@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
+            if run.sampling.grid == "optimal":
+                raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
