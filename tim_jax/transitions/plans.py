@@ -95,7 +95,7 @@ def dpm_solver_2s(transport: Transport, times: np.ndarray) -> Plan:
     host = host_transport(transport)
     ratio_t, ratio_r = ratios(transport, t), ratios(transport, r)
     finite = np.isfinite(ratio_t) & (ratio_r > 0)
-    middle = np.sqrt(np.where(finite, ratio_t * ratio_r, 1.0))
+    middle = np.sqrt(np.where(finite, ratio_t, 1.0) * np.where(finite, ratio_r, 1.0))
     s = np.where(finite, host.time_of_ratio(middle), (t + r) / 2)
     first = _plan(t, t, [coefficient_A(host, t, s)], [coefficient_B(host, t, s)])
     keep = host.sigma(r) / host.sigma(t)
@@ -107,24 +107,27 @@ def dpm_solver_2s(transport: Transport, times: np.ndarray) -> Plan:
 def dpm_solver_3m(transport: Transport, times: np.ndarray) -> Plan:
     """DPM-Solver++(3M), arXiv 2211.01095: x̂ as the polynomial in λ = ln(α/σ) through the last three. Third order.
 
-    x_r = (σ_r/σ_t) x_t + σ_r ∫ x̂ e^λ dλ, the integral exact. The first two steps, and those at ends where λ is
-    infinite, have fewer points and lower order.
+    x_r = (σ_r/σ_t) x_t + σ_r ∫ x̂ e^λ dλ, the integral exact. Fewer points, and a lower order, have the first two steps
+    and, of fewer than 15, the last two (as published), ends where λ is infinite, and steps of more than twice the one
+    before, over which a polynomial would lead astray.
     """
     host = host_transport(transport)
     with np.errstate(divide="ignore"):
         half_log_snr = -np.log(ratios(transport, times))
     alpha, sigma = host.alpha(times), host.sigma(times)
     of_state, of_F = _data_prediction(host, times)
-    steps = len(times) - 1
+    lengths = np.diff(half_log_snr)
+    steps = len(lengths)
     a, b = np.zeros((2, steps, 3))
-    for i in range(steps):
-        h = half_log_snr[i + 1] - half_log_snr[i]
+    for i, h in enumerate(lengths):
+        points = [i]
+        if i > 0 and h <= 2 * lengths[i - 1] < np.inf:
+            most = min(3, i + 1, steps - i if steps < 15 else 3)
+            points = [i - k for k in range(most) if np.isfinite(half_log_snr[i - k])]
         keep = sigma[i + 1] / sigma[i]
-        if np.isfinite(h):
-            points = [i - k for k in range(min(i + 1, 3)) if np.isfinite(half_log_snr[i - k])]
+        weights = np.array([alpha[i + 1] - keep * alpha[i]])  # of one point: Euler's jump
+        if len(points) > 1:
             weights = alpha[i + 1] * _exponential_weights(half_log_snr[points] - half_log_snr[i], h)
-        else:
-            points, weights = [i], np.array([alpha[i + 1] - keep * alpha[i]])
         a[i, 0] = keep
         a[i, : len(points)] += weights * of_state[points]
         b[i, : len(points)] = weights * of_F[points]
