@@ -114,7 +114,12 @@ class Generator:
             x = mixture(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
         condition = {"label": labels}
         null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
-        return sample(run.net(weights), plan, x, condition, null, keys, run.sampling.guidance, trajectory, taken)
+        guidance = run.sampling.guidance
+        if run.sampling.guidance_input:
+            ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max
+            asked = jnp.array([guidance, *np.maximum(ends, run.transport.T_min)], x.dtype)
+            condition, guidance = condition | {"guidance": jnp.tile(asked, (len(x), 1))}, 1.0
+        return sample(run.net(weights), plan, x, condition, null, keys, guidance, trajectory, taken)
 
     def _rows(self, values: np.ndarray) -> jax.Array:
         """Values (batch_size, …), known to every process, over the devices."""

@@ -42,7 +42,8 @@ def on_host(f: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.nd
         t = np.asarray(t, np.float64)
         # Of one length, whatever the number of steps: JAX compiles every operation once for each.
         padded = np.resize(t.ravel(), max(256, 1 << max(t.size - 1, 0).bit_length()))
-        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        cpu = jax.default_device(jax.local_devices(backend="cpu")[0])
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), cpu:
             return np.array(f(jnp.asarray(padded)))[: t.size].reshape(t.shape)
 
     return evaluate

@@ -29,7 +29,8 @@ class Sampling:
     of times in which it acts, as fractions of T_max, ends included unless `exclusive_ends` (as published).
     stochasticity ρ ≥ 0, of the flow map: fresh noise after each jump but the first and last. stochastic: 'renoise'
     jumps further down and returns by the forward process, which keeps the marginals exactly for an exact flow map;
-    'euler' is the published first-order form.
+    'euler' is the published first-order form. guidance_input: the network itself is told scale and interval, and takes
+    no second evaluation.
     """
 
     guidance: float = 1.0
@@ -42,6 +43,7 @@ class Sampling:
     grid: str = "uniform"
     shift: float = 3.0
     found: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    guidance_input: bool = False
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
@@ -90,7 +92,7 @@ def time_grid(
 
 def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Boolean (n,): whether guidance acts on an evaluation at each time."""
-    if sampling.guidance == 1.0:
+    if sampling.guidance == 1.0 or sampling.guidance_input:
         return np.zeros(len(times), bool)
     low, high = sampling.guidance_low * transport.T_max, sampling.guidance_high * transport.T_max
     # Grid times carry rounding errors: an end of the interval is met within a hair.
@@ -186,9 +188,9 @@ def sample(
     """Images (B, h, w, C) from states x of that shape, noise as a rule, or the trajectory (n + 1, B, h, w, C), x first.
 
     condition, null_condition: pytrees of (B, …) arrays. keys: (B,) from `image_keys`, for samplers with fresh noise.
-    guidance: `Sampling.guidance`; 1 compiles no second evaluation. count: how many evaluations of the plan take place,
-    all by default and always for trajectories, which hold the state after every evaluation; so one program serves all
-    step counts up to the plan's length (see `padded`).
+    guidance: the scale where the plan is guided; 1 compiles no second evaluation. count: how many evaluations of the
+    plan take place, all by default and always for trajectories, which hold the state after every evaluation; so one
+    program serves all step counts up to the plan's length (see `padded`).
     """
 
     def ask(x, t, s, condition):
