@@ -7,9 +7,7 @@ Data, loss and schedule are those of configs/digits.py.
 from tim_jax import config_files
 
 
-def get_config():
-    config = config_files.load("digits").get_config()
-
+def smaller(config):
     config.model.width = 64
     config.model.depth = 3
 
@@ -22,3 +20,12 @@ def get_config():
     config.training.sample_every = 0
     config.training.log_every = 100
     return config
+
+
+def network():
+    """Data, network and optimizer, with the objective left as it is named in configs/base.py."""
+    return smaller(config_files.load("digits").network())
+
+
+def get_config():
+    return smaller(config_files.load("digits").get_config())

@@ -20,6 +20,7 @@ from tim_jax import config_files, config_keys, files, lock
 from tim_jax.ablation.settings import Ablation
 from tim_jax.bench import measure
 from tim_jax.config import Run
+from tim_jax.config_objective import resolved
 from tim_jax.training import sharding
 
 FILE = "plan.json"
@@ -46,7 +47,7 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
                 f"{field} is {getattr(ablation, field)!r}, but {folder} was planned with {before[field]!r}: "
                 "give that or another workdir"
             )
-    default = json.loads(json.dumps(config_keys.flatten(config_files.load("base").get_config())))
+    default = json.loads(json.dumps(config_keys.flatten(resolved(config_files.load("base").get_config()))))
     for name in ablation.variants:
         if name not in before["variants"]:
             continue

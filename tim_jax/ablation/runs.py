@@ -52,7 +52,7 @@ def train_and_measure(
     if before is not None:
         config_keys.compare_identity(before, run.config, folder)
     first, feed, images = first_state(run, folder), open_feed(run), references(run)
-    end = train.fit(run, feed, folder, first, stop)
+    end = train.fit(run, feed, folder, first, stop, draw=False)
     if end.stopped:
         if jax.process_index() == 0:
             print(train.last_line(end, folder), flush=True)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_keys
 from tim_jax.command_line import read_file
+from tim_jax.config_objective import resolved
 
 RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -17,7 +18,13 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 DEFINING = (*config_keys.IDENTITY, "sampling", "evaluation")
 NOT_DEFINING = (*config_keys.NOT_IDENTITY, "evaluation.batch_size")
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
-IN_STEPS = ("optimizer.warmup_steps", "optimizer.decay_steps", "objective.guidance.start_step")
+IN_STEPS = (
+    "optimizer.warmup_steps",
+    "optimizer.decay_steps",
+    "objective.guidance.start_step",
+    "objective.tangent.warmup",
+    "objective.tangent.differentiate",
+)
 
 
 class Member(NamedTuple):
@@ -93,7 +100,7 @@ class Ablation:
 
     def definition(self, name: str) -> dict[str, Any]:
         """What a variant's figures depend on, flat, as JSON gives it back."""
-        flat = config_keys.flatten(self.config(name))
+        flat = config_keys.flatten(resolved(self.config(name)))
         kept = {key: flat[key] for key in flat if key.split(".")[0] in DEFINING and key not in NOT_DEFINING}
         kept |= {"training.steps": flat["training.steps"], "sampler_steps": self.sampler_steps}
         return json.loads(json.dumps(kept))
@@ -101,13 +108,15 @@ class Ablation:
 
 def stretch_steps(config: ConfigDict, steps: int) -> None:
     """Sets `training.steps`, and with them every key that counts steps."""
-    factor = steps / config.training.steps
+    factor, values = steps / config.training.steps, config_keys.flatten(resolved(config))
     for key in IN_STEPS:
+        if not values[key]:
+            continue
         *sections, last = key.split(".")
         section = config
         for name in sections:
             section = section[name]
-        section[last] = round(section[last] * factor)
+        section[last] = max(1, round(values[key] * factor))
     if config.optimizer.decay_steps:  # rounding must not let them meet
         config.optimizer.decay_steps = max(config.optimizer.decay_steps, config.optimizer.warmup_steps + 1)
     config.training.steps = steps
