@@ -10,6 +10,7 @@ import sklearn.datasets
 
 from tim_jax import config as configuration
 from tim_jax import config_files, config_keys
+from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
 from tim_jax.transitions.contrastive import LowNoiseContrastive
@@ -405,3 +406,25 @@ def test_contrast_draws_features_to_those_at_its_edge():
     np.testing.assert_array_equal(plain, t[~low])
     np.testing.assert_array_equal(below, t[low])
     np.testing.assert_allclose(anchor, objective.edge)
+
+
+@pytest.mark.slow
+@every_objective
+def test_a_mesh_gives_the_numbers_of_one_device(name):
+    """Rows of a device split alike for some shares and not for others; negatives of a contrast lie on other devices."""
+    digits = sklearn.datasets.load_digits()
+    x = np.asarray(digits.images[:64, :, :, None] / 8 - 1, np.float32)
+    label = np.asarray(digits.target[:64], np.int32)
+
+    def history(sizes):
+        config = config_files.load("base").get_config()
+        config = config_keys.override(config, SMALL | sizes | {"objective.name": name})
+        run = configuration.build(config, jax.devices()[: 8 if sizes else 1])
+        batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
+        state, seen = run.trainer.create(), []
+        for _ in range(5):
+            state, metrics = run.trainer(state, batch)
+            seen.append([float(metrics[key]) for key in ("loss", "error_equal", "error_moving", "grad_norm")])
+        return np.array(seen)
+
+    np.testing.assert_allclose(history({"mesh.data": "2", "mesh.fsdp": "4"}), history({}), rtol=2e-5, atol=2e-5)
