@@ -15,7 +15,6 @@ IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimiz
 NOT_IDENTITY = ("model.attention",)
 
 
-
 def _part(section: str, names: str) -> tuple[str, ...]:
     return tuple(f"objective.{section}.{name}" for name in names.split())
 
