@@ -184,11 +184,14 @@ def get_config():
 
     config.sampling = ConfigDict()
     config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights
+    config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
+    config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
     config.sampling.guidance = 1.0
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
     config.sampling.exclusive_ends = False  # the published code leaves the interval's ends out
-    config.sampling.stochasticity = 0.0
+    config.sampling.stochasticity = 0.0  # of the flow map
     config.sampling.stochastic = "renoise"  # renoise, euler
 
     config.evaluation = ConfigDict()

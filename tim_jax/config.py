@@ -130,7 +130,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     counted = step
     if config.training.remat != "none":
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
-    sampling = make_sampling(config)
+    sampling = make_sampling(config, objective)
     run = Run(
         config=config,
         mesh=mesh,
@@ -185,13 +185,21 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         raise ValueError(f"model.{error}") from None
 
 
-def make_sampling(config: ConfigDict) -> Sampling:
+def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
+    """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
     settings = dict(config.sampling)
     weights = settings.pop("weights")
     if weights != "student" and weights not in config.ema:
         raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
-    sampling = Sampling(**settings)
+    if settings["sampler"] == "default":
+        settings["sampler"] = objective.sampler
+    sampling = Sampling(**settings, guidance_input=objective.input_guidance.active)
     sampling.check()
+    if sampling.guidance_input and not 1 <= sampling.guidance <= objective.input_guidance.most:
+        raise ValueError(
+            f"sampling.guidance is {sampling.guidance}; as an input of this network it must lie in "
+            f"1 … {objective.input_guidance.most:g} (objective.input_guidance.most)"
+        )
     return sampling
 
 

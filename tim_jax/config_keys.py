@@ -15,7 +15,6 @@ IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimiz
 NOT_IDENTITY = ("model.attention",)
 
 
-
 def _part(section: str, names: str) -> tuple[str, ...]:
     return tuple(f"objective.{section}.{name}" for name in names.split())
 
@@ -76,6 +75,7 @@ UNUSED = {
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
     ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }

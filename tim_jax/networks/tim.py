@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from tim_jax.networks.attention import ATTENTION
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
-from tim_jax.networks.embeddings import INTERVALS, CaptionEmbedder, GuidanceEmbedder, LabelEmbedder, TimeEmbedder, sinusoids
+from tim_jax.networks.embeddings import (
+    INTERVALS,
+    CaptionEmbedder,
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    sinusoids,
+)
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
 from tim_jax.types import Moving, Output, Query
@@ -67,7 +74,8 @@ class TiM(nn.Module):
             "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
             `jax.jvp` with tangents for them.
         hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row.
-        Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's parameters.
+        Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's
+        parameters.
         Raises ValueError for inputs that do not fit the fields.
         """
         groups = _check_groups(self, groups, hidden)

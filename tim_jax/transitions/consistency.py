@@ -62,7 +62,9 @@ def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Ar
     if objective.velocity != "data":
         x_t = interpolate(transport, x, noise, t)
         x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
-    outputs, output, dF_dt = objective.differentiate(nets, plain, (transport, x, noise, t, r, rows.condition, rows.keys))
+    outputs, output, dF_dt = objective.differentiate(
+        nets, plain, (transport, x, noise, t, r, rows.condition, rows.keys)
+    )
     held = objective.tangent.held(dF_dt, step)
     change, q = transition_change(transport, rows.x, rows.noise, t, r, held)
     target = objective.tangent.target(base, change, q, output.F, step, r != t)

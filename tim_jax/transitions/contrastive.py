@@ -55,14 +55,22 @@ class LowNoiseContrastive(Objective):
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; for low_noise_contrastive it must be 1")
 
-    def loss(self, nets, rows, t, r, step, key=None):
-        transport, domain = self.transport, self.transport.T_max - self.transport.T_min
-        edge = transport.T_min + self.contrast.below * domain
-        low = spread(self.contrast.share, len(t))
-        # Both parts of the domain keep the law's shape, squeezed into them.
-        share = (t - transport.T_min) / domain
-        t = jnp.where(low, transport.T_min + share * (edge - transport.T_min), edge + share * (transport.T_max - edge))
+    @property
+    def edge(self) -> float:
+        """The time below which features are contrasted."""
+        return self.transport.T_min + self.contrast.below * (self.transport.T_max - self.transport.T_min)
 
+    def draw(self, key, rows, positions):
+        """The law of times, squeezed into the part of the domain that a row belongs to."""
+        t, _ = super().draw(key, rows, positions)
+        low, high = self.transport.T_min, self.transport.T_max
+        share = (t - low) / (high - low)
+        below = spread(self.contrast.share, rows)
+        t = jnp.where(below, low + share * (self.edge - low), self.edge + share * (high - self.edge))
+        return t, t
+
+    def loss(self, nets, rows, t, r, step, key=None):
+        transport, low = self.transport, spread(self.contrast.share, len(t))
         split = split_rows(~low, self.shards)
         groups = [split.take((rows, t, jnp.asarray(low)), group) for group in split.groups]
 
@@ -72,7 +80,7 @@ class LowNoiseContrastive(Objective):
 
         queries = [ask(rows, t) for rows, t, _ in groups]
         if split.moving:
-            queries.append(ask(groups[-1][0], jnp.full_like(groups[-1][1], edge)))
+            queries.append(ask(groups[-1][0], jnp.full_like(groups[-1][1], self.edge)))
         outputs = nets["student"](tuple(queries))
         terms = [self.regression(rows, t, output) for (rows, t, _), output in zip(groups, outputs)]
         if split.moving:

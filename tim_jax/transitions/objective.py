@@ -104,9 +104,13 @@ class Objective:
         self, nets: Mapping[str, Net], rows: Rows, step: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         batch, height, width = rows.x.shape[:3]
-        t, r = self.times.draw(self.transport, key, batch, positions=height * width)
+        t, r = self.draw(key, batch, height * width)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         return self.loss(nets, rows, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+
+    def draw(self, key: jax.Array, rows: int, positions: int) -> tuple[jax.Array, jax.Array]:
+        """(t, r), each (rows,), for rows of `positions` height × width."""
+        return self.times.draw(self.transport, key, rows, positions)
 
     def loss(
         self,

@@ -34,7 +34,8 @@ class Tangent:
                 raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
         if self.differentiate and (self.normalise or self.bounded or self.warmup):
             raise ValueError(
-                f"objective.tangent.differentiate is {self.differentiate}; with normalise, bounded or warmup it must be 0"
+                f"objective.tangent.differentiate is {self.differentiate}; "
+                "with normalise, bounded or warmup it must be 0"
             )
 
     def held(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
@@ -42,7 +43,7 @@ class Tangent:
         still = jax.lax.stop_gradient(dF_dt)
         if not self.differentiate:
             return still
-        share = jnp.clip(step / self.differentiate, 0.0, 1.0).astype(dF_dt.dtype)
+        share = jnp.minimum(jnp.asarray(step, dF_dt.dtype) / self.differentiate, 1)
         return share * dF_dt + (1 - share) * still
 
     def target(
@@ -52,7 +53,7 @@ class Tangent:
         if not (self.normalise or self.bounded or self.warmup):
             return base + change
         if self.warmup:
-            change = jnp.minimum(step / self.warmup, 1.0).astype(change.dtype) * change
+            change = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup, 1) * change
         F = jax.lax.stop_gradient(F)
         g = base - F + change
         if self.bounded:

@@ -61,8 +61,9 @@ class Times:
     law: a name in LAWS, with P_mean and P_std, or "default", the transport's own with its own. share_equal: share of
     rows with r = t; share_min: share of rows with r = T_min. intervals: "independent", t the larger of two draws and r
     the other; or "dyadic" (Shortcut, arXiv 2410.12557): t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and
-    t uniform on the multiples of it, for the rows with r ≠ t. shift_reference: with n positions (h·w of the latent) here, an image of m positions gets its
-    noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t); 0 for no shift.
+    t uniform on the multiples of it, for the rows with r ≠ t. shift_reference: with n positions (h·w of the latent)
+    here, an image of m positions gets its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is
+    t_m = s t/(1 + (s − 1)t); 0 for no shift.
     """
 
     law: str = "default"
