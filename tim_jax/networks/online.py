@@ -16,7 +16,6 @@ works on whole arrays and on the blocks of a kernel alike. scale: what q k^T is 
 
 import jax.numpy as jnp
 
-from tim_jax.networks import xla
 from tim_jax.networks.layers import wide
 
 
@@ -90,5 +89,4 @@ def _logits(q, k, keep, scale):
 
 def dot(equation, a, b):
     """A product with weights rounded to the type of q, k and v, and sums in float32 at least."""
-    a = a.astype(b.dtype)
-    return jnp.einsum(equation, a, b, precision=xla.precision(b.dtype), preferred_element_type=wide(b.dtype))
+    return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=wide(b.dtype))
