@@ -11,6 +11,7 @@ Compilers cannot split a kernel over devices, so under a mesh every device runs 
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -32,6 +33,7 @@ class Pass:
     All are tuples of blocks: matrices (n, K) of n queries or keys, or rows (1, n) with a number for each of them.
     """
 
+    name: str
     start: Callable
     step: Callable
     finish: Callable
@@ -39,9 +41,9 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """How kernels are cut, and where they run.
+    """How arrays are cut into blocks, and what folds them.
 
-    call: `_on_tpu` or `_on_gpu`. block: queries or keys of a block, at most; blocks are multiples of `unit`. power:
+    call: `_on_tpu` or `_on_gpu`. block: the most queries or keys of a block; blocks are multiples of `unit`. power:
     whether heads are padded to a power of two. interpret: run on any platform, slowly, for tests.
     """
 
@@ -97,7 +99,7 @@ def _forward(scale, dtype):
         o, L = online.finish(state, dtype)
         return o, L.T
 
-    return Pass(lambda q: online.start(q, q), step, finish)
+    return Pass("attention", lambda q: online.start(q, q), step, finish)
 
 
 def _forward_and_tangent(scale, dtype):
@@ -109,7 +111,7 @@ def _forward_and_tangent(scale, dtype):
         o, L, o_dot = online.finish_with_tangent(state, dtype)
         return o, L.T, o_dot
 
-    return Pass(lambda q, q_dot: online.start_with_tangent(q, q), step, finish)
+    return Pass("attention_and_tangent", lambda q, q_dot: online.start_with_tangent(q, q), step, finish)
 
 
 def _gradient_of_queries(scale, dtype):
@@ -121,7 +123,7 @@ def _gradient_of_queries(scale, dtype):
         _, ds = online.pull(q, k, do, v, L, D, _true(keep), scale)
         return dq + online.dot("nm,mk->nk", ds, k), L, D
 
-    return Pass(start, step, lambda state: (state[0].astype(dtype),))
+    return Pass("attention_dq", start, step, lambda state: (state[0].astype(dtype),))
 
 
 def _gradients_of_keys(scale, dtype):
@@ -134,7 +136,7 @@ def _gradients_of_keys(scale, dtype):
         p, ds = online.pull(k, q, v, do, L, D, keep, scale)  # transposed: keys by queries
         return dk + online.dot("mn,nk->mk", ds, q), dv + online.dot("mn,nk->mk", p, do)
 
-    return Pass(start, step, lambda state: tuple(x.astype(dtype) for x in state))
+    return Pass("attention_dk_dv", start, step, lambda state: tuple(x.astype(dtype) for x in state))
 
 
 def _true(keep):
@@ -177,10 +179,15 @@ def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
         scratch_shapes=[pltpu.VMEM(x.shape, x.dtype) for x in jax.tree.leaves(state)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
+        name=of.name,
     )(*flat)
 
 
 def _on_gpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
+    # Chosen from what the compiler says of registers and shared memory for an H100: at 64 queries and 128 bytes of
+    # width (or 256 with more threads) nothing is spilled. The wider the rows, the fewer pass by at a time.
+    width, itemsize = stay[0].shape[2], stay[0].dtype.itemsize
+    passing = min(sizes[1], max(16, sizes[1] * 128 // (width * itemsize)))
     flat, tree = jax.tree.flatten((stay, by))
     _, outs = _shapes(of, stay, flat, sizes[0])
 
@@ -189,22 +196,25 @@ def _on_gpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
         stay = jax.tree.map(lambda ref: ref[...], stay)
 
         def step(j, state):
-            at = pl.ds(j * sizes[1], sizes[1])
+            at = pl.ds(j * passing, passing)
             return of.step(state, stay, jax.tree.map(lambda ref: ref[:, at] if _is_row(ref) else ref[at, :], by))
 
         _write(refs[len(flat) :], of.finish(jax.lax.fori_loop(0, turns, step, of.start(*stay))))
 
-    groups, turns = outs[0].shape[0], _length(by) // sizes[1]
+    groups, turns = outs[0].shape[0], _length(by) // passing
     staying = lambda x: _spec(x, sizes[0], groups, lambda i, g: (g, i))  # noqa: E731
-    passing = lambda x: _spec(x, _length(by), groups, lambda i, g: (g, 0))  # noqa: E731
+    whole = lambda x: _spec(x, _length(by), groups, lambda i, g: (g, 0))  # noqa: E731
     return pl.pallas_call(
         kernel,
         grid=(_length(stay) // sizes[0], groups),
-        in_specs=[*map(staying, jax.tree.leaves(stay)), *map(passing, jax.tree.leaves(by))],
+        in_specs=[*map(staying, jax.tree.leaves(stay)), *map(whole, jax.tree.leaves(by))],
         out_specs=[*map(staying, outs)],
         out_shape=outs,
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=triton.CompilerParams(
+            num_warps=4 if width <= 64 else 8, num_stages=2 if width * itemsize <= 256 else 1
+        ),
         interpret=interpret,
+        name=of.name,
     )(*flat)
 
 
@@ -291,20 +301,20 @@ def _by_device(run: Callable) -> Callable:
     def each(*arrays):
         mesh = jax.sharding.get_abstract_mesh()
         free = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
-        if math.prod(mesh.shape[axis] for axis in free) == mesh.size == 1 or not free:
+        if mesh.size == 1 or not free:
             return run(*arrays)
-        names = nn.logical_to_mesh_axes(("batch", "heads"))
-        split = [_fitting(axes, size, mesh, free) for axes, size in zip(names, arrays[0].shape[:2], strict=True)]
+        named = zip(nn.logical_to_mesh_axes(("batch", "heads")), arrays[0].shape, strict=False)
+        split = [_fitting(axes, size, {axis: mesh.shape[axis] for axis in free}) for axes, size in named]
         specs = jax.tree.map(lambda x: PartitionSpec(*(split if x.ndim > 2 else split[:1])), arrays)
         return jax.shard_map(run, in_specs=specs, out_specs=PartitionSpec(*split), axis_names=set(free))(*arrays)
 
     return each
 
 
-def _fitting(axes, size: int, mesh, free: list[str]):
-    """Those of the mesh's axes that are free, if they divide the size."""
+def _fitting(axes, size: int, free: dict[str, int]) -> tuple[str, ...] | None:
+    """Those of the axes that are free, if they divide the size."""
     axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis in free)
-    return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+    return axes if size % math.prod(free[axis] for axis in axes) == 0 else None
 
 
 def attention_on(platform: Platform) -> Callable:
@@ -316,16 +326,38 @@ def attention_on(platform: Platform) -> Callable:
 
 TPU = Platform(_on_tpu, block=512, unit=128, power=False)
 GPU = Platform(_on_gpu, block=64, unit=64, power=True)
+WIDEST_ON_GPU = 128  # head; what is wider does not fit into the registers
+
+
+def has_kernels(device: jax.Device) -> bool:
+    """Whether the kernels are for devices like this one: TPUs, and NVIDIA GPUs from compute capability 8.0 on."""
+    if device.platform == "tpu":
+        return True
+    capability = str(getattr(device, "compute_capability", ""))  # gfx... on AMD's
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8
 
 
 def _where_it_runs(run: Callable) -> Callable:
-    """A pass by the kernels of the platform that the program is compiled for, which may not be where it is traced."""
+    """A pass by the kernels for the platform that the program is compiled for, or as `blockwise` has it.
 
-    def each(*arrays):
-        kernels = {"tpu": functools.partial(run, TPU), "cuda": functools.partial(run, GPU)}
-        return jax.lax.platform_dependent(*arrays, **kernels, default=getattr(blockwise, run.__name__))
+    That need not be the platform of the process that traces it: the planner compiles for devices that are not there.
+    """
+    otherwise = getattr(blockwise, run.__name__)
+
+    def each(q, *arrays):
+        kernels = {"tpu": functools.partial(run, TPU)}
+        if q.shape[3] <= WIDEST_ON_GPU and not _has_an_old_gpu():
+            kernels["cuda"] = functools.partial(run, GPU)
+        if q.dtype == jnp.float64:
+            return otherwise(q, *arrays)
+        return jax.lax.platform_dependent(q, *arrays, **kernels, default=otherwise)
 
     return _by_device(each)
+
+
+@functools.cache
+def _has_an_old_gpu() -> bool:
+    return jax.default_backend() == "gpu" and not has_kernels(jax.local_devices()[0])
 
 
 attention = rules.differentiable(*map(_where_it_runs, (forward, forward_and_tangent, backward)))
