@@ -15,7 +15,7 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.groups import split_rows
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import interpolate, prediction_target
-from tim_jax.transitions.objective import TransitionObjective
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.times import LAWS, Times, spread
 from tim_jax.transitions.weights import (
     DIRECTION_AXES,
@@ -41,7 +41,7 @@ def make_objective(transport, **changes):
         times=Times(transport.law, transport.P_mean, transport.P_std),
         weight=TimeWeight(scale="noise_to_signal"),
     )
-    return TransitionObjective(**settings | changes)
+    return Objective(**settings | changes)
 
 
 def make_rows(x, noise, label, null_label=10, **more):
@@ -90,7 +90,7 @@ def test_published_derivative_loss_and_gradients(name, derivative, golden, reque
     )  # fmt: skip
     seen = {}
 
-    class Watched(TransitionObjective):
+    class Watched(Objective):
         def predict(self, *args):
             predictions = super().predict(*args)
             seen["dF_dt"] = predictions[-1][1]
