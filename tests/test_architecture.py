@@ -22,7 +22,7 @@ ARROWS = {
     "training": set(),
     "evaluation": set(),
     "config": ALL - {"bench"},
-    "bench": ALL,
+    "bench": ALL | {"plan"},
 } | {command: ALL | COMMANDS for command in COMMANDS}
 
 TRANSITIONS_MAY_IMPORT = {"jax", "numpy", "tim_jax.transitions", "tim_jax.types"}

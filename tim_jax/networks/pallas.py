@@ -326,15 +326,16 @@ def attention_on(platform: Platform) -> Callable:
 
 TPU = Platform(_on_tpu, block=512, unit=128, power=False)
 GPU = Platform(_on_gpu, block=64, unit=64, power=True)
-WIDEST_ON_GPU = 128  # head; what is wider does not fit into the registers
+WIDEST_ON_GPU = 128  # head: the registers hold no more
 
 
-def has_kernels(device: jax.Device) -> bool:
-    """Whether the kernels are for devices like this one: TPUs, and NVIDIA GPUs from compute capability 8.0 on."""
+def has_kernels(device: jax.Device, width: int) -> bool:
+    """Whether the kernels are for heads of this width on a device like this one: any width on TPUs, and up to
+    WIDEST_ON_GPU on NVIDIA GPUs of compute capability 8.0 or more. Elsewhere `blockwise` takes over."""
     if device.platform == "tpu":
         return True
-    capability = str(getattr(device, "compute_capability", ""))  # gfx... on AMD's
-    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's begin with letters
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8 and width <= WIDEST_ON_GPU
 
 
 def _where_it_runs(run: Callable) -> Callable:
@@ -345,19 +346,15 @@ def _where_it_runs(run: Callable) -> Callable:
     otherwise = getattr(blockwise, run.__name__)
 
     def each(q, *arrays):
-        kernels = {"tpu": functools.partial(run, TPU)}
-        if q.shape[3] <= WIDEST_ON_GPU and not _has_an_old_gpu():
-            kernels["cuda"] = functools.partial(run, GPU)
         if q.dtype == jnp.float64:
             return otherwise(q, *arrays)
+        kernels = {"tpu": functools.partial(run, TPU), "cuda": functools.partial(run, GPU)}
+        width, here = q.shape[3], jax.local_devices()[0]
+        if width > WIDEST_ON_GPU or (here.platform == "gpu" and not has_kernels(here, width)):
+            del kernels["cuda"]
         return jax.lax.platform_dependent(q, *arrays, **kernels, default=otherwise)
 
     return _by_device(each)
-
-
-@functools.cache
-def _has_an_old_gpu() -> bool:
-    return jax.default_backend() == "gpu" and not has_kernels(jax.local_devices()[0])
 
 
 attention = rules.differentiable(*map(_where_it_runs, (forward, forward_and_tangent, backward)))
