@@ -95,7 +95,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     )
     transport = make_transport(config)
     objective = make_objective(config, transport, shards)
-    network = make_network(config)
+    network = make_network(config, objective)
     device = mesh.devices.flat[0]
     if model.attention == "pallas" and not has_kernels(device, network.width // network.heads):
         warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")

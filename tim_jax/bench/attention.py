@@ -88,14 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per implementation, mode and number of tokens. Raises ValueError for arguments that cannot be."""
-    device = target(args.target) if args.target else jax.devices()[0]
-    if args.implementations is None:
-        args.implementations = ",".join(ATTENTION)
-        if not has_kernels(device, args.head_width):
-            args.implementations = ",".join(name for name in ATTENTION if name != "pallas")
-            print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
-    for name, known in (("implementations", ATTENTION), ("modes", MODES)):
-        check_names(name, getattr(args, name), known)
+    check_names("modes", args.modes, MODES)
+    if args.implementations is not None:
+        check_names("implementations", args.implementations, ATTENTION)
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype is {args.dtype!r}; it must be one of {', '.join(DTYPES)}")
     for name in ("batch", "heads", "head_width", "repeats"):
@@ -104,6 +99,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     tokens = args.tokens.split(",")
     if not all(number.isdecimal() and int(number) for number in tokens):
         raise ValueError(f"--tokens is {args.tokens!r}; it must be numbers of at least 1, with commas between")
+    device = target(args.target) if args.target else jax.devices()[0]
+    if args.implementations is None:
+        some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
+        args.implementations = ",".join(some)
+        if "pallas" not in some:
+            print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
     cases = [(mode, int(number)) for number in tokens for mode in args.modes.split(",")]
     return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
