@@ -296,8 +296,13 @@ def _cut_row(x, like):
 
 
 def _by_device(run: Callable) -> Callable:
-    """`run` for the rows and heads of each device. It takes and gives (B, H, ...), and the mask (B, M) or None."""
+    """`run` for the rows and heads of each device. It takes and gives (B, H, ...), and the mask (B, M) or None.
 
+    To JAX's transformations it is one operation: a mapped axis becomes more rows, and `jax.checkpoint` saves or repeats
+    the whole. (What it saves from within a `jax.shard_map` inside another one, JAX 0.10 cannot lower.)
+    """
+
+    @jax.custom_batching.custom_vmap
     def each(*arrays):
         mesh = jax.sharding.get_abstract_mesh()
         free = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
@@ -307,6 +312,15 @@ def _by_device(run: Callable) -> Callable:
         split = [_fitting(axes, size, {axis: mesh.shape[axis] for axis in free}) for axes, size in named]
         specs = jax.tree.map(lambda x: PartitionSpec(*(split if x.ndim > 2 else split[:1])), arrays)
         return jax.shard_map(run, in_specs=specs, out_specs=PartitionSpec(*split), axis_names=set(free))(*arrays)
+
+    @each.def_vmap
+    def mapped(size, which, *arrays):
+        def rows(x, is_mapped):
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        outs = each(*jax.tree.map(rows, arrays, tuple(which)))
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), outs), jax.tree.map(lambda _: True, outs)
 
     return each
 
