@@ -24,7 +24,7 @@ ARROWS = {
     "evaluation": set(),
     "config": ALL - {"bench"},
     "config_objective": {"transitions"},
-    "bench": ALL,
+    "bench": ALL | {"plan"},
 } | {command: ALL | COMMANDS for command in COMMANDS}
 
 TRANSITIONS_MAY_IMPORT = {"jax", "numpy", "tim_jax.transitions", "tim_jax.types"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
+from tim_jax.networks.pallas import has_kernels
 from tim_jax.training import names, sharding
 from tim_jax.training.loop import LoopSettings, Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
@@ -94,6 +96,9 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     transport = make_transport(config)
     objective = make_objective(config, transport, shards)
     network = make_network(config, objective)
+    device = mesh.devices.flat[0]
+    if model.attention == "pallas" and not has_kernels(device, network.width // network.heads):
+        warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
     for name, decay in config.ema.items():
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
@@ -150,6 +155,12 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
         )
     return run
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says so on stderr, however often a process asks."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:
