@@ -9,8 +9,11 @@ from tim_jax.command_line import load_config
 from tim_jax.training import sharding
 
 STEPS = 20
-# (data, fsdp, tensor)
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
+AXES = ("data", "fsdp", "tensor", "sequence")
+# Sizes of the axes. Of two heads, two devices of an axis of their own have one each; else keys and values are gathered.
+MESHES = [
+    (8, 1, 1, 1), (1, 8, 1, 1), (2, 4, 1, 1), (2, 2, 2, 1), (4, 1, 1, 2), (2, 1, 1, 4), (1, 2, 2, 2), (1, 2, 1, 4),
+]  # fmt: skip
 # Rows and shape of the batches in turn. Eight devices have 5 and 2 rows each; with four fifths at r = t the split is
 # whole (4 and 1) in the first and not in the second.
 BATCHES = [(40, (8, 8)), (16, (4, 12)), (40, (12, 4))]
@@ -28,9 +31,9 @@ KINDS = {
 COMPARED = ("loss", "error_equal", "error_moving", "grad_norm", "tangent_rms", "alignment")
 
 
-def run(kind: str, mesh: tuple[int, int, int]):
+def run(kind: str, mesh: tuple[int, ...]):
     """Metrics (STEPS, names) and the last parameters."""
-    sizes = {f"mesh.{axis}": str(size) for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)}
+    sizes = {f"mesh.{axis}": str(size) for axis, size in zip(AXES, mesh, strict=True)}
     config = load_config("digits", SMALL | KINDS[kind] | sizes)
     built = configuration.build(config, jax.devices()[: np.prod(mesh)])
     batches = [
@@ -45,7 +48,7 @@ def run(kind: str, mesh: tuple[int, int, int]):
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def one_device(request):
-    return request.param, run(request.param, (1, 1, 1))
+    return request.param, run(request.param, (1, 1, 1, 1))
 
 
 @pytest.mark.slow

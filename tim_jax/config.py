@@ -53,7 +53,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: self.network.apply({"params": params}, queries)
+        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any) -> Any:
         """The parameters that `sampling.weights` names."""
@@ -75,6 +75,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
     mesh = sharding.make_mesh(dict(config.mesh), devices)
     shards = sharding.batch_shards(mesh)
+    check_tokens("data.height, width are", (data.height, data.width), model.patch_size, mesh)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
     if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
@@ -149,6 +150,13 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
         )
     return run
+
+
+def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
+    """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
+    tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}")
 
 
 def make_network(config: ConfigDict) -> TiM:
