@@ -5,10 +5,13 @@ nothing is to be done. A network works token by token, so that parts go through 
 tokens must exchange them. All of it is linear: tangents and gradients go the same ways.
 """
 
+import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 def part(x, axis: str | None, dim: int = 0):
@@ -43,14 +46,25 @@ def attend(attention: Callable, q_BNHK, k_BNHK, v_BNHK, axis: str | None):
     """
     if axis is None:
         return attention(q_BNHK, k_BNHK, v_BNHK)
-    if q_BNHK.shape[2] % jax.lax.axis_size(axis) == 0 and not _split_by_compiler():
-        q, k, v = (jax.lax.all_to_all(x, axis, 2, 1, tiled=True) for x in (q_BNHK, k_BNHK, v_BNHK))
-        return jax.lax.all_to_all(attention(q, k, v), axis, 1, 2, tiled=True)
-    k, v = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k_BNHK, v_BNHK))
-    return attention(q_BNHK, k, v)
+    heads, here = _on_heads(q_BNHK.shape[2])
+    if heads % jax.lax.axis_size(axis) == 0:
+        to_heads, to_tokens = (
+            here(functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=a, concat_axis=b, tiled=True))
+            for a, b in ((2, 1), (1, 2))
+        )
+        return to_tokens(attention(*map(to_heads, (q_BNHK, k_BNHK, v_BNHK))))
+    gather = here(functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True))
+    return attention(q_BNHK, gather(k_BNHK), gather(v_BNHK))
 
 
-def _split_by_compiler() -> bool:
-    """Whether heads may also lie over an axis that is left to the compiler: it would gather them for an all-to-all."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return any(mesh.shape[name] > 1 for name in mesh.auto_axes)
+def _on_heads(count: int) -> tuple[int, Callable]:
+    """Of `count` heads, how many a device has, and what makes a collective one of these alone.
+
+    Heads may lie over another axis, which is left to the compiler: around a collective it would gather them.
+    """
+    (axis,) = nn.logical_to_mesh_axes(("heads",))
+    devices = jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+    if devices == 1 or count % devices:
+        return count, lambda collective: collective
+    spec = PartitionSpec(None, None, axis)
+    return count // devices, functools.partial(jax.shard_map, in_specs=spec, out_specs=spec, axis_names={axis})
