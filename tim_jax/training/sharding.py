@@ -165,7 +165,7 @@ def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     if batch_shards(mesh) == 1 and not tokens:
         return network.apply({"params": params}, queries, **options)
     boxed = jax.eval_shape(lambda: init(jax.random.key(0)))
-    placed = shardings(mesh, boxed, nn.unbox(boxed))
+    placed = shardings(mesh, boxed, params)
     specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
     # In the scan over layers a block has lost its first axis.
     split = (*ROWS, *tokens)
