@@ -12,17 +12,18 @@ from tim_jax.training import sharding
 STEPS = 20
 AXES = ("data", "fsdp", "tensor", "sequence")
 BLOCKWISE, REMAT = {"model.attention": "blockwise"}, {"training.remat": "full"}
-# Sizes of the axes, and what else is not as on the one device. Of two heads, two devices of `sequence` have one each;
-# with four, or with `tensor`, keys and values are gathered.
+# Sizes of the axes, and what else is not as on the one device. Four heads go over `tensor` and `sequence` where these
+# divide them; in the last one keys and values are gathered.
 MESHES = {
     (8, 1, 1, 1): {}, (1, 8, 1, 1): {}, (2, 4, 1, 1): {}, (2, 2, 2, 1): {},
     (4, 1, 1, 2): BLOCKWISE, (2, 1, 1, 4): {}, (1, 2, 2, 2): REMAT, (1, 2, 1, 4): BLOCKWISE | REMAT,
+    (1, 1, 2, 4): BLOCKWISE,
 }  # fmt: skip
 # Rows and shape of the batches in turn. Eight devices have 5 and 2 rows each; with four fifths at r = t the split is
 # whole (4 and 1) in the first and not in the second. Four devices of `sequence` have 4 and 3 tokens.
 BATCHES = [(40, (8, 8)), (16, (4, 12)), (40, (12, 4))]
 SMALL = {
-    "model.width": "32", "model.depth": "2", "model.heads": "2", "model.bottleneck": "16", "model.encoder_depth": "1",
+    "model.width": "32", "model.depth": "2", "model.heads": "4", "model.bottleneck": "16", "model.encoder_depth": "1",
     "model.patch_size": "2", "data.batch_size": "40", "optimizer.warmup_steps": "0",
 }  # fmt: skip
 KINDS = {

@@ -17,6 +17,8 @@ from tim_jax.command_line import load_config
 from tim_jax.generate import Generator
 from tim_jax.networks import TiM, attention, blockwise, sequence
 from tim_jax.plan import collectives
+from tim_jax.plan.compile import compile_step
+from tim_jax.plan.topologies import topology
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.types import Query
@@ -173,3 +175,23 @@ def test_samples_are_those_of_one_device():
         return Generator(run, 4)(weights, 3, 0, np.arange(4), (8, 12))
 
     assert_close(images(data=2, tensor=1, sequence=2), images(data=1))
+
+
+# Memory
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_falls_with_the_devices_that_share_tokens():
+    """4,096 tokens; of four heads each of four devices has one, of two heads it has keys and values of all tokens."""
+
+    def of(devices, heads):
+        changes = {
+            "model.width": "64", "model.depth": "2", "model.heads": str(heads), "model.bottleneck": "16",
+            "model.encoder_depth": "1", "model.patch_size": "1", "model.attention": "blockwise", "data.height": "64",
+            "data.width": "64", "data.batch_size": "4", "training.remat": "full", "mesh.data": "1",
+            "mesh.sequence": str(devices),
+        }  # fmt: skip
+        return compile_step(load_config("digits", changes), topology(f"cpu:{devices}")).memory.activations
+
+    alone = of(1, 4)
+    assert of(4, 4) <= 0.3 * alone and of(4, 2) <= 0.4 * alone

@@ -156,7 +156,9 @@ def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> N
     """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
     tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
     if tokens % devices:
-        raise ValueError(f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}")
+        raise ValueError(
+            f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}"
+        )
 
 
 def make_network(config: ConfigDict) -> TiM:
