@@ -53,7 +53,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: self.network.apply({"params": params}, queries)
+        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any) -> Any:
         """The parameters that `sampling.weights` names."""
@@ -78,6 +78,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
     mesh = sharding.make_mesh(dict(config.mesh), devices)
     shards = sharding.batch_shards(mesh)
+    check_tokens("data.height, width are", (data.height, data.width), model.patch_size, mesh)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
     if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
@@ -161,6 +162,15 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
 def warn_once(message: str) -> None:
     """Says so on stderr, however often a process asks."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
+    """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
+    tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(
+            f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}"
+        )
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:

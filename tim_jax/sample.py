@@ -37,7 +37,7 @@ def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
 
 
 def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
-    """(height, width): the configuration's where the text is empty. Raises ValueError if patches do not divide it."""
+    """(height, width): the configuration's for an empty text. Raises ValueError if patch or mesh do not divide it."""
     if not text:
         return run.image_shape[:2]
     patch = run.config.model.patch_size
@@ -47,6 +47,7 @@ def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
         raise ValueError(f"--size is {text!r}; it must be height x width, such as 64x48") from None
     if min(height, width) < 1 or height % patch or width % patch:
         raise ValueError(f"--size is {text!r}; height and width must be positive multiples of the patch size, {patch}")
+    configuration.check_tokens("--size is", (height, width), patch, run.mesh)
     return height, width
 
 

@@ -1,10 +1,11 @@
 """Attention by name, and the two modules that use it."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 
-from tim_jax.networks import blockwise, pallas, xla
+from tim_jax.networks import blockwise, pallas, sequence, xla
 from tim_jax.networks.layers import LayerNorm, Linear
 from tim_jax.networks.rope import rotate
 
@@ -27,13 +28,17 @@ def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implem
 
 
 class SelfAttention(nn.Module):
-    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k."""
+    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k.
+
+    tokens: the mesh axis over which they lie, see `sequence`.
+    """
 
     heads: int
     interval_aware: bool
     qk_norm: bool
     dtype: Any
     attention: str = "auto"
+    tokens: str | None = None
 
     @nn.compact
     def __call__(self, z_BND, delta_BD, rope, moving: bool = False):
@@ -46,7 +51,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
-        y = attention(q, k, v, None, moving, self.attention)
+        attend = functools.partial(attention, moving=moving, implementation=self.attention)
+        y = sequence.attend(attend, q, k, v, self.tokens)
         y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
 
