@@ -10,16 +10,17 @@ from tim_jax import config_files
 def get_config():
     config = config_files.load("digits_small").get_config()
 
-    config.model.width = 48
+    config.model.width = 40
+    config.model.heads = 2
     config.model.depth = 2
     config.model.bottleneck = 16
     config.model.encoder_depth = 1
 
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.decay_steps = 3000
+    config.optimizer.decay_steps = 4000
 
-    config.training.steps = 3000
-    config.training.log_every = 50
+    config.training.steps = 4000
+    config.training.log_every = 100
 
     config.checkpoint.keep = 1
     return config
