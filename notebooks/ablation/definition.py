@@ -1,4 +1,4 @@
-"""A small ablation, to read its tables in 5_reading_a_run.ipynb: two minutes on two CPU cores.
+"""A small ablation, whose tables 5_reading_a_run.ipynb reads: a few minutes on two CPU cores.
 
 Launch: python -m tim_jax.ablate --config=notebooks/ablation/definition.py --workdir=runs/ablation
 """
