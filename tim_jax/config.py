@@ -165,12 +165,11 @@ def warn_once(message: str) -> None:
 
 
 def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
-    """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
-    tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
+    """Raises ValueError that begins with `said` if mesh.sequence does not divide the tokens of (height, width)."""
+    tokens, devices = shape[0] // patch * (shape[1] // patch), mesh.shape["sequence"]
     if tokens % devices:
-        raise ValueError(
-            f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}"
-        )
+        rule = f"their number must be a multiple of mesh.sequence, {devices}"
+        raise ValueError(f"{said} {shape} with {tokens} tokens; {rule}")
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:

@@ -37,7 +37,10 @@ def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
 
 
 def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
-    """(height, width): the configuration's for an empty text. Raises ValueError if patch or mesh do not divide it."""
+    """(height, width): the configuration's where the text is empty.
+
+    Raises ValueError if the patches do not divide it, or the devices that share tokens the patches.
+    """
     if not text:
         return run.image_shape[:2]
     patch = run.config.model.patch_size
