@@ -65,7 +65,8 @@ def get_config():
     config.model.rope_order = "row_major"  # "official": the published order, for published weights only
     config.model.use_text_mask = True  # False: attend to padding, for published weights only
     config.model.projector_width = 2048  # of the alignment head
-    config.model.attention = "auto"  # "xla", "blockwise" (memory linear in tokens), or by the number of keys
+    # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
+    config.model.attention = "auto"
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 

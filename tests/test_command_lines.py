@@ -159,7 +159,7 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
     assert np.abs(run("other", "--labels=4,2", "--seed=1")["steps3"] - few["steps3"]).max() > 1e-2
     guided = run("guided", "--labels=4,2", "--guidance=3.0")
     assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
-    with Image.open(tmp_path / "few" / "step4_8x8_seed0_guidance1_steps3.png") as picture:
+    with Image.open(tmp_path / "few" / "step4_8x8_flow_map_uniform_seed0_guidance1_steps3.png") as picture:
         assert picture.size[0] > 8
 
 
@@ -193,9 +193,11 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
         ("a.png,narrow.png", "1,2", ["narrow.png", "8x4", "8x8"]),
         ("odd.png", "1", ["odd.png", "8x6", "patch size, 4"]),
         ("a.png", "1,2", ["--labels", "2", "1"]),
+        ("a.png", "1", ["--start", "1.5", "at most 1"]),
     ):
         paths = ",".join(str(tmp_path / name) for name in names.split(","))
-        error = fails(sample.main, [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}"], capsys)
+        arguments = [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}", "--start=1.5"]
+        error = fails(sample.main, arguments, capsys)
         assert all(word in error for word in named), error
 
 

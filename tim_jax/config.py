@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
 from tim_jax.evaluation import FEATURES
 from tim_jax.networks import SIZES, TiM
+from tim_jax.networks.pallas import has_kernels
 from tim_jax.training import names, sharding
 from tim_jax.training.loop import LoopSettings, Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
@@ -51,7 +53,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: self.network.apply({"params": params}, queries)
+        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any) -> Any:
         """The parameters that `sampling.weights` names."""
@@ -76,6 +78,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
     mesh = sharding.make_mesh(dict(config.mesh), devices)
     shards = sharding.batch_shards(mesh)
+    check_tokens("data.height, width are", (data.height, data.width), model.patch_size, mesh)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
     if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
@@ -94,6 +97,9 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     transport = make_transport(config)
     objective = make_objective(config, transport, shards)
     network = make_network(config, objective)
+    device = mesh.devices.flat[0]
+    if model.attention == "pallas" and not has_kernels(device, network.width // network.heads):
+        warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
     for name, decay in config.ema.items():
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
@@ -150,6 +156,21 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
         )
     return run
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says so on stderr, however often a process asks."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
+    """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
+    tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(
+            f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}"
+        )
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tim_jax.networks import sequence
 from tim_jax.networks.attention import ATTENTION
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
 from tim_jax.networks.embeddings import (
@@ -59,6 +60,8 @@ class TiM(nn.Module):
     remat: str = "none"  # a name in REMAT
     # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
     read: Callable[[Any], Any] | None = None
+    # Within `jax.shard_map`: the mesh axis over which the tokens of a row lie, see `sequence`.
+    tokens: str | None = None
     unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
     dtype: Any = jnp.float32  # of the computation in blocks
 
@@ -73,7 +76,8 @@ class TiM(nn.Module):
         groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
             "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
             `jax.jvp` with tangents for them.
-        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row.
+        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
+            this device where `tokens` is given; x_t, F and heads are whole.
         Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's
         parameters.
         Raises ValueError for inputs that do not fit the fields.
@@ -83,7 +87,8 @@ class TiM(nn.Module):
         tapped = hidden or "pooled" in self.output_heads
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
-        streams = tuple(embed(patchify(q.x_t, self.patch_size)) for q in groups)
+        patches = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
+        streams = tuple(map(embed, patches))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -106,7 +111,8 @@ class TiM(nn.Module):
         (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
-        Fs = [unpatchify(final(x, ctx.c), q.x_t.shape) for x, ctx, q in zip(streams, contexts, groups)]
+        patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
+        Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
         heads = [{} for _ in groups]
         for name in self.output_heads:
             head = HEADS[name](self)
@@ -127,7 +133,7 @@ class TiM(nn.Module):
         make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
         moving = tuple(isinstance(q, Moving) for q in groups)
-        return make(*fields, self.dropout, self.dtype, moving, self.attention, name="blocks")
+        return make(*fields, self.dropout, self.dtype, moving, self.attention, self.tokens, name="blocks")
 
     def _contexts(self, groups):
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
@@ -154,6 +160,7 @@ class TiM(nn.Module):
             c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
             h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
             rope = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
+            rope = tuple(sequence.part(table, self.tokens) for table in rope)
             return Context(c, delta, rope, text, mask, q.key)
 
         return tuple(context(q) for q in groups)
@@ -192,18 +199,24 @@ class Projector(nn.Module):
 def velocity_head(net: TiM):
     """A second prediction like F, from the same last states: (B, h, w, C)."""
     final = FinalLayer(net.patch_size, net.channels, net.dtype, name="velocity_head")
-    return lambda x, ctx, q, tap: unpatchify(final(x, ctx.c), q.x_t.shape)
+    return lambda x, ctx, q, tap: unpatchify(sequence.whole(final(x, ctx.c), net.tokens), q.x_t.shape)
 
 
 def log_variance_head(net: TiM):
     """u(t) of a learned weight e^{-u} L + u (sCM, arXiv 2410.11081), 0 at first: (B,)."""
     linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="log_variance_head")
-    return lambda x, ctx, q, tap: linear(sinusoids(q.t))[:, 0]
+    # Devices that share tokens all tell the same: its mean, so that gradients count it once.
+    return lambda x, ctx, q, tap: sequence.whole(linear(sinusoids(q.t)), net.tokens).mean(axis=1)
 
 
 def pooled_head(net: TiM):
     """The mean over patches of the states after block `encoder_depth`: (B, D). No parameters."""
-    return lambda x, ctx, q, tap: tap.astype(wide(net.dtype)).mean(axis=1)
+
+    def head(x, ctx, q, tap):
+        part = tap.astype(wide(net.dtype)).mean(axis=1, keepdims=True)
+        return sequence.whole(part, net.tokens).mean(axis=1)
+
+    return head
 
 
 # What objectives may ask for besides F: name -> network -> function of (last states, context, query, tapped states).
