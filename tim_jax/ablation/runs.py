@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,7 +93,11 @@ def measure(
         shown[steps] = images[:SHOWN]
         return images, time.perf_counter() - began
 
-    features = FEATURES[run.config.evaluation.features]
-    nfe: Callable[[int], int] = lambda steps: evaluations(run.transport, steps, run.sampling)  # noqa: E731
+    features, nfe = FEATURES[run.config.evaluation.features], network_evaluations(run, sampler_steps).get
     table = anystep.any_step_table(sample, sampler_steps, [seed], count, reference, held_out, features, nfe=nfe)
     return table, shown
+
+
+def network_evaluations(run: Run, sampler_steps: tuple[int, ...]) -> dict[int, int]:
+    """Evaluations per image by steps of the run's sampler. Raises ValueError for steps that it cannot take."""
+    return {steps: evaluations(run.transport, steps, run.sampling) for steps in sampler_steps}
