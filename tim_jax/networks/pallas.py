@@ -44,7 +44,7 @@ class Platform:
     """How arrays are cut into blocks, and what folds them.
 
     call: `_on_tpu` or `_on_gpu`. block: the most queries or keys of a block; blocks are multiples of `unit`. power:
-    whether heads are padded to a power of two. interpret: run on any platform, slowly, for tests.
+    whether heads are padded to a power of two, at least 16. interpret: run on any platform, slowly, for tests.
     """
 
     call: Callable
@@ -65,7 +65,8 @@ class Platform:
     def matrices(self, *arrays) -> list[jax.Array]:
         """(B, H, N, K) as (B H, N, K), with zeros behind the last query or key and behind the head's width."""
         width = arrays[0].shape[3]
-        return [self._padded(x, (pl.next_power_of_2(width) if self.power else width) - width) for x in arrays]
+        more = max(16, pl.next_power_of_2(width)) - width if self.power else 0
+        return [self._padded(x, more) for x in arrays]
 
     def row(self, x) -> jax.Array:
         """(B, H, N) as (B H, 1, N), with zeros behind the last."""
