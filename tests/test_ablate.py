@@ -344,16 +344,22 @@ def test_a_name_that_is_too_long_for_kubernetes_is_refused(tmp_path, capsys):
 # Real runs.
 
 
-def test_a_failing_variant_is_told_and_the_others_go_on(tmp_path, capsys, one_device):
-    broken = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
-    write_file(tmp_path, {"broken": broken, "good": {}})
+DIVERGES = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
+
+
+@pytest.mark.parametrize(
+    "broken, why", [({"data.split": "none"}, "none"), pytest.param(DIVERGES, "not finite", marks=pytest.mark.slow)]
+)
+def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, capsys, one_device):
+    variants = {"good": {}, "broken": broken}  # the data of the first alone are looked at before anything runs
+    write_file(tmp_path, variants)
     words = arguments(tmp_path, **{"training.max_nonfinite": 1})
     with pytest.raises(SystemExit) as stop:
         ablate.main(words)
     said = capsys.readouterr()
-    assert stop.value.code == 1 and "[2/2] good/seed_0" in said.out and "failed: broken/seed_0" in said.err
+    assert stop.value.code == 1 and "[2/2] broken/seed_0" in said.out and "failed: broken/seed_0" in said.err
     found = json.loads((tmp_path / "runs" / "ablation.json").read_text())["variants"]
-    assert found["broken"]["finished"] == 0 and "not finite" in found["broken"]["failures"]["0"]
+    assert found["broken"]["finished"] == 0 and why in found["broken"]["failures"]["0"]
     assert found["good"]["finished"] == 1 and [row["nfe"] for row in found["good"]["rows"]] == [1, 2]
     assert "broken: 0 of 1 runs" in (tmp_path / "runs" / "ablation.md").read_text()
 
@@ -364,7 +370,7 @@ def test_a_failing_variant_is_told_and_the_others_go_on(tmp_path, capsys, one_de
     finished = (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns
     ablate.main([*words, "--only=good"])  # nothing is left to do
     assert (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns == finished
-    write_file(tmp_path, {"broken": broken, "good": {"model.depth": 2, "model.encoder_depth": 2}})
+    write_file(tmp_path, variants | {"good": {"model.depth": 2, "model.encoder_depth": 2}})
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
 
 
