@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, files, workdir
+from tim_jax import cluster, compilation_cache, files, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import pictures
@@ -70,6 +70,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             overrides["sampling.guidance"] = str(args.guidance)
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
+        compilation_cache.use(run.config.training.compilation_cache)
         size = read_size(args.size, run)
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         weights, step = load_weights(run, folder)

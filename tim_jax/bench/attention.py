@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from tim_jax.bench import measure
-from tim_jax.bench.step import DTYPES, check_names
+from tim_jax.bench.step import DTYPES, check_names, read_numbers
 from tim_jax.networks.attention import ATTENTION
 
 COLUMNS = (
@@ -84,10 +84,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in ("batch", "heads", "head_width", "repeats"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
-    tokens = args.tokens.split(",")
-    if not all(number.isdecimal() and int(number) for number in tokens):
-        raise ValueError(f"--tokens is {args.tokens!r}; it must be numbers of at least 1, with commas between")
-    cases = [(mode, int(number)) for number in tokens for mode in args.modes.split(",")]
+    cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number)]
 
 
