@@ -15,6 +15,8 @@ import pytest
 from tim_jax import flops
 from tim_jax.bench import BENCHES, measure, report
 from tim_jax.bench import __main__ as command
+from tim_jax.bench import compile as compile_bench
+from tim_jax.bench import sample as sample_bench
 from tim_jax.bench import step as bench
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.types import Output, Rows
@@ -112,22 +114,59 @@ def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(bench.CASES, "tiny", tiny)
     file = tmp_path / "made" / "step.json"
-    steps = ["--networks=tiny", "--variants=flow_matching,tim_fused", "--tokens=4,16", "--remat=none,full"]
-    command.main(["step", *steps, "--run-to=4", "--repeats=2", f"--json={file}"])
+    options = ["--networks=tiny", "--variants=tim_fused", "--tokens=4,16", "--remat=none,full", "--run-to=4"]
+    command.main(["step", *options, "--repeats=2", f"--json={file}"])
     record = json.loads(file.read_text())
-    rows = [(row["tokens"], row["name"], row["remat"]) for row in record["rows"]]
-    assert rows == list(itertools.product((4, 16), ("flow_matching", "tim_fused"), ("none", "full")))
+    assert [(row["tokens"], row["remat"]) for row in record["rows"]] == list(
+        itertools.product((4, 16), ("none", "full"))
+    )
     for row in record["rows"]:
         assert row["network"].startswith("tiny: ") and min(row["flops"], row["temporary_bytes"]) > 0
         assert (row["seconds"] is None) == (row["tokens"] == 16)
         assert row["seconds"] is None or row["seconds"] > 0 <= row["spread"]
-        none = next(r for r in record["rows"] if (r["tokens"], r["name"]) == (row["tokens"], row["name"]))
-        assert (row["flops"] > none["flops"]) == (row["remat"] == "full"), "layers are computed twice"
-    for first in record["rows"][::4]:
-        assert first["flops_ratio"] == first["temporary_bytes_ratio"] == 1
+    for none, full in zip(record["rows"][::2], record["rows"][1::2], strict=True):
+        assert none["flops_ratio"] == none["temporary_bytes_ratio"] == 1
+        assert full["flops"] > none["flops"], "layers are computed twice"
     assert record["repeats"] == 2 and record["machine"]["cores"] >= 1 and record["versions"]["jax"] == jax.__version__
     printed = capsys.readouterr().out
     assert "tim_fused" in printed and "versions: python" in printed
+
+
+def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatch):
+    tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
+    monkeypatch.setitem(bench.CASES, "tiny", tiny)
+    params = jax.eval_shape(lambda: bench.first_state(tiny, bench.step_settings(tiny.network, "flow_matching"))).params
+    for guidance, evaluations in ((1.0, 1), (1.5, 2)):
+        plan = sample_bench.padded(sample_bench.make_plan(TRANSPORTS["ot_fm"](), 3, sample_bench.Sampling(guidance)))
+        draw = sample_bench.sampler(tiny, guidance)
+        once = flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0))(params["student"], plan, 3)) * evaluations
+        assert flops.count(jax.make_jaxpr(draw)(params["student"], plan, 3)) == once
+        passes = sample_bench.bare_passes(tiny, guidance)
+        assert flops.count(jax.make_jaxpr(lambda params: passes(params, 3))(params["student"])) == 3 * once
+
+    file = tmp_path / "sample.json"
+    options = ["--networks=tiny", "--steps=1,3", "--guidance=1,2", "--batch=2", "--repeats=2", f"--json={file}"]
+    command.main(["sample", *options])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["guidance"], row["steps"], row["evaluations"]) for row in rows] == [
+        (1, 1, 1), (1, 3, 3), (2, 1, 2), (2, 3, 6)
+    ]  # fmt: skip
+    for row in rows:
+        assert row["overhead"] == row["seconds_per_image"] / row["bare_seconds_per_image"] - 1
+
+
+def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, monkeypatch):
+    tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
+    monkeypatch.setitem(compile_bench.NETWORKS, "tiny", tiny)
+    monkeypatch.setitem(bench.CASES, "small", tiny)
+    before = jax.config.jax_compilation_cache_dir
+    file = tmp_path / "compile.json"
+    command.main(["compile", "--networks=tiny", "--depths=1", "--buckets=2", f"--json={file}"])
+    cold, cached = json.loads(file.read_text())["rows"]
+    assert (cold["cache"], cold["read"], cached["cache"], cached["compiled"]) == ("cold", 0, "cached", 0)
+    assert cold["compiled"] == cached["read"] >= 2
+    assert cold["seconds"] == cold["trace_seconds"] + cold["compile_seconds"] > 0
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 @pytest.mark.parametrize(
@@ -138,6 +177,8 @@ def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
         (["step", "--repeats=0"], "--repeats is 0; it must be at least 1"),
         (["step", "--tokens=64,0"], "--tokens is '64,0'; it must be numbers of at least 1, with commas between"),
         (["step", "--remat=none,som"], "--remat has 'som': no such name; did you mean none?"),
+        (["sample", "--guidance=1,x"], "--guidance is '1,x'; it must be numbers with commas between"),
+        (["compile", "--depths=7,"], "--depths is '7,'; it must be numbers of at least 1, with commas between"),
         (["step", "--repeat-s"], "unrecognized arguments: --repeat-s; see --help"),
     ],
 )

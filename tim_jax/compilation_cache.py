@@ -7,6 +7,7 @@ import platform
 
 import jax
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 KEY = "training.compilation_cache"
 
@@ -18,7 +19,7 @@ def use(setting: str) -> str:
     of several processes the first one writes. Raises ValueError for a folder that cannot be made.
     """
     if setting == "":
-        jax.config.update("jax_compilation_cache_dir", None)
+        _change(None)
         return "compiled programs are not kept"
     given = jax.config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
     if setting == "auto" and given:
@@ -32,8 +33,14 @@ def use(setting: str) -> str:
         if setting == "auto":  # such as a container without a home
             return f"compiled programs are not kept: {error}"
         raise ValueError(f"{KEY} is {setting!r}; it must be a folder that can be made ({error})") from None
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    _change(os.fspath(folder))
     return f"compiled programs are kept in {folder}"
+
+
+def _change(folder: str | None) -> None:
+    """Sets the folder also where JAX has begun to use another."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def default() -> pathlib.Path:

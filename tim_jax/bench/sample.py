@@ -1,7 +1,8 @@
 """What an image costs by steps, guidance and batch, and what the sampler costs over the bare passes of the network.
 
-The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts. The bare passes are
-as many calls of a program that holds nothing but the network, each on the output of the one before.
+The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts, the plan of the
+steps made once for all batches. The bare passes are as many calls of a program that holds nothing but the network, each
+on the output of the one before.
 """
 
 import argparse
@@ -32,9 +33,8 @@ COLUMNS = (
 )
 
 
-def sampler(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
-    """(params, steps) → images of a batch, from one program for all step counts."""
-    transport, settings = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
+def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]:
+    """(params, plan, steps) → images of a batch, from one program for all step counts."""
     condition, null = conditions(case)
 
     @jax.jit
@@ -43,7 +43,7 @@ def sampler(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
         net = lambda queries: case.network.apply({"params": params}, queries)  # noqa: E731
         return sample(net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, steps=steps)
 
-    return lambda params, steps: draw(params, padded(make_plan(transport, steps, settings)), np.int32(steps))
+    return draw
 
 
 def bare_passes(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
@@ -104,21 +104,22 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:
     """A row per number of steps; sampler and bare passes take turns."""
+    transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
     settings = step_settings(case.network, "flow_matching")
     params = jax.jit(lambda: first_state(case, settings).params["student"])()
     draw, passes = sampler(case, guidance), bare_passes(case, guidance)
 
     def row(count):
-        timings = measure.interleaved(
-            {"sampler": lambda: draw(params, count), "bare": lambda: passes(params, count)}, repeats
-        )
+        plan = padded(make_plan(transport, count, sampling))
+        calls = {"sampler": lambda: draw(params, plan, np.int32(count)), "bare": lambda: passes(params, count)}
+        timings = measure.interleaved(calls, repeats)
         whole, bare = timings["sampler"], timings["bare"]
         return {
             "network": case.name,
             "batch": case.batch,
             "guidance": guidance,
             "steps": count,
-            "evaluations": evaluations(TRANSPORTS["ot_fm"](), count, Sampling(guidance=guidance)),
+            "evaluations": evaluations(transport, count, sampling),
             "seconds_per_image": whole.seconds / case.batch,
             "spread": whole.spread / case.batch,
             "bare_seconds_per_image": bare.seconds / case.batch,
