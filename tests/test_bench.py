@@ -45,6 +45,19 @@ def test_the_fused_derivative_costs_less_than_the_others():
     assert operations(CASE, "tim_fused") < 0.95 * operations(CASE, "tim_dde")
 
 
+def test_what_is_kept_is_not_computed_again():
+    network = bench.CASES["small"].network.clone(attention="blockwise")
+    case = dataclasses.replace(bench.CASES["small"], network=network).with_tokens(256)
+
+    def counted(remat):
+        return operations(dataclasses.replace(case, network=network.clone(remat=remat)), "tim_fused")
+
+    assert counted("full") > counted("attention") > counted("dots") == counted("none")
+    # Of the forward pass of attention, two products of every query with every key, none is repeated.
+    attention = 2 * 2 * case.batch * case.tokens**2 * network.width * network.depth
+    assert counted("full") - counted("attention") == attention
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", bench.VARIANTS)
 def test_operations_are_those_that_the_compiler_counts(variant):

@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tim_jax.networks import xla
 from tim_jax.networks.layers import wide
@@ -37,7 +38,7 @@ def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False):
 
 
 def _plain(q, k, v, mask):
-    return _output(q, k, v, mask, *_forward(*jax.lax.stop_gradient((q, k, v)), mask))
+    return _output(q, k, v, mask, *_named(_forward(*jax.lax.stop_gradient((q, k, v)), mask)))
 
 
 @jax.custom_jvp
@@ -52,7 +53,12 @@ def _moving_jvp(primals, tangents):
     *result, o_dot = _forward_and_tangent(*jax.lax.stop_gradient((q, k, v, *dots)), mask)
     # Output and tangent come from one pass and go back by rules of their own: where a loss does not differentiate the
     # tangent, JAX finds that rule, and all that the tangent comes from, without use.
-    return _output(q, k, v, mask, *result), _tangent(q, k, v, *dots, mask, o_dot)
+    return _output(q, k, v, mask, *_named(result)), _tangent(q, k, v, *dots, mask, o_dot)
+
+
+def _named(result):
+    """(output, L), all that the backward pass needs besides q, k and v, by a name for policies of `jax.checkpoint`."""
+    return [checkpoint_name(x, "attention") for x in result]
 
 
 @jax.custom_vjp
