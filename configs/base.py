@@ -175,6 +175,9 @@ def get_config():
     config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
     config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
     config.training.wandb = ""  # Weights & Biases project that metrics go to as well; "": none
+    # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
+    # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
+    config.training.compilation_cache = "auto"
     config.training.remat = "none"  # what is recomputed in the backward pass: none, full, dots, …
 
     config.checkpoint = ConfigDict()

@@ -6,7 +6,7 @@ import time
 import jax
 from etils import epath
 
-from tim_jax import cluster, workdir
+from tim_jax import cluster, compilation_cache, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import FEATURES, anystep, pictures
@@ -37,6 +37,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
+        compilation_cache.use(run.config.training.compilation_cache)
         training, held_out = run.config.data.split, run.config.evaluation.held_out
         (reference, _), (held_out, _) = (images_of_one_shape(run, split) for split in (training, held_out))
         count = run.config.evaluation.samples or len(reference)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, files, workdir
+from tim_jax import cluster, compilation_cache, files, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.data.decode import decode, pixels
@@ -108,6 +108,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             overrides["sampling.guidance"] = str(args.guidance)
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
+        compilation_cache.use(run.config.training.compilation_cache)
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         given = read_images(args.images, run) if args.images else None
         size = read_size(args.size, run) if given is None else given.shape[1:3]

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, config_keys, data, files, int64, lock, workdir
+from tim_jax import cluster, compilation_cache, config_keys, data, files, int64, lock, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
             run = configuration.build(load_config(args.config, overrides))
+            kept = compilation_cache.use(run.config.training.compilation_cache)
             if args.check:
                 return check(run)
             folder = epath.Path(args.workdir)
@@ -106,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
             first = first_state(run, folder)
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
+        if jax.process_index() == 0:
+            print(kept, flush=True)
         end = fit(run, feed, folder, first, stop, profile)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
