@@ -12,6 +12,7 @@ from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.evaluation import FEATURES, anystep, pictures
 from tim_jax.feed import images_of_one_shape
 from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
@@ -40,6 +41,8 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         (reference, _), (held_out, _) = (images_of_one_shape(run, split) for split in (training, held_out))
         count = run.config.evaluation.samples or len(reference)
         weights, training_step = load_weights(run, folder)
+        run = with_found_grid(run, folder, training_step)
+        nfe = {count: evaluations(run.transport, count, run.sampling) for count in steps}
 
     generator = Generator(run, min(count, run.config.evaluation.batch_size))
     labels = cycle_labels(run.config.model.num_classes, count)
@@ -70,7 +73,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         reference,
         held_out,
         FEATURES[run.config.evaluation.features],
-        nfe=lambda steps: evaluations(run.transport, steps, run.sampling),
+        nfe=nfe.get,
         progress=progress,
     )
     table["step"] = training_step
