@@ -1,0 +1,26 @@
+"""The embedded digits with the smallest network that draws them: its whole checkpoint takes less than 2 MB.
+
+Launch: python -m tim_jax.train --config=configs/digits_tiny.py --workdir=runs/digits_tiny
+The notebooks read the run that this made in notebooks/digits/. Data and loss are those of configs/digits.py.
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits_small").get_config()
+
+    config.model.width = 40
+    config.model.heads = 2
+    config.model.depth = 2
+    config.model.bottleneck = 16
+    config.model.encoder_depth = 1
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.decay_steps = 4000
+
+    config.training.steps = 4000
+    config.training.log_every = 100
+
+    config.checkpoint.keep = 1
+    return config
