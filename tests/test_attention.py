@@ -307,7 +307,7 @@ def test_the_number_of_keys_chooses(monkeypatch):
     for keys in (LINEAR_FROM - 1, LINEAR_FROM):
         q, k = (jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32) for n in (3, keys))
         assert jax.eval_shape(attention, q, k, k).shape == q.shape
-    assert asked == ["xla", "pallas"]
+    assert asked == ["xla", "blockwise"]
 
 
 def test_without_kernels_pallas_is_blockwise_to_the_bit_and_says_so_once(capfd):
