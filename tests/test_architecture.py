@@ -13,7 +13,8 @@ LONGEST = 450
 # Room -> the rooms it may look into besides itself. A module that is not named here (types, config_files, ...) is a
 # leaf: every room may import it, and it may import leaves only.
 ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config"}
-COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "start", "workdir"}
+COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "measure", "start"}
+COMMANDS |= {"workdir"}
 ARROWS = {
     "transitions": set(),
     "networks": set(),

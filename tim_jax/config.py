@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config_keys import check_keys, check_unused
 from tim_jax.data.settings import DataSettings
-from tim_jax.evaluation import FEATURES
+from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import SIZES, TiM
 from tim_jax.training import names, sharding
 from tim_jax.training.loop import LoopSettings, Trainer
@@ -50,14 +50,16 @@ class Run:
     sampling_weights: str
     image_shape: tuple[int, int, int]
     data: DataSettings
+    evaluation: EvaluationSettings
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
         return lambda queries: self.network.apply({"params": params}, queries)
 
-    def weights(self, state: Any) -> Any:
-        """The parameters that `sampling.weights` names."""
-        return state.params["student"] if self.sampling_weights == "student" else state.emas[self.sampling_weights]
+    def weights(self, state: Any, name: str = "") -> Any:
+        """The parameters of that name: "student" or an average; those that `sampling.weights` names by default."""
+        name = name or self.sampling_weights
+        return state.params["student"] if name == "student" else state.emas[name]
 
 
 def build(config: ConfigDict, devices: list | None = None) -> Run:
@@ -100,6 +102,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         steps=config.training.steps,
         log_every=config.training.log_every,
         sample_every=config.training.sample_every,
+        measure_every=config.evaluation.every,
         checkpoint_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
@@ -130,6 +133,8 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     if config.training.remat != "none":
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
     sampling = make_sampling(config)
+    evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.weights)
+    evaluation.check(config.ema, data.channels, model.condition)
     run = Run(
         config=config,
         mesh=mesh,
@@ -141,13 +146,10 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
+        evaluation=evaluation,
     )
     if optimizer.frozen or optimizer.rates:
         optimizer.check_names(names.by_name(run.trainer.abstract.params["student"]))
-    if config.evaluation.features not in FEATURES:
-        raise ValueError(
-            f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
-        )
     return run
 
 

@@ -1,6 +1,7 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -71,17 +72,28 @@ class Generator:
 
         size: (h, w), multiples of the patch; by default `data.height` and `width`.
         """
+        parts = list(self.batches(weights, steps, seed, labels, size, trajectory))
+        return np.concatenate(parts, axis=1 if trajectory else 0)
+
+    def batches(
+        self,
+        weights: Any,
+        steps: int,
+        seed: int,
+        labels: np.ndarray,
+        size: tuple[int, int] | None = None,
+        trajectory: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """The same in batches of at most `batch_size`, each drawn when it is asked for."""
         plan = make_plan(self.run.transport, steps, self.run.sampling)
         plan = plan if trajectory else padded(plan)
-        count, parts, labels = len(labels), [], np.asarray(labels, np.int32)
-        for first in range(0, count, self.batch_size):
+        labels, size = np.asarray(labels, np.int32), tuple(size or self.run.image_shape[:2])
+        for first in range(0, len(labels), self.batch_size):
             indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
             rows = self._rows(np.resize(labels[first:], self.batch_size))
-            size = tuple(size or self.run.image_shape[:2])
             with on_mesh(self.run.mesh):
                 images = self._sample(weights, plan, np.int32(steps), np.uint32(seed), indices, rows, size, trajectory)
-            parts.append(np.asarray(images))
-        return np.concatenate(parts, axis=1 if trajectory else 0)[(slice(None),) * trajectory + (slice(count),)]
+            yield np.asarray(images)[(slice(None),) * trajectory + (slice(len(labels) - first),)]
 
 
 def cycle_labels(num_classes: int, count: int) -> np.ndarray:

@@ -87,7 +87,7 @@ class _Reader(pickle.Unpickler):
 
 def _torch(path):
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
+        if file.read(2) != b"PK":
             file.seek(0)
             return _old_torch(file)
         with zipfile.ZipFile(file) as archive:

@@ -1,0 +1,324 @@
+"""How good a run's samples are: what python -m tim_jax.evaluate and evaluation while training share.
+
+All processes do the same: each reads and computes its devices' share of the images, and features come back whole.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from tim_jax import data
+from tim_jax.config import Run
+from tim_jax.evaluation import FEATURES, kept, metrics, published, references, yardstick
+from tim_jax.evaluation.features import WEIGHTS, Features
+from tim_jax.evaluation.references import Reference
+from tim_jax.evaluation.settings import LEAST
+from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
+from tim_jax.feed import one_shape
+from tim_jax.generate import Generator, cycle_labels
+from tim_jax.training import sharding
+from tim_jax.training.loop import on_mesh
+
+Stream = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]  # ({output: (n, d)}, numbers of the images (n,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Real images to compare with. read: numbers (n,) below count → (images (n, h, w, C) in [-1, 1], which of them
+    could be read (n,)). given: what is known of the part without reading images."""
+
+    fingerprint: dict[str, Any]
+    count: int
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    given: kept.Summary = dataclasses.field(default_factory=dict)
+
+
+class Extractor:
+    """Features of images, in batches of one size whose rows lie over the devices of a run's mesh."""
+
+    def __init__(self, run: Run, features: Features):
+        self.mesh, self.shape = run.mesh, run.image_shape
+        shards = sharding.batch_shards(run.mesh)
+        self.batch_size = -(-run.evaluation.batch_size // shards) * shards
+        whole = sharding.replicated(run.mesh)
+        self._variables = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), features.variables
+        )
+        self._apply = jax.jit(features.apply, out_shardings=whole)
+
+    def mine(self, rows: np.ndarray) -> np.ndarray:
+        """Of the rows of a whole batch those of this process's devices."""
+        parts = np.split(rows, sharding.batch_shards(self.mesh))
+        return np.concatenate([parts[i] for i in sharding.shards_here(self.mesh)])
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """{output: (batch_size, d)} of a whole batch; images: this process's rows of it."""
+        batch = sharding.put_batch(self.mesh, {"x": np.ascontiguousarray(images, np.float32)})
+        with on_mesh(self.mesh):
+            return jax.device_get(self._apply(self._variables, batch["x"]))
+
+    def samples(self, batches: Iterator[np.ndarray]) -> Stream:
+        """Features of images in batches of any size up to batch_size, known to all processes."""
+        first = 0
+        for images in batches:
+            count = len(images)
+            rows = np.resize(images, (self.batch_size, *images.shape[1:]))
+            yield {name: x[:count] for name, x in self(self.mine(rows)).items()}, np.arange(first, first + count)
+            first += count
+
+    def real(self, part: Part, title: str) -> Stream:
+        """Features of a part's images, each process reading its own."""
+        quiet = jax.process_index() > 0
+        for first in tqdm(range(0, part.count, self.batch_size), desc=title, unit="batch", disable=quiet, leave=False):
+            indices = np.arange(first, first + self.batch_size)
+            inside = indices < part.count
+            images, found = part.read(self.mine(np.minimum(indices, part.count - 1)))
+            outputs = self(images)
+            found = sharding.put_batch(self.mesh, {"x": found})["x"]
+            found = np.asarray(jax.jit(lambda x: x, out_shardings=sharding.replicated(self.mesh))(found)) & inside
+            yield {name: x[found] for name, x in outputs.items()}, indices[found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """An evaluation that has been checked. features: what images are compared by.
+
+    parts: real images to compare samples with, by the end of the figures' names. stored: in place of the training part.
+    neighbours: images among which those nearest to samples are looked for, None if there are none.
+    """
+
+    run: Run
+    features: Features
+    metrics: Mapping[str, metrics.Metric]
+    parts: Mapping[str, Part]
+    stored: Reference | None = None
+    neighbours: Part | None = None
+
+    @functools.cached_property
+    def extractor(self) -> Extractor:
+        return Extractor(self.run, self.features)
+
+    def training(self) -> Iterator[np.ndarray]:
+        """The images (n, h, w, C) among which nearest ones are looked for, in batches, with progress."""
+        size, part = self.run.evaluation.batch_size, self.neighbours
+        for first in tqdm(range(0, part.count, size), desc="nearest images", unit="batch", leave=False):
+            images, found = part.read(np.arange(first, min(first + size, part.count)))
+            if found.any():
+                yield images[found]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the reference that stands for the training part."""
+        return dict(self.stored.fingerprint if self.stored else self.parts[""].fingerprint)
+
+    @functools.cached_property
+    def yardstick(self) -> Yardstick:
+        """Reads references from where they were stored, or computes and stores them."""
+        found = {end: self._reference(part, end) for end, part in self.parts.items() if end or not self.stored}
+        return Yardstick(self.metrics, ({"": self.stored} if self.stored else {}) | found, self.run.evaluation.rows)
+
+    def _reference(self, part: Part, end: str) -> Reference:
+        if not part.count:
+            return Reference(part.fingerprint, part.given)
+        needs = yardstick.needs_of(self.metrics, reference=True)
+        path = epath.Path(self.run.data.directory).expanduser() / references.name_of(part.fingerprint)
+        found = references.cached(path, part.fingerprint, needs)
+        if not _everywhere(found is not None):
+            stream = self.extractor.real(part, "held-out part" if end else "reference")
+            summary = yardstick.gather(stream, needs, kept.choose(part.count, self.run.evaluation.rows))
+            found = Reference(part.fingerprint, summary | part.given)
+            references.write(path, found)
+        return found
+
+    def figures(self, batches: Iterator[np.ndarray], count: int) -> dict[str, float]:
+        """The figures of `count` samples that come in batches. Raises ValueError if some are not finite."""
+        return self.yardstick.figures(self.extractor.samples(_finite(batches)), count)
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here, np.int32)).all())
+
+
+def _finite(batches):
+    for images in batches:
+        broken = len(images) - int(np.isfinite(images).reshape(len(images), -1).all(axis=1).sum())
+        if broken:
+            raise ValueError(f"samples: {broken} of {len(images)} in a batch are not finite")
+        yield images
+
+
+def plan(run: Run) -> Measurement:
+    """The evaluation that a run's configuration asks for, all that can be wrong with it found. Raises ValueError."""
+    settings = run.evaluation
+    weights = settings.inception or str(epath.Path(run.data.directory).expanduser() / WEIGHTS)
+    features = FEATURES[settings.features](weights)
+    chosen = metrics.chosen(features.outputs, settings.metrics)
+    parts, stored, neighbours = {}, None, None
+    if not settings.reference:
+        parts[""] = neighbours = of_data(run, features, run.data.split)
+    elif _is_stored(reference := str(epath.Path(settings.reference).expanduser())):
+        stored = references.read(reference)
+        neighbours = of_data(run, features, run.data.split)
+        references.same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")
+        chosen = _served(chosen, stored.summary.keys(), run)
+    else:
+        parts[""] = neighbours = of_file(run, features, reference)
+        if not neighbours.count:
+            neighbours, chosen = None, _served(chosen, neighbours.given.keys(), run)
+    if settings.held_out:
+        parts[HELD_OUT] = of_data(run, features, settings.held_out)
+    for end, part in parts.items():
+        if part.count and part.count < LEAST:
+            name = "evaluation.held_out" if end else "the training part"
+            raise ValueError(f"{name}: has {part.count} images; at least {LEAST} are needed to measure by")
+    return Measurement(run, features, chosen, parts, stored, neighbours)
+
+
+def _is_stored(path: str) -> bool:
+    """Whether a file of a reference is one of this project's own. Raises ValueError if it cannot be read."""
+    if not epath.Path(path).exists():
+        raise ValueError(f"evaluation.reference is {path!r}; there is no such file")
+    return references.FINGERPRINT in published.names(path)
+
+
+def _served(chosen, have, run):
+    lacking = [name for name, metric in chosen.items() if not metric.alone and metric.need not in have]
+    if set(lacking) & set(run.evaluation.metrics) or len(lacking) == len(chosen):
+        raise ValueError(
+            f"evaluation.reference is {run.evaluation.reference!r}; it lacks what {', '.join(lacking)} would need"
+        )
+    return {name: metric for name, metric in chosen.items() if name not in lacking}
+
+
+def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
+    size = "x".join(str(side) for side in run.image_shape)
+    fitted = "" if run.data.bucketing is None else "covered and cropped; "
+    return of | {
+        "size": size,
+        "preprocessing": fitted + features.preprocessing,
+        "features": features.identity,
+        "rows": run.evaluation.rows,
+    }
+
+
+def of_data(run: Run, features: Features, split: str) -> Part:
+    """A split of the run's data. Raises ValueError if there is none."""
+    source, fit = one_shape(run, split)
+
+    def read(indices):
+        images, found = np.zeros((len(indices), *run.image_shape), np.float32), np.ones(len(indices), bool)
+        for row, i in enumerate(indices):
+            try:
+                images[row] = data.normalise(fit(source[int(i)]["image"]))
+            except data.BadRecord:
+                found[row] = False
+        return images, found
+
+    of = {"data": f"{source.name} {source.fingerprint()}", "split": split, "images": len(source)}
+    return Part(_fingerprint(run, features, **of), len(source), read)
+
+
+def of_file(run: Run, features: Features, path: str) -> Part:
+    """A published reference batch. Raises ValueError if it does not suit the run."""
+    given = published.read_moments(path) if features.name == "inception" else {}
+    for output, width in (("features", 2048), ("spatial", 2023)):
+        if (output, "moments") in given and len(given[output, "moments"].mean) != width:
+            found = len(given[output, "moments"].mean)
+            raise ValueError(f"evaluation.reference is {path!r}; its {output} are {found} wide, must be {width}")
+    shape = published.image_shape(path)
+    if shape is None and not given:
+        raise ValueError(
+            f"evaluation.reference is {path!r}; it holds neither images (arr_0) nor, for 'inception', mu and sigma"
+        )
+    count, size = (shape[0], shape[1:]) if shape else (0, None)
+    if size and size[:2] != run.image_shape[:2]:
+        raise ValueError(
+            f"evaluation.reference is {path!r}; its images are {size[0]}x{size[1]}, samples of this run are "
+            f"{run.image_shape[0]}x{run.image_shape[1]}: they cannot be compared"
+        )
+    images = _Ahead(path)
+
+    def read(indices):
+        found = data.normalise(images[indices])[..., : run.image_shape[-1]]
+        return found, np.ones(len(indices), bool)
+
+    of = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}
+    return Part(_fingerprint(run, features, **of), count, read, given)
+
+
+class _Ahead:
+    """The images of a file by number, in ascending order, no more than needed in memory."""
+
+    def __init__(self, path: str):
+        self._path, self._parts = path, None
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        if self._parts is None or indices.min() < self._first:
+            self._parts, self._first, self._held = published.read_images(self._path), 0, None
+        while self._held is None or self._first + len(self._held) <= indices.max():
+            more = next(self._parts)
+            if self._held is not None:
+                drop = min(max(int(indices.min()) - self._first, 0), len(self._held))
+                self._first += drop
+                more = np.concatenate([self._held[drop:], more])
+            self._held = more
+        return self._held[indices - self._first]
+
+
+def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[str, float]]:
+    """state → {"evaluation/WEIGHTS/STEPS/NAME": figure}, for the weights and step counts that `evaluation` names.
+
+    Nothing that training goes on from depends on it. Samples that are not finite are told, and give no figures.
+    """
+    settings = run.evaluation
+    count = settings.count or count_of(measurement)
+    _ = measurement.yardstick  # before training begins
+    generator = Generator(run, min(count, settings.batch_size))
+    labels = cycle_labels(run.config.model.num_classes, count)
+
+    def measure(state: Any) -> dict[str, float]:
+        found = {}
+        for name in settings.weights:
+            weights = run.weights(state, name)
+            for steps in settings.steps:
+                try:
+                    figures = measurement.figures(generator.batches(weights, steps, 0, labels), count)
+                except ValueError as error:
+                    print(f"\nwarning: evaluation of {name} at {steps} steps: {error}", file=sys.stderr, flush=True)
+                    continue
+                found |= {f"evaluation/{name}/{steps}/{figure}": value for figure, value in figures.items()}
+        return found
+
+    return measure
+
+
+def count_of(measurement: Measurement) -> int:
+    """Samples per step count and seed: those that `evaluation.samples` says, or as many as the reference has images."""
+    images = measurement.fingerprint["images"]
+    count = measurement.run.evaluation.samples or images
+    if not count:
+        raise ValueError("evaluation.samples is 0; it must be given, as evaluation.reference holds no images to count")
+    return count
+
+
+def timed(batches: Iterator[np.ndarray], clock: list[float]) -> Iterator[np.ndarray]:
+    """The batches; the seconds that each took to come are added to clock[0]."""
+    while True:
+        began = time.perf_counter()
+        images = next(batches, None)
+        clock[0] += time.perf_counter() - began
+        if images is None:
+            return
+        yield images
