@@ -14,7 +14,7 @@ LONGEST = 450
 # leaf: every room may import it, and it may import leaves only.
 ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config"}
 COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "measure", "start"}
-COMMANDS |= {"workdir"}
+COMMANDS |= {"parts", "workdir"}
 ARROWS = {
     "transitions": set(),
     "networks": set(),

@@ -39,7 +39,7 @@ class EvaluationSettings:
             raise ValueError(f"evaluation.features is {self.features!r}; it must be one of {', '.join(FEATURES)}")
         if self.features == "inception" and channels not in (1, 3):
             raise ValueError(
-                f"evaluation.features is 'inception', which needs images of 1 or 3 channels; data.channels is {channels}"
+                f"evaluation.features is 'inception', for images of 1 or 3 channels; data.channels is {channels}"
             )
         for name in self.metrics:
             if name not in METRICS:
