@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from test_inception import made_up_weights
 
 from tim_jax import evaluate, sample, train
-from tim_jax.evaluation import METRICS, kept, published, references, statistics
+from tim_jax.evaluation import FEATURES, METRICS, kept, published, references, statistics
 from tim_jax.evaluation.references import Reference
 from tim_jax.training import checkpoints, sharding
 
@@ -219,6 +221,34 @@ def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys
 )
 def test_wrong_evaluations_are_named(arguments, seen, place, capsys):
     fails(place, capsys, *arguments, seen=seen)
+
+
+@pytest.mark.slow
+def test_the_table_by_inception_features(place):
+    """Samples against themselves and others, as a published batch: every metric of FID's network, the floor, names."""
+    weights = place / "inception.safetensors"
+    safetensors.numpy.save_file(made_up_weights(), weights)
+    evaluate.main(
+        [f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=8", f"--export={place / 's.npz'}"]
+    )
+    options = [f"--config.evaluation.inception={weights}", "--config.evaluation.features=inception", "--count=8",
+               "--config.evaluation.held_out=", "--config.evaluation.batch_size=8"]  # fmt: skip
+    (row,) = run(place, *options, f"--config.evaluation.reference={place / 's.npz'}")["rows"]
+    assert row["frechet"] < 1e-6 and row["sfid"] < 1e-6 and row["precision"] == row["recall"] == 1
+    assert 1 <= row["inception_score"] <= 8
+    text = (place / "plain" / "any_step.md").read_text().splitlines()[0]
+    assert [title in text for title in ("FID", "sFID", "KID", "Inception score", "precision", "recall")] == [True] * 6
+    np.savez(place / "o.npz", arr_0=images_of(1, 8))
+    (other,) = run(place, *options, f"--config.evaluation.reference={place / 'o.npz'}")["rows"]
+    assert other["frechet"] > 1 and other["inception_score"] == row["inception_score"]
+    # Of a batch that holds statistics only, FID alone.
+    plug = FEATURES["inception"](str(weights))
+    levels = images_of(1, 8).astype(np.float32) / np.float32(127.5) - 1
+    features = np.asarray(jax.jit(plug.apply)(plug.variables, levels[..., :1])["features"], np.float64)
+    np.savez(place / "m.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    table = run(place, *options, f"--config.evaluation.reference={place / 'm.npz'}")
+    assert set(table["rows"][0]) & set(METRICS) == {"frechet", "inception_score"} and "frechet" not in table["floor"]
+    assert table["rows"][0]["frechet"] == pytest.approx(other["frechet"], rel=1e-4)
 
 
 def lines(folder):

@@ -11,26 +11,26 @@ from tim_jax.evaluation.kept import Rows
 BLOCK = 4096  # rows of a kernel matrix held at a time
 
 
-def root(covariance):
-    """Symmetric square root of a positive semi-definite matrix (d, d), which may be singular."""
-    values, vectors = scipy.linalg.eigh(covariance)
-    # Eigenvalues below the rounding error of eigh are zeros; kept, their roots would be 1e8 times that error.
-    values = np.where(values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(), values, 0.0)
-    return (vectors * np.sqrt(values)[None, :]) @ vectors.T
-
-
 class Gaussian(NamedTuple):
-    """Of features of width d: mean (d,), trace and root (d, d) of the covariance."""
+    """Of features of width d: mean (d,), trace of the covariance, and a factor L (d, rank) of it, Σ = L Lᵀ."""
 
     mean: np.ndarray
     trace: float
-    root: np.ndarray
+    factor: np.ndarray
+
+
+def factor(covariance):
+    """L (d, rank) with L Lᵀ = covariance, which may be singular: Cholesky's, with pivots, to the rounding error."""
+    lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+    found = np.empty((len(covariance), rank))
+    found[pivots - 1] = np.tril(lower)[:, :rank]
+    return found
 
 
 def gaussian(moments):
     """The Gaussian with the moments of Statistics. ValueError for fewer than two features. Time d³."""
     covariance = moments.covariance
-    return Gaussian(moments.mean, float(np.trace(covariance)), root(covariance))
+    return Gaussian(moments.mean, float(np.trace(covariance)), factor(covariance))
 
 
 def frechet_distance(a, b):
@@ -38,12 +38,13 @@ def frechet_distance(a, b):
 
         |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½
 
-    The last trace is the sum of the singular values of Σ₁^½ Σ₂^½: real, and accurate for singular covariances, where
-    the root of the product Σ₁Σ₂ is not. ValueError for different widths.
+    With Σ = L Lᵀ the last trace is the sum of the singular values of L₁ᵀL₂: real, and accurate for singular
+    covariances, where the root of the product Σ₁Σ₂ is not. ValueError for different widths.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature widths {len(a.mean)} and {len(b.mean)}: a distance needs equal widths")
-    overlap = scipy.linalg.svdvals(a.root @ b.root).sum()
+    product = a.factor.T @ b.factor
+    overlap = scipy.linalg.svdvals(product).sum() if product.size else 0.0
     return max(float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * overlap), 0.0)
 
 
