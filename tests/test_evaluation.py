@@ -411,7 +411,7 @@ def test_monotone(values, rises):
 
 def test_a_fall_counts_where_higher_is_better():
     rows = [{"steps": s, "precision": v} for s, v in zip((1, 2, 4), (0.5, 0.4, 0.6))]
-    result = anystep.monotone(rows, "precision")
+    result = anystep.monotone(rows, "precision", "precision")
     assert [rise[:2] for rise in result["rises"]] == [[1, 2]] and "precision falls" in result["verdict"]
 
 

@@ -49,22 +49,17 @@ def same(found, published):
 def test_features_equal_the_published_ones(weights, golden):
     """All golden features, on images of 64 × 80 pixels; the bound is 1e-3, and they agree to 1e-5."""
     arrays = golden("inception_v3.npz")
-    plug = FEATURES["inception"](str(weights))
-    images = np.moveaxis(arrays["images_uint8_nchw"], 1, -1).astype(np.float32) / np.float32(127.5) - 1
-    outputs = jax.jit(plug.apply)(plug.variables, images)
-    assert {name: x.shape for name, x in outputs.items()} == {
-        "features": (4, 2048),
-        "spatial": (4, 2023),
-        "logits": (4, 1008),
-    }
-    assert set(outputs) == set(plug.outputs)
+    levels = np.moveaxis(arrays["images_uint8_nchw"], 1, -1)
+
+    def apply(variables, levels):
+        return inception.Inception().apply(variables, levels, capture_intermediates=True, mutable=["intermediates"])
+
+    outputs, found = jax.jit(apply)(FEATURES["inception"](str(weights)).variables, levels)
+    widths = {"features": 2048, "spatial": 2023, "logits": 1008}
+    assert {name: x.shape for name, x in outputs.items()} == {name: (4, width) for name, width in widths.items()}
     same(outputs["features"], arrays["feature_2048"])
     same(outputs["logits"], arrays["feature_logits_unbiased"])
-
-    def inside(variables, levels):
-        return inception.Inception().apply(variables, levels, capture_intermediates=True, mutable=["intermediates"])[1]
-
-    found = jax.jit(inside)(plug.variables, np.moveaxis(arrays["images_uint8_nchw"], 1, -1))["intermediates"]
+    found = found["intermediates"]
     layers = {name: layer["__call__"][0] for name, layer in found.items() if name != "__call__"}
     averages = {
         "feature_64": inception.halved(layers["Conv2d_2b_3x3"]).mean((1, 2)),
@@ -77,6 +72,21 @@ def test_features_equal_the_published_ones(weights, golden):
     branch = found["Mixed_6d"]["branch1x1"]["__call__"][0]
     assert branch.shape == (4, 17, 17, 192)
     np.testing.assert_allclose(outputs["spatial"], branch[..., :7].reshape(4, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_sees_eight_bits_and_three_channels(weights, golden, monkeypatch):
+    class Seen:
+        def apply(self, variables, levels):
+            return {"features": levels, "spatial": levels, "logits": levels}
+
+    plug = FEATURES["inception"](str(weights))
+    monkeypatch.setattr(inception, "Inception", Seen)
+    levels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    seen = plug.apply(plug.variables, levels.astype(np.float32) / np.float32(127.5) - 1)
+    assert set(seen) == set(plug.outputs)
+    np.testing.assert_array_equal(seen["features"], np.repeat(levels, 3, axis=-1))
+    beyond = np.array([-3, -1.001, 0.0039, 1.001, 3], np.float32).reshape(1, 1, 5, 1)
+    assert np.asarray(plug.apply(plug.variables, beyond)["features"])[0, 0, :, 2].tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 80), (299, 299), (512, 400)])

@@ -240,7 +240,7 @@ def test_the_table_by_inception_features(place):
     assert [title in text for title in ("FID", "sFID", "KID", "Inception score", "precision", "recall")] == [True] * 6
     np.savez(place / "o.npz", arr_0=images_of(1, 8))
     (other,) = run(place, *options, f"--config.evaluation.reference={place / 'o.npz'}")["rows"]
-    assert other["frechet"] > 1 and other["inception_score"] == row["inception_score"]
+    assert other["frechet"] > 0.1 and other["inception_score"] == row["inception_score"]
     # Of a batch that holds statistics only, FID alone.
     plug = FEATURES["inception"](str(weights))
     levels = images_of(1, 8).astype(np.float32) / np.float32(127.5) - 1

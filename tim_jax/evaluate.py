@@ -140,8 +140,10 @@ def table(run, plan: measure.Measurement, weights, training_step: int, steps, ar
         told(work[done - 1], f"{done}/{total}: {line}")
 
     seeds = list(range(args.seeds))
-    found = anystep.any_step_table(figures, steps, seeds, count, yardstick.floor(seeds), nfe, progress)
-    found |= {"step": training_step, "reference": plan.fingerprint}
+    found = anystep.any_step_table(
+        figures, steps, seeds, count, yardstick.floor(seeds), nfe, progress, plan.fingerprint
+    )
+    found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
     is_picture = run.image_shape[-1] in (1, 3)
     near = min(args.nearest, count) if is_picture and plan.neighbours else 0

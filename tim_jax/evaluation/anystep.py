@@ -13,7 +13,7 @@ from tim_jax.evaluation.yardstick import HELD_OUT
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 
 
-def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None):
+def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, reference=None):
     """Figures of samples by number of steps.
 
     measure: (steps, seed) -> ({name: figure} of `count` samples, seconds that sampling took). Sample i of a seed has
@@ -22,12 +22,13 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None):
     steps, seeds: whole numbers. floor: {name: figure} of real images (see Yardstick.floor).
     nfe: steps -> network evaluations per image, which guidance doubles where it acts.
     progress: called as progress(done, total, line) after every set of samples.
+    reference: fingerprint of what the figures are against; tables of different ones are not plotted together.
 
     Returns a dict that JSON can hold. rows, in ascending steps: steps, nfe, seconds_per_image (median over seeds) and,
-    for every figure, NAME (mean over seeds), NAME_spread (standard deviation) and NAME_seeds. floor. samples, seeds.
-    monotone: see there, of the first metric. The Fréchet distance of finite sets is biased upward, nearly as one over
-    their size: the floor's halves score almost twice what full-sized sets would, so good samples can lie below it. The
-    kernel distance has no such bias.
+    for every figure, NAME (mean over seeds), NAME_spread (standard deviation) and NAME_seeds. floor. samples, seeds,
+    reference. monotone: see there, of the first metric. The Fréchet distance of finite sets is biased upward, nearly as
+    one over their size: the floor's halves score almost twice what full-sized sets would, so good samples can lie below
+    it. The kernel distance has no such bias.
 
     ValueError for steps below one and an empty list.
     """
@@ -54,19 +55,21 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None):
             row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             row[f"{name}_seeds"] = values
         rows.append(row)
-    verdict = monotone(rows, next(name for name in METRICS if name in rows[0]))
-    return {"rows": rows, "floor": dict(floor), "samples": int(count), "seeds": seeds, "monotone": verdict}
+    table = {"rows": rows, "floor": dict(floor), "samples": int(count), "seeds": seeds}
+    table |= {"reference": dict(reference)} if reference else {}
+    first = next(name for name in METRICS if name in rows[0])
+    return table | {"monotone": monotone(rows, first, long_title(table, first))}
 
 
-def monotone(rows, name="frechet", title=None, tolerance=TOLERANCE):
+def monotone(rows, name="frechet", title="Fréchet distance", tolerance=TOLERANCE):
     """Whether more steps never cost quality: the step counts between which the mean of a metric becomes worse.
 
     rows: in ascending steps. name: of the metric; title: what to call it. Returns {"metric": name, "rises":
     [[from_steps, to_steps, ratio], ...], "verdict": one sentence}; a rise is one beyond `tolerance` from a step count
     to the next, a fall where higher is better.
     """
-    higher, title = METRICS[name].higher, title or LONG.get(name, METRICS[name].title)
-    verb, rises = "falls" if higher else "rises", []
+    higher, rises = METRICS[name].higher, []
+    verb = "falls" if higher else "rises"
     for a, b in zip(rows, rows[1:]):
         margin = tolerance * abs(a[name])
         if b[name] < a[name] - margin if higher else b[name] > a[name] + margin:
@@ -80,15 +83,18 @@ def monotone(rows, name="frechet", title=None, tolerance=TOLERANCE):
     return {"metric": name, "rises": rises, "verdict": verdict}
 
 
-LONG = {"frechet": "Fréchet distance", "kernel": "kernel distance"}
-
-
 def titles(table):
     """{name: title} of a table's columns: each metric against the training part, then each against the held-out one."""
     features = table.get("reference", {}).get("features", "pixels").split()[0]
     own = {name: TITLES.get((features, name), metric.title) for name, metric in METRICS.items()}
     both = own | {f"{name}{HELD_OUT}": f"{title}, held out" for name, title in own.items()}
     return {name: title for name, title in both.items() if name in table["rows"][0]}
+
+
+def long_title(table, name):
+    """What to call a metric in a sentence."""
+    title = titles(table)[name]
+    return f"{title} distance" if title in ("Fréchet", "kernel") else title
 
 
 def to_markdown(table):
@@ -130,8 +136,7 @@ def plot(tables, path):
         for name, table in tables.items()
     }
     floor = {name: table["floor"][metric] for name, table in tables.items() if metric in table["floor"]}
-    title = titles(next(iter(tables.values())))[metric]
-    title = LONG.get(metric, title) if title == METRICS[metric].title else title
+    title = long_title(next(iter(tables.values())), metric)
     labels = ("network evaluations per image", f"{title} to the training part")
     pictures.curves(series, floor, path, *labels, floor_label="floor: halves of the training part, half as many images")
 
