@@ -5,6 +5,7 @@ optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, samplin
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config():
@@ -64,7 +65,8 @@ def get_config():
     config.model.rope_order = "row_major"  # "official": the published order, for published weights only
     config.model.use_text_mask = True  # False: attend to padding, for published weights only
     config.model.projector_width = 2048  # of the alignment head
-    config.model.attention = "auto"  # "xla", "blockwise" (memory linear in tokens), or by the number of keys
+    # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
+    config.model.attention = "auto"
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 
@@ -73,36 +75,64 @@ def get_config():
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
 
+    # The loss of a row. Here and in the law of times, keys that are None are as the named objective has them.
+    config.objective = ConfigDict()
+    config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
+    config.objective.consistency = placeholder(str)  # of rows with r ≠ t: eulerian (dF/dt), semigroup (two jumps)
+    # eulerian
+    config.objective.velocity = placeholder(str)  # dx_t/dt in dF/dt: "data", "target", "head", "student" or an average
+    config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
+    config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
+    config.objective.tangent = ConfigDict()
+    config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
+    config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
+    config.objective.tangent.warmup = placeholder(int)  # steps over which dF/dt sets in
+    config.objective.tangent.differentiate = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
+    # semigroup
+    config.objective.bootstrap = ConfigDict()
+    config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "student" or an average
+    config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
+    config.objective.bootstrap.finest = placeholder(float)  # shorter jumps, in shares of the times, are asked at r = t
+    # weights
+    config.objective.weight_kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
+    config.objective.weight_scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight_difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
+    config.objective.weight_sigma_d = placeholder(float)
+    config.objective.adaptive_power = placeholder(float)  # rows are divided by (own loss + offset)^power; 0: not
+    config.objective.adaptive_offset = placeholder(float)
+    config.objective.adaptive_total = placeholder(bool)  # the offset is for sums over the values of a row, not means
+    config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
+    # further terms
+    config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
+    config.objective.direction_weight = placeholder(float)
+    config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
+    config.objective.alignment_weight = placeholder(float)  # of the cosine to frozen image features; 0: none
+    config.objective.contrast = ConfigDict()  # low_noise_contrastive alone has it
+    config.objective.contrast.share = placeholder(float)  # of rows with little noise
+    config.objective.contrast.below = placeholder(float)  # which is below this share of the times
+    config.objective.contrast.temperature = placeholder(float)
+    config.objective.contrast.weight = placeholder(float)
+    # guided targets
+    config.objective.guidance = ConfigDict()
+    config.objective.guidance.w_cond = placeholder(float)  # 0 with w_gt = 1: none
+    config.objective.guidance.w_gt = placeholder(float)
+    config.objective.guidance.t_low = placeholder(float)  # times, in units of t, in which targets are guided
+    config.objective.guidance.t_high = placeholder(float)
+    config.objective.guidance.start_step = placeholder(int)
+    config.objective.guidance.ema = placeholder(str)  # by which weights: an average or "student"
+    config.objective.input_guidance = ConfigDict()
+    config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
+    config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+
     # The law of (t, r).
     config.times = ConfigDict()
-    config.times.law = "default"  # the transport's own, or logit_normal, log_normal, uniform, log_uniform
-    config.times.P_mean = -0.4  # of the normal in logit_normal and log_normal
-    config.times.P_std = 1.0
-    config.times.share_equal = 0.5  # share of rows with r = t; 1.0 is flow matching
-    config.times.share_min = 0.1  # share of rows with r = T_min
+    config.times.law = placeholder(str)  # default (the transport's), logit_normal, log_normal, uniform, log_uniform, …
+    config.times.P_mean = placeholder(float)  # of the normal in logit_normal and log_normal
+    config.times.P_std = placeholder(float)
+    config.times.share_equal = placeholder(float)  # share of rows with r = t; 1.0 is flow matching
+    config.times.share_min = placeholder(float)  # share of rows with r = T_min
+    config.times.intervals = placeholder(str)  # independent, dyadic
     config.times.shift_reference = 0.0  # positions (height × width of the rows) that need no resolution shift; 0: none
-
-    # The loss of a row.
-    config.objective = ConfigDict()
-    config.objective.velocity = "data"  # dx_t/dt in dF/dt: the row's own; or what "student" or an average predicts
-    config.objective.derivative = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
-    config.objective.epsilon = 0.005  # half step of "dde", in units of t
-    config.objective.weight_kernel = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr
-    config.objective.weight_scale = "tan"  # of time in the weight: time, tan, odds, noise_to_signal
-    config.objective.weight_difference = True  # weight by τ(t) − τ(r); False: by τ(t)
-    config.objective.weight_sigma_d = 1.0
-    config.objective.adaptive_power = 1.0  # rows are divided by (their own loss + offset)^power; 0: not
-    config.objective.adaptive_offset = 1e-5
-    config.objective.direction = "channels"  # axis of the cosine term: none, channels, image (all axes)
-    config.objective.direction_weight = 1.0
-    config.objective.alignment_weight = 0.0  # of the cosine to frozen image features; 0: none
-    config.objective.guidance = ConfigDict()
-    config.objective.guidance.w_cond = 0.0  # guided targets from averaged weights; 0 with w_gt = 1: none
-    config.objective.guidance.w_gt = 1.0
-    config.objective.guidance.t_low = 0.3  # times, in units of t, in which targets are guided
-    config.objective.guidance.t_high = 0.8
-    config.objective.guidance.start_step = 0
-    config.objective.guidance.ema = "slow"  # which averaged weights
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, muon
@@ -155,11 +185,14 @@ def get_config():
 
     config.sampling = ConfigDict()
     config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights
+    config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
+    config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
     config.sampling.guidance = 1.0
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
     config.sampling.exclusive_ends = False  # the published code leaves the interval's ends out
-    config.sampling.stochasticity = 0.0
+    config.sampling.stochasticity = 0.0  # of the flow map
     config.sampling.stochastic = "renoise"  # renoise, euler
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.

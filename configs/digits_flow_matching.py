@@ -8,12 +8,9 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").get_config()
+    config = config_files.load("digits").network()
 
-    config.times.share_equal = 1.0
-    config.times.share_min = 0.0
-    config.objective.velocity = "data"
-    config.objective.weight_kernel = "constant"
+    config.objective.name = "flow_matching"
 
     config.optimizer.decay_steps = 4600
     config.training.steps = 4600

@@ -45,3 +45,18 @@ prepare() {
     "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$target"
     echo "$sum" | tee .venv/installed-core >".venv/installed-$extra"
 }
+
+# The GPU compiler, for tests that read what it makes of the attention kernels. It lies apart from .venv: where JAX finds
+# it, it looks for a GPU, and says so if there is none. There is none for other systems than Linux.
+prepare_gpu_compiler() {
+    local folder=.cache/gpu-compiler sum
+    sum="$(checksum)"
+    if [[ "$(uname -s)" != Linux || "$(cat "$folder/installed" 2>/dev/null)" == "$sum" ]]; then
+        return
+    fi
+    echo "installing the GPU compiler into $folder"
+    rm -rf "$folder"
+    "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+        --target "$folder" jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc
+    echo "$sum" >"$folder/installed"
+}

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare test
+prepare_gpu_compiler
 exec "$python" -m pytest "$@"

@@ -1,8 +1,10 @@
 """What every test shares: eight CPU devices, strict shapes, a compilation cache, float64 on request."""
 
+import json
 import os
 import pathlib
 import platform
+import shutil
 
 # Read by JAX when it is imported; command lines that tests start inherit them.
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / f"jax-{platform.node()}"
@@ -42,3 +44,19 @@ def x64():
 def golden():
     """golden(name): arrays made once with the published implementation (see tests/golden)."""
     return lambda name: np.load(pathlib.Path(__file__).parent / "golden" / name)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """published(name): a folder laid out like a published model, with the golden weights and configuration of it."""
+    classes = {"autoencoder_kl_tiny": "AutoencoderKL", "autoencoder_dc_tiny": "AutoencoderDC"}
+
+    def folder(name):
+        files, made = pathlib.Path(__file__).parent / "golden" / name, tmp_path_factory.mktemp(name)
+        config = json.loads(files.with_suffix(".json").read_text())
+        config |= {"_class_name": classes[name]} if name in classes else {}
+        (made / "config.json").write_text(json.dumps(config))
+        shutil.copy(files.with_suffix(".safetensors"), made / "model.safetensors")
+        return made
+
+    return folder

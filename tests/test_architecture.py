@@ -12,9 +12,9 @@ LONGEST = 450
 
 # Room -> the rooms it may look into besides itself. A module that is not named here (types, config_files, ...) is a
 # leaf: every room may import it, and it may import leaves only.
-ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config"}
-COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "measure", "start"}
-COMMANDS |= {"parts", "workdir"}
+ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config", "config_objective"}
+COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "start", "workdir"}
+COMMANDS |= {"measure", "parts", "ablate", "ablation", "diagnose", "grid"}
 ARROWS = {
     "transitions": set(),
     "networks": set(),
@@ -23,11 +23,12 @@ ARROWS = {
     "training": set(),
     "evaluation": set(),
     "config": ALL - {"bench"},
-    "bench": ALL,
+    "config_objective": {"transitions"},
+    "bench": ALL | {"plan"},
 } | {command: ALL | COMMANDS for command in COMMANDS}
 
 TRANSITIONS_MAY_IMPORT = {"jax", "numpy", "tim_jax.transitions", "tim_jax.types"}
-SEES_CONFIG_DICT = {"config", "config_keys", "command_line", "bench"} | COMMANDS
+SEES_CONFIG_DICT = {"config", "config_keys", "config_objective", "command_line", "bench"} | COMMANDS
 PYTREE_DECORATORS = {
     "register_dataclass",
     "register_pytree_node_class",

@@ -2,7 +2,15 @@
 
 import dataclasses
 import functools
+import importlib.util
+import itertools
 import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +20,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tim_jax import config as configuration
+from tim_jax import flops
 from tim_jax.bench import __main__ as command
 from tim_jax.bench import attention as bench
 from tim_jax.bench import measure
 from tim_jax.command_line import load_config
 from tim_jax.config_keys import identity
-from tim_jax.networks import blockwise, xla
-from tim_jax.networks.attention import BLOCKWISE_FROM, attention
+from tim_jax.networks import blockwise, pallas, xla
+from tim_jax.networks.attention import ATTENTION, LINEAR_FROM, attention
 from tim_jax.networks.layers import wide
+from tim_jax.plan import topologies
+from tim_jax.plan.compile import compile_step
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
@@ -32,6 +43,14 @@ def small_blocks(request, monkeypatch):
         monkeypatch.setattr(blockwise, "BLOCK", 8)
 
 
+def kernels(platform):
+    """Attention by the kernels of a platform, interpreted, with small blocks."""
+    return pallas.attention_on(dataclasses.replace(platform, block=8, unit=8, interpret=True))
+
+
+LINEAR = {"blockwise": blockwise.attention, "tpu": kernels(pallas.TPU), "gpu": kernels(pallas.GPU)}
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "permute")
 # Queries, keys, width of a head, mask (see `make_mask`), scale of q and k.
 CASES = {
     "one token": (1, 1, 16, None, 1),
@@ -95,40 +114,53 @@ def exact(case):
     return jax.jit(functools.partial(results, xla.attention, mask, jnp.float64))(inputs)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize("case", CASES)
-def test_output_tangent_and_gradients_are_those_of_float64(case, dtype, x64):
+def grid():
+    """All cases and types for each implementation; of the kernels, whose interpreter is slow, some by default."""
+    types = (jnp.float32, jnp.bfloat16)
+    for name in LINEAR:
+        for i, case in enumerate(CASES):
+            for dtype in TYPES if name == "blockwise" else types:
+                chosen = name == "blockwise" or (name == ("tpu", "gpu")[i % 2] and dtype == types[i // 2 % 2])
+                marks = () if chosen else pytest.mark.slow
+                yield pytest.param(name, case, dtype, marks=marks, id=f"{name}-{case}-{dtype.__name__}")
+
+
+@pytest.mark.parametrize("name, case, dtype", list(grid()))
+def test_output_tangent_and_gradients_are_those_of_float64(name, case, dtype, x64):
     N, M, K, kind, scale = CASES[case]
     mask, inputs = make_mask(kind, M), make_inputs(N, M, K, scale)
     of = lambda attend: jax.jit(functools.partial(results, attend, mask, dtype))(inputs)  # noqa: E731
-    here, there = of(blockwise.attention), exact(case) if dtype == jnp.float64 else of(xla.attention)
+    here, there = of(LINEAR[name]), exact(case) if dtype == jnp.float64 else of(xla.attention)
     steps, times = TYPES[dtype]
-    for name, truth in exact(case).items():
-        assert here[name].dtype == dtype and np.isfinite(here[name]).all(), name
-        error, usual = (float(np.linalg.norm(x[name].astype(np.float64) - truth)) for x in (here, there))
+    for what, truth in exact(case).items():
+        assert here[what].dtype == dtype and np.isfinite(here[what]).all(), what
+        error, usual = (float(np.linalg.norm(x[what].astype(np.float64) - truth)) for x in (here, there))
         # Where the right answer is zero, as with a single key, what is left is rounding of the others' size.
         size = max(float(np.linalg.norm(truth)), float(np.linalg.norm(inputs[2])))
         bound = times * usual + steps * float(jnp.finfo(dtype).eps) * size
-        assert error <= bound, (name, error, bound)
+        assert error <= bound, (what, error, bound)
 
 
-def test_a_single_key_gives_its_value_and_the_tangent_of_that():
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_single_key_gives_its_value_and_the_tangent_of_that(name):
     qkv, dots, _ = make_inputs(5, 21, 16)
-    o, o_dot = jax.jvp(lambda *qkv: blockwise.attention(*qkv, make_mask("one", 21), moving=True), qkv, dots)
+    o, o_dot = jax.jvp(lambda *qkv: LINEAR[name](*qkv, make_mask("one", 21), moving=True), qkv, dots)
     for y, x in ((o, qkv[2]), (o_dot, dots[2])):
         np.testing.assert_allclose(y[0], np.broadcast_to(x[0, 10], y[0].shape), rtol=1e-6)
 
 
-def test_rows_without_any_key_are_zero():
+@pytest.mark.parametrize("name", ["blockwise", "tpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_rows_without_any_key_are_zero(name):
     inputs = make_inputs(11, 20, 64)
-    found = jax.jit(functools.partial(results, blockwise.attention, make_mask("none", 20), jnp.float32))(inputs)
+    found = jax.jit(functools.partial(results, LINEAR[name], make_mask("none", 20), jnp.float32))(inputs)
     assert all(not y[0].any() and y[1].any() for y in found.values())
 
 
-def test_what_the_masked_keys_hold_changes_no_bit():
+@pytest.mark.parametrize("name", ["blockwise", "gpu", pytest.param("tpu", marks=pytest.mark.slow)])
+def test_what_the_masked_keys_hold_changes_no_bit(name):
     qkv, dots, do = make_inputs(9, 13, 16)
     mask = make_mask("prefix", 13)
-    of = jax.jit(lambda inputs: results(blockwise.attention, mask, jnp.float32, inputs))
+    of = jax.jit(lambda inputs: results(LINEAR[name], mask, jnp.float32, inputs))
     hidden = lambda x: np.where(mask[:, :, None, None], x, 7.0)  # noqa: E731
     other = ((qkv[0], *map(hidden, qkv[1:])), (dots[0], *map(hidden, dots[1:])), do)
     jax.tree.map(np.testing.assert_array_equal, of((qkv, dots, do)), of(other))
@@ -137,18 +169,22 @@ def test_what_the_masked_keys_hold_changes_no_bit():
 # Differentiating the tangent
 
 
-@pytest.mark.parametrize("case", ["odd lengths", "no key in one row"])
-def test_gradients_through_the_tangent_are_right_too(case, x64, monkeypatch):
+@pytest.mark.parametrize(
+    "name, case",
+    [("blockwise", "odd lengths"), ("blockwise", "no key in one row"), ("tpu", "odd lengths"),
+     pytest.param("gpu", "no key in one row", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_gradients_through_the_tangent_are_right_too(name, case, x64, monkeypatch):
     N, M, K, kind, _ = CASES[case]
     of = lambda attend: jax.jit(  # noqa: E731
         functools.partial(results, attend, make_mask(kind, M), jnp.float64, through_tangent=True)
     )(make_inputs(N, M, K))
-    here, there = of(blockwise.attention), of(xla.attention)
+    here, there = of(LINEAR[name]), of(xla.attention)
     assert np.abs(there["dk"] - exact(case)["dk"]).max() > 0.1, "the tangent must matter"
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), here, there)
-    monkeypatch.setattr(blockwise.xla, "attention", None)  # as below, where it must not be missed
+    monkeypatch.setattr(xla, "attention", None)  # as below, where it must not be missed
     with pytest.raises(TypeError):
-        of(blockwise.attention)
+        of(LINEAR[name])
 
 
 def test_what_cannot_be_differentiated_is_refused():
@@ -163,26 +199,49 @@ def test_what_cannot_be_differentiated_is_refused():
 # Company
 
 
-def test_mapped_over_an_axis():
+@pytest.mark.parametrize("name", ["blockwise", "gpu", pytest.param("tpu", marks=pytest.mark.slow)])
+def test_mapped_over_an_axis(name):
     inputs = jax.tree.map(lambda x: np.stack([x, np.flip(x)]), make_inputs(9, 13, 16))
-    of = functools.partial(results, blockwise.attention, make_mask("prefix", 13), jnp.float32)
+    of = functools.partial(results, LINEAR[name], make_mask("prefix", 13), jnp.float32)
     both, first = jax.jit(jax.vmap(of))(inputs), jax.jit(of)(jax.tree.map(lambda x: x[0], inputs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-5), both, first)
 
 
-@pytest.mark.parametrize("way", ["compiler", "shard_map"])
-def test_split_over_rows_and_heads(way):
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_in_layers_that_are_scanned_mapped_and_computed_anew(name):
+    """Gradients through a jvp through all of it, as in the train step."""
+    (x, *_), (x_dot, *_), do = make_inputs(9, 9, 16)
+    x, x_dot, do = (jnp.asarray(np.stack([y, np.flip(y)]) / 4, jnp.float32) for y in (x, x_dot, do))
+    w = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 16, 16)) / 4, jnp.float32)
+
+    def loss(attend, w, x, x_dot, do):
+        def layer(x, w):
+            return x + attend(*(x @ w[i] for i in range(3)), make_mask("prefix", 9), moving=True), None
+
+        y, y_dot = jax.jvp(lambda x: jax.lax.scan(jax.checkpoint(layer), x, w)[0], (x,), (x_dot,))
+        return jnp.sum(do * y) + jnp.sum(jax.lax.stop_gradient(y_dot) * y)
+
+    of = lambda attend: jax.jit(  # noqa: E731
+        jax.grad(lambda w: jax.vmap(functools.partial(loss, attend, w))(x, x_dot, do).sum())
+    )(w)
+    here, there = of(LINEAR[name]), of(xla.attention)
+    np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5 * np.abs(there).max())
+
+
+@pytest.mark.parametrize("name, way", [("blockwise", "compiler"), ("blockwise", "shard_map"), ("gpu", "shard_map")])
+def test_split_over_rows_and_heads(name, way):
     inputs, mask = make_inputs(9, 13, 16), make_mask("prefix", 13)
     mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     spec = P("rows", None, "heads")
-    of = lambda mask, inputs: results(blockwise.attention, mask, jnp.float32, inputs)  # noqa: E731
+    of = lambda mask, inputs: results(LINEAR[name], mask, jnp.float32, inputs)  # noqa: E731
     whole = jax.jit(of)(mask, inputs)
     if way == "shard_map":
-        split = jax.jit(jax.shard_map(of, mesh=mesh, in_specs=(P("rows"), spec), out_specs=spec))
+        check = name == "blockwise"  # which JAX's interpreter of kernels does not pass
+        split = jax.jit(jax.shard_map(of, mesh=mesh, in_specs=(P("rows"), spec), out_specs=spec, check_vma=check))
     else:
         split = jax.jit(of, in_shardings=jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), (P("rows"), spec)))
     program = split.lower(mask, inputs).compile()
-    assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "permute"))
+    assert not any(word in program.as_text() for word in COLLECTIVES)
     placed = [jax.device_put(x, jax.NamedSharding(mesh, s)) for x, s in ((mask, P("rows")), (inputs, spec))]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), program(*placed), whole)
 
@@ -218,22 +277,22 @@ def step_of_xla(**changes):
 
 
 @pytest.mark.parametrize(
-    "text, remat, mesh",
+    "attention, text, remat, mesh",
     [
-        (False, "full", (1, 1)),
-        (True, "dots", (1, 1)),
-        (False, "none", (2, 2)),
-        pytest.param(False, "dots", (1, 1), marks=pytest.mark.slow),
-        pytest.param(True, "full", (2, 2), marks=pytest.mark.slow),
+        ("blockwise", False, "full", (1, 1)),
+        ("blockwise", True, "dots", (1, 1)),
+        ("pallas", False, "none", (2, 2)),
+        pytest.param("blockwise", False, "dots", (1, 1), marks=pytest.mark.slow),
+        pytest.param("blockwise", True, "full", (2, 2), marks=pytest.mark.slow),
     ],
 )
-def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(text, remat, mesh, monkeypatch):
+def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(attention, text, remat, mesh, monkeypatch):
     condition = {name.replace(".", "__"): value for name, value in (TEXT if text else {}).items()}
     metrics, grads = step_of_xla(**condition)
     # With this the rule of the tangent cannot work: no loss that takes the tangent as a constant may need it.
-    monkeypatch.setattr(blockwise.xla, "attention", None)
+    monkeypatch.setattr(xla, "attention", None)
     changes = {"training__remat": remat, "mesh__fsdp": mesh[0], "mesh__tensor": mesh[1]}
-    found, found_grads = step_of(mesh[0] * mesh[1], model__attention="blockwise", **condition, **changes)
+    found, found_grads = step_of(mesh[0] * mesh[1], model__attention=attention, **condition, **changes)
     assert metrics["tangent_rms"] > 0.1 and np.abs(grads["student"]["blocks"]["attn"]["qkv"]["kernel"]).max() > 1e-3
     for name in ("loss", "grad_norm", "tangent_rms", "error_equal", "error_moving"):
         assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
@@ -243,17 +302,112 @@ def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(text
 
 def test_the_number_of_keys_chooses(monkeypatch):
     asked = []
-    monkeypatch.setattr(blockwise, "_forward", lambda q, *_: asked.append(q.shape) or (q, q[..., 0]))
-    for keys in (BLOCKWISE_FROM - 1, BLOCKWISE_FROM):
+    for name in ATTENTION:
+        monkeypatch.setitem(ATTENTION, name, lambda q, *_, name=name: asked.append(name) or q)
+    for keys in (LINEAR_FROM - 1, LINEAR_FROM):
         q, k = (jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32) for n in (3, keys))
         assert jax.eval_shape(attention, q, k, k).shape == q.shape
-        assert len(asked) == (keys == BLOCKWISE_FROM)
+    assert asked == ["xla", "pallas"]
+
+
+def test_without_kernels_pallas_is_blockwise_to_the_bit_and_says_so_once(capfd):
+    qkv, dots, do = make_inputs(9, 13, 16)
+    of = lambda attend: jax.jit(  # noqa: E731
+        functools.partial(results, attend, make_mask("prefix", 13), jnp.float32)
+    )((qkv, dots, do))
+    jax.tree.map(np.testing.assert_array_equal, of(pallas.attention), of(blockwise.attention))
+    configuration.warn_once.cache_clear()
+    for _ in range(2):
+        configuration.build(load_config("digits", SMALL | {"model.attention": "pallas"}), jax.devices()[:1])
+    said = "warning: model.attention is 'pallas', which has no kernels for cpu; it runs as 'blockwise'\n"
+    assert capfd.readouterr().err == said
+    configuration.build(load_config("digits", SMALL), jax.devices()[:1])
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "platform, capability, width, has",
+    [("tpu", None, 256, True), ("gpu", "9.0", 128, True), ("gpu", "12.0", 72, True), ("gpu", "7.5", 64, False),
+     ("gpu", "9.0", 256, False), ("gpu", "gfx942", 64, False), ("cpu", None, 64, False)],
+)  # fmt: skip
+def test_which_devices_have_kernels(platform, capability, width, has):
+    device = types.SimpleNamespace(platform=platform)
+    if capability:
+        device.compute_capability = capability
+    assert pallas.has_kernels(device, width) == has
 
 
 def test_a_run_may_go_on_with_another_implementation():
     assert identity(load_config("digits", {"model.attention": "xla"})) == identity(load_config("digits", {}))
-    with pytest.raises(ValueError, match="^model.attention = 'flash': must be one of 'auto', 'xla', 'blockwise'$"):
+    with pytest.raises(
+        ValueError, match="^model.attention = 'flash': must be one of 'auto', 'xla', 'blockwise', 'pallas'$"
+    ):
         configuration.build(load_config("digits", {"model.attention": "flash"}), jax.devices()[:1])
+
+
+# The compilers
+
+KERNELS = ("attention_and_tangent", "attention_dq", "attention_dk_dv")
+SIZES = list(itertools.product((64, 72, 128), ("float32", "bfloat16")))
+
+
+def kernels_of(text):
+    """Those that a program calls, each as often as it does."""
+    return sorted(re.findall(rf'%({"|".join(KERNELS)})[.\d]* = .*custom-call\(|name = "({"|".join(KERNELS)})"', text))
+
+
+def tpu(name):
+    if importlib.util.find_spec("libtpu") is None:  # the test extra brings it on Linux; there is none for other systems
+        pytest.skip("the TPU compiler is missing: pip install -e .[tpu-planner]")
+    return topologies.topology(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize(
+    "width, dtype", [pytest.param(*of, marks=() if of == (72, "bfloat16") else pytest.mark.slow) for of in SIZES]
+)
+def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype):
+    device = tpu(name).devices[0]
+    program = bench.compile_mode("pallas", "jvp_grad", (1, 1000, 2, width), jnp.dtype(dtype), device)
+    assert [name for name, _ in kernels_of(program.as_text())] == sorted(KERNELS)
+
+
+GPU_COMPILER = pathlib.Path(__file__).parent.parent / ".cache" / "gpu-compiler"
+COMPILE_FOR_GPU = """
+import sys
+import jax.numpy as jnp
+from tim_jax.bench import attention
+device = attention.target(sys.argv[1])
+for argument in sys.argv[2:]:
+    width, dtype = argument.split(",")
+    print(attention.compile_mode("pallas", "jvp_grad", (1, 1000, 2, int(width)), jnp.dtype(dtype), device).as_text())
+"""
+
+
+@pytest.mark.parametrize(
+    "name, sizes", [("h100:1x1", SIZES[3:4]), pytest.param("h100:1x1", SIZES, marks=pytest.mark.slow),
+                    pytest.param("a100:1x1", SIZES, marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_the_compiler_for_gpus_takes_the_kernels(name, sizes):
+    """In a process of its own, which alone sees that compiler: JAX would look for a GPU wherever it is installed."""
+    if not GPU_COMPILER.exists():
+        pytest.skip("the GPU compiler is missing: bash launch/test.sh installs it, on Linux")
+    paths = os.pathsep.join([str(GPU_COMPILER), str(GPU_COMPILER.parent.parent)])
+    arguments = [f"{width},{dtype}" for width, dtype in sizes]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_FOR_GPU, name, *arguments],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [name for _, name in kernels_of(done.stdout)] == sorted(KERNELS * len(sizes))
+
+
+@pytest.mark.slow
+def test_the_kernels_take_part_in_a_step_on_a_mesh_of_tpus():
+    """Every device runs them on its own rows and heads: for the compiler alone they would be impossible to split."""
+    sizes = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "model.attention": "pallas"}
+    step = compile_step(load_config("digits", SMALL | sizes), tpu("v5e:2x4"))
+    assert {name for name, _ in kernels_of(step.text)} >= set(KERNELS)
 
 
 # Memory and the benchmark
@@ -267,6 +421,16 @@ def test_memory_is_linear_in_tokens():
     assert of("blockwise", 4096) <= of("xla", 4096) / 5
 
 
+def test_operations_of_kernels_are_counted():
+    """Products of all queries by all keys: 2 for the output, 6 with its tangent, 3 for dq, 4 for dk and dv. Where the
+    platform decides, those of `blockwise`, which shares two between dq, dk and dv."""
+    qkv, dots, _ = make_inputs(16, 16, 16)
+    product = 2 * 2 * 2 * 16 * 16 * 16
+    for attend, backward in ((LINEAR["tpu"], 7), (LINEAR["gpu"], 7), (pallas.attention, 5), (blockwise.attention, 5)):
+        for mode, products in ((bench.forward, 2), (bench.jvp, 6), (bench.jvp_grad, 6 + backward)):
+            assert flops.count(jax.make_jaxpr(functools.partial(mode, attend))(qkv, dots)) == products * product
+
+
 def test_benchmark_writes_rows(tmp_path, capsys):
     file = tmp_path / "attention.json"
     command.main(["attention", "--tokens=16,32", "--run-to=16", "--repeats=1", "--head-width=8", f"--json={file}"])
@@ -275,7 +439,16 @@ def test_benchmark_writes_rows(tmp_path, capsys):
     assert found == {(i, m, n) for i in ("xla", "blockwise") for m in ("forward", "jvp", "jvp_grad") for n in (16, 32)}
     for row in rows:
         assert row["temporary_bytes"] > 0 and (row["seconds"] is None) == (row["tokens"] == 32)
-    assert "not run" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "not run" in said.out and "without pallas, which has no kernels for cpu" in said.err
+
+
+def test_benchmark_compiles_for_devices_that_are_not_there(tmp_path):
+    tpu("v5e:2x2")
+    file = tmp_path / "attention.json"
+    command.main(["attention", "--target=v5e:2x2", "--tokens=512", "--modes=jvp", f"--json={file}"])
+    rows = {row["implementation"]: row for row in json.loads(file.read_text())["rows"]}
+    assert rows.keys() == ATTENTION.keys() and all(row["seconds"] is None for row in rows.values())
 
 
 @pytest.mark.parametrize(

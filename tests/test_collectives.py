@@ -13,6 +13,7 @@ from tim_jax.command_line import load_config
 from tim_jax.plan import collectives
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.topologies import topology
+from tim_jax.training.sharding import AXES
 
 LOOP = """HloModule step
 
@@ -122,8 +123,9 @@ SMALL = {
 
 @functools.cache
 def step(name, mesh, dtype, remat="full"):
-    """(compiled step, its collectives, {shape of a layer's matrix: how many a block has}) on a (data, fsdp) mesh."""
-    sizes = {"mesh.data": str(mesh[0]), "mesh.fsdp": str(mesh[1]), "model.dtype": dtype, "training.remat": remat}
+    """(compiled step, its collectives, {shape of a layer's matrix: how many a block has}) on a mesh (data, fsdp, …)."""
+    sizes = {f"mesh.{axis}": str(size) for axis, size in zip(AXES, mesh, strict=False)}
+    sizes |= {"model.dtype": dtype, "training.remat": remat}
     config, devices = load_config("imagenet256_xl", SMALL | sizes), topology(name)
     compiled = compile_step(config, devices)
     blocks = jax.tree.leaves(compiled.shapes["student"]["blocks"])
@@ -180,3 +182,36 @@ def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
         assert not gathered_once(found) and not [c for c in found if c.kind == "all-gather" and c.count > 1]
         least = 2 * compiled.parameters * (n - 1) / n * 4
     assert 0.99 * least <= sum(c.bytes * c.count for c in found) <= 1.1 * least
+
+
+# Arrays that go between devices which share tokens, per layer: q, k, v and the output where two devices have a head
+# each; where four share two heads, keys and values. They go for the plain rows, for the moving rows and their tangents,
+# without tangents once more in the backward pass, and so do their gradients.
+EXCHANGES = [
+    (2, {"all-to-all": (4 + 8) + 8 + 8}),
+    pytest.param(4, {"all-gather": (2 + 4) + 4, "reduce-scatter": 4}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name, dtype", WHERE)
+@pytest.mark.parametrize("devices, exchanged", EXCHANGES)
+def test_devices_that_share_tokens_exchange_what_attention_needs_and_nothing_else(name, dtype, devices, exchanged):
+    compiled, found, _ = step(name, (1, 8 // devices, 1, devices), dtype)
+    among = [c for c in found if "sequence" in c.axes(compiled.mesh)]
+    moved = collections.Counter()
+    for c in among:
+        if c.count > 1:
+            assert c.count == 28
+            moved[c.kind] += c.bytes
+    fsdp, tokens, width = 8 // devices, 8 * 8 // 2**2, 128
+    group = ROWS // fsdp // 2 * tokens * width * {"float32": 4, "bfloat16": 2}[dtype] * (devices - 1) / devices
+    gradients = moved.pop("all-reduce")
+    assert moved == {
+        kind: count * (group / devices if kind == "all-to-all" else group) for kind, count in exchanged.items()
+    }
+    blocks = sum(x.size for x in jax.tree.leaves(compiled.shapes["student"]["blocks"])) / 28
+    assert gradients <= 1.1 * 2 * blocks / fsdp * 4 * (devices - 1) / devices
+    # Besides the layers: F of all tokens, gradients and means.
+    patches = (ROWS // fsdp // 2, tokens, 2, 2, 4)
+    assert {c.kind for c in among if c.count == 1} == {"all-gather", "all-reduce"}
+    assert {shape for c in among if c.count == 1 and c.kind == "all-gather" for _, shape in c.arrays} == {patches}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import config_keys, evaluate, sample, train
+from tim_jax import config_keys, evaluate, grid, sample, train
 from tim_jax.training import sharding
 
 SMALL = [
@@ -57,7 +57,10 @@ def fails(main, arguments, capsys):
         ("times.share_min=0.7", ["share_equal + times.share_min", "1.5"]),
         ("times.law=log_uniform", ["log_uniform", "T_min"]),
         ("transport.name=otfm", ["transport.name", "otfm", "ot_fm"]),
-        ("transport.name=edm", ["weight.scale", "tan", "noise_to_signal"]),
+        ("objective.name=meanflow", ["objective.name", "meanflow", "mean_flow"]),
+        ("objective.tangent.warmup=x", ["tangent.warmup", "'x'", "int"]),
+        ("objective.bootstrap.split=half", ["bootstrap.split", "no effect", "semigroup"]),
+        ("objective.contrast.share=0.5", ["contrast.share", "no effect", "low_noise_contrastive"]),
         ("transport.sigma_d=0.3", ["transport.sigma_d", "0.3", "no effect"]),
         ("objective.weight_kernel=cubic", ["kernel", "cubic", "sqrt"]),
         ("objective.derivative=exact", ["derivative", "exact", "jvp"]),
@@ -111,6 +114,20 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (sample.main, ["--workdir={}", "--count=0"], ["--count", "0"]),
         (sample.main, ["--workdir={}", "--guidance=-2"], ["sampling.guidance", "-2"]),
         (sample.main, ["--workdir={}", "--config.model.depth=3"], ["model.depth", "3", "2"]),
+        (sample.main, ["--workdir={}", "--from=none.png", "--labels=3"], ["--from", "none.png"]),
+        (sample.main, ["--workdir={}", "--from={}/config.json", "--labels=3"], ["--from", "config.json", "no known"]),
+        (sample.main, ["--workdir={}", "--from={}/any.png"], ["--from", "--labels"]),
+        (sample.main, ["--workdir={}", "--start=0.5"], ["--start", "0.5", "--from"]),
+        (sample.main, ["--workdir={}", "--interpolate=1"], ["--interpolate", "1", "2"]),
+        (sample.main, ["--workdir={}", "--interpolate=3", "--labels=1"], ["--interpolate", "--labels"]),
+        (sample.main, ["--workdir={}", "--config.sampling.sampler=dpm"], ["sampling.sampler", "dpm", "heun"]),
+        (sample.main, ["--workdir={}", "--config.sampling.grid=edm2"], ["sampling.grid", "edm2", "optimal"]),
+        (sample.main, ["--workdir={}", "--config.sampling.shift=2.0"], ["sampling.shift", "2.0", "no effect"]),
+        (sample.main, ["--workdir={}", "--config.sampling.grid=optimal"], ["optimal", "tim_jax.grid", "grid.json"]),
+        (train.main, ["--config=digits", "--workdir={}", *SMALL, "--config.sampling.grid=optimal"], ["optimal"]),
+        (grid.main, ["--workdir={}", "--steps=8", "--times=8"], ["--times", "8", "9"]),
+        (grid.main, ["--workdir={}", "--count=1"], ["--count", "1", "2"]),
+        (grid.main, ["--workdir={}", "--config.sampling.sampler=consistency"], ["consistency", "flow_map"]),
         (evaluate.main, ["--workdir={}", "--steps=0,4"], ["--steps", "0"]),
         (evaluate.main, ["--workdir={}", "--seeds=0"], ["--seeds", "0"]),
     ],
@@ -142,8 +159,68 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
     assert np.abs(run("other", "--labels=4,2", "--seed=1")["steps3"] - few["steps3"]).max() > 1e-2
     guided = run("guided", "--labels=4,2", "--guidance=3.0")
     assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
-    with Image.open(tmp_path / "few" / "step4_8x8_seed0_guidance1_steps3.png") as picture:
+    with Image.open(tmp_path / "few" / "step4_8x8_flow_map_uniform_seed0_guidance1_steps3.png") as picture:
         assert picture.size[0] > 8
+
+
+def test_images_in_place_of_noise(workdir, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    for name, image in zip("abc", pixels, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    Image.fromarray(pixels[0][:, :4]).save(tmp_path / "narrow.png")
+    Image.fromarray(pixels[0][:, :6]).save(tmp_path / "odd.png")
+    files = f"--from={tmp_path / 'a.png'},{tmp_path / 'b.png'}"
+
+    def run(name, *arguments):
+        sample.main([f"--workdir={workdir}", f"--out={tmp_path / name}", *arguments])
+        (path,) = (tmp_path / name).glob("*.npz")
+        return np.load(path)
+
+    images = pixels[:2, ..., None] / 127.5 - 1
+    back = run("back", files, "--labels=3,4", "--steps=16,64", "--config.sampling.sampler=heun")
+    off = [np.sqrt(np.mean((back[f"steps{steps}"] - images) ** 2)) for steps in (16, 64)]
+    assert max(off) < 0.01 and back["start64"].shape == images.shape
+    assert capsys.readouterr().out.count("off (RMS)") == 2
+    near, far = (run(f"to{start}", files, "--labels=3,4", "--steps=4", f"--start={start}") for start in (0.01, 1.0))
+    np.testing.assert_allclose(near["steps4"], images, atol=0.15)
+    plain = run("plain", "--labels=3,4", "--steps=4")
+    np.testing.assert_allclose(far["steps4"], plain["steps4"], atol=1e-5)
+    way = run("way", "--labels=3,4", "--steps=4", "--interpolate=5")
+    assert way["labels"].tolist() == [3, 3, 3, 4, 4]
+    np.testing.assert_allclose(way["steps4"][[0, -1]], plain["steps4"], atol=1e-5)
+    assert run("inverted", files, "--labels=3,4", "--steps=4", "--interpolate=3")["steps4"].shape == (3, 8, 8, 1)
+    for names, labels, named in (
+        ("a.png,narrow.png", "1,2", ["narrow.png", "8x4", "8x8"]),
+        ("odd.png", "1", ["odd.png", "8x6", "patch size, 4"]),
+        ("a.png", "1,2", ["--labels", "2", "1"]),
+        ("a.png", "1", ["--start", "1.5", "at most 1"]),
+    ):
+        paths = ",".join(str(tmp_path / name) for name in names.split(","))
+        arguments = [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}", "--start=1.5"]
+        error = fails(sample.main, arguments, capsys)
+        assert all(word in error for word in named), error
+
+
+def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path, capsys):
+    found = ["--steps=1,2,4", "--times=7", "--count=6"]
+    grid.main([f"--workdir={workdir}", *found])
+    record = json.loads((workdir / "grid.json").read_text())
+    assert len(record["times"]) == 7 and sorted(record["grids"]) == ["1", "2", "4"]
+    for steps, times in record["grids"].items():
+        assert len(times) == int(steps) + 1 and set(times) <= set(record["times"])
+        assert times[0] == 1.0 and times[-1] == 0.0
+    cost = np.array(record["cost"], float)
+    assert np.isfinite(cost[np.triu_indices(7, 1)]).all() and np.isnan(cost[np.tril_indices(7)]).all()
+    optimal = [f"--workdir={workdir}", f"--out={tmp_path}", "--labels=1,2", "--config.sampling.grid=optimal"]
+    sample.main([*optimal, "--steps=1,4"])
+    capsys.readouterr()
+    assert "--steps=8" in fails(sample.main, [*optimal, "--steps=8"], capsys)
+    assert "sampler" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.sampler=euler"], capsys)
+    assert "weights" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.weights=student"], capsys)
+    record["of"]["step"] = 3
+    (workdir / "grid.json").write_text(json.dumps(record))
+    assert "tim_jax.grid" in fails(sample.main, [*optimal, "--steps=4"], capsys)
+    (workdir / "grid.json").unlink()
 
 
 def test_a_run_from_before_a_key_had_come_goes_on(workdir):

@@ -14,6 +14,7 @@ from tim_jax.networks.attention import attention
 from tim_jax.networks.block import REMAT, row_dropout
 from tim_jax.networks.embeddings import INTERVALS
 from tim_jax.networks.rope import ORDERS, rope_table, rotate
+from tim_jax.networks.tim import HEADS
 from tim_jax.types import Query
 
 TINY = {
@@ -40,7 +41,8 @@ def make_query(net, seed=0, rows=2, h=4, w=8, tokens=5):
         "class": {"label": rng.integers(0, net.num_classes + 1, rows, np.int32)},
         "text": {"text": text, "mask": np.ones((rows, tokens), bool)},
     }
-    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition]))
+    told = {"guidance": np.ones((rows, 3), np.float32)} if net.guidance_input else {}
+    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition] | told))
 
 
 @functools.cache
@@ -436,3 +438,53 @@ def test_a_bare_query_and_hidden_without_projector_are_refused():
         net.apply({"params": make_params(net)}, make_query(net))
     with pytest.raises(ValueError, match="z_dim > 0"):
         make_net(z_dim=0).apply({"params": {}}, (make_query(net),), hidden=True)
+
+
+# Further outputs and inputs
+
+
+def test_heads_tell_more_and_change_nothing_else():
+    plain, net = make_net(), make_net(output_heads=tuple(HEADS))
+    query, wide = make_query(net), make_query(net, seed=1, rows=3, h=2)
+    params = make_params(net)
+    outputs = run(net, query, wide, hidden=True)
+    for q, output, without in zip((query, wide), outputs, run(plain, query, wide, hidden=True, params=params)):
+        assert_close(output.F, without.F)
+        assert_close(output.hidden, without.hidden)
+        assert {name: value.shape for name, value in output.heads.items()} == {
+            "velocity": q.x_t.shape, "log_variance": q.t.shape, "pooled": (len(q.t), net.width)
+        }  # fmt: skip
+        assert jnp.abs(output.heads["velocity"] - output.F).max() > 0.01
+    # What is pooled are the states that a network of as many blocks ends with.
+    last = make_net(output_heads=("pooled",), encoder_depth=3)
+    assert jnp.abs(run(last, query, params=params)[0].heads["pooled"] - outputs[0].heads["pooled"]).max() > 1e-3
+
+
+def test_heads_start_at_zero_and_log_variance_knows_time_only():
+    net = make_net(output_heads=("velocity", "log_variance"))
+    query = make_query(net)
+    (output,) = run(net, query, params=nn.unbox(net.init(jax.random.key(0), (query,)))["params"])
+    assert (output.heads["velocity"] == 0).all() and (output.heads["log_variance"] == 0).all()
+    other = make_query(net, seed=1)._replace(t=query.t)
+    assert_close(*(run(net, q)[0].heads["log_variance"] for q in (query, other)))
+    later = query._replace(t=query.t + 0.1)
+    assert jnp.abs(run(net, query)[0].heads["log_variance"] - run(net, later)[0].heads["log_variance"]).max() > 1e-3
+
+
+def test_guidance_is_an_input_of_its_rows():
+    net = make_net(guidance_input=True)
+    query = make_query(net)
+    with pytest.raises(ValueError, match="guidance"):
+        run(net, make_query(make_net()))
+    asked = jnp.array([[1.0, 0.1, 0.9], [4.0, 0.1, 0.9]])
+    query = query._replace(condition=query.condition | {"guidance": asked})
+    before = run(net, query)[0].F
+    for column in range(3):
+        after = run(net, query._replace(condition=query.condition | {"guidance": asked.at[1, column].mul(1.1)}))[0].F
+        assert_close(after[0], before[0])
+        assert jnp.abs(after[1] - before[1]).max() > 1e-4
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="output_heads.*'speed'.*velocity"):
+        make_net(output_heads=("speed",))

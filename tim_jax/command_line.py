@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import sys
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -56,14 +57,18 @@ class Parser(argparse.ArgumentParser):
 
 def load_config(name: str, overrides: dict[str, str]) -> ConfigDict:
     """A configuration file's ConfigDict with overrides. Raises ValueError with one line."""
+    return override(read_file(name, "get_config"), overrides)
+
+
+def read_file(name: str, function: str) -> Any:
+    """What a function of a configuration file returns. Raises ValueError with one line."""
     module = config_files.load(name)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config={name}: has no function get_config")
+    if not hasattr(module, function):
+        raise ValueError(f"--config={name}: has no function {function}")
     try:
-        config = module.get_config()
+        return getattr(module, function)()
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"--config={name}: {error}") from None
-    return override(config, overrides)
 
 
 def whole_numbers(name: str, text: str, least: int) -> list[int]:

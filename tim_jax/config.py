@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tim_jax import config_files
 from tim_jax.config_keys import check_keys, check_unused
+from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import SIZES, TiM
+from tim_jax.networks.pallas import has_kernels
 from tim_jax.training import names, sharding
 from tim_jax.training.loop import LoopSettings, Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.step import StepSettings
-from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.guidance import TargetGuidance
-from tim_jax.transitions.objective import TransitionObjective
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampler import Sampling
-from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
-from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 from tim_jax.types import Query
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -54,7 +54,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: self.network.apply({"params": params}, queries)
+        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
         """The parameters of that name: "student" or an average; those that `sampling.weights` names by default."""
@@ -65,7 +65,10 @@ class Run:
 def build(config: ConfigDict, devices: list | None = None) -> Run:
     """Objects for a configuration. Raises ValueError with one line that names key, value and what would be right."""
     check_keys(config)
-    check_unused(config)
+    default = config_files.load("base").get_config()
+    default.objective.name, default.transport.name = config.objective.name, config.transport.name
+    config = resolved(config)
+    check_unused(config, resolved(default))
     data, model = config.data, config.model
     for name in ("height", "width", "channels", "batch_size"):
         if data[name] < 1:
@@ -77,6 +80,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"model.patch_size is {model.patch_size}; it must divide data.{name} ({data[name]})")
     mesh = sharding.make_mesh(dict(config.mesh), devices)
     shards = sharding.batch_shards(mesh)
+    check_tokens("data.height, width are", (data.height, data.width), model.patch_size, mesh)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
     if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
@@ -92,12 +96,15 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         tokens_multiple=mesh.shape["sequence"],
         num_classes=model.num_classes if model.condition == "class" else 0,
     )
-    network = make_network(config)
     transport = make_transport(config)
+    objective = make_objective(config, transport, shards)
+    network = make_network(config, objective)
+    device = mesh.devices.flat[0]
+    if model.attention == "pallas" and not has_kernels(device, network.width // network.heads):
+        warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
     for name, decay in config.ema.items():
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
-    objective = make_objective(config, transport, shards)
     loop = LoopSettings(
         steps=config.training.steps,
         log_every=config.training.log_every,
@@ -132,7 +139,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     counted = step
     if config.training.remat != "none":
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
-    sampling = make_sampling(config)
+    sampling = make_sampling(config, objective)
     evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.weights)
     evaluation.check(config.ema, data.channels, model.condition)
     run = Run(
@@ -153,8 +160,22 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     return run
 
 
-def make_network(config: ConfigDict) -> TiM:
-    """The network of `model`, with as many channels as the rows have."""
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says so on stderr, however often a process asks."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
+    """Raises ValueError that begins with `said` if mesh.sequence does not divide the tokens of (height, width)."""
+    tokens, devices = shape[0] // patch * (shape[1] // patch), mesh.shape["sequence"]
+    if tokens % devices:
+        rule = f"their number must be a multiple of mesh.sequence, {devices}"
+        raise ValueError(f"{said} {shape} with {tokens} tokens; {rule}")
+
+
+def make_network(config: ConfigDict, objective: Objective) -> TiM:
+    """The network of `model`, with as many channels as the rows have, and what the objective asks of it."""
     model, data = config.model, config.data
     if model.size not in SIZES:
         raise ValueError(f"model.size is {model.size!r}; it must be one of {', '.join(SIZES)}")
@@ -177,6 +198,8 @@ def make_network(config: ConfigDict) -> TiM:
             text_width=data.text_width,
             remat=config.training.remat,
             dtype=DTYPES[model.dtype],
+            guidance_input=objective.input_guidance.active,
+            output_heads=objective.heads,
             **sizes,
             **{name: model[name] for name in same},
         )
@@ -184,71 +207,21 @@ def make_network(config: ConfigDict) -> TiM:
         raise ValueError(f"model.{error}") from None
 
 
-def make_transport(config: ConfigDict) -> Transport:
-    name, sigma_d = config.transport.name, config.transport.sigma_d
-    if name not in TRANSPORTS:
-        raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
-    if sigma_d <= 0:
-        raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
-    return TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
-
-
-def make_objective(config: ConfigDict, transport: Transport, shards: int) -> TransitionObjective:
-    """The objective of `times` and `objective` for rows that lie on `shards` devices."""
-    times, settings = config.times, config.objective
-    given = settings.guidance
-    guidance = None if given.w_cond == 0 and given.w_gt == 1 else TargetGuidance(**given)
-    if guidance is not None and guidance.ema not in config.ema:
-        raise ValueError(f"objective.guidance.ema is {guidance.ema!r}; it must be one of {', '.join(config.ema)}")
-    if settings.alignment_weight < 0 or settings.direction_weight < 0:
-        raise ValueError(
-            f"objective.alignment_weight, direction_weight are {settings.alignment_weight}, "
-            f"{settings.direction_weight}; they must be at least 0"
-        )
-    if settings.alignment_weight and not config.data.features_width:
-        raise ValueError(
-            f"objective.alignment_weight is {settings.alignment_weight}; without image features "
-            "(data.features_width is 0) it must be 0"
-        )
-    if settings.velocity not in ("data", "student", *config.ema):
-        raise ValueError(
-            f"objective.velocity is {settings.velocity!r}; it must be one of data, student, {', '.join(config.ema)}"
-        )
-    by_default = times.law == "default"
-    objective = TransitionObjective(
-        transport=transport,
-        times=Times(
-            law=transport.law if by_default else times.law,
-            P_mean=transport.P_mean if by_default else times.P_mean,
-            P_std=transport.P_std if by_default else times.P_std,
-            share_equal=times.share_equal,
-            share_min=times.share_min,
-            shift_reference=times.shift_reference or None,
-        ),
-        weight=TimeWeight(
-            settings.weight_kernel, settings.weight_scale, settings.weight_difference, settings.weight_sigma_d
-        ),
-        adaptive=AdaptiveWeight(settings.adaptive_power, settings.adaptive_offset),
-        velocity=settings.velocity,
-        derivative=settings.derivative,
-        epsilon=settings.epsilon,
-        direction=settings.direction,
-        direction_weight=settings.direction_weight,
-        alignment_weight=settings.alignment_weight,
-        guidance=guidance,
-        shards=shards,
-    )
-    objective.check()
-    return objective
-
-
-def make_sampling(config: ConfigDict) -> Sampling:
+def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
+    """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
     settings = dict(config.sampling)
     weights = settings.pop("weights")
     if weights != "student" and weights not in config.ema:
         raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
-    sampling = Sampling(**settings)
+    if settings["sampler"] == "default":
+        settings["sampler"] = objective.sampler
+    sampling = Sampling(**settings, guidance_input=objective.input_guidance.active)
     sampling.check()
+    if sampling.guidance_input and not 1 <= sampling.guidance <= objective.input_guidance.most:
+        raise ValueError(
+            f"sampling.guidance is {sampling.guidance}; as an input of this network it must lie in "
+            f"1 … {objective.input_guidance.most:g} (objective.input_guidance.most)"
+        )
     return sampling
 
 
@@ -264,6 +237,8 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
             "text": jnp.zeros((1, data.text_tokens, data.text_width)),
             "mask": jnp.ones((1, data.text_tokens), bool),
         }
+    if network.guidance_input:
+        condition["guidance"] = jnp.ones((1, 3))
     return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
 
 

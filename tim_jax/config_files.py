@@ -18,17 +18,19 @@ def find(name: str) -> pathlib.Path:
     """The configuration file called `name`.
 
     name: a path to a .py file, absolute or from the working directory; else the name of a configuration that comes
-    with the package: "configs/digits.py", "digits.py" or "digits".
+    with the package: "configs/digits.py", "digits.py" or "digits"; in a folder, "ablations/objectives".
     Raises ValueError if there is none.
     """
     given = pathlib.Path(name)
     if given.suffix == ".py" and given.is_file():
         return given.resolve()
     stem = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
-    known = {path.stem: path for path in sorted(folder().glob("*.py")) if path.stem != "__init__"}
+    paths = [path for path in sorted(folder().rglob("*.py")) if path.stem != "__init__"]
+    known = {path.relative_to(folder()).with_suffix("").as_posix(): path for path in paths}
     if stem in known:
         return known[stem]
-    nearest = difflib.get_close_matches(given.stem, known, n=3) or list(known)
+    near = [match for text in (stem, given.stem) for match in difflib.get_close_matches(text, known, n=3)]
+    nearest = list(dict.fromkeys(near)) or list(known)
     raise ValueError(f"--config={name}: no such file or configuration; did you mean {' or '.join(nearest)}?")
 
 

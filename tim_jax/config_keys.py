@@ -1,6 +1,7 @@
 """The keys of a configuration: which there are, which make a run what it is, which have no effect."""
 
 import ast
+import copy
 import difflib
 import json
 from typing import Any
@@ -13,21 +14,46 @@ IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimiz
 # Keys of those sections that may change all the same, since no result depends on them but by rounding.
 NOT_IDENTITY = ("model.attention",)
 
+
+def _part(section: str, names: str) -> tuple[str, ...]:
+    return tuple(f"objective.{section}.{name}" for name in names.split())
+
+
 # Keys that have no effect under a condition: to change one there is a mistake.
 UNUSED = {
     ("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm"),
     ("times.P_mean", "times.P_std"): (
-        "times.law is 'default', uniform or log_uniform",
-        lambda c: c.times.law in ("default", "uniform", "log_uniform"),
+        "times.law is not logit_normal or log_normal",
+        lambda c: c.times.law not in ("logit_normal", "log_normal"),
+    ),
+    ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
+    ("objective.velocity", "objective.derivative", *_part("tangent", "normalise bounded warmup differentiate")): (
+        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency != "eulerian",
+    ),
+    _part("bootstrap", "weights split finest"): (
+        "objective.consistency is not 'semigroup'",
+        lambda c: c.objective.consistency != "semigroup",
+    ),
+    _part("contrast", "share below temperature weight"): (
+        "objective.name is not 'low_noise_contrastive'",
+        lambda c: c.objective.name != "low_noise_contrastive",
+    ),
+    _part("input_guidance", "power"): (
+        "objective.input_guidance.most is 1",
+        lambda c: c.objective.input_guidance.most == 1,
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
     ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
-    ("objective.adaptive_offset",): ("objective.adaptive_power is 0", lambda c: c.objective.adaptive_power == 0),
+    ("objective.adaptive_offset", "objective.adaptive_total"): (
+        "objective.adaptive_power is 0",
+        lambda c: c.objective.adaptive_power == 0,
+    ),
     ("objective.weight_scale", "objective.weight_difference", "objective.weight_sigma_d"): (
         "objective.weight_kernel is 'constant'",
         lambda c: c.objective.weight_kernel == "constant",
     ),
-    tuple(f"objective.guidance.{key}" for key in ("t_low", "t_high", "start_step", "ema")): (
+    _part("guidance", "t_low t_high start_step ema"): (
         "objective.guidance.w_cond is 0 and w_gt is 1",
         lambda c: c.objective.guidance.w_cond == 0 and c.objective.guidance.w_gt == 1,
     ),
@@ -49,6 +75,7 @@ UNUSED = {
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
     ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
@@ -68,9 +95,9 @@ def check_keys(config: ConfigDict) -> None:
             raise ValueError(f"config.{key}: missing; start from configs/base.py, which holds every key")
 
 
-def check_unused(config: ConfigDict) -> None:
-    """Raises ValueError for a key that was changed from configs/base.py but has no effect in this configuration."""
-    given, default = flatten(config), flatten(config_files.load("base").get_config())
+def check_unused(config: ConfigDict, default: ConfigDict) -> None:
+    """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
+    given, default = flatten(config), flatten(default)
     for keys, (reason, unused) in UNUSED.items():
         for key in keys:
             if given[key] != default[key] and unused(config):
@@ -119,7 +146,7 @@ def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
 
 def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     """The configuration with "section.key" texts read as the type that each key has. Raises ValueError."""
-    config = ConfigDict(config.to_dict())
+    config = copy.deepcopy(config)
     known = list(flatten(config))
     for key, text in overrides.items():
         if key not in known:
@@ -129,7 +156,8 @@ def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
         section = config
         for name in sections:
             section = section[name]
-        section[last] = _read(key, text, section[last])
+        kind = section.get_type(last)  # also of keys that are None
+        section[last] = _read(key, text, kind() if section[last] is None else section[last])
     return config
 
 

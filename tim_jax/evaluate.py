@@ -13,11 +13,11 @@ from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
 from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
 METRICS_COST = 8  # of a set of samples in network evaluations, roughly, for the time left
-SHOWN = 20  # samples of a step count in the picture
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,12 +56,14 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             plan = measure.plan(run)
             count = measure.count_of(plan)
         weights, training_step = load_weights(run, folder)
+        run = with_found_grid(run, folder, training_step)
+        nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
 
     if args.export:
         export(run, weights, steps[0], args.count or run.evaluation.samples, epath.Path(args.export))
     else:
         with failures(ValueError):
-            table(run, plan, weights, training_step, steps, args, count, folder)
+            table(run, plan, weights, training_step, nfe, args, count, folder)
 
 
 def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def export(run: configuration.Run, weights, steps: int, count: int, path: epath.
 
     def levels():
         nonlocal done
-        for images in generator.batches(weights, steps, 0, labels):
+        for images in generator.batches(weights, generator.times(steps), labels):
             done += len(images)
             progress(done, f"{done} of {count} samples")
             yield pictures.to_uint8(images)
@@ -110,49 +112,30 @@ class Progress:
             print(f"[{spent:.0f} s, about {left:.0f} s left] {line}", flush=True)
 
 
-def table(run, plan: measure.Measurement, weights, training_step: int, steps, args, count: int, folder) -> None:
-    """Measures samples at every step count, and writes table and pictures into the run's folder."""
-    yardstick = plan.yardstick
-    generator = Generator(run, min(count, run.evaluation.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
-    for most in {min(64, max(steps)), max(steps)}:  # compilation is not the sampler's time
-        generator(weights, most, 0, labels[: generator.batch_size])
-    first = {}
+def table(run, plan: measure.Measurement, weights, training_step: int, nfe: dict, args, count: int, folder) -> None:
+    """Measures samples at every step count, and writes table and pictures into the run's folder.
 
-    def kept(steps: int, batches):
-        for images in batches:
-            first.setdefault(steps, images[:SHOWN])
-            yield images
-
-    def figures(steps: int, seed: int):
-        clock = [0.0]
-        batches = measure.timed(generator.batches(weights, steps, seed, labels), clock)
-        return plan.figures(kept(steps, batches), count), clock[0]
-
-    def nfe(steps: int) -> int:
-        return evaluations(run.transport, steps, run.sampling)
-
-    ascending = sorted(set(steps))
-    work = np.cumsum([nfe(s) + METRICS_COST for s in ascending for _ in range(args.seeds)])
+    nfe: {steps: network evaluations}.
+    """
+    steps = sorted(nfe)
+    work = np.cumsum([nfe[s] + METRICS_COST for s in steps for _ in range(args.seeds)])
     told = Progress(work[-1])
 
     def progress(done: int, total: int, line: str) -> None:
         told(work[done - 1], f"{done}/{total}: {line}")
 
-    seeds = list(range(args.seeds))
-    found = anystep.any_step_table(
-        figures, steps, seeds, count, yardstick.floor(seeds), nfe, progress, plan.fingerprint
-    )
+    found, shown = measure.any_step_table(plan, weights, nfe, list(range(args.seeds)), count, progress)
     found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
     is_picture = run.image_shape[-1] in (1, 3)
     near = min(args.nearest, count) if is_picture and plan.neighbours else 0
-    images = generator(weights, max(steps), 0, labels[:near]) if near else None
+    generator = Generator(run, min(near or 1, run.evaluation.batch_size))
+    images = generator(weights, max(steps), 0, cycle_labels(run.config.model.num_classes, near)) if near else None
     if jax.process_index() > 0:
         return
     anystep.write(found, folder)
     if is_picture:
-        pictures.any_step_grid(first, path=folder / "any_step_samples.png")
+        pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
         written.append("any_step_samples.png")
     if near:
         pictures.neighbours_picture(images, plan.training(), near, path=folder / "nearest.png")

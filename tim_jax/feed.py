@@ -121,6 +121,11 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
     return source, lambda image: data.cover(image, shape, plan.fitting)
 
 
+def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split (n, h, w, C) as `one_shape` brings them, and their labels. For small data."""
+    return data.arrays(*one_shape(run, split))
+
+
 def _one_after_another(work: Any) -> Any:
     """What work() returns, done by the first process before the others, which then find indices and plans written."""
     if jax.process_count() == 1:

@@ -23,8 +23,14 @@ def _equation(eqn: Any) -> int:
         shape = eqn.invars[0].aval.shape
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracting)
     inner = [count(jaxpr) for jaxpr in _inner(eqn.params)]
+    if eqn.primitive.name == "cond" and eqn.params.get("branches_platforms"):
+        # One way for each platform, the last for those without a name. Operations of a model are counted by that one,
+        # so that they are the same everywhere, and without what a kernel pads or computes twice.
+        return inner[-1]
     if eqn.primitive.name == "cond":
         return max(inner)
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid) * sum(inner)
     if eqn.primitive.name == "scan":
         return eqn.params["length"] * sum(inner)
     if eqn.primitive.name == "shard_map":  # what is inside speaks of one device's share

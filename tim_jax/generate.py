@@ -12,7 +12,8 @@ from tim_jax.config import Run
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
-from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise
+from tim_jax.transitions.plans import host_transport
+from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
@@ -36,28 +37,16 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
 class Generator:
     """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
 
-    One program is compiled for each size, whatever the number of steps (to 64; others for more).
+    One program is compiled for each size, whatever the number of steps (to PADDED evaluations; others for more).
     """
 
     def __init__(self, run: Run, batch_size: int):
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
         # Whole on every device, so that every process has all images.
-        self._sample = jax.jit(self._batch, static_argnums=(6, 7), out_shardings=sharding.replicated(run.mesh))
-
-    def _batch(self, weights, plan, steps, seed, indices, labels, size, trajectory):
-        run = self.run
-        keys = image_keys(seed, indices)
-        noise = start_noise(keys, (*size, run.image_shape[-1]))
-        condition = {"label": labels}
-        null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
-        guidance = run.sampling.guidance
-        return sample(run.net(weights), plan, noise, condition, null, keys, guidance, trajectory, steps)
-
-    def _rows(self, values: np.ndarray) -> jax.Array:
-        """Values (batch_size,), known to every process, over the devices."""
-        where = sharding.batch_sharding(self.run.mesh)
-        return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+        whole = sharding.replicated(run.mesh)
+        self._sample = jax.jit(self._batch, static_argnums=(7, 8), out_shardings=whole)
+        self._noise = jax.jit(start_noise_of, static_argnums=2, out_shardings=whole)
 
     def __call__(
         self,
@@ -72,28 +61,88 @@ class Generator:
 
         size: (h, w), multiples of the patch; by default `data.height` and `width`.
         """
-        parts = list(self.batches(weights, steps, seed, labels, size, trajectory))
-        return np.concatenate(parts, axis=1 if trajectory else 0)
+        return self.along(weights, self.times(steps), labels, seed, size=size, trajectory=trajectory)
+
+    def times(self, steps: int, start: float | None = None) -> np.ndarray:
+        """(steps + 1,) times on the way of `sampling` down from start (T_max by default); reversed, the way up."""
+        return time_grid(self.run.transport, steps, self.run.sampling, start)
+
+    def noise(self, seed: int, count: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(count, h, w, C) standard normal noise, from which images of that seed start, times σ at T_max."""
+        shape = (*(size or self.run.image_shape[:2]), self.run.image_shape[-1])
+        return np.asarray(self._noise(np.uint32(seed), np.arange(count, dtype=np.uint32), shape))
+
+    def noised(self, images: np.ndarray, time: float, seed: int) -> np.ndarray:
+        """Images (n, h, w, C) as states x_t = α x + σ ε at a time, ε = noise(seed, n)."""
+        alpha, sigma = mixture(self.run, time)
+        return alpha * images + sigma * self.noise(seed, len(images), images.shape[1:3])
+
+    def along(self, weights: Any, times: np.ndarray, labels: np.ndarray, seed: int = 0, **how: Any) -> np.ndarray:
+        """States (n, h, w, C) at the last of `times`, or at all, (len(times), n, h, w, C); arguments: see `batches`."""
+        return np.concatenate(list(self.batches(weights, times, labels, seed, **how)), axis=-4)
 
     def batches(
         self,
         weights: Any,
-        steps: int,
-        seed: int,
+        times: np.ndarray,
         labels: np.ndarray,
+        seed: int = 0,
+        x: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         trajectory: bool = False,
     ) -> Iterator[np.ndarray]:
-        """The same in batches of at most `batch_size`, each drawn when it is asked for."""
-        plan = make_plan(self.run.transport, steps, self.run.sampling)
+        """The states of at most `batch_size` images at a time, drawn when they are asked for.
+
+        times: falling, to sample, or growing, to bring images to noise. labels: (n,). x: (n, h, w, C), the states at
+        the first; by default σ ε at T_max, ε = noise(seed, n, size). trajectory: states at all times.
+        """
+        plan = make_plan(self.run.transport, times, self.run.sampling)
+        evaluations, taken = len(plan.t), np.int32(len(plan.t))
         plan = plan if trajectory else padded(plan)
-        labels, size = np.asarray(labels, np.int32), tuple(size or self.run.image_shape[:2])
+        size, labels = tuple(size or self.run.image_shape[:2]), np.asarray(labels, np.int32)
         for first in range(0, len(labels), self.batch_size):
             indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
-            rows = self._rows(np.resize(labels[first:], self.batch_size))
+            rows = self._rows(cycled(labels[first:], self.batch_size))
+            states = None if x is None else self._rows(cycled(np.asarray(x[first:], np.float32), self.batch_size))
             with on_mesh(self.run.mesh):
-                images = self._sample(weights, plan, np.int32(steps), np.uint32(seed), indices, rows, size, trajectory)
-            yield np.asarray(images)[(slice(None),) * trajectory + (slice(len(labels) - first),)]
+                images = self._sample(weights, plan, taken, np.uint32(seed), indices, rows, states, size, trajectory)
+            images, count = np.asarray(images), len(labels) - first
+            yield images[:: evaluations // (len(times) - 1), :count] if trajectory else images[:count]
+
+    def _batch(self, weights, plan, taken, seed, indices, labels, x, size, trajectory):
+        run = self.run
+        keys = image_keys(seed, indices)
+        if x is None:
+            x = mixture(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
+        condition = {"label": labels}
+        null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
+        guidance = run.sampling.guidance
+        if run.sampling.guidance_input:
+            ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max
+            asked = jnp.array([guidance, *np.maximum(ends, run.transport.T_min)], x.dtype)
+            condition, guidance = condition | {"guidance": jnp.tile(asked, (len(x), 1))}, 1.0
+        return sample(run.net(weights), plan, x, condition, null, keys, guidance, trajectory, taken)
+
+    def _rows(self, values: np.ndarray) -> jax.Array:
+        """Values (batch_size, …), known to every process, over the devices."""
+        where = sharding.batch_sharding(self.run.mesh)
+        return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+
+def mixture(run: Run, time: float) -> tuple[float, float]:
+    """(α, σ) of the run's transport at a time."""
+    host = host_transport(run.transport)
+    return float(host.alpha(np.array(time))), float(host.sigma(np.array(time)))
+
+
+def start_noise_of(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """(B, …) standard normal noise of images (B,) of a seed."""
+    return start_noise(image_keys(seed, indices), shape)
+
+
+def cycled(values: np.ndarray, count: int) -> np.ndarray:
+    """(count, …) rows, in turn those of values."""
+    return values[np.arange(count) % len(values)]
 
 
 def cycle_labels(num_classes: int, count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tim_jax.config import Run
-from tim_jax.evaluation import FEATURES, kept, metrics, published, references, yardstick
+from tim_jax.evaluation import FEATURES, anystep, kept, metrics, published, references, yardstick
 from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import LEAST
@@ -27,6 +27,7 @@ from tim_jax.parts import Part, of_data, of_file
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 
+SHOWN = 20  # samples of a step count in pictures
 Stream = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]  # ({output: (n, d)}, numbers of the images (n,))
 
 
@@ -207,7 +208,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
             weights = run.weights(state, name)
             for steps in settings.steps:
                 try:
-                    figures = measurement.figures(generator.batches(weights, steps, 0, labels), count)
+                    figures = measurement.figures(generator.batches(weights, generator.times(steps), labels), count)
                 except ValueError as error:
                     print(f"\nwarning: evaluation of {name} at {steps} steps: {error}", file=sys.stderr, flush=True)
                     continue
@@ -217,6 +218,44 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
     return measure
 
 
+def any_step_table(
+    measurement: Measurement,
+    weights: Any,
+    nfe: Mapping[int, int],
+    seeds: Sequence[int],
+    count: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+    """The any-step table of some weights, and of every number of steps the first images of the first seed.
+
+    nfe: {steps: network evaluations per image}. Raises ValueError for samples that are not finite.
+    """
+    run, most = measurement.run, max(nfe)
+    yardstick = measurement.yardstick
+    generator = Generator(run, min(count, run.evaluation.batch_size))
+    labels = cycle_labels(run.config.model.num_classes, count)
+    for steps in {min(64, most), most}:  # compilation is not the sampler's time
+        generator(weights, steps, seeds[0], labels[: generator.batch_size])
+    shown = {}
+
+    def figures(steps: int, seed: int) -> tuple[dict[str, float], float]:
+        seconds = 0.0
+
+        def drawn():
+            nonlocal seconds
+            began = time.perf_counter()
+            for images in generator.batches(weights, generator.times(steps), labels, seed):
+                seconds += time.perf_counter() - began
+                shown.setdefault(steps, images[:SHOWN])
+                yield images
+                began = time.perf_counter()
+
+        return measurement.figures(drawn(), count), seconds
+
+    floor, reference = yardstick.floor(seeds), measurement.fingerprint
+    return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference), shown
+
+
 def count_of(measurement: Measurement) -> int:
     """Samples per step count and seed: those that `evaluation.samples` says, or as many as the reference has images."""
     images = measurement.fingerprint["images"]
@@ -224,14 +263,3 @@ def count_of(measurement: Measurement) -> int:
     if not count:
         raise ValueError("evaluation.samples is 0; it must be given, as evaluation.reference holds no images to count")
     return count
-
-
-def timed(batches: Iterator[np.ndarray], clock: list[float]) -> Iterator[np.ndarray]:
-    """The batches; the seconds that each took to come are added to clock[0]."""
-    while True:
-        began = time.perf_counter()
-        images = next(batches, None)
-        clock[0] += time.perf_counter() - began
-        if images is None:
-            return
-        yield images

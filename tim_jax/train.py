@@ -104,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
             measurement = measure.plan(run) if run.evaluation.every else None
             if measurement is not None:
                 measure.count_of(measurement)
+            if run.sampling.grid == "optimal":
+                raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
@@ -135,8 +137,9 @@ def fit(
     stop: Stop,
     profile: tuple[int, int] | None = None,
     measurement: measure.Measurement | None = None,
+    draw: bool = True,
 ) -> End:
-    """Trains in a workdir, from `first` if it has no checkpoint.
+    """Trains in a workdir, from `first` if it has no checkpoint. draw: pictures of samples.
 
     Ends the program with one line if too many records are bad or training cannot go on.
     """
@@ -144,7 +147,7 @@ def fit(
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
-    drawn = run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
+    drawn = draw and run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
     pictures = sample_pictures(run, feed.plan) if drawn else None
     if jax.process_index() == 0:
         print(inspect.summary(feed.source, feed.plan), flush=True)

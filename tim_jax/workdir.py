@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from tim_jax import config_keys, files
+from tim_jax.config_objective import resolved
 from tim_jax.training.checkpoints import FORMAT
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
@@ -28,7 +29,9 @@ def recorded(workdir: epath.Path) -> dict | None:
     Keys that have come since are at their defaults.
     """
     path = workdir / CONFIG
-    return config_keys.completed(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    return to_json(resolved(ConfigDict(_with_tuples(config_keys.completed(json.loads(path.read_text()))))))
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:

@@ -1,19 +1,25 @@
 """What attention costs: output, output and tangent, and with the gradient of the output, by number of tokens.
 
 Memory is that of the compiled program, which is made for every number of tokens; time is taken up to --run-to tokens.
+With --target nothing runs: programs are compiled for a device of a topology that need not be there, as in the planner.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from tim_jax.bench import measure
 from tim_jax.bench.step import DTYPES, check_names
 from tim_jax.networks.attention import ATTENTION
+from tim_jax.networks.pallas import has_kernels
+from tim_jax.plan import topologies
 
 COLUMNS = (
     ("implementation", "{implementation}"),
@@ -50,11 +56,15 @@ def jvp_grad(attention: Callable, qkv: tuple, dots: tuple) -> Any:
 MODES = {"forward": forward, "jvp": jvp, "jvp_grad": jvp_grad}
 
 
-def compile_mode(implementation: str, mode: str, shape: tuple[int, int, int, int], dtype: Any) -> jax.stages.Compiled:
-    """The program of a mode for q, k, v and their tangents of `shape` (B, N, H, K)."""
-    three = (jax.ShapeDtypeStruct(shape, dtype),) * 3
+def compile_mode(
+    implementation: str, mode: str, shape: tuple[int, int, int, int], dtype: Any, device: jax.Device | None = None
+) -> jax.stages.Compiled:
+    """The program of a mode for q, k, v and their tangents of `shape` (B, N, H, K), for a device, here or not."""
+    mesh = Mesh(np.array([device or jax.devices()[0]]), ("one",))
+    three = (jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())),) * 3
     run = lambda qkv, dots: MODES[mode](ATTENTION[implementation], qkv, dots)  # noqa: E731
-    return jax.jit(run).lower(three, three).compile()
+    with jax.set_mesh(mesh):
+        return jax.jit(run).lower(three, three).compile()
 
 
 def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtype: Any) -> Callable[[], Any]:
@@ -64,7 +74,7 @@ def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtyp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--implementations", default=",".join(ATTENTION), help="default: %(default)s")
+    parser.add_argument("--implementations", help=f"of {', '.join(ATTENTION)}; default: all that the device has")
     parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="default: %(default)s")
     parser.add_argument("--run-to", type=int, default=2048, help="most tokens that are timed; default: %(default)s")
@@ -73,12 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-width", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--target", help="only compile, for a device of this topology, such as v5e:2x2 or h100:1x1")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per implementation, mode and number of tokens. Raises ValueError for arguments that cannot be."""
-    for name, known in (("implementations", ATTENTION), ("modes", MODES)):
-        check_names(name, getattr(args, name), known)
+    check_names("modes", args.modes, MODES)
+    if args.implementations is not None:
+        check_names("implementations", args.implementations, ATTENTION)
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype is {args.dtype!r}; it must be one of {', '.join(DTYPES)}")
     for name in ("batch", "heads", "head_width", "repeats"):
@@ -87,17 +99,29 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     tokens = args.tokens.split(",")
     if not all(number.isdecimal() and int(number) for number in tokens):
         raise ValueError(f"--tokens is {args.tokens!r}; it must be numbers of at least 1, with commas between")
+    device = target(args.target) if args.target else jax.devices()[0]
+    if args.implementations is None:
+        some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
+        args.implementations = ",".join(some)
+        if "pallas" not in some:
+            print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
     cases = [(mode, int(number)) for number in tokens for mode in args.modes.split(",")]
-    return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number)]
+    return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 
-def measure_case(args: argparse.Namespace, mode: str, tokens: int) -> list[dict[str, Any]]:
+def target(name: str) -> jax.Device:
+    """A device of a topology, for its compiler."""
+    topologies.host_devices([name])
+    return topologies.topology(name).devices[0]
+
+
+def measure_case(args: argparse.Namespace, mode: str, tokens: int, device: jax.Device) -> list[dict[str, Any]]:
     """A row per implementation; their times are taken in turn, and are null above --run-to tokens."""
     shape, dtype = (args.batch, tokens, args.heads, args.head_width), DTYPES[args.dtype]
     names = args.implementations.split(",")
-    compiled = {name: compile_mode(name, mode, shape, dtype) for name in names}
+    compiled = {name: compile_mode(name, mode, shape, dtype, device) for name in names}
     timings = {}
-    if tokens <= args.run_to:
+    if tokens <= args.run_to and not args.target:
         calls = {name: caller(compiled[name], shape, dtype) for name in names}
         timings = measure.interleaved(calls, args.repeats)
 

@@ -24,7 +24,7 @@ from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.groups import Split
-from tim_jax.transitions.objective import TransitionObjective
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Query
@@ -73,7 +73,7 @@ CASES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SeparateDerivative(TransitionObjective):
+class SeparateDerivative(Objective):
     """The objective with dF/dt from a pass of its own, through nets["precise"], beside the training pass.
 
     So does the published code. Here the pass has only the rows that need it.
@@ -90,10 +90,10 @@ def times(transport: Transport, share_equal: float = 0.5, share_min: float = 0.1
 
 
 VARIANTS = {
-    "flow_matching": lambda transport: TransitionObjective(transport, times(transport, 1.0, 0.0)),
-    "tim_fused": lambda transport: TransitionObjective(transport, times(transport)),
+    "flow_matching": lambda transport: Objective(transport, times(transport, 1.0, 0.0)),
+    "tim_fused": lambda transport: Objective(transport, times(transport)),
     "tim_separate_jvp": lambda transport: SeparateDerivative(transport, times(transport)),
-    "tim_dde": lambda transport: TransitionObjective(transport, times(transport), derivative="dde"),
+    "tim_dde": lambda transport: Objective(transport, times(transport), derivative="dde"),
 }
 
 

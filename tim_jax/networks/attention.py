@@ -1,10 +1,11 @@
 """Attention by name, and the two modules that use it."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 
-from tim_jax.networks import blockwise, xla
+from tim_jax.networks import blockwise, pallas, sequence, xla
 from tim_jax.networks.layers import LayerNorm, Linear
 from tim_jax.networks.rope import rotate
 
@@ -13,25 +14,31 @@ HEADS = ("batch", "tokens", "heads", "head")
 
 # Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
 # whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
-ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention}
-BLOCKWISE_FROM = 2048  # keys, from which on "auto" is "blockwise"; below it is "xla"
+ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention, "pallas": pallas.attention}
+# "auto" is "xla" below so many keys, and "pallas" from there on: that is kernels where the program is compiled for TPUs
+# or NVIDIA GPUs, of which the tests know that their compilers take them, and "blockwise" on all other platforms.
+LINEAR_FROM = 2048
 
 
 def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):
     """softmax(q k^T / sqrt(K)) v by one of ATTENTION, or by the number of keys."""
     if implementation == "auto":
-        implementation = "xla" if k_BMHK.shape[1] < BLOCKWISE_FROM else "blockwise"
+        implementation = "xla" if k_BMHK.shape[1] < LINEAR_FROM else "pallas"
     return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, moving)
 
 
 class SelfAttention(nn.Module):
-    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k."""
+    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k.
+
+    tokens: the mesh axis over which they lie, see `sequence`.
+    """
 
     heads: int
     interval_aware: bool
     qk_norm: bool
     dtype: Any
     attention: str = "auto"
+    tokens: str | None = None
 
     @nn.compact
     def __call__(self, z_BND, delta_BD, rope, moving: bool = False):
@@ -44,7 +51,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
-        y = attention(q, k, v, None, moving, self.attention)
+        attend = functools.partial(attention, moving=moving, implementation=self.attention)
+        y = sequence.attend(attend, q, k, v, self.tokens)
         y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
 

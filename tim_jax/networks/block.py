@@ -1,11 +1,13 @@
 """One transformer block, and how it may be rematerialised."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tim_jax.networks import sequence
 from tim_jax.networks.attention import CrossAttention, SelfAttention
 from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
@@ -31,14 +33,16 @@ class Context(NamedTuple):
     key: jax.Array | None
 
 
-def row_dropout(y_BND, key_B, rate: float, layer, branch: int):
-    """Dropout whose mask depends on the row's key, the layer and the branch, never on the row's place."""
+def row_dropout(y_BND, key_B, rate: float, layer, branch: int, tokens: str | None = None):
+    """Dropout whose mask depends on the row's key, the layer, the branch and the token's number in the row, never on
+    the row's place or on the device."""
     if key_B is None or rate == 0:
         return y_BND
 
     def keep(key):
         key = jax.random.fold_in(jax.random.fold_in(key, layer), branch)
-        return jax.random.bernoulli(key, 1 - rate, y_BND.shape[1:])
+        key_N = jax.vmap(functools.partial(jax.random.fold_in, key))(sequence.numbers(y_BND.shape[1], tokens))
+        return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, y_BND.shape[2:]))(key_N)
 
     return jnp.where(jax.vmap(keep)(key_B), y_BND / (1 - rate), 0)
 
@@ -48,7 +52,8 @@ class Block(nn.Module):
 
     Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
     One call takes the streams of all row groups, so that its parameters are there once for all of them. moving: for
-    each group, whether the call is inside a `jax.jvp`. attention: "auto" or a name in ATTENTION.
+    each group, whether the call is inside a `jax.jvp`. attention: "auto" or a name in ATTENTION. tokens: the mesh axis
+    over which the tokens lie, see `sequence`.
     """
 
     heads: int
@@ -60,15 +65,17 @@ class Block(nn.Module):
     dtype: Any
     moving: tuple[bool, ...]
     attention: str = "auto"
+    tokens: str | None = None
 
     @nn.compact
     def __call__(self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer):
         width = streams[0].shape[-1]
-        attn = SelfAttention(self.heads, self.interval_aware, self.qk_norm, self.dtype, self.attention, name="attn")
+        how = (self.qk_norm, self.dtype, self.attention)
+        attn = SelfAttention(self.heads, self.interval_aware, *how, self.tokens, name="attn")
         mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
         branches = [lambda z, c, moving: attn(z, c.delta, c.rope, moving), lambda z, *_: mlp(z)]
         if self.cross_attention:
-            cross = CrossAttention(self.heads, self.qk_norm, self.dtype, self.attention, name="cross")
+            cross = CrossAttention(self.heads, *how, name="cross")
             branches.insert(1, lambda z, c, moving: cross(z, c.text, c.mask, c.rope, moving))
         n = 3 * len(branches)
         modulations = modulation(self.bottleneck, n * width, self.dtype)
@@ -78,7 +85,7 @@ class Block(nn.Module):
             for i, branch in enumerate(branches):
                 shift, scale, gate = chunks[3 * i : 3 * i + 3]
                 y_BND = branch(modulate(x_BND, shift, scale), context, moving)
-                y_BND = row_dropout(y_BND, context.key, self.dropout, layer, i)
+                y_BND = row_dropout(y_BND, context.key, self.dropout, layer, i, self.tokens)
                 x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
             return x_BND
 

@@ -45,6 +45,19 @@ class TimeEmbedder(nn.Module):
         return Linear((self.width,), ("mlp", "embed"), **options, name="out")(nn.silu(h))
 
 
+class GuidanceEmbedder(nn.Module):
+    """(B, 3), a guidance scale and the times between which it holds -> (B, width): an embedder for each, summed."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, guidance):
+        scale, low, high = guidance.T
+        parts = {"scale": jnp.log(scale), "low": low, "high": high}
+        return sum(TimeEmbedder(self.width, "normal", self.dtype, name=name)(x) for name, x in parts.items())
+
+
 class LabelEmbedder(nn.Module):
     """A row per class, and a last one for the null class. (B,) in 0 .. num_classes -> (B, width); NaN outside."""
 

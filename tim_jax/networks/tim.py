@@ -6,9 +6,17 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tim_jax.networks import sequence
 from tim_jax.networks.attention import ATTENTION
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
-from tim_jax.networks.embeddings import INTERVALS, CaptionEmbedder, LabelEmbedder, TimeEmbedder
+from tim_jax.networks.embeddings import (
+    INTERVALS,
+    CaptionEmbedder,
+    GuidanceEmbedder,
+    LabelEmbedder,
+    TimeEmbedder,
+    sinusoids,
+)
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
 from tim_jax.types import Moving, Output, Query
@@ -45,11 +53,15 @@ class TiM(nn.Module):
     qk_norm: bool = True  # layer norm on q and k
     rope_order: str = "row_major"  # "official" only for published weights
     use_text_mask: bool = True  # False, attending to padding, only for published weights
+    guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
+    output_heads: tuple[str, ...] = ()  # names in HEADS: what a query is told besides F
     attention: str = "auto"  # by number of keys, or a name in ATTENTION
     dropout: float = 0.0  # rate on each residual branch of rows that come with a key
     remat: str = "none"  # a name in REMAT
     # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
     read: Callable[[Any], Any] | None = None
+    # Within `jax.shard_map`: the mesh axis over which the tokens of a row lie, see `sequence`.
+    tokens: str | None = None
     unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
     dtype: Any = jnp.float32  # of the computation in blocks
 
@@ -64,15 +76,19 @@ class TiM(nn.Module):
         groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
             "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
             `jax.jvp` with tangents for them.
-        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row.
-        Returns F (B, h, w, C) and hidden in float32 at least. Initialisation always makes the projector's parameters.
+        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
+            this device where `tokens` is given; x_t, F and heads are whole.
+        Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's
+        parameters.
         Raises ValueError for inputs that do not fit the fields.
         """
         groups = _check_groups(self, groups, hidden)
         hidden = bool(self.z_dim) and (hidden or self.is_initializing())
+        tapped = hidden or "pooled" in self.output_heads
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
-        streams = tuple(embed(patchify(q.x_t, self.patch_size)) for q in groups)
+        patches = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
+        streams = tuple(map(embed, patches))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -91,15 +107,22 @@ class TiM(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
             check_constancy_invariants=False,
         )
-        carry = (streams, streams if hidden else ())
+        carry = (streams, streams if tapped else ())
         (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
-        Fs = [unpatchify(final(x, ctx.c), q.x_t.shape) for x, ctx, q in zip(streams, contexts, groups)]
-        if not hidden:
-            return tuple(Output(F, None, {}) for F in Fs)
-        projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
-        return tuple(Output(F, projector(tap), {}) for F, tap in zip(Fs, taps))
+        patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
+        Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
+        heads = [{} for _ in groups]
+        for name in self.output_heads:
+            head = HEADS[name](self)
+            for told, x, ctx, q, tap in zip(heads, streams, contexts, groups, taps or streams):
+                told[name] = head(x, ctx, q, tap)
+        hiddens = [None] * len(groups)
+        if hidden:
+            projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
+            hiddens = [projector(tap) for tap in taps]
+        return tuple(map(Output, Fs, hiddens, heads))
 
     def _block(self, groups):
         block, policy = Block, REMAT[self.remat]
@@ -110,12 +133,14 @@ class TiM(nn.Module):
         make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
         moving = tuple(isinstance(q, Moving) for q in groups)
-        return make(*fields, self.dropout, self.dtype, moving, self.attention, name="blocks")
+        return make(*fields, self.dropout, self.dtype, moving, self.attention, self.tokens, name="blocks")
 
     def _contexts(self, groups):
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
         if self.separate_interval_embedder:
             D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
+        if self.guidance_input:
+            guidance = GuidanceEmbedder(self.width, self.dtype, name="guidance_embedder")
         if self.condition == "class":
             label_embedder = LabelEmbedder(self.num_classes, self.width, self.dtype, name="label_embedder")
         else:
@@ -124,6 +149,8 @@ class TiM(nn.Module):
         def context(q):
             delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
             c, text, mask = T(q.t) + delta, None, None
+            if self.guidance_input:
+                c += guidance(q.condition["guidance"])
             if self.condition == "class":
                 c += label_embedder(q.condition["label"])
             else:
@@ -133,6 +160,7 @@ class TiM(nn.Module):
             c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
             h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
             rope = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
+            rope = tuple(sequence.part(table, self.tokens) for table in rope)
             return Context(c, delta, rope, text, mask, q.key)
 
         return tuple(context(q) for q in groups)
@@ -168,6 +196,33 @@ class Projector(nn.Module):
         return Linear((self.features,), (None, None), dtype=self.dtype, name="out")(h).astype(wide(self.dtype))
 
 
+def velocity_head(net: TiM):
+    """A second prediction like F, from the same last states: (B, h, w, C)."""
+    final = FinalLayer(net.patch_size, net.channels, net.dtype, name="velocity_head")
+    return lambda x, ctx, q, tap: unpatchify(sequence.whole(final(x, ctx.c), net.tokens), q.x_t.shape)
+
+
+def log_variance_head(net: TiM):
+    """u(t) of a learned weight e^{-u} L + u (sCM, arXiv 2410.11081), 0 at first: (B,)."""
+    linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="log_variance_head")
+    # Devices that share tokens all tell the same: its mean, so that gradients count it once.
+    return lambda x, ctx, q, tap: sequence.whole(linear(sinusoids(q.t)), net.tokens).mean(axis=1)
+
+
+def pooled_head(net: TiM):
+    """The mean over patches of the states after block `encoder_depth`: (B, D). No parameters."""
+
+    def head(x, ctx, q, tap):
+        part = tap.astype(wide(net.dtype)).mean(axis=1, keepdims=True)
+        return sequence.whole(part, net.tokens).mean(axis=1)
+
+    return head
+
+
+# What objectives may ask for besides F: name -> network -> function of (last states, context, query, tapped states).
+HEADS = {"velocity": velocity_head, "log_variance": log_variance_head, "pooled": pooled_head}
+
+
 def patchify(x, p: int):
     """(B, h, w, C) -> (B, N, p, p, C), patches row by row."""
     B, h, w, C = x.shape
@@ -198,6 +253,9 @@ def _check_fields(net: TiM):
     for name, known in choices.items():
         if getattr(net, name) not in known:
             raise ValueError(f"{name} = {getattr(net, name)!r}: must be one of {', '.join(map(repr, known))}")
+    for name in net.output_heads:
+        if name not in HEADS:
+            raise ValueError(f"output_heads has {name!r}: each must be one of {', '.join(map(repr, HEADS))}")
 
 
 def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
@@ -214,6 +272,7 @@ def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
         if q.t.shape != shape[:1] or q.r.shape != shape[:1]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}: must be {shape[:1]}, one time per row of x_t")
         needed = {"label"} if net.condition == "class" else {"text", "mask"} if net.use_text_mask else {"text"}
+        needed |= {"guidance"} if net.guidance_input else set()
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}: must have {sorted(needed)}")

@@ -8,6 +8,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tim_jax.types import Output
+
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 # Rows go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
@@ -24,8 +26,8 @@ RULES = (
 
 ROWS = ("data", "fsdp")
 BATCH = PartitionSpec(ROWS)
-# The rules among devices that hold the same rows.
-AMONG_SAME_ROWS = tuple((name, None if name in ("batch", "embed") else axis) for name, axis in RULES)
+# The rules among devices that hold the same rows and tokens.
+AMONG_SAME_ROWS = tuple((name, axis if axis == "tensor" else None) for name, axis in RULES)
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
@@ -151,40 +153,46 @@ def _of(mesh: Mesh, name: str) -> NamedSharding:
 
 
 def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
-    """network.apply({"params": params}, queries, **options), every device on its own rows.
+    """network.apply({"params": params}, queries, **options), every device on its own rows and its own tokens of them.
 
     init: key → boxed parameters. Nothing but parameters and gradients passes between devices that hold other rows:
     each layer gathers its parameters from `fsdp`, in the type that it computes in, once for all row groups in the
     forward pass and once more where the backward pass needs them, and scatters the sum of their gradients back. All
-    other parameters are gathered once a step.
+    other parameters are gathered once a step. Devices that hold other tokens of the same rows exchange what
+    attention needs (tim_jax/networks/sequence.py), and each has all of F.
     """
-    if batch_shards(mesh) == 1:
+    tokens = () if mesh.shape["sequence"] == 1 else ("sequence",)
+    if batch_shards(mesh) == 1 and not tokens:
         return network.apply({"params": params}, queries, **options)
     boxed = jax.eval_shape(lambda: init(jax.random.key(0)))
-    placed = shardings(mesh, boxed, nn.unbox(boxed))
+    placed = shardings(mesh, boxed, params)
     specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
     # In the scan over layers a block has lost its first axis.
+    split = (*ROWS, *tokens)
     block_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
 
     def apply(params, queries):
         blocks = {"blocks": params["blocks"]}
-        others = {name: gather(part, specs[name]) for name, part in params.items() if name != "blocks"}
-        local = network.clone(read=lambda block: gather(block, block_specs, network.dtype))
+        others = {name: gather(part, specs[name], split) for name, part in params.items() if name != "blocks"}
+        read = lambda block: gather(block, block_specs, split, network.dtype)  # noqa: E731
+        local = network.clone(read=read, tokens=tokens[0] if tokens else None)
         with nn.logical_axis_rules(AMONG_SAME_ROWS):
             return local.apply({"params": blocks | others}, queries, **options)
 
-    return jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=BATCH, axis_names=set(ROWS))(params, queries)
+    out_specs = (Output(BATCH, PartitionSpec(ROWS, *tokens), BATCH),) * len(queries)
+    return jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=out_specs, axis_names=set(split))(params, queries)
 
 
-def gather(params: Any, specs: Any, dtype: Any = None) -> Any:
-    """Whole parameters from a device's part of them, within `jax.shard_map`; in `dtype` what has to be gathered.
+def gather(params: Any, specs: Any, split: tuple[str, ...], dtype: Any = None) -> Any:
+    """Whole parameters from a device's part of them, within `jax.shard_map` over the axes `split`; in `dtype` what has
+    to be gathered.
 
     Gradients go back the same way: summed over what a device does with a parameter, scattered over `fsdp`, and summed
-    over `data`.
+    over the other axes.
     """
 
     def whole(part, spec):
-        part = jax.lax.pcast(part, tuple(axis for axis in ROWS if axis not in spec), to="varying")
+        part = jax.lax.pcast(part, tuple(axis for axis in split if axis not in spec), to="varying")
         for axis, name in enumerate(spec):
             if name == "fsdp":
                 part = jax.lax.all_gather(part.astype(dtype or part.dtype), "fsdp", axis=axis, tiled=True)

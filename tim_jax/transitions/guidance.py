@@ -1,4 +1,8 @@
-"""Guidance inside training: a base target that already contains classifier-free guidance (TiM, section 4.3)."""
+"""Guidance inside training: base targets that already contain classifier-free guidance.
+
+`TargetGuidance`: of one scale (TiM, section 4.3; MeanFlow, arXiv 2505.13447, section 4.2). `InputGuidance`: of a scale
+that the network is told, so that it can be chosen when sampling (improved MeanFlow, arXiv 2512.02012).
+"""
 
 import dataclasses
 
@@ -15,20 +19,24 @@ from tim_jax.types import Rows
 class TargetGuidance:
     """w_gt v + w_cond F(x_t, t, t | c) + (1 − w_gt − w_cond) F(x_t, t, t | ∅), for t in [t_low, t_high].
 
-    The predictions come from the named averaged weights `ema`, from step `start_step` on. Rows trained with the null
-    condition, and times outside the interval, keep the plain target v = α̂_t x + σ̂_t ε.
+    The predictions come from the averaged weights called `ema`, or from "student", from step `start_step` on. Rows
+    trained with the null condition, and times outside the interval, keep the plain target v = α̂_t x + σ̂_t ε.
     """
 
     w_gt: float = 1.0
-    w_cond: float = 0.75
+    w_cond: float = 0.0
     t_low: float = 0.3
     t_high: float = 0.8
     start_step: int = 0
     ema: str = "slow"
 
+    @property
+    def active(self) -> bool:
+        return self.w_cond != 0 or self.w_gt != 1
+
     def check(self, transport: Transport) -> None:
         """Raises ValueError for an interval outside the transport's times."""
-        if not transport.T_min <= self.t_low <= self.t_high <= transport.T_max:
+        if self.active and not transport.T_min <= self.t_low <= self.t_high <= transport.T_max:
             raise ValueError(
                 f"guidance.t_low, t_high are {self.t_low}, {self.t_high}; they must be ordered and lie in "
                 f"[{transport.T_min:g}, {transport.T_max:g}] for {transport.name}"
@@ -51,3 +59,58 @@ class TargetGuidance:
         target = jax.lax.cond(step >= self.start_step, guided, lambda: base)
         applies = (t >= self.t_low) & (t <= self.t_high) & ~rows.is_null
         return jax.lax.stop_gradient(jnp.where(expand(applies, base), target, base))
+
+
+@dataclasses.dataclass(frozen=True)
+class InputGuidance:
+    """v + (1 − 1/ω)(F(x_t, t, t | c, ω) − F(x_t, t, t | ∅, ω)) for t in an interval; ω and the interval are inputs.
+
+    ω is drawn from p ∝ ω^{−power} on [1, most], the interval's ends uniformly from the lower and the upper half of the
+    times. most = 1: none. Predictions are the student's; rows trained with the null condition keep v.
+    """
+
+    most: float = 1.0
+    power: float = 1.0
+
+    @property
+    def active(self) -> bool:
+        return self.most > 1
+
+    def check(self) -> None:
+        """Raises ValueError for scales that cannot be."""
+        if self.most < 1:
+            raise ValueError(f"objective.input_guidance.most is {self.most}; it must be at least 1")
+        if self.power < 0:
+            raise ValueError(f"objective.input_guidance.power is {self.power}; it must be at least 0")
+
+    def scales(self, key: jax.Array, rows: int) -> jax.Array:
+        """ω (rows,), by the inverse of its distribution function."""
+        u, p = jax.random.uniform(key, (rows,)), 1 - self.power
+        return self.most**u if p == 0 else (1 + u * (self.most**p - 1)) ** (1 / p)
+
+    def ask(self, transport: Transport, rows: Rows, key: jax.Array) -> Rows:
+        """The rows with {"guidance": (B, 3)}, ω and the interval's ends, among both conditions."""
+        scale_key, ends_key = jax.random.split(key)
+        count, middle = len(rows.x), 0.5 * (transport.T_min + transport.T_max)
+        low, high = jax.random.uniform(ends_key, (2, count))
+        asked = jnp.stack(
+            [
+                self.scales(scale_key, count),
+                transport.T_min + low * (middle - transport.T_min),
+                middle + high * (transport.T_max - middle),
+            ],
+            axis=1,
+        )
+        told = {"guidance": asked.astype(rows.x.dtype)}
+        return rows._replace(condition=rows.condition | told, null_condition=rows.null_condition | told)
+
+    def __call__(
+        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows, base: jax.Array
+    ) -> jax.Array:
+        """The guided base target (B, …) of rows that `ask` has made. base: v."""
+        conditions = (rows.condition, rows.null_condition)
+        given, null = (output.F for output in net(tuple(query(transport, x_t, t, t, c) for c in conditions)))
+        scale, low, high = rows.condition["guidance"].T
+        applies = (t >= low) & (t <= high) & ~rows.is_null
+        share = jnp.where(applies, 1 - 1 / scale, 0.0)
+        return jax.lax.stop_gradient(base + expand(share, base) * (given - null))

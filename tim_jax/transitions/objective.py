@@ -1,8 +1,10 @@
-"""The transition objective (TiM, arXiv 2509.04394); with every row at r = t it is flow matching.
+"""The loss of a row, whatever the objective: a few choices on the same axes (see `objectives.py` for the table).
 
-    loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*))) + λ_align (1 − cos(h, features))
+    loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*)))
+         + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features))
 
-w: `TimeWeight`, a: `AdaptiveWeight`, F*: `transition_target` with dF/dt from the current weights, without gradient.
+base: α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`); the target F* where r = t. Elsewhere F* comes from a consistency
+(`consistency.py`). w: `TimeWeight`. a: `AdaptiveWeight`, or learned by the network, L → e^{−u} L + u.
 """
 
 import dataclasses
@@ -11,11 +13,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Moving, row_mean
 from tim_jax.transitions.derivative import Net, central_difference, jvp, query
-from tim_jax.transitions.groups import Split, split_rows
-from tim_jax.transitions.guidance import TargetGuidance
-from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
-from tim_jax.transitions.target import transition_target
+from tim_jax.transitions.groups import split_rows
+from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
+from tim_jax.transitions.jump import interpolate, prediction_target
+from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
@@ -25,115 +28,176 @@ DERIVATIVES = ("jvp", "dde")
 
 
 @dataclasses.dataclass(frozen=True)
-class TransitionObjective:
+class Objective:
     """objective(nets, rows, step, key) → (loss per row (B,), metrics).
 
-    velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε) (published), or the
-    name of a network, whose prediction at r = t stands for their conditional mean. The target's mean is the same; its
-    variance is lower, since a row's own velocity is noise to the network's Jacobian. It costs a forward pass of the
-    moving rows. derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). direction: a name in
-    DIRECTION_AXES, with `direction_weight`. alignment_weight: 0 for none. shards: over how many devices the rows lie.
+    consistency: a name in CONSISTENCIES; without rows r ≠ t (`times.share_equal` 1) it is flow matching.
+    velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε); 'target', that of the
+    base target, guidance included; 'head', what the network's velocity head predicts; or the name of a network, whose
+    prediction at r = t stands for their conditional mean. The target's mean is the same; its variance is lower, since
+    a row's own velocity is noise to the network's Jacobian. The last two cost a forward pass of the moving rows.
+    derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). tangent: what becomes of it.
+    bootstrap: for 'semigroup'. direction: a name in DIRECTION_AXES, with `direction_weight`. head_weight: of a second
+    prediction of the base target by the network's velocity head, 0 for none. alignment_weight: 0 for none.
+    shards: over how many devices the rows lie.
     nets holds "student", for 'dde' also "precise" (the same weights without gradient, in float32), and averages by
-    the names that `velocity` and `guidance` use.
+    the names that are used.
     """
 
     transport: Transport
     times: Times
-    weight: TimeWeight = TimeWeight()
-    adaptive: AdaptiveWeight = AdaptiveWeight()
+    consistency: str = "eulerian"
     velocity: str = "data"
     derivative: str = "jvp"
     epsilon: float = 0.005
+    tangent: Tangent = Tangent()
+    bootstrap: Bootstrap = Bootstrap()
+    weight: TimeWeight = TimeWeight()
+    adaptive: AdaptiveWeight = AdaptiveWeight()
+    learned_weight: bool = False
     direction: str = "channels"
     direction_weight: float = 1.0
+    head_weight: float = 0.0
     alignment_weight: float = 0.0
-    guidance: TargetGuidance | None = None
+    guidance: TargetGuidance = TargetGuidance()
+    input_guidance: InputGuidance = InputGuidance()
     shards: int = 1
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What the network must tell besides F."""
+        velocity = self.head_weight > 0 or self.velocity == "head"
+        return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
+
+    @property
+    def sampler(self) -> str:
+        """How a model that was trained like this is meant to be sampled, a name in SAMPLERS."""
+        if self.times.share_equal == 1:
+            return "euler"
+        return "consistency" if self.times.share_min == 1 else "flow_map"
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        self.times.check(self.transport)
-        self.weight.check(self.transport)
-        if self.guidance is not None:
-            self.guidance.check(self.transport)
-        if self.derivative not in DERIVATIVES:
-            raise ValueError(f"objective.derivative is {self.derivative!r}; it must be one of {', '.join(DERIVATIVES)}")
-        if self.direction not in DIRECTION_AXES:
-            axes = ", ".join(DIRECTION_AXES)
-            raise ValueError(f"objective.direction is {self.direction!r}; it must be one of {axes}")
+        for part in (self.times, self.weight, self.guidance):
+            part.check(self.transport)
+        for part in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance):
+            part.check()
+        for name, known in (
+            ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        for name in ("direction_weight", "head_weight", "alignment_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
+        if self.tangent.differentiate and self.derivative != "jvp":
+            raise ValueError(
+                f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
+            )
+        if self.guidance.active and self.input_guidance.active:
+            raise ValueError("objective.input_guidance.most is above 1; objective.guidance.w_cond must then be 0")
 
     def __call__(
         self, nets: Mapping[str, Net], rows: Rows, step: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         batch, height, width = rows.x.shape[:3]
-        t, r = self.times.draw(self.transport, key, batch, positions=height * width)
-        return self.loss(nets, rows, t, r, step)
+        t, r = self.draw(key, batch, height * width)
+        # Times are drawn by the key itself, whose counter a batch never brings this far.
+        return self.loss(nets, rows, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+
+    def draw(self, key: jax.Array, rows: int, positions: int) -> tuple[jax.Array, jax.Array]:
+        """(t, r), each (rows,), for rows of `positions` height × width."""
+        return self.times.draw(self.transport, key, rows, positions)
 
     def loss(
-        self, nets: Mapping[str, Net], rows: Rows, t: jax.Array, r: jax.Array, step: jax.Array
+        self,
+        nets: Mapping[str, Net],
+        rows: Rows,
+        t: jax.Array,
+        r: jax.Array,
+        step: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss per row and metrics at given times t, r (B,), whose rows with r = t are those of `times.assign`."""
+        """Loss per row and metrics at given times t, r (B,), whose rows with r = t are those of `times.assign`.
+
+        key: for split points and guidance scales, where the objective has any.
+        """
+        split_key, guidance_key = (None, None) if key is None else jax.random.split(key)
+        x_t = interpolate(self.transport, rows.x, rows.noise, t)
         base = prediction_target(self.transport, rows.x, rows.noise, t)
-        if self.guidance is not None:
-            x_t = interpolate(self.transport, rows.x, rows.noise, t)
+        if self.input_guidance.active:
+            rows = self.input_guidance.ask(self.transport, rows, guidance_key)
+            base = self.input_guidance(nets["student"], self.transport, x_t, t, rows, base)
+        if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, rows, base, step)
 
         split = split_rows(self.times.assign(len(t))[0], self.shards)
         groups = [split.take((rows, t, r, base), group) for group in split.groups]
-        predictions = self.predict(nets, split, groups)
+        predictions = self.predict(nets, groups, bool(split.moving), step, split_key)
         terms = [self.terms(*group, *prediction) for group, prediction in zip(groups, predictions, strict=True)]
-        error, direction, alignment, tangent = split.merge(terms).T
+        error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
-        loss = self.weight(self.transport, t, r) * self.adaptive(denoising) * denoising
-        loss = loss + self.alignment_weight * alignment
+        loss = self.weight(self.transport, t, r) * self.weigh(denoising, rows.x) * denoising
+        if self.learned_weight:
+            loss = jnp.exp(-log_variance) * loss + log_variance
+        loss = loss + self.head_weight * self.weigh(head, rows.x) * head + self.alignment_weight * alignment
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
-    def predict(self, nets: Mapping[str, Net], split: Split, groups: list) -> list[tuple[Output, jax.Array | None]]:
-        """Each group's output and dF/dt (None for plain rows), the network called once for all training rows."""
-        queries = [
+    def weigh(self, loss: jax.Array, x: jax.Array) -> jax.Array:
+        """The adaptive weight of losses (B,) that are means over the values of a row of x."""
+        return self.adaptive(loss, values=x[0].size)
+
+    def predict(
+        self, nets: Mapping[str, Net], groups: list, moving: bool, step: jax.Array, key: jax.Array | None
+    ) -> list[Moving]:
+        """Each group's output, target and size of dF/dt. moving: whether the last group has rows with r ≠ t."""
+        queries = tuple(
             query(self.transport, interpolate(self.transport, rows.x, rows.noise, t), t, r, rows.condition, rows.keys)
             for rows, t, r, _ in groups
-        ]
-        if not split.moving:
-            return [(output, None) for output in nets["student"](tuple(queries))]
-        rows, t, r, _ = groups[-1]
-        x, noise = rows.x, rows.noise
-        if self.velocity != "data":
-            x_t = interpolate(self.transport, x, noise, t)
-            here = query(self.transport, x_t, t, t, rows.condition, rows.keys)
-            F = jax.lax.stop_gradient(nets[self.velocity]((here,))[0].F)
-            x, noise = data_and_noise(self.transport, x_t, F, t)
-        path = (self.transport, x, noise, t, r, rows.condition, rows.keys)
-        if self.derivative == "jvp":
-            outputs, output, dF_dt = jvp(nets["student"], *path, plain=tuple(queries[:-1]))
+        )
+        if moving:
+            consistent = CONSISTENCIES[self.consistency]
+            outputs, last = consistent(self, nets, queries[:-1], groups[-1], step, key)
         else:
-            *outputs, output = nets["student"](tuple(queries))
-            dF_dt = central_difference(nets["precise"], *path, epsilon=self.epsilon)
-        return [*((output, None) for output in outputs), (output, jax.lax.stop_gradient(dF_dt))]
+            outputs, last = nets["student"](queries), None
+        plain = [Moving(output, group[3], jnp.zeros_like(group[1])) for output, group in zip(outputs, groups)]
+        return plain + [last] * moving
+
+    def differentiate(self, nets: Mapping[str, Net], plain: tuple, path: tuple) -> tuple[tuple, Output, jax.Array]:
+        """Outputs of the plain queries, of the rows on `path`, the arguments of `derivative.jvp`, and their dF/dt."""
+        if self.derivative == "jvp":
+            return jvp(nets["student"], *path, plain=plain)
+        transport, x, noise, t, r, condition, keys = path
+        x_t = interpolate(transport, x, noise, t)
+        *outputs, output = nets["student"]((*plain, query(transport, x_t, t, r, condition, keys)))
+        return tuple(outputs), output, central_difference(nets["precise"], *path, epsilon=self.epsilon)
 
     def terms(
-        self, rows: Rows, t: jax.Array, r: jax.Array, base: jax.Array, output: Output, dF_dt: jax.Array | None
+        self,
+        rows: Rows,
+        t: jax.Array,
+        r: jax.Array,
+        base: jax.Array,
+        output: Output,
+        target: jax.Array,
+        tangent: jax.Array,
     ) -> jax.Array:
-        """(B, 4): squared error, direction error, alignment error and size of dF/dt of each row of a group."""
-        target, tangent = base, jnp.zeros_like(t)
-        if dF_dt is not None:
-            target = transition_target(self.transport, rows.x, rows.noise, t, r, dF_dt, base)
-            tangent = jnp.sqrt(row_mean(dF_dt**2))
-        target = jax.lax.stop_gradient(target)
+        """(B, 6): errors of F, its direction and the velocity head, log variance, alignment error, size of dF/dt."""
+        if not self.tangent.differentiate:
+            target = jax.lax.stop_gradient(target)
         error = row_mean((output.F - target) ** 2)
-        direction = alignment = jnp.zeros_like(error)
+        direction = head = log_variance = alignment = jnp.zeros_like(error)
         if DIRECTION_AXES[self.direction] is not None:
             direction = direction_error(output.F, target, DIRECTION_AXES[self.direction])
+        if self.head_weight:
+            head = row_mean((output.heads["velocity"] - jax.lax.stop_gradient(base)) ** 2)
+        if self.learned_weight:
+            log_variance = output.heads["log_variance"]
         if self.alignment_weight:
             alignment = alignment_error(output.hidden, rows.features, rows.features_mask)
-        return jnp.stack([error, direction, alignment, tangent], axis=1)
-
-
-def row_mean(x: jax.Array) -> jax.Array:
-    """(B,) means over all but the first axis."""
-    return x.reshape(len(x), -1).mean(axis=1)
+        return jnp.stack([error, direction, head, log_variance, alignment, tangent], axis=1)

@@ -21,6 +21,15 @@ def interval_factor(transport: Transport, t: jax.Array, r: jax.Array) -> jax.Arr
     return B / B_dot
 
 
+def transition_change(
+    transport: Transport, x: jax.Array, noise: jax.Array, t: jax.Array, r: jax.Array, dF_dt: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(B/Ḃ)(α̂'_t x + σ̂'_t ε − dF/dt) of shape (B, …), and B/Ḃ of shape (B, 1, …)."""
+    target_dot = jax.jvp(lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),))[1]
+    factor = interval_factor(transport, expand(t, x), expand(r, x))
+    return factor * (target_dot - dF_dt), factor
+
+
 def transition_target(
     transport: Transport,
     x: jax.Array,
@@ -31,7 +40,5 @@ def transition_target(
     base: jax.Array | None = None,
 ) -> jax.Array:
     """F* above. x, noise, dF_dt: (B, …); t, r: (B,). base: takes the place of α̂_t x + σ̂_t ε (guided targets)."""
-    target, target_dot = jax.jvp(lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),))
-    base = target if base is None else base
-    factor = interval_factor(transport, expand(t, x), expand(r, x))
-    return base + factor * (target_dot - dF_dt)
+    base = prediction_target(transport, x, noise, t) if base is None else base
+    return base + transition_change(transport, x, noise, t, r, dF_dt)[0]

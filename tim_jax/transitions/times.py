@@ -36,29 +36,50 @@ def log_uniform(transport: Transport, times: "Times", key: jax.Array, shape: tup
     return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
-LAWS = {"logit_normal": logit_normal, "log_normal": log_normal, "uniform": uniform, "log_uniform": log_uniform}
+def u_shaped(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """p ∝ cosh(4 (2 u − 1)) for the share u of the time domain: both ends (arXiv 2405.20320, section 3.1)."""
+    share = 0.5 + jnp.arcsinh((2 * jax.random.uniform(key, shape) - 1) * np.sinh(4.0)) / 8
+    return transport.T_min + (transport.T_max - transport.T_min) * share
+
+
+LAWS = {
+    "logit_normal": logit_normal,
+    "log_normal": log_normal,
+    "uniform": uniform,
+    "log_uniform": log_uniform,
+    "u_shaped": u_shaped,
+}
+USES_NORMAL = ("logit_normal", "log_normal")
+INTERVALS = ("independent", "dyadic")
+FINEST = 6  # dyadic lengths go down to 2^-6 of the time domain
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
     """The joint law of (t, r).
 
-    law: a name in LAWS, with P_mean and P_std. share_equal: share of rows with r = t; share_min: share of rows with
-    r = T_min. shift_reference: with n positions (h·w of the latent) here, an image of m positions gets its
-    noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t); None for no shift.
+    law: a name in LAWS, with P_mean and P_std, or "default", the transport's own with its own. share_equal: share of
+    rows with r = t; share_min: share of rows with r = T_min. intervals: "independent", t the larger of two draws and r
+    the other; or "dyadic" (Shortcut, arXiv 2410.12557): t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and
+    t uniform on the multiples of it, for the rows with r ≠ t. shift_reference: with n positions (h·w of the latent)
+    here, an image of m positions gets its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is
+    t_m = s t/(1 + (s − 1)t); 0 for no shift.
     """
 
-    law: str
+    law: str = "default"
     P_mean: float = 0.0
     P_std: float = 1.0
     share_equal: float = 0.5
     share_min: float = 0.1
-    shift_reference: float | None = None
+    intervals: str = "independent"
+    shift_reference: float = 0.0
 
     def check(self, transport: Transport) -> None:
         """Raises ValueError for a law or shares that cannot be."""
-        if self.law not in LAWS:
-            raise ValueError(f"times.law is {self.law!r}; it must be one of {', '.join(LAWS)}")
+        if self.law not in ("default", *LAWS):
+            raise ValueError(f"times.law is {self.law!r}; it must be one of default, {', '.join(LAWS)}")
+        if self.intervals not in INTERVALS:
+            raise ValueError(f"times.intervals is {self.intervals!r}; it must be one of {', '.join(INTERVALS)}")
         if self.law == "log_uniform" and transport.T_min <= 0:
             raise ValueError(f"times.law is 'log_uniform'; it needs T_min > 0, {transport.name} has {transport.T_min}")
         if self.P_std <= 0:
@@ -69,25 +90,33 @@ class Times:
         if self.share_equal + self.share_min > 1 + 1e-9:
             total = self.share_equal + self.share_min
             raise ValueError(f"times.share_equal + times.share_min is {total:g}; together they must be at most 1")
-        if self.shift_reference is not None and self.shift_reference <= 0:
-            raise ValueError(f"times.shift_reference is {self.shift_reference}; it must be above 0")
+        if self.shift_reference < 0:
+            raise ValueError(f"times.shift_reference is {self.shift_reference}; it must be at least 0")
 
     def shift(self, transport: Transport, t: jax.Array, positions: int) -> jax.Array:
         """t with its noise-to-signal ratio multiplied by √(positions/shift_reference)."""
-        if self.shift_reference is None:
+        if not self.shift_reference:
             return t
         return transport.time_of_ratio(transport.ratio(t) * np.sqrt(positions / self.shift_reference))
 
     def draw_t(self, transport: Transport, key: jax.Array, shape: tuple[int, ...], positions: int = 1) -> jax.Array:
         """Times of the given shape within [T_min, T_max]."""
-        t = self.shift(transport, LAWS[self.law](transport, self, key, shape), positions)
+        times = self
+        if self.law == "default":
+            times = dataclasses.replace(self, law=transport.law, P_mean=transport.P_mean, P_std=transport.P_std)
+        t = self.shift(transport, LAWS[times.law](transport, times, key, shape), positions)
         return jnp.clip(t, transport.T_min, transport.T_max)
 
     def draw(self, transport: Transport, key: jax.Array, rows: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:
         """(t, r), each (rows,), T_min ≤ r ≤ t ≤ T_max, with the shares of `assign`."""
-        pair = self.draw_t(transport, key, (2, rows), positions)
-        t, r = pair.max(axis=0), pair.min(axis=0)
         equal, minimal = self.assign(rows)
+        if self.intervals == "dyadic":
+            t_key, interval_key = jax.random.split(key)
+            t, r = dyadic(transport, interval_key, rows)
+            t = jnp.where(equal, self.draw_t(transport, t_key, (rows,), positions), t)
+        else:
+            pair = self.draw_t(transport, key, (2, rows), positions)
+            t, r = pair.max(axis=0), pair.min(axis=0)
         r = jnp.where(equal, t, r)
         return t, jnp.where(minimal, transport.T_min, r)
 
@@ -102,6 +131,15 @@ class Times:
         if len(others):
             minimal[others] = spread(min(1.0, self.share_min / (1 - self.share_equal)), len(others))
         return equal, minimal
+
+
+def dyadic(transport: Transport, key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """(t, r), each (rows,), with t − r = 2^-k of the time domain and t on its multiples, k uniform in 0 … FINEST."""
+    k_key, t_key = jax.random.split(key)
+    parts = 2 ** jax.random.randint(k_key, (rows,), 0, FINEST + 1)
+    upper = 1 + jnp.minimum((jax.random.uniform(t_key, (rows,)) * parts).astype(int), parts - 1)
+    low, domain = transport.T_min, transport.T_max - transport.T_min
+    return low + domain * (upper / parts), low + domain * ((upper - 1) / parts)
 
 
 def spread(share: float, rows: int) -> np.ndarray:

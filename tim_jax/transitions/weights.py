@@ -65,13 +65,26 @@ class TimeWeight:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveWeight:
-    """1/(stop-gradient(loss) + offset)^power. TiM: power 1, offset 1e-5. power 0: none."""
+    """1/(stop-gradient(loss) + offset)^power. TiM: power 1, offset 1e-5. power 0: none.
+
+    total: the offset is for losses that are sums over the values of a row (MeanFlow), not means. With power ½ and
+    offset c² the gradient is half that of the pseudo-Huber loss √(loss + c²) − c.
+    """
 
     power: float = 1.0
     offset: float = 1e-5
+    total: bool = False
 
-    def __call__(self, loss: jax.Array) -> jax.Array:
-        return (jax.lax.stop_gradient(loss) + self.offset) ** -self.power if self.power else jnp.ones_like(loss)
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        for name in ("power", "offset"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.adaptive_{name} is {getattr(self, name)}; it must be at least 0")
+
+    def __call__(self, loss: jax.Array, values: int = 1) -> jax.Array:
+        """Weights (B,) of losses (B,), means over `values` values each."""
+        offset = self.offset / values if self.total else self.offset
+        return (jax.lax.stop_gradient(loss) + offset) ** -self.power if self.power else jnp.ones_like(loss)
 
 
 DIRECTION_AXES = {"none": None, "channels": -1, "image": (-3, -2, -1)}

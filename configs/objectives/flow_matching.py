@@ -1,0 +1,12 @@
+"""Flow matching on the digits (arXiv 2210.02747): F* = ε − x, r = t in every row.
+
+Launch: python -m tim_jax.train --config=configs/objectives/flow_matching.py --workdir=runs/flow_matching
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config.objective.name = "flow_matching"
+    return config

@@ -1,0 +1,14 @@
+"""MeanFlow on the digits (arXiv 2505.13447).
+
+    F* = v − (t − r) sg D_v F, a quarter of the rows r ≠ t, each row over sg(L + 0.001)
+
+Launch: python -m tim_jax.train --config=configs/objectives/mean_flow.py --workdir=runs/mean_flow
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config.objective.name = "mean_flow"
+    return config

@@ -1,0 +1,16 @@
+"""sCM, consistency training, on the digits (arXiv 2410.11081).
+
+    F* = F⁻ + g/(‖g‖ + 0.1), g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)], r = T_min in every row
+
+Launch: python -m tim_jax.train --config=configs/objectives/scm.py --workdir=runs/scm
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config.objective.name = "scm"
+    config.transport.name = "trigflow"
+    config.objective.tangent.warmup = 1200
+    return config

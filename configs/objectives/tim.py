@@ -1,0 +1,16 @@
+"""Transition models as published (arXiv 2509.04394), on the digits.
+
+    F* = ε − x − (t − r) dF⁻/dt
+
+configs/digits.py has the settings that suit this data better.
+
+Launch: python -m tim_jax.train --config=configs/objectives/tim.py --workdir=runs/tim
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config.objective.name = "tim"
+    return config

@@ -1,0 +1,168 @@
+"""python -m tim_jax.ablate --config=configs/ablations/objectives.py --workdir=DIR [--only=a,b --seeds=3]"""
+
+import argparse
+import contextlib
+import difflib
+import pathlib
+import sys
+import time
+
+import jax
+from etils import epath
+
+from tim_jax import cluster, lock, measure
+from tim_jax import config as configuration
+from tim_jax.ablation import launch, plan, report, runs, settings
+from tim_jax.ablation.settings import Ablation, Member
+from tim_jax.command_line import Parser, user_errors
+from tim_jax.exit_codes import FAILED, RESTART
+from tim_jax.feed import open_feed
+from tim_jax.training.preemption import Stop
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        prog="python -m tim_jax.ablate",
+        description="Trains variants of one configuration at equal cost and compares them. "
+        "--config.section.key=value changes the configuration that all start from.",
+    )
+    parser.add_argument("--config", required=True, help="an ablation, such as configs/ablations/objectives.py")
+    parser.add_argument("--workdir", required=True, help="its folder; started again in it, an ablation goes on")
+    parser.add_argument("--only", default="", help="variants, or single runs such as tim/seed_0, with commas between")
+    parser.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
+    parser.add_argument("--equal", help="time, flops or steps; default: as the file says")
+    parser.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
+    parser.add_argument("--report", action="store_true", help="only table and plot, of the runs that are finished")
+    parser.add_argument("--launch", default="", help="print commands, one for every run: print, slurm or kubernetes")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    with Stop() as stop:
+        folder, title = epath.Path(args.workdir), pathlib.Path(args.config).stem
+        with user_errors():
+            ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
+            members = chosen(ablation, args.only)
+            plan.check(ablation, plan.read(folder), folder)
+            if args.report and plan.read(folder) is None:
+                raise ValueError(f"--workdir={folder}: holds no ablation")
+            if not args.report:
+                validate(ablation)
+            if args.launch:
+                return print_commands(args, overrides, title, ablation, members)
+        failed = 0
+        if not args.report:
+            with user_errors():
+                planned = plan.make(ablation, folder, list(dict.fromkeys(member.variant for member in members)), say)
+            failed = 0 if args.plan else run_all(ablation, planned, folder, members, stop)
+        if jax.process_index() == 0 and not args.plan:
+            print(report.write(ablation, folder, title))
+            print(f"written: {', '.join(str(folder / name) for name in report.NAMES)}")
+    if failed:
+        say(f"{failed} of {len(members)} runs failed; the same command tries them again")
+        raise SystemExit(FAILED)
+
+
+def chosen(ablation: Ablation, only: str) -> list[Member]:
+    """The runs that `--only` names; all for an empty text. Raises ValueError."""
+    members = ablation.members()
+    if not only:
+        return members
+    by_name = {str(member): [member] for member in members}
+    by_name |= {name: [member for member in members if member.variant == name] for name in ablation.variants}
+    for name in only.split(","):
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)[0]
+            raise ValueError(f"--only has {name!r}: no such variant or run; did you mean {near}?")
+    picked = {member for name in only.split(",") for member in by_name[name]}
+    return [member for member in members if member in picked]
+
+
+def validate(ablation: Ablation) -> None:
+    """Raises ValueError, naming the variant, unless all can be built and the data of the first are there."""
+    for name in ablation.variants:
+        try:
+            run = configuration.build(ablation.config(name))
+            runs.network_evaluations(run, ablation.sampler_steps)
+            if name == ablation.reference:
+                open_feed(run)
+                measure.plan(run)
+        except ValueError as error:
+            raise ValueError(f"variant {name!r}: {error}") from None
+
+
+def print_commands(
+    args: argparse.Namespace, overrides: dict[str, str], title: str, ablation: Ablation, members: list[Member]
+) -> None:
+    """The command with `--launch`. Raises ValueError if times are to be equal and have not been measured."""
+    arguments = [f"--config={args.config}", f"--workdir={args.workdir}"]
+    arguments += [f"--{name}={getattr(args, name)}" for name in ("seeds", "equal") if getattr(args, name) is not None]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
+    lines = launch.commands(args.launch, title, arguments, members)
+    planned = (plan.read(epath.Path(args.workdir)) or {"variants": {}})["variants"]
+    missing = sorted({member.variant for member in members} - planned.keys())
+    if ablation.equal == "time" and missing:
+        raise ValueError(
+            f"--launch is {args.launch!r}; equal is 'time', and how long a step of {missing[0]} takes is not in "
+            f"{args.workdir}/{plan.FILE}: give --plan first, on one of the machines, or --equal=flops"
+        )
+    print("\n".join(lines))
+
+
+def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list[Member], stop: Stop) -> int:
+    """Trains and measures what is not finished yet. Returns how many runs failed, which does not end the others."""
+    began, failed = time.perf_counter(), 0
+    results = {member: runs.read(folder / str(member)) for member in members}
+    waiting = [member for member in members if "table" not in (results[member] or {})]
+    spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
+    for member in waiting:
+        done = len(members) - len(waiting) + waiting.index(member)
+        if spent:
+            left = f"about {minutes(sum(spent) / len(spent) * (len(members) - done))}"
+        else:  # the steps alone, where they have been timed
+            steps = [planned["variants"][other.variant] for other in waiting]
+            left = f"more than {minutes(sum(of.get('steps', 0) * of.get('step_seconds', 0.0) for of in steps))}"
+        so_far, about = minutes(time.perf_counter() - began), planned["variants"][member.variant]
+        say(f"[{done + 1}/{len(members)}] {member}: {about.get('steps', 'no')} steps; {so_far} so far, {left} left")
+        result = run_one(ablation, about, folder, member, stop)
+        if "failure" in result:
+            failed += 1
+            continue
+        say(f"{member}: frechet " + ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in result["table"]["rows"]))
+        spent.append(result["seconds"])
+    return failed
+
+
+def run_one(ablation: Ablation, about: dict, folder: epath.Path, member: Member, stop: Stop) -> dict:
+    """A run's result, which is written; {"failure": one line} if it failed. Raises SystemExit if asked to stop."""
+    place = folder / str(member)
+    with contextlib.ExitStack() as stack:
+        with user_errors():
+            stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
+        try:
+            if "failure" in about:
+                raise RuntimeError(about["failure"])
+            config = ablation.config(member.variant, member.seed, about["steps"])
+            result = runs.train_and_measure(config, place, member.seed, ablation.sampler_steps, stop)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == RESTART:
+                raise
+            cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+            result = {"failure": f"{type(cause).__name__}: {' '.join(str(cause).split())}"}
+            print(f"failed: {member}: {result['failure']}", file=sys.stderr, flush=True)
+        runs.write(place, result)
+    jax.clear_caches()  # no two runs share a program
+    return result
+
+
+def say(line: str) -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()

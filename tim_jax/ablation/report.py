@@ -1,0 +1,206 @@
+"""The table and the plot of an ablation, from the results of its runs."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tim_jax import files
+from tim_jax.ablation import plan, runs
+from tim_jax.ablation.settings import Ablation, Member
+from tim_jax.evaluation import pictures
+
+NAMES = ("ablation.md", "ablation.json", "ablation.png")
+PARTS = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
+
+
+def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
+    """What is known of an ablation, as JSON holds it.
+
+    {"equal", "reference", "seeds", "floor", "variants", "winners"}; see `summarise` and `winners`.
+    """
+    planned = (plan.read(folder) or {"variants": {}})["variants"]
+    variants, tables = {}, []
+    for name in ablation.variants:
+        results = [runs.read(folder / str(Member(name, seed))) for seed in range(ablation.seeds)]
+        about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
+        variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
+        tables += [result["table"] for result in results if result and "table" in result]
+    floors = [table["floor"] for table in tables]
+    return {
+        "equal": ablation.equal,
+        "reference": ablation.reference,
+        "seeds": ablation.seeds,
+        "samples": tables[0]["samples"] if tables else None,
+        "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
+        "variants": variants,
+        "winners": winners(variants),
+    }
+
+
+def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """Of the results of a variant's runs, None for those that are not finished: {"finished", "failures": {seed: line},
+    "train_seconds": mean, "rows"}.
+
+    rows, in ascending network evaluations: "steps" of the sampler, "nfe", and for every distance NAME its mean over
+    runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
+    """
+    good = [result for result in results if result and "table" in result]
+    failures = {seed: result["failure"] for seed, result in enumerate(results) if result and "failure" in result}
+    about = {"finished": len(good), "failures": failures, "rows": []}
+    if not good:
+        return about
+    about["train_seconds"] = float(np.mean([result["train_seconds"] for result in good]))
+    for of_steps in zip(*(result["table"]["rows"] for result in good), strict=True):
+        row = {key: of_steps[0][key] for key in ("steps", "nfe")}
+        for name in [key.removesuffix("_seeds") for key in of_steps[0] if key.endswith("_seeds")]:
+            values = [float(one[name]) for one in of_steps]
+            row[name] = float(np.mean(values))
+            row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            row[f"{name}_seeds"] = values
+        about["rows"].append(row)
+    return about
+
+
+def winners(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{distance: {network evaluations: {"variant", "second", "lead", "lead_spread"}}}, of the smallest means.
+
+    lead: how much larger the second one's mean is; lead_spread: standard deviation of that difference from seed to
+    seed. second and lead are None where one variant stands alone.
+    """
+    found = {}
+    for name in PARTS:
+        columns = {}
+        for variant, about in variants.items():
+            for row in about["rows"]:
+                columns.setdefault(row["nfe"], []).append((row[name], row[f"{name}_spread"], variant))
+        found[name] = {}
+        for nfe, entries in sorted(columns.items()):
+            (mean, spread, variant), *others = sorted(entries)
+            about = {"variant": variant, "second": None, "lead": None, "lead_spread": None}
+            if others:
+                second = others[0]
+                lead = {"lead": second[0] - mean, "lead_spread": math.hypot(spread, second[1])}
+                about |= {"second": second[2], **lead}
+            found[name][str(nfe)] = about
+    return found
+
+
+def to_markdown(found: Mapping[str, Any], title: str) -> str:
+    """The table: a line per variant, a column per number of network evaluations, for both parts."""
+    text = [f"# {title}", ""]
+    for name, part in PARTS.items():
+        text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_part(found, name), ""]
+    seeds, finished = found["seeds"], [about["finished"] for about in found["variants"].values()]
+    over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds of training and of noise"
+    rule = {"time": "the same time on a quiet machine", "flops": "the same operations", "steps": "steps as they say"}
+    text += [
+        f"{over.capitalize()}, {found['samples']} samples of each. All variants got {rule[found['equal']]}; "
+        f"a step's cost is relative to that of {found['reference']}, seconds are those of training as it ran. Bold: "
+        "the smallest mean. Floor: two halves of the training part, half as many images; under held out, training "
+        "part against held-out part."
+    ]
+    if len(found["variants"]) > 1:
+        text += ["", *(_verdict(found, name) for name in PARTS)]
+    if min(finished) < seeds:
+        missing = {name: about for name, about in found["variants"].items() if about["finished"] < seeds}
+        text += ["", "Not finished:", ""]
+        for name, about in missing.items():
+            failed = "".join(f"; seed {seed} failed: {line}" for seed, line in about["failures"].items())
+            text += [f"- {name}: {about['finished']} of {seeds} runs{failed}"]
+    return "\n".join(text) + "\n"
+
+
+def _part(found: Mapping[str, Any], name: str) -> list[str]:
+    """Lines of a markdown table for one distance."""
+    columns = list(found["winners"][name])
+    lines = [["variant", "steps", "cost of a step", "seconds", *columns]]
+    lines += [[":---", *["---:"] * (len(lines[0]) - 1)]]
+    for variant, about in found["variants"].items():
+        rows = {str(row["nfe"]): row for row in about["rows"]}
+        cells = [
+            f"{about['steps']:,}" if "steps" in about else "",
+            f"{about['cost']:.2f}" if "cost" in about else "",
+            f"{about['train_seconds']:.0f}" if "train_seconds" in about else "",
+        ]
+        for nfe in columns:
+            if nfe not in rows:
+                cells.append("failed" if about["failures"] and not about["finished"] else "")
+                continue
+            spread = f" ± {rows[nfe][f'{name}_spread']:.1g}" if about["finished"] > 1 else ""
+            cell = f"{rows[nfe][name]:.3g}{spread}"
+            cells.append(f"**{cell}**" if found["winners"][name][nfe]["variant"] == variant else cell)
+        lines.append([variant, *cells])
+    if name in found["floor"]:
+        lines.append(["floor", "", "", "", f"{found['floor'][name]:.3g}", *[""] * (len(columns) - 1)])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _verdict(found: Mapping[str, Any], name: str) -> str:
+    """One sentence on who is ahead at every number of evaluations, and whether seeds could turn it round."""
+    texts = []
+    for nfe, about in found["winners"][name].items():
+        lead = ""
+        if about["second"] is not None:
+            close = found["seeds"] > 1 and about["lead"] <= about["lead_spread"]
+            lead = f" (within the spread of {about['second']})" if close else ""
+        texts.append(f"{nfe}: {about['variant']}{lead}")
+    return f"Ahead {PARTS[name]}, by network evaluations: {', '.join(texts) or 'none yet'}."
+
+
+def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
+    """Fréchet distance by network evaluations for both parts, a colour per variant, the spread as a band. PNG."""
+    from matplotlib.figure import Figure  # slow to import
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    for axes, (name, part) in zip(panels, PARTS.items(), strict=True):
+        ticks = set()
+        for i, (variant, about) in enumerate(found["variants"].items()):
+            if not about["rows"]:
+                continue
+            x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
+            ticks |= set(x.tolist())
+            colour = pictures.COLOURS[i % len(pictures.COLOURS)]
+            dashes = ("-", "--", ":")[i // len(pictures.COLOURS) % 3]  # where there are more variants than colours
+            marker = pictures.MARKERS[i % len(pictures.MARKERS)]
+            axes.plot(x, y, dashes, color=colour, marker=marker, label=variant, lw=1.8, ms=5, mec="white", mew=0.7)
+            axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
+        if name in found["floor"]:
+            axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
+        axes.set_title(f"Fréchet distance {part}", fontsize=10)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sorted(ticks))
+        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(color="#dddddd", lw=0.7, zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("network evaluations per image")
+    panels[0].set_ylabel("Fréchet distance")
+    figure.suptitle(title, fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    files.replace(path, buffer.getvalue())
+
+
+def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
+    """Writes table and plot into an ablation's folder and returns the markdown."""
+    found = collect(ablation, folder)
+    text = to_markdown(found, title)
+    files.replace(folder / "ablation.md", text.encode())
+    files.replace(folder / "ablation.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    if any(about["rows"] for about in found["variants"].values()):
+        plot(found, folder / "ablation.png", title)
+    return text

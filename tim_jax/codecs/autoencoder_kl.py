@@ -1,0 +1,214 @@
+"""The autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752), published as AutoencoderKL."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tim_jax.codecs import configs
+from tim_jax.codecs.layers import check_sides, doubled
+from tim_jax.codecs.loading import Kind, exactly
+
+LOG_VARIANCE = (-30.0, 20.0)  # what published code clips log variances to
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings by their published names; latents are (z - shift_factor) scaling_factor."""
+
+    block_out_channels: tuple
+    in_channels: int = 3
+    out_channels: int = 3
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self):
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError(
+                f"block_out_channels is {self.block_out_channels}; each must be a multiple of norm_num_groups, "
+                f"{self.norm_num_groups}"
+            )
+
+
+ONLY = {
+    "act_fn": ["silu"],
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "latents_mean": [None],
+    "latents_std": [None],
+}
+
+
+class AutoencoderKL(nn.Module):
+    """Images (B, H, W, 3) in [-1, 1] <-> latents (B, H/f, W/f, C), in float32 outside whatever `dtype` is."""
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def setup(self):
+        c = self.config
+        self.encoder = Encoder(c, self.dtype)
+        self.decoder = Decoder(c, self.dtype)
+        if c.use_quant_conv:
+            self.quant_conv = nn.Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
+        if c.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=self.dtype)
+
+    def example(self):
+        return (jnp.zeros((1, self.factor, self.factor, self.config.in_channels)),)
+
+    def __call__(self, images):
+        return self.decode(self.encode(images))
+
+    def moments(self, images):
+        """(mean, log variance) of what the encoder says of z, both (B, h, w, C), not scaled.
+
+        Raises ValueError if a side of the images is no multiple of `factor`.
+        """
+        check_sides(images, self.factor)
+        with exactly(self.dtype):
+            z = self.encoder(images.astype(self.dtype))
+            z = self.quant_conv(z) if self.config.use_quant_conv else z
+        mean, logvar = jnp.split(z.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOG_VARIANCE)
+
+    def encode(self, images, keys_B=None):
+        """Scaled latents: the mean, or, with a random key for each row, a sample."""
+        return self.latents(*self.moments(images), keys_B)
+
+    def latents(self, mean, logvar, keys_B=None):
+        """Scaled latents of moments: the mean, or, with a random key for each row, a sample."""
+        z = mean
+        if keys_B is not None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
+            z = mean + jnp.exp(0.5 * logvar) * noise
+        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def decode(self, latents):
+        """Images of scaled latents; they may leave [-1, 1] a little."""
+        z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+        with exactly(self.dtype):
+            z = z.astype(self.dtype)
+            z = self.post_quant_conv(z) if self.config.use_post_quant_conv else z
+            return self.decoder(z).astype(jnp.float32)
+
+
+class Encoder(nn.Module):
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c, widths = self.config, self.config.block_out_channels
+        x = _conv(widths[0], self.dtype, name="conv_in")(x)
+        for i, width in enumerate(widths):
+            for j in range(c.layers_per_block):
+                x = Resnet(width, c.norm_num_groups, self.dtype, name=f"down_blocks.{i}.resnets.{j}")(x)
+            if i < len(widths) - 1:
+                # Published code pads below and to the right alone.
+                pad = ((0, 1), (0, 1))
+                down = nn.Conv(width, (3, 3), 2, pad, dtype=self.dtype, name=f"down_blocks.{i}.downsamplers.0.conv")
+                x = down(x)
+        x = Middle(c, self.dtype, name="mid_block")(x)
+        x = nn.silu(_norm(c.norm_num_groups, self.dtype, name="conv_norm_out")(x))
+        return _conv(2 * c.latent_channels, self.dtype, name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c, widths = self.config, self.config.block_out_channels[::-1]
+        x = _conv(widths[0], self.dtype, name="conv_in")(x)
+        x = Middle(c, self.dtype, name="mid_block")(x)
+        for i, width in enumerate(widths):
+            for j in range(c.layers_per_block + 1):
+                x = Resnet(width, c.norm_num_groups, self.dtype, name=f"up_blocks.{i}.resnets.{j}")(x)
+            if i < len(widths) - 1:
+                x = _conv(width, self.dtype, name=f"up_blocks.{i}.upsamplers.0.conv")(doubled(x))
+        x = nn.silu(_norm(c.norm_num_groups, self.dtype, name="conv_norm_out")(x))
+        return _conv(c.out_channels, self.dtype, name="conv_out")(x)
+
+
+class Middle(nn.Module):
+    """Two residual blocks, and attention among all places between them."""
+
+    config: Config
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        width, groups = x.shape[-1], self.config.norm_num_groups
+        x = Resnet(width, groups, self.dtype, name="resnets.0")(x)
+        if self.config.mid_block_add_attention:
+            x = Attention(groups, self.dtype, name="attentions.0")(x)
+        return Resnet(width, groups, self.dtype, name="resnets.1")(x)
+
+
+class Resnet(nn.Module):
+    width: int
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.silu(_norm(self.groups, self.dtype, name="norm1")(x))
+        h = _conv(self.width, self.dtype, name="conv1")(h)
+        h = nn.silu(_norm(self.groups, self.dtype, name="norm2")(h))
+        h = _conv(self.width, self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """One head as wide as the features."""
+
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        B, h, w, D = x.shape
+        dense = partial(nn.Dense, D, dtype=self.dtype)
+        z = _norm(self.groups, self.dtype, name="group_norm")(x).reshape(B, h * w, 1, D)
+        q, k, v = (dense(name=f"to_{n}")(z) for n in "qkv")
+        y = jax.nn.dot_product_attention(q, k, v)
+        return x + dense(name="to_out.0")(y).reshape(B, h, w, D)
+
+
+def _conv(width, dtype, name):
+    return nn.Conv(width, (3, 3), padding=1, dtype=dtype, name=name)
+
+
+def _norm(groups, dtype, name):
+    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+KIND = Kind(
+    AutoencoderKL,
+    lambda values, source: configs.make(Config, values, source, ONLY, ["sample_size", "force_upcast"]),
+    # Older files, that of sd-vae-ft-ema among them, have other names for attention.
+    [
+        (r"\.query\.", ".to_q."),
+        (r"\.key\.", ".to_k."),
+        (r"\.value\.", ".to_v."),
+        (r"\.proj_attn\.", ".to_out.0."),
+    ],
+)

@@ -1,0 +1,167 @@
+"""Published weights (safetensors with their config.json) -> a Flax module and its parameters.
+
+Modules here bear the names that their parameters have in the files, dots included, so that the path of a parameter,
+joined by dots, is its published name. What remains is the last part of the name (LEAVES), the order of a kernel's axes,
+and the renaming that files of other versions need (Kind.renames).
+"""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+
+from tim_jax.codecs import configs, hub
+
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+FLOATS = ("F64", "F32", "F16", "BF16")
+SHOWN = 4  # names that an error shows of each sort
+STEMS = ("model", "diffusion_pytorch_model")  # of the files that published folders hold
+
+
+class Kind(NamedTuple):
+    """A family of published models.
+
+    module: (config, dtype) -> Flax module, with a method `example` that returns small inputs. config: (config.json as a
+    dict, its path) -> frozen dataclass. renames: (regular expression, replacement) pairs that lead from any published
+    name to the one here, in this order; a replacement None means that the parameter is not used.
+    """
+
+    module: Callable[[Any, Any], nn.Module]
+    config: Callable[[Mapping[str, Any], str], Any]
+    renames: Sequence[tuple[str, str | None]] = ()
+
+
+def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> tuple[nn.Module, dict]:
+    """(module, parameters) of the published model at `path`.
+
+    path: a folder with config.json and safetensors, whole or in shards with their index; or one safetensors file beside
+    its config.json; or either on the hub, as hf://owner/repository. kinds: by the `_class_name` or `model_type` that
+    config.json says. dtype: float32 or bfloat16, of parameters and computation. The parameters are NumPy arrays, to be
+    placed where they are wanted. Raises ValueError with one line that names the file and what is wrong with it.
+    """
+    folder, weights = find(hub.local(path))
+    config_file = folder / "config.json"
+    values = configs.read(config_file)
+    name = values.get("_class_name", values.get("model_type"))
+    if name not in kinds:
+        raise ValueError(f"{config_file}: is that of {name!r}; known here are {', '.join(kinds)}")
+    kind = kinds[name]
+    module = kind.module(kind.config(values, str(config_file)), dtype)
+    return module, read_parameters(weights, shapes_of(module), kind.renames, dtype)
+
+
+def shapes_of(module: nn.Module) -> dict:
+    """The parameters of a module as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
+
+
+def find(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """(folder, safetensors files) of a published model. Raises ValueError that says what is not there."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path}: must be a folder with config.json and safetensors, or a .safetensors file")
+        return path.parent, [path]
+    if not path.is_dir():
+        raise ValueError(f"{path}: is neither a folder nor a file on this machine")
+    for stem in STEMS:
+        index = path / f"{stem}.safetensors.index.json"
+        if index.exists():
+            shards = configs.read(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ValueError(f"{index}: has no weight_map from names to files")
+            return path, [path / name for name in sorted(set(shards.values()))]
+        if (path / f"{stem}.safetensors").exists():
+            return path, [path / f"{stem}.safetensors"]
+    wanted = " or ".join(f"{stem}.safetensors" for stem in STEMS)
+    raise ValueError(f"{path}: has no {wanted}; files in other forms (.bin, .pt, .msgpack) are not read")
+
+
+def read_parameters(
+    files: Sequence[pathlib.Path], shapes: Mapping, renames: Sequence[tuple[str, str | None]] = (), dtype=jnp.float32
+) -> dict:
+    """Parameters shaped as `shapes`, of `dtype`, from safetensors files.
+
+    Raises ValueError that names the file if it is truncated or something else, and every parameter that is missing,
+    unknown, of another shape or not of floating point, the first few by name.
+    """
+    found = {}
+    for file in files:
+        handle = opened(file)
+        for name in handle.keys():
+            here = renamed(name, renames)
+            if here in found:
+                raise ValueError(f"{file}: {name} is there twice, under two names")
+            if here is not None:
+                found[here] = (handle, name)
+    wanted = {".".join((*path[:-1], LEAVES.get(path[-1], path[-1]))): path for path in flatten_dict(shapes)}
+    leaves = flatten_dict(shapes)
+    _check(files, found, {name: _published_shape(path, leaves[path].shape) for name, path in wanted.items()})
+    params = {}
+    for name, path in wanted.items():
+        handle, there = found[name]
+        array = handle.get_tensor(there)
+        if path[-1] == "kernel":
+            array = array.transpose(*range(2, array.ndim), 1, 0)
+        params[path] = np.ascontiguousarray(array, dtype)
+    return unflatten_dict(params)
+
+
+def opened(file: pathlib.Path) -> Any:
+    """A safetensors file whose header fits its length; nothing else is read yet. Raises ValueError that names it."""
+    if not file.exists():
+        raise ValueError(f"{file}: is not there, although the index beside it names it")
+    try:
+        return safe_open(file, "numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: is truncated or no safetensors file ({error}); fetch it again") from None
+
+
+def renamed(name: str, renames: Sequence[tuple[str, str | None]]) -> str | None:
+    """A published name as it is here, None if it is not used."""
+    for pattern, replacement in renames:
+        if replacement is None and re.search(pattern, name):
+            return None
+        name = re.sub(pattern, replacement, name) if replacement is not None else name
+    return name
+
+
+def told(faults: Mapping[str, Sequence[str]]) -> str:
+    """Lists of names in one line, the first few of each: "missing: a, b and 7 more; unknown: c"."""
+    return "; ".join(
+        f"{fault}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        for fault, names in faults.items()
+        if names
+    )
+
+
+def exactly(dtype) -> contextlib.AbstractContextManager:
+    """Within it, float32 is multiplied as float32 also where an accelerator would rather round it."""
+    return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
+
+
+def _published_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[-1], shape[-2], *shape[:-2]) if path[-1] == "kernel" else tuple(shape)
+
+
+def _check(files, found, wanted):
+    slices = {name: handle.get_slice(there) for name, (handle, there) in found.items()}
+    shared = sorted(wanted.keys() & found.keys())
+    shapes = {name: tuple(slices[name].get_shape()) for name in shared}
+    dtypes = {name: slices[name].get_dtype() for name in shared}
+    faults = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "misshapen": [f"{n} {shapes[n]} instead of {wanted[n]}" for n in shared if shapes[n] != wanted[n]],
+        "not floating point": [f"{n} {dtypes[n]}" for n in shared if dtypes[n] not in FLOATS],
+    }
+    if any(faults.values()):
+        where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+        raise ValueError(f"{where}: does not fit its config.json: {told(faults)}")

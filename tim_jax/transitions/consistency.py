@@ -1,0 +1,122 @@
+"""What makes jumps consistent with one another, and so gives the rows with r ≠ t their targets.
+
+    eulerian    the end of a jump does not change when its start moves along the path: target.py  (TiM, MeanFlow, sCM)
+    semigroup   two jumps t → s → r are one jump t → r:
+                F* = (f_{s→r}(f_{t→s}(x_t)) − A_{t,r} x_t) / B_{t,r}                    (Shortcut, SplitMeanFlow)
+
+Each calls the network once for all training rows, plain ones too, so that its parameters are read once.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tim_jax.transitions.derivative import query
+from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, interpolate, jump
+from tim_jax.transitions.target import transition_change
+from tim_jax.transitions.transports import Transport
+from tim_jax.types import Output
+
+SPLITS = ("half", "uniform")
+
+
+class Moving(NamedTuple):
+    """Rows with r ≠ t after the network: its output, their target, and the root mean square of dF/dt (0: none)."""
+
+    output: Output
+    target: jax.Array
+    tangent: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Bootstrap:
+    """Where the semigroup's two jumps come from. weights: "student" or the name of an average, without gradient.
+
+    split: s in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform", SplitMeanFlow,
+    arXiv 2507.16884). finest: jumps up to this share of the time domain are asked for at r = t.
+    """
+
+    weights: str = "student"
+    split: str = "half"
+    finest: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        if self.split not in SPLITS:
+            raise ValueError(f"objective.bootstrap.split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
+        if not 0 <= self.finest < 1:
+            raise ValueError(f"objective.bootstrap.finest is {self.finest}; it must lie in [0, 1)")
+
+    def between(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
+        """s (B,), r ≤ s ≤ t."""
+        share = 0.5 if self.split == "half" else jax.random.uniform(key, t.shape, t.dtype)
+        return t + share * (r - t)
+
+
+def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any) -> tuple[tuple, Moving]:
+    """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
+    rows, t, r, base = group
+    transport, x, noise = objective.transport, rows.x, rows.noise
+    if objective.velocity != "data":
+        x_t = interpolate(transport, x, noise, t)
+        x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
+    outputs, output, dF_dt = objective.differentiate(
+        nets, plain, (transport, x, noise, t, r, rows.condition, rows.keys)
+    )
+    held = objective.tangent.held(dF_dt, step)
+    change, q = transition_change(transport, rows.x, rows.noise, t, r, held)
+    target = objective.tangent.target(base, change, q, output.F, step, r != t)
+    return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dt**2))))
+
+
+def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array, base: jax.Array) -> jax.Array:
+    """The prediction at r = t along whose velocity dF/dt is taken, by `objective.velocity`; without gradient."""
+    if objective.velocity == "target":
+        return jax.lax.stop_gradient(base)
+    head = objective.velocity == "head"
+    here = query(objective.transport, x_t, t, t, rows.condition, rows.keys)
+    (output,) = nets["student" if head else objective.velocity]((here,))
+    return jax.lax.stop_gradient(output.heads["velocity"] if head else output.F)
+
+
+def semigroup(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any) -> tuple[tuple, Moving]:
+    """As `eulerian`, with the target of two jumps by `objective.bootstrap`."""
+    rows, t, r, base = group
+    transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
+    *outputs, output = nets["student"]((*plain, query(transport, x_t, t, r, rows.condition, rows.keys)))
+    s = objective.bootstrap.between(t, r, key)
+    net = nets[objective.bootstrap.weights]
+    short = objective.bootstrap.finest * (transport.T_max - transport.T_min) * (1 + 1e-3)
+
+    def F(x, t, r):
+        asked = jnp.where(t - r <= short, t, r)
+        return net((query(transport, x, t, asked, rows.condition, rows.keys),))[0].F
+
+    target = semigroup_target(transport, x_t, t, s, r, F, base)
+    return tuple(outputs), Moving(output, target, jnp.zeros_like(t))
+
+
+def semigroup_target(
+    transport: Transport, x_t: jax.Array, t: jax.Array, s: jax.Array, r: jax.Array, F: Any, base: jax.Array
+) -> jax.Array:
+    """F* above, without gradient, from F: (x, t, r) → prediction; base where r = t, whose quotient is 0/0."""
+    first = F(x_t, t, s)
+    second = F(jump(transport, x_t, first, t, s), s, r)
+    same = r == t
+    # Another r keeps the quotient finite before it is discarded.
+    other = jnp.where(same, jnp.where(t > transport.T_min, transport.T_min, transport.T_max), r)
+    t, s, r = (expand(time, x_t) for time in (t, s, other))
+    A_ts, A_sr, A_tr = (coefficient_A(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
+    B_ts, B_sr, B_tr = (coefficient_B(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
+    F_star = (A_sr * B_ts * first + B_sr * second + (A_sr * A_ts - A_tr) * x_t) / B_tr
+    return jax.lax.stop_gradient(jnp.where(expand(same, x_t), base, F_star))
+
+
+CONSISTENCIES = {"eulerian": eulerian, "semigroup": semigroup}
+
+
+def row_mean(x: jax.Array) -> jax.Array:
+    """(B,) means over all but the first axis."""
+    return x.reshape(len(x), -1).mean(axis=1)

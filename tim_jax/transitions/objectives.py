@@ -1,0 +1,118 @@
+"""The objectives by name, each a choice on the same axes.
+
+An entry takes a transport and returns an `Objective` as its paper has it; fields may be changed with
+`dataclasses.replace`. Below, F* is the target of F(x_t, t, r), v = α̂_t x + σ̂_t ε the target at r = t (ε − x for
+OT-FM), q = B/Ḃ (t − r for OT-FM), D_v the total derivative along (dx_t/dt, 1, 0), sg without gradient.
+"""
+
+import dataclasses
+
+from tim_jax.transitions.consistency import Bootstrap
+from tim_jax.transitions.contrastive import LowNoiseContrastive
+from tim_jax.transitions.guidance import InputGuidance
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.times import Times
+from tim_jax.transitions.transports import Transport
+from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
+
+UNWEIGHTED = dict(weight=TimeWeight("constant"), adaptive=AdaptiveWeight(power=0.0), direction="none")
+PLAIN = Times(share_equal=1.0, share_min=0.0)
+
+
+def flow_matching(transport: Transport) -> Objective:
+    """Flow matching, stochastic interpolants, SiT (arXiv 2210.02747, 2303.08797, 2401.08740): r = t only, F* = v."""
+    return Objective(transport, PLAIN, **UNWEIGHTED)
+
+
+def rectified_flow(transport: Transport) -> Objective:
+    """Rectified flow with U-shaped times and the pseudo-Huber loss √(L + c²), c = 0.00054 (arXiv 2405.20320).
+
+    L is a mean over the values of a row. The pairs are of data and independent noise.
+    """
+    times = dataclasses.replace(PLAIN, law="u_shaped")
+    return Objective(transport, times, **UNWEIGHTED | dict(adaptive=AdaptiveWeight(power=0.5, offset=0.00054**2)))
+
+
+def tim(transport: Transport) -> Objective:
+    """Transition models (arXiv 2509.04394): F* = v + q (v' − sg D_v F), half of the rows r = t, a tenth r = T_min."""
+    scale = "tan" if transport.T_max <= SCALE_LIMITS["tan"] else "noise_to_signal"
+    return Objective(transport, Times(), weight=TimeWeight("sqrt", scale))
+
+
+def mean_flow(transport: Transport) -> Objective:
+    """MeanFlow (arXiv 2505.13447): F* = v − (t − r) sg D_v F, a quarter of the rows r ≠ t, each over sg(L + 1e-3).
+
+    L is a sum over the values of a row. Where targets are guided, so is the velocity of the derivative.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.75, share_min=0.0)
+    choices = UNWEIGHTED | dict(velocity="target", adaptive=AdaptiveWeight(1.0, 1e-3, total=True))
+    return Objective(transport, times, **choices)
+
+
+def improved_mean_flow(transport: Transport) -> Objective:
+    """Improved MeanFlow (arXiv 2512.02012): ‖F + (t − r) sg D_u F − v_g‖² + ‖u − v_g‖², u the velocity head.
+
+    Each over sg(L + 0.01), L a sum over the values of a row. v_g is guided by a scale, 1 to 8, that is an input.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
+    choices = UNWEIGHTED | dict(velocity="head", head_weight=1.0, adaptive=AdaptiveWeight(1.0, 1e-2, total=True))
+    return Objective(transport, times, **choices, input_guidance=InputGuidance(most=8.0, power=1.0))
+
+
+def modular_mean_flow(transport: Transport) -> Objective:
+    """Modular MeanFlow (arXiv 2508.17426): ‖F + (t − r) SG_λ[D_v F] − v‖², SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1.
+
+    The one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate` steps.
+    """
+    return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate=10_000))
+
+
+def scm(transport: Transport) -> Objective:
+    """sCM training (arXiv 2410.11081): r = T_min in all rows, F* = F⁻ + g/(‖g‖ + 0.1).
+
+    g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)] for TrigFlow, s and q of `tangent.py` for others; w warms up in
+    10,000 steps. The learned weight is e^{−u(t)} L + u(t), on the prior 1/tan t, which stops at 1,000.
+    """
+    times = Times("log_normal", -1.0, 1.4, share_equal=0.0, share_min=1.0)
+    weight = TimeWeight("reciprocal", "noise_to_signal", difference=False, sigma_d=1e-3)
+    choices = UNWEIGHTED | dict(weight=weight, learned_weight=True)
+    return Objective(transport, times, **choices, tangent=Tangent(normalise=0.1, bounded=True, warmup=10_000))
+
+
+def shortcut(transport: Transport) -> Objective:
+    """Shortcut models (arXiv 2410.12557): an eighth of the rows learn that two half jumps are one.
+
+    For OT-FM F* = sg ½ [F(x_t, t, m) + F(x_m, m, r)], m the middle, t − r dyadic from 1 to 1/64, averaged weights.
+    """
+    times = Times("uniform", share_equal=7 / 8, share_min=0.0, intervals="dyadic")
+    bootstrap = Bootstrap("slow", "half", finest=1 / 128)
+    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
+
+
+def split_mean_flow(transport: Transport) -> Objective:
+    """SplitMeanFlow (arXiv 2507.16884): F* = sg[(1 − λ) F(x_s, s, r) + λ F(x_t, t, s)] for OT-FM.
+
+    s = (1 − λ) t + λ r, λ uniform; half of the rows r = t.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
+    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=Bootstrap("student", "uniform"))
+
+
+def low_noise_contrastive(transport: Transport) -> Objective:
+    """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
+    return LowNoiseContrastive(transport, PLAIN, **UNWEIGHTED)
+
+
+OBJECTIVES = {
+    "flow_matching": flow_matching,
+    "rectified_flow": rectified_flow,
+    "tim": tim,
+    "mean_flow": mean_flow,
+    "improved_mean_flow": improved_mean_flow,
+    "modular_mean_flow": modular_mean_flow,
+    "scm": scm,
+    "shortcut": shortcut,
+    "split_mean_flow": split_mean_flow,
+    "low_noise_contrastive": low_noise_contrastive,
+}

@@ -1,0 +1,238 @@
+"""Samplers as plans of network evaluations, F_j = F(y_j, t_j, s_j), the next state a linear combination of the last:
+
+    y_{j+1} = Σ_k (a_{jk} y_{j−k} + b_{jk} F_{j−k}) + c_j ξ_j
+
+Coefficients are computed here, on the host, in numpy's float64, so that times are exact whatever the state's type, and
+one loop (`sampler.sample`) takes the steps of every sampler. A new sampler is one function from a transport and times
+(steps + 1,) to a Plan, and one line in SAMPLERS.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tim_jax.transitions.jump import coefficient_A, coefficient_B, determinant
+from tim_jax.transitions.transports import Transport
+
+
+class Plan(NamedTuple):
+    """The network evaluations of a sampling run, all float64 of length n but for the last.
+
+    t, s (n,): the two times that the network is told, after `make_plan` as it sees them (c_noise). a, b (n, K): weights
+    of the last K states and predictions, the latest first. c (n,): of fresh noise. guided (n,) bool: where guidance
+    acts.
+    """
+
+    t: np.ndarray
+    s: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    guided: np.ndarray
+
+
+def on_host(f: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of times as one of float64 numpy arrays, exact whatever type JAX computes in elsewhere."""
+
+    def evaluate(t):
+        t = np.asarray(t, np.float64)
+        # Of one length, whatever the number of steps: JAX compiles every operation once for each.
+        padded = np.resize(t.ravel(), max(256, 1 << max(t.size - 1, 0).bit_length()))
+        cpu = jax.default_device(jax.local_devices(backend="cpu")[0])
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True), cpu:
+            return np.array(f(jnp.asarray(padded)))[: t.size].reshape(t.shape)
+
+    return evaluate
+
+
+def host_transport(transport: Transport) -> Transport:
+    """The transport with its functions `on_host`."""
+    names = ("alpha", "sigma", "alpha_hat", "sigma_hat", "c_noise", "time_of_ratio")
+    return dataclasses.replace(transport, **{name: on_host(getattr(transport, name)) for name in names})
+
+
+def ratios(transport: Transport, times: np.ndarray) -> np.ndarray:
+    """σ/α in float64 at times of any shape, infinite where α is 0."""
+    host = host_transport(transport)
+    with np.errstate(divide="ignore"):
+        return host.ratio(times)
+
+
+def flow_map(transport: Transport, times: np.ndarray) -> Plan:
+    """A jump by F(x_t, t, r) for each step, exact for an exact flow map (TiM)."""
+    t, r = times[:-1], times[1:]
+    host = host_transport(transport)
+    return _plan(t, r, [coefficient_A(host, t, r)], [coefficient_B(host, t, r)])
+
+
+def euler(transport: Transport, times: np.ndarray) -> Plan:
+    """The same jump by the velocity F(x_t, t, t): x̂ and ε̂ are held over the step (DDIM). First order."""
+    jumps = flow_map(transport, times)
+    return jumps._replace(s=jumps.t)
+
+
+def heun(transport: Transport, times: np.ndarray) -> Plan:
+    """Trapezoid rule for dx = x̂ dα + ε̂ dσ, which is Heun's in t for OT-FM and EDM's own in σ for VE. Second order.
+
+    Euler's y at r, then the jump back from there: x_r = y + ½ (x_t − f_{r→t}(y)).
+    """
+    t, r = times[:-1], times[1:]
+    host = host_transport(transport)
+    back_A, back_B = coefficient_A(host, r, t), coefficient_B(host, r, t)
+    second = _plan(r, r, [1 - back_A / 2, np.full_like(t, 0.5)], [-back_B / 2, 0 * t])
+    return _in_turn(euler(transport, times), second)
+
+
+def dpm_solver_2s(transport: Transport, times: np.ndarray) -> Plan:
+    """DPM-Solver++(2S), arXiv 2211.01095: d(x/σ) = x̂ d(α/σ), x̂ taken where ln(α/σ) is half way. Second order.
+
+    Where an end of the step has no finite ln(α/σ), x̂ is taken half way in time.
+    """
+    t, r = times[:-1], times[1:]
+    host = host_transport(transport)
+    ratio_t, ratio_r = ratios(transport, t), ratios(transport, r)
+    finite = np.isfinite(ratio_t) & (ratio_r > 0)
+    middle = np.sqrt(np.where(finite, ratio_t, 1.0) * np.where(finite, ratio_r, 1.0))
+    s = np.where(finite, host.time_of_ratio(middle), (t + r) / 2)
+    first = _plan(t, t, [coefficient_A(host, t, s)], [coefficient_B(host, t, s)])
+    keep = host.sigma(r) / host.sigma(t)
+    of_state, of_F = _data_prediction(host, s)
+    weight = host.alpha(r) - keep * host.alpha(t)
+    return _in_turn(first, _plan(s, s, [weight * of_state, keep], [weight * of_F, 0 * t]))
+
+
+def dpm_solver_3m(transport: Transport, times: np.ndarray) -> Plan:
+    """DPM-Solver++(3M), arXiv 2211.01095: x̂ as the polynomial in λ = ln(α/σ) through the last three. Third order.
+
+    x_r = (σ_r/σ_t) x_t + σ_r ∫ x̂ e^λ dλ, the integral exact. Fewer points, and a lower order, have the first two steps
+    and, of fewer than 15, the last two (as published), ends where λ is infinite, and steps of more than twice the one
+    before, over which a polynomial would lead astray.
+    """
+    host = host_transport(transport)
+    with np.errstate(divide="ignore"):
+        half_log_snr = -np.log(ratios(transport, times))
+    alpha, sigma = host.alpha(times), host.sigma(times)
+    of_state, of_F = _data_prediction(host, times)
+    lengths = np.diff(half_log_snr)
+    steps = len(lengths)
+    a, b = np.zeros((2, steps, 3))
+    for i, h in enumerate(lengths):
+        points = [i]
+        if i > 0 and h <= 2 * lengths[i - 1] < np.inf:
+            most = min(3, i + 1, steps - i if steps < 15 else 3)
+            points = [i - k for k in range(most) if np.isfinite(half_log_snr[i - k])]
+        keep = sigma[i + 1] / sigma[i]
+        weights = np.array([alpha[i + 1] - keep * alpha[i]])  # of one point: Euler's jump
+        if len(points) > 1:
+            weights = alpha[i + 1] * _exponential_weights(half_log_snr[points] - half_log_snr[i], h)
+        a[i, 0] = keep
+        a[i, : len(points)] += weights * of_state[points]
+        b[i, : len(points)] = weights * of_F[points]
+    return _plan(times[:-1], times[:-1], a.T, b.T)
+
+
+def consistency(transport: Transport, times: np.ndarray) -> Plan:
+    """A jump to T_min by F(x_t, t, T_min) and fresh noise up to the next time: for models of r = T_min alone."""
+    t, r = times[:-1], times[1:]
+    return _jump_and_return(transport, t, np.full_like(t, transport.T_min), r)
+
+
+def renoise(transport: Transport, times: np.ndarray, rho: float) -> Plan:
+    """The flow map, but from t to s ≤ r and back to r by the forward process p(x_r | x_s).
+
+    s is where the squared noise-to-signal ratio is lower by ρ α_r (λ_t² − λ_r²), λ = σ/α, which to first order in t − r
+    is the noise of the Euler form. First and last step: s = r.
+    """
+    t, r = times[:-1], times[1:]
+    s = r.copy()
+    square_t, square_r = ratios(transport, t[1:-1]) ** 2, ratios(transport, r[1:-1]) ** 2
+    host = host_transport(transport)
+    lowest = ratios(transport, np.full_like(square_r, transport.T_min)) ** 2
+    lower = np.sqrt(np.maximum(square_r - rho * host.alpha(r[1:-1]) * (square_t - square_r), lowest))
+    s[1:-1] = np.clip(host.time_of_ratio(lower), transport.T_min, r[1:-1])
+    return _jump_and_return(transport, t, s, r)
+
+
+def published_noise(transport: Transport, times: np.ndarray, rho: float) -> Plan:
+    """The flow map, then x −= ρ (ασ' − α'σ) ε̂ dt and x += √(2ρ (ασσ' − α'σ²) dt) ξ at time t, but in the first and
+    last step."""
+    t, r = times[:-1], times[1:]
+    jumps = flow_map(transport, times)
+    host = host_transport(transport)
+
+    def slope(f):
+        return on_host(lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1])(t)
+
+    growth = host.alpha(t) * slope(transport.sigma) - slope(transport.alpha) * host.sigma(t)
+    growth[[0, -1]] = 0
+    drift = -rho * growth * (t - r) / determinant(host, t)
+    a, b = jumps.a[:, 0] - drift * host.alpha_hat(t), jumps.b[:, 0] + drift * host.alpha(t)
+    return _plan(t, r, [a], [b], np.sqrt(2 * rho * growth * host.sigma(t) * (t - r)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """plan: (transport, times) → Plan. evaluations: of the network in a step. upwards: also takes times that grow, from
+    data to noise. alone: what a step gives depends on its state only, not on steps before it or fresh noise."""
+
+    plan: Callable[[Transport, np.ndarray], Plan]
+    evaluations: int = 1
+    upwards: bool = False
+    alone: bool = False
+
+
+SAMPLERS = {
+    "flow_map": Sampler(flow_map, upwards=True, alone=True),
+    "euler": Sampler(euler, upwards=True, alone=True),
+    "heun": Sampler(heun, evaluations=2, upwards=True, alone=True),
+    "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, alone=True),
+    "dpm_solver_3m": Sampler(dpm_solver_3m),
+    "consistency": Sampler(consistency),
+}
+STOCHASTIC = {"renoise": renoise, "euler": published_noise}  # forms of the flow map with fresh noise
+
+
+def _plan(t, s, a, b, c=0.0) -> Plan:
+    """A Plan of columns a, b; no evaluation is guided yet."""
+    c = np.broadcast_to(c, t.shape)
+    return Plan(t, s, np.stack(list(a), axis=-1), np.stack(list(b), axis=-1), c, np.zeros(t.shape, bool))
+
+
+def _in_turn(first: Plan, second: Plan) -> Plan:
+    """Steps of two evaluations each."""
+
+    def together(x, y):
+        if x.ndim == 2:  # weights of as many states
+            x = np.pad(x, ((0, 0), (0, y.shape[1] - x.shape[1])))
+        return np.stack([x, y], axis=1).reshape(-1, *y.shape[1:])
+
+    return Plan(*map(together, first, second))
+
+
+def _data_prediction(host: Transport, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x̂ = (σ̂_t x_t − σ_t F)/C_t as weights of x_t and F."""
+    C = determinant(host, t)
+    return host.sigma_hat(t) / C, -host.sigma(t) / C
+
+
+def _exponential_weights(points: np.ndarray, h: float) -> np.ndarray:
+    """Weights w with Σ_j w_j p(points_j) = ∫_0^h e^{u−h} p(u) du for every polynomial p of as many coefficients."""
+    moments = [-np.expm1(-h)]
+    for k in range(1, len(points)):
+        moments.append(h**k - k * moments[-1])
+    powers = np.arange(len(points))
+    # In units of h, in which the system is well scaled.
+    return np.linalg.solve((points / h) ** powers[:, None], np.array(moments) / h**powers)
+
+
+def _jump_and_return(transport: Transport, t: np.ndarray, s: np.ndarray, r: np.ndarray) -> Plan:
+    """A jump from t to s ≤ r by F(x_t, t, s), then the forward process p(x_r | x_s); none where s = r."""
+    host = host_transport(transport)
+    keep = host.alpha(r) / host.alpha(s)
+    variance = host.sigma(r) ** 2 - (keep * host.sigma(s)) ** 2
+    a, b = keep * coefficient_A(host, t, s), keep * coefficient_B(host, t, s)
+    return _plan(t, s, [a], [b], np.sqrt(np.maximum(variance, 0.0)))

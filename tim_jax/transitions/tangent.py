@@ -1,0 +1,64 @@
+"""What is done with dF/dt before it enters the target, by objectives that damp, normalise or differentiate it.
+
+With the target's change g and the sensitivity q = B/Ḃ of `target.py`,
+
+    g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + g / (‖g‖ + c)
+
+w, warm-up: 0 at the first step, 1 from `warmup` on (sCM, arXiv 2410.11081). s = 1/(1 + q²) if `bounded`, which is
+cos²(t − r) for TrigFlow (sCM). c, normalisation (sCM; Align Your Flow, arXiv 2506.14603), with the root mean square as
+norm. SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1 over `differentiate` steps (Modular MeanFlow, arXiv 2508.17426).
+Without any of these F* = base + q (base' − dF/dt), the transition target.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tim_jax.transitions.jump import expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Tangent:
+    """normalise: c, 0 for none. bounded: s above, else 1. warmup, differentiate: steps, 0 for none."""
+
+    normalise: float = 0.0
+    bounded: bool = False
+    warmup: int = 0
+    differentiate: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        for name in ("normalise", "warmup", "differentiate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.differentiate and (self.normalise or self.bounded or self.warmup):
+            raise ValueError(
+                f"objective.tangent.differentiate is {self.differentiate}; "
+                "with normalise, bounded or warmup it must be 0"
+            )
+
+    def held(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
+        """SG_λ[dF/dt]."""
+        still = jax.lax.stop_gradient(dF_dt)
+        if not self.differentiate:
+            return still
+        share = jnp.minimum(jnp.asarray(step, dF_dt.dtype) / self.differentiate, 1)
+        return share * dF_dt + (1 - share) * still
+
+    def target(
+        self, base: jax.Array, change: jax.Array, q: jax.Array, F: jax.Array, step: jax.Array, moving: jax.Array
+    ) -> jax.Array:
+        """F* (B, …) from base, change = q (base' − dF/dt), q (B, 1, …) and the network's F; base where not `moving`."""
+        if not (self.normalise or self.bounded or self.warmup):
+            return base + change
+        if self.warmup:
+            change = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup, 1) * change
+        F = jax.lax.stop_gradient(F)
+        g = base - F + change
+        if self.bounded:
+            g = g / (1 + q**2)
+        if self.normalise:
+            norm = jnp.sqrt(jnp.mean(g**2, axis=range(1, g.ndim), keepdims=True))
+            g = g / (norm + self.normalise)
+        return jnp.where(expand(moving, base), F + g, base)
