@@ -77,9 +77,9 @@ class Generator:
         alpha, sigma = mixture(self.run, time)
         return alpha * images + sigma * self.noise(seed, len(images), images.shape[1:3])
 
-    def along(self, weights: Any, times: np.ndarray, labels: np.ndarray, seed: int = 0, **how: Any) -> np.ndarray:
+    def along(self, *given: Any, **more: Any) -> np.ndarray:
         """States (n, h, w, C) at the last of `times`, or at all, (len(times), n, h, w, C); arguments: see `batches`."""
-        return np.concatenate(list(self.batches(weights, times, labels, seed, **how)), axis=-4)
+        return np.concatenate(list(self.batches(*given, **more)), axis=-4)
 
     def batches(
         self,
