@@ -198,10 +198,19 @@ def get_config():
     config.sampling.stochasticity = 0.0  # of the flow map
     config.sampling.stochastic = "renoise"  # renoise, euler
 
+    # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
-    config.evaluation.held_out = "held_out"  # the split that is held out
+    config.evaluation.held_out = "held_out"  # the split that is held out; "": none
     config.evaluation.samples = 0  # per step count and seed; 0: as many as the training part
     config.evaluation.batch_size = 512
-    config.evaluation.features = "pixels"  # a name in tim_jax.evaluation.FEATURES
+    config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
+    config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
+    config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
+    config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
+    config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
+    config.evaluation.every = 0  # steps of training between evaluations; 0: none
+    config.evaluation.steps = (1, 2, 4, 8)  # step counts of those
+    config.evaluation.count = 0  # samples per step count of those; 0: as evaluation.samples
+    config.evaluation.weights = ()  # of those: names of averages, or "student"; (): sampling.weights
 
     return config

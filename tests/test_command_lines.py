@@ -87,7 +87,7 @@ def fails(main, arguments, capsys):
         ("data.split=test", ["test", "train"]),
         ("data.flip=2.0", ["data.flip", "2.0"]),
         ("loader.max_bad_share=2.0", ["loader.max_bad_share", "2.0"]),
-        ("evaluation.features=inception", ["evaluation.features", "inception", "pixels"]),
+        ("evaluation.features=dino", ["evaluation.features", "dino", "pixels"]),
     ],
 )
 def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tmp_path, capsys):
@@ -233,9 +233,9 @@ def test_a_run_from_before_a_key_had_come_goes_on(workdir):
 
 
 def test_the_any_step_table_of_a_run(workdir):
-    evaluate.main([f"--workdir={workdir}", "--steps=1,4", "--seeds=2", "--config.evaluation.samples=60"])
+    evaluate.main([f"--workdir={workdir}", "--steps=1,4,128", "--seeds=2", "--config.evaluation.samples=60"])
     table = json.loads((workdir / "any_step.json").read_text())
-    assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4)]
+    assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4), (128, 128)]
     fields = {"steps", "nfe", "frechet", "kernel", "frechet_held_out", "seconds_per_image", "frechet_spread"}
     assert fields <= set(table["rows"][0])
     assert table["samples"] == 60 and table["step"] == 4 and table["floor"]["frechet"] > 0

@@ -10,7 +10,7 @@ import time
 import jax
 from etils import epath
 
-from tim_jax import cluster, lock
+from tim_jax import cluster, lock, measure
 from tim_jax import config as configuration
 from tim_jax.ablation import launch, plan, report, runs, settings
 from tim_jax.ablation.settings import Ablation, Member
@@ -85,7 +85,7 @@ def validate(ablation: Ablation) -> None:
             runs.network_evaluations(run, ablation.sampler_steps)
             if name == ablation.reference:
                 open_feed(run)
-                runs.references(run)
+                measure.plan(run)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
 
