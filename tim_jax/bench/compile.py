@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
     numbers = (read_numbers(name, getattr(args, name)) for name in ("depths", "buckets"))
     cases = list(itertools.product(args.networks.split(","), *numbers))
-    with contextlib.redirect_stderr(None), tempfile.TemporaryDirectory() as folder, cache_in(folder):
+    with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         compile_buckets(CASES["small"], 1)  # what only the first compilation of a process does
     results = collections.defaultdict(list)
     for _, case in tqdm(list(itertools.product(range(args.repeats), cases)), unit="case"):
