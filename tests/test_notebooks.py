@@ -8,9 +8,16 @@ import time
 import nbclient
 import nbformat
 import pytest
+from etils import epath
+
+from tim_jax import config as configuration
+from tim_jax import config_files, config_keys, workdir
+from tim_jax.training import checksums
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN = ROOT / "notebooks" / "digits"
+RUN_BYTES = 2_000_000
 SECONDS = 120
 BYTES = 1_500_000
 FUNCTION_LINES = 12  # a docstring and about ten lines of code
@@ -27,8 +34,19 @@ def code(notebook):
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_both_notebooks_are_here():
-    assert {"1_transitions", "2_loss"} <= {path.stem for path in NOTEBOOKS}
+def test_all_notebooks_are_here():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "1_transitions", "2_loss", "3_sampling", "4_your_own", "5_reading_a_run"
+    ]  # fmt: skip
+
+
+def test_the_run_beside_them_is_small_whole_and_of_its_configuration():
+    files = [path for path in RUN.glob("**/*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < RUN_BYTES
+    (checkpoint,) = (RUN / "checkpoints").iterdir()
+    assert checksums.damage(epath.Path(checkpoint)) is None
+    config = config_files.load("digits_tiny").get_config()
+    config_keys.compare_identity(workdir.recorded(epath.Path(RUN)), configuration.build(config).config, RUN)
 
 
 @every_notebook
