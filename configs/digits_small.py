@@ -12,11 +12,11 @@ def smaller(config):
     config.model.depth = 3
 
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 2000
+    config.optimizer.decay_steps = 1500
 
     config.ema.slow = 0.995
 
-    config.training.steps = 2000
+    config.training.steps = 1500
     config.training.sample_every = 0
     config.training.log_every = 100
     return config
