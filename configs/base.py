@@ -175,7 +175,13 @@ def get_config():
     config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
     config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
     config.training.wandb = ""  # Weights & Biases project that metrics go to as well; "": none
-    config.training.remat = "none"  # what is recomputed in the backward pass: none, full, dots, …
+    # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
+    # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
+    config.training.compilation_cache = "auto"
+    # What the backward pass computes again. "none": nothing, every activation is kept. "dots": neither products of
+    # weights nor blockwise attention; half the memory. "attention": products, but not blockwise attention; with it, a
+    # third of the memory or less. "full": all of a block but its input, a quarter more operations than "none".
+    config.training.remat = "none"
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
@@ -195,10 +201,19 @@ def get_config():
     config.sampling.stochasticity = 0.0  # of the flow map
     config.sampling.stochastic = "renoise"  # renoise, euler
 
+    # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
-    config.evaluation.held_out = "held_out"  # the split that is held out
+    config.evaluation.held_out = "held_out"  # the split that is held out; "": none
     config.evaluation.samples = 0  # per step count and seed; 0: as many as the training part
     config.evaluation.batch_size = 512
-    config.evaluation.features = "pixels"  # a name in tim_jax.evaluation.FEATURES
+    config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
+    config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
+    config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
+    config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
+    config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
+    config.evaluation.every = 0  # steps of training between evaluations; 0: none
+    config.evaluation.steps = (1, 2, 4, 8)  # step counts of those
+    config.evaluation.count = 0  # samples per step count of those; 0: as evaluation.samples
+    config.evaluation.weights = ()  # of those: names of averages, or "student"; (): sampling.weights
 
     return config

@@ -39,6 +39,6 @@ def get_config():
     config.mesh.fsdp = -1
 
     config.training.steps = 500_000
-    config.training.remat = "full"
+    config.training.remat = "attention"
     config.checkpoint.every = 1000
     return config

@@ -22,6 +22,7 @@ from tim_jax.ablation.settings import Member
 from tim_jax.bench import measure
 from tim_jax.bench.faults import state_leaves
 from tim_jax.command_line import load_config
+from tim_jax.exit_codes import RESTART
 from tim_jax.training import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -343,16 +344,22 @@ def test_a_name_that_is_too_long_for_kubernetes_is_refused(tmp_path, capsys):
 # Real runs.
 
 
-def test_a_failing_variant_is_told_and_the_others_go_on(tmp_path, capsys, one_device):
-    broken = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
-    write_file(tmp_path, {"broken": broken, "good": {}})
+DIVERGES = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
+
+
+@pytest.mark.parametrize(
+    "broken, why", [({"data.split": "none"}, "none"), pytest.param(DIVERGES, "not finite", marks=pytest.mark.slow)]
+)
+def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, capsys, one_device):
+    variants = {"good": {}, "broken": broken}  # the data of the first alone are looked at before anything runs
+    write_file(tmp_path, variants)
     words = arguments(tmp_path, **{"training.max_nonfinite": 1})
     with pytest.raises(SystemExit) as stop:
         ablate.main(words)
     said = capsys.readouterr()
-    assert stop.value.code == 1 and "[2/2] good/seed_0" in said.out and "failed: broken/seed_0" in said.err
+    assert stop.value.code == 1 and "[2/2] broken/seed_0" in said.out and "failed: broken/seed_0" in said.err
     found = json.loads((tmp_path / "runs" / "ablation.json").read_text())["variants"]
-    assert found["broken"]["finished"] == 0 and "not finite" in found["broken"]["failures"]["0"]
+    assert found["broken"]["finished"] == 0 and why in found["broken"]["failures"]["0"]
     assert found["good"]["finished"] == 1 and [row["nfe"] for row in found["good"]["rows"]] == [1, 2]
     assert "broken: 0 of 1 runs" in (tmp_path / "runs" / "ablation.md").read_text()
 
@@ -363,52 +370,51 @@ def test_a_failing_variant_is_told_and_the_others_go_on(tmp_path, capsys, one_de
     finished = (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns
     ablate.main([*words, "--only=good"])  # nothing is left to do
     assert (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns == finished
-    write_file(tmp_path, {"broken": broken, "good": {"model.depth": 2, "model.encoder_depth": 2}})
+    write_file(tmp_path, variants | {"good": {"model.depth": 2, "model.encoder_depth": 2}})
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
 
 
 @pytest.mark.slow
 def test_a_killed_ablation_goes_on_bit_equal(tmp_path):
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "whole").mkdir()
+    """Killed in its third run of four, asked to stop in its fourth, finished; the third is as if undisturbed."""
     for name in ("killed", "whole"):
+        (tmp_path / name / "runs").mkdir(parents=True)
         write_file(tmp_path / name, {"a": {}, "b": {"objective.derivative": "dde"}}, equal="time", seeds=2)
-    settings_ = {"training.steps": 60, "optimizer.decay_steps": 60, "loader.directory": tmp_path / "data"}
+    more = {"training.steps": 60, "optimizer.decay_steps": 60, "loader.directory": tmp_path / "data"}
+    folder = tmp_path / "killed" / "runs"
 
-    def start(name):
-        command = [sys.executable, "-m", "tim_jax.ablate", *arguments(tmp_path / name, **settings_)]
+    def start(name, *words):
+        command = [sys.executable, "-m", "tim_jax.ablate", *arguments(tmp_path / name, **more), *words]
         with (tmp_path / f"{name}.txt").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
 
-    folder = tmp_path / "killed" / "runs"
-    process, end = start("killed"), time.monotonic() + 600
-    checkpoints = folder / "a" / "seed_1" / "checkpoints"
-    while not (checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())):
-        assert process.poll() is None and time.monotonic() < end, (tmp_path / "killed.txt").read_text()[-3000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder / "a" / "seed_1" / "result.json").exists()
+    def signalled(process, number, name):
+        """The exit code after a signal in the middle of a run's training."""
+        checkpoints, end = folder / name / "checkpoints", time.monotonic() + 900
+        while not (checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())):
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "killed.txt").read_text()[-3000:]
+            time.sleep(0.005)
+        process.send_signal(number)
+        code = process.wait(900)
+        assert not (folder / name / "result.json").exists()
+        return code
+
+    assert signalled(start("killed"), signal.SIGKILL, "a/seed_1") == -signal.SIGKILL
     finished = [folder / name / "seed_0" / "result.json" for name in "ab"] + [folder / "plan.json"]
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in finished]
-
-    assert start("killed").wait(600) == 0, (tmp_path / "killed.txt").read_text()[-3000:]
+    assert signalled(start("killed"), signal.SIGTERM, "b/seed_1") == RESTART
+    assert start("killed").wait(900) == 0, (tmp_path / "killed.txt").read_text()[-3000:]
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in finished] == before
-    (tmp_path / "whole" / "runs").mkdir()
-    (tmp_path / "whole" / "runs" / "plan.json").write_bytes((folder / "plan.json").read_bytes())
-    assert start("whole").wait(600) == 0, (tmp_path / "whole.txt").read_text()[-3000:]
-
-    ablation = settings.load(str(tmp_path / "whole" / "tiny.py"), TINY)
-    steps = {name: entry["steps"] for name, entry in plan.read(epath.Path(folder))["variants"].items()}
-    for member in ablation.members():
-        here, there = (tmp_path / name / "runs" / str(member) for name in ("killed", "whole"))
-        one, two = (json.loads((place / "result.json").read_text())["table"]["rows"] for place in (here, there))
-        for row in (*one, *two):
-            del row["seconds_per_image"]
-        assert one == two
-        config = settings.load(str(tmp_path / "whole" / "tiny.py"), TINY).config(member.variant)
-        abstract = configuration.build(config, jax.devices()[:1]).trainer.abstract
-        assert state_leaves(here, abstract) == state_leaves(there, abstract)
-        assert state_leaves(here, abstract)[0] == steps[member.variant]
     text = (tmp_path / "killed.txt").read_text()
-    assert text.count("calibrating b") == 1 and "[3/4] a/seed_1" in text
+    assert text.count("calibrating b") == 1 and text.count("[3/4] a/seed_1") == 2 and text.count("[4/4]") == 2
+
+    (tmp_path / "whole" / "runs" / "plan.json").write_bytes((folder / "plan.json").read_bytes())
+    assert start("whole", "--only=a/seed_1").wait(900) == 0, (tmp_path / "whole.txt").read_text()[-3000:]
+    rows, leaves = [], []
+    for place in (folder, tmp_path / "whole" / "runs"):
+        rows.append(json.loads((place / "a" / "seed_1" / "result.json").read_text())["table"]["rows"])
+        for row in rows[-1]:
+            del row["seconds_per_image"]
+        abstract = configuration.build(tiny(seed="1"), jax.devices()[:1]).trainer.abstract
+        leaves.append(state_leaves(place / "a" / "seed_1", abstract))
+    assert rows[0] == rows[1] and leaves[0] == leaves[1] and leaves[0][0] == 60

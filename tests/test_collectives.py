@@ -185,9 +185,12 @@ def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
 
 
 # Arrays that go between devices which share tokens, per layer: q, k, v and the output where two devices have a head
-# each; where four share two heads, keys and values. Those of the plain rows and, of the moving rows, output and
-# tangent; all but the tangent once more in the backward pass, and their gradients.
-EXCHANGES = [(2, {"all-to-all": (4 + 8) + 8 + 8}), (4, {"all-gather": (2 + 4) + 4, "reduce-scatter": 4})]
+# each; where four share two heads, keys and values. They go for the plain rows, for the moving rows and their tangents,
+# without tangents once more in the backward pass, and so do their gradients.
+EXCHANGES = [
+    (2, {"all-to-all": (4 + 8) + 8 + 8}),
+    pytest.param(4, {"all-gather": (2 + 4) + 4, "reduce-scatter": 4}, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("name, dtype", WHERE)

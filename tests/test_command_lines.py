@@ -87,7 +87,7 @@ def fails(main, arguments, capsys):
         ("data.split=test", ["test", "train"]),
         ("data.flip=2.0", ["data.flip", "2.0"]),
         ("loader.max_bad_share=2.0", ["loader.max_bad_share", "2.0"]),
-        ("evaluation.features=inception", ["evaluation.features", "inception", "pixels"]),
+        ("evaluation.features=dino", ["evaluation.features", "dino", "pixels"]),
     ],
 )
 def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tmp_path, capsys):
@@ -159,7 +159,7 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
     assert np.abs(run("other", "--labels=4,2", "--seed=1")["steps3"] - few["steps3"]).max() > 1e-2
     guided = run("guided", "--labels=4,2", "--guidance=3.0")
     assert np.abs(guided["steps3"] - few["steps3"]).max() > 0
-    with Image.open(tmp_path / "few" / "step4_8x8_seed0_guidance1_steps3.png") as picture:
+    with Image.open(tmp_path / "few" / "step4_8x8_flow_map_uniform_seed0_guidance1_steps3.png") as picture:
         assert picture.size[0] > 8
 
 
@@ -193,9 +193,11 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
         ("a.png,narrow.png", "1,2", ["narrow.png", "8x4", "8x8"]),
         ("odd.png", "1", ["odd.png", "8x6", "patch size, 4"]),
         ("a.png", "1,2", ["--labels", "2", "1"]),
+        ("a.png", "1", ["--start", "1.5", "at most 1"]),
     ):
         paths = ",".join(str(tmp_path / name) for name in names.split(","))
-        error = fails(sample.main, [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}"], capsys)
+        arguments = [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}", "--start=1.5"]
+        error = fails(sample.main, arguments, capsys)
         assert all(word in error for word in named), error
 
 
@@ -231,9 +233,9 @@ def test_a_run_from_before_a_key_had_come_goes_on(workdir):
 
 
 def test_the_any_step_table_of_a_run(workdir):
-    evaluate.main([f"--workdir={workdir}", "--steps=1,4", "--seeds=2", "--config.evaluation.samples=60"])
+    evaluate.main([f"--workdir={workdir}", "--steps=1,4,128", "--seeds=2", "--config.evaluation.samples=60"])
     table = json.loads((workdir / "any_step.json").read_text())
-    assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4)]
+    assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4), (128, 128)]
     fields = {"steps", "nfe", "frechet", "kernel", "frechet_held_out", "seconds_per_image", "frechet_spread"}
     assert fields <= set(table["rows"][0])
     assert table["samples"] == 60 and table["step"] == 4 and table["floor"]["frechet"] > 0

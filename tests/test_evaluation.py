@@ -5,14 +5,33 @@ import json
 import numpy as np
 import pytest
 import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from tim_jax.evaluation import FEATURES, METRICS, anystep, distances, pictures, statistics
+from tim_jax.evaluation import (
+    FEATURES,
+    METRICS,
+    anystep,
+    distances,
+    kept,
+    metrics,
+    neighbours,
+    pictures,
+    score,
+    statistics,
+)
+from tim_jax.evaluation.references import Reference
+from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick, gather, needs_of
+
+DISTANCES = ("frechet", "sfid", "kernel")
+SHARES = ("precision", "recall")
 
 
 def gaussian(mean, covariance):
-    """Statistics whose mean and covariance are exactly the given ones."""
-    return statistics.Statistics(1001, np.asarray(mean, float), 1000 * np.asarray(covariance, float))
+    """The Gaussian whose mean and covariance are exactly the given ones."""
+    moments = statistics.Statistics(1001, np.asarray(mean, float), 1000 * np.asarray(covariance, float))
+    return distances.gaussian(moments)
 
 
 def random_covariance(rng, width):
@@ -62,6 +81,42 @@ def test_merge_does_not_depend_on_order():
     np.testing.assert_array_equal(statistics.merge(a, empty).mean, a.mean)
 
 
+@given(cuts=st.lists(st.integers(0, 60), max_size=6), rows=st.integers(1, 70), seed=st.integers(0, 9))
+def test_summaries_of_any_split_merge_to_that_of_the_whole(cuts, rows, seed):
+    """Every kind that is kept, parts without images among them, merged from the left and from the right."""
+    rng = np.random.default_rng(seed)
+    outputs = {"features": rng.standard_normal((60, 5)) + 100, "logits": 4 * rng.standard_normal((60, 7))}
+    needs = (("features", "moments"), ("features", "rows"), ("logits", "splits"))
+    chosen, indices = kept.choose(60, rows), 3 * kept.SPLIT - 30 + np.arange(60)  # over the border of a split
+    chosen = np.concatenate([np.zeros(indices[0], bool), chosen])
+    whole = kept.summarise(outputs, indices, needs, chosen)
+    bounds = [0, *sorted(cuts), 60]
+    parts = []
+    for low, high in zip(bounds, bounds[1:]):
+        some = {name: x[low:high] for name, x in outputs.items()}
+        parts.append(kept.summarise(some, indices[low:high], needs, chosen) if high > low else {})
+    forwards, backwards = {}, {}
+    for part in parts:
+        forwards = kept.merge(forwards, part)
+    for part in reversed(parts):
+        backwards = kept.merge(part, backwards)
+    for merged in (forwards, backwards):
+        assert merged.keys() == whole.keys()
+        assert merged["features", "moments"].count == 60
+        np.testing.assert_array_equal(merged["features", "rows"].values, outputs["features"][chosen[indices]])
+        assert merged["logits", "splits"].counts.tolist() == [0, 0, 30, 30]
+        for need in (("features", "moments"), ("logits", "splits")):
+            for a, b in zip(merged[need], whole[need], strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-10)
+
+
+def test_so_many_rows_are_kept():
+    for count, most in ((10, 4), (10, 10), (10, 99)):
+        assert kept.choose(count, most).sum() == min(count, most)
+    assert (kept.choose(1000, 100) == kept.choose(1000, 100)).all()
+    assert set(np.flatnonzero(kept.choose(1000, 100)) % 10) == set(range(10)), "of labels in turn, all are there"
+
+
 # Distances
 
 
@@ -107,11 +162,23 @@ def test_frechet_of_singular_covariances_is_the_limit():
     assert np.isfinite(singular) and gaps[0] > gaps[1] > gaps[2] and gaps[2] < 5e-3
 
 
+@pytest.mark.parametrize("ranks", [(5, 5), (3, 20), (1, 2)])
+def test_frechet_of_singular_covariances_equals_scipy_on_their_factors(ranks):
+    """tr (AAᵀBBᵀ)^½ is the sum of the singular values of AᵀB, which needs no root of anything singular."""
+    rng = np.random.default_rng(5)
+    a, b = (rng.standard_normal((20, rank)) for rank in ranks)
+    shift = rng.standard_normal(20)
+    expected = (shift**2).sum() + (a**2).sum() + (b**2).sum() - 2 * scipy.linalg.svdvals(a.T @ b).sum()
+    measured = distances.frechet_distance(gaussian(np.zeros(20), a @ a.T), gaussian(shift, b @ b.T))
+    assert abs(measured - expected) < 1e-8
+
+
 @pytest.mark.parametrize("rank", [2, 30])
 def test_frechet_of_equal_statistics_is_zero(rank):
     rng = np.random.default_rng(4)
     s = statistics.of(rng.standard_normal((100, rank)) @ rng.standard_normal((rank, 30)))
-    assert 0 <= distances.frechet_distance(s, s) < 1e-11 * np.trace(s.covariance)
+    g = distances.gaussian(s)
+    assert 0 <= distances.frechet_distance(g, g) < 1e-11 * np.trace(s.covariance)
 
 
 def test_kernel_equals_naive_loops(monkeypatch):
@@ -126,12 +193,12 @@ def test_kernel_equals_naive_loops(monkeypatch):
         return np.mean([k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
 
     expected = within(x) + within(y) - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert abs(distances.KERNEL(x, y) - expected) < 1e-12
+    assert abs(METRICS["kernel"](x, y) - expected) < 1e-12
 
 
 def test_kernel_is_unbiased():
     rng = np.random.default_rng(0)
-    draws = [distances.KERNEL(rng.standard_normal((30, 4)), rng.standard_normal((20, 4))) for _ in range(2000)]
+    draws = [METRICS["kernel"](rng.standard_normal((30, 4)), rng.standard_normal((20, 4))) for _ in range(2000)]
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws)) < 3 * error
     assert min(draws) < 0 < max(draws)
@@ -139,8 +206,8 @@ def test_kernel_is_unbiased():
     assert 8 * (1 / 30 + 1 / 20) > 30 * error
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_symmetric_and_sees_a_shift(name):
+@pytest.mark.parametrize("name", DISTANCES)
+def test_every_distance_is_symmetric_and_sees_a_shift(name):
     rng = np.random.default_rng(0)
     a, b, far = rng.standard_normal((3, 400, 6)) + np.array([0.0, 0.0, 1.0])[:, None, None]
     metric = METRICS[name]
@@ -148,13 +215,71 @@ def test_every_metric_is_symmetric_and_sees_a_shift(name):
     assert metric(a, far) > 10 * abs(metric(a, b))
 
 
-@pytest.mark.parametrize("name", METRICS)
+def test_precision_and_recall_equal_naive_loops(monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((31, 3)), 1.5 * rng.standard_normal((22, 3)) + 0.5
+
+    def radius(z, i):
+        return sorted(np.linalg.norm(z - z[i], axis=1))[3]  # the first is the point itself
+
+    def share(points, support):
+        radii = [radius(support, i) for i in range(len(support))]
+        return np.mean([any(np.linalg.norm(p - q) <= r for q, r in zip(support, radii)) for p in points])
+
+    assert METRICS["precision"](x, y) == share(x, y) and METRICS["recall"](x, y) == share(y, x)
+    assert 0 < share(x, y) != share(y, x)
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_of_known_sets(name):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((300, 4))
+    assert METRICS[name](a, a) == 1 and METRICS[name](a, a + 100) == 0
+    twice = np.repeat(a, 5, axis=0)  # balls of no width
+    assert METRICS[name](twice + 1e6, twice + 1e6) == 1
+    # Samples of half the data are precise, and recall half of it.
+    halves = np.concatenate([a, a + 100])
+    assert METRICS["precision"](a, halves) == 1 and METRICS["recall"](a, halves) == 0.5
+    assert METRICS[name].higher and not METRICS["frechet"].higher
+
+
+@pytest.mark.parametrize("classes", [1, 4, 10])
+def test_inception_score_of_known_predictions(classes):
+    uniform = np.zeros((40, classes))
+    assert METRICS["inception_score"].of(uniform) == pytest.approx(1, abs=1e-12)
+    certain = 1000 * np.eye(classes)[np.arange(10 * classes) % classes]
+    assert METRICS["inception_score"].of(certain) == pytest.approx(classes, rel=1e-12)
+
+
+def test_inception_score_is_the_published_mean_over_splits(monkeypatch):
+    """Against the formula written out, with a last split that is not full."""
+    monkeypatch.setattr(kept, "SPLIT", 8)
+    logits = 3 * np.random.default_rng(0).standard_normal((20, 6))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = []
+    for part in (p[:8], p[8:16], p[16:]):
+        divergence = part * (np.log(part) - np.log(part.mean(axis=0, keepdims=True)))
+        scores.append(np.exp(divergence.sum(axis=1).mean()))
+    assert score.inception_score(kept.splits_of(logits, np.arange(20))) == pytest.approx(np.mean(scores), rel=1e-12)
+
+
+def test_metrics_are_those_that_features_can_serve():
+    assert set(metrics.chosen(("features",))) == {"frechet", "kernel", "precision", "recall"}
+    assert set(metrics.chosen(("features", "spatial", "logits"))) == set(METRICS)
+    assert list(metrics.chosen(("features",), ("recall", "frechet"))) == ["frechet", "recall"]
+    for names, message in ((("fid",), "'fid'.*frechet"), (("sfid",), "'sfid'.*'spatial'")):
+        with pytest.raises(ValueError, match=message):
+            metrics.chosen(("features",), names)
+
+
+@pytest.mark.parametrize("name", [*DISTANCES, *SHARES])
 @pytest.mark.parametrize(
     "a, b, message",
     [
-        (np.zeros((5, 3)), np.zeros((5, 4)), "widths 3 and 4"),
+        (np.zeros((5, 3)), np.zeros((5, 4)), "widths [34] and [34]"),
         (np.full((5, 3), np.nan), np.zeros((5, 3)), "5 of 5 rows are not finite"),
-        (np.zeros((1, 3)), np.zeros((5, 3)), "at least 2"),
+        (np.zeros((1, 3)), np.zeros((5, 3)), "at least [24]"),
         (np.zeros((5, 3, 1)), np.zeros((5, 3)), "expected \\(n, d\\)"),
     ],
 )
@@ -164,18 +289,12 @@ def test_every_metric_refuses_bad_features(name, a, b, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", FEATURES)
-def test_features_have_one_row_per_image(name):
-    images = np.linspace(-1, 1, 3 * 8 * 8, dtype=np.float32).reshape(3, 8, 8, 1)
-    features = FEATURES[name](images)
-    assert features.ndim == 2 and len(features) == 3 and np.issubdtype(features.dtype, np.floating)
-
-
 def test_pixels_are_the_pixels():
     images = np.random.default_rng(0).uniform(-1, 1, (3, 4, 5, 3)).astype(np.float32)
-    features = FEATURES["pixels"](images)
-    assert features.dtype == np.float64
-    np.testing.assert_array_equal(features, images.reshape(3, 60))
+    plug = FEATURES["pixels"]("")
+    outputs = plug.apply(plug.variables, images)
+    assert tuple(outputs) == plug.outputs
+    np.testing.assert_array_equal(outputs["features"], images.reshape(3, 60))
 
 
 # The any-step table
@@ -187,21 +306,34 @@ def data(seed, n):
     return np.tanh(np.random.default_rng(seed).standard_normal((n, *SHAPE))).astype(np.float32)
 
 
-def sampler(error):
-    """A sampler off by error(steps) in every pixel, from the same noise at every step count."""
-    return lambda steps, seed, count: (data(1000 + seed, count) + np.float32(error(steps)), 0.01 * count * steps)
+def flat(seed, n, shift=0.0):
+    """One stream of the features of data."""
+    return [({"features": data(seed, n).reshape(n, -1) + np.float32(shift)}, np.arange(n))]
 
 
 @pytest.fixture(scope="module")
-def table():
+def yardstick():
+    chosen = metrics.chosen(("features",))
+    parts = {}
+    for end, seed, n in (("", 0, 300), (HELD_OUT, 1, 100)):
+        parts[end] = Reference({}, gather(flat(seed, n), needs_of(chosen, reference=True), kept.choose(n, 1000)))
+    return Yardstick(chosen, parts, rows=1000)
+
+
+def measured(yardstick, error):
+    """Figures of samples that are off by error(steps) in every pixel, from the same noise at every step count."""
+    return lambda steps, seed: (yardstick.figures(flat(1000 + seed, 200, error(steps)), 200), 0.01 * 200 * steps)
+
+
+@pytest.fixture(scope="module")
+def table(yardstick):
     calls = []
-    arguments = (data(0, 300), data(1, 100), FEATURES["pixels"])
     result = anystep.any_step_table(
-        sampler(lambda s: 0.5 / s),
+        measured(yardstick, lambda s: 0.5 / s),
         [4, 1, 2],
         [0, 1, 2],
         200,
-        *arguments,
+        yardstick.floor([0, 1, 2]),
         lambda steps: 2 * steps,
         lambda *call: calls.append(call),
     )
@@ -213,7 +345,7 @@ def test_table_fields(table):
     assert [row["steps"] for row in table["rows"]] == [1, 2, 4]
     assert [row["nfe"] for row in table["rows"]] == [2, 4, 8]
     assert table["samples"] == 200 and table["seeds"] == [0, 1, 2]
-    names = {f"{metric}{part}" for metric in METRICS for part in ("", "_held_out")}
+    names = {f"{metric}{part}" for metric in metrics.chosen(("features",)) for part in ("", "_held_out")}
     assert set(table["floor"]) == names
     fields = {"steps", "nfe", "seconds_per_image"} | {n + s for n in names for s in ("", "_spread", "_seeds")}
     for row in table["rows"]:
@@ -228,22 +360,33 @@ def test_table_fields(table):
 def test_table_numbers(table):
     """The mean shift alone gives 16 · (0.5 / steps)², and each entry is the metric on the samples."""
     row = table["rows"][1]
-    images = sampler(lambda s: 0.5 / s)(2, 1, 200)[0]
-    for name, metric in METRICS.items():
+    images = data(1001, 200) + np.float32(0.25)
+    used = metrics.chosen(("features",))
+    for name, metric in used.items():
         for suffix, part in (("", data(0, 300)), ("_held_out", data(1, 100))):
             expected = metric(images.reshape(200, -1), part.reshape(len(part), -1))
             assert row[f"{name}{suffix}_seeds"][1] == pytest.approx(expected, rel=1e-6)
     gain = table["rows"][0]["frechet"] - table["rows"][2]["frechet"]
     assert gain == pytest.approx(16 * (0.5**2 - 0.125**2), rel=0.15)
     x, y = data(0, 300).reshape(300, -1), data(1, 100).reshape(100, -1)
-    for name, metric in METRICS.items():
+    for name, metric in used.items():
         assert table["floor"][f"{name}_held_out"] == pytest.approx(metric(x, y), rel=1e-6, abs=1e-9)
     assert 0 < table["floor"]["frechet"] < table["rows"][0]["frechet"]
+    assert table["rows"][2]["precision"] > table["rows"][0]["precision"]
 
 
-def test_one_seed_has_no_spread():
-    arguments = ([1], [5], 50, data(0, 60), data(1, 60), FEATURES["pixels"])
-    row = anystep.any_step_table(sampler(lambda s: 0), *arguments)["rows"][0]
+def test_a_set_against_itself(yardstick):
+    figures = yardstick.figures(flat(0, 300), 300)
+    assert figures["frechet"] < 1e-9 and figures["precision"] == 1 and figures["recall"] == 1
+    batches = [
+        ({"features": data(0, 300).reshape(300, -1)[i : i + 7]}, np.arange(300)[i : i + 7]) for i in range(0, 300, 7)
+    ]
+    for name, value in yardstick.figures(batches, 300).items():
+        assert value == pytest.approx(figures[name], rel=1e-9, abs=1e-9), "it does not matter how samples come"
+
+
+def test_one_seed_has_no_spread(yardstick):
+    row = anystep.any_step_table(measured(yardstick, lambda s: 0), [1], [5], 200, {})["rows"][0]
     assert row["nfe"] == 1 and row["frechet_spread"] == 0 and len(row["frechet_seeds"]) == 1
 
 
@@ -266,20 +409,17 @@ def test_monotone(values, rises):
     assert all(f"{a} to {b} steps" in result["verdict"] for a, b, _ in rises)
 
 
+def test_a_fall_counts_where_higher_is_better():
+    rows = [{"steps": s, "precision": v} for s, v in zip((1, 2, 4), (0.5, 0.4, 0.6))]
+    result = anystep.monotone(rows, "precision", "precision")
+    assert [rise[:2] for rise in result["rises"]] == [[1, 2]] and "precision falls" in result["verdict"]
+
+
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"steps": [0, 1]}, "steps"),
-        ({"steps": []}, "steps"),
-        ({"seeds": []}, "seeds"),
-        ({"count": 1}, "count 1"),
-        ({"sample": lambda steps, seed, count: (np.zeros((count, 2, 2, 1)), 1.0)}, "expected \\(20, 4, 4, 1\\)"),
-        ({"sample": sampler(lambda s: np.nan)}, "samples at 1 steps, seed 0: 20 of 20 are not finite"),
-    ],
+    "change, message", [({"steps": [0, 1]}, "steps"), ({"steps": []}, "steps"), ({"seeds": []}, "seeds")]
 )
-def test_table_refuses(change, message):
-    arguments = dict(sample=sampler(lambda s: 0), steps=[1], seeds=[0], count=20)
-    arguments |= dict(reference=data(0, 30), held_out=data(1, 30), features=FEATURES["pixels"])
+def test_table_refuses(change, message, yardstick):
+    arguments = dict(measure=measured(yardstick, lambda s: 0), steps=[1], seeds=[0], count=200, floor={})
     with pytest.raises(ValueError, match=message) as error:
         anystep.any_step_table(**(arguments | change))
     assert "\n" not in str(error.value)
@@ -288,6 +428,9 @@ def test_table_refuses(change, message):
 def test_markdown(table):
     text = anystep.to_markdown(table | {"step": 1234})
     lines = text.splitlines()
+    named = table | {"reference": {"features": "inception 01", "images": 300, "data": "digits ab", "split": "train"}}
+    first = anystep.to_markdown(named).splitlines()[0]
+    assert "| FID |" in first and "| FID, held out |" in first and "| Fréchet |" in lines[0]
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[2].startswith("| 1 | 2 | ") and lines[5].startswith("| floor |")
     assert table["monotone"]["verdict"] in text and "200 samples" in text and "training step 1234" in text
@@ -313,6 +456,14 @@ def test_plot_of_several_tables(table, tmp_path):
         anystep.plot(tables, tmp_path / f"{name}.png")
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_tables_of_different_references_are_not_plotted_together(table, tmp_path):
+    a, b = (table | {"reference": {"data": name, "features": "pixels"}} for name in ("digits", "photos"))
+    anystep.plot({"a": a, "b": dict(a)}, tmp_path / "same.png")
+    with pytest.raises(ValueError, match="data 'photos', not 'digits'"):
+        anystep.plot({"a": a, "b": b}, tmp_path / "differ.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["same.png"]
 
 
 # Pictures
@@ -365,8 +516,16 @@ def test_nearest():
     assert indices.tolist() == [0, 1, 2, 3, 4] and (gaps == 0).all()
 
 
+def test_nearest_images_do_not_depend_on_batches():
+    samples, training = data(2, 20), data(0, 50)
+    indices, expected = pictures.nearest(samples, training)
+    images, gaps = pictures.nearest_images(samples, [training[i : i + 7] for i in range(0, 50, 7)])
+    np.testing.assert_array_equal(images, training[indices])
+    np.testing.assert_array_equal(gaps, expected)
+
+
 def test_neighbours_picture(tmp_path):
-    picture = pictures.neighbours_picture(data(2, 10), data(0, 50), 7, 4, tmp_path / "near.png")
+    picture = pictures.neighbours_picture(data(2, 10), [data(0, 50)], 7, 4, tmp_path / "near.png")
     assert Image.open(tmp_path / "near.png").size == picture.size
     assert picture.width == 4 * (2 * 64 + pictures.GAP + 12) + 12
 

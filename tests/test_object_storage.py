@@ -115,7 +115,7 @@ def test_a_run_in_a_bucket_is_stopped_resumed_sampled_and_evaluated(bucket, cach
     assert len(events) == 2 and all(event.read_bytes().count(b"grad_norm") for event in events)
 
     sample.main([f"--workdir={remote}", "--steps=1,2", "--count=4"])
-    with np.load(io.BytesIO((remote / "sampled/step6_8x8_seed0_guidance1.npz").read_bytes())) as found:
+    with np.load(io.BytesIO((remote / "sampled/step6_8x8_flow_map_uniform_seed0_guidance1.npz").read_bytes())) as found:
         assert found["steps2"].shape == (4, 8, 8, 1) and np.isfinite(found["steps2"]).all()
     for _ in range(2):
         evaluate.main([f"--workdir={remote}", "--steps=1", "--seeds=1", "--config.evaluation.samples=32"])

@@ -1,5 +1,6 @@
 """The planner against what really happens: arrays on devices, closed forms, exit codes."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -191,6 +192,8 @@ def test_a_refusal_of_the_tpu_compiler_says_how_much_it_needs():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded …"
     needed = memory.of_refusal(state, {}, message)
     assert needed.total == int(20.5 * 2**30) and needed.parameters > 0
+    message = "… the total memory required for HLO temporaries (17.00G) exceeds available HBM (15.75G)."
+    assert memory.of_refusal(state, {}, message) == dataclasses.replace(needed, activations=17 * 2**30)
     assert memory.of_refusal(state, {}, "INTERNAL: something else") is None
 
 

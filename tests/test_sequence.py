@@ -16,6 +16,8 @@ from tim_jax import sample
 from tim_jax.command_line import load_config
 from tim_jax.generate import Generator
 from tim_jax.networks import TiM, attention, blockwise, sequence
+from tim_jax.networks.block import REMAT
+from tim_jax.networks.tim import HEADS, keep_all_but_gathered
 from tim_jax.plan import collectives
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.topologies import topology
@@ -65,7 +67,7 @@ def exact(heads):
     return jax.device_get(jax.jit(functools.partial(derivatives, attend))(make_inputs(heads)))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("policy", [None, REMAT["full"], keep_all_but_gathered], ids=["once", "remat", "kept"])
 @pytest.mark.parametrize("implementation", ["xla", "blockwise"])
 @pytest.mark.parametrize(
     "sizes, heads, kinds",
@@ -78,21 +80,21 @@ def exact(heads):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
-def test_attention_among_devices_is_attention(sizes, heads, kinds, implementation, remat, monkeypatch):
+def test_attention_among_devices_is_attention(sizes, heads, kinds, implementation, policy, monkeypatch):
     """Output, tangent, gradients; what is exchanged stays among the devices that share tokens, also where the compiler
     splits heads over `tensor`."""
     monkeypatch.setattr(blockwise, "BLOCK", 5)
     mesh = make_mesh(**sizes)
 
     def attend(*qkv, moving):
-        def here(*qkv):
+        def attend_here(*qkv):
             call = functools.partial(attention.attention, moving=moving, implementation=implementation)
             y = sequence.attend(call, *(nn.with_logical_constraint(x, attention.HEADS) for x in qkv), "sequence")
             return nn.with_logical_constraint(y, attention.HEADS)
 
         spec = P("data", "sequence")
-        call = jax.shard_map(here, in_specs=spec, out_specs=spec, axis_names={"data", "sequence"})
-        return (jax.checkpoint(call) if remat else call)(*qkv)
+        here = attend_here if policy is None else jax.checkpoint(attend_here, policy=policy)
+        return jax.shard_map(here, in_specs=spec, out_specs=spec, axis_names={"data", "sequence"})(*qkv)
 
     inputs = jax.device_put(make_inputs(heads), NamedSharding(mesh, INPUTS))
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AMONG_SAME_ROWS):
@@ -106,7 +108,7 @@ def test_attention_among_devices_is_attention(sizes, heads, kinds, implementatio
 
 FIELDS = {
     "channels": 3, "width": 32, "depth": 2, "heads": 4, "bottleneck": 8, "encoder_depth": 1, "z_dim": 5,
-    "projector_width": 8, "text_width": 6, "condition": "text", "dropout": 0.2,
+    "projector_width": 8, "text_width": 6, "condition": "text", "dropout": 0.2, "output_heads": tuple(HEADS),
 }  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def outputs(mesh, net, queries):
 
 
 @pytest.mark.parametrize("sizes", [dict(data=2, sequence=4), dict(fsdp=2, tensor=2, sequence=2)], ids=str)
-def test_places_dropout_and_hidden_states_are_those_of_one_device(sizes):
+def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes):
     queries = make_query(4, 8, 12), make_query(2, 4, 16)
     net = TiM(**FIELDS)
     expected = outputs(make_mesh(), net, queries)

@@ -10,7 +10,7 @@ import time
 import jax
 from etils import epath
 
-from tim_jax import cluster, lock
+from tim_jax import cluster, lock, measure
 from tim_jax import config as configuration
 from tim_jax.ablation import launch, plan, report, runs, settings
 from tim_jax.ablation.settings import Ablation, Member
@@ -82,9 +82,10 @@ def validate(ablation: Ablation) -> None:
     for name in ablation.variants:
         try:
             run = configuration.build(ablation.config(name))
+            runs.network_evaluations(run, ablation.sampler_steps)
             if name == ablation.reference:
                 open_feed(run)
-                runs.references(run)
+                measure.plan(run)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
 
@@ -115,10 +116,13 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
     for member in waiting:
         done = len(members) - len(waiting) + waiting.index(member)
-        left = f", about {minutes(sum(spent) / len(spent) * (len(members) - done))} left" if spent else ""
-        so_far = minutes(time.perf_counter() - began)
-        about = planned["variants"][member.variant]
-        say(f"[{done + 1}/{len(members)}] {member}: {about.get('steps', 'no')} steps; {so_far} so far{left}")
+        if spent:
+            left = f"about {minutes(sum(spent) / len(spent) * (len(members) - done))}"
+        else:  # the steps alone, where they have been timed
+            steps = [planned["variants"][other.variant] for other in waiting]
+            left = f"more than {minutes(sum(of.get('steps', 0) * of.get('step_seconds', 0.0) for of in steps))}"
+        so_far, about = minutes(time.perf_counter() - began), planned["variants"][member.variant]
+        say(f"[{done + 1}/{len(members)}] {member}: {about.get('steps', 'no')} steps; {so_far} so far, {left} left")
         result = run_one(ablation, about, folder, member, stop)
         if "failure" in result:
             failed += 1

@@ -16,7 +16,7 @@ from tim_jax import config_files
 from tim_jax.config_keys import check_keys, check_unused
 from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
-from tim_jax.evaluation import FEATURES
+from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.pallas import has_kernels
 from tim_jax.training import names, sharding
@@ -50,14 +50,16 @@ class Run:
     sampling_weights: str
     image_shape: tuple[int, int, int]
     data: DataSettings
+    evaluation: EvaluationSettings
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
         return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
-    def weights(self, state: Any) -> Any:
-        """The parameters that `sampling.weights` names."""
-        return state.params["student"] if self.sampling_weights == "student" else state.emas[self.sampling_weights]
+    def weights(self, state: Any, name: str = "") -> Any:
+        """The parameters of that name: "student" or an average; those that `sampling.weights` names by default."""
+        name = name or self.sampling_weights
+        return state.params["student"] if name == "student" else state.emas[name]
 
 
 def build(config: ConfigDict, devices: list | None = None) -> Run:
@@ -107,6 +109,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         steps=config.training.steps,
         log_every=config.training.log_every,
         sample_every=config.training.sample_every,
+        measure_every=config.evaluation.every,
         checkpoint_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         keep_every=config.checkpoint.keep_every,
@@ -137,6 +140,8 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     if config.training.remat != "none":
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
     sampling = make_sampling(config, objective)
+    evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.weights)
+    evaluation.check(config.ema, data.channels, model.condition)
     run = Run(
         config=config,
         mesh=mesh,
@@ -148,13 +153,10 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
+        evaluation=evaluation,
     )
     if optimizer.frozen or optimizer.rates:
         optimizer.check_names(names.by_name(run.trainer.abstract.params["student"]))
-    if config.evaluation.features not in FEATURES:
-        raise ValueError(
-            f"evaluation.features is {config.evaluation.features!r}; it must be one of {', '.join(FEATURES)}"
-        )
     return run
 
 
@@ -165,12 +167,11 @@ def warn_once(message: str) -> None:
 
 
 def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
-    """Raises ValueError, beginning with `said` and the shape, unless mesh.sequence divides its tokens."""
-    tokens, devices = (shape[0] // patch) * (shape[1] // patch), mesh.shape["sequence"]
+    """Raises ValueError that begins with `said` if mesh.sequence does not divide the tokens of (height, width)."""
+    tokens, devices = shape[0] // patch * (shape[1] // patch), mesh.shape["sequence"]
     if tokens % devices:
-        raise ValueError(
-            f"{said} {shape} with {tokens} tokens; their number must be a multiple of mesh.sequence, {devices}"
-        )
+        rule = f"their number must be a multiple of mesh.sequence, {devices}"
+        raise ValueError(f"{said} {shape} with {tokens} tokens; {rule}")
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:

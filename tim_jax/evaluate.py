@@ -1,91 +1,156 @@
-"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64 [--seeds=3]"""
+"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --export=FILE]"""
 
 import argparse
 import time
 
 import jax
+import numpy as np
 from etils import epath
 
-from tim_jax import cluster, workdir
+from tim_jax import cluster, compilation_cache, measure, workdir
 from tim_jax import config as configuration
-from tim_jax.command_line import Parser, user_errors, whole_numbers
-from tim_jax.evaluation import FEATURES, anystep, pictures
-from tim_jax.feed import images_of_one_shape
+from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.evaluation import anystep, pictures, published
+from tim_jax.evaluation.settings import LEAST
 from tim_jax.generate import Generator, cycle_labels, load_weights
 from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
+METRICS_COST = 8  # of a set of samples in network evaluations, roughly, for the time left
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
     parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--steps", default="1,2,4,8,16,32,64", help="step counts, such as 1,4,32")
+    parser.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
     parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
+    parser.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.samples")
+    parser.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
+    parser.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
+                        "as published evaluations read them")  # fmt: skip
     args, overrides = parser.parse(argv)
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    measure(args, overrides)
+    evaluate(args, overrides)
 
 
 @Stop()
-def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     with user_errors():
         steps = whole_numbers("steps", args.steps, least=1)
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
+        if args.nearest < 0:
+            raise ValueError(f"--nearest is {args.nearest}; it must be at least 0")
+        if args.count is not None:
+            if args.count < (1 if args.export else LEAST):
+                raise ValueError(f"--count is {args.count}; it must be at least {1 if args.export else LEAST}")
+            overrides["evaluation.samples"] = str(max(args.count, LEAST))
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
-        training, held_out = run.config.data.split, run.config.evaluation.held_out
-        (reference, _), (held_out, _) = (images_of_one_shape(run, split) for split in (training, held_out))
-        count = run.config.evaluation.samples or len(reference)
+        compilation_cache.use(run.config.training.compilation_cache)
+        if args.export:
+            check_export(run, args)
+        else:
+            plan = measure.plan(run)
+            count = measure.count_of(plan)
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
-        nfe = {count: evaluations(run.transport, count, run.sampling) for count in steps}
+        nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
 
-    generator = Generator(run, min(count, run.config.evaluation.batch_size))
+    if args.export:
+        export(run, weights, steps[0], args.count or run.evaluation.samples, epath.Path(args.export))
+    else:
+        with failures(ValueError):
+            table(run, plan, weights, training_step, nfe, args, count, folder)
+
+
+def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
+    """Raises ValueError if the samples cannot be exported."""
+    if "," in args.steps:
+        raise ValueError(f"--steps is {args.steps!r}; with --export it must be one step count")
+    if not args.export.endswith(".npz"):
+        raise ValueError(f"--export is {args.export!r}; it must end with .npz")
+    if not (args.count or run.evaluation.samples):
+        raise ValueError("--count: missing; with --export it says how many samples to write")
+    if run.image_shape[-1] not in (1, 3):
+        raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")
+
+
+def export(run: configuration.Run, weights, steps: int, count: int, path: epath.Path) -> None:
+    """Writes `count` samples and their labels as a published batch."""
+    generator = Generator(run, min(count, run.evaluation.batch_size))
     labels = cycle_labels(run.config.model.num_classes, count)
-    for most in {min(64, max(steps)), max(steps)}:  # compilation is not the sampler's time
-        generator(weights, most, 0, labels[: generator.batch_size])
-    first = {}
+    began, progress, done = time.perf_counter(), Progress(count), 0
 
-    def sample(steps: int, seed: int, count: int):
-        began = time.perf_counter()
-        images = generator(weights, steps, seed, labels)
-        seconds = time.perf_counter() - began
-        first.setdefault(steps, images[:20])
-        return images, seconds
+    def levels():
+        nonlocal done
+        for images in generator.batches(weights, generator.times(steps), labels):
+            done += len(images)
+            progress(done, f"{done} of {count} samples")
+            yield pictures.to_uint8(images)
 
-    began = time.perf_counter()
+    if jax.process_index() == 0:
+        published.write_images(path, levels(), (count, *run.image_shape[:2], 3), labels)
+        print(f"{count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
+    else:
+        for _ in levels():
+            pass
+
+
+class Progress:
+    """Tells how far the work is, and the time left, which is as the work that is left. Silent but on one process."""
+
+    def __init__(self, work: float):
+        self.began, self.work = time.perf_counter(), work
+
+    def __call__(self, done: float, line: str) -> None:
+        spent = time.perf_counter() - self.began
+        if jax.process_index() == 0:
+            left = spent * (self.work / done - 1)
+            print(f"[{spent:.0f} s, about {left:.0f} s left] {line}", flush=True)
+
+
+def table(run, plan: measure.Measurement, weights, training_step: int, nfe: dict, args, count: int, folder) -> None:
+    """Measures samples at every step count, and writes table and pictures into the run's folder.
+
+    nfe: {steps: network evaluations}.
+    """
+    steps = sorted(nfe)
+    work = np.cumsum([nfe[s] + METRICS_COST for s in steps for _ in range(args.seeds)])
+    told = Progress(work[-1])
 
     def progress(done: int, total: int, line: str) -> None:
-        # Later entries take more steps, so the time left is told in network evaluations.
-        spent = time.perf_counter() - began
-        if jax.process_index() == 0:
-            print(f"[{done}/{total}, {spent:.0f} s] {line}", flush=True)
+        told(work[done - 1], f"{done}/{total}: {line}")
 
-    table = anystep.any_step_table(
-        sample,
-        steps,
-        list(range(args.seeds)),
-        count,
-        reference,
-        held_out,
-        FEATURES[run.config.evaluation.features],
-        nfe=nfe.get,
-        progress=progress,
-    )
-    table["step"] = training_step
-    images = generator(weights, max(steps), 0, labels[:24])
+    found, shown = measure.any_step_table(plan, weights, nfe, list(range(args.seeds)), count, progress)
+    found |= {"step": training_step}
+    written = ["any_step.json", "any_step.md", "any_step.png"]
+    is_picture = run.image_shape[-1] in (1, 3)
+    near = min(args.nearest, count) if is_picture and plan.neighbours else 0
+    generator = Generator(run, min(near or 1, run.evaluation.batch_size))
+    images = generator(weights, max(steps), 0, cycle_labels(run.config.model.num_classes, near)) if near else None
     if jax.process_index() > 0:
         return
-    anystep.write(table, folder)
-    pictures.any_step_grid(first, path=folder / "any_step_samples.png")
-    pictures.neighbours_picture(images, reference, path=folder / "nearest.png")
-    print(anystep.to_markdown(table))
-    print("written: " + ", ".join(str(folder / name) for name in (
-        "any_step.json", "any_step.md", "any_step.png", "any_step_samples.png", "nearest.png")))  # fmt: skip
+    anystep.write(found, folder)
+    if is_picture:
+        pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
+        written.append("any_step_samples.png")
+    if near:
+        pictures.neighbours_picture(images, plan.training(), near, path=folder / "nearest.png")
+        written.append("nearest.png")
+    print(anystep.to_markdown(found))
+    warn(plan, count)
+    print("written: " + ", ".join(str(folder / name) for name in written))
+
+
+def warn(plan: measure.Measurement, count: int) -> None:
+    """Tells where figures are of too few samples for their features."""
+    for need, value in plan.yardstick.parts[""].summary.items():
+        if need[1] == "moments" and count <= np.size(value.mean):
+            print(f"note: {count} samples for {np.size(value.mean)} {need[0]}: Fréchet distances are far too high")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -99,13 +99,14 @@ def open_feed(run: Run) -> Feed:
     return feed
 
 
-def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split (n, h, w, C) at `data.height` and `width`, and their labels: what samples are compared to.
+def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray], np.ndarray]]:
+    """A split's source, and what brings one of its images to (`data.height`, `width`, C): as samples are compared to.
 
     Images of other sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
     """
     if run.data.bucketing is None:
-        return data.arrays(open_data(run.data, data.open_source, split)[0])
+        source, _ = _one_after_another(lambda: open_data(run.data, data.open_source, split))
+        return source, lambda image: image
     shape, fitting = run.image_shape[:2], data.Fitting(max_cropped=0.999, enlarge=True)
     bucketing = dataclasses.replace(
         run.data.bucketing,
@@ -116,8 +117,13 @@ def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
         fitting=fitting,
     )
     settings = dataclasses.replace(run.data, bucketing=bucketing)
-    source, plan = open_data(settings, data.open_source, split)
-    return data.arrays(source, lambda image: data.cover(image, shape, plan.fitting))
+    source, plan = _one_after_another(lambda: open_data(settings, data.open_source, split))
+    return source, lambda image: data.cover(image, shape, plan.fitting)
+
+
+def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split (n, h, w, C) as `one_shape` brings them, and their labels. For small data."""
+    return data.arrays(*one_shape(run, split))
 
 
 def _one_after_another(work: Any) -> Any:

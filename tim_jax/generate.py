@@ -1,6 +1,7 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -76,7 +77,11 @@ class Generator:
         alpha, sigma = mixture(self.run, time)
         return alpha * images + sigma * self.noise(seed, len(images), images.shape[1:3])
 
-    def along(
+    def along(self, *given: Any, **more: Any) -> np.ndarray:
+        """States (n, h, w, C) at the last of `times`, or at all, (len(times), n, h, w, C); arguments: see `batches`."""
+        return np.concatenate(list(self.batches(*given, **more)), axis=-4)
+
+    def batches(
         self,
         weights: Any,
         times: np.ndarray,
@@ -85,27 +90,24 @@ class Generator:
         x: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         trajectory: bool = False,
-    ) -> np.ndarray:
-        """States (n, h, w, C) at the last of `times`, or at all, (len(times), n, h, w, C).
+    ) -> Iterator[np.ndarray]:
+        """The states of at most `batch_size` images at a time, drawn when they are asked for.
 
         times: falling, to sample, or growing, to bring images to noise. labels: (n,). x: (n, h, w, C), the states at
-        the first; by default σ ε at T_max, ε = noise(seed, n, size).
+        the first; by default σ ε at T_max, ε = noise(seed, n, size). trajectory: states at all times.
         """
         plan = make_plan(self.run.transport, times, self.run.sampling)
         evaluations, taken = len(plan.t), np.int32(len(plan.t))
         plan = plan if trajectory else padded(plan)
-        size = tuple(size or self.run.image_shape[:2])
-        count, parts, labels = len(labels), [], np.asarray(labels, np.int32)
-        for first in range(0, count, self.batch_size):
+        size, labels = tuple(size or self.run.image_shape[:2]), np.asarray(labels, np.int32)
+        for first in range(0, len(labels), self.batch_size):
             indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
             rows = self._rows(cycled(labels[first:], self.batch_size))
             states = None if x is None else self._rows(cycled(np.asarray(x[first:], np.float32), self.batch_size))
             with on_mesh(self.run.mesh):
                 images = self._sample(weights, plan, taken, np.uint32(seed), indices, rows, states, size, trajectory)
-            parts.append(np.asarray(images))
-        if not trajectory:
-            return np.concatenate(parts)[:count]
-        return np.concatenate(parts, axis=1)[:: evaluations // (len(times) - 1), :count]
+            images, count = np.asarray(images), len(labels) - first
+            yield images[:: evaluations // (len(times) - 1), :count] if trajectory else images[:count]
 
     def _batch(self, weights, plan, taken, seed, indices, labels, x, size, trajectory):
         run = self.run

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, files, workdir
+from tim_jax import cluster, compilation_cache, files, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
 from tim_jax.data.decode import decode, pixels
@@ -37,7 +37,10 @@ def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
 
 
 def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
-    """(height, width): the configuration's for an empty text. Raises ValueError if patch or mesh do not divide it."""
+    """(height, width): the configuration's where the text is empty.
+
+    Raises ValueError if the patches do not divide it, or the devices that share tokens the patches.
+    """
     if not text:
         return run.image_shape[:2]
     patch = run.config.model.patch_size
@@ -105,6 +108,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             overrides["sampling.guidance"] = str(args.guidance)
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
+        compilation_cache.use(run.config.training.compilation_cache)
         labels = read_labels(args.labels, args.count, run.config.model.num_classes)
         given = read_images(args.images, run) if args.images else None
         size = read_size(args.size, run) if given is None else given.shape[1:3]
@@ -116,6 +120,9 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             raise ValueError(f"--interpolate is {args.interpolate}; it needs two images, and --labels has one")
         weights, step = load_weights(run, folder)
         run = with_found_grid(run, folder, step)
+        if args.start is not None and not run.transport.T_min < args.start <= run.transport.T_max:
+            ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"
+            raise ValueError(f"--start is {args.start}; it must be {ends} for {run.transport.name}")
         for count in steps:  # what cannot be is told before anything is compiled
             times = time_grid(run.transport, count, run.sampling, args.start)
             make_plan(run.transport, times if given is None or args.start else times[::-1], run.sampling)
@@ -135,7 +142,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         return
     out = epath.Path(args.out) if args.out else folder / "sampled"
     out.mkdir(parents=True, exist_ok=True)
-    name = f"step{step}_{size[0]}x{size[1]}_seed{args.seed}_guidance{run.sampling.guidance:g}"
+    name = file_name(run, step, size, args)
     npz = io.BytesIO()
     np.savez(npz, labels=wanted, **arrays)
     files.replace(out / f"{name}.npz", npz.getvalue())
@@ -181,6 +188,17 @@ def start(
         return None if given is None else x
     u = np.linspace(0, 1, args.interpolate)
     return np.concatenate([between(*pair, u) for pair in zip(x, x[1:])])
+
+
+def file_name(run: configuration.Run, step: int, size: tuple[int, int], args: argparse.Namespace) -> str:
+    """What files of these samples are called, so that those of other settings stay beside them."""
+    settings = [f"step{step}", f"{size[0]}x{size[1]}", run.sampling.sampler, run.sampling.grid, f"seed{args.seed}"]
+    settings.append(f"guidance{run.sampling.guidance:g}")
+    if args.images:
+        settings.append("inverted" if args.start is None else f"start{args.start:g}")
+    if args.interpolate:
+        settings.append(f"interpolate{args.interpolate}")
+    return "_".join(settings)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, config_keys, data, files, int64, lock, workdir
+from tim_jax import cluster, compilation_cache, config_keys, data, files, int64, lock, measure, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
             run = configuration.build(load_config(args.config, overrides))
+            kept = compilation_cache.use(run.config.training.compilation_cache)
             if args.check:
                 return check(run)
             folder = epath.Path(args.workdir)
@@ -101,12 +102,17 @@ def main(argv: list[str] | None = None) -> None:
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
+            measurement = measure.plan(run) if run.evaluation.every else None
+            if measurement is not None:
+                measure.count_of(measurement)
             if run.sampling.grid == "optimal":
                 raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
             feed = open_feed(run)
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
-        end = fit(run, feed, folder, first, stop, profile)
+        if jax.process_index() == 0:
+            print(kept, flush=True)
+        end = fit(run, feed, folder, first, stop, profile, measurement)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
@@ -133,6 +139,7 @@ def fit(
     first: Callable[[], TrainState],
     stop: Stop,
     profile: tuple[int, int] | None = None,
+    measurement: measure.Measurement | None = None,
     draw: bool = True,
 ) -> End:
     """Trains in a workdir, from `first` if it has no checkpoint. draw: pictures of samples.
@@ -149,7 +156,8 @@ def fit(
         print(inspect.summary(feed.source, feed.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
         first_start = workdir.first_start(folder)
-        return train(run.trainer, run.loop, folder, feed, record, first, pictures, stop, first_start, profile)
+        figures = measure.while_training(run, measurement) if measurement else None
+        return train(run.trainer, run.loop, folder, feed, record, first, pictures, stop, first_start, profile, figures)
 
 
 def last_line(end: End, folder: epath.Path) -> str:

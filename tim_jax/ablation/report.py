@@ -189,7 +189,7 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
     panels[0].set_ylabel("Fréchet distance")
     figure.suptitle(title, fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, handlelength=3.5)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     files.replace(path, buffer.getvalue())

@@ -2,27 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from tim_jax import config as configuration
-from tim_jax import config_keys, files, train, workdir
+from tim_jax import config_keys, files, measure, train, workdir
 from tim_jax.config import Run
-from tim_jax.evaluation import FEATURES, anystep, pictures
+from tim_jax.evaluation import pictures
 from tim_jax.exit_codes import RESTART
-from tim_jax.feed import images_of_one_shape, open_feed
-from tim_jax.generate import Generator, cycle_labels
+from tim_jax.feed import open_feed
 from tim_jax.start import first_state
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
 
 FILE = "result.json"
-SHOWN = 20  # images of a step count in a run's picture
 
 
 def read(folder: epath.Path) -> dict[str, Any] | None:
@@ -51,7 +47,8 @@ def train_and_measure(
     before = workdir.recorded(folder)
     if before is not None:
         config_keys.compare_identity(before, run.config, folder)
-    first, feed, images = first_state(run, folder), open_feed(run), references(run)
+    first, feed, measurement = first_state(run, folder), open_feed(run), measure.plan(run)
+    nfe, count = network_evaluations(run, sampler_steps), measure.count_of(measurement)
     end = train.fit(run, feed, folder, first, stop, draw=False)
     if end.stopped:
         if jax.process_index() == 0:
@@ -59,7 +56,7 @@ def train_and_measure(
         raise SystemExit(RESTART)
     if not end.saved:
         raise RuntimeError("; ".join(end.failures))
-    table, shown = measure(run, run.weights(end.state), seed, sampler_steps, *images)
+    table, shown = measure.any_step_table(measurement, run.weights(end.state), nfe, [seed], count)
     if jax.process_index() == 0 and run.image_shape[-1] in (1, 3):
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     record = warm_start.record(warm_start.find(str(folder), "--workdir"))
@@ -71,30 +68,6 @@ def train_and_measure(
     }
 
 
-def references(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, h, w, C) of the training part and of the held-out part."""
-    splits = run.config.data.split, run.config.evaluation.held_out
-    return tuple(images_of_one_shape(run, split)[0] for split in splits)
-
-
-def measure(
-    run: Run, weights: Any, seed: int, sampler_steps: tuple[int, ...], reference: np.ndarray, held_out: np.ndarray
-) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-    """The any-step table of some weights with noise of one seed, and the first images of every number of steps."""
-    count = run.config.evaluation.samples or len(reference)
-    generator = Generator(run, min(count, run.config.evaluation.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
-    for most in {min(64, max(sampler_steps)), max(sampler_steps)}:  # compilation is not the sampler's time
-        generator(weights, most, seed, labels[: generator.batch_size])
-    shown = {}
-
-    def sample(steps: int, seed: int, count: int) -> tuple[np.ndarray, float]:
-        began = time.perf_counter()
-        images = generator(weights, steps, seed, labels)
-        shown[steps] = images[:SHOWN]
-        return images, time.perf_counter() - began
-
-    features = FEATURES[run.config.evaluation.features]
-    nfe: Callable[[int], int] = lambda steps: evaluations(run.transport, steps, run.sampling)  # noqa: E731
-    table = anystep.any_step_table(sample, sampler_steps, [seed], count, reference, held_out, features, nfe=nfe)
-    return table, shown
+def network_evaluations(run: Run, sampler_steps: tuple[int, ...]) -> dict[int, int]:
+    """Evaluations per image by steps of the run's sampler. Raises ValueError for steps that it cannot take."""
+    return {steps: evaluations(run.transport, steps, run.sampling) for steps in sampler_steps}

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from tim_jax.bench import measure
-from tim_jax.bench.step import DTYPES, check_names
+from tim_jax.bench.step import DTYPES, check_names, read_numbers
 from tim_jax.networks.attention import ATTENTION
 from tim_jax.networks.pallas import has_kernels
 from tim_jax.plan import topologies
@@ -96,16 +96,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in ("batch", "heads", "head_width", "repeats"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
-    tokens = args.tokens.split(",")
-    if not all(number.isdecimal() and int(number) for number in tokens):
-        raise ValueError(f"--tokens is {args.tokens!r}; it must be numbers of at least 1, with commas between")
     device = target(args.target) if args.target else jax.devices()[0]
     if args.implementations is None:
         some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
         args.implementations = ",".join(some)
         if "pallas" not in some:
             print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
-    cases = [(mode, int(number)) for number in tokens for mode in args.modes.split(",")]
+    cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 

@@ -1,4 +1,4 @@
-"""How things are measured: time interleaved in one run, operations and memory from the compiled program."""
+"""How things are measured: time interleaved in one run, memory from the compiled program."""
 
 import dataclasses
 import importlib.metadata
@@ -43,11 +43,6 @@ def summary(seconds: list[float]) -> Timing:
     """Median and spread of some repeats."""
     low, middle, high = np.percentile(seconds, [25, 50, 75])
     return Timing(float(middle), float(high - low) / 2)
-
-
-def flops(compiled: jax.stages.Compiled) -> float:
-    """XLA's count of floating-point operations. It counts the body of a loop once: unroll loops first."""
-    return float(compiled.cost_analysis()["flops"])
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:

@@ -1,20 +1,24 @@
 """What the derivative costs: a train step of flow matching beside three of transition models.
 
-The whole step is measured: gradient, optimizer and averages. Half of the rows have r = t, a tenth r = T_min. Time and
-memory are those of the step as it trains, operations those of the same step with its layers unrolled.
+The whole step is measured: gradient, optimizer and averages. Half of the rows have r = t, a tenth r = T_min. Memory is
+that of the compiled program, operations are those of matrix products, counted from the step's jaxpr with all layers and
+blocks; both are known for every number of tokens. Time is taken up to --run-to tokens.
 """
 
 import argparse
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from tqdm import tqdm
 
+from tim_jax import flops
 from tim_jax.bench import measure
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
@@ -32,8 +36,9 @@ from tim_jax.types import Query
 COLUMNS = (
     ("network", "{network}"),
     ("step", "{name}"),
-    ("seconds", "{seconds:.4g} ± {spread:.2g}"),
-    ("ratio", "{seconds_ratio:.2f}"),
+    ("remat", "{remat}"),
+    ("seconds", "{time}"),
+    ("ratio", "{time_ratio}"),
     ("flops", "{flops:.4g}"),
     ("ratio", "{flops_ratio:.3f}"),
     ("temporary bytes", "{temporary_bytes:,}"),
@@ -59,6 +64,14 @@ class Case:
         net = self.network
         return f"{self.name}: {net.depth} blocks of width {net.width}, {self.tokens} tokens, batch {self.batch}"
 
+    def with_tokens(self, tokens: int) -> "Case":
+        """The same network on rows of another size, as square as can be; as many positions in all, in an even number
+        of rows, since half of them have r = t."""
+        height = max(side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0)
+        sides = (height * self.network.patch_size, tokens // height * self.network.patch_size)
+        batch = max(2, self.batch * self.tokens // tokens // 2 * 2)
+        return dataclasses.replace(self, latent=(*sides, self.latent[2]), batch=batch)
+
 
 CASES = {
     "small": Case(
@@ -67,7 +80,7 @@ CASES = {
         latent=(8, 8, 1),
         batch=128,
     ),
-    # Full width, but two blocks, so that two cores can run it; --depth=12 measures the whole network.
+    # Full width, but two blocks, so that two cores can run it; --depth=12 is the whole network.
     "B/4": Case("B/4", TiM(patch_size=4, **SIZES["B"] | {"depth": 2, "encoder_depth": 2}), (32, 32, 4), batch=16),
 }
 
@@ -128,17 +141,12 @@ def made_up_batch(case: Case) -> dict[str, jax.Array]:
     return {"x": x, "label": jnp.arange(case.batch) % case.network.num_classes}
 
 
-def compile_step(case: Case, variant: str) -> jax.stages.Compiled:
-    """The step's program, as the training loop compiles it on one device."""
+def trace_step(case: Case, variant: str) -> jax.stages.Traced:
+    """The step's jaxpr, as the training loop traces it on one device."""
     settings = step_settings(case.network, variant)
     state = jax.eval_shape(functools.partial(first_state, case, settings))
     batch = jax.eval_shape(functools.partial(made_up_batch, case))
-    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).lower(state, batch).compile()
-
-
-def unrolled_flops(case: Case, variant: str) -> float:
-    """Operations of a step, all layers counted."""
-    return measure.flops(compile_step(dataclasses.replace(case, network=case.network.clone(unroll=True)), variant))
+    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch)
 
 
 def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable[[], Any]:
@@ -155,29 +163,45 @@ def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable
     return train
 
 
-def measure_case(case: Case, variants: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row per variant, its ratios to the first variant among its fields."""
-    compiled = {name: compile_step(case, name) for name in variants}
-    timings = measure.interleaved({name: trainer(case, name, compiled[name]) for name in variants}, repeats)
+def measure_case(case: Case, variants: list[str], remats: list[str], repeats: int) -> list[dict[str, Any]]:
+    """A row per variant and rematerialisation, with ratios to the first of them. repeats: 0 for no time."""
+    steps = {
+        (variant, remat): dataclasses.replace(case, network=case.network.clone(remat=remat))
+        for variant in variants
+        for remat in remats
+    }
+    traced = {key: trace_step(case, key[0]) for key, case in steps.items()}
+    compiled = {key: step.lower().compile() for key, step in traced.items()}
+    timings = {}
+    if repeats:
+        calls = {key: trainer(case, key[0], compiled[key]) for key, case in steps.items()}
+        timings = measure.interleaved(calls, repeats)
     rows = []
-    for name in variants:
+    for key in steps:
+        timing = timings.get(key)
         row = {
-            "name": name,
+            "name": key[0],
+            "remat": key[1],
             "network": str(case),
             "tokens": case.tokens,
-            "seconds": timings[name].seconds,
-            "spread": timings[name].spread,
-            "flops": unrolled_flops(case, name),
-            "temporary_bytes": measure.temporary_bytes(compiled[name]),
+            "seconds": timing and timing.seconds,
+            "spread": timing and timing.spread,
+            "flops": flops.count(traced[key].jaxpr),
+            "temporary_bytes": measure.temporary_bytes(compiled[key]),
         }
         rows.append(row)
-        row |= {f"{key}_ratio": row[key] / rows[0][key] for key in ("seconds", "flops", "temporary_bytes")}
+        for field in ("seconds", "flops", "temporary_bytes"):
+            row[f"{field}_ratio"] = row[field] and row[field] / rows[0][field]
+        row["time"] = f"{timing.seconds:.4g} ± {timing.spread:.2g}" if timing else "not run"
+        row["time_ratio"] = f"{row['seconds_ratio']:.2f}" if timing else ""
     return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="ratios are to the first; default: %(default)s")
+    parser.add_argument("--tokens", help="such as 64,256,1024, with fewer rows where more; default: each network's own")
+    parser.add_argument("--run-to", type=int, default=1024, help="most tokens that are timed; default: %(default)s")
     parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
     parser.add_argument("--batch", type=int, help="rows, instead of each network's own number")
     parser.add_argument("--dtype", default="float32", help=f"compute type: {', '.join(DTYPES)}")
@@ -193,15 +217,27 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
-    rows = []
+    cases = []
     for name in args.networks.split(","):
         case = CASES[name]
         depth = args.depth or case.network.depth
-        changes = {"depth": depth, "encoder_depth": min(depth, case.network.encoder_depth), "remat": args.remat}
-        network = case.network.clone(**changes, dtype=DTYPES[args.dtype])
-        case = dataclasses.replace(case, network=network, batch=args.batch or case.batch)
-        rows += measure_case(case, args.variants.split(","), args.repeats)
+        changes = {"depth": depth, "encoder_depth": min(depth, case.network.encoder_depth)}
+        case = dataclasses.replace(case, network=case.network.clone(**changes, dtype=DTYPES[args.dtype]))
+        sized = [case.with_tokens(tokens) for tokens in read_numbers("tokens", args.tokens)] if args.tokens else [case]
+        cases += [dataclasses.replace(case, batch=args.batch or case.batch) for case in sized]
+    variants, remats = args.variants.split(","), args.remat.split(",")
+    rows = []
+    for case in tqdm(cases, unit="case"):
+        rows += measure_case(case, variants, remats, args.repeats if case.tokens <= args.run_to else 0)
     return rows
+
+
+def read_numbers(argument: str, text: str) -> list[int]:
+    """The numbers in "64,256". Raises ValueError for others than whole ones of at least 1."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise ValueError(f"--{argument} is {text!r}; it must be numbers of at least 1, with commas between")
+    return [int(number) for number in numbers]
 
 
 def check_names(argument: str, text: str, known: dict) -> None:

@@ -1,11 +1,11 @@
-"""How good samples are: feature statistics, distances, the any-step table, pictures.
+"""How good samples are: features, metrics, references, the any-step table, pictures.
 
-FEATURES: name -> function from images (n, h, w, C) in [-1, 1] to features (n, d).
-METRICS: name -> Metric, a distance between two sets of features. Every metric becomes columns of the any-step table.
+FEATURES: name -> function from a file of weights to Features, what images are compared by.
+METRICS: name -> Metric, a figure of samples, most of them against a reference. Every metric that the features can serve
+becomes columns of the any-step table.
 """
 
-from tim_jax.evaluation import distances, features
+from tim_jax.evaluation import features
+from tim_jax.evaluation.metrics import METRICS as METRICS
 
-FEATURES = {"pixels": features.pixels}
-
-METRICS = {"frechet": distances.FRECHET, "kernel": distances.KERNEL}
+FEATURES = {"pixels": features.pixels, "inception": features.inception}

@@ -1,51 +1,51 @@
-"""Distances between two sets of features: Fréchet (as in FID) and kernel (as in KID), in float64.
+"""Distances between two sets of features: Fréchet (as in FID) and kernel (as in KID), in float64."""
 
-A Metric summarises each set once and then compares summaries, so that a reference is summarised only once.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
 from tim_jax.evaluation import statistics
+from tim_jax.evaluation.kept import Rows
 
 BLOCK = 4096  # rows of a kernel matrix held at a time
 
 
-class Metric(NamedTuple):
-    """summarise: features (n, d) -> summary. distance: (summary, summary) -> float, smaller is better."""
+class Gaussian(NamedTuple):
+    """Of features of width d: mean (d,), trace of the covariance, and a factor L (d, rank) of it, Σ = L Lᵀ."""
 
-    summarise: Callable[[np.ndarray], Any]
-    distance: Callable[[Any, Any], float]
-
-    def __call__(self, a, b):
-        """Distance between features a (n, d) and b (m, d)."""
-        return self.distance(self.summarise(a), self.summarise(b))
+    mean: np.ndarray
+    trace: float
+    factor: np.ndarray
 
 
-def root(covariance):
-    """Symmetric square root of a positive semi-definite matrix (d, d), which may be singular."""
-    values, vectors = scipy.linalg.eigh(covariance)
-    # Eigenvalues below the rounding error of eigh are zeros; kept, their roots would be 1e8 times that error.
-    values = np.where(values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(), values, 0.0)
-    return (vectors * np.sqrt(values)[None, :]) @ vectors.T
+def factor(covariance):
+    """L (d, rank) with L Lᵀ = covariance, which may be singular: Cholesky's, with pivots, to the rounding error."""
+    lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+    found = np.empty((len(covariance), rank))
+    found[pivots - 1] = np.tril(lower)[:, :rank]
+    return found
+
+
+def gaussian(moments):
+    """The Gaussian with the moments of Statistics. ValueError for fewer than two features. Time d³."""
+    covariance = moments.covariance
+    return Gaussian(moments.mean, float(np.trace(covariance)), factor(covariance))
 
 
 def frechet_distance(a, b):
-    """Squared Fréchet distance of two Gaussians with the given Statistics (Heusel et al. 2017, FID).
+    """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, FID).
 
         |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½
 
-    The last trace is the sum of the singular values of Σ₁^½ Σ₂^½: real, and accurate for singular covariances, where
-    the root of the product Σ₁Σ₂ is not. ValueError for different widths or fewer than two features.
+    With Σ = L Lᵀ the last trace is the sum of the singular values of L₁ᵀL₂: real, and accurate for singular
+    covariances, where the root of the product Σ₁Σ₂ is not. ValueError for different widths.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature widths {len(a.mean)} and {len(b.mean)}: a distance needs equal widths")
-    overlap = scipy.linalg.svdvals(root(a.covariance) @ root(b.covariance)).sum()
-    squared = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
-    return max(float(squared), 0.0)
+    product = a.factor.T @ b.factor
+    overlap = scipy.linalg.svdvals(product).sum() if product.size else 0.0
+    return max(float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * overlap), 0.0)
 
 
 class KernelSet(NamedTuple):
@@ -55,9 +55,9 @@ class KernelSet(NamedTuple):
     within: float
 
 
-def kernel_set(features):
+def kernel_set(rows: Rows):
     """KernelSet of features (n, d), n ≥ 2; time n²d. ValueError below two features or when not finite."""
-    features = statistics.finite(features)
+    features = statistics.finite(rows.values)
     n, d = features.shape
     if n < 2:
         raise ValueError(f"count {n}: the kernel distance needs at least 2 features")
@@ -87,7 +87,3 @@ def _kernel_sum(x, y):
         k = x[start : start + BLOCK] @ y.T / x.shape[1] + 1
         total += float((k * k * k).sum())
     return total
-
-
-FRECHET = Metric(statistics.of, frechet_distance)
-KERNEL = Metric(kernel_set, kernel_distance)

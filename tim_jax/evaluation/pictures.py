@@ -105,14 +105,31 @@ def nearest(samples, training, count=None):
     return indices, np.linalg.norm(x - y[indices], axis=1)
 
 
-def neighbours_picture(samples, training, count=24, columns=6, path=None, scale=None):
+def nearest_images(samples, batches):
+    """For every sample (n, h, w, C) the nearest of the images that come in batches (m, h, w, C), and its distance.
+
+    Returns images (n, h, w, C) and Euclidean distances (n,) over all pixels. ValueError if there are no images.
+    """
+    found, distances = None, np.full(len(samples), np.inf)
+    for batch in batches:
+        indices, nearer = nearest(samples, batch)
+        found = np.array(batch[indices]) if found is None else found
+        better = nearer < distances
+        found[better], distances[better] = batch[indices[better]], nearer[better]
+    if found is None:
+        raise ValueError("training: there are no images to look for neighbours in")
+    return found, distances
+
+
+def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None):
     """Pairs sample | nearest training image for the first `count` samples, the pixel distance under each pair.
 
-    A sampler that has learnt its data by heart shows equal pairs and distances near zero. Returns a PIL image.
+    batches: of training images, as in `nearest_images`. A sampler that has learnt its data by heart shows equal pairs
+    and distances near zero. Returns a PIL image.
     """
     samples = np.asarray(samples)[:count]
-    indices, distances = nearest(samples, training)
-    left, right = _enlarge(samples, scale), _enlarge(np.asarray(training)[indices], scale)
+    found, distances = nearest_images(samples, batches)
+    left, right = _enlarge(samples, scale), _enlarge(found, scale)
     n, h, w, _ = left.shape
     columns = min(columns, n)
     font = ImageFont.load_default(12)

@@ -15,15 +15,15 @@ HEADS = ("batch", "tokens", "heads", "head")
 # Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
 # whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
 ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention, "pallas": pallas.attention}
-# "auto" is "xla" below so many keys, and "pallas" from there on: that is kernels where the program is compiled for TPUs
-# or NVIDIA GPUs, of which the tests know that their compilers take them, and "blockwise" on all other platforms.
+# "auto" is "xla" below so many keys, and "blockwise" from there on. "pallas" has to be asked for by name: compilers for
+# TPUs and GPUs take its kernels and interpreted they are right, but they have not run on an accelerator yet.
 LINEAR_FROM = 2048
 
 
 def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):
     """softmax(q k^T / sqrt(K)) v by one of ATTENTION, or by the number of keys."""
     if implementation == "auto":
-        implementation = "xla" if k_BMHK.shape[1] < LINEAR_FROM else "pallas"
+        implementation = "xla" if k_BMHK.shape[1] < LINEAR_FROM else "blockwise"
     return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, moving)
 
 

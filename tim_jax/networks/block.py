@@ -13,11 +13,15 @@ from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
 STREAM = ("batch", "tokens", "embed")
 
-# What a block keeps for the backward pass: everything; nothing but its input; the results of weight products.
+# What a block keeps for the backward pass: everything; its input alone; its input and the output of blockwise
+# attention; these and the results of weight products.
+ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
+DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": ATTENTION,
+    "dots": jax.checkpoint_policies.save_from_both_policies(DOTS, ATTENTION),
 }
 
 

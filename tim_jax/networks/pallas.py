@@ -44,7 +44,7 @@ class Platform:
     """How arrays are cut into blocks, and what folds them.
 
     call: `_on_tpu` or `_on_gpu`. block: the most queries or keys of a block; blocks are multiples of `unit`. power:
-    whether heads are padded to a power of two. interpret: run on any platform, slowly, for tests.
+    whether heads are padded to a power of two, at least 16. interpret: run on any platform, slowly, for tests.
     """
 
     call: Callable
@@ -65,7 +65,8 @@ class Platform:
     def matrices(self, *arrays) -> list[jax.Array]:
         """(B, H, N, K) as (B H, N, K), with zeros behind the last query or key and behind the head's width."""
         width = arrays[0].shape[3]
-        return [self._padded(x, (pl.next_power_of_2(width) if self.power else width) - width) for x in arrays]
+        more = max(16, pl.next_power_of_2(width)) - width if self.power else 0
+        return [self._padded(x, more) for x in arrays]
 
     def row(self, x) -> jax.Array:
         """(B, H, N) as (B H, 1, N), with zeros behind the last."""
@@ -153,8 +154,8 @@ def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
     a, b = len(flat), len(flat) + len(outs)
 
     def kernel(*refs):
-        ins, outs, states = refs[:a], refs[a:b], refs[b:]
-        stay, by = jax.tree.unflatten(tree, [ref[...] for ref in ins])
+        states = refs[b:]
+        stay, by = jax.tree.unflatten(tree, [ref[...] for ref in refs[:a]])
         read = lambda: jax.tree.unflatten(jax.tree.structure(state), [ref[...] for ref in states])  # noqa: E731
 
         @pl.when(pl.program_id(2) == 0)
@@ -165,7 +166,7 @@ def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
 
         @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
         def _():
-            _write(outs, of.finish(read()))
+            _write(refs[a:b], of.finish(read()))
 
     groups = outs[0].shape[0]
     staying = lambda x: _spec(x, sizes[0], groups, lambda g, i, j: (g, i))  # noqa: E731
@@ -184,8 +185,8 @@ def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
 
 
 def _on_gpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
-    # Chosen from what the compiler says of registers and shared memory for an H100: at 64 queries and 128 bytes of
-    # width (or 256 with more threads) nothing is spilled. The wider the rows, the fewer pass by at a time.
+    # Chosen from what the compiler says of registers and shared memory for an H100: up to 256 bytes of width nothing is
+    # spilled. The wider the rows, the fewer pass by at a time.
     width, itemsize = stay[0].shape[2], stay[0].dtype.itemsize
     passing = min(sizes[1], max(16, sizes[1] * 128 // (width * itemsize)))
     flat, tree = jax.tree.flatten((stay, by))

@@ -7,6 +7,7 @@ without tangent, and `in_jvp`, for rows that pass through one `jax.jvp`, within 
 from collections.abc import Callable
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from tim_jax.networks import xla
 
@@ -24,7 +25,7 @@ def differentiable(forward: Callable, forward_and_tangent: Callable, backward: C
     """
 
     def plain(q, k, v, mask):
-        return output(q, k, v, mask, *forward(*jax.lax.stop_gradient((q, k, v)), mask))
+        return output(q, k, v, mask, *_named(forward(*jax.lax.stop_gradient((q, k, v)), mask)))
 
     @jax.custom_jvp
     def in_jvp(q, k, v, mask):
@@ -37,7 +38,7 @@ def differentiable(forward: Callable, forward_and_tangent: Callable, backward: C
         *result, o_dot = forward_and_tangent(*jax.lax.stop_gradient((q, k, v, *dots)), mask)
         # Output and tangent come from one pass and go back by rules of their own: where a loss does not differentiate
         # the tangent, JAX finds that rule, and all that the tangent comes from, without use.
-        return output(q, k, v, mask, *result), _tangent(q, k, v, *dots, mask, o_dot)
+        return output(q, k, v, mask, *_named(result)), _tangent(q, k, v, *dots, mask, o_dot)
 
     @jax.custom_vjp
     def output(q, k, v, mask, o, L):
@@ -57,6 +58,11 @@ def differentiable(forward: Callable, forward_and_tangent: Callable, backward: C
         return (in_jvp if moving else plain)(q, k, v, mask_BM).swapaxes(1, 2)
 
     return attention
+
+
+def _named(result):
+    """(o, L), all that the backward pass needs besides q, k and v, by a name for policies of `jax.checkpoint`."""
+    return [checkpoint_name(x, "attention") for x in result]
 
 
 @jax.custom_vjp

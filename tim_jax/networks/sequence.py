@@ -32,6 +32,11 @@ def whole(x_BN, axis: str | None):
     return x_BN if axis is None else jax.lax.all_gather(x_BN, axis, axis=1, tiled=True, to="invarying")
 
 
+def mean(x, axis: str | None):
+    """The mean over the devices, on all of them: of what is the same on each that itself, known to be the same."""
+    return x if axis is None else jax.lax.pmean(x, axis)
+
+
 def numbers(count: int, axis: str | None):
     """(count,) which tokens of a row a device's `count` tokens are."""
     first = 0 if axis is None else jax.lax.axis_index(axis) * count

@@ -77,7 +77,7 @@ class TiM(nn.Module):
             "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
             `jax.jvp` with tangents for them.
         hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
-            this device where `tokens` is given; x_t, F and heads are whole.
+            this device where `tokens` is given; all else is whole.
         Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's
         parameters.
         Raises ValueError for inputs that do not fit the fields.
@@ -205,18 +205,12 @@ def velocity_head(net: TiM):
 def log_variance_head(net: TiM):
     """u(t) of a learned weight e^{-u} L + u (sCM, arXiv 2410.11081), 0 at first: (B,)."""
     linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="log_variance_head")
-    # Devices that share tokens all tell the same: its mean, so that gradients count it once.
-    return lambda x, ctx, q, tap: sequence.whole(linear(sinusoids(q.t)), net.tokens).mean(axis=1)
+    return lambda x, ctx, q, tap: sequence.mean(linear(sinusoids(q.t))[:, 0], net.tokens)
 
 
 def pooled_head(net: TiM):
     """The mean over patches of the states after block `encoder_depth`: (B, D). No parameters."""
-
-    def head(x, ctx, q, tap):
-        part = tap.astype(wide(net.dtype)).mean(axis=1, keepdims=True)
-        return sequence.whole(part, net.tokens).mean(axis=1)
-
-    return head
+    return lambda x, ctx, q, tap: sequence.mean(tap.astype(wide(net.dtype)).mean(axis=1), net.tokens)
 
 
 # What objectives may ask for besides F: name -> network -> function of (last states, context, query, tapped states).

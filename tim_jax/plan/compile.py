@@ -18,6 +18,10 @@ from tim_jax.plan.memory import Memory
 from tim_jax.plan.topologies import Topology
 from tim_jax.training import sharding
 
+# Triton's tiles for a product are found by trying them on the GPU; without one, some products have none, and the
+# compiler fails. The library's products need none.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -62,7 +66,7 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
     with progress(f"compiling for {topology.name}, {config.data.batch_size} rows"):
         traced = run.trainer.trace(batch)
         try:
-            compiled = traced.lower().compile()
+            compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
             needed, text = memory.of_step(state, batch, compiled), compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
             needed, text = memory.of_refusal(state, batch, str(error)), None

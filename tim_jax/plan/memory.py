@@ -43,12 +43,15 @@ def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled) -> Memory:
 
 def of_refusal(state: Any, batch: Any, message: str) -> Memory | None:
     """Memory of a step that the TPU compiler refused for want of it, from its message; None if it says nothing."""
-    used = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", message)
-    if not used:
-        return None
-    total = int(float(used.group(1)) * 1024 ** (1 + "KMG".index(used.group(2))))
     named = _named(state, batch)
-    return Memory(**named, activations=max(total - sum(named.values()), 0), program=0)
+    for pattern, besides in (
+        (r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", sum(named.values())),
+        (r"HLO temporaries \(([\d.]+)([KMG])\)", 0),
+    ):
+        if said := re.search(pattern, message):
+            size = int(float(said[1]) * 1024 ** (1 + "KMG".index(said[2])))
+            return Memory(**named, activations=max(size - besides, 0), program=0)
+    return None
 
 
 def _named(state: Any, batch: Any) -> dict[str, int]:

@@ -34,7 +34,8 @@ from tim_jax.training.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every: in steps.
+    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every, measure_every (0: never):
+    in steps.
 
     keep: latest checkpoints that stay; keep_every: multiples of this many steps stay for good (0: none).
     max_nonfinite: updates left out in a row that end the run. hang_seconds: see Watchdog.
@@ -44,6 +45,7 @@ class LoopSettings:
     steps: int
     log_every: int = 50
     sample_every: int = 0
+    measure_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
     keep_every: int = 0
@@ -57,6 +59,7 @@ class LoopSettings:
             ("steps", "training.steps", 1),
             ("log_every", "training.log_every", 1),
             ("sample_every", "training.sample_every", 0),
+            ("measure_every", "evaluation.every", 0),
             ("max_nonfinite", "training.max_nonfinite", 1),
             ("hang_seconds", "training.hang_seconds", 0),
             ("checkpoint_every", "checkpoint.every", 1),
@@ -227,12 +230,14 @@ def train(
     stop: Stop | None = None,
     first_start: float | None = None,
     profile: tuple[int, int] | None = None,
+    measure: Callable[[TrainState], dict[str, float]] | None = None,
 ) -> End:
     """Trains from the workdir's latest good checkpoint, or from `first`, to `settings.steps`, or until asked to stop.
 
     record: what a checkpoint says of its run. first: makes the state where there is no checkpoint. pictures: state →
     {name: PIL image}, written to samples/ and TensorBoard every `sample_every` steps and at the end. first_start: of
-    the workdir, in seconds since the epoch. profile: first and last step of a trace.
+    the workdir, in seconds since the epoch. profile: first and last step of a trace. measure: state → {name: figure}
+    that go into the metrics every `measure_every` steps.
     Raises TooManyNonFinite and DamagedCheckpoints.
     """
     stop = stop or Stop()
@@ -295,8 +300,10 @@ def train(
             stopped = agreed(stop.asked is not None)
             ended = step == settings.steps
             drawn = pictures is not None and (ended or settings.sample_every and step % settings.sample_every == 0)
+            every = settings.measure_every
+            measured = measure is not None and every > 0 and step % every == 0
             due = due or step % settings.checkpoint_every == 0
-            if not (due or drawn or ended or stopped):
+            if not (due or drawn or measured or ended or stopped):
                 continue
             finish(*last)
             last = None
@@ -312,5 +319,8 @@ def train(
                     with stop.released():
                         for name, image in pictures(state).items():
                             writer.picture(step, name, image)
+                if measured:
+                    with stop.released():
+                        writer.scalars(step, measure(state))
         saver.wait()
         return End(state, step, goodput.share, saver.saved == step, saver.failures)

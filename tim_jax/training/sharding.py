@@ -153,7 +153,7 @@ def _of(mesh: Mesh, name: str) -> NamedSharding:
 
 
 def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
-    """network.apply({"params": params}, queries, **options), every device on its own rows and their tokens.
+    """network.apply({"params": params}, queries, **options), every device on its own rows and its own tokens of them.
 
     init: key → boxed parameters. Nothing but parameters and gradients passes between devices that hold other rows:
     each layer gathers its parameters from `fsdp`, in the type that it computes in, once for all row groups in the

@@ -1,0 +1,130 @@
+"""What an image costs by steps, guidance and batch, and what the sampler costs over the bare passes of the network.
+
+The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts, the plan of the
+steps made once for all batches. The bare passes are as many calls of a program that holds nothing but the network, each
+on the output of the one before.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from tim_jax.bench import measure
+from tim_jax.bench.step import CASES, DTYPES, Case, check_names, first_state, read_numbers, step_settings
+from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.sampler import Sampling, evaluations, image_keys, make_plan, padded, sample, start_noise
+from tim_jax.types import Query
+
+COLUMNS = (
+    ("network", "{network}"),
+    ("batch", "{batch}"),
+    ("guidance", "{guidance:g}"),
+    ("steps", "{steps}"),
+    ("evaluations", "{evaluations}"),
+    ("seconds per image", "{seconds_per_image:.4g} ± {spread:.2g}"),
+    ("bare passes", "{bare_seconds_per_image:.4g} ± {bare_spread:.2g}"),
+    ("overhead", "{overhead:.1%}"),
+)
+
+
+def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]:
+    """(params, plan, steps) → images of a batch, from one program for all step counts."""
+    condition, null = conditions(case)
+
+    @jax.jit
+    def draw(params, plan, steps):
+        keys = image_keys(0, jnp.arange(case.batch, dtype=jnp.uint32))
+        net = lambda queries: case.network.apply({"params": params}, queries)  # noqa: E731
+        return sample(net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, steps=steps)
+
+    return draw
+
+
+def bare_passes(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
+    """(params, steps) → the network's output after as many passes, without and with the null condition if guided."""
+    condition, null = conditions(case)
+    times = jnp.ones((case.batch,)), jnp.zeros((case.batch,))
+
+    @jax.jit
+    def apply(params, x):
+        queries = [Query(x, *times, c) for c in ([condition] if guidance == 1 else [condition, null])]
+        return case.network.apply({"params": params}, tuple(queries))[0].F
+
+    def passes(params, steps):
+        x = jnp.zeros((case.batch, *case.latent))
+        for _ in range(steps):
+            x = apply(params, x)
+        return x
+
+    return passes
+
+
+def conditions(case: Case) -> tuple[dict, dict]:
+    label = jnp.arange(case.batch) % case.network.num_classes
+    return {"label": label}, {"label": jnp.full_like(label, case.network.num_classes)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
+    parser.add_argument("--steps", default="1,4,16", help="default: %(default)s")
+    parser.add_argument("--guidance", default="1,1.5", help="scales, 1 for none; default: %(default)s")
+    parser.add_argument("--batch", default="1,16", help="images at once; default: %(default)s")
+    parser.add_argument("--dtype", default="float32", help=f"compute type: {', '.join(DTYPES)}")
+    parser.add_argument("--repeats", type=int, default=10, help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each network, batch, guidance and number of steps. Raises ValueError for arguments that cannot be."""
+    for name, known in (("networks", CASES), ("dtype", DTYPES)):
+        check_names(name, getattr(args, name), known)
+    for name in ("depth", "repeats"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    try:
+        scales = [float(scale) for scale in args.guidance.split(",")]
+    except ValueError:
+        raise ValueError(f"--guidance is {args.guidance!r}; it must be numbers with commas between") from None
+    steps, batches = (read_numbers(name, getattr(args, name)) for name in ("steps", "batch"))
+    cases = []
+    for name, batch, guidance in itertools.product(args.networks.split(","), batches, scales):
+        net = CASES[name].network
+        depth = args.depth or net.depth
+        net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
+        cases.append((Case(name, net, CASES[name].latent, batch), guidance))
+    return [row for case in tqdm(cases, unit="case") for row in measure_case(*case, steps, args.repeats)]
+
+
+def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:
+    """A row per number of steps; sampler and bare passes take turns."""
+    transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
+    settings = step_settings(case.network, "flow_matching")
+    params = jax.jit(lambda: first_state(case, settings).params["student"])()
+    draw, passes = sampler(case, guidance), bare_passes(case, guidance)
+
+    def row(count):
+        plan = padded(make_plan(transport, count, sampling))
+        calls = {"sampler": lambda: draw(params, plan, np.int32(count)), "bare": lambda: passes(params, count)}
+        timings = measure.interleaved(calls, repeats)
+        whole, bare = timings["sampler"], timings["bare"]
+        return {
+            "network": case.name,
+            "batch": case.batch,
+            "guidance": guidance,
+            "steps": count,
+            "evaluations": evaluations(transport, count, sampling),
+            "seconds_per_image": whole.seconds / case.batch,
+            "spread": whole.spread / case.batch,
+            "bare_seconds_per_image": bare.seconds / case.batch,
+            "bare_spread": bare.spread / case.batch,
+            "overhead": whole.seconds / bare.seconds - 1,
+        }
+
+    return [row(count) for count in steps]

@@ -1,0 +1,58 @@
+"""Where compiled programs are kept, so that a second start compiles nothing anew."""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+import jax
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
+
+KEY = "training.compilation_cache"
+
+
+def use(setting: str) -> str:
+    """Turns JAX's persistent cache on as `training.compilation_cache` says, and returns what that is, in one line.
+
+    To be called before anything large is compiled. Only programs that take a second or more to compile are kept, and
+    of several processes the first one writes. Raises ValueError for a folder that cannot be made.
+    """
+    if setting == "":
+        _change(None)
+        return "compiled programs are not kept"
+    given = jax.config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
+    if setting == "auto" and given:
+        return f"compiled programs are kept in {given}"
+    folder = epath.Path(default() if setting == "auto" else setting)
+    if jax.default_backend() == "cpu":
+        folder /= processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if setting == "auto":  # such as a container without a home
+            return f"compiled programs are not kept: {error}"
+        raise ValueError(f"{KEY} is {setting!r}; it must be a folder that can be made ({error})") from None
+    _change(os.fspath(folder))
+    return f"compiled programs are kept in {folder}"
+
+
+def _change(folder: str | None) -> None:
+    """Sets the folder also where JAX has begun to use another."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def default() -> pathlib.Path:
+    """The user's own folder: others who may write to it could make this program run what they like."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+    return pathlib.Path(base) / "tim_jax" / "xla"
+
+
+def processor() -> str:
+    """A name for this kind of processor. XLA compiles for the instructions that it finds, and a program from another
+    kind may not run here, though a home folder or a bucket is shared by both."""
+    known = pathlib.Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else [platform.processor()]
+    named = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}) or lines
+    return f"{platform.machine()}-{hashlib.sha256(''.join(named).encode()).hexdigest()[:8]}"

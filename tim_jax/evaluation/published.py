@@ -1,0 +1,122 @@
+"""Files of images and statistics as the published evaluations exchange them (Dhariwal & Nichol 2021, ADM).
+
+arr_0: images uint8 (n, h, w, 3); arr_1: their labels. Reference batches may hold mu, sigma (of pool3) and mu_s, sigma_s
+(of the spatial features) of a larger set. Both are read and written in parts: 50,000 images need not fit in memory.
+"""
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tim_jax import files
+from tim_jax.evaluation.kept import Summary
+from tim_jax.evaluation.statistics import Statistics
+
+IMAGES, LABELS = "arr_0", "arr_1"
+MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+PART = 256  # images that are read at a time
+
+
+def write_images(
+    path: Any, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int], labels: np.ndarray
+) -> None:
+    """Writes images uint8 of that shape (n, h, w, 3), which come in batches, and their labels (n,), in one move."""
+    path = epath.Path(path)
+    new = path.parent / f".{path.name}.{os.getpid()}.new" if files.is_local(path) else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(size) for size in shape)}
+    written = 0
+    with new.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for batch in batches:
+                if batch.dtype != np.uint8 or batch.shape[1:] != tuple(shape[1:]):
+                    raise ValueError(f"images are {batch.dtype} {batch.shape}; they must be uint8 {tuple(shape)}")
+                stream.write(np.ascontiguousarray(batch).tobytes())
+                written += len(batch)
+        with archive.open(f"{LABELS}.npy", "w") as stream:
+            np.lib.format.write_array(stream, np.asarray(labels, np.int64), allow_pickle=False)
+    if written != shape[0]:
+        raise ValueError(f"images: {written} came, {shape[0]} were announced")
+    if new != path:
+        new.replace(path)
+
+
+@contextlib.contextmanager
+def _told(path: Any):
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error) if type(error) is ValueError else f"damaged or not complete ({error})"
+        raise ValueError(f"evaluation.reference is {str(path)!r}: {reason}") from None
+
+
+def names(path: Any) -> list[str]:
+    """Names of a file's arrays. Raises ValueError, in one line, for a file that is not npz."""
+    with _told(path), _opened(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def image_shape(path: Any) -> tuple[int, int, int, int] | None:
+    """(n, h, w, 3) of a file's images, None if it has none. Raises ValueError, in one line, for another file."""
+    with _told(path), _opened(path) as archive:
+        if f"{IMAGES}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{IMAGES}.npy") as stream:
+            return _header(stream)
+
+
+def read_images(path: Any) -> Iterator[np.ndarray]:
+    """The images of a file, uint8 (≤ 256, h, w, 3), in order. Raises ValueError, in one line."""
+    with _told(path), _opened(path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+        count, *shape = _header(stream)
+        for first in range(0, count, PART):
+            size = (min(PART, count - first), *shape)
+            data = stream.read(int(np.prod(size)))
+            if len(data) != int(np.prod(size)):
+                raise EOFError("images are missing")
+            yield np.frombuffer(data, np.uint8).reshape(size)
+
+
+def read_moments(path: Any) -> Summary:
+    """Summary of the moments that a file holds; {} if it holds none. Raises ValueError, in one line."""
+    summary = {}
+    with _told(path), epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        for output, (mean, covariance) in MOMENTS.items():
+            if mean in stored.files and covariance in stored.files:
+                mu, sigma = np.asarray(stored[mean], np.float64), np.asarray(stored[covariance], np.float64)
+                if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+                    raise ValueError(f"{mean} is {mu.shape} and {covariance} {sigma.shape}, must be (d,) and (d, d)")
+                # How many images they are of is not told: 2, so that scatter and covariance are the same.
+                summary[output, "moments"] = Statistics(2, mu, sigma)
+    return summary
+
+
+def digest(path: Any) -> str:
+    """A short digest of a file's content."""
+    found = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while part := file.read(2**22):
+            found.update(part)
+    return found.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _opened(path):
+    with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def _header(stream):
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(f"{IMAGES} is {dtype} {shape}, must be uint8 (n, h, w, 3)")
+    return shape

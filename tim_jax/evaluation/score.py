@@ -1,0 +1,17 @@
+"""The Inception score (Salimans et al. 2016): exp of the mean Kullback–Leibler divergence of p(y | x) from p(y)."""
+
+import numpy as np
+import scipy.special
+
+from tim_jax.evaluation.kept import Splits
+
+
+def inception_score(splits: Splits) -> float:
+    """The mean over splits of exp(Σₙ Σₖ pₙₖ log pₙₖ / N − Σₖ p̄ₖ log p̄ₖ), as published: in splits of 5,000 images.
+
+    Between 1 and the number of classes. It looks at no reference.
+    """
+    counts = splits.counts[splits.counts > 0]
+    means = splits.sums[splits.counts > 0] / counts[:, None]
+    within = splits.negentropies[splits.counts > 0] / counts
+    return float(np.mean(np.exp(within + scipy.special.entr(means).sum(axis=1))))
