@@ -150,7 +150,9 @@ def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatc
     monkeypatch.setitem(bench.CASES, "tiny", tiny)
     params = jax.eval_shape(lambda: bench.first_state(tiny, bench.step_settings(tiny.network, "flow_matching"))).params
     for guidance, evaluations in ((1.0, 1), (1.5, 2)):
-        plan = sample_bench.padded(sample_bench.make_plan(TRANSPORTS["ot_fm"](), 3, sample_bench.Sampling(guidance)))
+        transport, sampling = TRANSPORTS["ot_fm"](), sample_bench.Sampling(guidance=guidance)
+        times = sample_bench.time_grid(transport, 3, sampling)
+        plan = sample_bench.padded(sample_bench.make_plan(transport, times, sampling))
         draw = sample_bench.sampler(tiny, guidance)
         once = flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0))(params["student"], plan, 3)) * evaluations
         assert flops.count(jax.make_jaxpr(draw)(params["student"], plan, 3)) == once

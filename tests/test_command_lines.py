@@ -59,7 +59,7 @@ def fails(main, arguments, capsys):
         ("transport.name=otfm", ["transport.name", "otfm", "ot_fm"]),
         ("objective.name=meanflow", ["objective.name", "meanflow", "mean_flow"]),
         ("objective.tangent.warmup=x", ["tangent.warmup", "'x'", "int"]),
-        ("objective.bootstrap.split=half", ["bootstrap.split", "no effect", "semigroup"]),
+        ("objective.bootstrap.split=uniform", ["bootstrap.split", "no effect", "semigroup"]),
         ("objective.contrast.share=0.5", ["contrast.share", "no effect", "low_noise_contrastive"]),
         ("transport.sigma_d=0.3", ["transport.sigma_d", "0.3", "no effect"]),
         ("objective.weight_kernel=cubic", ["kernel", "cubic", "sqrt"]),

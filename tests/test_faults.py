@@ -149,7 +149,7 @@ def compile_for_ever():
         lowered = jax.jit(program).lower(jax.numpy.zeros((8, 8)))
         print("compiling", flush=True)
         lowered.compile()
-        print("compiled", flush=True)
+        print("all compiled", flush=True)
 
     Trainer.compile = compile
 
@@ -182,7 +182,7 @@ def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once(change, wor
     run.signal(number)
     code, line = run.end(60)
     assert code == 75 and line == f"stopped by {number.name}; no work is lost: start it again with the same command"
-    assert "compiled" not in run.said()
+    assert "all compiled" not in run.said()
     assert run.steps_saved() == saved and all(good(run, step) for step in saved)
 
 

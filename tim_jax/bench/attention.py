@@ -96,13 +96,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in ("batch", "heads", "head_width", "repeats"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     device = target(args.target) if args.target else jax.devices()[0]
     if args.implementations is None:
         some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
         args.implementations = ",".join(some)
         if "pallas" not in some:
             print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
-    cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 

@@ -18,7 +18,16 @@ from tqdm import tqdm
 from tim_jax.bench import measure
 from tim_jax.bench.step import CASES, DTYPES, Case, check_names, first_state, read_numbers, step_settings
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.sampler import Sampling, evaluations, image_keys, make_plan, padded, sample, start_noise
+from tim_jax.transitions.sampler import (
+    Sampling,
+    evaluations,
+    image_keys,
+    make_plan,
+    padded,
+    sample,
+    start_noise,
+    time_grid,
+)
 from tim_jax.types import Query
 
 COLUMNS = (
@@ -41,7 +50,7 @@ def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]
     def draw(params, plan, steps):
         keys = image_keys(0, jnp.arange(case.batch, dtype=jnp.uint32))
         net = lambda queries: case.network.apply({"params": params}, queries)  # noqa: E731
-        return sample(net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, steps=steps)
+        return sample(net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, count=steps)
 
     return draw
 
@@ -110,7 +119,7 @@ def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) ->
     draw, passes = sampler(case, guidance), bare_passes(case, guidance)
 
     def row(count):
-        plan = padded(make_plan(transport, count, sampling))
+        plan = padded(make_plan(transport, time_grid(transport, count, sampling), sampling))
         calls = {"sampler": lambda: draw(params, plan, np.int32(count)), "bare": lambda: passes(params, count)}
         timings = measure.interleaved(calls, repeats)
         whole, bare = timings["sampler"], timings["bare"]

@@ -27,7 +27,7 @@ from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_s
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.groups import Split
+from tim_jax.transitions.derivative import jvp
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
@@ -92,10 +92,10 @@ class SeparateDerivative(Objective):
     So does the published code. Here the pass has only the rows that need it.
     """
 
-    def predict(self, nets, split: Split, groups: list) -> list:
-        derivative = super().predict({**nets, "student": nets["precise"]}, split, groups[-1:])
-        training = super().predict(nets, dataclasses.replace(split, moving=()), groups)
-        return [*training[:-1], (training[-1][0], derivative[0][1])]
+    derivative: str = "dde"
+
+    def apart(self, net, path):
+        return jvp(net, *path)[2]
 
 
 def times(transport: Transport, share_equal: float = 0.5, share_min: float = 0.1) -> Times:

@@ -175,7 +175,11 @@ class Objective:
         transport, x, noise, t, r, condition, keys = path
         x_t = interpolate(transport, x, noise, t)
         *outputs, output = nets["student"]((*plain, query(transport, x_t, t, r, condition, keys)))
-        return tuple(outputs), output, central_difference(nets["precise"], *path, epsilon=self.epsilon)
+        return tuple(outputs), output, self.apart(nets["precise"], path)
+
+    def apart(self, net: Net, path: tuple) -> jax.Array:
+        """dF/dt from passes of its own."""
+        return central_difference(net, *path, epsilon=self.epsilon)
 
     def terms(
         self,
