@@ -63,7 +63,7 @@ def bare_passes(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
     @jax.jit
     def apply(params, x):
         queries = [Query(x, *times, c) for c in ([condition] if guidance == 1 else [condition, null])]
-        return case.network.apply({"params": params}, tuple(queries))[0].F
+        return sum(output.F for output in case.network.apply({"params": params}, tuple(queries)))  # needed, so computed
 
     def passes(params, steps):
         x = jnp.zeros((case.batch, *case.latent))
