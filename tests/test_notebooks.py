@@ -3,7 +3,7 @@
 import ast
 import os
 import pathlib
-import time
+import resource
 
 import nbclient
 import nbformat
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = ROOT / "notebooks" / "digits"
 RUN_BYTES = 2_000_000
-SECONDS = 120
+SECONDS = 120  # of a notebook on two processors
 BYTES = 1_500_000
 FUNCTION_LINES = 12  # a docstring and about ten lines of code
 
@@ -85,8 +85,13 @@ def test_runs_from_top_to_bottom_in_a_fresh_kernel(path):
     client = nbclient.NotebookClient(
         notebook, timeout=5 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     )
-    start = time.monotonic()
+    start = processor_seconds()
     client.execute(env=env)  # raises on the first cell with an error
-    seconds = time.monotonic() - start
     assert pictures(notebook) == pictures(stored)
-    assert seconds < SECONDS
+    assert processor_seconds() - start < 2 * SECONDS
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and seen end; a busy machine does not lengthen them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
