@@ -53,7 +53,8 @@ def test_a_second_process_compiles_nothing_anew(tmp_path):
     folder = tmp_path / ".cache" / "tim_jax" / "xla" / compilation_cache.processor()
     assert f"compiled programs are kept in {folder}\n" in said
     first = programs(folder)
-    assert kept == len(first) and read == 0 and any(name.startswith("jit_train_step") for name in first)
+    # What is read here it has kept itself: a program that is asked for twice.
+    assert kept == len(first) and any(name.startswith("jit_train_step") for name in first)
 
     kept, read, _ = train(tmp_path, f"--workdir={tmp_path / 'second'}")
     assert kept == 0 and read >= len(first) and programs(folder) == first
