@@ -433,8 +433,8 @@ def test_a_mesh_gives_the_numbers_of_one_device(name):
     np.testing.assert_allclose(history(mesh), history({}), rtol=2e-5, atol=2e-5)
 
 
-# (evaluations, Fréchet distance in pixels), what 600 steps reached once and a third more: the order says little, but with
-# a wrong target or sampler samples lie far above. Noise itself is at 62.
+# (evaluations, Fréchet distance in pixels): what 600 steps reached once, and a third more. The order says little, but
+# with a wrong target or sampler samples lie far above. Noise itself is at 62.
 REACHED = {
     "flow_matching": (16, 2.2), "rectified_flow": (16, 3.5), "tim": (4, 1.9), "mean_flow": (4, 2.4),
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
