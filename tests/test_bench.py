@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import subprocess
 import sys
@@ -127,19 +126,15 @@ def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(bench.CASES, "tiny", tiny)
     file = tmp_path / "made" / "step.json"
-    options = ["--networks=tiny", "--variants=tim_fused", "--tokens=4,16", "--remat=none,full", "--run-to=4"]
+    options = ["--networks=tiny", "--variants=tim_fused", "--tokens=4,16", "--remat=full", "--run-to=4"]
     command.main(["step", *options, "--repeats=2", f"--json={file}"])
     record = json.loads(file.read_text())
-    assert [(row["tokens"], row["remat"]) for row in record["rows"]] == list(
-        itertools.product((4, 16), ("none", "full"))
-    )
+    timed, compiled = record["rows"]
+    assert (timed["tokens"], timed["remat"], compiled["tokens"]) == (4, "full", 16)
+    assert timed["seconds"] > 0 <= timed["spread"] and compiled["seconds"] is compiled["seconds_ratio"] is None
     for row in record["rows"]:
         assert row["network"].startswith("tiny: ") and min(row["flops"], row["temporary_bytes"]) > 0
-        assert (row["seconds"] is None) == (row["tokens"] == 16)
-        assert row["seconds"] is None or row["seconds"] > 0 <= row["spread"]
-    for none, full in zip(record["rows"][::2], record["rows"][1::2], strict=True):
-        assert none["flops_ratio"] == none["temporary_bytes_ratio"] == 1
-        assert full["flops"] > none["flops"], "layers are computed twice"
+        assert row["flops_ratio"] == row["temporary_bytes_ratio"] == 1
     assert record["repeats"] == 2 and record["machine"]["cores"] >= 1 and record["versions"]["jax"] == jax.__version__
     printed = capsys.readouterr().out
     assert "tim_fused" in printed and "versions: python" in printed
@@ -170,13 +165,14 @@ def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatc
         assert row["overhead"] == row["seconds_per_image"] / row["bare_seconds_per_image"] - 1
 
 
+@pytest.mark.slow
 def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(compile_bench.NETWORKS, "tiny", tiny)
     monkeypatch.setitem(bench.CASES, "small", tiny)
     before = jax.config.jax_compilation_cache_dir
     file = tmp_path / "compile.json"
-    command.main(["compile", "--networks=tiny", "--depths=1", "--buckets=2", f"--json={file}"])
+    command.main(["compile", "--networks=tiny", "--depths=1", "--buckets=1", f"--json={file}"])
     cold, cached = json.loads(file.read_text())["rows"]
     assert (cold["cache"], cold["read"], cached["cache"], cached["compiled"]) == ("cold", 0, "cached", 0)
     assert cold["compiled"] == cached["read"] >= 2
