@@ -3,15 +3,11 @@
 import io
 import json
 import struct
-import tarfile
 import threading
 import zlib
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-import safetensors.numpy
 from PIL import Image, ImageCms
 
 from tim_jax import data
@@ -425,101 +421,3 @@ def test_a_bucket_with_no_good_row_stops_the_run(tmp_path):
     plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((64, 64),), rows=1), tmp_path)
     with pytest.raises(TooManyBadRecords, match="a/0.png"):
         data.global_batches(source, plan, 0)[0]
-
-
-# Other layouts.
-
-LATENT = np.random.default_rng(0).standard_normal((2, 4, 6, 8)).astype(np.float32)
-LABEL = np.array([1], np.int64)
-
-
-def changed(value):
-    latent = LATENT.copy()
-    latent[1, 2, 3, 4] = value
-    return latent
-
-
-BAD_LATENTS = {
-    "nan": ({"latent": changed(np.nan), "label": LABEL}, "not finite"),
-    "infinity": ({"latent": changed(np.inf), "label": LABEL}, "not finite"),
-    "five channels": ({"latent": np.zeros((2, 5, 6, 8), np.float32), "label": LABEL}, "channels"),
-    "not flipped": ({"latent": LATENT[:1], "label": LABEL}, "channels"),
-    "three axes": ({"latent": LATENT[0], "label": LABEL}, "channels"),
-    "no latent": ({"moments": LATENT, "label": LABEL}, "metadata"),
-    "no label": ({"latent": LATENT}, "label"),
-    "label too large": ({"latent": LATENT, "label": LABEL + 9}, "label"),
-    "label below 0": ({"latent": LATENT, "label": LABEL - 2}, "label"),
-    "two labels": ({"latent": LATENT, "label": np.array([0, 1])}, "label"),
-    "label is a float": ({"latent": LATENT, "label": np.array([1.0])}, "label"),
-}
-
-
-def test_bad_latents_have_their_reasons(tmp_path):
-    for k, name in enumerate("ab"):
-        (tmp_path / "latents" / name).mkdir(parents=True)
-        path = tmp_path / "latents" / name / f"{k}.safetensors"
-        safetensors.numpy.save_file({"latent": LATENT, "label": LABEL}, path)
-    whole = safetensors.numpy.save({"latent": LATENT, "label": LABEL})
-    expected = {"a/0.safetensors": None, "b/1.safetensors": None}
-    for name, (arrays, reason) in BAD_LATENTS.items():
-        safetensors.numpy.save_file(arrays, tmp_path / "latents" / "b" / f"{name}.safetensors")
-        expected[f"b/{name}.safetensors"] = {reason}
-    for name, content, reason in (
-        ("empty", b"", {"empty"}),
-        ("cut", whole[:-9], {"truncated", "unreadable"}),
-        ("text", b"not safetensors", {"unreadable"}),
-    ):
-        (tmp_path / "latents" / "b" / f"{name}.safetensors").write_bytes(content)
-        expected[f"b/{name}.safetensors"] = reason
-    source = data.open_source("latents", str(tmp_path), path=str(tmp_path / "latents"), channels=4)
-    assert len(source) == len(expected)
-    for i in range(len(source)):
-        reasons = expected[source.identity(i)]
-        if reasons is None:
-            np.testing.assert_array_equal(source[i]["image"], np.moveaxis(LATENT[0], 0, -1))
-        else:
-            with pytest.raises(BadRecord) as error:
-                source[i]
-            assert error.value.reason in reasons, source.identity(i)
-
-
-BAD_TAR_ROWS = {
-    "label is not a number": ({"png": saved(RGB, "PNG"), "cls": b"cat", "txt": b"a"}, "label"),
-    "label too large": ({"png": saved(RGB, "PNG"), "cls": b"2", "txt": b"a"}, "label"),
-    "no label": ({"png": saved(RGB, "PNG"), "txt": b"a"}, "label"),
-    "no text": ({"png": saved(RGB, "PNG"), "cls": b"1"}, "caption"),
-    "empty text": ({"png": saved(RGB, "PNG"), "cls": b"1", "txt": b""}, "caption"),
-    "text is not UTF-8": ({"png": saved(RGB, "PNG"), "cls": b"1", "txt": b"\xff"}, "metadata"),
-    "json is broken": ({"png": saved(RGB, "PNG"), "json": b"{"}, "metadata"),
-    "no image": ({"cls": b"1", "txt": b"a"}, "missing"),
-    "empty image": ({"png": b"", "cls": b"1", "txt": b"a"}, "empty"),
-}
-
-
-def test_bad_rows_of_tar_shards_have_their_reasons(tmp_path):
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        good = {"good": ({"png": saved(RGB, "PNG"), "cls": b"1", "txt": b"a"}, "")}
-        for name, (files, _) in (good | BAD_TAR_ROWS).items():
-            for ending, content in files.items():
-                about = tarfile.TarInfo(f"{name}.{ending}")
-                about.size = len(content)
-                tar.addfile(about, io.BytesIO(content))
-    source = data.open_source("tar", str(tmp_path), path=str(tmp_path / "0.tar"), num_classes=2)
-    assert source[0]["label"] == 1
-    for i, (name, (_, reason)) in enumerate(BAD_TAR_ROWS.items(), 1):
-        found = header(source, i)
-        assert isinstance(found, BadRecord) and found.reason == reason, name
-
-
-def test_bad_rows_of_parquet_files_have_their_reasons(tmp_path):
-    good = saved(RGB, "PNG")
-    rows = [(good, 0, "a", None), (None, 0, "a", "missing"), (b"", 0, "a", "empty"), (good, None, "a", "label")]
-    rows += [(good, 5, "a", "label"), (good, 0, None, "caption"), (good, 0, "", "caption")]
-    rows += [(b"x", 0, "a", "unreadable")]
-    images, labels, texts, reasons = zip(*rows, strict=True)
-    table = pyarrow.table({"image": list(images), "label": list(labels), "text": list(texts)})
-    pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
-    source = data.open_source("parquet", str(tmp_path), path=str(tmp_path), num_classes=2)
-    for i, reason in enumerate(reasons):
-        found = header(source, i)
-        assert getattr(found, "reason", None) == reason, i

@@ -1,6 +1,5 @@
 """The table and the plot of an ablation, from the results of its runs."""
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from etils import epath
 from tim_jax import files
 from tim_jax.ablation import plan, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import pictures
+from tim_jax.evaluation import curves
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
 PARTS = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
@@ -155,11 +154,9 @@ def _verdict(found: Mapping[str, Any], name: str) -> str:
 def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
     """Fréchet distance by network evaluations for both parts, a colour per variant, the spread as a band. PNG."""
     from matplotlib.figure import Figure  # slow to import
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     for axes, (name, part) in zip(panels, PARTS.items(), strict=True):
         ticks = set()
         for i, (variant, about) in enumerate(found["variants"].items()):
@@ -167,32 +164,21 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
                 continue
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
-            colour = pictures.COLOURS[i % len(pictures.COLOURS)]
-            dashes = ("-", "--", ":")[i // len(pictures.COLOURS) % 3]  # where there are more variants than colours
-            marker = pictures.MARKERS[i % len(pictures.MARKERS)]
+            colour = curves.COLOURS[i % len(curves.COLOURS)]
+            dashes = ("-", "--", ":")[i // len(curves.COLOURS) % 3]  # where there are more variants than colours
+            marker = curves.MARKERS[i % len(curves.MARKERS)]
             axes.plot(x, y, dashes, color=colour, marker=marker, label=variant, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
         if name in found["floor"]:
             axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(sorted(ticks))
-        axes.xaxis.set_major_formatter(plain)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(color="#dddddd", lw=0.7, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        curves.logarithmic(axes, ticks)
         axes.set_xlabel("network evaluations per image")
     panels[0].set_ylabel("Fréchet distance")
     figure.suptitle(title, fontsize=11)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, handlelength=3.5)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    files.replace(path, buffer.getvalue())
+    curves.save(figure, path)
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str) -> str:

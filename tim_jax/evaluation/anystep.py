@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax import files
-from tim_jax.evaluation import pictures, references
+from tim_jax.evaluation import curves, references
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
 
@@ -138,7 +138,7 @@ def plot(tables, path):
     floor = {name: table["floor"][metric] for name, table in tables.items() if metric in table["floor"]}
     title = long_title(next(iter(tables.values())), metric)
     labels = ("network evaluations per image", f"{title} to the training part")
-    pictures.curves(series, floor, path, *labels, floor_label="floor: halves of the training part, half as many images")
+    curves.curves(series, floor, path, *labels, floor_label="floor: halves of the training part, half as many images")
 
 
 def write(table, workdir, name=None):

@@ -4,7 +4,6 @@ All is known at pairs of nodes: matrices (n, n) over the node of t and that of r
 levels from 0 (data) to 1 (noise), in which transports can be compared.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax import files
-from tim_jax.evaluation import pictures
+from tim_jax.evaluation.curves import COLOURS, MARKERS, save
 
 NAMES = ("diagnostics.json", "diagnostics_error.png", "diagnostics_tangent.png", "diagnostics_derivative.png")
 EXACT = "exact"  # in place of a half step: forward mode in the type of computation
@@ -105,7 +104,7 @@ def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, pat
     bar = figure.colorbar(image, shrink=0.85, format=FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    _save(figure, path)
+    save(figure, path)
 
 
 def derivative_curves(curves: Mapping[str, Any], levels: Sequence[float], about: str, path: epath.Path) -> None:
@@ -123,8 +122,8 @@ def derivative_curves(curves: Mapping[str, Any], levels: Sequence[float], about:
             dashes = "-" if dtype == "float32" else "--"
             for i, (step, values) in enumerate(steps.items()):
                 name = "forward mode" if step == EXACT else f"central difference, ε = {step}"
-                colour = "#555555" if step == EXACT else pictures.COLOURS[i % len(pictures.COLOURS)]
-                marker = "x" if step == EXACT else pictures.MARKERS[i % len(pictures.MARKERS)]
+                colour = "#555555" if step == EXACT else COLOURS[i % len(COLOURS)]
+                marker = "x" if step == EXACT else MARKERS[i % len(MARKERS)]
                 style = dict(color=colour, marker=marker, lw=1.6, ms=5)
                 axes.plot(levels, values, dashes, label=f"{name}, {dtype}", **style)
         axes.set_yscale("log")
@@ -136,10 +135,4 @@ def derivative_curves(curves: Mapping[str, Any], levels: Sequence[float], about:
     figure.suptitle(f"dF/dt against forward mode in float32, {about}", fontsize=11)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: epath.Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    files.replace(path, buffer.getvalue())
+    save(figure, path)

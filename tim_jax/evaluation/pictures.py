@@ -1,4 +1,4 @@
-"""Pictures: grids of images, samples beside their nearest training images, curves. PNG, to any path epath knows."""
+"""Pictures: grids of images, samples beside their nearest training images. PNG, to any path epath knows."""
 
 import io
 
@@ -10,9 +10,6 @@ from tim_jax import files
 GAP = 2  # pixels between images
 SIDE = 64  # small images are enlarged to at least this many pixels
 PAPER, INK = (255, 255, 255), (40, 40, 40)
-# Okabe & Ito's colours, told apart with every common colour blindness; yellow left out, too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^vPX"
 
 
 def to_uint8(images):
@@ -146,48 +143,6 @@ def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=N
         text = f"{distances[i]:.2f}"
         draw.text((x + w + GAP // 2, y + h + line // 2 - 1), text, fill=INK, font=font, anchor="mm")
     return _saved(picture, path)
-
-
-def curves(series, floor, path, x_label, y_label, floor_label="floor"):
-    """Curves with error bars on two logarithmic axes, as PNG.
-
-    series: {name: (x, y, spread)}. floor: {name: height} of dashed lines; equal heights are drawn once.
-    """
-    # matplotlib is slow to import and most who draw grids never need it.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for i, (name, (x, y, spread)) in enumerate(series.items()):
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.errorbar(x, y, yerr=spread, label=name, lw=1.8, ms=6, mec="white", mew=0.8, capsize=3, zorder=3, **style)
-    heights = list(floor.values())
-    if heights and np.ptp(heights) <= 1e-9 * max(heights):
-        floor = {"": heights[0]}
-    for i, (name, height) in enumerate(floor.items()):
-        colour = "#555555" if len(floor) == 1 else COLOURS[i % len(COLOURS)]
-        label = f"{floor_label} ({name})" if name else floor_label
-        axes.axhline(height, color=colour, ls="--", lw=1.2, label=label, zorder=2)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_xticks(sorted({value for x, _, _ in series.values() for value in x}))
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(color="#dddddd", lw=0.7, zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: names[i].startswith(floor_label))  # curves first
-    axes.legend([handles[i] for i in order], [names[i] for i in order], frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    files.replace(path, buffer.getvalue())
 
 
 def _enlarge(images, scale):
