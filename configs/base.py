@@ -1,7 +1,8 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation, and model.attention.
+optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint, sampling,
+evaluation, model.attention, and the rest of codecs.
 """
 
 from ml_collections import ConfigDict
@@ -34,10 +35,21 @@ def get_config():
     config.data.buckets.tokens = 0  # of a global batch, which sets its rows by bucket; 0: batch_size rows of any
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
     config.data.buckets.enlarge = False  # use images that are too small for every bucket
+    config.data.encode = False  # rows are encoded as they are read, by `codecs`; False: they are what is trained on
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
     config.data.text_tokens = 0  # text tokens of a caption, padding included
+
+    # Frozen parts, as folders of published files: a path, or hf://owner/repository.
+    config.codecs = ConfigDict()
+    config.codecs.autoencoder = ""  # whose latents the rows are; "": images, or latents that nothing here decodes
+    config.codecs.text_encoder = ""  # of captions and prompts; "stand-in": a small one with random weights
+    config.codecs.image_encoder = ""  # whose features hidden states are aligned with
+    config.codecs.text_states = "last"  # of the text encoder: last or second_to_last
+    config.codecs.latents = "mean"  # of what the autoencoder says of an image: its mean, or a sample
+    config.codecs.dtype = "float32"  # of weights and computation, "float32" or "bfloat16"
+    config.codecs.tile = 0  # side in pixels of the blended tiles in which larger images are encoded, decoded; 0: none
 
     # How rows are read; no number that a run gives depends on it.
     config.loader = ConfigDict()

@@ -14,12 +14,12 @@ LONGEST = 450
 # leaf: every room may import it, and it may import leaves only.
 ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config", "config_objective"}
 COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "start", "workdir"}
-COMMANDS |= {"measure", "parts", "ablate", "ablation", "diagnose", "grid"}
+COMMANDS |= {"frozen", "measure", "parts", "ablate", "ablation", "diagnose", "grid"}
 ARROWS = {
     "transitions": set(),
     "networks": set(),
     "codecs": set(),
-    "data": set(),
+    "data": {"codecs"},
     "training": set(),
     "evaluation": set(),
     "config": ALL - {"bench"},

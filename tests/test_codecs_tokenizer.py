@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tim_jax.codecs.tokenizer import Tokenizer
+from tim_jax.codecs.tokenizer import BYTES, open_tokenizer
 
 WORDS = "a red bicycle leans on the wall of an old house while two dogs and one cat sleep in its garden".split()
 TEXTS = [" ".join(np.random.default_rng(i).permutation(WORDS)) for i in range(40)]
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def test_tokens_are_the_text_after_one_that_begins_it(folder):
-    tokenizer = Tokenizer(folder, vocab_size=320)
+    tokenizer = open_tokenizer(folder, vocab_size=320)
     texts = ["a red bicycle", "Ünïcode  twice\n", ""]
     ids, mask = tokenizer(texts, 64)
     assert ids.dtype == np.int32 and ids.shape == mask.shape == (3, 64)
@@ -51,7 +51,7 @@ def test_tokens_are_the_text_after_one_that_begins_it(folder):
 
 
 def test_long_captions_lose_their_end(folder):
-    tokenizer = Tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     text = " ".join(WORDS)
     whole = tokenizer([text], 64).ids[0, :5]
     ids, mask = tokenizer([text], 5)
@@ -72,18 +72,27 @@ def test_long_captions_lose_their_end(folder):
 )
 def test_prompts_that_cannot_be_are_named(folder, texts, message):
     with pytest.raises(ValueError, match=message) as error:
-        Tokenizer(folder)(texts, 8, strict=True)
+        open_tokenizer(folder)(texts, 8, strict=True)
     assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="has 320 tokens, the text encoder only 319"):
-        Tokenizer(folder, vocab_size=319)
+        open_tokenizer(folder, vocab_size=319)
     with pytest.raises(ValueError, match="cannot be read"):
-        Tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes()[:-50])
     with pytest.raises(ValueError, match="is truncated or no SentencePiece model"):
-        Tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(trained(pad_id=-1))
     with pytest.raises(ValueError, match="has no token that begins a text, or none for padding"):
-        Tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
+
+
+def test_bytes_are_the_text_as_utf_8_has_it():
+    texts = ["a red bicycle", "Ünïcode  🚲\n", ""]
+    ids, mask = BYTES(texts, 32)
+    for text, row, there in zip(texts, ids, mask, strict=True):
+        assert bytes((row[there][1:] - 2).tolist()).decode() == text and row[0] == BYTES.begin
+        assert there.sum() == BYTES.count(text) and not row[~there].any()
+    assert ids.max() < BYTES.vocab_size

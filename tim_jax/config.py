@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax import config_files
+from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config_keys import check_keys, check_unused
 from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
@@ -50,6 +51,7 @@ class Run:
     sampling_weights: str
     image_shape: tuple[int, int, int]
     data: DataSettings
+    codecs: CodecSettings
     evaluation: EvaluationSettings
 
     def net(self, params: Any) -> Callable:
@@ -88,9 +90,12 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
             f"{optimizer.accumulation} microbatches"
         )
+    codecs = CodecSettings(**config.codecs)
+    codecs.check()
     settings = DataSettings.read(
         data.to_dict(),
         config.loader.to_dict(),
+        factor=codecs.factor_of_images(data.encode, model.condition, data.features_width),
         side=model.patch_size,
         rows_multiple=shards * optimizer.accumulation,
         tokens_multiple=mesh.shape["sequence"],
@@ -153,6 +158,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
+        codecs=codecs,
         evaluation=evaluation,
     )
     if optimizer.frozen or optimizer.rates:

@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_files
 
-IDENTITY = ("seed", "data", "model", "transport", "times", "objective", "optimizer", "ema", "start")
+IDENTITY = ("seed", "data", "codecs", "model", "transport", "times", "objective", "optimizer", "ema", "start")
+# Where frozen parts lie, and how they compute.
+PLACES = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
 # Keys of those sections that may change all the same, since no result depends on them but by rounding.
-NOT_IDENTITY = ("model.attention",)
+NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES))
 
 
 def _part(section: str, names: str) -> tuple[str, ...]:
@@ -69,6 +71,16 @@ UNUSED = {
         "model.condition is not 'text'",
         lambda c: c.model.condition != "text",
     ),
+    ("codecs.text_encoder", "codecs.text_states"): (
+        "model.condition is not 'text'",
+        lambda c: c.model.condition != "text",
+    ),
+    ("codecs.image_encoder",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
+    ("codecs.latents",): (
+        "data.encode is False or codecs.autoencoder ''",
+        lambda c: not (c.data.encode and c.codecs.autoencoder),
+    ),
+    ("codecs.tile",): ("codecs.autoencoder is ''", lambda c: not c.codecs.autoencoder),
     ("model.num_classes",): ("model.condition is not 'class'", lambda c: c.model.condition != "class"),
     ("model.projector_width",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
     ("sampling.guidance_low", "sampling.guidance_high", "sampling.exclusive_ends"): (

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from tim_jax import data, int64
 from tim_jax.config import Run, batch_spec
 from tim_jax.data.settings import open_data
+from tim_jax.frozen import Encoder
 from tim_jax.training import sharding
 
 DEPTH = 2  # batches on the devices before the one that trains
@@ -21,19 +22,21 @@ DEPTH = 2  # batches on the devices before the one that trains
 class Feed:
     """The data of a run, as the training loop takes it.
 
-    account: of bad records; None before training.
+    encoder: of rows that are encoded as they are read. account: of bad records; None before training.
     """
 
     run: Run
     source: data.Source
     plan: data.Plan
+    encoder: Encoder | None = None
     account: data.Account | None = None
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The global batch of every bucket, as shapes on the mesh."""
-        config, mesh = self.run.config, self.run.mesh
-        return [sharding.abstract_batch(mesh, batch_spec(config, b.rows, b.shape)) for b in self.plan.buckets]
+        config, mesh, factor = self.run.config, self.run.mesh, self.run.data.factor
+        specs = (batch_spec(config, b.rows, [side // factor for side in b.shape]) for b in self.plan.buckets)
+        return [sharding.abstract_batch(mesh, spec) for spec in specs]
 
     @functools.cached_property
     def dataset(self):
@@ -52,13 +55,14 @@ class Feed:
         stream = data.iterate(self.dataset, start, loader.threads, loader.prefetch, loader.workers)
         stream = data.watched(stream, self.account, start, training.log_every)
 
-        def put(batch):
-            found = {name: batch[name] for name in names} | {"index": int64.to_halves(batch["index"])}
-            found = sharding.put_batch(self.run.mesh, found)
-            index = found.pop("index")
-            return found, index
+        def put(numbered):
+            step, batch = numbered
+            index = sharding.put_batch(self.run.mesh, {"index": int64.to_halves(batch["index"])})["index"]
+            if self.encoder is not None:
+                return self.encoder(batch, step), index
+            return sharding.put_batch(self.run.mesh, {name: batch[name] for name in names}), index
 
-        return data.ahead(stream, put, DEPTH)
+        return data.ahead(enumerate(stream, start), put, DEPTH)
 
     def metrics(self) -> dict[str, float]:
         """Bad records by reason, over all processes, as of the last check."""
@@ -69,24 +73,37 @@ class Feed:
         bucket, _ = data.Order(self.plan, self.run.config.seed).bucket(0)
         about, batch = self.plan.buckets[bucket], self.dataset[0]
         name = self.source.name
-        for key, (shape, dtype) in batch_spec(self.run.config, len(batch["index"]), about.shape).items():
+        spec = batch_spec(self.run.config, len(batch["index"]), about.shape)
+        if self.run.config.data.encode:
+            spec = images_spec(self.run, len(batch["index"]), about.shape)
+        for key, (shape, dtype) in spec.items():
             if key not in batch:
                 raise ValueError(f"{name}: its rows have no {key!r}, which {_ASKED[key]}")
-            if batch[key].shape != shape or batch[key].dtype != dtype:
+            if batch[key].shape != shape or not np.issubdtype(batch[key].dtype, dtype):
                 raise ValueError(
                     f"{name}: {key!r} of a batch is {batch[key].dtype} {batch[key].shape}; "
                     f"by the configuration it must be {np.dtype(dtype)} {shape}"
                 )
 
 
+def images_spec(run: Run, rows: int, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """As `batch_spec`, of a batch that is still to be encoded; shape: that of its images."""
+    by_class = run.config.model.condition == "class"
+    condition = {"label": ((rows,), np.int32)} if by_class else {"caption": ((rows,), np.str_)}
+    return {"x": ((rows, *shape, run.data.channels), np.float32)} | condition
+
+
 _ASKED = dict.fromkeys(("x", "label"), "every run needs")
 _ASKED |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
+_ASKED["caption"] = "model.condition 'text' needs"
 _ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 
 def open_feed(run: Run) -> Feed:
     """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
     feed = Feed(run, *_one_after_another(lambda: open_data(run.data, data.open_source)))
+    if run.config.data.encode and getattr(feed.source, "latents", False):
+        raise ValueError(f"data.encode is True; the rows of {feed.source.name} are latents already")
     classes = run.data.num_classes
     if classes and not feed.source.num_classes:
         raise ValueError(f"model.condition is 'class'; {feed.source.name} has no labels")
@@ -96,18 +113,18 @@ def open_feed(run: Run) -> Feed:
             f"so it must be at least {feed.source.num_classes}"
         )
     feed.check()
-    return feed
+    return dataclasses.replace(feed, encoder=Encoder(run)) if run.config.data.encode else feed
 
 
 def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray], np.ndarray]]:
-    """A split's source, and what brings one of its images to (`data.height`, `width`, C): as samples are compared to.
+    """A split's source, and what brings one of its images to the shape that samples are drawn in, to be compared.
 
     Images of other sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
     """
     if run.data.bucketing is None:
         source, _ = _one_after_another(lambda: open_data(run.data, data.open_source, split))
         return source, lambda image: image
-    shape, fitting = run.image_shape[:2], data.Fitting(max_cropped=0.999, enlarge=True)
+    shape, fitting = run.data.shape, data.Fitting(max_cropped=0.999, enlarge=True)
     bucketing = dataclasses.replace(
         run.data.bucketing,
         table=(shape,),

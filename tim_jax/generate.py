@@ -1,7 +1,7 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.config import Run
+from tim_jax.frozen import Texts
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
@@ -19,10 +20,8 @@ from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, s
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
     """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
 
-    Raises ValueError if there is no checkpoint, or for a text model, whose prompts have no encoder here yet.
+    Raises ValueError if there is no checkpoint.
     """
-    if run.config.model.condition != "class":
-        raise ValueError(f"--workdir={workdir}: model.condition is {run.config.model.condition!r}; it must be 'class'")
     if not (workdir / "checkpoints").exists():
         raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
     manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every, read_only=True)
@@ -34,18 +33,24 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
     return run.weights(state), int(state.step)
 
 
+def check_by_class(run: Run, workdir) -> None:
+    """Raises ValueError for a run that is conditioned on text, where only labels will do."""
+    if run.config.model.condition != "class":
+        raise ValueError(f"--workdir={workdir}: model.condition is {run.config.model.condition!r}; it must be 'class'")
+
+
 class Generator:
     """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
 
-    One program is compiled for each size, whatever the number of steps (to PADDED evaluations; others for more).
+    What is asked for are labels, or prompts, where the run has `texts` to read them by. One program is compiled for each size, whatever the number of steps (to PADDED evaluations; others for more).
     """
 
-    def __init__(self, run: Run, batch_size: int):
+    def __init__(self, run: Run, batch_size: int, texts: Texts | None = None):
         shards = sharding.batch_shards(run.mesh)
-        self.run, self.batch_size = run, -(-batch_size // shards) * shards
+        self.run, self.batch_size, self.texts = run, -(-batch_size // shards) * shards, texts
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(7, 8), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=(8, 9), out_shardings=whole)
         self._noise = jax.jit(start_noise_of, static_argnums=2, out_shardings=whole)
 
     def __call__(
@@ -53,22 +58,22 @@ class Generator:
         weights: Any,
         steps: int,
         seed: int,
-        labels: np.ndarray,
+        asked: Sequence[int] | Sequence[str],
         size: tuple[int, int] | None = None,
         trajectory: bool = False,
     ) -> np.ndarray:
-        """Images (n, h, w, C) for labels (n,), or trajectories (steps + 1, n, h, w, C).
+        """Rows (n, h, w, C) for n labels or prompts, or trajectories (steps + 1, n, h, w, C).
 
         size: (h, w), multiples of the patch; by default `data.height` and `width`.
         """
-        return self.along(weights, self.times(steps), labels, seed, size=size, trajectory=trajectory)
+        return self.along(weights, self.times(steps), asked, seed, size=size, trajectory=trajectory)
 
     def times(self, steps: int, start: float | None = None) -> np.ndarray:
         """(steps + 1,) times on the way of `sampling` down from start (T_max by default); reversed, the way up."""
         return time_grid(self.run.transport, steps, self.run.sampling, start)
 
     def noise(self, seed: int, count: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(count, h, w, C) standard normal noise, from which images of that seed start, times σ at T_max."""
+        """(count, h, w, C) standard normal noise, from which rows of that seed start, times σ at T_max."""
         shape = (*(size or self.run.image_shape[:2]), self.run.image_shape[-1])
         return np.asarray(self._noise(np.uint32(seed), np.arange(count, dtype=np.uint32), shape))
 
@@ -85,37 +90,48 @@ class Generator:
         self,
         weights: Any,
         times: np.ndarray,
-        labels: np.ndarray,
+        asked: Sequence[int] | Sequence[str],
         seed: int = 0,
         x: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         trajectory: bool = False,
+        numbers: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """The states of at most `batch_size` images at a time, drawn when they are asked for.
+        """The states of at most `batch_size` rows at a time, drawn when they are asked for.
 
-        times: falling, to sample, or growing, to bring images to noise. labels: (n,). x: (n, h, w, C), the states at
-        the first; by default σ ε at T_max, ε = noise(seed, n, size). trajectory: states at all times.
+        times: falling, to sample, or growing, to bring images to noise. asked: n labels or prompts. x: (n, h, w, C),
+        the states at the first; by default σ ε at T_max, ε = noise(seed, n, size). trajectory: states at all times.
+        numbers: (n,), which images of the seed these are; by default 0, 1, … n − 1.
         """
         plan = make_plan(self.run.transport, times, self.run.sampling)
         evaluations, taken = len(plan.t), np.int32(len(plan.t))
         plan = plan if trajectory else padded(plan)
-        size, labels = tuple(size or self.run.image_shape[:2]), np.asarray(labels, np.int32)
-        for first in range(0, len(labels), self.batch_size):
-            indices = self._rows(np.arange(first, first + self.batch_size, dtype=np.uint32))
-            rows = self._rows(cycled(labels[first:], self.batch_size))
+        size, asked = tuple(size or self.run.image_shape[:2]), np.asarray(asked)
+        numbers = np.arange(len(asked)) if numbers is None else np.asarray(numbers)
+        for first in range(0, len(asked), self.batch_size):
+            indices = self._rows(cycled(numbers[first:].astype(np.uint32), self.batch_size))
+            condition, null = self._conditions(cycled(asked[first:], self.batch_size))
             states = None if x is None else self._rows(cycled(np.asarray(x[first:], np.float32), self.batch_size))
             with on_mesh(self.run.mesh):
-                images = self._sample(weights, plan, taken, np.uint32(seed), indices, rows, states, size, trajectory)
-            images, count = np.asarray(images), len(labels) - first
+                images = self._sample(
+                    weights, plan, taken, np.uint32(seed), indices, condition, null, states, size, trajectory
+                )
+            images, count = np.asarray(images), len(asked) - first
             yield images[:: evaluations // (len(times) - 1), :count] if trajectory else images[:count]
 
-    def _batch(self, weights, plan, taken, seed, indices, labels, x, size, trajectory):
+    def _conditions(self, asked: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+        """Of labels or prompts (batch_size,), and that of none, (1, …)."""
+        if self.texts:
+            return self.texts(asked.tolist()), self.texts.null
+        null = np.array([self.run.config.model.num_classes], np.int32)
+        return {"label": self._rows(asked.astype(np.int32))}, {"label": null}
+
+    def _batch(self, weights, plan, taken, seed, indices, condition, null, x, size, trajectory):
         run = self.run
         keys = image_keys(seed, indices)
         if x is None:
             x = mixture(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
-        condition = {"label": labels}
-        null = {"label": jnp.full_like(labels, run.config.model.num_classes)}
+        null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
         guidance = run.sampling.guidance
         if run.sampling.guidance_input:
             ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max

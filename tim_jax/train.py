@@ -17,6 +17,7 @@ from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
 from tim_jax.exit_codes import DONE, FAILED, RESTART
 from tim_jax.feed import Feed, open_feed
+from tim_jax.frozen import Decoder, Pixels, decoder_of, texts_of
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.start import first_state
 from tim_jax.training import sharding
@@ -46,33 +47,51 @@ def check(run: configuration.Run) -> None:
 
 
 def picture_sizes(run: configuration.Run, plan: data.Plan, most: int = 5) -> list[tuple[int, int]]:
-    """Sizes (h, w) that samples are drawn in: of the buckets, the tallest, the widest and some between."""
+    """Sizes (h, w) that rows are drawn in: of the buckets, the tallest, the widest and some between."""
     shapes = sorted((bucket.shape for bucket in plan.buckets), key=lambda shape: shape[0] / shape[1])
     if len(shapes) == 1:
         return [run.image_shape[:2]]
-    return [shapes[i] for i in sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})]
+    chosen = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})
+    return [tuple(side // run.data.factor for side in shapes[i]) for i in chosen]
 
 
-def sample_pictures(run: configuration.Run, plan: data.Plan):
+def sample_pictures(run: configuration.Run, feed: Feed, decode: Decoder | Pixels):
     """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
-    sizes = picture_sizes(run, plan)
+    sizes = picture_sizes(run, feed.plan)
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
-    generator = Generator(run, batch_size=each)
-    labels = cycle_labels(run.config.model.num_classes, each * len(sizes)).reshape(len(sizes), each)
+    by_class = run.config.model.condition == "class"
+    generator = Generator(run, each, None if by_class else texts_of(run))
+    count = each * len(sizes)
+    asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts(feed.source, count)
 
     def draw(state):
         weights = run.weights(state)
         images = {
             steps: [
                 image
-                for size, of_size in zip(sizes, labels, strict=True)
-                for image in generator(weights, steps, 0, of_size, size)
+                for i, size in enumerate(sizes)
+                for image in decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
             ]
             for steps in run.config.training.sample_steps
         }
         return {"samples": pictures.any_step_grid(images)}
 
     return draw
+
+
+def prompts(source: data.Source, count: int) -> list[str]:
+    """The first captions of the first rows of a source that can be used, over again where there are too few."""
+    found = []
+    for i in range(min(len(source), 10 * count) if source.captions else 0):
+        with contextlib.suppress(data.BadRecord):
+            found.append(source[i]["captions"][0])
+    return [(found or ["a picture"])[i % max(len(found), 1)] for i in range(count)]
+
+
+def can_draw(run: configuration.Run) -> bool:
+    """Whether pictures of samples can be made: of rows that are or become images, and prompts that are read here."""
+    shown = run.image_shape[-1] in (1, 3) or run.codecs.autoencoder
+    return bool(shown and (run.config.model.condition == "class" or run.codecs.text_encoder))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,10 +128,11 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
             feed = open_feed(run)
+            draw = sample_pictures(run, feed, decoder_of(run)) if can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
             print(kept, flush=True)
-        end = fit(run, feed, folder, first, stop, profile, measurement)
+        end = fit(run, feed, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
@@ -140,9 +160,9 @@ def fit(
     stop: Stop,
     profile: tuple[int, int] | None = None,
     measurement: measure.Measurement | None = None,
-    draw: bool = True,
+    draw: Callable[[TrainState], dict] | None = None,
 ) -> End:
-    """Trains in a workdir, from `first` if it has no checkpoint. draw: pictures of samples.
+    """Trains in a workdir, from `first` if it has no checkpoint. draw: see `sample_pictures`.
 
     Ends the program with one line if too many records are bad or training cannot go on.
     """
@@ -150,14 +170,12 @@ def fit(
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
-    drawn = draw and run.image_shape[-1] in (1, 3) and run.config.model.condition == "class"
-    pictures = sample_pictures(run, feed.plan) if drawn else None
     if jax.process_index() == 0:
         print(inspect.summary(feed.source, feed.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
         first_start = workdir.first_start(folder)
         figures = measure.while_training(run, measurement) if measurement else None
-        return train(run.trainer, run.loop, folder, feed, record, first, pictures, stop, first_start, profile, figures)
+        return train(run.trainer, run.loop, folder, feed, record, first, draw, stop, first_start, profile, figures)
 
 
 def last_line(end: End, folder: epath.Path) -> str:

@@ -49,7 +49,7 @@ def train_and_measure(
         config_keys.compare_identity(before, run.config, folder)
     first, feed, measurement = first_state(run, folder), open_feed(run), measure.plan(run)
     nfe, count = network_evaluations(run, sampler_steps), measure.count_of(measurement)
-    end = train.fit(run, feed, folder, first, stop, draw=False)
+    end = train.fit(run, feed, folder, first, stop)
     if end.stopped:
         if jax.process_index() == 0:
             print(train.last_line(end, folder), flush=True)

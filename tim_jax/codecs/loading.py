@@ -47,15 +47,23 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
     config.json says. dtype: float32 or bfloat16, of parameters and computation. The parameters are NumPy arrays, to be
     placed where they are wanted. Raises ValueError with one line that names the file and what is wrong with it.
     """
-    folder, weights = find(hub.local(path))
-    config_file = folder / "config.json"
+    path = hub.local(path)
+    module, kind = _described(path, kinds, dtype)
+    return module, read_parameters(find(path)[1], shapes_of(module), kind.renames, dtype)
+
+
+def describe(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> nn.Module:
+    """The module that config.json speaks of, without its parameters; arguments and errors as `load` has them."""
+    return _described(hub.local(path), kinds, dtype)[0]
+
+
+def _described(path: pathlib.Path, kinds: Mapping[str, Kind], dtype: Any) -> tuple[nn.Module, Kind]:
+    config_file = find(path)[0] / "config.json"
     values = configs.read(config_file)
     name = values.get("_class_name", values.get("model_type"))
     if name not in kinds:
         raise ValueError(f"{config_file}: is that of {name!r}; known here are {', '.join(kinds)}")
-    kind = kinds[name]
-    module = kind.module(kind.config(values, str(config_file)), dtype)
-    return module, read_parameters(weights, shapes_of(module), kind.renames, dtype)
+    return kinds[name].module(kinds[name].config(values, str(config_file)), dtype), kinds[name]
 
 
 def shapes_of(module: nn.Module) -> dict:

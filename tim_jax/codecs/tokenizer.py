@@ -1,7 +1,8 @@
-"""Captions -> token numbers, by the SentencePiece model that Gemma comes with (tokenizer.model)."""
+"""Texts -> token numbers, padded: by the SentencePiece model that Gemma comes with, or by bytes."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,37 +21,21 @@ class Tokens(NamedTuple):
     mask: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """Texts -> Tokens: the token that begins a text, then its own.
 
-    path: a tokenizer.model or the folder that holds it. vocab_size: of the text encoder, in which the numbers must lie.
-    Raises ValueError if the file is none, or has no token to begin with or to pad with, or does not fit.
+    numbers: texts -> the numbers of each, all below vocab_size. begin, pad: the tokens before and after them.
     """
 
-    def __init__(self, path: str | pathlib.Path, vocab_size: int | None = None):
-        path = hub.local(path)
-        path = path / FILE if path.is_dir() else path
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}); it comes with the text encoder") from None
-        except RuntimeError:
-            raise ValueError(f"{path}: is truncated or no SentencePiece model") from None
-        self.vocab_size, self.begin, self.pad = (
-            self._model.vocab_size(),
-            self._model.bos_id(),
-            self._model.pad_id(),
-        )
-        if min(self.begin, self.pad) < 0:
-            raise ValueError(f"{path}: has no token that begins a text, or none for padding; it is not that of Gemma")
-        if vocab_size is not None and self.vocab_size > vocab_size:
-            raise ValueError(
-                f"{path}: has {self.vocab_size} tokens, the text encoder only {vocab_size}; they do not belong together"
-            )
+    numbers: Callable[[list[str]], list[list[int]]]
+    vocab_size: int
+    begin: int
+    pad: int
 
     def count(self, text: str) -> int:
         """The number of tokens of a text, the one that begins it included."""
-        return 1 + len(self._numbers([text])[0])
+        return 1 + len(self._checked([text])[0])
 
     def __call__(self, texts: Sequence[str], length: int, strict: bool = False) -> Tokens:
         """Tokens of `length` columns. Longer texts lose their end; the empty text is the token that begins it.
@@ -58,7 +43,7 @@ class Tokenizer:
         strict: for prompts that someone typed: raises ValueError, naming it, for one that is empty or too long. Raises
         ValueError for a text that is no text in any case.
         """
-        rows = [[self.begin, *numbers] for numbers in self._numbers(texts)]
+        rows = [[self.begin, *numbers] for numbers in self._checked(texts)]
         ids = np.full((len(rows), length), self.pad, np.int32)
         mask = np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):
@@ -71,13 +56,45 @@ class Tokenizer:
             ids[i, : len(row)], mask[i, : len(row)] = row, True
         return Tokens(ids, mask)
 
-    def _numbers(self, texts: Sequence[str]) -> list[list[int]]:
+    def _checked(self, texts: Sequence[str]) -> list[list[int]]:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"prompt {i + 1} of {len(texts)} is {text!r}, which is no text")
             if any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise ValueError(f"prompt {i + 1} of {len(texts)} is no valid text: {_shown(text)}")
-        return self._model.encode(list(texts))
+        return self.numbers(list(texts))
+
+
+def open_tokenizer(path: str | pathlib.Path, vocab_size: int | None = None) -> Tokenizer:
+    """The SentencePiece model at `path`, a tokenizer.model or the folder that holds it.
+
+    vocab_size: of the text encoder, in which the numbers must lie. Raises ValueError if the file is none, or has no
+    token to begin with or to pad with, or does not fit.
+    """
+    path = hub.local(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); it comes with the text encoder") from None
+    except RuntimeError:
+        raise ValueError(f"{path}: is truncated or no SentencePiece model") from None
+    tokenizer = Tokenizer(model.encode, model.vocab_size(), model.bos_id(), model.pad_id())
+    if min(tokenizer.begin, tokenizer.pad) < 0:
+        raise ValueError(f"{path}: has no token that begins a text, or none for padding; it is not that of Gemma")
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{path}: has {tokenizer.vocab_size} tokens, the text encoder only {vocab_size}; they do not belong "
+            "together"
+        )
+    return tokenizer
+
+
+def _bytes(texts: list[str]) -> list[list[int]]:
+    return [[2 + byte for byte in text.encode()] for text in texts]
+
+
+BYTES = Tokenizer(_bytes, vocab_size=2 + 256, begin=1, pad=0)  # each byte of a text, as UTF-8 has it, is a token
 
 
 def _shown(text: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tim_jax import data
+from tim_jax.codecs.settings import CodecSettings
 from tim_jax.command_line import Parser, load_config, user_errors
 from tim_jax.data.settings import DataSettings, open_data
 
@@ -127,9 +128,11 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config, overrides)
         if args.rows_multiple < 1:
             raise ValueError(f"--rows-multiple is {args.rows_multiple}; it must be at least 1")
+        encoded = (config.data.encode, config.model.condition, config.data.features_width)
         settings = DataSettings.read(
             config.data.to_dict(),
             config.loader.to_dict(),
+            factor=CodecSettings(**config.codecs).factor_of_images(*encoded),
             side=config.model.patch_size,
             rows_multiple=args.rows_multiple,
             num_classes=config.model.num_classes if config.model.condition == "class" else 0,

@@ -19,7 +19,8 @@ DIRECTORY = "~/.cache/tim_jax"
 class DataSettings:
     """source, path, split, channels, num_classes: see Location. mixture: ((source, path, weight), ...) in place of one
     source. shape: of every row, where there are no buckets. bucketing: how they are made, or None. look: of rows.
-    directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run."""
+    directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run. factor: pixels
+    of an image per position of the row that is made of it; all shapes here are those of images."""
 
     source: str
     shape: Shape
@@ -33,10 +34,12 @@ class DataSettings:
     look: Look = Look()
     directory: str = DIRECTORY
     max_bad_share: float = 0.01
+    factor: int = 1
 
     def rows(self, shape: Shape) -> int:
-        """Rows of a global batch of a shape, before it is known how many images the shape has."""
-        return self.bucketing.rows_of(shape) if self.bucketing else self.batch_size
+        """Rows, of this shape, of a global batch, before it is known how many images the shape has."""
+        images = tuple(self.factor * side for side in shape)
+        return self.bucketing.rows_of(images) if self.bucketing else self.batch_size
 
     @classmethod
     def read(
@@ -47,19 +50,21 @@ class DataSettings:
         rows_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
+        factor: int = 1,
     ) -> "DataSettings":
-        """Settings from the `data` and `loader` sections. side: pixels (or latent positions) per token, codec and patch
-        together. rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence.
+        """Settings from the `data` and `loader` sections. side: positions of a row per token and direction.
+        rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence. factor: of images that
+        are encoded as they are read.
 
         Keys that a section lacks have their defaults. Raises ValueError that names key and value.
         """
-        buckets = dict(data.get("buckets", {}))
-        table = tuple((int(h), int(w)) for h, w in buckets.get("table", ()))
+        buckets, side = dict(data.get("buckets", {})), side * factor
+        table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.get("table", ()))
         bucketing = None
         if table or buckets.get("area", 0):
             bucketing = Bucketing(
                 table=table,
-                area=buckets.get("area", 0),
+                area=buckets.get("area", 0) * factor**2,
                 most=buckets.get("most", MOST_BUCKETS),
                 tokens=buckets.get("tokens", 0),
                 rows=data["batch_size"],
@@ -77,8 +82,8 @@ class DataSettings:
         look.check()
         return cls(
             source=data["source"],
-            shape=(data["height"], data["width"]),
-            channels=data["channels"],
+            shape=(data["height"] * factor, data["width"] * factor),
+            channels=data["channels"] if factor == 1 else 3,
             batch_size=data["batch_size"],
             split=data.get("split", "train"),
             path=data.get("path", ""),
@@ -88,6 +93,7 @@ class DataSettings:
             look=look,
             directory=loader.get("directory", "") or DIRECTORY,
             max_bad_share=share,
+            factor=factor,
         )
 
 

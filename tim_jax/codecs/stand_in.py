@@ -1,0 +1,32 @@
+"""A small text encoder of Gemma's architecture with fixed random weights, which reads bytes.
+
+It takes the place of a published one where there is none: captions that differ have features that differ, and what is
+trained on them goes through the same code. It knows nothing of language.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tim_jax.codecs import gemma
+from tim_jax.codecs.tokenizer import BYTES
+
+NAME = "stand-in"
+SEED = 0
+CONFIG = gemma.Config(
+    vocab_size=BYTES.vocab_size,
+    hidden_size=96,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=24,
+    layer_types=(gemma.LOCAL, gemma.LOCAL, gemma.GLOBAL),
+    sliding_window=16,
+    query_pre_attn_scalar=24.0,
+)
+
+
+def load(dtype=jnp.float32) -> tuple[gemma.Gemma, dict]:
+    """(module, parameters), the same everywhere."""
+    params = jax.jit(gemma.Gemma(CONFIG).init)(jax.random.key(SEED), *gemma.Gemma(CONFIG).example())["params"]
+    return gemma.Gemma(CONFIG, dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)
