@@ -16,7 +16,7 @@ from tim_jax.command_line import Parser, user_errors
 from tim_jax.config import Run
 from tim_jax.evaluation import diagnostics
 from tim_jax.feed import images_of_one_shape
-from tim_jax.generate import load_weights
+from tim_jax.generate import check_by_class, load_weights
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.preemption import Stop
@@ -53,6 +53,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         x, labels = images_of_one_shape(run, run.config.evaluation.held_out)
         if not 1 <= args.rows <= len(x):
             raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out rows")
+        check_by_class(run, folder)
         weights, step = load_weights(run, folder)
     picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
     found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)

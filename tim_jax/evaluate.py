@@ -12,7 +12,7 @@ from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
-from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.generate import Generator, check_by_class, cycle_labels, load_weights
 from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
@@ -56,6 +56,7 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         else:
             plan = measure.plan(run)
             count = measure.count_of(plan)
+        check_by_class(run, folder)
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
         nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tim_jax import cluster, files, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, user_errors, whole_numbers
-from tim_jax.generate import Generator, cycle_labels, load_weights
+from tim_jax.generate import Generator, check_by_class, cycle_labels, load_weights
 from tim_jax.training import checksums
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions import SAMPLERS
@@ -87,6 +87,7 @@ def find(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 f"sampling.sampler is {sampler!r} with stochasticity {run.sampling.stochasticity}; a grid is found "
                 f"from single steps of {able}, without stochasticity"
             )
+        check_by_class(run, folder)
         weights, step = load_weights(run, folder)
 
     generator = Generator(run, min(args.count, run.config.evaluation.batch_size))

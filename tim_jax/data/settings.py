@@ -19,8 +19,8 @@ DIRECTORY = "~/.cache/tim_jax"
 class DataSettings:
     """source, path, split, channels, num_classes: see Location. mixture: ((source, path, weight), ...) in place of one
     source. shape: of every row, where there are no buckets. bucketing: how they are made, or None. look: of rows.
-    directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run. factor: pixels
-    of an image per position of the row that is made of it; all shapes here are those of images."""
+    directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run. factor:
+    pixels of an image per position of the row that is made of it; all shapes here are those of images."""
 
     source: str
     shape: Shape
@@ -53,8 +53,8 @@ class DataSettings:
         factor: int = 1,
     ) -> "DataSettings":
         """Settings from the `data` and `loader` sections. side: positions of a row per token and direction.
-        rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence. factor: of images that
-        are encoded as they are read.
+        rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence. factor: of
+        images that are encoded as they are read.
 
         Keys that a section lacks have their defaults. Raises ValueError that names key and value.
         """
