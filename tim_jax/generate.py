@@ -42,8 +42,8 @@ def check_by_class(run: Run, workdir) -> None:
 class Generator:
     """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
 
-    What is asked for are labels, or prompts, where the run has `texts` to read them by. One program is compiled for each
-    size, whatever the number of steps (to PADDED evaluations; others for more).
+    What is asked for are labels, or prompts, where the run has `texts` to read them by. One program is compiled for
+    each size, whatever the number of steps (to PADDED evaluations; others for more).
     """
 
     def __init__(self, run: Run, batch_size: int, texts: Texts | None = None):
