@@ -146,7 +146,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
     sampling = make_sampling(config, objective)
     evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.weights)
-    evaluation.check(config.ema, data.channels, model.condition)
+    evaluation.check(config.ema, 3 if codecs.autoencoder else data.channels)
     run = Run(
         config=config,
         mesh=mesh,

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, compilation_cache, measure, workdir
+from tim_jax import cluster, compilation_cache, measure, parts, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
-from tim_jax.generate import Generator, check_by_class, cycle_labels, load_weights
+from tim_jax.frozen import decoder_of
+from tim_jax.generate import load_weights, open_generator
 from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
@@ -56,7 +57,6 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         else:
             plan = measure.plan(run)
             count = measure.count_of(plan)
-        check_by_class(run, folder)
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
         nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
@@ -76,25 +76,26 @@ def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
         raise ValueError(f"--export is {args.export!r}; it must end with .npz")
     if not (args.count or run.evaluation.samples):
         raise ValueError("--count: missing; with --export it says how many samples to write")
-    if run.image_shape[-1] not in (1, 3):
+    if decoder_of(run) is None:
         raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")
 
 
 def export(run: configuration.Run, weights, steps: int, count: int, path: epath.Path) -> None:
     """Writes `count` samples and their labels as a published batch."""
-    generator = Generator(run, min(count, run.evaluation.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
+    generator = open_generator(run, min(count, run.evaluation.batch_size))
+    asked = measure.asked_of(run, count)
     began, progress, done = time.perf_counter(), Progress(count), 0
 
     def levels():
         nonlocal done
-        for images in generator.batches(weights, generator.times(steps), labels):
+        for images in generator.images(weights, generator.times(steps), asked):
             done += len(images)
             progress(done, f"{done} of {count} samples")
             yield pictures.to_uint8(images)
 
     if jax.process_index() == 0:
-        published.write_images(path, levels(), (count, *run.image_shape[:2], 3), labels)
+        labels = np.zeros(count, np.int32) if isinstance(asked, list) else asked
+        published.write_images(path, levels(), (count, *parts.picture_shape(run)[:2], 3), labels)
         print(f"{count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
     else:
         for _ in levels():
@@ -129,10 +130,10 @@ def table(run, plan: measure.Measurement, weights, training_step: int, nfe: dict
     found, shown = measure.any_step_table(plan, weights, nfe, list(range(args.seeds)), count, progress)
     found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
-    is_picture = run.image_shape[-1] in (1, 3)
+    is_picture = decoder_of(run) is not None
     near = min(args.nearest, count) if is_picture and plan.neighbours else 0
-    generator = Generator(run, min(near or 1, run.evaluation.batch_size))
-    images = generator(weights, max(steps), 0, cycle_labels(run.config.model.num_classes, near)) if near else None
+    generator = open_generator(run, min(near or 1, run.evaluation.batch_size))
+    images = generator.decode(generator(weights, max(steps), 0, measure.asked_of(run, near))) if near else None
     if jax.process_index() > 0:
         return
     anystep.write(found, folder)

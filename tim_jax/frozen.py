@@ -128,11 +128,13 @@ class Decoder:
         return open_part(self.run.codecs, "autoencoder", self.run.mesh)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """rows: known to every process; their number a multiple of the devices that rows lie on."""
+        """rows: known to every process."""
+        shards = sharding.batch_shards(self.run.mesh)
+        x = np.resize(rows, (-(-len(rows) // shards) * shards, *rows.shape[1:]))
         where = sharding.batch_sharding(self.run.mesh)
-        x = jax.make_array_from_callback(rows.shape, where, lambda index: rows[index])
+        x = jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index])
         with on_mesh(self.run.mesh):
-            return np.asarray(self._decode(self._part, x))
+            return np.asarray(self._decode(self._part, x))[: len(rows)]
 
 
 def decoder_of(run: Run) -> Pixels | Decoder | None:

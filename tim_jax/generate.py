@@ -1,5 +1,6 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax import data
 from tim_jax.config import Run
-from tim_jax.frozen import Texts
+from tim_jax.frozen import Decoder, Pixels, Texts, decoder_of, texts_of
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import TrainState
 from tim_jax.transitions.plans import host_transport
 from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
+
+Decode = Pixels | Decoder
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
@@ -42,13 +46,15 @@ def check_by_class(run: Run, workdir) -> None:
 class Generator:
     """Samples with given weights; image i of a seed is the same whatever the batch and the mesh.
 
+    What it gives are rows, which `decode` turns into images.
     What is asked for are labels, or prompts, where the run has `texts` to read them by. One program is compiled for
     each size, whatever the number of steps (to PADDED evaluations; others for more).
     """
 
-    def __init__(self, run: Run, batch_size: int, texts: Texts | None = None):
+    def __init__(self, run: Run, batch_size: int, texts: Texts | None = None, decode: Decode = Pixels()):
         shards = sharding.batch_shards(run.mesh)
-        self.run, self.batch_size, self.texts = run, -(-batch_size // shards) * shards, texts
+        self.run, self.batch_size = run, -(-batch_size // shards) * shards
+        self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
         self._sample = jax.jit(self._batch, static_argnums=(8, 9), out_shardings=whole)
@@ -120,6 +126,10 @@ class Generator:
             images, count = np.asarray(images), len(asked) - first
             yield images[:: evaluations // (len(times) - 1), :count] if trajectory else images[:count]
 
+    def images(self, *given: Any, **more: Any) -> Iterator[np.ndarray]:
+        """`batches`, decoded: images (n, H, W, c) in about [−1, 1]."""
+        return map(self.decode, self.batches(*given, **more))
+
     def _conditions(self, asked: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
         """Of labels or prompts (batch_size,), and that of none, (1, …)."""
         if self.texts:
@@ -146,6 +156,12 @@ class Generator:
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
+def open_generator(run: Run, batch_size: int) -> Generator:
+    """A Generator with the text encoder and the autoencoder that the run needs for images. Raises ValueError."""
+    texts = texts_of(run) if run.config.model.condition == "text" else None
+    return Generator(run, batch_size, texts, decoder_of(run) or Pixels())
+
+
 def mixture(run: Run, time: float) -> tuple[float, float]:
     """(α, σ) of the run's transport at a time."""
     host = host_transport(run.transport)
@@ -160,6 +176,17 @@ def start_noise_of(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) 
 def cycled(values: np.ndarray, count: int) -> np.ndarray:
     """(count, …) rows, in turn those of values."""
     return values[np.arange(count) % len(values)]
+
+
+def prompts_of(source: data.Source, count: int) -> list[str]:
+    """The first captions of a source's first rows, (count,), over again where there are too few."""
+    found = []
+    for i in range(min(len(source), 2 * count) if getattr(source, "captions", False) else 0):
+        with contextlib.suppress(data.BadRecord):
+            found.append(source[i]["captions"][0])
+        if len(found) == count:
+            break
+    return [(found or ["a picture"])[i % max(len(found), 1)] for i in range(count)]
 
 
 def cycle_labels(num_classes: int, count: int) -> np.ndarray:

@@ -22,7 +22,8 @@ from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import LEAST
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
-from tim_jax.generate import Generator, cycle_labels
+from tim_jax.feed import one_shape
+from tim_jax.generate import cycle_labels, open_generator, prompts_of
 from tim_jax.parts import Part, of_data, of_file
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
@@ -199,8 +200,8 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
     settings = run.evaluation
     count = settings.count or count_of(measurement)
     _ = measurement.yardstick  # before training begins
-    generator = Generator(run, min(count, settings.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
+    generator = open_generator(run, min(count, settings.batch_size))
+    asked = asked_of(run, count)
 
     def measure(state: Any) -> dict[str, float]:
         found = {}
@@ -208,7 +209,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
             weights = run.weights(state, name)
             for steps in settings.steps:
                 try:
-                    figures = measurement.figures(generator.batches(weights, generator.times(steps), labels), count)
+                    figures = measurement.figures(generator.images(weights, generator.times(steps), asked), count)
                 except ValueError as error:
                     print(f"\nwarning: evaluation of {name} at {steps} steps: {error}", file=sys.stderr, flush=True)
                     continue
@@ -232,10 +233,10 @@ def any_step_table(
     """
     run, most = measurement.run, max(nfe)
     yardstick = measurement.yardstick
-    generator = Generator(run, min(count, run.evaluation.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
+    generator = open_generator(run, min(count, run.evaluation.batch_size))
+    asked = asked_of(run, count)
     for steps in {min(64, most), most}:  # compilation is not the sampler's time
-        generator(weights, steps, seeds[0], labels[: generator.batch_size])
+        generator(weights, steps, seeds[0], asked[: generator.batch_size])
     shown = {}
 
     def figures(steps: int, seed: int) -> tuple[dict[str, float], float]:
@@ -244,7 +245,7 @@ def any_step_table(
         def drawn():
             nonlocal seconds
             began = time.perf_counter()
-            for images in generator.batches(weights, generator.times(steps), labels, seed):
+            for images in generator.images(weights, generator.times(steps), asked, seed):
                 seconds += time.perf_counter() - began
                 shown.setdefault(steps, images[:SHOWN])
                 yield images
@@ -254,6 +255,13 @@ def any_step_table(
 
     floor, reference = yardstick.floor(seeds), measurement.fingerprint
     return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference), shown
+
+
+def asked_of(run: Run, count: int) -> np.ndarray | list[str]:
+    """(count,): every label in turn, or the captions of the training part."""
+    if run.config.model.condition == "class":
+        return cycle_labels(run.config.model.num_classes, count)
+    return prompts_of(one_shape(run, run.data.split)[0], count)
 
 
 def count_of(measurement: Measurement) -> int:

@@ -25,8 +25,16 @@ class Part:
     given: kept.Summary = dataclasses.field(default_factory=dict)
 
 
+def picture_shape(run: Run) -> tuple[int, int, int]:
+    """(H, W, c) of the images of a run's samples: rows, or what its autoencoder makes of them."""
+    if not run.codecs.autoencoder:
+        return run.image_shape
+    factor = run.codecs.describe().factor
+    return *(factor * side for side in run.image_shape[:2]), 3
+
+
 def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
-    size = "x".join(str(side) for side in run.image_shape)
+    size = "x".join(str(side) for side in picture_shape(run))
     fitted = "" if run.data.bucketing is None else "covered and cropped; "
     return of | {
         "size": size,
@@ -39,9 +47,16 @@ def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
 def of_data(run: Run, features: Features, split: str) -> Part:
     """A split of the run's data. Raises ValueError if there is none."""
     source, fit = one_shape(run, split)
+    if run.codecs.autoencoder and getattr(source, "latents", False):
+        key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
+        raise ValueError(
+            f"evaluation.{key} is {run.config.evaluation[key]!r}; the rows of {source.name} are latents, and samples "
+            f"are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
+        )
+    shape = picture_shape(run)
 
     def read(indices):
-        images, found = np.zeros((len(indices), *run.image_shape), np.float32), np.ones(len(indices), bool)
+        images, found = np.zeros((len(indices), *shape), np.float32), np.ones(len(indices), bool)
         for row, i in enumerate(indices):
             try:
                 images[row] = data.normalise(fit(source[int(i)]["image"]))
@@ -66,15 +81,16 @@ def of_file(run: Run, features: Features, path: str) -> Part:
             f"evaluation.reference is {path!r}; it holds neither images (arr_0) nor, for 'inception', mu and sigma"
         )
     count, size = (shape[0], shape[1:]) if shape else (0, None)
-    if size and size[:2] != run.image_shape[:2]:
+    height, width, channels = picture_shape(run)
+    if size and size[:2] != (height, width):
         raise ValueError(
             f"evaluation.reference is {path!r}; its images are {size[0]}x{size[1]}, samples of this run are "
-            f"{run.image_shape[0]}x{run.image_shape[1]}: they cannot be compared"
+            f"{height}x{width}: they cannot be compared"
         )
     images = _Ahead(path)
 
     def read(indices):
-        found = data.normalise(images[indices])[..., : run.image_shape[-1]]
+        found = data.normalise(images[indices])[..., :channels]
         return found, np.ones(len(indices), bool)
 
     of = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}

@@ -17,8 +17,7 @@ from tim_jax.data import inspect
 from tim_jax.evaluation import pictures
 from tim_jax.exit_codes import DONE, FAILED, RESTART
 from tim_jax.feed import Feed, open_feed
-from tim_jax.frozen import Decoder, Pixels, decoder_of, texts_of
-from tim_jax.generate import Generator, cycle_labels
+from tim_jax.generate import cycle_labels, open_generator, prompts_of
 from tim_jax.start import first_state
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
@@ -55,14 +54,13 @@ def picture_sizes(run: configuration.Run, plan: data.Plan, most: int = 5) -> lis
     return [tuple(side // run.data.factor for side in shapes[i]) for i in chosen]
 
 
-def sample_pictures(run: configuration.Run, feed: Feed, decode: Decoder | Pixels):
+def sample_pictures(run: configuration.Run, feed: Feed):
     """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
     sizes = picture_sizes(run, feed.plan)
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
+    generator, count = open_generator(run, each), each * len(sizes)
     by_class = run.config.model.condition == "class"
-    generator = Generator(run, each, None if by_class else texts_of(run))
-    count = each * len(sizes)
-    asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts(feed.source, count)
+    asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts_of(feed.source, count)
 
     def draw(state):
         weights = run.weights(state)
@@ -70,22 +68,13 @@ def sample_pictures(run: configuration.Run, feed: Feed, decode: Decoder | Pixels
             steps: [
                 image
                 for i, size in enumerate(sizes)
-                for image in decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
+                for image in generator.decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
             ]
             for steps in run.config.training.sample_steps
         }
         return {"samples": pictures.any_step_grid(images)}
 
     return draw
-
-
-def prompts(source: data.Source, count: int) -> list[str]:
-    """The first captions of the first rows of a source that can be used, over again where there are too few."""
-    found = []
-    for i in range(min(len(source), 10 * count) if source.captions else 0):
-        with contextlib.suppress(data.BadRecord):
-            found.append(source[i]["captions"][0])
-    return [(found or ["a picture"])[i % max(len(found), 1)] for i in range(count)]
 
 
 def can_draw(run: configuration.Run) -> bool:
@@ -128,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
             feed = open_feed(run)
-            draw = sample_pictures(run, feed, decoder_of(run)) if can_draw(run) else None
+            draw = sample_pictures(run, feed) if can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
             print(kept, flush=True)

@@ -33,13 +33,14 @@ class EvaluationSettings:
         """Of the section; where it names no weights, those that sampling uses."""
         return cls(**{**section, "weights": tuple(section["weights"]) or (sampling_weights,)})
 
-    def check(self, averages: Collection[str], channels: int, condition: str) -> None:
+    def check(self, averages: Collection[str], channels: int) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be. averages: names of averaged weights."""
         if self.features not in FEATURES:
             raise ValueError(f"evaluation.features is {self.features!r}; it must be one of {', '.join(FEATURES)}")
         if self.features == "inception" and channels not in (1, 3):
             raise ValueError(
-                f"evaluation.features is 'inception', for images of 1 or 3 channels; data.channels is {channels}"
+                f"evaluation.features is 'inception', for images of 1 or 3 channels; data.channels is {channels}, "
+                "and codecs.autoencoder names nothing to decode them by"
             )
         for name in self.metrics:
             if name not in METRICS:
@@ -58,5 +59,3 @@ class EvaluationSettings:
                 raise ValueError(
                     f"evaluation.weights has {name!r}; each must be student or one of {', '.join(averages)}"
                 )
-        if self.every and condition != "class":
-            raise ValueError(f"evaluation.every is {self.every}; it must be 0 where model.condition is {condition!r}")
