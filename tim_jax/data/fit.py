@@ -32,8 +32,8 @@ class Look:
 
 
 def draws(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
-    """(n, 5) random numbers in (0, 1) for rows (n,) of the global batch of a step: mirroring, caption, crop (two), noise
-    of latents that are sampled."""
+    """(n, 5) random numbers in (0, 1) for rows (n,) of the global batch of a step: mirroring, caption, crop (two) and
+    noise of latents that are sampled."""
     four = np.asarray(rows, np.int64)[:, None] * 4 + np.arange(4)[None, :]
     noise = uniform(seed, step, rows, NOISE)
     return np.concatenate([uniform(seed, step, four.ravel()).reshape(-1, 4), noise[:, None]], axis=1)

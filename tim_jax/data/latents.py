@@ -13,7 +13,6 @@ from tim_jax.data.faults import BadRecord
 from tim_jax.data.folder import InClassFolders, index_folder
 from tim_jax.data.sources import Location, checked_label, digest
 
-
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)}
 
