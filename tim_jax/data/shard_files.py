@@ -133,24 +133,28 @@ def finish(folder: Path, count: int, about: dict[str, Any], null: dict[str, np.n
     about: see `what_rows_have`. null: `text` (M, T) and `mask` (M,) of the empty prompt. Raises ValueError if a shard
     is not there, or all are empty.
     """
-    records = [recorded(folder, number) for number in range(count)]
-    missing = [shard_path(folder, number).name for number, record in enumerate(records) if record is None]
-    if missing:
-        raise ValueError(f"folder {str(folder)!r}: {_listed(missing)} of {count} shards are not there; start again")
-    sizes = [size for record in records for size in record["sizes"]]
-    if not sizes:
+    shards, sizes, bad = [], [np.zeros((0, 2), np.int32)], []
+    for number in range(count):
+        record = recorded(folder, number)
+        if record is None:
+            raise ValueError(f"folder {str(folder)!r}: {shard_path(folder, number).name} is not there; start again")
+        sizes.append(np.array(record["sizes"], np.int32).reshape(-1, 2))
+        bad += record["bad"]
+        shards.append({key: record[key] for key in ("name", "rows", "bytes", "sha256")})
+    rows = sum(shard["rows"] for shard in shards)
+    if not rows:
         raise ValueError(f"folder {str(folder)!r}: no rows to write, must have at least one")
-    lines = [json.dumps(line) + "\n" for record in records for line in record["bad"]]
-    beside = {SIZES: _npy(np.array(sizes, np.int32)), BAD: "".join(lines).encode()}
+    lines = [json.dumps(line) + "\n" for line in bad]
+    beside = {SIZES: _npy(np.concatenate(sizes)), BAD: "".join(lines).encode()}
     if null:
         beside[NULL] = safetensors.numpy.save(null)
     for name, content in beside.items():
         with appearing(folder / name) as new:
             new.write_bytes(content)
     about = about | {
-        "rows": len(sizes),
-        "bad": dict(sorted(Counter(line["reason"] for record in records for line in record["bad"]).items())),
-        "shards": [{key: record[key] for key in ("name", "rows", "bytes", "sha256")} for record in records],
+        "rows": rows,
+        "bad": dict(sorted(Counter(line["reason"] for line in bad).items())),
+        "shards": shards,
         "beside": [measured(folder / name) for name in beside],
     }
     with appearing(folder / ABOUT) as new:
@@ -206,7 +210,7 @@ def read_about(folder: Path) -> dict[str, Any]:
             told = f"it must be a folder that python -m tim_jax.encode made, with {ABOUT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = f"its {ABOUT} must say what its rows have ({type(error).__name__}: {error})"
-    raise ValueError(f"data.path is {str(folder)!r}; {told}")
+    raise ValueError(f"{folder}: {told}")
 
 
 def check_sizes(folder: Path) -> dict[str, Any]:
@@ -214,10 +218,7 @@ def check_sizes(folder: Path) -> dict[str, Any]:
     about = read_about(folder)
     wrong = [entry["name"] for entry in _listed_files(about) if _bytes(folder / entry["name"]) != entry["bytes"]]
     if wrong:
-        raise ValueError(
-            f"data.path is {str(folder)!r}; {_listed(wrong)}: not there, or changed since they were encoded (the size "
-            "is another)"
-        )
+        raise ValueError(f"{folder}: not there, or changed since it was written (another size): {_listed(wrong)}")
     return about
 
 
@@ -227,7 +228,10 @@ def verify(folder: Path) -> dict[str, Any]:
     entries = tqdm(_listed_files(about), desc=f"checksums of {folder.name}", unit=" files")
     wrong = [entry["name"] for entry in entries if measured(folder / entry["name"])["sha256"] != entry["sha256"]]
     if wrong:
-        raise ValueError(f"{folder}: {_listed(wrong)}: changed since they were encoded (the checksum is another)")
+        raise ValueError(
+            f"{folder}: changed since it was written (another checksum): {_listed(wrong)}; delete what is named, and "
+            f"{ABOUT}, and encode again with the same command"
+        )
     return about
 
 

@@ -22,9 +22,9 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tim_jax import cluster, compilation_cache, data, lock
-from tim_jax.command_line import Parser, load_config, user_errors
+from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.config import Run
-from tim_jax.data import shard_files
+from tim_jax.data import inspect, shard_files
 from tim_jax.data.faults import FEWEST_ROWS, REASONS, check_share
 from tim_jax.encode import estimate
 from tim_jax.encode.rows import RowEncoder
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
                 with shard_files.appearing(folder / shard_files.SETTINGS) as new:
                     new.write_text(json.dumps(settings, indent=1) + "\n")
         say(kept)
-        with user_errors():
+        with user_errors(data.TooManyBadRecords), failures(OSError):
             make_shards(run, work, encoder, folder)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("all shards are written")
@@ -96,9 +96,10 @@ def check_room(run: Run, work: Work, encoder: RowEncoder, folder: Path) -> None:
         size = estimate.size_in_bytes(run, work, encoder)
         records = (shard_files.recorded(folder, shard) for shard in range(work.shards))
         there, free = sum(record["bytes"] for record in records if record), estimate.free(folder)
+        say(inspect.summary(work.source, work.plan))
         say(
-            f"{work.source.name}: {work.plan.images():,} of {len(work.source):,} rows in {work.shards:,} shards, about "
-            f"{estimate.told(size)}, of which {estimate.told(there)} are there; free: {estimate.told(free)}"
+            f"{work.plan.images():,} rows in {work.shards:,} shards, about {estimate.told(size)}, of which "
+            f"{estimate.told(there)} are there; free: {estimate.told(free)}"
         )
         lacking[:] = max(size - there - free, 0)
     lacking = int(cluster.summed(lacking)[0])
@@ -114,41 +115,43 @@ def make_shards(run: Run, work: Work, encoder: RowEncoder, folder: Path) -> None
     index, count = jax.process_index(), jax.process_count()
     mine = range(index, work.shards, count)
     checked = tqdm(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
-    records = {shard: shard_files.kept(folder, shard) for shard in checked}
-    left = [shard for shard in mine if records[shard] is None]
+    kept = {shard: bad_of(record) for shard in checked if (record := shard_files.kept(folder, shard))}
+    left = [shard for shard in mine if shard not in kept]
     rows = np.concatenate([work.rows(shard) for shard in left] or [np.zeros(0, np.int64)])
-    loader, drawn, counts = run.config.loader, 0, Counter()
-    reading = grain.MapDataset.range(len(rows)).map(Reading.of(work, rows))
-    stream = (
-        data.iterate(reading, 0, loader.threads, AHEAD * loader.prefetch, loader.workers) if len(rows) else iter(())
-    )
+    everything, counts = sum(len(work.rows(shard)) for shard in mine), np.zeros(1 + len(REASONS), np.int64)
+    stream = read(run, work, rows)
     whose = f"encoding, 1 of {count} processes" if count > 1 else "encoding"
-    everything = sum(len(work.rows(shard)) for shard in mine)
     with tqdm(total=everything, initial=everything - len(rows), desc=whose, unit=" rows", disable=index > 0) as bar:
         for first in range(0, work.shards, count):
             shard = first + index
-            if shard in records:
-                record = records[shard]
-                if record is None:
-                    made, bad = encoder(told(itertools.islice(stream, len(work.rows(shard))), bar))
-                    record = shard_files.write_shard(folder, shard, made, bad)
-                drawn += record["rows"] + len(record["bad"])
-                counts.update(line["reason"] for line in record["bad"])
-            check_bad(drawn, counts, run.data.max_bad_share, folder)
+            if shard in kept:
+                counts += kept[shard]
+            elif shard in mine:
+                made, bad = encoder(told(itertools.islice(stream, len(work.rows(shard))), bar))
+                counts += bad_of(shard_files.write_shard(folder, shard, made, bad))
+            drawn, *bad = cluster.summed(counts).tolist()
+            found = dict(zip(REASONS, bad, strict=True))
+            check_share(found, max(drawn, FEWEST_ROWS), run.data.max_bad_share, f"{folder}/rows-*.json")
 
 
-def told(rows: Iterable[dict], bar: tqdm) -> Iterator[dict]:
+def read(run: Run, work: Work, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The given rows of the source as `Reading` has them, read ahead."""
+    loader = run.config.loader
+    dataset = grain.MapDataset.range(len(rows)).map(Reading.of(work, rows))
+    return data.iterate(dataset, 0, loader.threads, AHEAD * loader.prefetch, loader.workers) if len(rows) else iter(())
+
+
+def told(rows: Iterable[dict[str, Any]], bar: tqdm) -> Iterator[dict[str, Any]]:
     """The rows, each of which the progress bar counts."""
     for row in rows:
         yield row
         bar.update()
 
 
-def check_bad(drawn: int, counts: Counter, limit: float, folder: Path) -> None:
-    """Raises TooManyBadRecords if too many rows of all processes are bad; all must call it."""
-    total, *numbers = cluster.summed(np.array([drawn] + [counts[reason] for reason in REASONS], np.int64)).tolist()
-    found = dict(zip(REASONS, numbers, strict=True))
-    check_share(found, max(total, FEWEST_ROWS), limit, f"{folder}/rows-*.json")
+def bad_of(record: dict[str, Any]) -> np.ndarray:
+    """(rows of the source, those that are bad by each of REASONS) of a shard."""
+    counts = Counter(line["reason"] for line in record["bad"])
+    return np.array([record["rows"] + len(record["bad"])] + [counts[reason] for reason in REASONS], np.int64)
 
 
 def about_rows(run: Run, work: Work) -> dict[str, Any]:

@@ -35,19 +35,16 @@ def sampled(work: Work, encoder: RowEncoder) -> tuple[float, float, float]:
     """(bytes of captions of a row, their tokens, bytes of a file per pixel), on average over rows that can be used."""
     rows = np.flatnonzero(work.bucket >= 0)
     reading = Reading.of(work, rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int))])
-    found = [row for row in map(reading, range(len(reading))) if "bad" not in row]
+    found = [row for row in map(reading, range(len(reading.rows))) if "bad" not in row]
     if not found:
         return 0.0, 0.0, 0.0
+    texts = encoder.texts
     captions = [row.get("captions", ()) for row in found]
-    texts = [sum(len(text.encode()) for text in row) for row in captions]
-    tokens = [0]
-    if encoder.texts:
-        read = encoder.texts.tokenizer
-        tokens = [sum(min(read.count(text), encoder.texts.length) for text in row) for row in captions]
-    per_pixel = (
-        [len(png(row["image"])) / math.prod(row["image"].shape[:2]) for row in found] if encoder.keeps_images else [0]
-    )
-    return float(np.mean(texts)), float(np.mean(tokens)), float(np.mean(per_pixel))
+    tokens = [sum(min(texts.tokenizer.count(t), texts.length) for t in row) if texts else 0 for row in captions]
+    images = [row["image"] for row in found] if encoder.keeps_images else []
+    per_pixel = [len(png(image)) / math.prod(image.shape[:2]) for image in images] or [0]
+    in_bytes = [sum(len(text.encode()) for text in row) for row in captions]
+    return float(np.mean(in_bytes)), float(np.mean(tokens)), float(np.mean(per_pixel))
 
 
 def free(folder: Path) -> int:

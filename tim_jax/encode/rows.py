@@ -107,7 +107,7 @@ class RowEncoder:
         return self._devices * min(max(TOKENS // self.texts.length, 1), MOST_TEXTS)
 
     def _of_images(self, parts: dict[str, Part], images: jax.Array) -> dict[str, jax.Array]:
-        """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images and mirror images."""
+        """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images, mirrored too."""
         side, made = self.run.data.look.side, {}
         both = lambda f: jnp.stack([f(parts, images), f(parts, images[:, :, ::-1])], axis=1)  # noqa: E731
         if "autoencoder" in parts and self.run.codecs.latents == "sample":

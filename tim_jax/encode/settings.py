@@ -1,6 +1,5 @@
 """What shards depend on, which may not change while they are made."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from tim_jax.codecs import hub, loading, stand_in, tokenizer
 from tim_jax.config import Run
 from tim_jax.config_keys import flatten
 from tim_jax.data import shard_files
+from tim_jax.data.sources import digest
 from tim_jax.encode.work import Work
 from tim_jax.lock import NAME as LOCK
 
@@ -39,17 +39,14 @@ def settings_of(run: Run, work: Work) -> dict[str, Any]:
 def weights_of(path: str) -> dict[str, Any]:
     """{"path", "fingerprint"} of a published model: its configuration, and each file's name, size and beginning."""
     if path == stand_in.NAME:
-        return {
-            "path": path,
-            "fingerprint": hashlib.sha256(repr((stand_in.CONFIG, stand_in.SEED)).encode()).hexdigest(),
-        }
+        return {"path": path, "fingerprint": digest(stand_in.CONFIG, stand_in.SEED)}
     folder, files = loading.find(hub.local(path))
-    found = hashlib.sha256()
+    found = []
     for file in [folder / "config.json", folder / tokenizer.FILE, *files]:
         if file.exists():
             with file.open("rb") as opened:
-                found.update(repr((file.name, file.stat().st_size, opened.read(START))).encode())
-    return {"path": path, "fingerprint": found.hexdigest()}
+                found.append((file.name, file.stat().st_size, digest(opened.read(START))))
+    return {"path": path, "fingerprint": digest(found)}
 
 
 def compare(folder: Path, settings: dict[str, Any]) -> bool:

@@ -58,9 +58,6 @@ class Reading(Fields):
     def of(cls, work: Work, rows: np.ndarray) -> "Reading":
         return cls(work.source, work.plan, rows, work.bucket[rows])
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __call__(self, i: int) -> dict[str, Any]:
         index, shape = int(self.rows[i]), self.plan.buckets[self.bucket[i]].shape
         try:
