@@ -229,8 +229,8 @@ def verify(folder: Path) -> dict[str, Any]:
     wrong = [entry["name"] for entry in entries if measured(folder / entry["name"])["sha256"] != entry["sha256"]]
     if wrong:
         raise ValueError(
-            f"{folder}: changed since it was written (another checksum): {_listed(wrong)}; delete what is named, and "
-            f"{ABOUT}, and encode again with the same command"
+            f"{folder}: changed since it was written (another checksum): {_listed(wrong)}; delete what is named and "
+            "encode again with the same command"
         )
     return about
 

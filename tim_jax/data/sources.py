@@ -118,6 +118,8 @@ def checked_captions(captions: Any) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str) or not text.strip():
             raise BadRecord("caption", f"{text!r:.60}, must be a text that is not empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # halves of a letter, which no tokenizer reads
+            raise BadRecord("caption", f"{text!r:.60}, must be valid Unicode")
     return tuple(found)
 
 

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             run = run_here(load_config(args.config, overrides))
             kept = compilation_cache.use(run.config.training.compilation_cache)
             work = open_work(run, args.rows_per_shard)
-            encoder, settings = RowEncoder(run), settings_of(run, work)
+            encoder, settings = RowEncoder(run, work), settings_of(run, work)
             begun = compare(folder, settings)
             if begun and finished(folder):
                 return say(f"{folder}: was encoded before; nothing is left to do")

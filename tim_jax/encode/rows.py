@@ -5,6 +5,7 @@ made of a row depends neither on other shards nor on the number of hosts, and on
 """
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ from PIL import Image
 
 from tim_jax import data
 from tim_jax.config import Run
+from tim_jax.encode.work import Work
 from tim_jax.frozen import Encoder, Part
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 
-# What a device takes at a time.
-PIXELS, MOST_IMAGES = 2**20, 32
-TOKENS, MOST_TEXTS = 2**12, 32
+# What a device takes at a time, at most: few enough that it fits, and that little of a shard's last batches is filling.
+PIXELS, TOKENS, MOST = 2**20, 2**12, 32
+SHARE = 1 / 8  # of the rows of one shape that a shard has on average
 
 
 class Batch(NamedTuple):
@@ -36,11 +38,16 @@ class Batch(NamedTuple):
 class RowEncoder:
     """The frozen parts of a run on the mesh of this process. Raises ValueError if a part does not fit."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, work: Work):
         self.run, self.encoder = run, Encoder(run)
         self.texts, self.parts = self.encoder.texts, self.encoder.parts
         self.keeps_images = "autoencoder" not in self.parts
-        self._devices = sharding.batch_shards(run.mesh)
+        self._rows = {
+            bucket.shape: self._at_a_time(PIXELS / math.prod(bucket.shape), sum(bucket.images) / work.shards)
+            for bucket in work.plan.buckets
+        }
+        if self.texts:
+            self._rows_of_texts = self._at_a_time(TOKENS / self.texts.length, work.plan.images() / work.shards)
         self._images, self._texts = jax.jit(self._of_images), jax.jit(self._of_texts)
 
     @property
@@ -78,9 +85,10 @@ class RowEncoder:
             image = row.pop("image")
             made[number] = row | ({"image": png(image)} if self.keeps_images else {})
             if self.parts.keys() & {"autoencoder", "image_encoder"}:
-                images[image.shape].append((number, data.normalise(image)))
-                if len(images[image.shape]) == self._rows(image.shape):
-                    yield self._batch(self._images, images.pop(image.shape), self._rows(image.shape))
+                shape = image.shape[:2]
+                images[shape].append((number, data.normalise(image)))
+                if len(images[shape]) == self._rows[shape]:
+                    yield self._batch(self._images, images.pop(shape), self._rows[shape])
             if self.texts:
                 ids, mask = self.texts.tokenizer(row["captions"], self.texts.length)
                 texts += ((number, *pair) for pair in zip(ids, mask, strict=True))
@@ -88,7 +96,7 @@ class RowEncoder:
                     yield self._batch(self._texts, texts[: self._rows_of_texts], self._rows_of_texts)
                     texts = texts[self._rows_of_texts :]
         for shape, waiting in images.items():
-            yield self._batch(self._images, waiting, self._rows(shape))
+            yield self._batch(self._images, waiting, self._rows[shape])
         if texts:
             yield self._batch(self._texts, texts, self._rows_of_texts)
 
@@ -98,13 +106,9 @@ class RowEncoder:
         numbers, *arrays = zip(*full, strict=True)
         return Batch(program, list(numbers[: len(waiting)]), tuple(np.stack(array) for array in arrays))
 
-    def _rows(self, shape: tuple[int, ...]) -> int:
-        """Images of a batch."""
-        return self._devices * min(max(PIXELS // (shape[0] * shape[1]), 1), MOST_IMAGES)
-
-    @property
-    def _rows_of_texts(self) -> int:
-        return self._devices * min(max(TOKENS // self.texts.length, 1), MOST_TEXTS)
+    def _at_a_time(self, fit: float, of_shard: float) -> int:
+        """Rows of a batch, of which so many fit on a device and a shard has so many."""
+        return sharding.batch_shards(self.run.mesh) * max(1, min(int(fit), MOST, math.ceil(SHARE * of_shard)))
 
     def _of_images(self, parts: dict[str, Part], images: jax.Array) -> dict[str, jax.Array]:
         """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images, mirrored too."""
