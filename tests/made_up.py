@@ -5,6 +5,7 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from tim_jax import config as configuration
 from tim_jax import convert
@@ -32,8 +33,8 @@ def workdir(folder, name, **changes):
         run = configuration.build(load_config(name, changes))
         rng = np.random.default_rng(0)
         shapes = run.trainer.abstract.params["student"]
-        params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-        convert.fill(run, params, "nothing", folder)
+        params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+        convert.fill(run, params, "nothing", epath.Path(folder))
     return folder
 
 

@@ -3,12 +3,12 @@
 import json
 import re
 
-import made_up
 import numpy as np
 import pytest
 from PIL import Image
 
 import tim_jax
+from tests import made_up
 from tim_jax import sample
 from tim_jax.layouts import read_settings, tiles
 

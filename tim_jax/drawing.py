@@ -53,8 +53,8 @@ def drawn(
 def _one_by_one(generator, batches, told):
     for rows in batches:
         images = generator.decode(cycled(rows, generator.batch_size))  # one program, also for the last batch
-        yield from zip(rows, images)
         told(len(rows))
+        yield from zip(rows, images)
 
 
 def settings(run: Run, training_step: int, seed: int) -> dict[str, Any]:
