@@ -1,13 +1,14 @@
 """Rows that are encoded as they are read: what frozen parts make of images and captions, and training on it."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tim_jax import codecs, feed, frozen, train
+from tim_jax import codecs, data, evaluate, feed, frozen, measure, train
 from tim_jax import config as configuration
 from tim_jax.codecs import stand_in
 from tim_jax.codecs.tokenizer import BYTES
@@ -19,6 +20,10 @@ TINY = {
     "model.bottleneck": "8", "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0",
     "optimizer.decay_steps": "40", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
     "training.sample_steps": "1",
+}  # fmt: skip
+ONE_SHAPE = {
+    "data.height": "8", "data.width": "8", "data.buckets.table": "((8, 8),)", "data.buckets.area": "0",
+    "data.buckets.most": "64", "data.buckets.tokens": "16",
 }  # fmt: skip
 
 
@@ -37,15 +42,15 @@ def build(cache):
     return make
 
 
-def read(run):
+def read(run, folder):
     """(the first batch of images, as it is read; the same, encoded)."""
-    found = feed.open_feed(run)
+    found = dataclasses.replace(feed.open_feed(run), account=data.Account(folder))
     batch, _ = next(found.batches(0))
     return found.dataset[0], batch
 
 
-def test_captions_become_features_of_their_own_tokens(build):
-    raw, batch = read(build())
+def test_captions_become_features_of_their_own_tokens(build, tmp_path):
+    raw, batch = read(build(), tmp_path)
     module, params = stand_in.load()
     ids, mask = BYTES(raw["caption"].tolist(), 72)
     with jax.default_matmul_precision("highest"):
@@ -61,14 +66,14 @@ def test_captions_become_features_of_their_own_tokens(build):
     assert np.abs(one - other)[BYTES.count("a cat, a photograph") - 1].max() > 0.1
 
 
-def test_images_become_latents_and_features_of_their_tokens(build, published):
+def test_images_become_latents_and_features_of_their_tokens(build, published, tmp_path):
     vae, dino = published("autoencoder_kl_tiny"), published("dinov2_tiny")
     run = build(
         codecs__autoencoder=vae, codecs__image_encoder=dino, data__channels=4, data__features_width=32,
         model__patch_size=2, data__buckets__tokens=64, objective__alignment_weight=1.0,
     )  # fmt: skip
     assert run.data.factor == 4 and run.data.shape == (64, 64)
-    raw, batch = read(run)
+    raw, batch = read(run, tmp_path)
     n, height, width, _ = raw["x"].shape
     assert batch["x"].shape == (n, height // 4, width // 4, 4)
     module, params = codecs.load(vae, codecs.AUTOENCODERS)
@@ -93,7 +98,7 @@ def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_a
     module, params = codecs.load(run.codecs.autoencoder, codecs.AUTOENCODERS)
     mean, logvar = module.apply({"params": params}, batch["x"][:1], method="moments")
     scale, std = module.config.scaling_factor, np.exp(0.5 * logvar[0])
-    z = (np.concatenate([first, later]) / scale - mean[0]) / std
+    z = (np.concatenate([first, later]) / scale - np.asarray(mean)) / np.asarray(std)[None]
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
     on_eight = frozen.Encoder(build(devices=8, **changes, data__buckets__tokens=4096))
     np.testing.assert_allclose(on_eight(batch, 3)["x"], first, atol=1e-5)
@@ -110,22 +115,15 @@ def test_tiles_are_used_where_they_are_asked_for(build, published):
     np.testing.assert_allclose(frozen.decoder_of(run)(small), frozen.decoder_of(whole)(small), atol=1e-5)
 
 
-def test_eight_devices_train_on_what_one_does(build):
+@pytest.mark.slow
+def test_eight_devices_train_on_what_one_does(build, tmp_path):
     of = {}
     for devices in (1, 8):
         run = build(devices=devices, data__buckets__table="((16, 16),)", data__buckets__area=0, data__buckets__most=64)
-        batch, _ = next(feed.open_feed(run).batches(0))
+        _, batch = read(run, tmp_path)
         assert len(batch["x"].sharding.device_set) == devices
         of[devices] = run.trainer(run.trainer.create(), batch)[1]
     np.testing.assert_allclose(of[1]["loss"], of[8]["loss"], rtol=1e-5)
-
-
-def test_training_draws_pictures_of_its_captions(cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(configuration.sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-    overrides = TINY | {"loader.directory": str(cache)}
-    train.main(["--config=photos_t2i", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in overrides.items())])
-    assert "stand-in with random weights" in capsys.readouterr().err
-    assert (tmp_path / "samples" / "samples_00000002.png").exists()
 
 
 WRONG = {
@@ -158,15 +156,66 @@ def test_what_does_not_fit_is_one_line(name, build, published):
 
 
 def test_latents_are_not_encoded_again(build, tmp_path):
-    data_of = {"latent": np.zeros((2, 3, 16, 16), np.float32)}
-    from tim_jax.data import write_shards
-
-    write_shards(tmp_path / "shards", [data_of] * 4)
+    row = {"latent": np.zeros((2, 3, 16, 16), np.float32)}
+    data.write_shards(tmp_path / "shards", [row] * 4)
     run = build(data__source="shards", data__path=tmp_path / "shards")
     with pytest.raises(ValueError, match="data.encode is True; the rows of shards are latents already"):
         feed.open_feed(run)
 
 
-def test_float32_is_what_the_network_gets(build):
-    _, batch = read(build(codecs__dtype="bfloat16"))
+def test_float32_is_what_the_network_gets(build, tmp_path):
+    _, batch = read(build(codecs__dtype="bfloat16"), tmp_path)
     assert batch["text"].dtype == jnp.float32
+
+
+@pytest.fixture
+def trained(cache, tmp_path, monkeypatch, capsys):
+    """A function of overrides: the workdir of a run of two steps, and the arguments of commands on it."""
+    monkeypatch.setattr(configuration.sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+
+    def run(**changes):
+        values = TINY | {"loader.directory": str(cache)} | ONE_SHAPE
+        values |= {name.replace("__", "."): str(value) for name, value in changes.items()}
+        train.main(["--config=photos_t2i", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in values.items())])
+        return tmp_path
+
+    return run
+
+
+def test_training_draws_pictures_of_its_captions(trained, capsys):
+    folder = trained()
+    assert "stand-in with random weights" in capsys.readouterr().err
+    assert (folder / "samples" / "samples_00000002.png").exists()
+
+
+def test_samples_for_captions_are_measured(trained, capsys):
+    folder = trained(evaluation__samples=12)
+    evaluate.main([f"--workdir={folder}", "--steps=1,2", "--seeds=1", "--nearest=4"])
+    table = json.loads((folder / "any_step.json").read_text())
+    assert [row["steps"] for row in table["rows"]] == [1, 2] and table["rows"][0]["frechet"] > 0
+    assert (folder / "nearest.png").exists() and (folder / "any_step_samples.png").exists()
+
+
+@pytest.mark.slow
+def test_samples_are_measured_as_the_images_they_become(trained, published, tmp_path, capsys):
+    vae = published("autoencoder_kl_tiny")
+    folder = trained(codecs__autoencoder=vae, data__channels=4, model__patch_size=2, evaluation__samples=8)
+    assert (folder / "samples" / "samples_00000002.png").exists()
+    evaluate.main([f"--workdir={folder}", "--steps=1", "--count=8", f"--export={tmp_path / 'samples.npz'}"])
+    with np.load(tmp_path / "samples.npz") as exported:
+        assert exported["arr_0"].shape == (8, 32, 32, 3)
+    evaluate.main(
+        [f"--workdir={folder}", "--steps=1", "--seeds=1", "--nearest=0", f"--config.codecs.autoencoder={vae}"]
+    )
+    assert json.loads((folder / "any_step.json").read_text())["rows"][0]["frechet"] > 0
+    # The same with stored latents: real images must come from elsewhere.
+    shards = tmp_path / "shards"
+    data.write_shards(shards, [{"latent": np.zeros((2, 4, 8, 8), np.float32), "label": 0}] * 8, num_classes=10)
+    values = TINY | ONE_SHAPE | {"data.channels": "4", "data.source": "shards", "data.path": str(shards)}
+    values |= {"codecs.autoencoder": str(vae), "model.patch_size": "2"}
+    run = configuration.build(load_config("photos", values | {"evaluation.held_out": ""}), jax.devices()[:1])
+    with pytest.raises(ValueError, match="evaluation.reference is ''; the rows of shards are latents"):
+        measure.plan(run)
+    reference = {"evaluation.held_out": "", "evaluation.reference": str(tmp_path / "samples.npz")}
+    run = configuration.build(load_config("photos", values | reference), jax.devices()[:1])
+    assert measure.plan(run).parts[""].count == 8
