@@ -22,7 +22,6 @@ def get_config():
     config.data.width = 32
     config.data.channels = 32
     config.data.buckets.area = 128 * 128
-    config.data.buckets.most = 256
     config.data.buckets.tokens = 64 * 16 * 32 * 32
     config.data.features_width = 768
     config.data.text_width = 1152
