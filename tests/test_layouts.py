@@ -86,7 +86,11 @@ def test_dpg(folder, expected, tmp_path):
             crops = [np.asarray(image.crop((x, y, x + side, y + side)), int) for x, y in places]
             assert image.size == (2 * side, 2 * side)
         np.testing.assert_allclose(crops, expected[i], atol=1)
-    single = draw(folder, tmp_path, "dpg", tmp_path / "prompts", "--per-prompt=1")
+    # Beside the run, a layout has a folder of its own.
+    where = [f"--workdir={folder}", f"--prompts={tmp_path / 'prompts'}", "--layout=dpg"]
+    sample.main([*where, "--steps=1", "--per-prompt=1"])
+    (single,) = (folder / "sampled").iterdir()
+    assert single.name.endswith("_dpg") and len(list(single.iterdir())) == 3
     np.testing.assert_allclose(pixels(single / "whoops1.png"), expected[1, 0], atol=1)
 
 
@@ -99,13 +103,6 @@ def test_mjhq(folder, expected, tmp_path):
     assert found == {"animals/x0.png", "logo/x1.png", "animals/x2.png"}
     for i, kind in enumerate(kinds):
         np.testing.assert_allclose(pixels(out / kind / f"x{i}.png"), expected[i, 0], atol=1)
-
-
-def test_beside_the_run_a_layout_has_a_folder_of_its_own(folder, tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps({"x1": "a cat"}))
-    sample.main([f"--workdir={folder}", f"--prompts={tmp_path / 'p.json'}", "--layout=dpg", "--steps=1"])
-    (out,) = (folder / "sampled").iterdir()
-    assert out.name.endswith("_dpg") and [path.name for path in out.iterdir()] == ["x1.png"]
 
 
 # Layout, content of the file of prompts (JSON lines where it is a list), arguments, what is said.

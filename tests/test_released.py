@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -52,6 +53,7 @@ def captioned(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_released_weights_sample_train_on_and_go_back_to_official_files(published, tmp_path):
     state = load_file(GOLDEN / "t2i_tiny.safetensors")
     save_bin(tmp_path / "t2i_model.bin", state)
