@@ -6,11 +6,12 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from tim_jax import files
 from tim_jax.asked import Asked
@@ -49,7 +50,7 @@ class Output:
     def __init__(self, args: argparse.Namespace, run: Run, step: int, asked: Sequence[Asked], factor: int | None):
         self.args, self.asked, self.factor = args, asked, factor
         self.layout = LAYOUTS[args.layout]
-        self.by_class = run.config.model.condition == "class"
+        self.kind = "label" if run.config.model.condition == "class" else "prompt"
         self.settings = settings(run, step, args.seed)
         given = {"from": args.images, "start": args.start, "interpolate": args.interpolate}
         self.settings |= {name: value for name, value in given.items() if value is not None}
@@ -71,7 +72,9 @@ class Output:
     def of(self, steps: int | list[int], asked: Asked, numbers: Sequence[int]) -> dict:
         """The settings of a picture of these images of what is asked."""
         numbers = [asked.first + number for number in numbers]
-        what = {"label" if self.by_class else "prompt": asked.what}
+        what = {self.kind: asked.what}
+        further = {key: value for key, value in asked.record.items() if key not in ("prompt", "size", "count")}
+        what |= {"further": further} if further else {}
         about = {"number": numbers[0] if len(numbers) == 1 else numbers, "steps": steps, "size": self.sizes[asked.size]}
         return what | self.settings | about
 
@@ -80,7 +83,7 @@ class Output:
         if jax.process_index() > 0:
             return
         asked = self.asked[drawn.place]
-        if self.by_class or self.factor is None or self.args.images:
+        if self.kind == "label" or self.factor is None or self.args.images:
             self._rows[steps][drawn.place] = drawn.rows
         if self.factor is None:
             return
@@ -95,39 +98,50 @@ class Output:
 
     def finish(self) -> list[str]:
         """Writes the rest; returns the names of what was written."""
-        written = []
         if not self.plain:
             return [f"{len(self.asked)} prompts as {self.args.layout!r}"]
-        for steps, by_place in self._rows.items():
-            for size in self.sizes:
-                end = "" if len(self.sizes) == 1 else f"_{size[0]}x{size[1]}"
-                places = [i for i in sorted(by_place) if self.asked[i].size == size]
-                self.arrays[f"steps{steps}{end}"] = np.concatenate([by_place[i] for i in places])
-                whats = [self.asked[i].what for i in places for _ in range(self.asked[i].count)]
-                self.arrays[f"{'labels' if self.by_class else 'prompts'}{end}"] = np.array(whats)
+        written = []
+        self.arrays |= self._of_rows()
         if self.arrays:
             npz = io.BytesIO()
             np.savez(npz, **self.arrays)
             written.append(self._write(self.folder / f"{self.name}.npz", npz.getvalue()))
-        sizes, steps_of_all = list(self.sizes.values()), list(self._shown or self._rows)
-        about = self.settings | self._whats(range(len(self.asked))) | {"steps": steps_of_all, "sizes": sizes}
+        about = self.settings | self._whats(range(len(self.asked))) | {"sizes": list(self.sizes.values())}
+        about |= {"steps": list(self._shown or self._rows)}
         written.append(self._write(self.folder / f"{self.name}.json", (json.dumps(about, indent=2) + "\n").encode()))
-        for steps, by_place in self._shown.items():
-            written.append(f"{self.name}_steps{steps}/")
-            if len(self.sizes) == 1:
-                images = np.concatenate([by_place[i] for i in sorted(by_place)])
-                picture = pictures.grid(images, self.args.interpolate or min(COLUMNS, len(images)))
-                content = png(picture, about | self._whats(sorted(by_place)) | {"steps": steps})
-                written.append(self._write(self.folder / f"{self.name}_steps{steps}.png", content))
-        if self._shown:
-            columns = self.args.interpolate or COLUMNS
-            rows = {s: [image for i in sorted(of) for image in of[i]][:columns] for s, of in self._shown.items()}
-            content = png(pictures.any_step_grid(rows), about | self._whats(sorted(by_place)))
-            written.append(self._write(self.folder / f"{self.name}.png", content))
+        written += [f"{self.name}_steps{steps}/" for steps in self._shown]
+        for end, picture, places in self._grids():
+            content = png(picture, about | self._whats(places))
+            written.append(self._write(self.folder / f"{self.name}{end}.png", content))
         return written
 
+    def _of_rows(self) -> dict[str, np.ndarray]:
+        """All rows that were kept, by step count, and by size if there are several, with their labels or prompts."""
+        found = {}
+        for steps, rows in self._rows.items():
+            for size in self.sizes:
+                end = "" if len(self.sizes) == 1 else f"_{size[0]}x{size[1]}"
+                places = [i for i in sorted(rows) if self.asked[i].size == size]
+                found[f"steps{steps}{end}"] = np.concatenate([rows[i] for i in places])
+                whats = [self.asked[i].what for i in places for _ in range(self.asked[i].count)]
+                found[f"{self.kind}s{end}"] = np.array(whats)
+        return found
+
+    def _grids(self) -> Iterator[tuple[str, Image.Image, list[int]]]:
+        """(end of the file's name, grid, places shown): of each step count, where there is one size, and of all."""
+        rows = {}
+        for steps, images in self._shown.items():
+            places = sorted(images)
+            if len(self.sizes) == 1:
+                together = np.concatenate([images[i] for i in places])
+                columns = self.args.interpolate or min(COLUMNS, len(together))
+                yield f"_steps{steps}", pictures.grid(together, columns), places
+            rows[steps] = [image for i in places for image in images[i]][: self.args.interpolate or COLUMNS]
+        if rows:
+            yield "", pictures.any_step_grid(rows), places
+
     def _whats(self, places: Iterable[int]) -> dict:
-        return {"labels" if self.by_class else "prompts": [self.asked[i].what for i in places]}
+        return {f"{self.kind}s": [self.asked[i].what for i in places]}
 
     def _write(self, path: epath.Path, content: bytes) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
