@@ -53,17 +53,16 @@ class Step:
 
 
 def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
-    """The train step of `config` for rows of its own height and width, `rows` instead of its batch size if given.
+    """The train step of `config` for rows of its own height and width, as many as it says of these, or `rows`.
 
     Raises ValueError for a configuration that does not fit the devices, RuntimeError if the compiler fails.
     """
-    config = ConfigDict(config.to_dict())
-    config.data.batch_size = rows or config.data.batch_size
-    config.data.buckets.tokens = 0
     run = configuration.build(config, topology.devices)
-    state, batch = run.trainer.abstract, abstract_batch(run)
-    began = time.monotonic()
-    with progress(f"compiling for {topology.name}, {config.data.batch_size} rows"):
+    shape = run.image_shape[:2]
+    rows = rows or run.data.rows(shape)
+    batch = sharding.abstract_batch(run.mesh, configuration.batch_spec(run.config, rows, shape))
+    state, began = run.trainer.abstract, time.monotonic()
+    with progress(f"compiling for {topology.name}, {rows} rows"):
         traced = run.trainer.trace(batch)
         try:
             compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
@@ -75,7 +74,7 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
     seconds = time.monotonic() - began
     return Step(
         mesh=run.mesh,
-        rows=config.data.batch_size,
+        rows=rows,
         shapes=state.params,
         memory=needed,
         text=text,
@@ -83,13 +82,6 @@ def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None
         model_flops=run.trainer.model_flops(batch, traced),
         seconds=seconds,
     )
-
-
-def abstract_batch(run: configuration.Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of rows of `data.height` and `data.width`."""
-    data = run.config.data
-    shape = data.height, data.width
-    return sharding.abstract_batch(run.mesh, configuration.batch_spec(run.config, run.data.rows(shape), shape))
 
 
 @contextlib.contextmanager
