@@ -141,9 +141,8 @@ def shards(folder, text_width, features_width):
             yield {
                 "latent": rng.standard_normal((2, 4, h, w)).astype(np.float32),
                 "captions": ["a thing"],
-                "text": rng.standard_normal((5, text_width)).astype(np.float32),
-                "mask": np.arange(5) < 3,
-                "features": rng.standard_normal((h // 2, w // 2, features_width)).astype(np.float32),
+                "texts": [rng.standard_normal((3, text_width)).astype(np.float32)],
+                "features": rng.standard_normal((2, h // 2, w // 2, features_width)).astype(np.float32),
             }
 
     null = {"text": np.zeros((5, text_width), np.float32), "mask": np.arange(5) < 1}

@@ -1,10 +1,15 @@
-"""How the processes of one run find each other: `join`, called before anything else touches a device."""
+"""How the processes of one run find each other: `join`, called before anything else touches a device. And what they
+agree on."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tim_jax import int64
 
 # Seconds. Hosts of a pod may fetch their image minutes apart, and one that is late must not end those that wait.
 START = 900
@@ -87,3 +92,10 @@ def _index(environ: Mapping[str, str], name: str, count: int, of: str) -> int:
     if index >= count:
         raise ValueError(f"{name} is {index}; it must be less than {of}, which is {count}")
     return index
+
+
+def summed(counts: np.ndarray) -> np.ndarray:
+    """The sum of counts (n,), int64, over all processes; all must call it."""
+    if jax.process_count() == 1:
+        return counts
+    return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)

@@ -101,19 +101,25 @@ _ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width abov
 
 def open_feed(run: Run) -> Feed:
     """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
-    feed = Feed(run, *_one_after_another(lambda: open_data(run.data, data.open_source)))
-    if run.config.data.encode and getattr(feed.source, "latents", False):
-        raise ValueError(f"data.encode is True; the rows of {feed.source.name} are latents already")
-    classes = run.data.num_classes
-    if classes and not feed.source.num_classes:
-        raise ValueError(f"model.condition is 'class'; {feed.source.name} has no labels")
-    if classes and feed.source.num_classes > classes:
-        raise ValueError(
-            f"model.num_classes is {classes}; {feed.source.name} has labels up to {feed.source.num_classes - 1}, "
-            f"so it must be at least {feed.source.num_classes}"
-        )
+    feed = Feed(run, *open_rows(run))
     feed.check()
     return dataclasses.replace(feed, encoder=Encoder(run)) if run.config.data.encode else feed
+
+
+def open_rows(run: Run) -> tuple[data.Source, data.Plan]:
+    """The source of a run and its plan. Raises ValueError if it is not there, or not what the configuration says."""
+    source, plan = _one_after_another(lambda: open_data(run.data, data.open_source))
+    if run.config.data.encode and getattr(source, "latents", False):
+        raise ValueError(f"data.encode is True; the rows of {source.name} are latents already")
+    classes = run.data.num_classes
+    if classes and not source.num_classes:
+        raise ValueError(f"model.condition is 'class'; {source.name} has no labels")
+    if classes and source.num_classes > classes:
+        raise ValueError(
+            f"model.num_classes is {classes}; {source.name} has labels up to {source.num_classes - 1}, "
+            f"so it must be at least {source.num_classes}"
+        )
+    return source, plan
 
 
 def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray], np.ndarray]]:

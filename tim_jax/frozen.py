@@ -218,6 +218,10 @@ class Encoder:
         both = codecs.tiled(both, images, tile, tile // 4) if tile else both(images)
         return tuple(jnp.split(both, 2, -1))
 
+    def scaled_moments(self, parts: dict[str, Part], images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(mean, log variance), both (B, h, w, C), of rows. To be traced."""
+        return parts["autoencoder"](*self.moments(parts, images), method="scaled")
+
     def features(self, parts: dict[str, Part], images: jax.Array) -> jax.Array:
         """(B, tokens, Z) of images (B, H, W, 3): one feature for each token of their rows. To be traced."""
         grid = tuple(side // self.run.data.look.side for side in images.shape[1:3])

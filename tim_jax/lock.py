@@ -18,12 +18,12 @@ BEAT = 10.0  # seconds between signs of life where files cannot be locked (objec
 
 
 @contextlib.contextmanager
-def locked(folder: epath.Path, lead: bool = True, count: int = 1):
+def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = "--workdir"):
     """Within it, no other run works in the folder, which is made. Raises ValueError if one does.
 
     The lead process of the `count` of a run takes the lock for all of them; each must enter. A local file is locked by
     the operating system, which lets go of it when the process ends, however it ends. Elsewhere a file is rewritten
-    every BEAT seconds, and one that does not change any more is taken over.
+    every BEAT seconds, and one that does not change any more is taken over. option: what named the folder.
     """
     with contextlib.ExitStack() as stack:
         refused = stack.enter_context(_taken(folder)) if lead else None
@@ -31,7 +31,7 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1):
             others = bool(multihost_utils.broadcast_one_to_all(np.array(refused is not None)))
             refused = refused or ("its first process found another run there" if others else None)
         if refused:
-            raise ValueError(f"--workdir={folder}: another run is at work there ({refused}): stop it or give another")
+            raise ValueError(f"{option}={folder}: another run is at work there ({refused}): stop it or give another")
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, compilation_cache, config_keys, data, files, int64, lock, measure, workdir
+from tim_jax import cluster, compilation_cache, config_keys, data, files, lock, measure, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
@@ -158,7 +158,8 @@ def fit(
     record = workdir.record_start(folder, run.config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
-    feed = dataclasses.replace(feed, account=data.Account(folder, jax.process_index(), run.data.max_bad_share, gather))
+    account = data.Account(folder, jax.process_index(), run.data.max_bad_share, cluster.summed)
+    feed = dataclasses.replace(feed, account=account)
     if jax.process_index() == 0:
         print(inspect.summary(feed.source, feed.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
@@ -175,13 +176,6 @@ def last_line(end: End, folder: epath.Path) -> str:
     else:
         line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
     return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])
-
-
-def gather(counts: np.ndarray) -> np.ndarray:
-    """The sum of counts (n,) over all processes."""
-    if jax.process_count() == 1:
-        return counts
-    return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)
 
 
 if __name__ == "__main__":

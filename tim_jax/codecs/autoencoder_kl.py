@@ -1,6 +1,7 @@
 """The autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752), published as AutoencoderKL."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,11 @@ class AutoencoderKL(nn.Module):
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
             z = mean + jnp.exp(0.5 * logvar) * noise
         return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def scaled(self, mean, logvar):
+        """The moments of scaled latents, of those of z."""
+        scale = self.config.scaling_factor
+        return (mean - (self.config.shift_factor or 0.0)) * scale, logvar + 2 * math.log(abs(scale))
 
     def decode(self, latents):
         """Images of scaled latents; they may leave [-1, 1] a little."""

@@ -16,7 +16,8 @@ from tim_jax.data.mixture import Mixture
 from tim_jax.data.parquet import open_parquet
 from tim_jax.data.photos import photos
 from tim_jax.data.plan import Bucket, Bucketing, Plan, make_plan, one_bucket
-from tim_jax.data.shards import open_shards, write_shards
+from tim_jax.data.shard_files import write_shards
+from tim_jax.data.shards import open_shards
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import Location, Source, arrays, normalise
 from tim_jax.data.tar import open_tar

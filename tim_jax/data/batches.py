@@ -109,9 +109,10 @@ class _Slice(Fields):
     def _row(self, bucket: int, position: np.ndarray, index: int, draw: np.ndarray, bad: list) -> dict[str, Any]:
         """The row, or the first of those that replace it that can be used; what is wrong is added to `bad`."""
         plan, read = self.order.plan, getattr(self.source, "row", self.source.__getitem__)
+        null = getattr(self.source, "null", {})
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return fit(read(index), plan.buckets[bucket].shape, plan.fitting, self.look, draw)
+                return fit(read(index), plan.buckets[bucket].shape, plan.fitting, self.look, draw, null)
             except BadRecord as error:
                 bad.append((index, self.source.identity(index), error))
             index = int(self.order.rows(bucket, position, attempt)[0])

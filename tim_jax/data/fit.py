@@ -13,6 +13,7 @@ from tim_jax.data.order import uniform
 
 # Passed to Pillow: very large images are first made smaller by whole factors, which costs little and changes little.
 REDUCING_GAP = 3.0
+NOISE = 2  # the stream of random numbers that noise on latents is drawn by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Look:
 
 
 def draws(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
-    """(n, 4) random numbers in (0, 1) for rows (n,) of the global batch of a step: mirroring, caption, crop."""
+    """(n, 5) random numbers in (0, 1) for rows (n,) of the global batch of a step: mirroring, caption, crop (two) and
+    noise of latents that are sampled."""
     four = np.asarray(rows, np.int64)[:, None] * 4 + np.arange(4)[None, :]
-    return uniform(seed, step, four.ravel()).reshape(-1, 4)
+    noise = uniform(seed, step, rows, NOISE)
+    return np.concatenate([uniform(seed, step, four.ravel()).reshape(-1, 4), noise[:, None]], axis=1)
 
 
 def size_of(image: np.ndarray | Image.Image) -> Shape:
@@ -69,30 +72,58 @@ def cover(
     return pixels(image.resize((W, H), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
 
 
-def fit(row: dict[str, Any], shape: Shape, fitting: Fitting, look: Look, draw: np.ndarray) -> dict[str, Any]:
-    """The row of a source as it goes into a batch of the bucket `shape`; draw: (4,) random numbers in (0, 1).
+def fit(
+    row: dict[str, Any],
+    shape: Shape,
+    fitting: Fitting,
+    look: Look,
+    draw: np.ndarray,
+    null: dict[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """The row of a source as it goes into a batch of the bucket `shape`; draw: a row of `draws`.
 
-    Returns {"image" (H, W, c), "label", "index"} and, where the row has them, "caption", "text", "mask" and "features"
+    null: "text" (M, T) and "mask" (M,) of the empty prompt, where rows have "texts". Returns {"image" (H, W, c),
+    "label", "index"} and, where the row has them, "caption", "text" (M, T) with "mask" (M,), and "features"
     (tokens, Z). Raises BadRecord.
     """
     mirrored = draw[0] < look.flip
-    at = tuple(draw[2:]) if look.random_crop else (0.5, 0.5)
+    at = tuple(draw[2:4]) if look.random_crop else (0.5, 0.5)
     stored = "flipped" in row
     source = row["flipped"] if mirrored and stored else row["image"]
     if mirrored and stored:
         at = (at[0], 1 - at[1])
     image = cover(source, shape, fitting, at)
+    if "deviations" in row:
+        noise = np.random.default_rng(int(draw[4] * 2**52)).standard_normal(image.shape, np.float32)
+        image = image + cover(row["deviations"][int(mirrored)], shape, fitting, at) * noise
     made = {"image": image[:, ::-1] if mirrored and not stored else image, "label": row["label"], "index": row["index"]}
     if "captions" in row:
-        made["caption"] = row["captions"][int(draw[1] * len(row["captions"]))]
+        chosen = int(draw[1] * len(row["captions"]))
+        made["caption"] = row["captions"][chosen]
+        if "texts" in row:
+            made |= padded(row["texts"][chosen], null)
     if "features" in row:
-        made["features"] = _on_tokens(row["features"], size_of(source), shape, look.side, mirrored)
-    return made | {name: row[name] for name in ("text", "mask") if name in row}
+        made["features"] = _on_tokens(row["features"][int(mirrored)], size_of(source), shape, look.side)
+    return made
 
 
-def _on_tokens(features: np.ndarray, size: Shape, shape: Shape, side: int, mirrored: bool) -> np.ndarray:
+def padded(text: np.ndarray, null: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"text" (M, T) float32, "mask" (M,)} of the features (L, T) of a caption's own tokens.
+
+    Padding is as the empty prompt ends, with a padding token, whose features are the same everywhere. Raises BadRecord
+    for a text that is longer, or of another width.
+    """
+    (M, T), (L, width) = null["text"].shape, text.shape
+    if L > M or width != T:
+        raise BadRecord("metadata", f"text is {text.shape}, must be {T} wide and no longer than {M}")
+    full = np.empty((M, T), np.float32)
+    full[:L], full[L:] = text, null["text"][-1]
+    return {"text": full, "mask": np.arange(M) < L}
+
+
+def _on_tokens(features: np.ndarray, size: Shape, shape: Shape, side: int) -> np.ndarray:
     """Features (rows, columns, Z) of a whole image as (tokens, Z). Raises BadRecord unless they lie on its tokens."""
     grid = (shape[0] // side, shape[1] // side)
     if size != shape or features.shape[:2] != grid:
         raise BadRecord("features", f"{features.shape[:2]} for {size}, must be {grid} for {shape}")
-    return (features[:, ::-1] if mirrored else features).reshape(-1, features.shape[-1])
+    return features.reshape(-1, features.shape[-1])

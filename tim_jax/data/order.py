@@ -44,13 +44,16 @@ def row_at(position: np.ndarray, size: int, seed: int | tuple[int, ...]) -> np.n
     return x.astype(np.int64)
 
 
-def keys(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
-    """A random uint64 for each row of a step, from (seed, step, row) alone. seed, step >= 0; rows (n,) >= 0."""
-    base = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)
+def keys(seed: int, step: int, rows: np.ndarray, stream: int = 1) -> np.ndarray:
+    """A random uint64 for each row of a step, from (seed, step, row) alone. seed, step >= 0; rows (n,) >= 0.
+
+    stream: others have numbers that have nothing to do with these.
+    """
+    base = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)
     at_step = _mix(base ^ _mix(np.array([step], np.uint64) + np.uint64(1)))
     return _mix(at_step ^ _mix(np.asarray(rows, np.uint64) + np.uint64(1)))
 
 
-def uniform(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
+def uniform(seed: int, step: int, rows: np.ndarray, stream: int = 1) -> np.ndarray:
     """A random float64 in (0, 1), the ends excluded, for each row of a step, from (seed, step, row) alone."""
-    return ((keys(seed, step, rows) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return ((keys(seed, step, rows, stream) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

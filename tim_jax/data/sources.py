@@ -35,9 +35,10 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i, 0 <= i < len: {"image": uint8 (h, w, c), "label": int, "index": i}.
 
-        Latents are float32, and come with "flipped", the latent of the mirrored image. A row may also hold "captions",
-        a tuple of texts, and arrays that go with it: "text" (M, T) with "mask" (M,), "features" (rows, columns, Z).
-        Raises BadRecord for a row that cannot be used.
+        Latents are float32, and come with "flipped", the latent of the mirrored image; where these are means, to be
+        sampled around, also with "deviations" (2, h, w, c), of both. A row may also hold "captions", a tuple of texts,
+        "texts", features (L, T) for each of them, and "features" (2, rows, columns, Z), of the image and its mirror
+        image. Raises BadRecord for a row that cannot be used.
         """
 
     def fingerprint(self) -> str:
@@ -117,6 +118,8 @@ def checked_captions(captions: Any) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str) or not text.strip():
             raise BadRecord("caption", f"{text!r:.60}, must be a text that is not empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # halves of a letter, which no tokenizer reads
+            raise BadRecord("caption", f"{text!r:.60}, must be valid Unicode")
     return tuple(found)
 
 
