@@ -189,6 +189,7 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     assert way["labels"].tolist() == [3, 3, 3, 4, 4]
     np.testing.assert_allclose(way["steps4"][[0, -1]], plain["steps4"], atol=1e-5)
     assert run("inverted", files, "--labels=3,4", "--steps=4", "--interpolate=3")["steps4"].shape == (3, 8, 8, 1)
+    capsys.readouterr()
     for names, labels, named in (
         ("a.png,narrow.png", "1,2", ["narrow.png", "8x4", "8x8"]),
         ("odd.png", "1", ["odd.png", "8x6", "patch size, 4"]),

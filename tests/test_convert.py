@@ -26,11 +26,11 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = {
     "model.width": "64", "model.depth": "3", "model.heads": "4", "model.bottleneck": "24", "model.encoder_depth": "2",
     "model.projector_width": "32", "model.dtype": "float32", "data.height": "8", "data.width": "8",
-    "data.channels": "4", "data.features_width": "16", "data.batch_size": "8", "training.remat": "none",
+    "data.channels": "4", "data.features_width": "16", "training.remat": "none",
 }  # fmt: skip
 # Golden weights, by the name of the released file they are like: the network's own keys.
 TINY = {
-    "c2i_tiny": ("c2i_model_256.safetensors", {"model.num_classes": "10"}),
+    "c2i_tiny": ("c2i_model_256.safetensors", {"model.num_classes": "10", "data.batch_size": "8"}),
     "t2i_tiny": ("t2i_model.bin", {"model.patch_size": "2", "data.text_width": "24", "data.text_tokens": "7"}),
 }
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tim_jax import config as configuration
-from tim_jax import sample
+from tim_jax.asked import read_size
 from tim_jax.command_line import load_config
 from tim_jax.generate import Generator
 from tim_jax.networks import TiM, attention, blockwise, sequence
@@ -156,9 +156,9 @@ def test_shapes_that_the_axis_does_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"^data.buckets.table has \(6, 10\) " + text.format(15)):
         build(**{"buckets.table": "((6, 10),)"})
     run = build()
-    assert sample.read_size("4x6", dataclasses.replace(run, mesh=make_mesh(sequence=2))) == (4, 6)
+    assert read_size("--size is", "4x6", dataclasses.replace(run, mesh=make_mesh(sequence=2))) == (4, 6)
     with pytest.raises(ValueError, match=r"^--size is \(6, 6\) " + text.format(9)):
-        sample.read_size("6x6", run)
+        read_size("--size is", "6x6", run)
 
 
 # Sampling

@@ -55,9 +55,8 @@ class Texts:
                 "codecs.text_encoder is ''; texts need one: the folder of the text encoder, with its tokenizer, that "
                 "the features trained on are of"
             )
-        self.mesh, self.length, self.states = mesh, length, settings.text_states
-        self.part = open_part(settings, "text_encoder", mesh)
-        config = self.part.module.config
+        self.settings, self.mesh, self.length = settings, mesh, length
+        config = settings.describe_text_encoder().config
         if config.hidden_size != width:
             raise ValueError(
                 f"data.text_width is {width}; {settings.text_encoder} (codecs.text_encoder) has {config.hidden_size}"
@@ -66,14 +65,23 @@ class Texts:
         self.tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
         self._apply = jax.jit(lambda part, ids, mask: self.features(part, ids, mask))
 
+    @functools.cached_property
+    def part(self) -> Part:
+        """The text encoder, read when it is asked for. Raises ValueError."""
+        return open_part(self.settings, "text_encoder", self.mesh)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError, naming it, for a prompt that is empty, too long or no text."""
+        self.tokenizer(prompts, self.length, strict=True)
+
     def features(self, part: Part, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """(B, M, T) float32 features of tokens (B, M); to be traced, with `self.part`."""
-        return getattr(part(ids, mask), self.states).astype(jnp.float32)
+        return getattr(part(ids, mask), self.settings.text_states).astype(jnp.float32)
 
-    def __call__(self, texts: Sequence[str], strict: bool = False) -> dict[str, jax.Array]:
+    def __call__(self, texts: Sequence[str]) -> dict[str, jax.Array]:
         """{"text": (B, M, T), "mask": (B, M)} of texts that every process knows; their number a multiple of the
-        devices that rows lie on. strict: see Tokenizer."""
-        ids, mask = self.tokenizer(texts, self.length, strict)
+        devices that rows lie on."""
+        ids, mask = self.tokenizer(texts, self.length)
         where = sharding.batch_sharding(self.mesh)
         put = lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index])  # noqa: E731
         ids, mask = put(ids), put(mask)
@@ -100,12 +108,18 @@ class Pixels:
 
     factor = 1
 
+    def load(self) -> None:
+        """There is nothing to read."""
+
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
+    def rows(self, images: np.ndarray) -> np.ndarray:
+        return images
+
 
 class Decoder:
-    """Images (n, H, W, C) in about [−1, 1] of rows (n, h, w, C'), by the run's autoencoder.
+    """Images (n, H, W, C) in about [−1, 1] of rows (n, h, w, C'), and back, by the run's autoencoder.
 
     factor: pixels per position of a row. Raises ValueError if the autoencoder is not one of the run's rows.
     """
@@ -119,22 +133,34 @@ class Decoder:
                 f"data.channels is {run.image_shape[-1]}; the latents of {run.codecs.autoencoder} "
                 f"(codecs.autoencoder) have {found}"
             )
-        self._decode = jax.jit(
-            lambda part, x: in_tiles(run.codecs, part, "decode", x), out_shardings=sharding.replicated(run.mesh)
+        self._apply = jax.jit(
+            lambda part, x, method: in_tiles(run.codecs, part, method, x),
+            static_argnums=2,
+            out_shardings=sharding.replicated(run.mesh),
         )
 
     @functools.cached_property
     def _part(self) -> Part:
         return open_part(self.run.codecs, "autoencoder", self.run.mesh)
 
+    def load(self) -> None:
+        """Reads the weights, which otherwise the first call does. Raises ValueError."""
+        self._part  # noqa: B018
+
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """rows: known to every process."""
-        shards = sharding.batch_shards(self.run.mesh)
-        x = np.resize(rows, (-(-len(rows) // shards) * shards, *rows.shape[1:]))
-        where = sharding.batch_sharding(self.run.mesh)
-        x = jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index])
+        return self._of(rows, "decode")
+
+    def rows(self, images: np.ndarray) -> np.ndarray:
+        """Rows (n, h, w, C') of images (n, H, W, C) that every process knows: the means."""
+        return self._of(images, "encode")
+
+    def _of(self, x: np.ndarray, method: str) -> np.ndarray:
+        count, shards = len(x), sharding.batch_shards(self.run.mesh)
+        x = np.resize(x, (-(-count // shards) * shards, *x.shape[1:]))
+        x = jax.make_array_from_callback(x.shape, sharding.batch_sharding(self.run.mesh), lambda index, x=x: x[index])
         with on_mesh(self.run.mesh):
-            return np.asarray(self._decode(self._part, x))[: len(rows)]
+            return np.asarray(self._apply(self._part, x, method))[:count]
 
 
 def decoder_of(run: Run) -> Pixels | Decoder | None:

@@ -60,6 +60,12 @@ class Generator:
         self._sample = jax.jit(self._batch, static_argnums=(8, 9), out_shardings=whole)
         self._noise = jax.jit(start_noise_of, static_argnums=2, out_shardings=whole)
 
+    def load(self) -> None:
+        """Reads text encoder and autoencoder, which otherwise the first batch does. Raises ValueError."""
+        if self.texts:
+            self.texts.part  # noqa: B018
+        self.decode.load()
+
     def __call__(
         self,
         weights: Any,

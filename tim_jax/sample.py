@@ -1,82 +1,52 @@
 """python -m tim_jax.sample --workdir=DIR --steps=1,4,32 [--labels=… --guidance=… --seed=… --out=…]
 
+Of a run conditioned on text: --prompt="…", or --prompts=FILE (.txt, .jsonl, .json, or a folder of .txt files), with
+--per-prompt=N images of each and --layout=geneval, dpg or mjhq for the programs that score them.
+
 From images in place of noise: --from=FILE,… --labels=… with --start=TIME noises them to that time and samples down from
 there; without, they are brought to noise and back. --interpolate=N draws N images on the way between neighbours.
 """
 
 import argparse
-import io
-import json
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from tqdm import tqdm
 
-from tim_jax import cluster, compilation_cache, files, workdir
+from tim_jax import cluster, compilation_cache, workdir
 from tim_jax import config as configuration
-from tim_jax.command_line import Parser, user_errors, whole_numbers
-from tim_jax.data.decode import decode, pixels
-from tim_jax.data.faults import BadRecord
-from tim_jax.evaluation import pictures
-from tim_jax.generate import Generator, cycle_labels, load_weights, mixture
+from tim_jax.asked import Asked, by_prompts, read_images, read_labels, read_size
+from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.drawing import batch_size, drawn
+from tim_jax.frozen import Pixels, decoder_of, texts_of
+from tim_jax.generate import Generator, load_weights, mixture
 from tim_jax.grid import with_found_grid
+from tim_jax.layouts import LAYOUTS
+from tim_jax.outputs import Output
+from tim_jax.prompts import read_prompts
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import between, make_plan, time_grid
 
-
-def read_labels(text: str, count: int, num_classes: int) -> np.ndarray:
-    """Labels (n,): every class in turn where the text is empty. Raises ValueError for a label out of range."""
-    if not text:
-        return cycle_labels(num_classes, count)
-    labels = whole_numbers("labels", text, least=0)
-    for label in labels:
-        if label >= num_classes:
-            raise ValueError(f"--labels has {label}; labels of this run lie in 0 … {num_classes - 1}")
-    return np.asarray(labels, np.int32)
+COUNT = 40  # images per step count where no labels are given
 
 
-def read_size(text: str, run: configuration.Run) -> tuple[int, int]:
-    """(height, width): the configuration's where the text is empty.
-
-    Raises ValueError if the patches do not divide it, or the devices that share tokens the patches.
-    """
-    if not text:
-        return run.image_shape[:2]
-    patch = run.config.model.patch_size
-    try:
-        height, width = (int(side) for side in text.lower().split("x"))
-    except ValueError:
-        raise ValueError(f"--size is {text!r}; it must be height x width, such as 64x48") from None
-    if min(height, width) < 1 or height % patch or width % patch:
-        raise ValueError(f"--size is {text!r}; height and width must be positive multiples of the patch size, {patch}")
-    configuration.check_tokens("--size is", (height, width), patch, run.mesh)
-    return height, width
-
-
-def read_images(text: str, run: configuration.Run) -> np.ndarray:
-    """Images (n, h, w, C) in [−1, 1] from files in the formats of data sets, as they are.
-
-    Raises ValueError for what is no image, and for sizes that differ or that the network's patches do not divide.
-    """
-    channels, images = run.image_shape[-1], []
-    if channels not in (1, 3):
-        raise ValueError(f"--from is {text}; this run's rows have {channels} channels: they are not images")
-    for name in text.split(","):
-        try:
-            image = pixels(decode(epath.Path(name).read_bytes(), channels))
-        except (OSError, BadRecord) as error:
-            raise ValueError(f"--from has {name!r}, which cannot be read as an image: {error}") from None
-        height, width, _ = image.shape
-        patch = run.config.model.patch_size
-        if height % patch or width % patch:
-            raise ValueError(f"--from has {name}, {height}x{width}; the patch size, {patch}, must divide both")
-        if images and image.shape != images[0].shape:
-            raise ValueError(
-                f"--from has {name}, {height}x{width}, but the first is {'x'.join(map(str, images[0].shape[:2]))}"
-            )
-        images.append(image)
-    return np.stack(images).astype(np.float32) / 127.5 - 1
+def read_asked(args: argparse.Namespace, run: configuration.Run, size: tuple[int, int], factor: int) -> list[Asked]:
+    """What the command line asks for. size: of rows where a prompt has none of its own. Raises ValueError."""
+    if run.config.model.condition == "class":
+        for name in ("prompt", "prompts", "per_prompt"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: this run is conditioned on labels, not on text")
+        return read_labels(args.labels, args.count or COUNT, size, run.config.model.num_classes)
+    for name in ("labels", "count"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is {getattr(args, name)}; this run is conditioned on text: give --prompt")
+    if (args.prompt is None) == (args.prompts is None):
+        raise ValueError("--prompt, --prompts: this run is conditioned on text; give one of them")
+    named = read_prompts(args.prompts) if args.prompts is not None else [("00000", {"prompt": args.prompt})]
+    return by_prompts(named, size, args.per_prompt or LAYOUTS[args.layout].count, run, factor)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,14 +54,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
     parser.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
-    parser.add_argument("--count", type=int, default=40, help="images per step count where no labels are given")
-    parser.add_argument("--size", default="", help="height x width, such as 64x48; default: the configuration's")
+    parser.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
+    parser.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
+    parser.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")
+    parser.add_argument("--per-prompt", type=int, help="images of each prompt; default: 1, or what the layout has")
+    parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="of the files; default: %(default)s")
+    parser.add_argument("--size", default="", help="height x width of images, such as 64x48; default: the run's")
     parser.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--from", dest="images", help="image files to start from, such as a.png,b.png, not noise")
     parser.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
     parser.add_argument("--interpolate", type=int, help="images on the way from each to the next")
-    parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled")
+    parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
     args, overrides = parser.parse(argv)
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
@@ -109,15 +83,24 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         folder = epath.Path(args.workdir)
         run = configuration.build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)
-        labels = read_labels(args.labels, args.count, run.config.model.num_classes)
-        given = read_images(args.images, run) if args.images else None
-        size = read_size(args.size, run) if given is None else given.shape[1:3]
-        if given is not None and len(labels) != len(given):
-            raise ValueError(
-                f"--labels has {len(labels)} labels; --from has {len(given)} images and needs one for each"
-            )
-        if args.interpolate and len(labels) < 2:
-            raise ValueError(f"--interpolate is {args.interpolate}; it needs two images, and --labels has one")
+        decoder = decoder_of(run)
+        factor = decoder.factor if decoder else 1
+        given = read_images(args.images, run, decoder and factor) if args.images else None
+        size = run.image_shape[:2]
+        if given is not None:
+            size = tuple(side // factor for side in given.shape[1:3])
+        elif args.size:
+            size = read_size("--size is", args.size, run, factor)
+        asked = read_asked(args, run, size, factor)
+        by = "--labels" if run.config.model.condition == "class" else "--prompts"
+        if given is not None or args.interpolate:
+            asked = in_line(asked, given, size, by)
+        if args.interpolate and len(asked) < 2:
+            raise ValueError(f"--interpolate is {args.interpolate}; it needs two images, and {by} has one")
+        check_layout(args, run, asked, steps, decoder is not None)
+        texts = texts_of(run) if run.config.model.condition == "text" else None
+        if texts:
+            texts.check([of.what for of in asked])
         weights, step = load_weights(run, folder)
         run = with_found_grid(run, folder, step)
         if args.start is not None and not run.transport.T_min < args.start <= run.transport.T_max:
@@ -126,41 +109,32 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         for count in steps:  # what cannot be is told before anything is compiled
             times = time_grid(run.transport, count, run.sampling, args.start)
             make_plan(run.transport, times if given is None or args.start else times[::-1], run.sampling)
+        generator = Generator(run, batch_size(run, asked), texts, decoder or Pixels())
+        generator.load()
 
-    generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
-    wanted = labels
+    rows = None if given is None else generator.decode.rows(given)
+    starts, wanted = asked, asked
     if args.interpolate:
-        wanted = np.concatenate([nearer(*pair, args.interpolate) for pair in zip(labels, labels[1:])])
-    images, arrays = {}, {}
-    for count in steps:
-        times = generator.times(count, args.start)
-        x = start(generator, weights, times, labels, size, given, args)
-        images[count] = arrays[f"steps{count}"] = generator.along(weights, times, wanted, args.seed, x, size)
-        if given is not None:
-            arrays[f"start{count}"] = x
+        order = np.concatenate([nearer(i, i + 1, args.interpolate) for i in range(len(asked) - 1)])
+        wanted = [dataclasses.replace(asked[i], first=k, name=f"{k:05}") for k, i in enumerate(order)]
+    output = Output(args, run, step, wanted, decoder and factor)
+    total = len(steps) * sum(of.count for of in wanted)
+    with tqdm(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar, failures(OSError):
+        for count in steps:
+            times = generator.times(count, args.start)
+            x = start(generator, weights, times, starts, rows, args)
+            if rows is not None:
+                output.arrays[f"start{count}"] = x
+            for one in drawn(generator, weights, times, wanted, args.seed, x, bar.update):
+                output.add(count, one)
     if jax.process_index() > 0:
         return
-    out = epath.Path(args.out) if args.out else folder / "sampled"
-    out.mkdir(parents=True, exist_ok=True)
-    name = file_name(run, step, size, args)
-    npz = io.BytesIO()
-    np.savez(npz, labels=wanted, **arrays)
-    files.replace(out / f"{name}.npz", npz.getvalue())
-    settings = {"step": step, "size": size, "steps": steps, "sampling": dict(run.config.sampling)}
-    settings |= {"seed": args.seed, "from": args.images, "start": args.start, "interpolate": args.interpolate}
-    (out / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
-    written = [f"{name}.npz", f"{name}.json"]
-    if run.image_shape[-1] in (1, 3):
-        columns = args.interpolate or min(10, len(wanted))
-        for count, array in images.items():
-            pictures.grid(array, columns=columns, path=out / f"{name}_steps{count}.png")
-            written.append(f"{name}_steps{count}.png")
-        pictures.any_step_grid({count: array[:columns] for count, array in images.items()}, path=out / f"{name}.png")
-        written.append(f"{name}.png")
-    print(f"{len(wanted)} images at each of {args.steps} steps, from training step {step}, in {out}:")
+    with failures(OSError):
+        written = output.finish()
+    print(f"{total // len(steps)} images at each of {args.steps} steps, from training step {step}, in {output.folder}:")
     if given is not None and args.start is None and not args.interpolate:
-        for count, array in images.items():
-            off = np.sqrt(np.mean((array - given) ** 2))
+        for count in steps:
+            off = np.sqrt(np.mean((output.arrays[f"steps{count}"] - rows) ** 2))
             print(f"  to noise and back in {count} + {count} steps: {off:.3g} off (RMS)")
     print("\n".join(f"  {file}" for file in written))
 
@@ -169,59 +143,75 @@ def start(
     generator: Generator,
     weights: Any,
     times: np.ndarray,
-    labels: np.ndarray,
-    size: tuple[int, int],
+    asked: list[Asked],
     given: np.ndarray | None,
     args: argparse.Namespace,
 ) -> np.ndarray | None:
     """The states (n, h, w, C) that sampling along `times` starts from; None: noise of --seed.
 
-    given: (len(labels), h, w, C) images, or None. With --interpolate there are so many for each two neighbours.
+    given: (len(asked), h, w, C) rows, or None. With --interpolate there are so many for each two neighbours.
     """
     if args.start is not None:
         return generator.noised(given, args.start, args.seed)
     if given is not None:
-        x = generator.along(weights, times[::-1], labels, args.seed, given)
+        x = generator.along(weights, times[::-1], [of.what for of in asked], args.seed, given)
     elif args.interpolate:
-        x = mixture(generator.run, times[0])[1] * generator.noise(args.seed, len(labels), size)
+        x = mixture(generator.run, times[0])[1] * generator.noise(args.seed, len(asked), asked[0].size)
     if not args.interpolate:
         return None if given is None else x
     u = np.linspace(0, 1, args.interpolate)
     return np.concatenate([between(*pair, u) for pair in zip(x, x[1:])])
 
 
-def file_name(run: configuration.Run, step: int, size: tuple[int, int], args: argparse.Namespace) -> str:
-    """What files of these samples are called, so that those of other settings stay beside them."""
-    settings = [f"step{step}", f"{size[0]}x{size[1]}", run.sampling.sampler, run.sampling.grid, f"seed{args.seed}"]
-    settings.append(f"guidance{run.sampling.guidance:g}")
-    if args.images:
-        settings.append("inverted" if args.start is None else f"start{args.start:g}")
-    if args.interpolate:
-        settings.append(f"interpolate{args.interpolate}")
-    return "_".join(settings)
+def in_line(asked: list[Asked], given: np.ndarray | None, size: tuple[int, int], by: str) -> list[Asked]:
+    """One image of each thing asked for, of noises 0, 1, …, for --from and --interpolate. by: the flag that asks.
+
+    Raises ValueError if there are more of one, or other sizes, or not so many as images are given.
+    """
+    if any(of.count > 1 or of.size != size for of in asked):
+        raise ValueError(f"{by} has prompts with several images or other sizes; --from and --interpolate take neither")
+    if given is not None and len(asked) != len(given):
+        raise ValueError(f"{by} has {len(asked)}; --from has {len(given)} images and needs one for each")
+    return [dataclasses.replace(of, first=i) for i, of in enumerate(asked)]
+
+
+def check_layout(
+    args: argparse.Namespace, run: configuration.Run, asked: list[Asked], steps: list[int], is_picture: bool
+) -> None:
+    """Raises ValueError for a layout that is not for what is asked."""
+    if args.layout == "plain":
+        return
+    said = f"--layout is {args.layout!r}"
+    if run.config.model.condition != "text":
+        raise ValueError(f"{said}, which is for prompts; this run is conditioned on labels")
+    if not is_picture:
+        raise ValueError(f"{said}; rows of this run are latents, and codecs.autoencoder, which decodes them, is ''")
+    if args.images or args.interpolate:
+        raise ValueError(f"{said}; with --from and --interpolate it must be 'plain'")
+    LAYOUTS[args.layout].check(args.layout, asked, steps)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError for arguments that cannot be, whatever the run."""
-    if args.count < 1:
-        raise ValueError(f"--count is {args.count}; it must be at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; it must be at least 0")
-    if args.interpolate is not None and args.interpolate < 2:
-        raise ValueError(f"--interpolate is {args.interpolate}; it must be at least 2")
+    for name, least in (("count", 1), ("per_prompt", 1), ("seed", 0), ("interpolate", 2)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if args.seed >= 2**32:
+        raise ValueError(f"--seed is {args.seed}; it must be below 2^32")
     if args.start is not None and not args.images:
         raise ValueError(f"--start is {args.start}; it needs images, --from=FILE")
     if args.start is not None and args.interpolate:
         raise ValueError(f"--start is {args.start} and --interpolate is {args.interpolate}; give one of them")
-    if args.images and not args.labels:
-        raise ValueError(f"--from is {args.images}; it needs --labels, one for each image")
+    if args.images and not (args.labels or args.prompt or args.prompts):
+        raise ValueError(f"--from is {args.images}; it needs --labels or prompts, one for each image")
     if args.images and args.size:
         raise ValueError(f"--size is {args.size}; with --from the size is that of the images")
 
 
 def nearer(first: int, second: int, count: int) -> np.ndarray:
-    """(count,) labels on the way from one image to another: the nearer one's."""
-    return np.where(np.arange(count) < count / 2, first, second).astype(np.int32)
+    """(count,) of two neighbours, by their places, the nearer one on the way from the first to the second."""
+    return np.where(np.arange(count) < count / 2, first, second)
 
 
 if __name__ == "__main__":

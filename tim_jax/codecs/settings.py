@@ -67,6 +67,12 @@ class CodecSettings:
             )
         return module
 
+    def describe_text_encoder(self) -> nn.Module:
+        """The text encoder without its weights. Raises ValueError with one line."""
+        if self.text_encoder == stand_in.NAME:
+            return stand_in.describe(DTYPES[self.dtype])
+        return codecs.describe(self.text_encoder, codecs.TEXT_ENCODERS, DTYPES[self.dtype])
+
     def load(self, part: str) -> tuple[nn.Module, Any]:
         """(module, parameters) of "autoencoder", "text_encoder" or "image_encoder". Raises ValueError."""
         path, dtype = getattr(self, part), DTYPES[self.dtype]

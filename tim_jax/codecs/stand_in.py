@@ -26,7 +26,12 @@ CONFIG = gemma.Config(
 )
 
 
+def describe(dtype=jnp.float32) -> gemma.Gemma:
+    """The module without its parameters."""
+    return gemma.Gemma(CONFIG, dtype)
+
+
 def load(dtype=jnp.float32) -> tuple[gemma.Gemma, dict]:
     """(module, parameters), the same everywhere."""
     params = jax.jit(gemma.Gemma(CONFIG).init)(jax.random.key(SEED), *gemma.Gemma(CONFIG).example())["params"]
-    return gemma.Gemma(CONFIG, dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return describe(dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)
