@@ -230,7 +230,8 @@ def any_step_table(
 ) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
     """The any-step table of some weights, and of every number of steps the first images of the first seed.
 
-    generator: see `generator_of`. nfe: {steps: network evaluations per image}. Raises ValueError for samples that are not finite.
+    generator: see `generator_of`. nfe: {steps: network evaluations per image}. Raises ValueError for samples that are
+    not finite.
     """
     run, most = measurement.run, max(nfe)
     yardstick = measurement.yardstick
