@@ -209,6 +209,7 @@ def get_config():
     config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
     config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
     config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
+    config.sampling.batch_size = 64  # most images at once
     config.sampling.guidance = 1.0
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0

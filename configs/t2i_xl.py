@@ -46,6 +46,8 @@ def get_config():
 
     config.optimizer.learning_rate = 4e-4
 
+    config.sampling.batch_size = 8
+
     config.mesh.data = 1
     config.mesh.fsdp = -1
 

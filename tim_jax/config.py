@@ -216,7 +216,9 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
     settings = dict(config.sampling)
-    weights = settings.pop("weights")
+    weights, rows = settings.pop("weights"), settings.pop("batch_size")
+    if rows < 1:
+        raise ValueError(f"sampling.batch_size is {rows}; it must be at least 1")
     if weights != "student" and weights not in config.ema:
         raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
     if settings["sampler"] == "default":

@@ -20,9 +20,9 @@ class Drawn(NamedTuple):
 
 
 def batch_size(run: Run, asked: Sequence[Asked]) -> int:
-    """Of all batches: as many as there are of one size, at most `evaluation.batch_size`."""
+    """Of all batches: as many as there are of one size, at most `sampling.batch_size`."""
     counts = {size: sum(of.count for of in asked if of.size == size) for size in {of.size for of in asked}}
-    return min(max(counts.values()), run.config.evaluation.batch_size)
+    return min(max(counts.values()), run.config.sampling.batch_size)
 
 
 def drawn(

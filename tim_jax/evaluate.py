@@ -13,7 +13,7 @@ from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
 from tim_jax.frozen import decoder_of
-from tim_jax.generate import load_weights, open_generator
+from tim_jax.generate import Generator, load_weights
 from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
@@ -60,12 +60,15 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
         nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
+        count = args.count or run.evaluation.samples if args.export else count
+        generator = measure.generator_of(run, count)
+        generator.load()
 
     if args.export:
-        export(run, weights, steps[0], args.count or run.evaluation.samples, epath.Path(args.export))
+        export(generator, weights, steps[0], count, epath.Path(args.export))
     else:
         with failures(ValueError):
-            table(run, plan, weights, training_step, nfe, args, count, folder)
+            table(plan, generator, weights, training_step, nfe, args, count, folder)
 
 
 def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
@@ -80,9 +83,9 @@ def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
         raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")
 
 
-def export(run: configuration.Run, weights, steps: int, count: int, path: epath.Path) -> None:
+def export(generator: Generator, weights, steps: int, count: int, path: epath.Path) -> None:
     """Writes `count` samples and their labels as a published batch."""
-    generator = open_generator(run, min(count, run.evaluation.batch_size))
+    run = generator.run
     asked = measure.asked_of(run, count)
     began, progress, done = time.perf_counter(), Progress(count), 0
 
@@ -115,24 +118,23 @@ class Progress:
             print(f"[{spent:.0f} s, about {left:.0f} s left] {line}", flush=True)
 
 
-def table(run, plan: measure.Measurement, weights, training_step: int, nfe: dict, args, count: int, folder) -> None:
+def table(plan: measure.Measurement, generator: Generator, weights, training_step: int, nfe, args, count, folder):
     """Measures samples at every step count, and writes table and pictures into the run's folder.
 
     nfe: {steps: network evaluations}.
     """
-    steps = sorted(nfe)
+    run, steps = plan.run, sorted(nfe)
     work = np.cumsum([nfe[s] + METRICS_COST for s in steps for _ in range(args.seeds)])
     told = Progress(work[-1])
 
     def progress(done: int, total: int, line: str) -> None:
         told(work[done - 1], f"{done}/{total}: {line}")
 
-    found, shown = measure.any_step_table(plan, weights, nfe, list(range(args.seeds)), count, progress)
+    found, shown = measure.any_step_table(plan, generator, weights, nfe, list(range(args.seeds)), count, progress)
     found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
     is_picture = decoder_of(run) is not None
     near = min(args.nearest, count) if is_picture and plan.neighbours else 0
-    generator = open_generator(run, min(near or 1, run.evaluation.batch_size))
     images = generator.decode(generator(weights, max(steps), 0, measure.asked_of(run, near))) if near else None
     if jax.process_index() > 0:
         return

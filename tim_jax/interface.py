@@ -88,7 +88,7 @@ class Tim:
 
     def _generator(self, count: int, guidance: float | None) -> Generator:
         """One that is kept, so that calls with other numbers of images and steps compile little anew."""
-        rows = min(1 << (count - 1).bit_length(), max(count, self.run.config.evaluation.batch_size))
+        rows = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
         run = self.run
         if guidance is not None:
             config = config_keys.override(run.config, {"sampling.guidance": str(guidance)})

@@ -23,7 +23,7 @@ from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import LEAST
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
 from tim_jax.feed import one_shape
-from tim_jax.generate import cycle_labels, open_generator, prompts_of
+from tim_jax.generate import Generator, cycle_labels, open_generator, prompts_of
 from tim_jax.parts import Part, of_data, of_file
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
@@ -200,7 +200,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
     settings = run.evaluation
     count = settings.count or count_of(measurement)
     _ = measurement.yardstick  # before training begins
-    generator = open_generator(run, min(count, settings.batch_size))
+    generator = generator_of(run, count)
     asked = asked_of(run, count)
 
     def measure(state: Any) -> dict[str, float]:
@@ -221,6 +221,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
 
 def any_step_table(
     measurement: Measurement,
+    generator: Generator,
     weights: Any,
     nfe: Mapping[int, int],
     seeds: Sequence[int],
@@ -229,11 +230,11 @@ def any_step_table(
 ) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
     """The any-step table of some weights, and of every number of steps the first images of the first seed.
 
-    nfe: {steps: network evaluations per image}. Raises ValueError for samples that are not finite.
+    generator: see `generator_of`. nfe: {steps: network evaluations per image}. Raises ValueError for samples that are
+    not finite.
     """
     run, most = measurement.run, max(nfe)
     yardstick = measurement.yardstick
-    generator = open_generator(run, min(count, run.evaluation.batch_size))
     asked = asked_of(run, count)
     for steps in {min(64, most), most}:  # compilation is not the sampler's time
         generator(weights, steps, seeds[0], asked[: generator.batch_size])
@@ -255,6 +256,11 @@ def any_step_table(
 
     floor, reference = yardstick.floor(seeds), measurement.fingerprint
     return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference), shown
+
+
+def generator_of(run: Run, count: int) -> Generator:
+    """What draws `count` images to be measured, in batches of `evaluation.batch_size`. Raises ValueError."""
+    return open_generator(run, min(count, run.evaluation.batch_size))
 
 
 def asked_of(run: Run, count: int) -> np.ndarray | list[str]:

@@ -21,7 +21,7 @@ from tim_jax import config as configuration
 from tim_jax.asked import Asked, by_prompts, read_images, read_labels, read_size
 from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.drawing import batch_size, drawn
-from tim_jax.frozen import Pixels, decoder_of, texts_of
+from tim_jax.frozen import Decoder, Pixels, decoder_of, texts_of
 from tim_jax.generate import Generator, load_weights, mixture
 from tim_jax.grid import with_found_grid
 from tim_jax.layouts import LAYOUTS
@@ -47,6 +47,29 @@ def read_asked(args: argparse.Namespace, run: configuration.Run, size: tuple[int
         raise ValueError("--prompt, --prompts: this run is conditioned on text; give one of them")
     named = read_prompts(args.prompts) if args.prompts is not None else [("00000", {"prompt": args.prompt})]
     return by_prompts(named, size, args.per_prompt or LAYOUTS[args.layout].count, run, factor)
+
+
+def read_all(
+    args: argparse.Namespace, run: configuration.Run, decoder: Pixels | Decoder | None
+) -> tuple[list[Asked], np.ndarray | None]:
+    """What is asked for, and the images (n, H, W, C) to start from or None. decoder: see `decoder_of`.
+
+    Raises ValueError.
+    """
+    factor = decoder.factor if decoder else 1
+    given, size = None, run.image_shape[:2]
+    if args.images:
+        given = read_images(args.images, run, decoder and factor)
+        size = tuple(side // factor for side in given.shape[1:3])
+    elif args.size:
+        size = read_size("--size is", args.size, run, factor)
+    asked = read_asked(args, run, size, factor)
+    by = "--labels" if run.config.model.condition == "class" else "--prompts"
+    if args.images or args.interpolate:
+        asked = in_line(asked, given, size, by)
+    if args.interpolate and len(asked) < 2:
+        raise ValueError(f"--interpolate is {args.interpolate}; it needs two images, and {by} has one")
+    return asked, given
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,31 +107,14 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         run = configuration.build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)
         decoder = decoder_of(run)
-        factor = decoder.factor if decoder else 1
-        given = read_images(args.images, run, decoder and factor) if args.images else None
-        size = run.image_shape[:2]
-        if given is not None:
-            size = tuple(side // factor for side in given.shape[1:3])
-        elif args.size:
-            size = read_size("--size is", args.size, run, factor)
-        asked = read_asked(args, run, size, factor)
-        by = "--labels" if run.config.model.condition == "class" else "--prompts"
-        if given is not None or args.interpolate:
-            asked = in_line(asked, given, size, by)
-        if args.interpolate and len(asked) < 2:
-            raise ValueError(f"--interpolate is {args.interpolate}; it needs two images, and {by} has one")
+        asked, given = read_all(args, run, decoder)
         check_layout(args, run, asked, steps, decoder is not None)
         texts = texts_of(run) if run.config.model.condition == "text" else None
         if texts:
             texts.check([of.what for of in asked])
         weights, step = load_weights(run, folder)
         run = with_found_grid(run, folder, step)
-        if args.start is not None and not run.transport.T_min < args.start <= run.transport.T_max:
-            ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"
-            raise ValueError(f"--start is {args.start}; it must be {ends} for {run.transport.name}")
-        for count in steps:  # what cannot be is told before anything is compiled
-            times = time_grid(run.transport, count, run.sampling, args.start)
-            make_plan(run.transport, times if given is None or args.start else times[::-1], run.sampling)
+        check_times(args, run, steps)
         generator = Generator(run, batch_size(run, asked), texts, decoder or Pixels())
         generator.load()
 
@@ -117,7 +123,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if args.interpolate:
         order = np.concatenate([nearer(i, i + 1, args.interpolate) for i in range(len(asked) - 1)])
         wanted = [dataclasses.replace(asked[i], first=k, name=f"{k:05}") for k, i in enumerate(order)]
-    output = Output(args, run, step, wanted, decoder and factor)
+    output = Output(args, run, step, wanted, decoder and decoder.factor)
     total = len(steps) * sum(of.count for of in wanted)
     with tqdm(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar, failures(OSError):
         for count in steps:
@@ -189,6 +195,17 @@ def check_layout(
     if args.images or args.interpolate:
         raise ValueError(f"{said}; with --from and --interpolate it must be 'plain'")
     LAYOUTS[args.layout].check(args.layout, asked, steps)
+
+
+def check_times(args: argparse.Namespace, run: configuration.Run, steps: list[int]) -> None:
+    """Raises ValueError for step counts, or a --start, that the run's transport and sampler cannot take."""
+    if args.start is not None and not run.transport.T_min < args.start <= run.transport.T_max:
+        ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"
+        raise ValueError(f"--start is {args.start}; it must be {ends} for {run.transport.name}")
+    upwards = args.images and args.start is None
+    for count in steps:
+        times = time_grid(run.transport, count, run.sampling, args.start)
+        make_plan(run.transport, times[::-1] if upwards else times, run.sampling)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

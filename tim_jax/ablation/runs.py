@@ -56,7 +56,8 @@ def train_and_measure(
         raise SystemExit(RESTART)
     if not end.saved:
         raise RuntimeError("; ".join(end.failures))
-    table, shown = measure.any_step_table(measurement, run.weights(end.state), nfe, [seed], count)
+    generator = measure.generator_of(run, count)
+    table, shown = measure.any_step_table(measurement, generator, run.weights(end.state), nfe, [seed], count)
     if jax.process_index() == 0 and run.image_shape[-1] in (1, 3):
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     record = warm_start.record(warm_start.find(str(folder), "--workdir"))

@@ -16,7 +16,7 @@ RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # What a variant is, beside the identity of its run. Batches of samples and the rest change no number.
 DEFINING = (*config_keys.IDENTITY, "sampling", "evaluation")
-NOT_DEFINING = (*config_keys.NOT_IDENTITY, "evaluation.batch_size")
+NOT_DEFINING = (*config_keys.NOT_IDENTITY, "evaluation.batch_size", "sampling.batch_size")
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
 IN_STEPS = (
     "optimizer.warmup_steps",
