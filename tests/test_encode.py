@@ -248,7 +248,6 @@ WRONG = {
     "data.encode False": ({"data.encode": "False"}, "data.encode is False; it must be True"),
     "random crops": ({"data.random_crop": "True"}, "data.random_crop is True; shards hold the middle"),
     "a mixture": ({"data.mixture": "(('photos', '', 1),)"}, "data.mixture is given; encode each"),
-    "no captions": ({"data.source": "digits", "data.path": ""}, "data."),
     "patch": ({"model.patch_size": "3"}, "model.patch_size is 3; it must divide data.height (8)"),
     "tile": ({"codecs.tile": "20"}, "codecs.tile is 20; it must be a multiple of 16"),
     "channels": ({"data.channels": "8"}, "data.channels is 8; the latents of"),
@@ -262,6 +261,14 @@ def test_a_wrong_configuration_is_one_line_and_nothing_is_written(name, keys, tm
     changes, told = WRONG[name]
     assert told in fails([*flags(keys | changes), f"--out={tmp_path / 'shards'}"], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_needs_captions(keys, images, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    shutil.copytree(images, tmp_path / "images" / "class")
+    changes = {"data.source": "folder", "data.path": str(tmp_path / "images")}
+    assert "the rows of images have no captions" in fails([*flags(keys | changes), f"--out={tmp_path / 'out'}"], capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
