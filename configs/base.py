@@ -35,7 +35,9 @@ def get_config():
     config.data.buckets.tokens = 0  # of a global batch, which sets its rows by bucket; 0: batch_size rows of any
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
     config.data.buckets.enlarge = False  # use images that are too small for every bucket
-    config.data.encode = False  # rows are encoded as they are read, by `codecs`; False: they are what is trained on
+    # Rows are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they are
+    # what is trained on.
+    config.data.encode = False
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
