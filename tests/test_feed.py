@@ -62,7 +62,7 @@ def test_steps_of_all_buckets_are_compiled_ahead_and_nothing_later(cache, tmp_pa
     state = run.trainer.create()
     before = len(compiled)
     run.trainer.compile(found.shapes)
-    assert len(compiled) - before == 3
+    assert compiled[before:].count("jit(train_step)") == 3
     batches, shapes = found.batches(0), set()
     state, seen = run.trainer(state, next(batches)[0]), []
     jax.block_until_ready(state)
