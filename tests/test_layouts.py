@@ -10,7 +10,7 @@ from PIL import Image
 import tim_jax
 from tests import made_up
 from tim_jax import sample
-from tim_jax.layouts import read_settings, tiles
+from tim_jax.drawing.layouts import read_settings, tiles
 
 PROMPTS = ["a photo of a bench", "a photo of two cows", "a red bicycle"]
 

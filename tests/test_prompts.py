@@ -15,12 +15,12 @@ from tests import made_up
 from tim_jax import codecs, sample
 from tim_jax import config as configuration
 from tim_jax import workdir as workdirs
-from tim_jax.asked import by_prompts
-from tim_jax.drawing import drawn
+from tim_jax.drawing.asked import by_prompts
+from tim_jax.drawing.batches import drawn
+from tim_jax.drawing.layouts import read_settings
+from tim_jax.drawing.prompts import read_prompts
 from tim_jax.frozen import Pixels, texts_of
 from tim_jax.generate import Generator, load_weights, mixture
-from tim_jax.layouts import read_settings
-from tim_jax.prompts import read_prompts
 
 CAT, DOG, SEA = "a cat, a photograph", "a dog", "the sea at night"
 

@@ -14,7 +14,7 @@ from tests.test_codecs_tokenizer import trained
 from tests.test_convert import flags, save_bin
 from tim_jax import codecs, convert, sample, train
 from tim_jax.codecs.loading import LEAVES, shapes_of
-from tim_jax.layouts import read_settings
+from tim_jax.drawing.layouts import read_settings
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODEL = {

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tim_jax import config as configuration
-from tim_jax.asked import read_size
 from tim_jax.command_line import load_config
+from tim_jax.drawing.asked import read_size
 from tim_jax.generate import Generator
 from tim_jax.networks import TiM, attention, blockwise, sequence
 from tim_jax.networks.block import REMAT

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tim_jax import compilation_cache, config_keys, workdir
 from tim_jax import config as configuration
-from tim_jax.asked import by_labels, by_prompts, read_size
-from tim_jax.drawing import batch_size, drawn
+from tim_jax.drawing.asked import by_labels, by_prompts, read_size
+from tim_jax.drawing.batches import batch_size, drawn
 from tim_jax.evaluation import pictures
 from tim_jax.frozen import decoder_of, texts_of
 from tim_jax.generate import Generator

@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from tim_jax import cluster, compilation_cache, workdir
 from tim_jax import config as configuration
-from tim_jax.asked import Asked, by_prompts, read_images, read_labels, read_size
 from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
-from tim_jax.drawing import batch_size, drawn
+from tim_jax.drawing.asked import Asked, by_prompts, read_images, read_labels, read_size
+from tim_jax.drawing.batches import batch_size, drawn
+from tim_jax.drawing.layouts import LAYOUTS
+from tim_jax.drawing.outputs import Output
+from tim_jax.drawing.prompts import read_prompts
 from tim_jax.frozen import Decoder, Pixels, decoder_of, texts_of
 from tim_jax.generate import Generator, load_weights, mixture
 from tim_jax.grid import with_found_grid
-from tim_jax.layouts import LAYOUTS
-from tim_jax.outputs import Output
-from tim_jax.prompts import read_prompts
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import between, make_plan, time_grid
 

@@ -14,11 +14,11 @@ from etils import epath
 from PIL import Image
 
 from tim_jax import files
-from tim_jax.asked import Asked
 from tim_jax.config import Run
-from tim_jax.drawing import Drawn, settings
+from tim_jax.drawing.asked import Asked
+from tim_jax.drawing.batches import Drawn, settings
+from tim_jax.drawing.layouts import LAYOUTS, Picture, png
 from tim_jax.evaluation import pictures
-from tim_jax.layouts import LAYOUTS, Picture, png
 
 SHOWN = 100  # images of a step count in its grid, at most
 COLUMNS = 10

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tim_jax.asked import Asked
 from tim_jax.config import Run
+from tim_jax.drawing.asked import Asked
 from tim_jax.generate import Generator, cycled
 
 

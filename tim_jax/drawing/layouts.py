@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tim_jax.asked import Asked
+from tim_jax.drawing.asked import Asked
 
 KEY = "tim_jax"  # of the settings in a PNG's metadata
 LONGEST = 200  # bytes of a name

@@ -10,8 +10,8 @@ from tim_jax.command_line import whole_numbers
 from tim_jax.config import Run, check_tokens
 from tim_jax.data.decode import decode, pixels
 from tim_jax.data.faults import BadRecord
+from tim_jax.drawing.prompts import Record
 from tim_jax.generate import cycle_labels
-from tim_jax.prompts import Record
 
 
 @dataclasses.dataclass(frozen=True)
