@@ -122,11 +122,11 @@ def main(argv: list[str] | None = None) -> None:
         if jax.process_index() == 0:
             print(kept, flush=True)
         end = fit(run, feed, folder, first, stop, profile, measurement, draw)
-    code = RESTART if end.stopped else DONE if end.saved else FAILED
-    if end.failures and jax.process_count() == 1:
-        leave(code, last_line(end, folder))  # what is left of failed writes complains at length
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
+    code = RESTART if end.stopped else DONE if end.saved else FAILED
+    if end.failures and jax.process_count() == 1:
+        leave(code)  # at once: what is left of failed writes complains at length, and not after the last line
     if code != DONE:
         raise SystemExit(code)
 

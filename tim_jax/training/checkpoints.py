@@ -1,6 +1,7 @@
 """Checkpoints by orbax: the whole state and a record of what made it, written and summed up in the background."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -60,6 +61,7 @@ class Saver:
         self.manager = manager
         self.saved: int | None = None
         self.failures: list[str] = []
+        _hush_closed_loops()
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: Any, record: dict) -> None:
@@ -193,3 +195,15 @@ def abstract_state(shapes: Any, shardings: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, shapes, shardings)
+
+
+@functools.cache
+def _hush_closed_loops() -> None:
+    """Writes under way when a save fails find the loop closed that waited for them, and hundreds would say so."""
+    former = sys.unraisablehook
+
+    def hook(about: Any) -> None:
+        if str(about.exc_value) != "Event loop is closed":
+            former(about)
+
+    sys.unraisablehook = hook

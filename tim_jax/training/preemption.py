@@ -86,13 +86,10 @@ class Stop(contextlib.ContextDecorator):
         leave(RESTART)
 
 
-def leave(code: int, line: str = "") -> None:
-    """Ends the process at once, whatever its threads do and have to say. line: the last on standard output."""
+def leave(code: int) -> None:
+    """Ends the process at once, whatever its threads do."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if line:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        print(line, flush=True)
     os._exit(code)
 
 
