@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.flags import for_devices
 from tim_jax import codecs, data, feed
 from tim_jax import config as configuration
 from tim_jax.command_line import load_config
@@ -347,8 +348,7 @@ def test_bad_rows_are_left_out_counted_and_listed(of_pixels, images, tmp_path, c
 
 
 def start(keys, out, devices=2, **more):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | more
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": for_devices(devices)} | more
     arguments = [sys.executable, "-m", "tim_jax.encode", *flags(keys), f"--out={out}", "--rows-per-shard=1"]
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.flags import for_devices
 from tim_jax import lock
 from tim_jax.bench import faults as bench
 from tim_jax.training import checkpoints, checksums
@@ -93,8 +94,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """What runs inherit when the process they are forked from starts."""
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("XLA_FLAGS", for_devices(1))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.flags import for_devices
+
 DEVICES = 4
 TINY = [
     "--config.data.height=16", "--config.data.width=16", "--config.data.buckets.area=256",
@@ -26,8 +28,7 @@ def start(count, command, **more):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={DEVICES // count} --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
+    environment = os.environ | {"XLA_FLAGS": for_devices(DEVICES // count), "JAX_PLATFORMS": "cpu"} | more
     if count > 1:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     running = [
