@@ -15,6 +15,7 @@ import pytest
 import yaml
 from etils import epath
 
+from tests.flags import for_devices
 from tim_jax import ablate, config_files
 from tim_jax import config as configuration
 from tim_jax.ablation import Ablation, plan, report, runs, settings
@@ -386,7 +387,8 @@ def test_a_killed_ablation_goes_on_bit_equal(tmp_path):
     def start(name, *words):
         command = [sys.executable, "-m", "tim_jax.ablate", *arguments(tmp_path / name, **more), *words]
         with (tmp_path / f"{name}.txt").open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log)
+            one = os.environ | {"XLA_FLAGS": for_devices(1)}
+            return subprocess.Popen(command, stdout=log, stderr=log, env=one)
 
     def signalled(process, number, name):
         """The exit code after a signal in the middle of a run's training."""
