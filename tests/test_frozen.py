@@ -13,6 +13,7 @@ from tim_jax import config as configuration
 from tim_jax.codecs import stand_in
 from tim_jax.codecs.tokenizer import BYTES
 from tim_jax.command_line import load_config
+from tim_jax.frozen.part import open_part
 
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.most": "3",
@@ -183,6 +184,7 @@ def trained(cache, tmp_path, monkeypatch, capsys):
 
 
 def test_training_draws_pictures_of_its_captions(trained, capsys):
+    open_part.cache_clear()  # which another test may have opened
     folder = trained()
     assert "stand-in with random weights" in capsys.readouterr().err
     assert (folder / "samples" / "samples_00000002.png").exists()
