@@ -54,6 +54,11 @@ class Run:
     codecs: CodecSettings
     evaluation: EvaluationSettings
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether rows are images, or latents that an autoencoder decodes."""
+        return bool(self.codecs.autoencoder) or self.image_shape[-1] in (1, 3)
+
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
         return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)

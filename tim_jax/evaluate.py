@@ -12,7 +12,6 @@ from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
-from tim_jax.frozen import decoder_of
 from tim_jax.generate import Generator, load_weights
 from tim_jax.grid import with_found_grid
 from tim_jax.training.preemption import Stop
@@ -79,7 +78,7 @@ def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
         raise ValueError(f"--export is {args.export!r}; it must end with .npz")
     if not (args.count or run.evaluation.samples):
         raise ValueError("--count: missing; with --export it says how many samples to write")
-    if decoder_of(run) is None:
+    if not run.shows_images:
         raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")
 
 
@@ -133,13 +132,12 @@ def table(plan: measure.Measurement, generator: Generator, weights, training_ste
     found, shown = measure.any_step_table(plan, generator, weights, nfe, list(range(args.seeds)), count, progress)
     found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
-    is_picture = decoder_of(run) is not None
-    near = min(args.nearest, count) if is_picture and plan.neighbours else 0
+    near = min(args.nearest, count) if run.shows_images and plan.neighbours else 0
     images = generator.decode(generator(weights, max(steps), 0, measure.asked_of(run, near))) if near else None
     if jax.process_index() > 0:
         return
     anystep.write(found, folder)
-    if is_picture:
+    if run.shows_images:
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
         written.append("any_step_samples.png")
     if near:

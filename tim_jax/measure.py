@@ -201,6 +201,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
     count = settings.count or count_of(measurement)
     _ = measurement.yardstick  # before training begins
     generator = generator_of(run, count)
+    generator.load()
     asked = asked_of(run, count)
 
     def measure(state: Any) -> dict[str, float]:

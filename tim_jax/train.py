@@ -59,6 +59,7 @@ def sample_pictures(run: configuration.Run, feed: Feed):
     sizes = picture_sizes(run, feed.plan)
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
     generator, count = open_generator(run, each), each * len(sizes)
+    generator.load()
     by_class = run.config.model.condition == "class"
     asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts_of(feed.source, count)
 
@@ -79,8 +80,7 @@ def sample_pictures(run: configuration.Run, feed: Feed):
 
 def can_draw(run: configuration.Run) -> bool:
     """Whether pictures of samples can be made: of rows that are or become images, and prompts that are read here."""
-    shown = run.image_shape[-1] in (1, 3) or run.codecs.autoencoder
-    return bool(shown and (run.config.model.condition == "class" or run.codecs.text_encoder))
+    return run.shows_images and (run.config.model.condition == "class" or bool(run.codecs.text_encoder))
 
 
 def main(argv: list[str] | None = None) -> None:

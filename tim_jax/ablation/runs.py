@@ -58,7 +58,7 @@ def train_and_measure(
         raise RuntimeError("; ".join(end.failures))
     generator = measure.generator_of(run, count)
     table, shown = measure.any_step_table(measurement, generator, run.weights(end.state), nfe, [seed], count)
-    if jax.process_index() == 0 and run.image_shape[-1] in (1, 3):
+    if jax.process_index() == 0 and run.shows_images:
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     record = warm_start.record(warm_start.find(str(folder), "--workdir"))
     return {

@@ -75,4 +75,4 @@ def decoder_of(run: Run) -> Pixels | Decoder | None:
     """Rows → images; None where rows are latents and no autoencoder is named. Raises ValueError."""
     if run.codecs.autoencoder:
         return Decoder(run)
-    return Pixels() if run.image_shape[-1] in (1, 3) else None
+    return Pixels() if run.shows_images else None

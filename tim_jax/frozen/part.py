@@ -1,5 +1,6 @@
 """A frozen module with its weights on a mesh."""
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,12 @@ class Part(flax.struct.PyTreeNode):
         return self.module.apply({"params": self.params}, *args, method=method)
 
 
+@functools.cache
 def open_part(settings: CodecSettings, part: str, mesh: Mesh) -> Part:
-    """ "autoencoder", "text_encoder" or "image_encoder", ready for work. Raises ValueError with one line."""
+    """ "autoencoder", "text_encoder" or "image_encoder", ready for work: read once by a process, whoever asks for it.
+
+    Raises ValueError with one line.
+    """
     module, params = settings.load(part)
     if getattr(settings, part) == stand_in.NAME and jax.process_index() == 0:
         print("codecs.text_encoder is a stand-in with random weights: it knows nothing of language", file=sys.stderr)
