@@ -70,6 +70,21 @@ class Objective:
         return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
 
     @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Frozen networks that it asks: () or ("teacher",) or ("teacher", "weaker")."""
+        return ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Networks of the student's kind that are trained in the same step beside it: () or ("score",)."""
+        return ()
+
+    @property
+    def row_group(self) -> int:
+        """Rows on a device must come in multiples of this."""
+        return 1
+
+    @property
     def sampler(self) -> str:
         """How a model that was trained like this is meant to be sampled, a name in SAMPLERS."""
         if self.times.share_equal == 1:
