@@ -138,9 +138,13 @@ def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtype
 
 
 def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
-    """A first state with some of the student's parameters, and those of its averages, in place of its own."""
+    """A first state with some of the student's parameters in place of its own; averages and the parts beside the
+    student are copies of it."""
     student = jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["student"]
     )
-    emas = {name: jax.tree.map(jnp.copy, student) for name in state.emas}  # a step donates them all: no sharing
-    return state.replace(params=state.params | {"student": student}, emas=emas)
+
+    def copies(names):  # a step donates them all: no sharing
+        return {name: jax.tree.map(jnp.copy, student) for name in names}
+
+    return state.replace(params=copies(state.params) | {"student": student}, emas=copies(state.emas))
