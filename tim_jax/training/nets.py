@@ -43,7 +43,7 @@ def make_nets(
 def frozen_net(network: Any, guidance: tuple[float, float, float], apply: Callable = apply_alone) -> Callable:
     """params → network on a tuple of Queries, of a network that is only asked: without dropout.
 
-    guidance: the scale and the times between which it holds, for a network that is told these, whatever the queries say.
+    guidance: the scale and the times between which it holds, for a network that is told these; whatever queries say.
     """
 
     def put(query):

@@ -11,8 +11,8 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: steps done, int32 scalar. params: {part: tree}, "student" and what trains beside it. emas: {name: tree of the
-    student}. opt_state: optax's.
+    """step: steps done, int32 scalar. params: {part: tree}, "student" and what trains beside it. emas: {name: tree of
+    the student}. opt_state: optax's.
 
     Rows, noise and times of a step follow from (seed, step), so that this tree is all that a run is.
     """

@@ -84,6 +84,18 @@ def record(saved: Saved) -> dict[str, Any]:
         return checkpoints.read_record(manager, saved.step)
 
 
+def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
+    """The latest checkpoint of a workdir whose record can be read, and the record, or None; without a checksum."""
+    latest_one = latest(workdir)
+    if latest_one is None:
+        return None
+    with _opened(latest_one.directory) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged one, which training sets aside
+                return Saved(latest_one.directory, step), checkpoints.read_record(manager, step)
+    return None
+
+
 def weights_of(saved: Saved) -> dict[str, Shapes]:
     """{"student" or the name of an average: shapes} of all weights that a checkpoint holds."""
     with _opened(saved.directory, whole=False) as manager:
