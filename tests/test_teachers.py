@@ -19,10 +19,10 @@ from tim_jax import train as command
 from tim_jax.ablation.settings import Ablation
 from tim_jax.command_line import load_config
 from tim_jax.plan import __main__ as planner
-from tim_jax.plan.compile import compile_step
+from tim_jax.plan.memory import Memory, shard_bytes
 from tim_jax.plan.topologies import topology
 from tim_jax.start import first_state
-from tim_jax.teachers import find, stand_ins, with_teachers
+from tim_jax.teachers import check_same, record, with_teachers
 from tim_jax.training import checksums, names, sharding, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
 from tim_jax.transitions.derivative import query
@@ -66,9 +66,8 @@ class Taught(Objective):
         target = told["teacher"] - 0.1 * told.get("weaker", 0.0)
         error, zero = distance(told["student"], target), jnp.zeros_like(t)
         loss, level = error, self.transport.level(t)
-        metrics = dict(
-            error=error, denoising=error, alignment=zero, tangent=zero, t=t, r=t, level_t=level, level_r=level
-        )
+        metrics = dict(error=error, denoising=error, alignment=zero, tangent=zero, t=t, r=t)
+        metrics |= dict(level_t=level, level_r=level)
         for part in self.beside:
             metrics[part] = distance(told[part], rows.x)
             loss = loss + self.scale * metrics[part]
@@ -95,6 +94,13 @@ def teacher(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One with the student's own network."""
+    made = STUDENT | {"objective.name": "flow_matching"}
+    return workdir(tmp_path_factory.mktemp("small") / "run", "digits_flow_matching", **made)
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
@@ -115,7 +121,8 @@ def batch_of(run):
 def train(folder, data, *arguments, **changes):
     """The real command, on one device."""
     flags = [f"--config.{name}={text}" for name, text in changed(changes).items()]
-    with one_device():
+    with one_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "can_draw", lambda run: False)
         command.main(
             ["--config=digits_flow_matching", f"--workdir={folder}", f"--config.loader.directory={data}", *flags]
             + list(arguments)
@@ -163,18 +170,38 @@ def asked(run, name="teacher"):
         return jax.device_get(ask(run.trainer.frozen_params[name]))
 
 
-def test_a_teacher_is_read_once_and_never_changed_or_saved(teacher, tmp_path, data):
-    run = with_teachers(make_run(teacher__weights=teacher))
-    params = run.trainer.frozen_params["teacher"]
-    before, lies = jax.device_get(params), buffers(params)
-    state, batch = run.trainer.create(), batch_of(run)
-    losses = []
+def three_steps(run, state):
+    """The state after three steps, on the host, and their metrics."""
+    history = []
     for _ in range(3):
-        state, metrics = run.trainer(state, batch)
-        losses.append(float(metrics["loss"]))
+        state, metrics = run.trainer(state, batch_of(run))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def after_three_steps(teacher):
+    """A run with a teacher, its state after three steps and their metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, "taught", taught())
+        run = with_teachers(make_run(teacher__weights=teacher))
+        params = run.trainer.frozen_params["teacher"]
+        before, lies = jax.device_get(params), buffers(params)
+        end, history = three_steps(run, run.trainer.create())
     assert run.trainer.frozen_params["teacher"] is params and buffers(params) == lies
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), before)
-    assert losses[0] > 0 and set(state.params) == {"student"} and set(state.emas) == {"slow"}
+    return run, end, history
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_steps, tmp_path, data):
+    run, end, history = after_three_steps
+    assert history[0]["loss"] > history[2]["loss"] > 0
+    assert set(end.params) == {"student"} and set(end.emas) == {"slow"}
+    before, batch = jax.device_get(run.trainer.frozen_params["teacher"]), batch_of(run)
 
     # What is asked is the network of the teacher's own run, with the weights of its average.
     saved = warm_start.find(str(teacher), "start.weights")
@@ -219,12 +246,12 @@ def workdir_without(folder, path):
     return folder
 
 
-def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher):
-    one = with_teachers(make_run(teacher__weights=teacher))
+def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher, after_three_steps):
+    one, _, history = after_three_steps
     eight = with_teachers(make_run(8, mesh__data=1, mesh__fsdp=8, teacher__weights=teacher))
     np.testing.assert_allclose(asked(eight), asked(one), atol=1e-5)
-    losses = [float(run.trainer(run.trainer.create(), batch_of(run))[1]["loss"]) for run in (one, eight)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    _, metrics = eight.trainer(eight.trainer.create(), batch_of(eight))
+    assert float(metrics["loss"]) == pytest.approx(history[0]["loss"], rel=1e-5)
     params = names.by_name(eight.trainer.frozen_params["teacher"])
     boxed = nn.get_partition_spec(jax.eval_shape(configuration.initialiser(one.config, one.network), jax.random.key(0)))
     embedded = {name for name, spec in names.by_name(boxed).items() if "embed" in spec}
@@ -234,8 +261,8 @@ def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher):
     assert sum(leaf.nbytes for name, leaf in params.items() if name in embedded) > 5e4
 
 
-def test_a_teacher_in_half_the_bytes(teacher):
-    whole = with_teachers(make_run(teacher__weights=teacher))
+def test_a_teacher_in_half_the_bytes(teacher, after_three_steps):
+    whole, _, _ = after_three_steps
     half = with_teachers(make_run(2, mesh__data=1, mesh__fsdp=2, teacher__weights=teacher, teacher__dtype="bfloat16"))
     params = half.trainer.frozen_params["teacher"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
@@ -246,7 +273,6 @@ def test_a_teacher_in_half_the_bytes(teacher):
     )
     a, b = asked(half), asked(whole)
     assert a.dtype == np.float32 and 1e-4 < np.abs(a - b).max() < 0.1 * np.abs(b).max()
-    assert np.isfinite(float(half.trainer(half.trainer.create(), batch_of(half))[1]["loss"]))
 
 
 def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path):
@@ -327,7 +353,7 @@ def spoilt(source, to):
         (dict(transport__name="vp"), {}, ["transport.name is 'vp'", "must be 'ot_fm'"]),
         (
             dict(transport__name="edm", transport__sigma_d=0.7),
-            dict(transport__name="edm"),
+            dict(transport__name="edm", objective__weight_scale="time"),
             ["transport.sigma_d is 0.7", "must be 0.5"],
         ),
         (dict(data__height=16), {}, ["data.height is 16", "must be 8"]),
@@ -337,8 +363,8 @@ def spoilt(source, to):
         (dict(model__num_classes=12), {}, ["model.num_classes is 12", "must be 10"]),
         (dict(times__share_equal=0.0), {}, ["times.share_equal is 0", "r = t"]),
         (dict(objective__name="gone"), {}, ["objective.name is 'gone'"]),
-        (dict(model__width=16), {}, ["/kernel is (", "by its own configuration"]),
-        (spoilt, {}, ["checksums are missing", "checkpoints/0"]),
+        (dict(model__width=16), {}, ["k_norm/bias is (2, 8)", "by its own configuration"]),
+        (None, {}, ["checksums are missing", "checkpoints/0"]),
         (
             {},
             dict(objective__name="flow_matching"),
@@ -362,26 +388,13 @@ def spoilt(source, to):
             dict(objective__name="taught_away", teacher__guidance=2.0, teacher__weaker="nowhere"),
             ["teacher.weaker is 'nowhere'", "a workdir with a checkpoint"],
         ),
-        ({}, {"ema.teacher": 0.5}, ["ema.teacher"]),
         ({}, dict(objective__name="in_fours", data__batch_size=6), ["data.batch_size is 6", "4 rows of a group"]),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_touches_nothing(recorded, changes, named, teacher, tmp_path, data, capsys):
     folder = tmp_path / "teacher"
-    there = (
-        recorded(teacher, folder)
-        if callable(recorded)
-        else copied(teacher, folder, **recorded)
-        if recorded
-        else teacher
-    )
-    if "ema.teacher" in changes:
-        named_so = load_config("digits_flow_matching", changed({}))
-        named_so.ema.teacher = 0.5
-        with pytest.raises(ValueError, match="^ema.teacher: .* another network of that name"):
-            configuration.build(named_so)
-        return
-    given = {"teacher__weights": there} | changes
+    made = spoilt(teacher, folder) if recorded is None else copied(teacher, folder, **recorded)
+    given = {"teacher__weights": made} | changes
     for arguments in ([], ["--check"]):
         error = refused(tmp_path / "run", data, capsys, *arguments, **given)
         for word in named:
@@ -389,12 +402,19 @@ def test_what_does_not_fit_is_one_line_and_touches_nothing(recorded, changes, na
     assert not (tmp_path / "run").exists()
 
 
+def test_an_average_has_a_name_of_its_own():
+    config = load_config("digits_flow_matching", changed({}))
+    config.ema.teacher = 0.5
+    with pytest.raises(ValueError, match="^ema.teacher: .* another network of that name"):
+        configuration.build(config)
+
+
 def test_a_text_teacher_must_read_the_same_text(tmp_path):
     text = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"}
     folder = workdir(tmp_path / "text", "digits_flow_matching", **TEACHER | text)
     changes = {key.replace(".", "__"): value for key, value in text.items()} | dict(teacher__weights=folder)
     run = with_teachers(make_run(**changes))
-    assert np.isfinite(float(run.trainer(run.trainer.create(), batch_of(run))[1]["loss"]))
+    run.trainer.trace(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(run)))
     for key, value in (("data.text_width", "6"), ("codecs.text_states", "second_to_last")):
         with pytest.raises(ValueError, match=f"its {key} is .*as this run's"):
             with_teachers(make_run(**changes | {key.replace(".", "__"): value}))
@@ -402,69 +422,59 @@ def test_a_text_teacher_must_read_the_same_text(tmp_path):
 
 def test_an_ablation_names_the_variant_whose_teacher_is_missing():
     config = load_config("digits_flow_matching", STUDENT | {"objective.name": "flow_matching"})
-    ablation = Ablation(config, {"plain": {}, "distilled": {"objective.name": "taught"}}, sampler_steps=(1,))
+    ablation = Ablation(config, {"distilled": {"objective.name": "taught"}}, sampler_steps=(1,))
     with pytest.raises(ValueError, match="^variant 'distilled': teacher.weights is ''"):
-        ablate.validate(dataclasses.replace(ablation, variants={"distilled": ablation.variants["distilled"]}))
+        ablate.validate(ablation)
 
 
-def test_a_weaker_teacher_is_one_more(teacher, tmp_path):
-    weaker = workdir(tmp_path / "weaker", "digits_flow_matching", **TEACHER | {"model.width": "16"})
-    given = dict(
-        teacher__weights=teacher, teacher__guidance=2.0, teacher__weaker=weaker, teacher__weaker_which="student"
-    )
-    run = with_teachers(make_run(objective__name="taught_away", **given))
-    state, metrics = run.trainer(run.trainer.create(), batch_of(run))
-    widths = {name: params["patch"]["bias"].shape for name, params in run.trainer.frozen_params.items()}
-    assert widths == {"teacher": (32,), "weaker": (16,)} and np.isfinite(float(metrics["loss"]))
-    assert np.abs(asked(run, "weaker") - asked(run)).max() > 0.01
+def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
+    given = dict(objective__name="taught_away", teacher__weights=teacher, teacher__guidance=2.0)
+    given |= dict(teacher__weaker=small, teacher__weaker_which="student")
+    train(tmp_path / "run", data, **given)
+    saved = warm_start.find(str(tmp_path / "run"), "--workdir")
+    recorded = warm_start.record(saved)["teachers"]
+    assert {name: (about["path"], about["which"]) for name, about in recorded.items()} == {
+        "teacher": (f"{teacher}/checkpoints/0", "slow"), "weaker": (f"{small}/checkpoints/0", "student"),
+    }  # fmt: skip
+    # One less, or one more, is another teaching.
+    one, two = with_teachers(make_run(teacher__weights=teacher)), with_teachers(make_run(**given))
+    with pytest.raises(ValueError, match=f"^teacher.weaker is '', but {saved} learnt from {small}/checkpoints/0 "):
+        check_same(one, {"teachers": recorded}, saved)
+    with pytest.raises(ValueError, match=f"^teacher.weaker is {small}/checkpoints/0 .*, but {saved} learnt from ''"):
+        check_same(two, record(one), saved)
+    check_same(two, {"teachers": recorded}, saved)
+    check_same(two, {}, saved)  # weights that were imported have learnt from none
 
 
-def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher, tmp_path):
-    quiet, loud = (
-        with_teachers(make_run(objective__name=name, teacher__weights=teacher)) for name in ("scored", "scored_loudly")
-    )
-    alone = with_teachers(make_run(teacher__weights=teacher))
-    ends = []
-    for run in (quiet, loud, alone):
-        state = run.trainer.create()
-        if run is not alone:
-            jax.tree.map(np.testing.assert_array_equal, state.params["score"], state.params["student"])
-        for _ in range(3):
-            state, metrics = run.trainer(state, batch_of(run))
-        ends.append((jax.device_get(state), jax.device_get(metrics)))
-    (quiet_end, told), (loud_end, loud_told), (alone_end, alone_told) = ends
-    assert loud_told["grad_norm_score"] > 1e3 > 1 > 0, "else clipping would have nothing to do"
-    for end, said in ((loud_end, loud_told), (alone_end, alone_told)):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-            (end.params["student"], end.emas, said["grad_norm"], said["update_norm"]),
-            (quiet_end.params["student"], quiet_end.emas, told["grad_norm"], told["update_norm"]),
-        )
-    assert set(quiet_end.emas) == {"slow"} and "grad_norm_score" in told and "grad_norm_score" not in alone_told
-    assert told["score"] > 0 and "score" not in alone_told
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), quiet_end.params["score"], quiet_end.params["student"])
-    assert max(jax.tree.leaves(moved)) > 1e-4
-    assert {leaf.sharding for leaf in jax.tree.leaves(quiet.trainer.abstract.params["score"])} == {
-        leaf.sharding for leaf in jax.tree.leaves(quiet.trainer.abstract.params["student"])
-    }
+def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher, after_three_steps):
+    run = with_teachers(make_run(objective__name="scored_loudly", teacher__weights=teacher))
+    state = run.trainer.create()
+    jax.tree.map(np.testing.assert_array_equal, state.params["score"], state.params["student"])
+    end, history = three_steps(run, state)
+    _, alone, alone_history = after_three_steps
+    assert set(end.params) == {"student", "score"} and set(end.emas) == {"slow"}
+    assert history[0]["grad_norm_score"] > 100 * history[0]["grad_norm"], "else clipping would have nothing to tell"
+    for name in ("grad_norm", "update_norm"):
+        assert [told[name] for told in history] == pytest.approx([told[name] for told in alone_history], rel=1e-4)
+    assert_close((end.params["student"], end.emas), (alone.params["student"], alone.emas))
+    assert history[0]["score"] > history[2]["score"] > 0
+    assert "score" not in alone_history[0] and "grad_norm_score" not in alone_history[0]
+    places = [[leaf.sharding for leaf in jax.tree.leaves(run.trainer.abstract.params[part])] for part in end.params]
+    assert places[0] == places[1]
 
 
-def test_a_score_starts_as_the_student_does(teacher, tmp_path):
-    changes = {key.replace(".", "__"): value for key, value in TEACHER.items()}
-    changes |= dict(objective__name="scored", teacher__weights=teacher, start__weights=teacher)
-    run = with_teachers(make_run(**changes))
+def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
+    run = with_teachers(make_run(objective__name="scored", teacher__weights=teacher, start__weights=small))
     state = first_state(run, epath.Path(tmp_path / "run"))()
-    student = names.by_name(jax.device_get(state.params["student"]))
-    there = warm_start.find(str(teacher), "start.weights")
-    read = warm_start.read_weights(there, "slow", names.by_name(run.trainer.abstract.params["student"]))
-    for copy in (state.params["score"], state.emas["slow"], read):
-        jax.tree.map(np.testing.assert_array_equal, names.by_name(copy), student)
+    saved, abstract = warm_start.find(str(small), "start.weights"), names.by_name(run.trainer.abstract.params["score"])
+    read = warm_start.read_weights(saved, "slow", abstract)
+    for tree in (*state.params.values(), state.emas["slow"]):
+        jax.tree.map(np.testing.assert_array_equal, names.by_name(tree), read)
     lies = buffers(state)
     assert len(set(lies)) == len(lies), "a step donates all of them"
-    run.trainer(state, batch_of(run))
 
     # Imported weights, too.
-    convert.fill(run, run.trainer.create().params["student"], "nothing", epath.Path(tmp_path / "imported"))
+    convert.fill(run, state.params["student"], "nothing", epath.Path(tmp_path / "imported"))
     with warm_start._opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
         assert set(manager.item_metadata(0)["state"]["params"]) == {"student", "score"}
 
@@ -500,24 +510,11 @@ def test_the_memory_of_the_optimizer_is_where_it_was():
 
 
 def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
-    small = changed(dict(mesh__data=2, mesh__fsdp=4, data__batch_size=32))
-    flags = [f"--config.{name}={text}" for name, text in small.items()]
-    main = ["--config=digits_flow_matching", "--topology=cpu:8,cpu:4", "--config.mesh.data=-1", *flags[:-2]]
-
-    def bytes_of(run):
-        return sum(
-            shard.data.nbytes
-            for leaf in jax.tree.leaves(run.trainer.frozen_params)
-            for shard in leaf.addressable_shards
-            if shard.device.id == 0
-        )
-
-    config = load_config("digits_flow_matching", small | {"teacher.weights": str(teacher)})
-    run = configuration.build(config, jax.local_devices())
-    step = compile_step(config, topology("cpu:8"), models=find(run))
-    assert step.memory.teachers == bytes_of(with_teachers(run)) > 0
-    stood_in = stand_ins(run, load_config("digits_flow_matching", TEACHER), "--teacher is 'it'")
-    assert compile_step(config, topology("cpu:8"), models=stood_in).memory == step.memory
+    small = changed(dict(mesh__data=2, mesh__fsdp=4, teacher__weights=teacher))
+    run = with_teachers(configuration.build(load_config("digits_flow_matching", small), jax.local_devices()))
+    leaves = jax.tree.leaves(run.trainer.frozen_params)
+    here = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards if shard.device.id == 0)
+    assert shard_bytes(run.trainer.abstract_frozen) == here < sum(leaf.nbytes for leaf in leaves)
 
     # A configuration in the place of weights that are not there.
     file = tmp_path / "teacher.py"
@@ -525,11 +522,14 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
         "from tim_jax import command_line\n"
         f"def get_config():\n    return command_line.load_config('digits_flow_matching', {TEACHER!r})\n"
     )
+    flags = [f"--config.{name}={text}" for name, text in small.items() if name != "teacher.weights"]
+    main = ["--config=digits_flow_matching", "--topology=cpu:8,cpu:8", *flags]
     assert planner.main([*main, f"--teacher={file}", f"--json={tmp_path / 'plan.json'}"]) == 0
     out = capsys.readouterr().out
-    assert out.count("  teachers  ") >= 2 and "| teachers" in out.replace("  ", " ") or "teachers" in out
-    plans = json.loads((tmp_path / "plan.json").read_text())
-    assert [plan["memory"]["teachers"] for plan in plans] == [step.memory.teachers] * 2
+    assert out.count(f"  teachers     {here / 2**30:9.3f}\n") == 2 and "teachers" in out.splitlines()[-4]
+    plan = json.loads((tmp_path / "plan.json").read_text())[0]
+    assert plan["memory"]["teachers"] == here
+    assert plan["memory"]["total"] == sum(plan["memory"][field.name] for field in dataclasses.fields(Memory))
 
     for arguments, words in (
         ([], ["--teacher: missing", "'taught' learns from a teacher"]),
@@ -542,3 +542,5 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
         assert stop.value.code == 2 and error.count("\n") == 1
         for word in words:
             assert word in error, error
+    found = planner.models_of(run.config, None, topology("cpu:8"))
+    assert found["teacher"].config.model.width == 32, "the weights' own configuration where there is no other"
