@@ -1,6 +1,8 @@
 """A frozen teacher: its prediction, guided where it is to be, and states on the way that it leads.
 
-F_T = F_away + s (F_c − F_away),   F_away: the null condition's, or a weaker model's (autoguidance, arXiv 2406.02507)
+    F_T = F_away + s (F_c − F_away)
+
+F_away is the null condition's, or a weaker model's (autoguidance, arXiv 2406.02507).
 """
 
 import dataclasses
