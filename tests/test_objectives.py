@@ -11,7 +11,7 @@ import sklearn.datasets
 
 from tests.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax import config as configuration
-from tim_jax import config_files, config_keys
+from tim_jax import config_files, config_keys, teachers, train
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
@@ -132,12 +132,40 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Makes the workdir of a flow-matching model, once for each configuration: (name, overrides) → its path."""
+    made = {}
+
+    def make(config, overrides):
+        key = (config, *overrides.items())
+        if key not in made:
+            made[key] = str(tmp_path_factory.mktemp("teacher") / "run")
+            given = {"objective.name": "flow_matching", "ema.slow": "0.99"} | overrides
+            given = [f"--config.{key}={value}" for key, value in given.items()]
+            train.main([f"--config={config}", f"--workdir={made[key]}", *given])
+        return made[key]
+
+    return make
+
+
+def taught(run, teacher, config, overrides):
+    """The run with what it learns from, if its objective asks a teacher."""
+    if not run.trainer.step.objective.learns_from:
+        return run
+    run.config.teacher.weights = teacher(config, overrides)
+    return teachers.with_teachers(run)
+
+
+TEACHER = SMALL | {"training.steps": "100"}
+
+
 @every_objective
-def test_fifty_steps_bring_jumps_closer_to_the_data(name):
+def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     digits = sklearn.datasets.load_digits()
     config = config_keys.override(config_files.load("base").get_config(), SMALL | {"objective.name": name})
-    run = configuration.build(config, jax.devices()[:1])
+    run = taught(configuration.build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     x = jnp.asarray(digits.images[:64, :, :, None] / 8 - 1, jnp.float32)
     label = jnp.asarray(digits.target[:64], jnp.int32)
     objective, transport = run.trainer.step.objective, run.transport
@@ -161,7 +189,7 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name):
 
 @pytest.mark.slow
 @every_objective
-def test_a_mesh_gives_the_numbers_of_one_device(name):
+def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
     """Rows of a device split alike for some shares and not for others; negatives of a contrast lie on other devices."""
     digits = sklearn.datasets.load_digits()
     x = np.asarray(digits.images[:64, :, :, None] / 8 - 1, np.float32)
@@ -171,6 +199,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name):
         config = config_files.load("base").get_config()
         config = config_keys.override(config, SMALL | sizes | {"objective.name": name})
         run = configuration.build(config, jax.devices()[: 8 if sizes else 1])
+        run = taught(run, teacher, "base", TEACHER)
         batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
         state, seen = run.trainer.create(), []
         for _ in range(5):
@@ -187,23 +216,26 @@ def test_a_mesh_gives_the_numbers_of_one_device(name):
 REACHED = {
     "flow_matching": (16, 2.2), "rectified_flow": (16, 3.5), "tim": (4, 1.9), "mean_flow": (4, 2.4),
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
-    "split_mean_flow": (4, 2.7), "low_noise_contrastive": (16, 2.7),
+    "split_mean_flow": (4, 2.7), "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 0), "ayf_eulerian": (4, 0),
+    "ayf_lagrangian": (4, 0), "ctm": (4, 0), "rcm": (1, 0), "tbcm": (1, 0),
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @every_objective
-def test_six_hundred_steps_reach_the_stated_distance(name):
+def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
     digits = sklearn.datasets.load_digits()
     x, label = np.asarray(digits.images[:, :, :, None] / 8 - 1, np.float32), np.asarray(digits.target, np.int32)
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}
-    changes |= {"objective.tangent.warmup": "300"} if name == "scm" else {}
+    objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
+    changes |= {"objective.tangent.warmup": "300"} if objective.tangent.warmup else {}
     changes |= {"objective.tangent.differentiate": "600"} if name == "modular_mean_flow" else {}
-    changes |= {"ema.slow": "0.99", "model.depth": "2"}
-    run = configuration.build(
-        config_keys.override(config_files.load("digits_small").network(), changes), jax.devices()[:1]
-    )
+    changes |= {"ema.slow": "0.99", "model.depth": "2", "optimizer.warmup_steps": "100"}
+    config = config_keys.override(config_files.load("digits_small").network(), changes)
+    learner = {"objective.name", "objective.tangent.warmup", "objective.tangent.differentiate"}
+    own = {key: value for key, value in changes.items() if key not in learner}
+    run = taught(configuration.build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
     state, rng = run.trainer.create(), np.random.default_rng(0)
     for _ in range(600):
         rows = rng.choice(len(x), 128, replace=False)
