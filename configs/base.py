@@ -1,8 +1,8 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint, sampling,
-evaluation, model.attention, and the rest of codecs.
+teacher (which one, not where it lies), optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader,
+mesh, training, checkpoint, sampling, evaluation, model.attention, and the rest of codecs.
 """
 
 from ml_collections import ConfigDict
@@ -93,21 +93,26 @@ def get_config():
     # The loss of a row. Here and in the law of times, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    config.objective.consistency = placeholder(str)  # of rows with r ≠ t: eulerian (dF/dt), semigroup (two jumps)
-    # eulerian
-    config.objective.velocity = placeholder(str)  # dx_t/dt in dF/dt: "data", "target", "head", "student" or an average
+    # Of rows with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps).
+    config.objective.consistency = placeholder(str)
+    # "teacher": its velocity takes that of the data's place, in all rows. Otherwise dx_t/dt in dF/dt alone: "data",
+    # "target", "head", "student" or an average.
+    config.objective.velocity = placeholder(str)
+    # eulerian and lagrangian
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
     config.objective.tangent.warmup = placeholder(int)  # steps over which dF/dt sets in
+    config.objective.tangent.most = placeholder(float)  # share of dF/dt that sets in
     config.objective.tangent.differentiate = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
     # semigroup
     config.objective.bootstrap = ConfigDict()
     config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "student" or an average
     config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
     config.objective.bootstrap.finest = placeholder(float)  # shorter jumps, in shares of the times, are asked at r = t
+    config.objective.bootstrap.solver = placeholder(int)  # steps along the teacher that are the first; 0: none
     # weights
     config.objective.weight_kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
     config.objective.weight_scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
@@ -127,6 +132,10 @@ def get_config():
     config.objective.contrast.below = placeholder(float)  # which is below this share of the times
     config.objective.contrast.temperature = placeholder(float)
     config.objective.contrast.weight = placeholder(float)
+    config.objective.score = ConfigDict()  # rcm alone has it
+    config.objective.score.weight = placeholder(float)  # of score distillation
+    config.objective.score.rollout = placeholder(int)  # most jumps of the samples that it looks at
+    config.objective.points = placeholder(int)  # of a trajectory of the teacher; tbcm alone has it
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_cond = placeholder(float)  # 0 with w_gt = 1: none
@@ -138,6 +147,17 @@ def get_config():
     config.objective.input_guidance = ConfigDict()
     config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+
+    # A trained network that the objective learns from, where it asks one.
+    config.teacher = ConfigDict()
+    config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
+    config.teacher.which = "slow"  # of its weights: the name of an average, or "student"
+    config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
+    config.teacher.guidance = 1.0  # scale of its velocity; 1: none
+    config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
+    config.teacher.guidance_high = 1.0
+    config.teacher.weaker = ""  # a weaker model that guidance leads away from, in place of the null condition
+    config.teacher.weaker_which = "slow"
 
     # The law of (t, r).
     config.times = ConfigDict()

@@ -10,11 +10,14 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_files
 
-IDENTITY = ("seed", "data", "codecs", "model", "transport", "times", "objective", "optimizer", "ema", "start")
+IDENTITY = (
+    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
+)  # fmt: skip
 # Where frozen parts lie, and how they compute.
 PLACES = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
 # Keys of those sections that may change all the same, since no result depends on them but by rounding.
-NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES))
+# Teachers are told apart by their fingerprints, not by where they lie.
+NOT_IDENTITY = ("model.attention", "teacher.weights", "teacher.weaker", *(f"codecs.{key}" for key in PLACES))
 
 
 def _part(section: str, names: str) -> tuple[str, ...]:
@@ -29,11 +32,17 @@ UNUSED = {
         lambda c: c.times.law not in ("logit_normal", "log_normal"),
     ),
     ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
-    ("objective.velocity", "objective.derivative", *_part("tangent", "normalise bounded warmup differentiate")): (
+    ("objective.velocity",): (
         "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
-        lambda c: c.times.share_equal == 1 or c.objective.consistency != "eulerian",
+        lambda c: (
+            c.objective.velocity != "teacher" and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+        ),
     ),
-    _part("bootstrap", "weights split finest"): (
+    ("objective.derivative", *_part("tangent", "normalise bounded warmup most differentiate")): (
+        "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
+    ),
+    _part("bootstrap", "weights split finest solver"): (
         "objective.consistency is not 'semigroup'",
         lambda c: c.objective.consistency != "semigroup",
     ),
@@ -41,6 +50,8 @@ UNUSED = {
         "objective.name is not 'low_noise_contrastive'",
         lambda c: c.objective.name != "low_noise_contrastive",
     ),
+    _part("score", "weight rollout"): ("objective.name is not 'rcm'", lambda c: c.objective.name != "rcm"),
+    ("objective.points",): ("objective.name is not 'tbcm'", lambda c: c.objective.name != "tbcm"),
     _part("input_guidance", "power"): (
         "objective.input_guidance.most is 1",
         lambda c: c.objective.input_guidance.most == 1,
