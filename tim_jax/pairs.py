@@ -155,11 +155,6 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and below 2^32")
     folder = epath.Path(args.workdir)
     run = configuration.build(workdir.load(folder, overrides), jax.local_devices())
-    if run.sampling.stochasticity:
-        raise ValueError(
-            f"sampling.stochasticity is {run.sampling.stochasticity}; it must be 0: a pair's sample follows from its "
-            "noise alone"
-        )
     kept = compilation_cache.use(run.config.training.compilation_cache)
     texts, source, of = None, None, {}
     if run.config.model.condition == "text":
@@ -172,7 +167,11 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
     run = with_found_grid(run, folder, step)
     generator = Generator(run, min(run.config.sampling.batch_size, args.rows_per_shard, args.rows), texts)
     times = generator.times(args.steps)
-    make_plan(run.transport, times, run.sampling)
+    if make_plan(run.transport, times, run.sampling).c.any():
+        raise ValueError(
+            f"sampling.sampler is {run.sampling.sampler!r}, with sampling.stochasticity {run.sampling.stochasticity}: "
+            f"in {args.steps} steps it draws noise on its way, and a pair's sample must follow from its own alone"
+        )
     generator.load()
     of |= {"run": identity(run.config), "checkpoint": fingerprint(run, folder, step)["checkpoint"]}
     found = {"times": times.tolist()} if run.sampling.found else {}

@@ -105,7 +105,8 @@ def run(job: Job, folder: Path) -> None:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("all shards are written")
             if lead:
-                about = shard_files.finish(folder, len(job.counts), job.about, job.null)
+                with user_errors():
+                    about = shard_files.finish(folder, len(job.counts), job.about, job.null)
                 say(summary(job, about, folder))
 
 
