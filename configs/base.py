@@ -38,6 +38,7 @@ def get_config():
     # Rows are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they are
     # what is trained on.
     config.data.encode = False
+    config.data.noise = False  # rows bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
@@ -246,6 +247,8 @@ def get_config():
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
     config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
+    config.evaluation.source = ""  # of real images, as data.source; "": that which is trained on
+    config.evaluation.path = ""  # of theirs, as data.path
     config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
     config.evaluation.every = 0  # steps of training between evaluations; 0: none
     config.evaluation.steps = (1, 2, 4, 8)  # step counts of those

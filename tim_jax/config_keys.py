@@ -73,6 +73,10 @@ UNUSED = {
     ),
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in ("digits", "photos")),
+    ("evaluation.path",): (
+        "evaluation.source is '' or embedded",
+        lambda c: c.evaluation.source in ("", "digits", "photos"),
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
     ("data.buckets.area", "data.buckets.most"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
     tuple(f"data.buckets.{key}" for key in ("most", "tokens", "max_cropped", "enlarge")): (
