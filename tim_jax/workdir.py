@@ -23,6 +23,11 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
+def from_json(values: dict) -> ConfigDict:
+    """A configuration as a workdir or a checkpoint holds it. Keys that have come since are at their defaults."""
+    return resolved(ConfigDict(_with_tuples(config_keys.completed(values))))
+
+
 def recorded(workdir: epath.Path) -> dict | None:
     """The configuration that a workdir's run was first started with, or None in a new one.
 
@@ -31,7 +36,7 @@ def recorded(workdir: epath.Path) -> dict | None:
     path = workdir / CONFIG
     if not path.exists():
         return None
-    return to_json(resolved(ConfigDict(_with_tuples(config_keys.completed(json.loads(path.read_text()))))))
+    return to_json(from_json(json.loads(path.read_text())))
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
