@@ -23,11 +23,6 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
-def from_json(values: dict) -> ConfigDict:
-    """A configuration as a workdir or a checkpoint holds it. Keys that have come since are at their defaults."""
-    return resolved(ConfigDict(_with_tuples(config_keys.completed(values))))
-
-
 def recorded(workdir: epath.Path) -> dict | None:
     """The configuration that a workdir's run was first started with, or None in a new one.
 
@@ -36,7 +31,15 @@ def recorded(workdir: epath.Path) -> dict | None:
     path = workdir / CONFIG
     if not path.exists():
         return None
-    return to_json(from_json(json.loads(path.read_text())))
+    return to_json(restored(json.loads(path.read_text())))
+
+
+def restored(values: dict) -> ConfigDict:
+    """The configuration that a workdir or a checkpoint has recorded; keys that have come since are at their defaults.
+
+    Raises ValueError for an objective or a transport that is no more.
+    """
+    return resolved(ConfigDict(_with_tuples(config_keys.completed(values))))
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:

@@ -52,7 +52,7 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
                 f"{key} is {path!r}, now at step {saved.step}, but {place} was measured at step {before}: "
                 f"remove {folder / name}, or give another name or another workdir"
             )
-    config = workdir.from_json(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"])
     reference = ablation.config(ablation.reference)
     own, wanted = config_keys.flatten(config), config_keys.flatten(reference)
     for of in SAME:
