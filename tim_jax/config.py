@@ -283,6 +283,8 @@ def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[st
         for name, count in (("", rows), ("null_", 1)):
             spec[f"{name}text"] = ((count, data.text_tokens, data.text_width), np.float32)
             spec[f"{name}mask"] = ((count, data.text_tokens), np.bool_)
+    if data.noise:
+        spec["noise"] = spec["x"]
     if data.features_width:
         tokens = shape[0] * shape[1] // config.model.patch_size**2
         spec["features"] = ((rows, tokens, data.features_width), np.float32)

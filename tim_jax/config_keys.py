@@ -33,11 +33,17 @@ UNUSED = {
         lambda c: c.times.law not in ("logit_normal", "log_normal"),
     ),
     ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
-    ("objective.velocity", "objective.derivative", *_part("tangent", "normalise bounded warmup differentiate")): (
+    ("objective.velocity",): (
         "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
-        lambda c: c.times.share_equal == 1 or c.objective.consistency != "eulerian",
+        lambda c: (
+            c.objective.velocity != "teacher" and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+        ),
     ),
-    _part("bootstrap", "weights split finest"): (
+    ("objective.derivative", *_part("tangent", "normalise bounded warmup most differentiate")): (
+        "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
+    ),
+    _part("bootstrap", "weights split finest solver"): (
         "objective.consistency is not 'semigroup'",
         lambda c: c.objective.consistency != "semigroup",
     ),
@@ -45,6 +51,8 @@ UNUSED = {
         "objective.name is not 'low_noise_contrastive'",
         lambda c: c.objective.name != "low_noise_contrastive",
     ),
+    _part("score", "weight rollout"): ("objective.name is not 'rcm'", lambda c: c.objective.name != "rcm"),
+    ("objective.points",): ("objective.name is not 'tbcm'", lambda c: c.objective.name != "tbcm"),
     _part("input_guidance", "power"): (
         "objective.input_guidance.most is 1",
         lambda c: c.objective.input_guidance.most == 1,
@@ -65,6 +73,10 @@ UNUSED = {
     ),
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in ("digits", "photos")),
+    ("evaluation.path",): (
+        "evaluation.source is '' or embedded",
+        lambda c: c.evaluation.source in ("", "digits", "photos"),
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
     ("data.buckets.area", "data.buckets.most"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
     tuple(f"data.buckets.{key}" for key in ("most", "tokens", "max_cropped", "enlarge")): (

@@ -46,14 +46,15 @@ class StepSettings:
 
 
 def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Rows:
-    """A batch with noise, dropped conditions and row keys, each drawn over the global batch by a key of its own."""
+    """A batch with noise, unless it brings its own, dropped conditions and row keys, each drawn over the global batch
+    by a key of its own."""
     noise_key, null_key, rows_key = jax.random.split(key, 3)
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
     return Rows(
         x=x,
-        noise=jax.random.normal(noise_key, x.shape, x.dtype),
+        noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
         condition=condition,
         null_condition=null_condition,
         is_null=is_null,
