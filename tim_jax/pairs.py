@@ -173,7 +173,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
             f"in {args.steps} steps it draws noise on its way, and a pair's sample must follow from its own alone"
         )
     generator.load()
-    of |= {"run": identity(run.config), "checkpoint": fingerprint(run, folder, step)["checkpoint"]}
+    of |= {"run": identity(run.config), "weights": fingerprint(run, folder, step)}
     found = {"times": times.tolist()} if run.sampling.found else {}
     of |= {"sampling": settings_of_samples(run, step, args.seed) | found}
     shard_job.say(kept)

@@ -1,4 +1,4 @@
-"""Reflow of the flow-matching digits: rectified flow once more, on pairs of noise and sample that the model itself made.
+"""Reflow of the flow-matching digits: rectified flow once more, on pairs of noise and sample that the model made.
 
 Paths ε → x̂(ε) of a flow do not cross, so that for pairs, with x_t = (1 − t) x̂ + t ε,
 
