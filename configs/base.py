@@ -1,8 +1,8 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-teacher (which one, not where it lies), optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader,
-mesh, training, checkpoint, sampling, evaluation, model.attention, and the rest of codecs.
+teacher, optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint,
+sampling, evaluation, model.attention, and the rest of codecs. A teacher may move, but must be the same checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -148,15 +148,15 @@ def get_config():
     config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
 
-    # A trained network that the objective learns from, where it asks one.
+    # The frozen model that some objectives learn from, any run of the same rows, transport and conditions.
     config.teacher = ConfigDict()
-    config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
+    config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
     config.teacher.which = "slow"  # of its weights: the name of an average, or "student"
     config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
-    config.teacher.guidance = 1.0  # scale of its velocity; 1: none
+    config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.teacher.guidance_high = 1.0
-    config.teacher.weaker = ""  # a weaker model that guidance leads away from, in place of the null condition
+    config.teacher.weaker = ""  # guidance away from this weaker model, not from the null condition
     config.teacher.weaker_which = "slow"
 
     # The law of (t, r).

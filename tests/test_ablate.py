@@ -1,5 +1,6 @@
 """Ablations: what a file may say, steps of equal cost, the table, real runs that fail, are killed and go on."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from etils import epath
 
+from tests import made_up
 from tests.flags import for_devices
 from tim_jax import ablate, config_files
 from tim_jax import config as configuration
@@ -40,7 +42,7 @@ from tim_jax.ablation import Ablation
 
 def get_ablation():
     base = config_files.load("digits").get_config()
-    return Ablation(base, {variants}, equal="{equal}", seeds={seeds}, sampler_steps=(1, 2))
+    return Ablation(base, {variants}, equal="{equal}", seeds={seeds}, sampler_steps=(1, 2), beside={beside})
 """
 
 
@@ -48,9 +50,9 @@ def tiny(**more):
     return load_config("digits", TINY | {name.replace("__", "."): value for name, value in more.items()})
 
 
-def write_file(folder, variants, equal="steps", seeds=1):
+def write_file(folder, variants, equal="steps", seeds=1, beside=None):
     path = folder / "tiny.py"
-    path.write_text(FILE.format(variants=variants, equal=equal, seeds=seeds))
+    path.write_text(FILE.format(variants=variants, equal=equal, seeds=seeds, beside=beside or {}))
     return path
 
 
@@ -108,6 +110,9 @@ def test_the_published_ablations_are_there():
         ({"seeds": 0}, ["seeds", "0"]),
         ({"sampler_steps": (0, 1)}, ["sampler_steps", "0"]),
         ({"base": {}}, ["base", "dict"]),
+        ({"beside": {"The-1": "runs"}}, ["beside 'The-1'", "letters"]),
+        ({"beside": {"a": "runs"}}, ["beside 'a'", "variant"]),
+        ({"beside": {"b": ""}}, ["beside 'b'", "workdir"]),
     ],
 )
 def test_what_cannot_be_is_named(fields, named):
@@ -154,6 +159,8 @@ def test_runs_of_one_seed_come_before_the_next():
     assert [str(member) for member in ablate.chosen(ablation, "")] == names
     assert [str(member) for member in ablate.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
     assert [ablation.config("a", seed).seed for seed in (0, 1)] == [0, 1]
+    ablation = dataclasses.replace(ablation, beside={"c": "runs/c"})
+    assert [str(member) for member in ablate.chosen(ablation, "c,a/seed_1")] == ["c/seed_0", "a/seed_1", "c/seed_1"]
 
 
 # How many steps.
@@ -281,6 +288,37 @@ def test_columns_are_network_evaluations(tmp_path):
     assert all(about["second"] is None for about in winners.values())
 
 
+def test_what_stands_beside_is_shown_and_wins_nothing(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}}, equal="steps", seeds=2, beside={"teacher": "runs/t", "gone": "runs/g"})
+    folder, rng, given = epath.Path(tmp_path), np.random.default_rng(2), {}
+    plan.make(ablation, folder, ["a"], lambda line: None)
+    alone = report.write(ablation, folder, "mine")
+    assert "| teacher |  | not trained here |  |" in alone and "- teacher: 0 of 2 runs" in alone
+    for member in ablation.members():
+        if member.variant == "a":
+            given[member] = result(rng)
+        elif member.variant == "teacher":  # better than all others
+            table = result(rng, steps=(1, 4, 8))["table"]
+            for row in table["rows"]:
+                row |= {name: row[name] / 10 for name in ("frechet", "frechet_held_out")}
+            of = {"weights": "runs/t", "steps": 4600, "which": "slow"}
+            given[member] = {"seconds": 1.0, "table": table, "beside": of}
+    for member, one in given.items():
+        runs.write(folder / str(member), one)
+
+    text = report.write(ablation, folder, "mine")
+    found = json.loads((folder / "ablation.json").read_text())
+    assert list(found["variants"]) == ["a"] and list(found["beside"]) == ["teacher", "gone"]
+    assert {nfe: about["variant"] for nfe, about in found["winners"]["frechet"].items()} == {"1": "a", "4": "a"}
+    line = next(line for line in text.splitlines() if line.startswith("| teacher |"))
+    name, steps, cost, seconds, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (name, steps, cost, seconds) == ("teacher", "4,600", "not trained here", "") and "*" not in line
+    by_seed = [given[Member("teacher", seed)]["table"]["rows"] for seed in range(2)]
+    means = [np.mean([rows[k]["frechet"] for rows in by_seed]) for k in range(3)]
+    assert [cell.split(" ±")[0] for cell in cells] == [f"{mean:.3g}" for mean in means]
+    assert "weights 'slow' at step 4,600, from runs/t" in text and "- gone: 0 of 2 runs" in text
+
+
 # Commands for clusters.
 
 
@@ -373,6 +411,56 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
     assert (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns == finished
     write_file(tmp_path, variants | {"good": {"model.depth": 2, "model.encoder_depth": 2}})
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
+
+
+def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_device):
+    """A variant's own workdir, beside the variants, has the figures that the variant has."""
+    folder, words = tmp_path / "runs", arguments(tmp_path)
+    made_up.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.weights": "student"})
+    made_up.workdir(tmp_path / "long", "digits", **TINY | {"data.height": "16"})
+    beside = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
+
+    write_file(tmp_path, {"a": {}}, beside=beside)  # what is to stand beside is not there yet
+    assert "beside 'again'" in fails(words, capsys) and not folder.exists()
+    ablate.main([*words, "--only=a"])
+    capsys.readouterr()
+    write_file(tmp_path, {"a": {}}, beside={"long": str(tmp_path / "long")})
+    error = fails(words, capsys)
+    assert "beside 'long'" in error and "data.height is 16, must be 8" in error and not (folder / "long").exists()
+
+    def rows(name):
+        found = json.loads((folder / name / "seed_0" / "result.json").read_text())
+        for row in found["table"]["rows"]:
+            del row["seconds_per_image"]
+        return found["table"]["rows"]
+
+    write_file(tmp_path, {"a": {}}, beside=beside)
+    ablate.main(words)
+    said = capsys.readouterr().out
+    assert "[2/3] again/seed_0: measured alone" in said and "[3/3] wide/seed_0" in said and "[1/3]" not in said
+    assert rows("again") == rows("a") != rows("wide")
+    of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["beside"] for name in beside}
+    assert of["again"] == {"weights": beside["again"], "steps": 4, "which": "slow"}
+    assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "student"}
+    found = json.loads((folder / "ablation.json").read_text())
+    assert found["beside"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()
+
+    # What is finished is not measured again, what is not goes on; figures of two checkpoints are never mixed.
+    kept, file = (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns, folder / "again/seed_0/result.json"
+    before = made_up.contents(folder / "a")
+    file.unlink()
+    ablate.main([*words, "--only=again"])
+    assert rows("again") == rows("a") and made_up.contents(folder / "a") == before
+    assert (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns == kept
+    capsys.readouterr()
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"beside": of["again"] | {"steps": 3}}))
+    error = fails([*words, "--only=again"], capsys)
+    assert "now at step 4" in error and "was measured at step 3" in error
+    ablate.main([*words, "--report"])  # looks at no checkpoint
+    for variants, named in (({}, {"again": str(tmp_path / "wide")}), ({"wide": {"model.depth": 2}}, {})):
+        write_file(tmp_path, {"a": {}} | variants, beside=named)
+        assert "was measured as beside" in fails([*words, "--report"], capsys)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from tim_jax.bench import compile as compile_bench
 from tim_jax.bench import sample as sample_bench
 from tim_jax.bench import step as bench
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.types import Output, Rows
+from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.types import Output, Query, Rows
 
 CASE = dataclasses.replace(bench.CASES["B/4"], batch=8)
 WHOLE = dataclasses.replace(CASE, network=CASE.network.clone(depth=12, encoder_depth=4))
@@ -42,6 +43,39 @@ def test_the_fused_derivative_costs_little_more_than_flow_matching(case, tokens,
 def test_the_fused_derivative_costs_less_than_the_others():
     assert operations(CASE, "tim_fused") < 0.95 * operations(CASE, "tim_separate_jvp")
     assert operations(CASE, "tim_fused") < 0.95 * operations(CASE, "tim_dde")
+
+
+@functools.cache
+def evaluation(case, rows):
+    """Operations of a forward pass of so many rows."""
+    x, time = jnp.zeros((rows, *case.latent)), jnp.zeros(rows)
+    query = Query(x, time, time, {"label": jnp.zeros(rows, jnp.int32)})
+    params = jax.eval_shape(lambda: bench.initial(case.network, case.latent, jax.random.key(0)))
+    return flops.count(jax.make_jaxpr(lambda params: case.network.apply({"params": params}, (query,)))(params))
+
+
+def test_a_teacher_costs_the_passes_that_are_asked_of_it():
+    case = dataclasses.replace(CASE, batch=16)
+    cost, once = functools.partial(operations, case), evaluation(case, 16)
+    assert evaluation(case, 8) == once / 2
+    assert cost("flow_matching") == pytest.approx(3 * once, rel=0.01)
+
+    # One pass of all rows, for the velocity; Lagrangian maps ask it once more where the half of the rows with r ≠ t end.
+    assert cost("mean_flow_teacher") - cost("mean_flow") == once
+    assert cost("tim_teacher") - cost("tim") == once
+    assert cost("scm_distillation") - cost("scm") == once
+    assert cost("ayf_lagrangian") - cost("ayf_eulerian") == once / 2
+    # No images, but as many states of the teacher's.
+    assert cost("tbcm") == cost("scm_distillation")
+    # For half of the rows: two steps of Heun's method and one jump of the average.
+    assert cost("ctm") == pytest.approx(cost("flow_matching") + (4 + 1) / 2 * once, rel=0.01)
+    # Two jumps of the student, of which the last has a gradient; the score with its gradient; the teacher once more.
+    assert cost("rcm") == pytest.approx(cost("scm_distillation") + (1 + 3 + 3 + 1) * once, rel=0.01)
+
+
+def test_every_objective_can_be_named():
+    for name in OBJECTIVES:
+        assert operations(CASE, name) > 0
 
 
 def test_what_is_kept_is_not_computed_again():
@@ -185,6 +219,11 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
     [
         (["stpe"], "stpe: no such benchmark; did you mean step?"),
         (["step", "--networks=B4"], "--networks has 'B4': no such name; did you mean B/4?"),
+        (
+            ["step", "--variants=mean_flow_teache"],
+            "--variants has 'mean_flow_teache': no such name; did you mean mean_flow_teacher?",
+        ),
+        (["step", "--variants=tbcm", "--batch=12"], "--batch: 12 rows of small; tbcm takes a multiple of 8"),
         (["step", "--repeats=0"], "--repeats is 0; it must be at least 1"),
         (["step", "--tokens=64,0"], "--tokens is '64,0'; it must be numbers of at least 1, with commas between"),
         (["step", "--remat=none,som"], "--remat has 'som': no such name; did you mean none?"),

@@ -12,11 +12,12 @@ from etils import epath
 
 from tim_jax import cluster, lock, measure
 from tim_jax import config as configuration
-from tim_jax.ablation import launch, plan, report, runs, settings
+from tim_jax.ablation import beside, launch, plan, report, runs, settings
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.command_line import Parser, user_errors
 from tim_jax.exit_codes import FAILED, RESTART
 from tim_jax.feed import open_feed
+from tim_jax.teachers import with_teachers
 from tim_jax.training.preemption import Stop
 
 
@@ -43,16 +44,20 @@ def main(argv: list[str] | None = None) -> None:
             ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
             members = chosen(ablation, args.only)
             plan.check(ablation, plan.read(folder), folder)
+            beside.check(ablation, folder)
             if args.report and plan.read(folder) is None:
                 raise ValueError(f"--workdir={folder}: holds no ablation")
             if not args.report:
                 validate(ablation)
+                for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.beside):
+                    beside.find(ablation, name, folder)
             if args.launch:
                 return print_commands(args, overrides, title, ablation, members)
         failed = 0
         if not args.report:
             with user_errors():
-                planned = plan.make(ablation, folder, list(dict.fromkeys(member.variant for member in members)), say)
+                trained = dict.fromkeys(member.variant for member in members if member.variant in ablation.variants)
+                planned = plan.make(ablation, folder, list(trained), say)
             failed = 0 if args.plan else run_all(ablation, planned, folder, members, stop)
         if jax.process_index() == 0 and not args.plan:
             print(report.write(ablation, folder, title))
@@ -63,12 +68,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def chosen(ablation: Ablation, only: str) -> list[Member]:
-    """The runs that `--only` names; all for an empty text. Raises ValueError."""
+    """The runs that `--only` names, also beside the variants; all for an empty text. Raises ValueError."""
     members = ablation.members()
     if not only:
         return members
     by_name = {str(member): [member] for member in members}
-    by_name |= {name: [member for member in members if member.variant == name] for name in ablation.variants}
+    names = (*ablation.variants, *ablation.beside)
+    by_name |= {name: [member for member in members if member.variant == name] for name in names}
     for name in only.split(","):
         if name not in by_name:
             near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)[0]
@@ -81,7 +87,7 @@ def validate(ablation: Ablation) -> None:
     """Raises ValueError, naming the variant, unless all can be built and the data of the first are there."""
     for name in ablation.variants:
         try:
-            run = configuration.build(ablation.config(name))
+            run = with_teachers(configuration.build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
             if name == ablation.reference:
                 open_feed(run)
@@ -99,7 +105,7 @@ def print_commands(
     arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
     lines = launch.commands(args.launch, title, arguments, members)
     planned = (plan.read(epath.Path(args.workdir)) or {"variants": {}})["variants"]
-    missing = sorted({member.variant for member in members} - planned.keys())
+    missing = sorted({member.variant for member in members} - planned.keys() - ablation.beside.keys())
     if ablation.equal == "time" and missing:
         raise ValueError(
             f"--launch is {args.launch!r}; equal is 'time', and how long a step of {missing[0]} takes is not in "
@@ -119,10 +125,11 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
         if spent:
             left = f"about {minutes(sum(spent) / len(spent) * (len(members) - done))}"
         else:  # the steps alone, where they have been timed
-            steps = [planned["variants"][other.variant] for other in waiting]
+            steps = [planned["variants"].get(other.variant, {}) for other in waiting]
             left = f"more than {minutes(sum(of.get('steps', 0) * of.get('step_seconds', 0.0) for of in steps))}"
-        so_far, about = minutes(time.perf_counter() - began), planned["variants"][member.variant]
-        say(f"[{done + 1}/{len(members)}] {member}: {about.get('steps', 'no')} steps; {so_far} so far, {left} left")
+        so_far, about = minutes(time.perf_counter() - began), planned["variants"].get(member.variant)
+        work = f"{about.get('steps', 'no')} steps" if about else "measured alone"
+        say(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far, {left} left")
         result = run_one(ablation, about, folder, member, stop)
         if "failure" in result:
             failed += 1
@@ -132,17 +139,23 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     return failed
 
 
-def run_one(ablation: Ablation, about: dict, folder: epath.Path, member: Member, stop: Stop) -> dict:
-    """A run's result, which is written; {"failure": one line} if it failed. Raises SystemExit if asked to stop."""
+def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: Member, stop: Stop) -> dict:
+    """A run's result, which is written; {"failure": one line} if it failed. Raises SystemExit if asked to stop.
+
+    about: what is planned of its variant, None for a model that is not trained here.
+    """
     place = folder / str(member)
     with contextlib.ExitStack() as stack:
         with user_errors():
             stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
         try:
-            if "failure" in about:
+            if about is None:
+                result = beside.measured(ablation, member, folder)
+            elif "failure" in about:
                 raise RuntimeError(about["failure"])
-            config = ablation.config(member.variant, member.seed, about["steps"])
-            result = runs.train_and_measure(config, place, member.seed, ablation.sampler_steps, stop)
+            else:
+                config = ablation.config(member.variant, member.seed, about["steps"])
+                result = runs.train_and_measure(config, place, member.seed, ablation.sampler_steps, stop)
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == RESTART:
                 raise

@@ -4,6 +4,7 @@ import ast
 import copy
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,9 +16,9 @@ IDENTITY = (
 )  # fmt: skip
 # Where frozen parts lie, and how they compute.
 PLACES = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
-# Keys of those sections that may change all the same, since no result depends on them but by rounding.
-# Teachers are told apart by their fingerprints, not by where they lie.
-NOT_IDENTITY = ("model.attention", "teacher.weights", "teacher.weaker", *(f"codecs.{key}" for key in PLACES))
+# Keys of those sections that may change all the same, since no result depends on them but by rounding, and where
+# teachers lie, whose checksums are compared instead.
+NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES), "teacher.weights", "teacher.weaker")
 
 
 def _part(section: str, names: str) -> tuple[str, ...]:
@@ -103,6 +104,11 @@ UNUSED = {
         lambda c: c.sampling.guidance == 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weaker"): (
+        "teacher.guidance is 1",
+        lambda c: c.teacher.guidance == 1,
+    ),
+    ("teacher.weaker_which",): ("teacher.weaker is ''", lambda c: not c.teacher.weaker),
     ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
@@ -124,11 +130,17 @@ def check_keys(config: ConfigDict) -> None:
 
 def check_unused(config: ConfigDict, default: ConfigDict) -> None:
     """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
-    given, default = flatten(config), flatten(default)
     for keys, (reason, unused) in UNUSED.items():
-        for key in keys:
-            if given[key] != default[key] and unused(config):
-                raise ValueError(f"{key} is {given[key]!r}, but has no effect because {reason}: leave {default[key]!r}")
+        if unused(config):
+            check_left(keys, reason, config, default)
+
+
+def check_left(keys: Iterable[str], reason: str, config: ConfigDict, default: ConfigDict) -> None:
+    """Raises ValueError for one of these keys, which have no effect for that reason, if it is not at its default."""
+    given, default = flatten(config), flatten(default)
+    for key in keys:
+        if given[key] != default[key]:
+            raise ValueError(f"{key} is {given[key]!r}, but has no effect because {reason}: leave {default[key]!r}")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -31,7 +31,15 @@ def recorded(workdir: epath.Path) -> dict | None:
     path = workdir / CONFIG
     if not path.exists():
         return None
-    return to_json(resolved(ConfigDict(_with_tuples(config_keys.completed(json.loads(path.read_text()))))))
+    return to_json(restored(json.loads(path.read_text())))
+
+
+def restored(values: dict) -> ConfigDict:
+    """The configuration that a workdir or a checkpoint has recorded; keys that have come since are at their defaults.
+
+    Raises ValueError for an objective or a transport that is no more.
+    """
+    return resolved(ConfigDict(_with_tuples(config_keys.completed(values))))
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -44,13 +52,13 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     return config
 
 
-def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
+def record_start(workdir: epath.Path, config: ConfigDict, more: dict = {}) -> dict:
     """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say.
 
-    Only the first process writes.
+    more: that they are to say besides. Only the first process writes.
     """
     values = to_json(config)
-    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit()}
+    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit(), **more}
     if jax.process_index() > 0:
         return record
     workdir.mkdir(parents=True, exist_ok=True)

@@ -14,21 +14,29 @@ from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.evaluation import curves
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
+NOT_TRAINED = "not trained here"
+BESIDE = "#8a8a8a"  # colour of what was not trained here
 PARTS = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
 def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
     """What is known of an ablation, as JSON holds it.
 
-    {"equal", "reference", "seeds", "floor", "variants", "winners"}; see `summarise` and `winners`.
+    {"equal", "reference", "seeds", "floor", "variants", "beside", "winners"}; see `summarise` and `winners`. What
+    stands beside wins nothing, since it had other training.
     """
     planned = (plan.read(folder) or {"variants": {}})["variants"]
-    variants, tables = {}, []
-    for name in ablation.variants:
+    variants, beside, tables = {}, {}, []
+    for name in (*ablation.variants, *ablation.beside):
         results = [runs.read(folder / str(Member(name, seed))) for seed in range(ablation.seeds)]
-        about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
-        variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
-        tables += [result["table"] for result in results if result and "table" in result]
+        good = [result for result in results if result and "table" in result]
+        tables += [result["table"] for result in good]
+        if name in ablation.beside:
+            about = good[0]["beside"] if good else {"weights": ablation.beside[name]}
+            beside[name] = {**about, **summarise(results)}
+        else:
+            about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
+            variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
     floors = [table["floor"] for table in tables]
     return {
         "equal": ablation.equal,
@@ -37,13 +45,14 @@ def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
         "samples": tables[0]["samples"] if tables else None,
         "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
         "variants": variants,
+        "beside": beside,
         "winners": winners(variants),
     }
 
 
 def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
     """Of the results of a variant's runs, None for those that are not finished: {"finished", "failures": {seed: line},
-    "train_seconds": mean, "rows"}.
+    "train_seconds": mean, for those that were trained here, "rows"}.
 
     rows, in ascending network evaluations: "steps" of the sampler, "nfe", and for every distance NAME its mean over
     runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
@@ -53,7 +62,8 @@ def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
     about = {"finished": len(good), "failures": failures, "rows": []}
     if not good:
         return about
-    about["train_seconds"] = float(np.mean([result["train_seconds"] for result in good]))
+    if "train_seconds" in good[0]:
+        about["train_seconds"] = float(np.mean([result["train_seconds"] for result in good]))
     for of_steps in zip(*(result["table"]["rows"] for result in good), strict=True):
         row = {key: of_steps[0][key] for key in ("steps", "nfe")}
         for name in [key.removesuffix("_seeds") for key in of_steps[0] if key.endswith("_seeds")]:
@@ -94,7 +104,7 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
     text = [f"# {title}", ""]
     for name, part in PARTS.items():
         text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_part(found, name), ""]
-    seeds, finished = found["seeds"], [about["finished"] for about in found["variants"].values()]
+    seeds, everything = found["seeds"], found["variants"] | found["beside"]
     over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds of training and of noise"
     rule = {"time": "the same time on a quiet machine", "flops": "the same operations", "steps": "steps as they say"}
     text += [
@@ -103,10 +113,16 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         "the smallest mean. Floor: two halves of the training part, half as many images; under held out, training "
         "part against held-out part."
     ]
+    for name, about in found["beside"].items():
+        of = f"its weights {about['which']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
+        text += [
+            f"{name} was not trained here, but measured like the variants: {of}, from {about['weights']}, with the "
+            f"noise of each seed. It stands outside the comparison."
+        ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in PARTS)]
-    if min(finished) < seeds:
-        missing = {name: about for name, about in found["variants"].items() if about["finished"] < seeds}
+    missing = {name: about for name, about in everything.items() if about["finished"] < seeds}
+    if missing:
         text += ["", "Not finished:", ""]
         for name, about in missing.items():
             failed = "".join(f"; seed {seed} failed: {line}" for seed, line in about["failures"].items())
@@ -116,14 +132,15 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
 
 def _part(found: Mapping[str, Any], name: str) -> list[str]:
     """Lines of a markdown table for one distance."""
-    columns = list(found["winners"][name])
+    everything = found["variants"] | found["beside"]
+    columns = [str(nfe) for nfe in sorted({row["nfe"] for about in everything.values() for row in about["rows"]})]
     lines = [["variant", "steps", "cost of a step", "seconds", *columns]]
     lines += [[":---", *["---:"] * (len(lines[0]) - 1)]]
-    for variant, about in found["variants"].items():
+    for variant, about in everything.items():
         rows = {str(row["nfe"]): row for row in about["rows"]}
         cells = [
             f"{about['steps']:,}" if "steps" in about else "",
-            f"{about['cost']:.2f}" if "cost" in about else "",
+            NOT_TRAINED if variant in found["beside"] else f"{about['cost']:.2f}" if "cost" in about else "",
             f"{about['train_seconds']:.0f}" if "train_seconds" in about else "",
         ]
         for nfe in columns:
@@ -132,7 +149,8 @@ def _part(found: Mapping[str, Any], name: str) -> list[str]:
                 continue
             spread = f" ± {rows[nfe][f'{name}_spread']:.1g}" if about["finished"] > 1 else ""
             cell = f"{rows[nfe][name]:.3g}{spread}"
-            cells.append(f"**{cell}**" if found["winners"][name][nfe]["variant"] == variant else cell)
+            winner = found["winners"][name].get(nfe, {}).get("variant")
+            cells.append(f"**{cell}**" if variant == winner else cell)
         lines.append([variant, *cells])
     if name in found["floor"]:
         lines.append(["floor", "", "", "", f"{found['floor'][name]:.3g}", *[""] * (len(columns) - 1)])
@@ -152,22 +170,27 @@ def _verdict(found: Mapping[str, Any], name: str) -> str:
 
 
 def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
-    """Fréchet distance by network evaluations for both parts, a colour per variant, the spread as a band. PNG."""
+    """Fréchet distance by network evaluations for both parts, a colour per variant, the spread as a band. PNG.
+
+    Models that were not trained here are grey.
+    """
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (name, part) in zip(panels, PARTS.items(), strict=True):
         ticks = set()
-        for i, (variant, about) in enumerate(found["variants"].items()):
+        for i, (variant, about) in enumerate((found["variants"] | found["beside"]).items()):
             if not about["rows"]:
                 continue
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
-            colour = curves.COLOURS[i % len(curves.COLOURS)]
+            beside = variant in found["beside"]
+            colour = BESIDE if beside else curves.COLOURS[i % len(curves.COLOURS)]
             dashes = ("-", "--", ":")[i // len(curves.COLOURS) % 3]  # where there are more variants than colours
             marker = curves.MARKERS[i % len(curves.MARKERS)]
-            axes.plot(x, y, dashes, color=colour, marker=marker, label=variant, lw=1.8, ms=5, mec="white", mew=0.7)
+            label = f"{variant}, {NOT_TRAINED}" if beside else variant
+            axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
         if name in found["floor"]:
             axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
@@ -187,6 +210,6 @@ def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
     text = to_markdown(found, title)
     files.replace(folder / "ablation.md", text.encode())
     files.replace(folder / "ablation.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    if any(about["rows"] for about in found["variants"].values()):
+    if any(about["rows"] for about in (found["variants"] | found["beside"]).values()):
         plot(found, folder / "ablation.png", title)
     return text

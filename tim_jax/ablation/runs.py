@@ -14,6 +14,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.exit_codes import RESTART
 from tim_jax.feed import open_feed
 from tim_jax.start import first_state
+from tim_jax.teachers import with_teachers
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
@@ -47,8 +48,10 @@ def train_and_measure(
     before = workdir.recorded(folder)
     if before is not None:
         config_keys.compare_identity(before, run.config, folder)
+    run = with_teachers(run)
     first, feed, measurement = first_state(run, folder), open_feed(run), measure.plan(run)
-    nfe, count = network_evaluations(run, sampler_steps), measure.count_of(measurement)
+    nfe = network_evaluations(run, sampler_steps)
+    measure.count_of(measurement)  # before training begins
     end = train.fit(run, feed, folder, first, stop)
     if end.stopped:
         if jax.process_index() == 0:
@@ -56,10 +59,7 @@ def train_and_measure(
         raise SystemExit(RESTART)
     if not end.saved:
         raise RuntimeError("; ".join(end.failures))
-    generator = measure.generator_of(run, count)
-    table, shown = measure.any_step_table(measurement, generator, run.weights(end.state), nfe, [seed], count)
-    if jax.process_index() == 0 and run.shows_images:
-        pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
+    table = table_of(measurement, run, run.weights(end.state), nfe, seed, folder)
     record = warm_start.record(warm_start.find(str(folder), "--workdir"))
     return {
         "steps": end.step,
@@ -67,6 +67,18 @@ def train_and_measure(
         "seconds": time.perf_counter() - began,
         "table": table,
     }
+
+
+def table_of(
+    measurement: measure.Measurement, run: Run, weights: Any, nfe: dict[int, int], seed: int, folder: epath.Path
+) -> dict[str, Any]:
+    """The any-step table of a run's weights on noise of that seed; a picture of its samples goes into the folder."""
+    count = measure.count_of(measurement)
+    generator = measure.generator_of(run, count)
+    table, shown = measure.any_step_table(measurement, generator, weights, nfe, [seed], count)
+    if jax.process_index() == 0 and run.shows_images:
+        pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
+    return table
 
 
 def network_evaluations(run: Run, sampler_steps: tuple[int, ...]) -> dict[int, int]:

@@ -44,7 +44,8 @@ class Ablation:
     base: a configuration; its `training.steps` are those of the first variant, the reference, and its
     `evaluation.samples` are drawn for every number of steps in `sampler_steps`. variants: name → {"section.key":
     value}. equal: what all variants get the same of: "time" (on the device, by calibration), "flops" or "steps". seeds:
-    runs of each variant; run n trains with seed base.seed + n and is measured on noise of seed n.
+    runs of each variant; run n trains with seed base.seed + n and is measured on noise of seed n. beside: name → a
+    workdir, or one of its checkpoints; not trained here, but measured like the variants, such as their teacher.
     """
 
     base: ConfigDict
@@ -52,6 +53,7 @@ class Ablation:
     equal: str = "time"
     seeds: int = 3
     sampler_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -69,9 +71,16 @@ class Ablation:
             raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
         if not self.sampler_steps or min(self.sampler_steps) < 1:
             raise ValueError(f"sampler_steps is {self.sampler_steps}; it must be numbers of at least 1")
+        for kind, names in (("variant", self.variants), ("beside", self.beside)):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"{kind} {name!r}: the name must be of small letters, digits and _, such as tim_2")
+        for name, path in self.beside.items():
+            if name in self.variants:
+                raise ValueError(f"beside {name!r}: a variant has that name; give another")
+            if not isinstance(path, str) or not path:
+                raise ValueError(f"beside {name!r} is {path!r}; it must be a workdir, or one of its checkpoints/STEP")
         for name, changes in self.variants.items():
-            if not NAME.fullmatch(name):
-                raise ValueError(f"variant {name!r}: the name must be of small letters, digits and _, such as tim_2")
             if "seed" in changes:
                 raise ValueError(f"variant {name!r}: changes seed, which runs of all variants go through alike")
             if "training.steps" in changes and self.equal != "steps":
@@ -94,9 +103,9 @@ class Ablation:
             stretch_steps(config, steps)
         return config
 
-    def members(self, variants: list[str] | None = None) -> list[Member]:
-        """The runs of some variants, all of one seed before the next, so that what is done can be compared."""
-        return [Member(name, seed) for seed in range(self.seeds) for name in variants or self.variants]
+    def members(self) -> list[Member]:
+        """The runs, all of one seed before the next, so that what is done can be compared; those beside come last."""
+        return [Member(name, seed) for seed in range(self.seeds) for name in (*self.variants, *self.beside)]
 
     def definition(self, name: str) -> dict[str, Any]:
         """What a variant's figures depend on, flat, as JSON gives it back."""

@@ -3,6 +3,9 @@
 The whole step is measured: gradient, optimizer and averages. Half of the rows have r = t, a tenth r = T_min. Memory is
 that of the compiled program, operations are those of matrix products, counted from the step's jaxpr with all layers and
 blocks; both are known for every number of tokens. Time is taken up to --run-to tokens.
+
+--variants also takes the objectives by name, each as its paper has it, on the OT-FM transport: what a step costs over
+one of flow matching. A teacher, for those that learn from one, has the student's architecture and random weights.
 """
 
 import argparse
@@ -22,13 +25,14 @@ from tim_jax import flops
 from tim_jax.bench import measure
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
-from tim_jax.training.nets import class_conditions, make_nets
+from tim_jax.training.nets import class_conditions, frozen_net, make_nets
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import jvp
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Query
@@ -110,10 +114,24 @@ VARIANTS = {
 }
 
 
+def taught(name: str) -> Callable[[Transport], Objective]:
+    """A named objective with a teacher's velocity in place of the data's."""
+    return lambda transport: dataclasses.replace(OBJECTIVES[name](transport), velocity="teacher")
+
+
+KNOWN = OBJECTIVES | {f"{name}_teacher": taught(name) for name in ("tim", "mean_flow")} | VARIANTS
+
+
+def network_for(network: TiM, objective: Objective) -> TiM:
+    """A network with the heads and inputs that the objective asks of it."""
+    return network.clone(output_heads=objective.heads, guidance_input=objective.input_guidance.active)
+
+
 def step_settings(network: TiM, variant: str) -> StepSettings:
-    """The published loss and optimizer on the OT-FM transport, the derivative by `variant`."""
-    objective = VARIANTS[variant](TRANSPORTS["ot_fm"]())
-    nets = make_nets(network)
+    """The objective that `variant` means on the OT-FM transport, with the published optimizer."""
+    objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
+    nets = make_nets(network_for(network, objective))
+    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.learns_from}
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
         nets["precise"] = lambda params: nets["student"](jax.lax.optimization_barrier(params))
@@ -121,19 +139,33 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer),
+        tx=make_optimizer(optimizer, ("student", *objective.parts)),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),
         seed=0,
+        parts=objective.parts,
     )
 
 
+def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
+    """Random parameters of a network for rows of that shape."""
+    x, time = jnp.zeros((1, *latent)), jnp.zeros((1,))
+    condition = {"label": jnp.zeros((1,), jnp.int32)}
+    if network.guidance_input:
+        condition["guidance"] = jnp.ones((1, 3))
+    return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
+
+
 def first_state(case: Case, settings: StepSettings) -> TrainState:
-    x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
-    query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
-    init = lambda key: nn.unbox(case.network.init(key, (query,))["params"])  # noqa: E731
-    return create(init, settings.tx, settings.emas, settings.seed)()
+    init = functools.partial(initial, network_for(case.network, settings.objective), case.latent)
+    return create(init, settings.tx, settings.emas, settings.seed, settings.parts)()
+
+
+def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
+    """{name: random parameters} of the networks that the objective learns from."""
+    names = settings.objective.learns_from
+    return {name: initial(case.network, case.latent, jax.random.key(i)) for i, name in enumerate(names)}
 
 
 def made_up_batch(case: Case) -> dict[str, jax.Array]:
@@ -146,7 +178,8 @@ def trace_step(case: Case, variant: str) -> jax.stages.Traced:
     settings = step_settings(case.network, variant)
     state = jax.eval_shape(functools.partial(first_state, case, settings))
     batch = jax.eval_shape(functools.partial(made_up_batch, case))
-    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch)
+    frozen = jax.eval_shape(functools.partial(frozen_params, case, settings))
+    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch, frozen)
 
 
 def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable[[], Any]:
@@ -154,10 +187,11 @@ def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable
     settings = step_settings(case.network, variant)
     state = jax.jit(functools.partial(first_state, case, settings))()
     batch = jax.jit(functools.partial(made_up_batch, case))()
+    frozen = jax.jit(functools.partial(frozen_params, case, settings))()
 
     def train() -> Any:
         nonlocal state
-        state, metrics, _ = compiled(state, batch)
+        state, metrics, _ = compiled(state, batch, frozen)
         return state, metrics
 
     return train
@@ -199,7 +233,11 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="ratios are to the first; default: %(default)s")
+    parser.add_argument(
+        "--variants",
+        default=",".join(VARIANTS),
+        help="ratios are to the first; also objectives by name, tim_teacher and mean_flow_teacher; default: %(default)s",
+    )
     parser.add_argument("--tokens", help="such as 64,256,1024, with fewer rows where more; default: each network's own")
     parser.add_argument("--run-to", type=int, default=1024, help="most tokens that are timed; default: %(default)s")
     parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
@@ -211,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows. Raises ValueError for arguments that cannot be."""
-    for name, known in (("networks", CASES), ("variants", VARIANTS), ("dtype", DTYPES), ("remat", REMAT)):
+    for name, known in (("networks", CASES), ("variants", KNOWN), ("dtype", DTYPES), ("remat", REMAT)):
         check_names(name, getattr(args, name), known)
     for name in ("depth", "batch", "repeats"):
         value = getattr(args, name)
@@ -226,6 +264,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         sized = [case.with_tokens(tokens) for tokens in read_numbers("tokens", args.tokens)] if args.tokens else [case]
         cases += [dataclasses.replace(case, batch=args.batch or case.batch) for case in sized]
     variants, remats = args.variants.split(","), args.remat.split(",")
+    for variant in variants:
+        group = KNOWN[variant](TRANSPORTS["ot_fm"]()).row_group
+        for case in cases:
+            if case.batch % group:
+                raise ValueError(f"--batch: {case.batch} rows of {case.name}; {variant} takes a multiple of {group}")
     rows = []
     for case in tqdm(cases, unit="case"):
         rows += measure_case(case, variants, remats, args.repeats if case.tokens <= args.run_to else 0)

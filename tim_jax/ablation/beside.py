@@ -1,0 +1,91 @@
+"""Models beside an ablation's variants: trained elsewhere, such as their teacher, and only measured."""
+
+import copy
+import time
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from tim_jax import compilation_cache, config_keys, measure, workdir
+from tim_jax import config as configuration
+from tim_jax.ablation import runs
+from tim_jax.ablation.settings import Ablation, Member
+from tim_jax.config import Run
+from tim_jax.training import names, warm_start
+from tim_jax.training.warm_start import Saved
+
+SAME = ("data.height", "data.width", "data.channels", "model.condition", "model.num_classes")
+
+
+def check(ablation: Ablation, folder: epath.Path) -> None:
+    """Raises ValueError if an ablation's folder has figures of another model than the ablation names.
+
+    No checkpoint is looked at, so that a table can be made where there is none.
+    """
+    for member in ablation.members():
+        result = runs.read(folder / str(member)) or {}
+        if "table" not in result:
+            continue
+        given, before = ablation.beside.get(member.variant), result.get("beside", {}).get("weights")
+        if given != before:
+            now, then = (f"beside, {path!r}" if path else "a variant" for path in (given, before))
+            raise ValueError(
+                f"{member.variant!r} is {now}, but {folder / str(member)} was measured as {then}: "
+                "give that, another name or another workdir"
+            )
+
+
+def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]:
+    """The run that a model was trained by, set to be measured as the variants are, and its checkpoint.
+
+    Raises ValueError if there is none, if its samples cannot be compared with those of the variants, or if some of its
+    figures in the ablation's folder are of another checkpoint.
+    """
+    path, key = ablation.beside[name], f"beside {name!r}"
+    saved = warm_start.find(path, key)
+    for seed in range(ablation.seeds):
+        place = folder / str(Member(name, seed))
+        before = (runs.read(place) or {}).get("beside", {}).get("steps", saved.step)
+        if before != saved.step:
+            raise ValueError(
+                f"{key} is {path!r}, now at step {saved.step}, but {place} was measured at step {before}: "
+                f"remove {folder / name}, or give another name or another workdir"
+            )
+    config = workdir.restored(warm_start.record(saved)["config"])
+    reference = ablation.config(ablation.reference)
+    own, wanted = config_keys.flatten(config), config_keys.flatten(reference)
+    for of in SAME:
+        if own[of] != wanted[of]:
+            raise ValueError(f"{key} is {path!r}; its {of} is {own[of]!r}, must be {wanted[of]!r} as that of variants")
+    weights = config.sampling.weights
+    config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
+    config.sampling.weights = weights
+    config.evaluation.batch_size = reference.evaluation.batch_size
+    for place in config_keys.PLACES:
+        config.codecs[place] = reference.codecs[place]
+    try:
+        run = configuration.build(config)
+        runs.network_evaluations(run, ablation.sampler_steps)
+    except ValueError as error:
+        raise ValueError(f"{key} is {path!r}; {error}") from None
+    return run, saved
+
+
+def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str, Any]:
+    """{"seconds": of measuring, "table", "beside": {"weights", "steps", "which"}} of a model, on noise of the seed.
+
+    It is measured as the reference is, with weights of the kind that it samples with itself. folder: the ablation's.
+    Raises ValueError.
+    """
+    began = time.perf_counter()
+    run, saved = find(ablation, member.variant, folder)
+    reference = configuration.build(ablation.config(ablation.reference))
+    compilation_cache.use(reference.config.training.compilation_cache)
+    abstract = names.by_name(run.trainer.abstract.params["student"])
+    weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_weights, abstract), sep="/")
+    nfe = runs.network_evaluations(run, ablation.sampler_steps)
+    place = folder / str(member)
+    table = runs.table_of(measure.plan(reference), run, weights, nfe, member.seed, place)
+    of = {"weights": ablation.beside[member.variant], "steps": saved.step, "which": run.sampling_weights}
+    return {"seconds": time.perf_counter() - began, "table": table, "beside": of}
