@@ -1,8 +1,8 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint, sampling,
-evaluation, model.attention, and the rest of codecs.
+teacher, optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint,
+sampling, evaluation, model.attention, and the rest of codecs. A teacher may move, but must be the same checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -38,6 +38,7 @@ def get_config():
     # Rows are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they are
     # what is trained on.
     config.data.encode = False
+    config.data.noise = False  # rows bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
@@ -92,21 +93,26 @@ def get_config():
     # The loss of a row. Here and in the law of times, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    config.objective.consistency = placeholder(str)  # of rows with r ≠ t: eulerian (dF/dt), semigroup (two jumps)
-    # eulerian
-    config.objective.velocity = placeholder(str)  # dx_t/dt in dF/dt: "data", "target", "head", "student" or an average
+    # Of rows with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps).
+    config.objective.consistency = placeholder(str)
+    # "teacher": its velocity takes that of the data's place, in all rows. Otherwise dx_t/dt in dF/dt alone: "data",
+    # "target", "head", "student" or an average.
+    config.objective.velocity = placeholder(str)
+    # eulerian and lagrangian
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
     config.objective.tangent.warmup = placeholder(int)  # steps over which dF/dt sets in
+    config.objective.tangent.most = placeholder(float)  # share of dF/dt that sets in
     config.objective.tangent.differentiate = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
     # semigroup
     config.objective.bootstrap = ConfigDict()
     config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "student" or an average
     config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
     config.objective.bootstrap.finest = placeholder(float)  # shorter jumps, in shares of the times, are asked at r = t
+    config.objective.bootstrap.solver = placeholder(int)  # steps along the teacher that are the first; 0: none
     # weights
     config.objective.weight_kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
     config.objective.weight_scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
@@ -126,6 +132,10 @@ def get_config():
     config.objective.contrast.below = placeholder(float)  # which is below this share of the times
     config.objective.contrast.temperature = placeholder(float)
     config.objective.contrast.weight = placeholder(float)
+    config.objective.score = ConfigDict()  # rcm alone has it
+    config.objective.score.weight = placeholder(float)  # of score distillation
+    config.objective.score.rollout = placeholder(int)  # most jumps of the samples that it looks at
+    config.objective.points = placeholder(int)  # of a trajectory of the teacher; tbcm alone has it
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_cond = placeholder(float)  # 0 with w_gt = 1: none
@@ -137,6 +147,17 @@ def get_config():
     config.objective.input_guidance = ConfigDict()
     config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+
+    # The frozen model that some objectives learn from, any run of the same rows, transport and conditions.
+    config.teacher = ConfigDict()
+    config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
+    config.teacher.which = "slow"  # of its weights: the name of an average, or "student"
+    config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
+    config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
+    config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
+    config.teacher.guidance_high = 1.0
+    config.teacher.weaker = ""  # guidance away from this weaker model, not from the null condition
+    config.teacher.weaker_which = "slow"
 
     # The law of (t, r).
     config.times = ConfigDict()
@@ -226,6 +247,8 @@ def get_config():
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
     config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
+    config.evaluation.source = ""  # of real images, as data.source; "": that which is trained on
+    config.evaluation.path = ""  # of theirs, as data.path
     config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
     config.evaluation.every = 0  # steps of training between evaluations; 0: none
     config.evaluation.steps = (1, 2, 4, 8)  # step counts of those

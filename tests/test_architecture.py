@@ -15,7 +15,7 @@ LONGEST = 450
 ALL = {"transitions", "networks", "codecs", "data", "training", "evaluation", "bench", "config", "config_objective"}
 COMMANDS = {"train", "sample", "evaluate", "encode", "convert", "plan", "generate", "feed", "start", "workdir"}
 COMMANDS |= {"frozen", "measure", "parts", "ablate", "ablation", "diagnose", "grid"}
-COMMANDS |= {"drawing", "interface"}
+COMMANDS |= {"drawing", "interface", "pairs", "shard_job", "teachers"}
 ARROWS = {
     "": {"interface"},  # tim_jax itself
     "transitions": set(),

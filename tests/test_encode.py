@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 from tests.flags import for_devices
-from tim_jax import codecs, data, feed
+from tim_jax import codecs, data, feed, lock, shard_job
 from tim_jax import config as configuration
 from tim_jax.command_line import load_config
 from tim_jax.data import shard_files
 from tim_jax.data.fit import Look, draws, fit
 from tim_jax.encode import __main__ as command
 from tim_jax.encode import estimate
+from tim_jax.encode.job import Encoding
 from tim_jax.encode.settings import weights_of
 
 ROWS, SIZES = 23, ((32, 32), (32, 48), (48, 32), (40, 70))
@@ -198,7 +199,7 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(keys, encoded, tmp
 def test_the_estimate_is_close_and_a_disk_without_room_is_told_before(keys, tmp_path, capsys, monkeypatch):
     run = command.run_here(load_config("photos_t2i", keys))
     work = command.open_work(run, 6)
-    size = estimate.size_in_bytes(run, work, command.RowEncoder(run, work))
+    size = Encoding(run, work).size_in_bytes()
     latents = features = 0
     for bucket in work.plan.buckets:
         latents += sum(bucket.images) * 2 * 4 * (bucket.height // 4) * (bucket.width // 4) * 4
@@ -206,7 +207,7 @@ def test_the_estimate_is_close_and_a_disk_without_room_is_told_before(keys, tmp_
     rest = size - latents - features - work.shards * estimate.BLOCK - ROWS * estimate.BESIDE
     text = sum(sum(1 + len(t) for t in work.source[i]["captions"]) for i in range(ROWS)) * 96 * 2
     assert text <= rest < 1.02 * text
-    monkeypatch.setattr(estimate, "free", lambda folder: size // 2)
+    monkeypatch.setattr(shard_job, "free", lambda folder: size // 2)
     assert "the disk lacks about" in fails([*flags(keys), f"--out={tmp_path / 'shards'}", "--rows-per-shard=6"], capsys)
     assert not (tmp_path / "shards").exists()
 
@@ -320,7 +321,7 @@ def test_unfinished_and_changed_folders_are_not_trained_on(keys, encoded, tmp_pa
     with pytest.raises(ValueError, match="data.path: .*rows-00001.array_record"):
         feed.open_feed(from_shards(keys, folder))
     (folder / "about.json").unlink()
-    with pytest.raises(ValueError, match="data.path: .*encoding was not finished: start .* again") as error:
+    with pytest.raises(ValueError, match="data.path: .*not finished: start .* again") as error:
         feed.open_feed(from_shards(keys, folder))
     assert "\n" not in str(error.value)
 
@@ -429,6 +430,6 @@ def test_another_number_of_devices_gives_the_same_numbers(keys, undisturbed, tmp
 
 def test_a_second_encoder_in_the_same_folder_is_refused(keys, tmp_path, capsys):
     folder = tmp_path / "shards"
-    with command.lock.locked(command.Path(folder), option="--out"):
+    with lock.locked(pathlib.Path(folder), option="--out"):
         assert "--out=" in fails([*flags(keys), f"--out={folder}", "--rows-per-shard=6"], capsys)
     assert not shard_files.shard_path(folder, 0).exists()

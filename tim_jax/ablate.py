@@ -17,6 +17,7 @@ from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.command_line import Parser, user_errors
 from tim_jax.exit_codes import FAILED, RESTART
 from tim_jax.feed import open_feed
+from tim_jax.teachers import with_teachers
 from tim_jax.training.preemption import Stop
 
 
@@ -86,7 +87,7 @@ def validate(ablation: Ablation) -> None:
     """Raises ValueError, naming the variant, unless all can be built and the data of the first are there."""
     for name in ablation.variants:
         try:
-            run = configuration.build(ablation.config(name))
+            run = with_teachers(configuration.build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
             if name == ablation.reference:
                 open_feed(run)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tim_jax import config_files
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config_keys import check_keys, check_unused
+from tim_jax.config_keys import check_keys, check_left, check_unused
 from tim_jax.config_objective import make_objective, make_transport, resolved
 from tim_jax.data.settings import DataSettings
 from tim_jax.evaluation.settings import EvaluationSettings
@@ -38,7 +38,8 @@ class Run:
     """Everything that a configuration says, built and checked.
 
     image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_weights: "student" or the name of an
-    average.
+    average. rows_multiple: what the rows of a batch are a multiple of. Of an objective that learns from a teacher the
+    trainer takes no step before `teachers.with_teachers` has found it; sampling needs none.
     """
 
     config: ConfigDict
@@ -51,6 +52,7 @@ class Run:
     sampling_weights: str
     image_shape: tuple[int, int, int]
     data: DataSettings
+    rows_multiple: int
     codecs: CodecSettings
     evaluation: EvaluationSettings
 
@@ -74,8 +76,8 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     check_keys(config)
     default = config_files.load("base").get_config()
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
-    config = resolved(config)
-    check_unused(config, resolved(default))
+    config, default = resolved(config), resolved(default)
+    check_unused(config, default)
     data, model = config.data, config.model
     for name in ("height", "width", "channels", "batch_size"):
         if data[name] < 1:
@@ -90,10 +92,15 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     check_tokens("data.height, width are", (data.height, data.width), model.patch_size, mesh)
     optimizer = OptimizerSettings(**config.optimizer)
     optimizer.check()
-    if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation):
+    transport = make_transport(config)
+    objective = make_objective(config, transport, shards)
+    check_teacher(config, default, objective)
+    rows_multiple = shards * optimizer.accumulation * objective.row_group
+    if not data.buckets.tokens and data.batch_size % rows_multiple:
+        groups = f" × {objective.row_group} rows of a group" if objective.row_group > 1 else ""
         raise ValueError(
             f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
-            f"{optimizer.accumulation} microbatches"
+            f"{optimizer.accumulation} microbatches{groups}"
         )
     codecs = CodecSettings(**config.codecs)
     codecs.check()
@@ -102,12 +109,10 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         config.loader.to_dict(),
         factor=codecs.factor_of_images(data.encode, model.condition, data.features_width),
         side=model.patch_size,
-        rows_multiple=shards * optimizer.accumulation,
+        rows_multiple=rows_multiple,
         tokens_multiple=mesh.shape["sequence"],
         num_classes=model.num_classes if model.condition == "class" else 0,
     )
-    transport = make_transport(config)
-    objective = make_objective(config, transport, shards)
     network = make_network(config, objective)
     device = mesh.devices.flat[0]
     if model.attention == "pallas" and not has_kernels(device, network.width // network.heads):
@@ -115,6 +120,8 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     for name, decay in config.ema.items():
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
+        if name in objective.learns_from + objective.parts:
+            raise ValueError(f"ema.{name}: objective.name {config.objective.name!r} has another network of that name")
     loop = LoopSettings(
         steps=config.training.steps,
         log_every=config.training.log_every,
@@ -137,7 +144,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     step = StepSettings(
         nets=nets(network),
         objective=objective,
-        tx=make_optimizer(optimizer),
+        tx=make_optimizer(optimizer, ("student", *objective.parts)),
         schedule=make_schedule(optimizer),
         emas=dict(config.ema),
         conditions=text_conditions if model.condition == "text" else class_conditions(model.num_classes),
@@ -145,6 +152,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         condition_dropout=data.condition_dropout,
         dropout=model.dropout > 0,
         accumulation=optimizer.accumulation,
+        parts=objective.parts,
     )
     counted = step
     if config.training.remat != "none":
@@ -163,6 +171,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         sampling_weights=config.sampling.weights,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
+        rows_multiple=rows_multiple,
         codecs=codecs,
         evaluation=evaluation,
     )
@@ -183,6 +192,15 @@ def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> N
     if tokens % devices:
         rule = f"their number must be a multiple of mesh.sequence, {devices}"
         raise ValueError(f"{said} {shape} with {tokens} tokens; {rule}")
+
+
+def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective) -> None:
+    """Raises ValueError for what `teacher` says by itself; its files are not touched."""
+    if not objective.learns_from:
+        reason = f"objective.name {config.objective.name!r} with velocity {config.objective.velocity!r} asks no teacher"
+        check_left([f"teacher.{key}" for key in config.teacher], reason, config, default)
+    if config.teacher.dtype not in DTYPES:
+        raise ValueError(f"teacher.dtype is {config.teacher.dtype!r}; it must be one of {', '.join(DTYPES)}")
 
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:
@@ -265,6 +283,8 @@ def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[st
         for name, count in (("", rows), ("null_", 1)):
             spec[f"{name}text"] = ((count, data.text_tokens, data.text_width), np.float32)
             spec[f"{name}mask"] = ((count, data.text_tokens), np.bool_)
+    if data.noise:
+        spec["noise"] = spec["x"]
     if data.features_width:
         tokens = shape[0] * shape[1] // config.model.patch_size**2
         spec["features"] = ((rows, tokens, data.features_width), np.float32)

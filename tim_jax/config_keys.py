@@ -4,17 +4,21 @@ import ast
 import copy
 import difflib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from tim_jax import config_files
 
-IDENTITY = ("seed", "data", "codecs", "model", "transport", "times", "objective", "optimizer", "ema", "start")
+IDENTITY = (
+    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
+)  # fmt: skip
 # Where frozen parts lie, and how they compute.
 PLACES = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
-# Keys of those sections that may change all the same, since no result depends on them but by rounding.
-NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES))
+# Keys of those sections that may change all the same, since no result depends on them but by rounding, and where
+# teachers lie, whose checksums are compared instead.
+NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES), "teacher.weights", "teacher.weaker")
 
 
 def _part(section: str, names: str) -> tuple[str, ...]:
@@ -29,11 +33,17 @@ UNUSED = {
         lambda c: c.times.law not in ("logit_normal", "log_normal"),
     ),
     ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
-    ("objective.velocity", "objective.derivative", *_part("tangent", "normalise bounded warmup differentiate")): (
+    ("objective.velocity",): (
         "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
-        lambda c: c.times.share_equal == 1 or c.objective.consistency != "eulerian",
+        lambda c: (
+            c.objective.velocity != "teacher" and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+        ),
     ),
-    _part("bootstrap", "weights split finest"): (
+    ("objective.derivative", *_part("tangent", "normalise bounded warmup most differentiate")): (
+        "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
+    ),
+    _part("bootstrap", "weights split finest solver"): (
         "objective.consistency is not 'semigroup'",
         lambda c: c.objective.consistency != "semigroup",
     ),
@@ -41,6 +51,8 @@ UNUSED = {
         "objective.name is not 'low_noise_contrastive'",
         lambda c: c.objective.name != "low_noise_contrastive",
     ),
+    _part("score", "weight rollout"): ("objective.name is not 'rcm'", lambda c: c.objective.name != "rcm"),
+    ("objective.points",): ("objective.name is not 'tbcm'", lambda c: c.objective.name != "tbcm"),
     _part("input_guidance", "power"): (
         "objective.input_guidance.most is 1",
         lambda c: c.objective.input_guidance.most == 1,
@@ -61,6 +73,10 @@ UNUSED = {
     ),
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in ("digits", "photos")),
+    ("evaluation.path",): (
+        "evaluation.source is '' or embedded",
+        lambda c: c.evaluation.source in ("", "digits", "photos"),
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
     ("data.buckets.area", "data.buckets.most"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
     tuple(f"data.buckets.{key}" for key in ("most", "tokens", "max_cropped", "enlarge")): (
@@ -88,6 +104,11 @@ UNUSED = {
         lambda c: c.sampling.guidance == 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weaker"): (
+        "teacher.guidance is 1",
+        lambda c: c.teacher.guidance == 1,
+    ),
+    ("teacher.weaker_which",): ("teacher.weaker is ''", lambda c: not c.teacher.weaker),
     ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
@@ -109,11 +130,17 @@ def check_keys(config: ConfigDict) -> None:
 
 def check_unused(config: ConfigDict, default: ConfigDict) -> None:
     """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
-    given, default = flatten(config), flatten(default)
     for keys, (reason, unused) in UNUSED.items():
-        for key in keys:
-            if given[key] != default[key] and unused(config):
-                raise ValueError(f"{key} is {given[key]!r}, but has no effect because {reason}: leave {default[key]!r}")
+        if unused(config):
+            check_left(keys, reason, config, default)
+
+
+def check_left(keys: Iterable[str], reason: str, config: ConfigDict, default: ConfigDict) -> None:
+    """Raises ValueError for one of these keys, which have no effect for that reason, if it is not at its default."""
+    given, default = flatten(config), flatten(default)
+    for key in keys:
+        if given[key] != default[key]:
+            raise ValueError(f"{key} is {given[key]!r}, but has no effect because {reason}: leave {default[key]!r}")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
 
 # Key -> where it stands in an Objective. A key that is None is as the named objective has it.
@@ -17,16 +18,17 @@ FIELDS = {
     )},
     **{f"objective.{name}": name for name in (
         "consistency", "velocity", "derivative", "epsilon", "learned_weight", "direction", "direction_weight",
-        "head_weight", "alignment_weight",
+        "head_weight", "alignment_weight", "points",
     )},
     **{f"objective.weight_{name}": f"weight.{name}" for name in ("kernel", "scale", "difference", "sigma_d")},
     **{f"objective.adaptive_{name}": f"adaptive.{name}" for name in ("power", "offset", "total")},
     **{f"objective.{part}.{name}": f"{part}.{name}" for part, names in {
-        "tangent": ("normalise", "bounded", "warmup", "differentiate"),
-        "bootstrap": ("weights", "split", "finest"),
+        "tangent": ("normalise", "bounded", "warmup", "most", "differentiate"),
+        "bootstrap": ("weights", "split", "finest", "solver"),
         "guidance": ("w_cond", "w_gt", "t_low", "t_high", "start_step", "ema"),
         "input_guidance": ("most", "power"),
         "contrast": ("share", "below", "temperature", "weight"),
+        "score": ("weight", "rollout"),
     }.items() for name in names},
 }  # fmt: skip
 
@@ -63,7 +65,9 @@ def resolved(config: ConfigDict) -> ConfigDict:
 
 def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Objective:
     """The objective of a resolved configuration, for rows that lie on `shards` devices. Raises ValueError."""
-    objective = dataclasses.replace(OBJECTIVES[config.objective.name](transport), shards=shards)
+    asked = config.teacher
+    teacher = Teacher(asked.guidance, asked.guidance_low, asked.guidance_high, weaker=bool(asked.weaker))
+    objective = dataclasses.replace(OBJECTIVES[config.objective.name](transport), shards=shards, teacher=teacher)
     for key, field in FIELDS.items():
         value = config
         for part in key.split("."):
@@ -72,7 +76,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
             objective = put(objective, field, value)
     known = ("student", *config.ema)
     names = [("bootstrap.weights", objective.bootstrap.weights, known)]
-    names.append(("velocity", objective.velocity, ("data", "target", "head", *known)))
+    names.append(("velocity", objective.velocity, ("data", "target", "head", "teacher", *known)))
     if objective.guidance.active:
         names.append(("guidance.ema", objective.guidance.ema, known))
     for key, value, choices in names:

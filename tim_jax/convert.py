@@ -71,9 +71,9 @@ def fill(run: configuration.Run, params: dict, source: str, folder: epath.Path) 
     new = folder.parent / f".{folder.name}.importing"
     try:
         new.rmtree(missing_ok=True)
-        trainer = run.trainer
+        trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: create(lambda key: params, trainer.step.tx, trainer.step.emas, trainer.step.seed)(),
+            lambda params: create(lambda key: params, step.tx, step.emas, step.seed, step.parts)(),
             out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):

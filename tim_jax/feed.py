@@ -96,6 +96,7 @@ def images_spec(run: Run, rows: int, shape: tuple[int, int]) -> dict[str, tuple[
 _ASKED = dict.fromkeys(("x", "label"), "every run needs")
 _ASKED |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
 _ASKED["caption"] = "model.condition 'text' needs"
+_ASKED["noise"] = "data.noise needs: python -m tim_jax.pairs makes such rows"
 _ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 
@@ -111,6 +112,10 @@ def open_rows(run: Run) -> tuple[data.Source, data.Plan]:
     source, plan = _one_after_another(lambda: open_data(run.data, data.open_source))
     if run.config.data.encode and getattr(source, "latents", False):
         raise ValueError(f"data.encode is True; the rows of {source.name} are latents already")
+    if run.data.look.flip and getattr(source, "noise", False):
+        raise ValueError(
+            f"data.flip is {run.data.look.flip}; the rows of {source.name} are pairs, for which it must be 0"
+        )
     classes = run.data.num_classes
     if classes and not source.num_classes:
         raise ValueError(f"model.condition is 'class'; {source.name} has no labels")
@@ -125,21 +130,30 @@ def open_rows(run: Run) -> tuple[data.Source, data.Plan]:
 def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray], np.ndarray]]:
     """A split's source, and what brings one of its images to the shape that samples are drawn in, to be compared.
 
-    Images of other sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
+    The source is that of training, unless `evaluation.source` names another. Images of other sizes are resized to cover
+    that shape and cropped in the middle, enlarged where they are smaller. Raises ValueError for samples of a model.
     """
-    if run.data.bucketing is None:
-        source, _ = _one_after_another(lambda: open_data(run.data, data.open_source, split))
+    settings, of = run.data, run.evaluation
+    if of.source:
+        settings = dataclasses.replace(settings, source=of.source, path=of.path, mixture=())
+    if settings.bucketing is None:
+        source, _ = _one_after_another(lambda: open_data(settings, data.open_source, split))
+        if getattr(source, "noise", False):
+            raise ValueError(
+                f"evaluation.source is {of.source!r}; the rows of {source.name} are samples of a model: name a source "
+                "of real images to compare with"
+            )
         return source, lambda image: image
-    shape, fitting = run.data.shape, data.Fitting(max_cropped=0.999, enlarge=True)
+    shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)
     bucketing = dataclasses.replace(
-        run.data.bucketing,
+        settings.bucketing,
         table=(shape,),
         tokens=0,
         rows=1,
-        grid=data.Grid(run.data.bucketing.grid.side),
+        grid=data.Grid(settings.bucketing.grid.side),
         fitting=fitting,
     )
-    settings = dataclasses.replace(run.data, bucketing=bucketing)
+    settings = dataclasses.replace(settings, bucketing=bucketing)
     source, plan = _one_after_another(lambda: open_data(settings, data.open_source, split))
     return source, lambda image: data.cover(image, shape, plan.fitting)
 

@@ -85,10 +85,11 @@ class Generator:
         """(steps + 1,) times on the way of `sampling` down from start (T_max by default); reversed, the way up."""
         return time_grid(self.run.transport, steps, self.run.sampling, start)
 
-    def noise(self, seed: int, count: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(count, h, w, C) standard normal noise, from which rows of that seed start, times σ at T_max."""
-        shape = (*(size or self.run.image_shape[:2]), self.run.image_shape[-1])
-        return np.asarray(self._noise(np.uint32(seed), np.arange(count, dtype=np.uint32), shape))
+    def noise(self, seed: int, count: int, size: tuple[int, int] | None = None, first: int = 0) -> np.ndarray:
+        """(count, h, w, C) standard normal noise, from which rows of that seed, from number `first` on, start, times σ
+        at T_max."""
+        shape, numbers = (*(size or self.run.image_shape[:2]), self.run.image_shape[-1]), first + np.arange(count)
+        return np.asarray(self._noise(np.uint32(seed), numbers.astype(np.uint32), shape))
 
     def noised(self, images: np.ndarray, time: float, seed: int) -> np.ndarray:
         """Images (n, h, w, C) as states x_t = α x + σ ε at a time, ε = noise(seed, n)."""

@@ -22,7 +22,7 @@ from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import LEAST
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
-from tim_jax.feed import one_shape
+from tim_jax.feed import open_rows
 from tim_jax.generate import Generator, cycle_labels, open_generator, prompts_of
 from tim_jax.parts import Part, of_data, of_file
 from tim_jax.training import sharding
@@ -265,10 +265,10 @@ def generator_of(run: Run, count: int) -> Generator:
 
 
 def asked_of(run: Run, count: int) -> np.ndarray | list[str]:
-    """(count,): every label in turn, or the captions of the training part."""
+    """(count,): every label in turn, or the captions that are trained on."""
     if run.config.model.condition == "class":
         return cycle_labels(run.config.model.num_classes, count)
-    return prompts_of(one_shape(run, run.data.split)[0], count)
+    return prompts_of(open_rows(run)[0], count)
 
 
 def count_of(measurement: Measurement) -> int:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
+from tim_jax import teachers
 from tim_jax.config import Run
 from tim_jax.config_keys import compare_identity
 from tim_jax.training import names, warm_start
 from tim_jax.training.state import TrainState
+from tim_jax.workdir import restored, to_json
 
 
 def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
@@ -18,10 +20,15 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     """
     config, trainer = run.config, run.trainer
     if warm_start.latest(workdir) is not None:
+        if trainer.frozen and (found := warm_start.latest_record(workdir)):
+            saved, recorded = found
+            teachers.check_same(run, recorded, saved)
         return trainer.create  # never called
     if config.checkpoint.resume:
         saved = warm_start.find(config.checkpoint.resume, "checkpoint.resume")
-        compare_identity(warm_start.record(saved)["config"], config, saved)
+        recorded = warm_start.record(saved)
+        compare_identity(to_json(restored(recorded["config"])), config, saved)
+        teachers.check_same(run, recorded, saved)
         return _telling(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
     if not config.start.weights:
         return trainer.create

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import cluster, compilation_cache, config_keys, data, files, lock, measure, workdir
+from tim_jax import cluster, compilation_cache, config_keys, data, files, lock, measure, teachers, workdir
 from tim_jax import config as configuration
 from tim_jax.command_line import Parser, failures, load_config, user_errors
 from tim_jax.data import inspect
@@ -19,6 +19,7 @@ from tim_jax.exit_codes import DONE, FAILED, RESTART
 from tim_jax.feed import Feed, open_feed
 from tim_jax.generate import cycle_labels, open_generator, prompts_of
 from tim_jax.start import first_state
+from tim_jax.teachers import with_teachers
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.loop import End, train
@@ -100,13 +101,14 @@ def main(argv: list[str] | None = None) -> None:
             run = configuration.build(load_config(args.config, overrides))
             kept = compilation_cache.use(run.config.training.compilation_cache)
             if args.check:
-                return check(run)
+                return check(with_teachers(run))
             folder = epath.Path(args.workdir)
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             before = workdir.recorded(folder)
             if before is not None:
                 config_keys.compare_identity(before, run.config, folder)
+            run = with_teachers(run)
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
@@ -155,7 +157,7 @@ def fit(
 
     Ends the program with one line if too many records are bad or training cannot go on.
     """
-    record = workdir.record_start(folder, run.config)
+    record = workdir.record_start(folder, run.config, teachers.record(run))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.data.max_bad_share, cluster.summed)

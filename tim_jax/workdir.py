@@ -52,13 +52,13 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     return config
 
 
-def record_start(workdir: epath.Path, config: ConfigDict) -> dict:
+def record_start(workdir: epath.Path, config: ConfigDict, more: dict = {}) -> dict:
     """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say.
 
-    Only the first process writes.
+    more: that they are to say besides. Only the first process writes.
     """
     values = to_json(config)
-    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit()}
+    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit(), **more}
     if jax.process_index() > 0:
         return record
     workdir.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from tim_jax.ablation.settings import Ablation
 from tim_jax.bench import measure
 from tim_jax.config import Run
 from tim_jax.config_objective import resolved
+from tim_jax.teachers import with_teachers
 from tim_jax.training import sharding
 
 FILE = "plan.json"
@@ -110,7 +111,7 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
 
     @functools.cache
     def flops(name: str) -> int:
-        run = configuration.build(ablation.config(name))
+        run = with_teachers(configuration.build(ablation.config(name)))
         shape = run.image_shape[:2]
         spec = configuration.batch_spec(run.config, run.data.rows(shape), shape)
         batch = sharding.abstract_batch(run.mesh, spec)
@@ -126,7 +127,7 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
 def by_time(ablation: Ablation, missing: list[str], say: Callable[[str], None]) -> dict[str, dict]:
     """A step costs its median seconds, measured by turns with the reference's; two states are held at a time."""
     say(f"compiling {ablation.reference}, to which the others are compared")
-    reference, costs = stepper(configuration.build(ablation.config(ablation.reference))), {}
+    reference, costs = stepper(with_teachers(configuration.build(ablation.config(ablation.reference)))), {}
     for i, name in enumerate(missing):
         if name == ablation.reference:
             seconds = measure.interleaved({name: reference}, REPEATS)[name]
@@ -138,7 +139,7 @@ def by_time(ablation: Ablation, missing: list[str], say: Callable[[str], None]) 
 
 
 def _time_cost(ablation: Ablation, name: str, reference: Callable[[], Any]) -> dict:
-    calls = {"reference": reference, "own": stepper(configuration.build(ablation.config(name)))}
+    calls = {"reference": reference, "own": stepper(with_teachers(configuration.build(ablation.config(name))))}
     found = measure.interleaved(calls, REPEATS)
     own, reference = found["own"], found["reference"]
     return {

@@ -14,6 +14,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.exit_codes import RESTART
 from tim_jax.feed import open_feed
 from tim_jax.start import first_state
+from tim_jax.teachers import with_teachers
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampler import evaluations
@@ -47,6 +48,7 @@ def train_and_measure(
     before = workdir.recorded(folder)
     if before is not None:
         config_keys.compare_identity(before, run.config, folder)
+    run = with_teachers(run)
     first, feed, measurement = first_state(run, folder), open_feed(run), measure.plan(run)
     nfe = network_evaluations(run, sampler_steps)
     measure.count_of(measurement)  # before training begins

@@ -99,7 +99,7 @@ class _Slice(Fields):
         }
         if "caption" in rows[0]:
             batch["caption"] = np.array([row["caption"] for row in rows], np.str_)
-        for name in ("text", "mask", "features"):
+        for name in ("text", "mask", "features", "noise"):
             if name in rows[0]:
                 batch[name] = np.stack([row[name] for row in rows])
         if "features" in batch:
@@ -148,7 +148,7 @@ def global_batches(
     Element, with b rows in the parts: {"x": float32 (b, h, w, c), images in [-1, 1]; "label": int32 (b,); "index":
     int64 (b,), rows of the source; "bucket": int32 (2,), h and w; "bad": what was replaced (faults.py takes it)}, and,
     for sources that have them, "caption": (b,) texts, "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T) with
-    "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,).
+    "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), "noise" (b, h, w, c).
     All parts, one after another, are the global batch, whatever their number.
 
     Raises ValueError if the rows of a bucket are not a positive multiple of count, a part is not below it, the source

@@ -83,8 +83,8 @@ def fit(
     """The row of a source as it goes into a batch of the bucket `shape`; draw: a row of `draws`.
 
     null: "text" (M, T) and "mask" (M,) of the empty prompt, where rows have "texts". Returns {"image" (H, W, c),
-    "label", "index"} and, where the row has them, "caption", "text" (M, T) with "mask" (M,), and "features"
-    (tokens, Z). Raises BadRecord.
+    "label", "index"} and, where the row has them, "caption", "text" (M, T) with "mask" (M,), "features" (tokens, Z),
+    and "noise" as it is. Raises BadRecord.
     """
     mirrored = draw[0] < look.flip
     at = tuple(draw[2:4]) if look.random_crop else (0.5, 0.5)
@@ -102,6 +102,8 @@ def fit(
         made["caption"] = row["captions"][chosen]
         if "texts" in row:
             made |= padded(row["texts"][chosen], null)
+    if "noise" in row:
+        made["noise"] = row["noise"]
     if "features" in row:
         made["features"] = _on_tokens(row["features"][int(mirrored)], size_of(source), shape, look.side)
     return made

@@ -58,6 +58,8 @@ class DataSettings:
 
         Keys that a section lacks have their defaults. Raises ValueError that names key and value.
         """
+        if data.get("noise", False):
+            check_noise(data)
         buckets, side = dict(data.get("buckets", {})), side * factor
         table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.get("table", ()))
         bucketing = None
@@ -95,6 +97,22 @@ class DataSettings:
             max_bad_share=share,
             factor=factor,
         )
+
+
+def check_noise(data: Mapping[str, Any]) -> None:
+    """Raises ValueError for what does not go with rows that bring their noise: it belongs to the whole row, as it was
+    made, and to its condition."""
+    buckets = data.get("buckets", {})
+    for name, value, right in (
+        ("encode", data.get("encode", False), False),
+        ("mixture", data.get("mixture", ()), ()),
+        ("flip", data.get("flip", 0.0), 0.0),
+        ("condition_dropout", data.get("condition_dropout", 0.0), 0.0),
+        ("buckets.table", buckets.get("table", ()), ()),
+        ("buckets.area", buckets.get("area", 0), 0),
+    ):
+        if value:
+            raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.noise is True")
 
 
 def open_data(settings: DataSettings, open_source: Any, split: str | None = None) -> tuple[Source, Plan]:

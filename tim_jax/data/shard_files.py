@@ -31,15 +31,19 @@ from tim_jax.data.faults import BadRecord
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"
 KEYS = ("num_classes", "captions", "latent_channels", "moments", "shards", "beside")
+NUMBERS = ("latent", "moments", "pair")  # what a row holds that is no image file
 ROWS_PER_SHARD = 1000
+BESIDE = 512  # bytes of a row, about, that hold no numbers: names, label, its line in the shard's record
+BLOCK = 2**17  # bytes of a shard, about, that hold no rows
 SHOWN = 4  # files that an error names
 
 
 def pack(row: dict[str, Any]) -> bytes:
     """A row as a record, which is safetensors.
 
-    row: `image`, the bytes of an image file, or `latent` (2, C, h, w), or `moments` (2, 2 C, h, w); and where there are
-    any `label`, `captions`, `texts`, features (L, T) for each caption, and `features` (2, rows, columns, Z).
+    row: `image`, the bytes of an image file, or `latent` (2, C, h, w), or `moments` (2, 2 C, h, w), or `pair`
+    (2, C, h, w); and where there are any `label`, `captions`, `texts`, features (L, T) for each caption, and `features`
+    (2, rows, columns, Z).
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in row.items() if isinstance(value, np.ndarray)}
     if "image" in row:
@@ -57,7 +61,7 @@ def pack(row: dict[str, Any]) -> bytes:
 def size_of(row: dict[str, Any]) -> tuple[int, int]:
     """(height, width) of a row that is to be packed; zeros for an image that cannot be read."""
     if "image" not in row:
-        return row["latent" if "latent" in row else "moments"].shape[2:]
+        return next(row[name].shape[2:] for name in NUMBERS if name in row)
     try:
         return header_size(io.BytesIO(row["image"]))
     except BadRecord:
@@ -66,10 +70,10 @@ def size_of(row: dict[str, Any]) -> tuple[int, int]:
 
 def what_rows_have(row: dict[str, Any], num_classes: int) -> dict[str, Any]:
     """What `about.json` says of all rows, by one of them."""
-    moments = "moments" in row
-    channels = row["moments"].shape[1] // 2 if moments else row["latent"].shape[1] if "latent" in row else 0
-    captions = "captions" in row
-    return {"num_classes": num_classes, "captions": captions, "latent_channels": int(channels), "moments": moments}
+    moments, captions = "moments" in row, "captions" in row
+    channels = next((row[name].shape[1] for name in NUMBERS if name in row), 0) // (2 if moments else 1)
+    about = {"num_classes": num_classes, "captions": captions, "latent_channels": int(channels), "moments": moments}
+    return about | ({"noise": True} if "pair" in row else {})
 
 
 @contextlib.contextmanager
@@ -202,12 +206,13 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What `about.json` says. Raises ValueError if it is not there or says something else."""
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        return {"rows": sum(shard["rows"] for shard in about["shards"])} | {key: about[key] for key in KEYS}
+        rows = sum(shard["rows"] for shard in about["shards"])
+        return {"rows": rows} | {key: about[key] for key in KEYS} | ({"noise": True} if about.get("noise") else {})
     except FileNotFoundError:
         if (folder / SETTINGS).exists():
-            told = "its encoding was not finished: start python -m tim_jax.encode again with the same command"
+            told = "it is not finished: start the command that makes it again"
         else:
-            told = f"it must be a folder that python -m tim_jax.encode made, with {ABOUT}"
+            told = f"it must be a folder that python -m tim_jax.encode or tim_jax.pairs made, with {ABOUT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = f"its {ABOUT} must say what its rows have ({type(error).__name__}: {error})"
     raise ValueError(f"{folder}: {told}")
@@ -230,7 +235,7 @@ def verify(folder: Path) -> dict[str, Any]:
     if wrong:
         raise ValueError(
             f"{folder}: changed since it was written (another checksum): {_listed(wrong)}; delete what is named and "
-            "encode again with the same command"
+            "start the command that made it again"
         )
     return about
 

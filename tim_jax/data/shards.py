@@ -1,7 +1,8 @@
 """This project's own shards: ArrayRecord files whose records are safetensors, with what the rows have in common beside.
 
 A record holds `image`, the bytes of an image file (uint8), or `latent` (2, C, h, w), the latents of an image and of its
-mirror image, or `moments` (2, 2 C, h, w), mean and log variance of both; and, where the shards have them, `label` (1,),
+mirror image, or `moments` (2, 2 C, h, w), mean and log variance of both, or `pair` (2, C, h, w), float32, a model's
+sample and the noise that it was made from; and, where the shards have them, `label` (1,),
 `captions` (JSON as bytes), `text` (ΣL, T), bfloat16, the features of the tokens of one caption after another, whose
 numbers are `lengths` (captions,), and `features` (2, rows, columns, Z) of the image and of its mirror image.
 `about.json` is the manifest, `sizes.npy` (n, 2) holds heights and widths, `null.safetensors` the features of the empty
@@ -79,6 +80,11 @@ class ShardSource(Fields):
     def latents(self) -> bool:
         return self._about["latent_channels"] > 0
 
+    @property
+    def noise(self) -> bool:
+        """Whether rows bring the noise that they were made from."""
+        return self._about.get("noise", False)
+
     @functools.cached_property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         first = tuple(self._sizes[0].tolist())
@@ -127,6 +133,9 @@ class ShardSource(Fields):
 
     def _latents(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         channels = self._about["latent_channels"]
+        if self.noise:
+            pair = latent_pair({"latent": found["pair"]} if "pair" in found else {}, channels)
+            return {"image": pair["image"], "noise": pair["flipped"]}
         if not self._about["moments"]:
             return latent_pair(found, channels)
         pair = latent_pair({"latent": found["moments"]} if "moments" in found else {}, 2 * channels)

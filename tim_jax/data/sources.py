@@ -21,8 +21,8 @@ class Source(Protocol):
     name: for messages. num_classes: labels lie in [0, num_classes); 0: there are none. image_shape: (h, w, c), with
     None for h and w where they differ from row to row.
     Where rows differ in size a source also has `header` and `identity` (see Readable below); where they have captions
-    its `captions` is True, and where they are latents its `latents`. It may have `row`: __getitem__, but for images as
-    Pillow's.
+    its `captions` is True, where they are latents its `latents`, and where they bring their noise its `noise`. It may
+    have `row`: __getitem__, but for images as Pillow's.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Source(Protocol):
         """Row i, 0 <= i < len: {"image": uint8 (h, w, c), "label": int, "index": i}.
 
         Latents are float32, and come with "flipped", the latent of the mirrored image; where these are means, to be
-        sampled around, also with "deviations" (2, h, w, c), of both. A row may also hold "captions", a tuple of texts,
+        sampled around, also with "deviations" (2, h, w, c), of both. A model's samples, of images as well, are float32
+        and come with "noise" (h, w, c), what they were made from. A row may also hold "captions", a tuple of texts,
         "texts", features (L, T) for each of them, and "features" (2, rows, columns, Z), of the image and its mirror
         image. Raises BadRecord for a row that cannot be used.
         """

@@ -1,18 +1,15 @@
 """How large shards will be, before they are made."""
 
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 
 from tim_jax.config import Run
+from tim_jax.data.shard_files import BESIDE, BLOCK
 from tim_jax.encode.rows import RowEncoder, png
 from tim_jax.encode.work import Reading, Work
 
 SAMPLED = 64  # rows of the source of which captions, and images that are kept, are looked at
-BESIDE = 512  # bytes of a row that hold no numbers: names, label, its line in the shard's record
-BLOCK = 2**17  # bytes of a shard that hold no rows
 
 
 def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
@@ -45,17 +42,3 @@ def sampled(work: Work, encoder: RowEncoder) -> tuple[float, float, float]:
     per_pixel = [len(png(image)) / math.prod(image.shape[:2]) for image in images] or [0]
     in_bytes = [sum(len(text.encode()) for text in row) for row in captions]
     return float(np.mean(in_bytes)), float(np.mean(tokens)), float(np.mean(per_pixel))
-
-
-def free(folder: Path) -> int:
-    """Bytes that are free where the folder is, or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
-def told(size: float) -> str:
-    """A size in words: "1.23 GB"."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.2f} {name}"
-    return f"{size / 1e3:.1f} kB"

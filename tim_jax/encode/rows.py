@@ -53,7 +53,7 @@ class RowEncoder:
     @property
     def null(self) -> dict[str, np.ndarray]:
         """`text` (M, T) and `mask` (M,) of the empty prompt; {} without texts."""
-        return {name: value[0] for name, value in self.texts.null.items()} if self.texts else {}
+        return self.texts.first_null if self.texts else {}
 
     def __call__(self, rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(rows as `shard_files.pack` takes them, lines of bad records) of the rows of a shard, as `Reading` gives

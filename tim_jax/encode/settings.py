@@ -1,16 +1,12 @@
 """What shards depend on, which may not change while they are made."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from tim_jax.codecs import hub, loading, stand_in, tokenizer
 from tim_jax.config import Run
-from tim_jax.config_keys import flatten
-from tim_jax.data import shard_files
 from tim_jax.data.sources import digest
 from tim_jax.encode.work import Work
-from tim_jax.lock import NAME as LOCK
 
 START = 2**20  # bytes of a file of weights that tell it from others: its header and the first weights
 
@@ -47,29 +43,3 @@ def weights_of(path: str) -> dict[str, Any]:
             with file.open("rb") as opened:
                 found.append((file.name, file.stat().st_size, digest(opened.read(START))))
     return {"path": path, "fingerprint": digest(found)}
-
-
-def compare(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether shards are being made in the folder by these settings.
-
-    Raises ValueError, naming the first that differs, if they are others, or if the folder holds something else.
-    """
-    path = folder / shard_files.SETTINGS
-    try:
-        before = flatten(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        others = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
-        others = [name for name in others if name != LOCK and not name.startswith(".")]
-        if others or folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out={folder}: holds {others[0] if others else 'a file'}; give a new folder") from None
-        return False
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--out={folder}: its {path.name} cannot be read ({error}); give a new folder") from None
-    now = flatten(settings)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"--out={folder}: was begun with {key} {before.get(key)!r}, and now it is {now.get(key)!r}: go on with "
-                "what it was, or give a new folder"
-            )
-    return True

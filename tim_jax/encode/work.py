@@ -96,8 +96,6 @@ def run_here(config: Any) -> Run:
 
 def open_work(run: Run, rows_per_shard: int) -> Work:
     """The rows of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
-    if rows_per_shard < 1:
-        raise ValueError(f"--rows-per-shard is {rows_per_shard}; it must be at least 1")
     source, plan = open_rows(run)
     if run.config.model.condition == "text" and not getattr(source, "captions", False):
         raise ValueError(f"model.condition is 'text'; the rows of {source.name} have no captions")

@@ -22,6 +22,8 @@ class EvaluationSettings:
     inception: str
     metrics: tuple[str, ...]
     reference: str
+    source: str
+    path: str
     rows: int
     every: int
     steps: tuple[int, ...]

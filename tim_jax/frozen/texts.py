@@ -71,6 +71,11 @@ class Texts:
         with on_mesh(self.mesh):
             return {"text": np.asarray(whole(self.part, ids, mask)), "mask": mask}
 
+    @property
+    def first_null(self) -> dict[str, np.ndarray]:
+        """{"text": (M, T), "mask": (M,)} of the empty prompt, as shards keep it."""
+        return {name: value[0] for name, value in self.null.items()}
+
 
 def texts_of(run: Run) -> Texts:
     """The text encoder of a run that is conditioned on text. Raises ValueError."""

@@ -14,9 +14,9 @@ from tim_jax.plan.topologies import Topology
 class Bounds:
     """Seconds that a step takes at least, were nothing else in its way.
 
-    compute: matrix products at the peak of bfloat16. memory: state read and written, temporaries and gathered arrays
-    written and read once each. interconnect: every byte at full speed, over links within an island and over the network
-    between islands.
+    compute: matrix products at the peak of bfloat16. memory: state read and written, teachers and batch read,
+    temporaries and gathered arrays written and read once each. interconnect: every byte at full speed, over links
+    within an island and over the network between islands.
     """
 
     compute: float
@@ -38,7 +38,7 @@ def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) ->
     chip, memory = topology.chip, step.memory
     gathers = [(whole(c), c.count) for c in collectives if c.kind == "all-gather"]
     temporaries = max(0.0, memory.activations - sum(size for size, _ in gathers))
-    traffic = 2 * (memory.parameters + memory.emas + memory.optimizer + temporaries) + memory.batch
+    traffic = 2 * (memory.parameters + memory.emas + memory.optimizer + temporaries) + memory.teachers + memory.batch
     traffic += 2 * sum(size * count for size, count in gathers)
     over_network = sum(network_bytes(c, topology.island) * c.count for c in collectives)
     over_links = sum(c.bytes * c.count for c in collectives) - over_network

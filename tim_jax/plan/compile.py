@@ -5,6 +5,8 @@ import dataclasses
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax import config as configuration
-from tim_jax import flops
+from tim_jax import flops, teachers
 from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.plan.topologies import Topology
@@ -29,11 +31,12 @@ class Step:
 
     shapes: of the parameters, an abstract tree. text: its HLO, None if the compiler refused for want of memory.
     executed_flops, model_flops: of matrix products on all chips, with and without what the backward pass recomputes.
-    seconds: to compile.
+    seconds: to compile. unit: what the rows of another batch would have to be a multiple of.
     """
 
     mesh: Mesh
     rows: int
+    unit: int
     shapes: Any
     memory: Memory
     text: str | None
@@ -52,29 +55,35 @@ class Step:
         return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
 
 
-def compile_step(config: ConfigDict, topology: Topology, rows: int | None = None) -> Step:
+def compile_step(
+    config: ConfigDict, topology: Topology, rows: int | None = None, models: Mapping[str, teachers.Found] = {}
+) -> Step:
     """The train step of `config` for rows of its own height and width, as many as it says of these, or `rows`.
 
-    Raises ValueError for a configuration that does not fit the devices, RuntimeError if the compiler fails.
+    models: those that the objective learns from, of which nothing but shapes is looked at. Raises ValueError for a
+    configuration that does not fit the devices, RuntimeError if the compiler fails.
     """
-    run = configuration.build(config, topology.devices)
+    run = teachers.asking(configuration.build(config, topology.devices), models)
     shape = run.image_shape[:2]
     rows = rows or run.data.rows(shape)
     batch = sharding.abstract_batch(run.mesh, configuration.batch_spec(run.config, rows, shape))
-    state, began = run.trainer.abstract, time.monotonic()
+    state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
     with progress(f"compiling for {topology.name}, {rows} rows"):
         traced = run.trainer.trace(batch)
         try:
             compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
-            needed, text = memory.of_step(state, batch, compiled), compiled.as_text()
+            needed, text = memory.of_step(state, batch, compiled, frozen), compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
-            needed, text = memory.of_refusal(state, batch, str(error)), None
+            needed, text = memory.of_refusal(state, batch, str(error), frozen), None
             if needed is None:
                 raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - began
+    # Whole numbers of rows with r = t on every device, as long as the batch has them.
+    whole = run.rows_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
         rows=rows,
+        unit=whole if rows % whole == 0 else run.rows_multiple,
         shapes=state.params,
         memory=needed,
         text=text,

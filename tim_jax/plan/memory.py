@@ -11,12 +11,13 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip. parameters, emas, optimizer, batch: from shapes and shardings. activations: what the compiler
-    needs besides them, gradients and gathered parameters among it. program: code, constants and padding."""
+    """Bytes on one chip. parameters, emas, optimizer, teachers, batch: from shapes and shardings. activations: what the
+    compiler needs besides them, gradients and gathered parameters among it. program: code, constants and padding."""
 
     parameters: int
     emas: int
     optimizer: int
+    teachers: int
     batch: int
     activations: int
     program: int
@@ -31,19 +32,19 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled) -> Memory:
-    """Memory of a compiled step on an abstract state and batch."""
+def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled, teachers: Any = ()) -> Memory:
+    """Memory of a compiled step on an abstract state and batch, and abstract parameters of frozen networks."""
     stats = compiled.memory_analysis()
-    named = _named(state, batch)
+    named = _named(state, batch, teachers)
     arguments = sum(named.values())
     extra = stats.argument_size_in_bytes - arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes
     program = max(extra, 0) + stats.generated_code_size_in_bytes
     return Memory(**named, activations=stats.temp_size_in_bytes, program=program)
 
 
-def of_refusal(state: Any, batch: Any, message: str) -> Memory | None:
+def of_refusal(state: Any, batch: Any, message: str, teachers: Any = ()) -> Memory | None:
     """Memory of a step that the TPU compiler refused for want of it, from its message; None if it says nothing."""
-    named = _named(state, batch)
+    named = _named(state, batch, teachers)
     for pattern, besides in (
         (r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", sum(named.values())),
         (r"HLO temporaries \(([\d.]+)([KMG])\)", 0),
@@ -54,11 +55,12 @@ def of_refusal(state: Any, batch: Any, message: str) -> Memory | None:
     return None
 
 
-def _named(state: Any, batch: Any) -> dict[str, int]:
+def _named(state: Any, batch: Any, teachers: Any) -> dict[str, int]:
     return {
         "parameters": shard_bytes(state.params),
         "emas": shard_bytes(state.emas),
         "optimizer": shard_bytes(state.opt_state),
+        "teachers": shard_bytes(teachers),
         "batch": shard_bytes(batch),
     }
 

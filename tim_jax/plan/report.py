@@ -22,6 +22,7 @@ COMPARISON = (
     ("parameters", "{parameters:.3f}"),
     ("optimizer", "{optimizer:.3f}"),
     ("averages", "{emas:.3f}"),
+    ("teachers", "{teachers:.3f}"),
     ("activations", "{activations:.2f}"),
     ("compute ms", "{compute:.1f}"),
     ("memory ms", "{memory:.1f}"),
@@ -142,7 +143,7 @@ def compare(plans: Sequence[Plan]) -> str:
                 "images_per_second": plan.images_per_second,
                 "days": plan.days,
                 "seconds": plan.step.seconds,
-                **{name: gib(getattr(memory, name)) for name in ("parameters", "optimizer", "emas", "activations")},
+                **{name: gib(size) for name, size in dataclasses.asdict(memory).items()},
                 **{
                     name: 1e3 * getattr(bounds, name) if bounds else float("nan")
                     for name in ("compute", "memory", "interconnect")

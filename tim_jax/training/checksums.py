@@ -20,6 +20,16 @@ def write(folder: epath.Path, process: int = 0, count: int = 1) -> None:
     files.replace(folder / f"manifest-{process}-of-{count}.sha256", (lines + _last_line(lines)).encode())
 
 
+def fingerprint(folder: epath.Path) -> str | None:
+    """What tells a folder from every other by its manifests alone, however many processes wrote them and wherever the
+    folder lies; None without manifests."""
+    if not has_manifest(folder):
+        return None
+    manifests = [path.read_text() for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    lines = sorted(line for text in manifests for line in text.splitlines() if not line.startswith("#"))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def has_manifest(folder: epath.Path) -> bool:
     """Whether the manifests of all processes are there."""
     found = [NAME.fullmatch(path.name) for path in folder.iterdir()]

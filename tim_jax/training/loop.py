@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -79,28 +79,59 @@ def on_mesh(mesh: Mesh):
         yield
 
 
+class Frozen(Protocol):
+    """A network that a step asks and never changes. net: params → network on a tuple of Queries. abstract: shapes,
+    types and shardings of its parameters. params: these, read when they are first wanted."""
+
+    net: Callable
+    abstract: Any
+    params: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """The compiled pieces of a run on a mesh.
 
     init: key → boxed parameters of the student. step: settings of the train step. counted: the same without
-    rematerialisation, whose operations count as the model's; `step` itself where nothing is rematerialised.
+    rematerialisation, whose operations count as the model's; `step` itself where nothing is rematerialised. frozen:
+    networks that the step asks, by the names that the objective knows them by.
     """
 
     mesh: Mesh
     init: Callable[[jax.Array], Any]
     step: StepSettings
     counted: StepSettings
+    frozen: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
+
+    def asking(self, frozen: Mapping[str, Frozen]) -> "Trainer":
+        """The same, with these networks for the objective to ask."""
+        nets = {name: network.net for name, network in frozen.items()}
+        step = dataclasses.replace(self.step, nets={**self.step.nets, **nets})
+        counted = step
+        if self.counted is not self.step:
+            counted = dataclasses.replace(self.counted, nets={**self.counted.nets, **nets})
+        return Trainer(self.mesh, self.init, step, counted, frozen)
+
+    @functools.cached_property
+    def frozen_params(self) -> dict[str, Any]:
+        """{name: parameters} of the frozen networks. They are read here, once, and no step donates them."""
+        return {name: network.params for name, network in self.frozen.items()}
+
+    @functools.cached_property
+    def abstract_frozen(self) -> dict[str, Any]:
+        """Shapes, types and shardings of `frozen_params`; nothing is read."""
+        return {name: network.abstract for name, network in self.frozen.items()}
 
     @functools.cached_property
     def abstract(self) -> TrainState:
         """Shapes, types and shardings of the state."""
         shapes = jax.eval_shape(self._create())
         boxed = jax.eval_shape(self.init, jax.random.key(0))
-        params = {"student": sharding.shardings(self.mesh, boxed, shapes.params["student"])}
+        student = sharding.shardings(self.mesh, boxed, shapes.params["student"])
+        params = dict.fromkeys(shapes.params, student)
         everywhere = sharding.replicated(self.mesh)
         opt_state = sharding.like_parameters(shapes.opt_state, params, everywhere)
-        emas = {name: params["student"] for name in shapes.emas}
+        emas = dict.fromkeys(shapes.emas, student)
         return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state))
 
     @functools.cached_property
@@ -108,7 +139,8 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def _create(self) -> Callable[[], TrainState]:
-        return create(lambda key: nn.unbox(self.init(key)), self.step.tx, self.step.emas, self.step.seed)
+        step = self.step
+        return create(lambda key: nn.unbox(self.init(key)), step.tx, step.emas, step.seed, step.parts)
 
     def create(self) -> TrainState:
         """The first state, made in place on the mesh."""
@@ -119,7 +151,7 @@ class Trainer:
     def jitted(self):
         return jax.jit(
             functools.partial(train_step, self.step),
-            in_shardings=(self.shardings, None),
+            in_shardings=(self.shardings, None, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_frozen)),
             out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
@@ -140,7 +172,7 @@ class Trainer:
         """The step of a batch of these shapes as a jaxpr, to be lowered and compiled."""
         jitted = self.jitted  # made outside of the mesh: devices that are not there run nothing
         with on_mesh(self.mesh):
-            return jitted.trace(self.abstract, batch)
+            return jitted.trace(self.abstract, batch, self.abstract_frozen)
 
     def model_flops(self, batch: dict[str, jax.ShapeDtypeStruct], traced: jax.stages.Traced) -> int:
         """Operations of the step if nothing was recomputed, over all devices. traced: the step of that batch."""
@@ -173,7 +205,7 @@ class Trainer:
         """All that `train_step` returns, from the program compiled for this batch's shapes."""
         if _shapes(batch) not in self._compiled:
             self.compile([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)])
-        return self._compiled[_shapes(batch)](state, batch)
+        return self._compiled[_shapes(batch)](state, batch, self.frozen_params)
 
 
 def _shapes(batch: dict) -> tuple:
@@ -249,6 +281,7 @@ def train(
         manager.close()
         return End(state, start, goodput.share)
     trainer.compile(feed.shapes)
+    jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
     agreed = Agreement(trainer.mesh)
     nonfinite = NonFinite(workdir, settings.max_nonfinite, start)
 

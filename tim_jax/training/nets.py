@@ -40,6 +40,21 @@ def make_nets(
     }
 
 
+def frozen_net(network: Any, guidance: tuple[float, float, float], apply: Callable = apply_alone) -> Callable:
+    """params → network on a tuple of Queries, of a network that is only asked: without dropout.
+
+    guidance: the scale and the times between which it holds, for a network that is told these; whatever queries say.
+    """
+
+    def put(query):
+        condition = query.condition
+        if network.guidance_input:
+            condition = condition | {"guidance": jnp.tile(jnp.asarray([guidance], query.t.dtype), (len(query.t), 1))}
+        return query._replace(condition=condition, key=None)
+
+    return lambda params: lambda queries: apply(network, params, tuple(map(put, queries)))
+
+
 def class_conditions(num_classes: int) -> Callable:
     """Labels, with the null label num_classes where a row's condition is dropped."""
 

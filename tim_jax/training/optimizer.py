@@ -104,7 +104,8 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
 
 
 def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("student",)) -> optax.GradientTransformation:
-    """A transformation for parameters {part: tree}; gradients are clipped over all parts together.
+    """A transformation for parameters {part: tree}, each part by itself: its own memory, its gradients clipped by their
+    own norm. Names in `settings` are those of every part.
 
     What `settings.frozen` means has no part in any of it: no update, no memory, no share in the clipped norm.
     """
@@ -127,8 +128,7 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("stude
     if settings.rates:
         update = optax.chain(update, scale_by_name(settings.rates))
     by_part = optax.partition({part: update for part in parts}, {part: part for part in parts})
-    clip = optax.clip_by_global_norm(settings.clip if settings.clip else math.inf)
-    tx = optax.chain(clip, by_part) if settings.clip else by_part
+    tx = optax.chain(clip_parts(settings.clip), by_part) if settings.clip else by_part
     if not settings.frozen:
         return tx
 
@@ -137,6 +137,16 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("stude
         return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", held)
 
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def clip_parts(norm: float) -> optax.GradientTransformation:
+    """Scales the gradients of every part in {part: tree} down to a global norm."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def clip_each(gradients: dict[str, Any], params: Any) -> dict[str, Any]:
+        return {part: clip.update(tree, optax.EmptyState())[0] for part, tree in gradients.items()}
+
+    return optax.stateless(clip_each)
 
 
 def scale_by_name(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:

@@ -11,7 +11,8 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: steps done, int32 scalar. params: {part: tree}. emas: {name: tree of the student}. opt_state: optax's.
+    """step: steps done, int32 scalar. params: {part: tree}, "student" and what trains beside it. emas: {name: tree of
+    the student}. opt_state: optax's.
 
     Rows, noise and times of a step follow from (seed, step), so that this tree is all that a run is.
     """
@@ -22,16 +23,22 @@ class TrainState:
     opt_state: Any
 
 
-def create(init: Callable[[jax.Array], Any], tx: optax.GradientTransformation, emas: dict[str, float], seed: int):
+def create(
+    init: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    emas: dict[str, float],
+    seed: int,
+    parts: tuple[str, ...] = (),
+):
     """A function of no arguments that makes the first state; with boxed parameters under `jax.eval_shape`, too.
 
-    init: key → parameters of the student.
+    init: key → parameters of the student. parts: networks of its kind beside it, which start as copies of it.
     """
 
     def make() -> TrainState:
         # Step keys are folded from the same seed by numbers from 0 on; initialisation has a branch of its own.
         student = init(jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1)))
-        params = {"student": student}
+        params = {"student": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
         averages = {name: jax.tree.map(jnp.copy, student) for name in emas}
         return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 

@@ -14,6 +14,8 @@ from tim_jax.types import Rows
 # What a step tells of every row: times, noise levels at both, unweighted error, loss.
 BY_ROW = ("t", "r", "level_t", "level_r", "error", "loss")
 
+COMMON = {*BY_ROW, "denoising", "tangent", "alignment"}  # what every objective tells of a row
+
 Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 
 
@@ -22,10 +24,12 @@ class StepSettings:
     """What a step is made of, besides state and batch.
 
     nets: name → function (params of the student or an average) → network on a tuple of Queries. "student" trains;
-    "precise" is the same in float32 at the highest matmul precision; averages go by "ema".
+    "precise" is the same in float32 at the highest matmul precision; averages go by "ema", frozen networks by their
+    own names.
     objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
     conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
-    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches.
+    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches. parts:
+    networks of the student's kind that train beside it.
     """
 
     nets: Mapping[str, Callable]
@@ -38,17 +42,19 @@ class StepSettings:
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
+    parts: tuple[str, ...] = ()
 
 
 def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Rows:
-    """A batch with noise, dropped conditions and row keys, each drawn over the global batch by a key of its own."""
+    """A batch with noise, unless it brings its own, dropped conditions and row keys, each drawn over the global batch
+    by a key of its own."""
     noise_key, null_key, rows_key = jax.random.split(key, 3)
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
     return Rows(
         x=x,
-        noise=jax.random.normal(noise_key, x.shape, x.dtype),
+        noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
         condition=condition,
         null_condition=null_condition,
         is_null=is_null,
@@ -60,20 +66,24 @@ def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Arra
 
 
 def train_step(
-    settings: StepSettings, state: TrainState, batch: dict[str, jax.Array]
+    settings: StepSettings, state: TrainState, batch: dict[str, jax.Array], frozen: Mapping[str, Any] = {}
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and BY_ROW (B,) by name.
 
-    An update with a loss or gradient that is not finite is left out, with "nonfinite" 1 among the metrics: parameters,
-    averages and optimizer are what they were, and only the step goes on. It depends on global sums, so that all
-    devices decide alike.
+    frozen: {name: parameters} of networks that the objective asks and nothing changes.
+    An update with a loss or gradient that is not finite, of whichever part, is left out, with "nonfinite" 1 among the
+    metrics: parameters, averages and optimizer are what they were, and only the step goes on. It depends on global
+    sums, so that all devices decide alike.
+    "grad_norm" and "update_norm" are the student's; the gradient of another part has its own, such as
+    "grad_norm_score".
     """
     rows_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
     rows = make_rows(settings, batch, rows_key)
 
     def loss(params, rows, key):
         nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
-        nets["student"] = settings.nets["student"](params["student"])
+        nets |= {name: settings.nets[name](asked) for name, asked in frozen.items()}
+        nets |= {part: settings.nets["student"](trained) for part, trained in params.items()}
         nets["precise"] = settings.nets["precise"](jax.lax.stop_gradient(params["student"]))
         loss_B, metrics = settings.objective(nets, rows, state.step, key)
         total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
@@ -86,16 +96,17 @@ def train_step(
     else:
         grads, metrics, by_row = accumulate(grad, state.params, rows, objective_key, settings.accumulation)
 
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     emas = update_emas(state.emas, params["student"], settings.emas, state.step)
     changed, kept = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
     metrics |= {
-        "grad_norm": grad_norm,
-        "update_norm": optax.tree.norm(updates),
+        "grad_norm": grad_norms.pop("student"),
+        **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
+        "update_norm": optax.tree.norm(updates["student"]),
         "learning_rate": settings.schedule(state.step),
         "nonfinite": 1.0 - finite,
     }
@@ -122,16 +133,19 @@ def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: i
 
 
 def summarise(metrics: dict[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:
-    """Scalars from an objective's per-row metrics: unweighted row errors for r = t and r ≠ t apart, tangent size."""
+    """Scalars from an objective's per-row metrics: unweighted row errors for r = t and r ≠ t apart, tangent size, and
+    the mean of each that this objective alone has."""
     equal = metrics["t"] == metrics["r"]
 
     def mean(values, mask):
         mask = mask * weight
         return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1.0)
 
+    everywhere = jnp.ones_like(equal)
     return {
         "error_equal": mean(metrics["error"], equal),
         "error_moving": mean(metrics["error"], ~equal),
         "tangent_rms": mean(metrics["tangent"], ~equal),
-        "alignment": mean(metrics["alignment"], jnp.ones_like(equal)),
+        "alignment": mean(metrics["alignment"], everywhere),
+        **{name: mean(values, everywhere) for name, values in metrics.items() if name not in COMMON},
     }

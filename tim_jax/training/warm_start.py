@@ -84,6 +84,18 @@ def record(saved: Saved) -> dict[str, Any]:
         return checkpoints.read_record(manager, saved.step)
 
 
+def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
+    """The latest checkpoint of a workdir whose record can be read, and the record, or None; without a checksum."""
+    latest_one = latest(workdir)
+    if latest_one is None:
+        return None
+    with _opened(latest_one.directory) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged one, which training sets aside
+                return Saved(latest_one.directory, step), checkpoints.read_record(manager, step)
+    return None
+
+
 def weights_of(saved: Saved) -> dict[str, Shapes]:
     """{"student" or the name of an average: shapes} of all weights that a checkpoint holds."""
     with _opened(saved.directory, whole=False) as manager:
@@ -138,9 +150,13 @@ def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtype
 
 
 def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
-    """A first state with some of the student's parameters, and those of its averages, in place of its own."""
+    """A first state with some of the student's parameters in place of its own; averages and the parts beside the
+    student are copies of it."""
     student = jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["student"]
     )
-    emas = {name: jax.tree.map(jnp.copy, student) for name in state.emas}  # a step donates them all: no sharing
-    return state.replace(params=state.params | {"student": student}, emas=emas)
+
+    def copies(names):  # a step donates them all: no sharing
+        return {name: jax.tree.map(jnp.copy, student) for name in names}
+
+    return state.replace(params=copies(state.params) | {"student": student}, emas=copies(state.emas))

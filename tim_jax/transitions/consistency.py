@@ -1,8 +1,10 @@
 """What makes jumps consistent with one another, and so gives the rows with r ≠ t their targets.
 
     eulerian    the end of a jump does not change when its start moves along the path: target.py  (TiM, MeanFlow, sCM)
+    lagrangian  the end of a jump moves with the teacher's velocity when r does: target.py  (Align Your Flow)
     semigroup   two jumps t → s → r are one jump t → r:
                 F* = (f_{s→r}(f_{t→s}(x_t)) − A_{t,r} x_t) / B_{t,r}                    (Shortcut, SplitMeanFlow)
+                f_{t→s} may be a teacher's ODE, solved                                  (CTM)
 
 Each calls the network once for all training rows, plain ones too, so that its parameters are read once.
 """
@@ -13,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.derivative import query
+from tim_jax.transitions.derivative import jvp_in_r, query
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, interpolate, jump
-from tim_jax.transitions.target import transition_change
+from tim_jax.transitions.target import end_target, transition_change
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Output
 
@@ -23,7 +25,7 @@ SPLITS = ("half", "uniform")
 
 
 class Moving(NamedTuple):
-    """Rows with r ≠ t after the network: its output, their target, and the root mean square of dF/dt (0: none)."""
+    """Rows with r ≠ t after the network: its output, their target, the root mean square of the derivative (0: none)."""
 
     output: Output
     target: jax.Array
@@ -35,12 +37,14 @@ class Bootstrap:
     """Where the semigroup's two jumps come from. weights: "student" or the name of an average, without gradient.
 
     split: s in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform", SplitMeanFlow,
-    arXiv 2507.16884). finest: jumps up to this share of the time domain are asked for at r = t.
+    arXiv 2507.16884). finest: jumps up to this share of the time domain are asked for at r = t. solver: steps of Heun's
+    method along the teacher's velocity that make the first jump (CTM, arXiv 2310.02279), 0 for none.
     """
 
     weights: str = "student"
     split: str = "half"
     finest: float = 0.0
+    solver: int = 0
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -48,6 +52,8 @@ class Bootstrap:
             raise ValueError(f"objective.bootstrap.split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if not 0 <= self.finest < 1:
             raise ValueError(f"objective.bootstrap.finest is {self.finest}; it must lie in [0, 1)")
+        if self.solver < 0:
+            raise ValueError(f"objective.bootstrap.solver is {self.solver}; it must be at least 0")
 
     def between(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
         """s (B,), r ≤ s ≤ t."""
@@ -59,7 +65,7 @@ def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Ar
     """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
     rows, t, r, base = group
     transport, x, noise = objective.transport, rows.x, rows.noise
-    if objective.velocity != "data":
+    if objective.velocity not in ("data", "teacher"):  # a teacher's is the rows' own by now
         x_t = interpolate(transport, x, noise, t)
         x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
     outputs, output, dF_dt = objective.differentiate(
@@ -81,6 +87,23 @@ def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array
     return jax.lax.stop_gradient(output.heads["velocity"] if head else output.F)
 
 
+def lagrangian(
+    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
+) -> tuple[tuple, Moving]:
+    """As `eulerian`, with the target of `target.end_target`."""
+    rows, t, r, base = group
+    transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
+    outputs, output, dF_dr = jvp_in_r(nets["student"], transport, x_t, t, r, rows.condition, rows.keys, plain)
+    F = jax.lax.stop_gradient(output.F)
+    x_r = jump(transport, x_t, F, t, r)
+    F_r = objective.teacher(nets, transport, x_r, r, rows)
+    end, q = end_target(transport, x_t, x_r, F_r, t, r)
+    change = -q * objective.tangent.held(dF_dr, step)
+    target = objective.tangent.target(end, change, q, F, step, r != t)
+    target = jnp.where(expand(r != t, target), target, base)
+    return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dr**2))))
+
+
 def semigroup(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any) -> tuple[tuple, Moving]:
     """As `eulerian`, with the target of two jumps by `objective.bootstrap`."""
     rows, t, r, base = group
@@ -94,27 +117,42 @@ def semigroup(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.A
         asked = jnp.where(t - r <= short, t, r)
         return net((query(transport, x, t, asked, rows.condition, rows.keys),))[0].F
 
-    target = semigroup_target(transport, x_t, t, s, r, F, base)
+    solver, x_s = objective.bootstrap.solver, None
+    if solver:
+        x_s = objective.teacher.solve(nets, transport, x_t, t, s, rows, solver)
+    target = semigroup_target(transport, x_t, t, s, r, F, base, x_s)
     return tuple(outputs), Moving(output, target, jnp.zeros_like(t))
 
 
 def semigroup_target(
-    transport: Transport, x_t: jax.Array, t: jax.Array, s: jax.Array, r: jax.Array, F: Any, base: jax.Array
+    transport: Transport,
+    x_t: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    r: jax.Array,
+    F: Any,
+    base: jax.Array,
+    x_s: jax.Array | None = None,
 ) -> jax.Array:
-    """F* above, without gradient, from F: (x, t, r) → prediction; base where r = t, whose quotient is 0/0."""
-    first = F(x_t, t, s)
-    second = F(jump(transport, x_t, first, t, s), s, r)
+    """F* above, without gradient, from F: (x, t, r) → prediction; base where r = t, whose quotient is 0/0.
+
+    x_s: the end of the first jump, where F does not make it.
+    """
+    first = None if x_s is not None else F(x_t, t, s)
+    second = F(jump(transport, x_t, first, t, s) if x_s is None else x_s, s, r)
     same = r == t
     # Another r keeps the quotient finite before it is discarded.
     other = jnp.where(same, jnp.where(t > transport.T_min, transport.T_min, transport.T_max), r)
     t, s, r = (expand(time, x_t) for time in (t, s, other))
     A_ts, A_sr, A_tr = (coefficient_A(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
     B_ts, B_sr, B_tr = (coefficient_B(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
-    F_star = (A_sr * B_ts * first + B_sr * second + (A_sr * A_ts - A_tr) * x_t) / B_tr
+    # Without x_s, which for short jumps is nearly x_t, no digits cancel.
+    way = A_sr * B_ts * first + (A_sr * A_ts - A_tr) * x_t if x_s is None else A_sr * x_s - A_tr * x_t
+    F_star = (way + B_sr * second) / B_tr
     return jax.lax.stop_gradient(jnp.where(expand(same, x_t), base, F_star))
 
 
-CONSISTENCIES = {"eulerian": eulerian, "semigroup": semigroup}
+CONSISTENCIES = {"eulerian": eulerian, "lagrangian": lagrangian, "semigroup": semigroup}
 
 
 def row_mean(x: jax.Array) -> jax.Array:

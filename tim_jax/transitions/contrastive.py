@@ -52,6 +52,8 @@ class LowNoiseContrastive(Objective):
     def check(self) -> None:
         super().check()
         self.contrast.check()
+        if self.velocity == "teacher":
+            raise ValueError("objective.velocity is 'teacher'; for low_noise_contrastive it must be 'data'")
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; for low_noise_contrastive it must be 1")
 

@@ -1,6 +1,6 @@
-"""F and its total derivative dF/dt along (dx_t/dt, 1, 0), by forward mode or by central difference.
+"""F and its total derivative dF/dt along (dx_t/dt, 1, 0), by forward mode or by central difference, and ∂F/∂r.
 
-Both take the rows that need a derivative together with the rows that do not ("plain"): a network maps over groups of
+All take the rows that need a derivative together with the rows that do not ("plain"): a network maps over groups of
 rows inside one scan over its layers, so that each layer's parameters are read once for all of them, and no tangent is
 ever computed for plain rows.
 """
@@ -47,6 +47,26 @@ def jvp(
     v_t = velocity(transport, x, noise, t)
     _, dF_dt, (plain_outputs, output) = jax.jvp(forward, (x_t, t), (v_t, jnp.ones_like(t)), has_aux=True)
     return plain_outputs, output, dF_dt
+
+
+def jvp_in_r(
+    net: Net,
+    transport: Transport,
+    x_t: jax.Array,
+    t: jax.Array,
+    r: jax.Array,
+    condition: Any,
+    key: jax.Array | None = None,
+    plain: tuple[Query, ...] = (),
+) -> tuple[tuple[Output, ...], Output, jax.Array]:
+    """As `jvp`, with ∂F/∂r, the derivative in the time where a jump ends."""
+
+    def forward(r):
+        *plain_outputs, output = net((*plain, Moving(*query(transport, x_t, t, r, condition, key))))
+        return output.F, (tuple(plain_outputs), output)
+
+    _, dF_dr, (plain_outputs, output) = jax.jvp(forward, (r,), (jnp.ones_like(r),), has_aux=True)
+    return plain_outputs, output, dF_dr
 
 
 def central_difference(

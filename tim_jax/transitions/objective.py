@@ -17,8 +17,9 @@ from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Moving, ro
 from tim_jax.transitions.derivative import Net, central_difference, jvp, query
 from tim_jax.transitions.groups import split_rows
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
-from tim_jax.transitions.jump import interpolate, prediction_target
+from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
@@ -35,13 +36,14 @@ class Objective:
     velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε); 'target', that of the
     base target, guidance included; 'head', what the network's velocity head predicts; or the name of a network, whose
     prediction at r = t stands for their conditional mean. The target's mean is the same; its variance is lower, since
-    a row's own velocity is noise to the network's Jacobian. The last two cost a forward pass of the moving rows.
+    a row's own velocity is noise to the network's Jacobian. The last two cost a forward pass of the moving rows. Or
+    'teacher': x̂ and ε̂ of nets["teacher"] at x_t take the place of all rows' (x, ε), in the base target as well.
     derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). tangent: what becomes of it.
     bootstrap: for 'semigroup'. direction: a name in DIRECTION_AXES, with `direction_weight`. head_weight: of a second
     prediction of the base target by the network's velocity head, 0 for none. alignment_weight: 0 for none.
-    shards: over how many devices the rows lie.
-    nets holds "student", for 'dde' also "precise" (the same weights without gradient, in float32), and averages by
-    the names that are used.
+    teacher: how it is asked. shards: over how many devices the rows lie.
+    nets holds "student", for 'dde' also "precise" (the same weights without gradient, in float32), averages by the
+    names that are used, and what `learns_from` and `parts` name.
     """
 
     transport: Transport
@@ -61,6 +63,7 @@ class Objective:
     alignment_weight: float = 0.0
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
+    teacher: Teacher = Teacher()
     shards: int = 1
 
     @property
@@ -68,6 +71,24 @@ class Objective:
         """What the network must tell besides F."""
         velocity = self.head_weight > 0 or self.velocity == "head"
         return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """The frozen networks that it asks."""
+        moving = self.times.share_equal < 1
+        solved = moving and self.consistency == "semigroup" and self.bootstrap.solver > 0
+        followed = moving and self.consistency == "lagrangian"
+        return self.teacher.names if self.velocity == "teacher" or solved or followed else ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Networks of the student's kind that are trained beside it, each in nets under its name."""
+        return ()
+
+    @property
+    def row_group(self) -> int:
+        """Rows of a batch come in multiples of this."""
+        return 1
 
     @property
     def sampler(self) -> str:
@@ -80,7 +101,7 @@ class Objective:
         """Raises ValueError, naming key and value, for settings that cannot be."""
         for part in (self.times, self.weight, self.guidance):
             part.check(self.transport)
-        for part in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance):
+        for part in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
             part.check()
         for name, known in (
             ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
@@ -97,6 +118,8 @@ class Objective:
             raise ValueError(
                 f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
             )
+        if self.consistency == "lagrangian" and self.derivative != "jvp":
+            raise ValueError(f"objective.derivative is {self.derivative!r}; for 'lagrangian' it must be 'jvp'")
         if self.guidance.active and self.input_guidance.active:
             raise ValueError("objective.input_guidance.most is above 1; objective.guidance.w_cond must then be 0")
 
@@ -126,6 +149,8 @@ class Objective:
         key: for split points and guidance scales, where the objective has any.
         """
         split_key, guidance_key = (None, None) if key is None else jax.random.split(key)
+        if self.velocity == "teacher":
+            rows = self.taught(nets, rows, t)
         x_t = interpolate(self.transport, rows.x, rows.noise, t)
         base = prediction_target(self.transport, rows.x, rows.noise, t)
         if self.input_guidance.active:
@@ -147,6 +172,13 @@ class Objective:
         loss = loss + self.head_weight * self.weigh(head, rows.x) * head + self.alignment_weight * alignment
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
+
+    def taught(self, nets: Mapping[str, Net], rows: Rows, t: jax.Array) -> Rows:
+        """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity."""
+        x_t = interpolate(self.transport, rows.x, rows.noise, t)
+        F = self.teacher(nets, self.transport, x_t, t, rows)
+        x, noise = data_and_noise(self.transport, x_t, F, t)
+        return rows._replace(x=x, noise=noise)
 
     def weigh(self, loss: jax.Array, x: jax.Array) -> jax.Array:
         """The adaptive weight of losses (B,) that are means over the values of a row of x."""

@@ -3,6 +3,8 @@
 An entry takes a transport and returns an `Objective` as its paper has it; fields may be changed with
 `dataclasses.replace`. Below, F* is the target of F(x_t, t, r), v = α̂_t x + σ̂_t ε the target at r = t (ε − x for
 OT-FM), q = B/Ḃ (t − r for OT-FM), D_v the total derivative along (dx_t/dt, 1, 0), sg without gradient.
+
+Those that learn from a teacher come last; its velocity v_T may take v's place in others too (`velocity` "teacher").
 """
 
 import dataclasses
@@ -11,8 +13,10 @@ from tim_jax.transitions.consistency import Bootstrap
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.score import ScoreRegularised
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
+from tim_jax.transitions.trajectory import TrajectoryConsistency
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
 
@@ -28,7 +32,7 @@ def flow_matching(transport: Transport) -> Objective:
 def rectified_flow(transport: Transport) -> Objective:
     """Rectified flow with U-shaped times and the pseudo-Huber loss √(L + c²), c = 0.00054 (arXiv 2405.20320).
 
-    L is a mean over the values of a row. The pairs are of data and independent noise.
+    L is a mean over the values of a row. Reflow is this on a teacher's pairs of noise and sample (arXiv 2209.03003).
     """
     times = dataclasses.replace(PLAIN, law="u_shaped")
     return Objective(transport, times, **UNWEIGHTED | dict(adaptive=AdaptiveWeight(power=0.5, offset=0.00054**2)))
@@ -104,6 +108,55 @@ def low_noise_contrastive(transport: Transport) -> Objective:
     return LowNoiseContrastive(transport, PLAIN, **UNWEIGHTED)
 
 
+def scm_distillation(transport: Transport) -> Objective:
+    """sCM distillation (arXiv 2410.11081): sCM with dx_t/dt the teacher's."""
+    return dataclasses.replace(scm(transport), velocity="teacher")
+
+
+def ayf_eulerian(transport: Transport) -> Objective:
+    """Align Your Flow, Eulerian (arXiv 2506.14603): F* = F⁻ + g/(‖g‖ + 0.1), g = v_T − F⁻ − w (t − r) sg D_v F.
+
+    w from 0 to 0.99 in 10,000 steps. The law of (t, r) is that of TiM.
+    """
+    tangent = Tangent(normalise=0.1, warmup=10_000, most=0.99)
+    return Objective(transport, Times(), **UNWEIGHTED, velocity="teacher", tangent=tangent)
+
+
+def ayf_lagrangian(transport: Transport) -> Objective:
+    """Align Your Flow, Lagrangian (arXiv 2506.14603): d f_{t→r}/dr = v_T(f⁻_{t→r}(x_t), r).
+
+    As the Eulerian one, with g = v_T(f⁻, r) − F⁻ + w (t − r) sg ∂F/∂r for OT-FM.
+    """
+    return dataclasses.replace(ayf_eulerian(transport), consistency="lagrangian")
+
+
+def ctm(transport: Transport) -> Objective:
+    """Consistency trajectory models without adversary (arXiv 2310.02279): f_{t→r}(x_t) = sg f_{u→r}(x_u).
+
+    x_u is the teacher's, by two steps of Heun's method, u uniform in (r, t); half of the rows learn v from data.
+    """
+    bootstrap = Bootstrap("slow", "uniform", solver=2)
+    return Objective(transport, Times(), **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
+
+
+def rcm(transport: Transport) -> Objective:
+    """rCM (arXiv 2510.08431): sCM distillation, and score distillation on the student's own samples (`score.py`)."""
+    return _as(ScoreRegularised, scm_distillation(transport))
+
+
+def tbcm(transport: Transport) -> Objective:
+    """TBCM, image-free timestep distillation: sCM distillation at states of the teacher's own trajectories.
+
+    See `trajectory.py`.
+    """
+    return _as(TrajectoryConsistency, scm_distillation(transport))
+
+
+def _as(kind: type, objective: Objective) -> Objective:
+    """The same choices in an objective of another kind."""
+    return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
+
+
 OBJECTIVES = {
     "flow_matching": flow_matching,
     "rectified_flow": rectified_flow,
@@ -115,4 +168,10 @@ OBJECTIVES = {
     "shortcut": shortcut,
     "split_mean_flow": split_mean_flow,
     "low_noise_contrastive": low_noise_contrastive,
+    "scm_distillation": scm_distillation,
+    "ayf_eulerian": ayf_eulerian,
+    "ayf_lagrangian": ayf_lagrangian,
+    "ctm": ctm,
+    "rcm": rcm,
+    "tbcm": tbcm,
 }

@@ -11,7 +11,7 @@ dF/dt is the total derivative along (dx_t/dt, 1, 0) of F(x_t, t, r).
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.jump import coefficient_B, expand, prediction_target
+from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, prediction_target, velocity
 from tim_jax.transitions.transports import Transport
 
 
@@ -28,6 +28,22 @@ def transition_change(
     target_dot = jax.jvp(lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),))[1]
     factor = interval_factor(transport, expand(t, x), expand(r, x))
     return factor * (target_dot - dF_dt), factor
+
+
+def end_target(
+    transport: Transport, x_t: jax.Array, x_r: jax.Array, F_r: jax.Array, t: jax.Array, r: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(F, B/B') for which the end of a jump moves with the velocity that the prediction F_r has at x_r, B' = ∂B/∂r.
+
+    A' x_t + B' F + B ∂F/∂r = dx_r/dr, solved for F but for its own last term: F* = F − (B/B') ∂F⁻/∂r (Lagrangian).
+    B/B' is r − t for OT-FM.
+    """
+    v_r = velocity(transport, *data_and_noise(transport, x_r, F_r, r), r)
+    t, r = expand(t, x_t), expand(r, x_t)
+    one = (jnp.ones_like(r),)
+    A_dot = jax.jvp(lambda r: coefficient_A(transport, t, r), (r,), one)[1]
+    B, B_dot = jax.jvp(lambda r: coefficient_B(transport, t, r), (r,), one)
+    return (v_r - A_dot * x_t) / B_dot, B / B_dot
 
 
 def transition_target(

@@ -1,0 +1,89 @@
+"""A frozen teacher: its prediction, guided where it is to be, and states on the way that it leads.
+
+    F_T = F_away + s (F_c − F_away)
+
+F_away is the null condition's, or a weaker model's (autoguidance, arXiv 2406.02507).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tim_jax.transitions.derivative import Net, query
+from tim_jax.transitions.jump import expand, jump
+from tim_jax.transitions.transports import Transport
+from tim_jax.types import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """How nets["teacher"] is asked. guidance: s above, 1 for none. low, high: of the times in which it acts, as
+    fractions of T_max. weaker: guidance is away from nets["weaker"] instead of the null condition."""
+
+    guidance: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+    weaker: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        if self.guidance < 0:
+            raise ValueError(f"teacher.guidance is {self.guidance}; it must be at least 0")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"teacher.guidance_low, guidance_high are {self.low}, {self.high}; they must be ordered and lie in "
+                "[0, 1]"
+            )
+        if self.weaker and self.guidance == 1:
+            raise ValueError("teacher.weaker is given; teacher.guidance must then not be 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks that are asked."""
+        return ("teacher", "weaker") if self.weaker else ("teacher",)
+
+    def __call__(
+        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows
+    ) -> jax.Array:
+        """F_T(x_t, t, t) (B, …) under the rows' conditions, without gradient."""
+        here = query(transport, x_t, t, t, rows.condition)
+        if self.guidance == 1:
+            (output,) = nets["teacher"]((here,))
+            return jax.lax.stop_gradient(output.F)
+        if self.weaker:
+            (conditional,), (away,) = nets["teacher"]((here,)), nets["weaker"]((here,))
+        else:
+            conditional, away = nets["teacher"]((here, here._replace(condition=rows.null_condition)))
+        hair = 1e-6 * transport.T_max
+        applies = (t >= self.low * transport.T_max - hair) & (t <= self.high * transport.T_max + hair)
+        scale = expand(jnp.where(applies, self.guidance, 1.0), x_t)
+        return jax.lax.stop_gradient(away.F + scale * (conditional.F - away.F))
+
+    def solve(
+        self,
+        nets: Mapping[str, Net],
+        transport: Transport,
+        x_t: jax.Array,
+        t: jax.Array,
+        s: jax.Array,
+        rows: Rows,
+        steps: int,
+    ) -> jax.Array:
+        """x_s from x_t by Heun's method (see `plans.heun`), in steps of equal noise level; t, s: (B,)."""
+        level_t, level_s = transport.level(t), transport.level(s)
+
+        def time(k):
+            inside = transport.time_of_ratio(jnp.tan(np.pi / 2 * (level_t + k / steps * (level_s - level_t))))
+            inside = jnp.clip(inside, s, t)
+            return jnp.where(k == 0, t, jnp.where(k == steps, s, inside))
+
+        def step(x, k):
+            now, then = time(k), time(k + 1)
+            y = jump(transport, x, self(nets, transport, x, now, rows), now, then)
+            back = jump(transport, y, self(nets, transport, y, then, rows), then, now)
+            return y + 0.5 * (x - back), None
+
+        return jax.lax.scan(step, x_t, jnp.arange(steps))[0]
