@@ -93,7 +93,7 @@ def test_every_variant_of_a_shipped_set_can_be_built(name):
 
 
 def test_the_published_ablations_are_there():
-    assert SHIPPED == ["architecture", "derivative", "objectives", "shares", "transports", "weights"]
+    assert SHIPPED == ["architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights"]
 
 
 @pytest.mark.parametrize(
