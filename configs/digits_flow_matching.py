@@ -1,10 +1,25 @@
 """Flow matching on the embedded digits: the twin of configs/digits.py, with r = t in every row.
 
-Same network, data and time: a step costs less without jumps, so that it takes more of them.
+Same network, data and time: a step costs less without jumps, so that it takes more of them. It is the teacher of the
+configurations in distillation/.
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
 """
 
 from tim_jax import config_files
+
+WORKDIR = "runs/digits_flow_matching"
+
+
+def student(config, steps=1800):
+    """A configuration of the same network that starts from this model's weights and learns from it (distillation/)."""
+    config.start.weights = config.teacher.weights = WORKDIR
+
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay_steps = steps
+
+    config.training.steps = steps
+    config.training.sample_every = steps // 3
+    return config
 
 
 def get_config():

@@ -26,7 +26,7 @@ from tim_jax.bench import measure
 from tim_jax.bench.faults import state_leaves
 from tim_jax.command_line import load_config
 from tim_jax.exit_codes import RESTART
-from tim_jax.training import sharding
+from tim_jax.training import checksums, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py"))
@@ -93,7 +93,7 @@ def test_every_variant_of_a_shipped_set_can_be_built(name):
 
 
 def test_the_published_ablations_are_there():
-    assert SHIPPED == ["architecture", "derivative", "objectives", "shares", "transports", "weights"]
+    assert SHIPPED == ["architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights"]
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,10 @@ def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_devic
     assert "[2/3] again/seed_0: measured alone" in said and "[3/3] wide/seed_0" in said and "[1/3]" not in said
     assert rows("again") == rows("a") != rows("wide")
     of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["beside"] for name in beside}
+    prints = {name: one.pop("fingerprint") for name, one in of.items()}
     assert of["again"] == {"weights": beside["again"], "steps": 4, "which": "slow"}
     assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "student"}
+    assert prints["wide"] == checksums.fingerprint(tmp_path / "wide" / "checkpoints" / "0") != prints["again"]
     found = json.loads((folder / "ablation.json").read_text())
     assert found["beside"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()
 
@@ -454,9 +456,10 @@ def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_devic
     assert (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns == kept
     capsys.readouterr()
     record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"beside": of["again"] | {"steps": 3}}))
-    error = fails([*words, "--only=again"], capsys)
-    assert "now at step 4" in error and "was measured at step 3" in error
+    for changed, told in (({"steps": 3}, "step 3"), ({"fingerprint": "0" * 64}, f"(fingerprint {'0' * 12})")):
+        file.write_text(json.dumps(record | {"beside": record["beside"] | changed}))
+        error = fails([*words, "--only=again"], capsys)
+        assert "now step 4" in error and told in error.split("is of")[1]
     ablate.main([*words, "--report"])  # looks at no checkpoint
     for variants, named in (({}, {"again": str(tmp_path / "wide")}), ({"wide": {"model.depth": 2}}, {})):
         write_file(tmp_path, {"a": {}} | variants, beside=named)

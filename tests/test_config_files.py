@@ -3,11 +3,18 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from tim_jax import config as configuration
 from tim_jax import config_files
+from tim_jax.training import names, warm_start
+from tim_jax.transitions.objectives import OBJECTIVES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+BY_OBJECTIVE = sorted(
+    path for folder in ("objectives", "distillation") for path in (ROOT / "configs" / folder).glob("*.py")
+)
 
 
 @pytest.fixture
@@ -59,6 +66,29 @@ def test_load_runs_the_file(configs):
 def test_the_checkout_is_found_without_an_install(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_files.find("base") == ROOT / "configs" / "base.py"
+
+
+@pytest.mark.parametrize("name", [f"{path.parent.stem}/{path.stem}" for path in BY_OBJECTIVE])
+def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatch):
+    """Also where neither teacher nor pairs are."""
+    module = config_files.load(name)
+    monkeypatch.chdir(tmp_path)
+    run = configuration.build(module.get_config(), jax.devices()[:1])
+    teacher, distils = config_files.load("digits_flow_matching"), name.startswith("distillation/")
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert run.config.start.weights == (teacher.WORKDIR if distils else "")
+    learns = run.trainer.step.objective.learns_from
+    assert learns == (("teacher",) if distils and name != "distillation/reflow" else ())
+    if distils:  # the network of the teacher, and perhaps heads
+        own = configuration.build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["student"]
+        here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["student"], own))
+        shapes = {name: leaf.shape for name, leaf in here.items()}, {name: leaf.shape for name, leaf in there.items()}
+        assert len(warm_start.common(*shapes, run.config.start.new)) == len(there)
+
+
+def test_every_objective_has_its_configuration():
+    found = {config_files.load(f"{path.parent.stem}/{path.stem}").get_config().objective.name for path in BY_OBJECTIVE}
+    assert found == OBJECTIVES.keys()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from tim_jax import config as configuration
 from tim_jax.ablation import runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config import Run
-from tim_jax.training import names, warm_start
+from tim_jax.teachers import SHORT
+from tim_jax.training import checksums, names, warm_start
 from tim_jax.training.warm_start import Saved
 
 SAME = ("data.height", "data.width", "data.channels", "model.condition", "model.num_classes")
@@ -44,12 +45,13 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     """
     path, key = ablation.beside[name], f"beside {name!r}"
     saved = warm_start.find(path, key)
+    now = _identity(saved)
     for seed in range(ablation.seeds):
         place = folder / str(Member(name, seed))
-        before = (runs.read(place) or {}).get("beside", {}).get("steps", saved.step)
-        if before != saved.step:
+        before = (runs.read(place) or {}).get("beside", now)
+        if any(before[part] != now[part] for part in now):
             raise ValueError(
-                f"{key} is {path!r}, now at step {saved.step}, but {place} was measured at step {before}: "
+                f"{key} is {path!r}, now {_told(now)}, but {place} is of {_told(before)}: "
                 f"remove {folder / name}, or give another name or another workdir"
             )
     config = workdir.restored(warm_start.record(saved)["config"])
@@ -73,10 +75,10 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
 
 
 def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str, Any]:
-    """{"seconds": of measuring, "table", "beside": {"weights", "steps", "which"}} of a model, on noise of the seed.
+    """{"seconds": of measuring, "table", "beside"} of a model, on noise of the seed.
 
-    It is measured as the reference is, with weights of the kind that it samples with itself. folder: the ablation's.
-    Raises ValueError.
+    It is measured as the reference is, with weights of the kind that it samples with itself. "beside": {"weights": the
+    path as the ablation has it, "which", "steps", "fingerprint"}. folder: the ablation's. Raises ValueError.
     """
     began = time.perf_counter()
     run, saved = find(ablation, member.variant, folder)
@@ -87,5 +89,13 @@ def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     place = folder / str(member)
     table = runs.table_of(measure.plan(reference), run, weights, nfe, member.seed, place)
-    of = {"weights": ablation.beside[member.variant], "steps": saved.step, "which": run.sampling_weights}
+    of = {"weights": ablation.beside[member.variant], "which": run.sampling_weights} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "beside": of}
+
+
+def _identity(saved: Saved) -> dict[str, Any]:
+    return {"steps": saved.step, "fingerprint": checksums.fingerprint(saved.directory / str(saved.step))}
+
+
+def _told(of: dict[str, Any]) -> str:
+    return f"step {of['steps']} (fingerprint {(of['fingerprint'] or 'unknown')[:SHORT]})"

@@ -236,7 +236,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         default=",".join(VARIANTS),
-        help="ratios are to the first; also objectives by name, tim_teacher and mean_flow_teacher; default: %(default)s",
+        help="also objectives, tim_teacher, mean_flow_teacher; ratios are to the first; default: %(default)s",
     )
     parser.add_argument("--tokens", help="such as 64,256,1024, with fewer rows where more; default: each network's own")
     parser.add_argument("--run-to", type=int, default=1024, help="most tokens that are timed; default: %(default)s")

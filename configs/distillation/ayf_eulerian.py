@@ -1,0 +1,17 @@
+"""Align Your Flow, Eulerian, of flow matching on the digits (arXiv 2506.14603).
+
+    F* = F⁻ + g/(‖g‖ + 0.1), g = v_T − F⁻ − w (t − r) sg D_{v_T} F, v_T the velocity of the teacher, w up to 0.99
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/ayf_eulerian.py --workdir=runs/ayf_eulerian_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.name = "ayf_eulerian"
+    config.objective.tangent.warmup = 600
+    return config

@@ -1,0 +1,17 @@
+"""Align Your Flow, Lagrangian, of flow matching on the digits (arXiv 2506.14603).
+
+    F* = F⁻ + g/(‖g‖ + 0.1), g = v_T(f⁻_{t→r}(x_t), r) − F⁻ + w (t − r) sg ∂F/∂r, so that d f_{t→r}/dr = v_T(f_{t→r}, r)
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/ayf_lagrangian.py --workdir=runs/ayf_lagrangian_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.name = "ayf_lagrangian"
+    config.objective.tangent.warmup = 600
+    return config

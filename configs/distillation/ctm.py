@@ -1,0 +1,18 @@
+"""Consistency trajectory models, without adversary, of flow matching on the digits (arXiv 2310.02279).
+
+    f_{t→r}(x_t) = sg f_{u→r}(x_u), x_u from x_t by two steps of Heun's method along the teacher, u in (r, t)
+
+Half of the rows learn the velocity from data.
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/ctm.py --workdir=runs/ctm_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.name = "ctm"
+    return config

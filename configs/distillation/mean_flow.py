@@ -1,0 +1,19 @@
+"""MeanFlow that learns from flow matching, on the digits (arXiv 2505.13447).
+
+    F* = v_T − (t − r) sg D_{v_T} F, v_T the velocity of the teacher
+
+A quarter of the rows r ≠ t, each over sg(L + 0.001).
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/mean_flow.py --workdir=runs/mean_flow_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.name = "mean_flow"
+    config.objective.velocity = "teacher"
+    return config

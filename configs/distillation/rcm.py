@@ -1,0 +1,21 @@
+"""rCM, score-regularised consistency, of flow matching on the digits (arXiv 2510.08431).
+
+    sCM distillation + λ ‖x̂ − sg(x̂ − (x̂_S − x̂_T)/m)‖², x̂ a sample of the student in few steps, noised again
+
+x̂_T and x̂_S are what teacher and score make of it; the score is a network like the student that is trained beside it
+on its samples, so that a step costs three or four of tim's.
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/rcm.py --workdir=runs/rcm_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config, steps=900)
+    config.objective.name = "rcm"
+    config.start.new = ("log_variance_head",)
+    config.objective.tangent.warmup = 300
+    return config

@@ -1,0 +1,20 @@
+"""sCM, consistency distillation, of flow matching on the digits (arXiv 2410.11081).
+
+    F* = F⁻ + g/(‖g‖ + 0.1), g = [v_T − F⁻ − w t sg D_{v_T} F]/(1 + t²), r = 0 in every row
+
+v_T is the velocity of the teacher, on whose transport, OT-FM, the student is; w warms up.
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/scm.py --workdir=runs/scm_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").network()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.name = "scm_distillation"
+    config.start.new = ("log_variance_head",)
+    config.objective.tangent.warmup = 600
+    return config

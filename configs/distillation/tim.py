@@ -1,0 +1,18 @@
+"""Transition models that learn from flow matching, on the digits (arXiv 2509.04394).
+
+    F* = v_T − (t − r) sg D_{v_T} F, v_T the velocity of the teacher at x_t in place of ε − x
+
+The objective is that of configs/digits.py, but for the velocity.
+
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/distillation/tim.py --workdir=runs/tim_distilled
+"""
+
+from tim_jax import config_files
+
+
+def get_config():
+    config = config_files.load("digits").get_config()
+    config = config_files.load("digits_flow_matching").student(config)
+    config.objective.velocity = "teacher"
+    return config
