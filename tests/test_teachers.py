@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from made_up import contents, one_device, workdir
 
 from tim_jax import ablate, convert, sample
@@ -197,7 +198,7 @@ def assert_close(a, b, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
-def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_steps, tmp_path, data):
+def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_steps, tmp_path, data, capsys):
     run, end, history = after_three_steps
     assert len({told["loss"] for told in history}) == 3 and history[0]["loss"] > 0
     assert set(end.params) == {"student"} and set(end.emas) == {"slow"}
@@ -214,7 +215,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     assert kept.keys() == abstract.keys() - left_out and left_out, "what training alone needed is not read"
     for name in kept:
         np.testing.assert_array_equal(kept[name], weights[name])
-    time, tree = jnp.full(16, 0.4), jax.tree.map(lambda x: x, warm_start.unflatten_dict(weights, sep="/"))
+    time, tree = jnp.full(16, 0.4), unflatten_dict(weights, sep="/")
     (output,) = own.network.apply({"params": tree}, (Query(batch["x"], time, time, {"label": batch["label"]}),))
     assert np.abs(asked(run)).max() > 0.1
     np.testing.assert_allclose(asked(run), output.F, atol=1e-5)
@@ -230,6 +231,9 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     assert record["path"] == f"{teacher}/checkpoints/0" and record["which"] == "slow"
     starts = (tmp_path / "run" / "starts.jsonl").read_text()
     assert json.loads(starts)["teachers"]["teacher"] == record
+
+    train(tmp_path / "nothing", data, "--check", teacher__weights=teacher)
+    assert "one step of 16 rows" in capsys.readouterr().out and not (tmp_path / "nothing").exists()
 
     # A student is sampled without its teacher.
     moved = workdir_without(tmp_path / "run", "nowhere")
@@ -286,7 +290,7 @@ def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path
     saved = warm_start.find(str(folder), "start.weights")
     weights = warm_start.read_weights(saved, "slow", names.by_name(own.trainer.abstract.emas["slow"]))
     condition = {"label": batch["label"], "guidance": jnp.tile(jnp.array([[1.0, 0.0, 1.0]]), (16, 1))}
-    tree = warm_start.unflatten_dict(weights, sep="/")
+    tree = unflatten_dict(weights, sep="/")
     (output,) = own.network.apply({"params": tree}, (Query(batch["x"], time, time, condition),))
     np.testing.assert_allclose(asked(run), output.F, atol=1e-5)
 
@@ -414,7 +418,8 @@ def test_a_text_teacher_must_read_the_same_text(tmp_path):
     folder = workdir(tmp_path / "text", "digits_flow_matching", **TEACHER | text)
     changes = {key.replace(".", "__"): value for key, value in text.items()} | dict(teacher__weights=folder)
     run = with_teachers(make_run(**changes))
-    run.trainer.trace(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(run)))
+    rows = configuration.batch_spec(run.config, 16, (8, 8))
+    run.trainer.trace(sharding.abstract_batch(run.mesh, rows))
     for key, value in (("data.text_width", "6"), ("codecs.text_states", "second_to_last")):
         with pytest.raises(ValueError, match=f"its {key} is .*as this run's"):
             with_teachers(make_run(**changes | {key.replace(".", "__"): value}))
