@@ -247,8 +247,8 @@ def get_config():
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
     config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
-    config.evaluation.source = ""  # of real images, as data.source; "": that which is trained on
-    config.evaluation.path = ""  # of theirs, as data.path
+    config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
+    config.evaluation.path = ""  # where these are, as data.path
     config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
     config.evaluation.every = 0  # steps of training between evaluations; 0: none
     config.evaluation.steps = (1, 2, 4, 8)  # step counts of those

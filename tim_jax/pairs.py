@@ -27,7 +27,7 @@ from tim_jax.drawing.batches import settings as settings_of_samples
 from tim_jax.encode.settings import weights_of
 from tim_jax.feed import open_rows
 from tim_jax.frozen import texts_of
-from tim_jax.generate import Generator, cycle_labels, cycled, load_weights, mixture
+from tim_jax.generate import Generator, cycled, load_weights, mixture
 from tim_jax.grid import fingerprint, with_found_grid
 from tim_jax.transitions.sampler import make_plan
 
@@ -114,7 +114,7 @@ class Pairs:
         if self.source:
             asked = [caption_of(self.source, i) for i in numbers.tolist()]
         else:
-            asked = cycle_labels(self.run.config.model.num_classes, self.rows)[numbers]
+            asked = numbers % self.run.config.model.num_classes
         batches = generator.batches(
             self.weights, generator.times(self.steps), asked, self.seed, states, numbers=numbers
         )
@@ -173,7 +173,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
             f"in {args.steps} steps it draws noise on its way, and a pair's sample must follow from its own alone"
         )
     generator.load()
-    of |= {"run": identity(run.config), "checkpoint": fingerprint(run, folder, step)["checkpoint"]}
+    of |= {"run": identity(run.config), "weights": fingerprint(run, folder, step)}
     found = {"times": times.tolist()} if run.sampling.found else {}
     of |= {"sampling": settings_of_samples(run, step, args.seed) | found}
     shard_job.say(kept)
