@@ -10,8 +10,12 @@ from tim_jax import config_files
 WORKDIR = "runs/digits_flow_matching"
 
 
-def student(config, steps=1800):
-    """A configuration of the same network that starts from this model's weights and learns from it (distillation/)."""
+def student(changes, config=None, steps=1800):
+    """A configuration of the same network that starts from this model's weights and learns from it (distillation/).
+
+    changes: {"section.key": value} of config, which by default has the objective of configs/base.py.
+    """
+    config = config or config_files.load("digits").network()
     config.start.weights = config.teacher.weights = WORKDIR
 
     config.optimizer.warmup_steps = 100
@@ -19,6 +23,7 @@ def student(config, steps=1800):
 
     config.training.steps = steps
     config.training.sample_every = steps // 3
+    config.update_from_flattened_dict(changes)
     return config
 
 

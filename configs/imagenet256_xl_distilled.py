@@ -1,12 +1,12 @@
-"""TiM-XL/2 on ImageNet 256×256 learnt from a trained one: Align Your Flow, Eulerian (arXiv 2506.14603), a guided teacher.
+"""TiM-XL/2 on ImageNet 256×256, learnt from a trained one by Align Your Flow, Eulerian (arXiv 2506.14603).
 
     F* = F⁻ + g/(‖g‖ + 0.1), g = v_T − F⁻ − w (t − r) sg D_{v_T} F, v_T the teacher's velocity at guidance 1.5
 
-The student is the teacher's twin and starts from its weights; the teacher is kept in bfloat16, sharded like it.
-Hardware: as configs/imagenet256_xl.py. What both need of a chip: python -m tim_jax.plan --config=… --teacher=imagenet256_xl
---topology=v5p:4x4x8.
-Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl_distilled.py --workdir=gs://BUCKET/distilled
-with --config.teacher.weights and --config.start.weights gs://BUCKET/imagenet256_xl
+The student is the teacher's twin and starts from its weights; the teacher is kept in bfloat16, sharded as the student.
+Hardware: as configs/imagenet256_xl.py. What both need of a chip:
+    python -m tim_jax.plan --config=imagenet256_xl_distilled --teacher=imagenet256_xl --topology=v5p:4x4x8
+Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl_distilled.py --workdir=gs://BUCKET/student
+    --config.teacher.weights=gs://BUCKET/imagenet256_xl --config.start.weights=gs://BUCKET/imagenet256_xl
 """
 
 from tim_jax import config_files

@@ -3,14 +3,9 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.flags import for_devices
+from tests.shard_commands import contents, ends, in_two, killed, start
 from tim_jax import codecs, data, feed, lock, shard_job
 from tim_jax import config as configuration
 from tim_jax.command_line import load_config
@@ -68,12 +63,6 @@ def flags(keys):
 
 def encode(keys, out, *more, rows=6):
     command.main([*flags(keys), f"--out={out}", f"--rows-per-shard={rows}", *more])
-
-
-def contents(folder):
-    """{name: checksum} of all files but the lock, which says who had it."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != "lock")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -348,81 +337,52 @@ def test_bad_rows_are_left_out_counted_and_listed(of_pixels, images, tmp_path, c
 # Real processes.
 
 
-def start(keys, out, devices=2, **more):
-    environment = os.environ | {"XLA_FLAGS": for_devices(devices)} | more
-    arguments = [sys.executable, "-m", "tim_jax.encode", *flags(keys), f"--out={out}", "--rows-per-shard=1"]
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ends(process, code=0):
-    said = process.communicate(timeout=400)[0]
-    assert process.returncode == code, said[-3000:]
-    return said
+def one_by_one(keys, out):
+    """The command, with a row in every shard."""
+    return ["tim_jax.encode", *flags(keys), f"--out={out}", "--rows-per-shard=1"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(keys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "shards"
-    ends(start(keys, folder))
+    ends(start(one_by_one(keys, folder)))
     return folder
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 @pytest.mark.slow
 def test_ten_kills_give_the_shards_of_an_undisturbed_run(keys, undisturbed, tmp_path):
-    """Two while it starts; the others when there are new files, the last of which may be half of one, or just after."""
-    folder, rng, shards, halves = tmp_path / "shards", random.Random(0), [], 0
-    for kill in range(10):
-        before, process = names(folder), start(keys, folder)
-        if kill in (0, 5):
-            time.sleep(rng.uniform(0, 4))
-        else:
-            new = rng.randint(1, 4)
-            while process.poll() is None and len(names(folder) - before) < new:
-                time.sleep(0.0005)
-            time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        shards.append(len(list(folder.glob("rows-*.json"))))
-        halves += any(name.endswith(".new") for name in names(folder) - before)
+    folder = tmp_path / "shards"
+    shards, halves = killed(one_by_one(keys, folder), folder, 10, while_starting=(0, 5))
     assert shards == sorted(shards) and len(set(shards)) > 3 and shards[-1] < ROWS and halves, (shards, halves)
     print(f"shards after each kill: {shards}; {halves} kills left half a file")
-    ends(start(keys, folder))
+    ends(start(one_by_one(keys, folder)))
     assert contents(folder) == contents(undisturbed)
 
 
 @pytest.mark.slow
 def test_a_stop_leaves_whole_shards_and_the_same_command_goes_on(keys, undisturbed, tmp_path):
     folder = tmp_path / "shards"
-    process = start(keys, folder)
+    process = start(one_by_one(keys, folder))
     while process.poll() is None and not list(folder.glob("rows-*.json")):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     assert "stopped by SIGTERM; no work is lost" in ends(process, 75)
     assert not (folder / "about.json").exists()
-    said = ends(start(keys, folder))
+    said = ends(start(one_by_one(keys, folder)))
     assert f"{ROWS} rows in {ROWS} shards" in said
     assert contents(folder) == contents(undisturbed)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_shards_of_one(keys, undisturbed, tmp_path):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    running = [start(keys, tmp_path / "shards", **joined, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    said = [ends(process) for process in running]
+    said = in_two(one_by_one(keys, tmp_path / "shards"))
     assert "train with --config.data.source=shards" in said[0] and "train with" not in said[1]
     assert contents(tmp_path / "shards") == contents(undisturbed)
 
 
 @pytest.mark.slow
 def test_another_number_of_devices_gives_the_same_numbers(keys, undisturbed, tmp_path):
-    ends(start(keys, tmp_path / "shards", devices=1))
+    ends(start(one_by_one(keys, tmp_path / "shards"), devices=1))
     one, two = (data.open_source("shards", "unused", path=str(f)) for f in (tmp_path / "shards", undisturbed))
     for i in range(ROWS):
         np.testing.assert_allclose(one[i]["image"], two[i]["image"], atol=1e-5)

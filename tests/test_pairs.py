@@ -2,16 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
-import os
-import random
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +12,7 @@ import pytest
 from etils import epath
 
 from tests import made_up
-from tests.flags import for_devices
+from tests.shard_commands import contents, ends, in_two, killed, start
 from tim_jax import config as configuration
 from tim_jax import data, feed, int64, measure, pairs, shard_job, train
 from tim_jax import workdir as workdirs
@@ -64,12 +56,6 @@ def made(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs") / "shards"
     pairs.main(flags(teacher, folder, sampling__guidance=1.5))
     return folder
-
-
-def contents(folder):
-    """{name: checksum} of all files but the lock, which says who had it."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != "lock")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def source_of(folder, channels=1):
@@ -358,53 +344,29 @@ def test_pairs_of_a_text_run_bring_captions_and_features(tmp_path):
 # Real processes.
 
 
-def start(teacher, out, devices=2, **more):
-    environment = os.environ | {"XLA_FLAGS": for_devices(devices)} | more
-    arguments = [sys.executable, "-m", "tim_jax.pairs", *flags(teacher, out, rows=40, per_shard=2)]
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ends(process, code=0):
-    said = process.communicate(timeout=400)[0]
-    assert process.returncode == code, said[-3000:]
-    return said
+def two_by_two(teacher, out):
+    """The command, with two rows in every shard."""
+    return ["tim_jax.pairs", *flags(teacher, out, rows=40, per_shard=2)]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "shards"
-    ends(start(teacher, folder))
+    ends(start(two_by_two(teacher, folder)))
     return folder
 
 
 @pytest.mark.slow
 def test_kills_give_the_pairs_of_an_undisturbed_run(teacher, undisturbed, tmp_path):
-    """Each when there are new files, the last of which may be half of one, or just after."""
-    folder, rng, shards = tmp_path / "shards", random.Random(0), []
-
-    def names():
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-    for _ in range(5):
-        before, process, new = names(), start(teacher, folder), rng.randint(1, 4)
-        while process.poll() is None and len(names() - before) < new:
-            time.sleep(0.0005)
-        time.sleep(rng.choice([0, rng.uniform(0, 0.02)]))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        shards.append(len(list(folder.glob("rows-*.json"))))
+    folder = tmp_path / "shards"
+    shards, _ = killed(two_by_two(teacher, folder), folder, 5)
     assert shards == sorted(shards) and shards[-1] < 20 and len(set(shards)) > 2, shards
-    ends(start(teacher, folder))
+    ends(start(two_by_two(teacher, folder)))
     assert contents(folder) == contents(undisturbed)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_pairs_of_one(teacher, undisturbed, tmp_path):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    running = [start(teacher, tmp_path / "shards", **joined, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    said = [ends(process) for process in running]
+    said = in_two(two_by_two(teacher, tmp_path / "shards"))
     assert "--config.data.noise=True" in said[0] and "--config.data.noise=True" not in said[1]
     assert contents(tmp_path / "shards") == contents(undisturbed)

@@ -10,8 +10,6 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").network()
-    config = config_files.load("digits_flow_matching").student(config)
-    config.objective.name = "ayf_eulerian"
-    config.objective.tangent.warmup = 600
-    return config
+    return config_files.load("digits_flow_matching").student(
+        {"objective.name": "ayf_eulerian", "objective.tangent.warmup": 600}
+    )

@@ -12,7 +12,4 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").network()
-    config = config_files.load("digits_flow_matching").student(config)
-    config.objective.name = "ctm"
-    return config
+    return config_files.load("digits_flow_matching").student({"objective.name": "ctm"})

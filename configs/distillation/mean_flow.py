@@ -12,8 +12,6 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").network()
-    config = config_files.load("digits_flow_matching").student(config)
-    config.objective.name = "mean_flow"
-    config.objective.velocity = "teacher"
-    return config
+    return config_files.load("digits_flow_matching").student(
+        {"objective.name": "mean_flow", "objective.velocity": "teacher"}
+    )

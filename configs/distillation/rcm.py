@@ -13,9 +13,6 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").network()
-    config = config_files.load("digits_flow_matching").student(config, steps=900)
-    config.objective.name = "rcm"
-    config.start.new = ("log_variance_head",)
-    config.objective.tangent.warmup = 300
-    return config
+    return config_files.load("digits_flow_matching").student(
+        {"objective.name": "rcm", "objective.tangent.warmup": 300, "start.new": ("log_variance_head",)}, steps=900
+    )

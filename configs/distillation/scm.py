@@ -12,9 +12,6 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").network()
-    config = config_files.load("digits_flow_matching").student(config)
-    config.objective.name = "scm_distillation"
-    config.start.new = ("log_variance_head",)
-    config.objective.tangent.warmup = 600
-    return config
+    return config_files.load("digits_flow_matching").student(
+        {"objective.name": "scm_distillation", "objective.tangent.warmup": 600, "start.new": ("log_variance_head",)}
+    )

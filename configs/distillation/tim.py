@@ -12,7 +12,6 @@ from tim_jax import config_files
 
 
 def get_config():
-    config = config_files.load("digits").get_config()
-    config = config_files.load("digits_flow_matching").student(config)
-    config.objective.velocity = "teacher"
-    return config
+    return config_files.load("digits_flow_matching").student(
+        {"objective.velocity": "teacher"}, config_files.load("digits").get_config()
+    )

@@ -116,8 +116,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
     for name, about in found["beside"].items():
         of = f"its weights {about['which']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
         text += [
+            "",
             f"{name} was not trained here, but measured like the variants: {of}, from {about['weights']}, with the "
-            f"noise of each seed. It stands outside the comparison."
+            "noise of each seed. It stands outside the comparison.",
         ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in PARTS)]

@@ -93,7 +93,7 @@ def lagrangian(
     """As `eulerian`, with the target of `target.end_target`."""
     rows, t, r, base = group
     transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
-    outputs, output, dF_dr = jvp_in_r(nets["student"], transport, x_t, t, r, rows.condition, rows.keys, plain)
+    outputs, output, dF_dr = jvp_in_r(nets["student"], transport, x_t, t, r, rows.condition, rows.keys, plain=plain)
     F = jax.lax.stop_gradient(output.F)
     x_r = jump(transport, x_t, F, t, r)
     F_r = objective.teacher(nets, transport, x_r, r, rows)

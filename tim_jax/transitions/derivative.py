@@ -55,14 +55,13 @@ def jvp_in_r(
     x_t: jax.Array,
     t: jax.Array,
     r: jax.Array,
-    condition: Any,
-    key: jax.Array | None = None,
+    *asked: Any,
     plain: tuple[Query, ...] = (),
 ) -> tuple[tuple[Output, ...], Output, jax.Array]:
-    """As `jvp`, with ∂F/∂r, the derivative in the time where a jump ends."""
+    """As `jvp`, with ∂F/∂r, the derivative in the time where a jump ends. asked: condition and keys."""
 
     def forward(r):
-        *plain_outputs, output = net((*plain, Moving(*query(transport, x_t, t, r, condition, key))))
+        *plain_outputs, output = net((*plain, Moving(*query(transport, x_t, t, r, *asked))))
         return output.F, (tuple(plain_outputs), output)
 
     _, dF_dr, (plain_outputs, output) = jax.jvp(forward, (r,), (jnp.ones_like(r),), has_aux=True)
