@@ -65,7 +65,7 @@ def fails(main, arguments, capsys):
         ("objective.weight_kernel=cubic", ["kernel", "cubic", "sqrt"]),
         ("objective.derivative=exact", ["derivative", "exact", "jvp"]),
         ("objective.alignment_weight=1.0", ["alignment_weight", "features_width"]),
-        ("objective.velocity=teacher", ["velocity", "teacher", "student"]),
+        ("objective.velocity=tutor", ["velocity", "tutor", "student", "teacher"]),
         ("objective.guidance.ema=fast", ["guidance.ema", "no effect"]),
         ("optimizer.name=sgd", ["optimizer.name", "sgd", "adamw"]),
         ("optimizer.accumulation=5", ["batch_size", "32", "5"]),
