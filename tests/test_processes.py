@@ -47,10 +47,10 @@ def start(count, command, **more):
     return said
 
 
-def train(count, folder, cache, steps):
+def train(count, folder, cache, steps, *more):
     where = ["--config=photos", f"--workdir={folder}", f"--config.loader.directory={cache}"]
     mesh = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), MESHES[count], strict=True)]
-    start(count, ["tim_jax.train", *where, *TINY, *mesh, f"--config.training.steps={steps}"])
+    start(count, ["tim_jax.train", *where, *TINY, *mesh, f"--config.training.steps={steps}", *more])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines}
 
@@ -77,6 +77,19 @@ def test_processes_give_the_numbers_of_one(count, alone, tmp_path):
         same(found[step], expected[step])
     starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
     assert [line["processes"] for line in starts] == [count, 1]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one_does(alone, tmp_path):
+    """With a score that is trained beside the student: each process reads its part of the teacher."""
+    folder, _ = alone
+    learner = ["--config.objective.name=rcm", f"--config.teacher.weights={folder / 'run'}"]
+    learner += ["--config.teacher.guidance=2.0", "--config.teacher.dtype=bfloat16", "--config.data.buckets.most=1"]
+    one, two = (train(count, tmp_path / str(count), folder / "cache", 2, *learner) for count in (1, 2))
+    for step in (1, 2):
+        same(two[step], one[step])
+        for name in ("score_error", "score_distillation", "grad_norm_score"):
+            assert two[step][name] == pytest.approx(one[step][name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.slow
