@@ -3,7 +3,7 @@
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --rows=20000 --steps=32
         python -m tim_jax.ablate --config=configs/ablations/distillation.py --workdir=runs/ablations/distillation
-Time: 10 variants × 3 seeds × about 75 seconds on two CPU cores, 40 minutes in all; before it, once, teacher and pairs.
+Time: 10 variants × 3 seeds × about 85 seconds on two CPU cores, 45 minutes in all; before it, once, teacher and pairs.
 
 `tim` is trained from scratch, all others start from the teacher's weights; the teacher itself stands beside them, with
 its own training, which no variant is charged for, nor reflow for its pairs.
