@@ -258,7 +258,7 @@ def step_of(devices=1, **changes):
     batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, run.config.data.batch_size))
     before = jax.device_get(params)
     with on_mesh(run.mesh):
-        after, metrics, _ = trainer.jitted(state, batch)
+        after, metrics, _ = trainer.jitted(state, batch, {})
     return jax.device_get(metrics), jax.tree.map(np.subtract, before, jax.device_get(after.params))
 
 

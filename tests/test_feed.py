@@ -54,6 +54,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_steps_of_all_buckets_are_compiled_ahead_and_nothing_later(cache, tmp_path, compiled):
     run = configuration.build(load_config("photos", TINY | {"loader.directory": str(cache)}))
     found = feed.open_feed(run)
@@ -78,6 +79,7 @@ def test_steps_of_all_buckets_are_compiled_ahead_and_nothing_later(cache, tmp_pa
     assert compiled[before:] == []
 
 
+@pytest.mark.slow
 def test_a_run_over_buckets_goes_on_bit_equal_and_samples_in_any_size(cache, tmp_path, capsys):
     def go(name, *arguments):
         where = [f"--workdir={tmp_path / name}", f"--config.loader.directory={cache}"]

@@ -87,6 +87,7 @@ def test_images_become_latents_and_features_of_their_tokens(build, published, tm
     assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_alone(build, published):
     changes = dict(codecs__autoencoder=published("autoencoder_kl_tiny"), data__channels=4, codecs__latents="sample")
     run = build(**changes, data__buckets__tokens=4096)

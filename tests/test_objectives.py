@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import sklearn.datasets
+from etils import epath
 
 from tests.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax import config as configuration
-from tim_jax import config_files, config_keys, teachers, train
+from tim_jax import config_files, config_keys, convert, teachers
+from tim_jax.command_line import load_config
 from tim_jax.generate import Generator, cycle_labels
 from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
@@ -132,6 +134,23 @@ SMALL = {
 }  # fmt: skip
 
 
+def digits_of(count=None):
+    """Images in [−1, 1] and labels."""
+    digits = sklearn.datasets.load_digits()
+    images, labels = digits.images[:count, :, :, None] / 8 - 1, digits.target[:count]
+    return images.astype(np.float32), labels.astype(np.int32)
+
+
+def trained(run):
+    """The state after all steps of a run on random batches of the digits."""
+    (x, label), rows = digits_of(), run.config.data.batch_size
+    state, rng = run.trainer.create(), np.random.default_rng(0)
+    for _ in range(run.loop.steps):
+        of = rng.choice(len(x), rows, replace=False)
+        state, _ = run.trainer(state, {"x": jnp.asarray(x[of]), "label": jnp.asarray(label[of])})
+    return state
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """Makes the workdir of a flow-matching model, once for each configuration: (name, overrides) → its path."""
@@ -140,11 +159,11 @@ def teacher(tmp_path_factory):
     def make(config, overrides):
         key = (config, *overrides.items())
         if key not in made:
-            made[key] = str(tmp_path_factory.mktemp("teacher") / "run")
             given = {"objective.name": "flow_matching", "ema.slow": "0.99"} | overrides
-            given = [f"--config.{key}={value}" for key, value in given.items()]
-            train.main([f"--config={config}", f"--workdir={made[key]}", *given])
-        return made[key]
+            run = configuration.build(load_config(config, given), jax.devices()[:1])
+            made[key] = tmp_path_factory.mktemp("teacher") / "run"
+            convert.fill(run, run.weights(trained(run)), "nothing", epath.Path(made[key]))
+        return str(made[key])
 
     return make
 
@@ -163,11 +182,9 @@ TEACHER = SMALL | {"training.steps": "100"}
 @every_objective
 def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
-    digits = sklearn.datasets.load_digits()
+    x, label = map(jnp.asarray, digits_of(64))
     config = config_keys.override(config_files.load("base").get_config(), SMALL | {"objective.name": name})
     run = taught(configuration.build(config, jax.devices()[:1]), teacher, "base", TEACHER)
-    x = jnp.asarray(digits.images[:64, :, :, None] / 8 - 1, jnp.float32)
-    label = jnp.asarray(digits.target[:64], jnp.int32)
     objective, transport = run.trainer.step.objective, run.transport
     t = jnp.full(64, 0.5)
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
@@ -191,9 +208,7 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
 @every_objective
 def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
     """Rows of a device split alike for some shares and not for others; negatives of a contrast lie on other devices."""
-    digits = sklearn.datasets.load_digits()
-    x = np.asarray(digits.images[:64, :, :, None] / 8 - 1, np.float32)
-    label = np.asarray(digits.target[:64], np.int32)
+    x, label = digits_of(64)
 
     def history(sizes):
         config = config_files.load("base").get_config()
@@ -225,8 +240,6 @@ REACHED = {
 @every_objective
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
-    digits = sklearn.datasets.load_digits()
-    x, label = np.asarray(digits.images[:, :, :, None] / 8 - 1, np.float32), np.asarray(digits.target, np.int32)
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}
     objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
     changes |= {"objective.tangent.warmup": "300"} if objective.tangent.warmup else {}
@@ -236,17 +249,13 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     learner = {"objective.name", "objective.tangent.warmup", "objective.tangent.differentiate"}
     own = {key: value for key, value in changes.items() if key not in learner}
     run = taught(configuration.build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
-    state, rng = run.trainer.create(), np.random.default_rng(0)
-    for _ in range(600):
-        rows = rng.choice(len(x), 128, replace=False)
-        state, _ = run.trainer(state, {"x": jnp.asarray(x[rows]), "label": jnp.asarray(label[rows])})
-    samples = Generator(run, 600)(run.weights(state), steps, 0, cycle_labels(10, 600))
+    samples = Generator(run, 600)(run.weights(trained(run)), steps, 0, cycle_labels(10, 600))
 
     def moments(images):
         flat = images.reshape(len(images), -1).astype(np.float64)
         return flat.mean(0), np.cov(flat.T)
 
-    (mean, covariance), (mean_s, covariance_s) = moments(x), moments(samples)
+    (mean, covariance), (mean_s, covariance_s) = moments(digits_of()[0]), moments(samples)
     root = scipy.linalg.sqrtm(covariance @ covariance_s).real
     distance = ((mean - mean_s) ** 2).sum() + np.trace(covariance + covariance_s - 2 * root)
     print(f"{name}: {distance:.3f} at {steps} steps")

@@ -152,6 +152,7 @@ def test_a_plan_that_fits(capsys, tmp_path):
         assert plan["days"] == pytest.approx(3600 * plan["bounds"]["step"] / 86400)
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_names_a_batch_that_does(capsys, monkeypatch):
     config = load_config("digits", SMALL | {"times.share_equal": "0.5"})
     whole = compile_step(config, topologies.topology("cpu:8"))
