@@ -202,7 +202,7 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     rows = rows_of(jnp.full((count, 1, 1, 1), jnp.nan), random(1, (count, 1, 1, 1)))
     t, r = objective.draw(jax.random.key(0), count, positions=4)
     level = jnp.linspace(transport.level(jnp.asarray(transport.T_max)), 0.05, points)
-    t = jnp.tile(transport.time_of_ratio(jnp.tan(jnp.pi / 2 * level)), groups).at[::points].set(transport.T_max)
+    t = jnp.tile(transport.time_of_level(level), groups).at[::points].set(transport.T_max)
     assert (r == transport.T_min).all()
     taught = objective.taught({"teacher": teacher}, rows, t)
     x_t = interpolate(transport, taught.x, taught.noise, t).reshape(groups, points)

@@ -12,8 +12,8 @@ import optax
 import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
-from made_up import contents, one_device, workdir
 
+from tests.made_up import contents, one_device, workdir
 from tim_jax import ablate, convert, sample
 from tim_jax import config as configuration
 from tim_jax import train as command

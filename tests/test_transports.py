@@ -78,6 +78,14 @@ def test_time_of_ratio_inverts_the_ratio_which_grows(transport):
     np.testing.assert_allclose(transport.time_of_ratio(ratio), t, rtol=1e-9, atol=1e-12)
 
 
+@every_transport
+def test_time_of_level_inverts_the_level_and_stays_in_the_domain(transport):
+    t = times(transport, np.linspace(0, 1, 101))
+    np.testing.assert_allclose(transport.time_of_level(transport.level(t)), t, rtol=1e-7, atol=1e-9)
+    ends = transport.time_of_level(jnp.array([-0.5, 0.0, 1.0, 1.5], jnp.float32))
+    np.testing.assert_allclose(ends, np.repeat([transport.T_min, transport.T_max], 2), rtol=1e-6)
+
+
 CLOSED_FACTORS = {
     "ot_fm": lambda t, r: t - r,
     "ve": lambda t, r: t - r,

@@ -86,9 +86,8 @@ def diagnose(
     target of flow matching.
     """
     transport = run.transport
-    levels, ends = np.linspace(0.0, 1.0, nodes), (transport.T_min, transport.T_max)
-    between = np.clip(transport.time_of_ratio(jnp.tan(jnp.pi / 2 * levels[1:-1])), *ends)
-    times = np.array([ends[0], *between, ends[1]])
+    levels = np.linspace(0.0, 1.0, nodes)
+    times = np.array([transport.T_min, *transport.time_of_level(levels[1:-1]), transport.T_max])
     noise = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
     precise, own = (run.trainer.step.nets[name] for name in ("precise", "ema"))
     dtype = run.config.model.dtype

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tim_jax.transitions.consistency import row_mean
 from tim_jax.transitions.derivative import Net, query
@@ -88,6 +87,7 @@ class ScoreRegularised(Objective):
         count = jax.random.randint(count_key, (len(rows.x),), 1, most + 1)
         end = jnp.full(len(rows.x), transport.T_min, rows.x.dtype)
         t = jnp.full_like(end, transport.T_max)
+        highest = transport.level(t)
         x_t = transport.sigma(expand(t, rows.x)) * jax.random.normal(noise_keys[0], rows.x.shape, rows.x.dtype)
 
         def data(x_t, t):
@@ -96,9 +96,7 @@ class ScoreRegularised(Objective):
 
         for k, noise_key in enumerate(noise_keys[1:], 1):
             goes_on = k < count
-            level = transport.level(jnp.float32(transport.T_max)) * (1 - k / count)
-            then = transport.time_of_ratio(jnp.tan(np.pi / 2 * jnp.where(goes_on, level, 0.5)))
-            then = jnp.clip(then, transport.T_min, transport.T_max).astype(t.dtype)
+            then = transport.time_of_level(highest * (1 - k / count))
             noise = jax.random.normal(noise_key, rows.x.shape, rows.x.dtype)
             again = interpolate(transport, data(x_t, t), noise, then)
             x_t = jax.lax.stop_gradient(jnp.where(expand(goes_on, x_t), again, x_t))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import expand, jump
@@ -76,8 +75,7 @@ class Teacher:
         level_t, level_s = transport.level(t), transport.level(s)
 
         def time(k):
-            inside = transport.time_of_ratio(jnp.tan(np.pi / 2 * (level_t + k / steps * (level_s - level_t))))
-            inside = jnp.clip(inside, s, t)
+            inside = jnp.clip(transport.time_of_level(level_t + k / steps * (level_s - level_t)), s, t)
             return jnp.where(k == 0, t, jnp.where(k == steps, s, inside))
 
         def step(x, k):

@@ -48,6 +48,13 @@ class Transport:
         """Noise level 2/π arctan(σ_t/α_t) in [0, 1], in which transports can be compared."""
         return 2 / jnp.pi * jnp.arctan2(self.sigma(t), self.alpha(t))
 
+    def time_of_level(self, level: jax.Array) -> jax.Array:
+        """The inverse of `level`, elementwise, within the time domain."""
+        level = jnp.clip(level, 0, 1)
+        ratio = jnp.tan(jnp.pi / 2 * jnp.where(level == 1, 0.5, level))
+        t = jnp.where(level == 1, self.T_max, self.time_of_ratio(ratio))
+        return jnp.clip(t, self.T_min, self.T_max)
+
 
 def ot_fm() -> Transport:
     """OT-FM: x_t = (1 − t) x + t ε, F ≈ ε − x, t in [0, 1]."""
