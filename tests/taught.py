@@ -76,14 +76,31 @@ TOYS = {
 }
 
 
-def make_teacher(folder):
+# Fixtures, for the files that import them.
+
+
+@pytest.fixture(autouse=True, name="objectives")
+def toys(monkeypatch):
+    for name, make in TOYS.items():
+        monkeypatch.setitem(OBJECTIVES, name, make)
+
+
+@pytest.fixture(scope="module", name="teacher")
+def a_teacher(tmp_path_factory):
     """A workdir with a teacher at step 0."""
-    return workdir(folder, "digits_flow_matching", **TEACHER)
+    return workdir(tmp_path_factory.mktemp("teacher") / "run", "digits_flow_matching", **TEACHER)
 
 
-def make_small(folder):
+@pytest.fixture(scope="module", name="small")
+def a_small_teacher(tmp_path_factory):
     """One with the student's own network."""
-    return workdir(folder, "digits_flow_matching", **STUDENT | {"objective.name": "flow_matching"})
+    made = STUDENT | {"objective.name": "flow_matching"}
+    return workdir(tmp_path_factory.mktemp("small") / "run", "digits_flow_matching", **made)
+
+
+@pytest.fixture(scope="module", name="data")
+def a_data_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
 
 
 def changed(changes):

@@ -7,29 +7,19 @@ import optax
 import pytest
 from etils import epath
 
-from tests.taught import TOYS, buffers, make_run, make_small, make_teacher, three_steps
+from tests.taught import (  # noqa: F401, fixtures among them
+    a_small_teacher,
+    a_teacher,
+    buffers,
+    make_run,
+    three_steps,
+    toys,
+)
 from tim_jax import convert
 from tim_jax.start import first_state
 from tim_jax.teachers import with_teachers
 from tim_jax.training import names, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
-from tim_jax.transitions.objectives import OBJECTIVES
-
-
-@pytest.fixture(autouse=True)
-def objectives(monkeypatch):
-    for name, make in TOYS.items():
-        monkeypatch.setitem(OBJECTIVES, name, make)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return make_small(tmp_path_factory.mktemp("small") / "run")
 
 
 def assert_close(a, b, tolerance=1e-5):

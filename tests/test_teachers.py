@@ -13,18 +13,20 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tests.made_up import contents, one_device, workdir
-from tests.taught import (
+from tests.taught import (  # noqa: F401, fixtures among them
     TEACHER,
     TOYS,
+    a_data_folder,
+    a_small_teacher,
+    a_teacher,
     batch_of,
     buffers,
     changed,
     copied,
     make_run,
-    make_small,
-    make_teacher,
     refused,
     three_steps,
+    toys,
     train,
 )
 from tim_jax import config as configuration
@@ -37,27 +39,6 @@ from tim_jax.teachers import check_same, record, with_teachers
 from tim_jax.training import checksums, names, warm_start
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.types import Query
-
-
-@pytest.fixture(autouse=True)
-def objectives(monkeypatch):
-    for name, make in TOYS.items():
-        monkeypatch.setitem(OBJECTIVES, name, make)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return make_small(tmp_path_factory.mktemp("small") / "run")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
 
 
 def asked(run, name="teacher"):

@@ -5,30 +5,23 @@ import shutil
 import pytest
 
 from tests.made_up import workdir
-from tests.taught import STUDENT, TEACHER, TOYS, changed, copied, make_run, make_teacher, refused
+from tests.taught import (  # noqa: F401, fixtures among them
+    STUDENT,
+    TEACHER,
+    a_data_folder,
+    a_teacher,
+    changed,
+    copied,
+    make_run,
+    refused,
+    toys,
+)
 from tim_jax import ablate
 from tim_jax import config as configuration
 from tim_jax.ablation.settings import Ablation
 from tim_jax.command_line import load_config
 from tim_jax.teachers import with_teachers
 from tim_jax.training import sharding
-from tim_jax.transitions.objectives import OBJECTIVES
-
-
-@pytest.fixture(autouse=True)
-def objectives(monkeypatch):
-    for name, make in TOYS.items():
-        monkeypatch.setitem(OBJECTIVES, name, make)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "run")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
 
 
 def spoilt(source, to):
