@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 from tests.flags import for_devices
 
@@ -42,11 +41,16 @@ def in_two(arguments):
     return [ends(process) for process in running]
 
 
+def signalled(name, first, delay, latest, arguments):
+    """A process of the command that is sent a signal at that moment: see tests/signalled.py."""
+    return start(["tests.signalled", name, str(first), str(delay), str(latest), *arguments])
+
+
 def killed(arguments, folder, kills, while_starting=()):
     """(shards after each kill, how many kills left half a file) of a command that is killed again and again.
 
-    Some kills come while it starts; the others when there are new files, the last of which may be half of one, or just
-    after.
+    Some kills come while it starts; the others when one or two shards more are written, as their next file is moved to
+    its place or at random after it.
     """
     rng, shards, halves = random.Random(0), [], 0
 
@@ -54,16 +58,15 @@ def killed(arguments, folder, kills, while_starting=()):
         return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
     for kill in range(kills):
-        before, process = names(), start(arguments)
+        before = names()
         if kill in while_starting:
-            time.sleep(rng.uniform(0, 4))
+            moment = (0, rng.uniform(0.1, 4), 1)
         else:
-            new = rng.randint(1, 4)
-            while process.poll() is None and len(names() - before) < new:
-                time.sleep(0.0005)
-            time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+            first = rng.randint(3, 4)
+            moment = (first, rng.choice([0, rng.uniform(0.001, 0.05)]), first + 2)
+        process = signalled("SIGKILL", *moment, arguments)
+        said = process.communicate(timeout=400)[0]
+        assert process.returncode == -signal.SIGKILL, said[-3000:]
         shards.append(len(list(folder.glob("rows-*.json"))))
         halves += any(name.endswith(".new") for name in names() - before)
     return shards, halves

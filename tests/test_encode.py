@@ -5,15 +5,13 @@ import hashlib
 import json
 import pathlib
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shard_commands import contents, ends, in_two, killed, start
+from tests.shard_commands import contents, ends, in_two, killed, signalled, start
 from tim_jax import codecs, data, feed, lock, shard_job
 from tim_jax import config as configuration
 from tim_jax.command_line import load_config
@@ -353,7 +351,8 @@ def undisturbed(keys, tmp_path_factory):
 def test_ten_kills_give_the_shards_of_an_undisturbed_run(keys, undisturbed, tmp_path):
     folder = tmp_path / "shards"
     shards, halves = killed(one_by_one(keys, folder), folder, 10, while_starting=(0, 5))
-    assert shards == sorted(shards) and len(set(shards)) > 3 and shards[-1] < ROWS and halves, (shards, halves)
+    assert shards[0] == 0 and shards[5] == shards[4] and len(set(shards)) == 9 and shards == sorted(shards), shards
+    assert shards[-1] < ROWS and halves, (shards, halves)
     print(f"shards after each kill: {shards}; {halves} kills left half a file")
     ends(start(one_by_one(keys, folder)))
     assert contents(folder) == contents(undisturbed)
@@ -362,10 +361,7 @@ def test_ten_kills_give_the_shards_of_an_undisturbed_run(keys, undisturbed, tmp_
 @pytest.mark.slow
 def test_a_stop_leaves_whole_shards_and_the_same_command_goes_on(keys, undisturbed, tmp_path):
     folder = tmp_path / "shards"
-    process = start(one_by_one(keys, folder))
-    while process.poll() is None and not list(folder.glob("rows-*.json")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
+    process = signalled("SIGTERM", 3, 0, 3, one_by_one(keys, folder))
     assert "stopped by SIGTERM; no work is lost" in ends(process, 75)
     assert not (folder / "about.json").exists()
     said = ends(start(one_by_one(keys, folder)))

@@ -1,15 +1,15 @@
 """What a run survives: it is killed at random moments, started again each time, and compared with an undisturbed one.
 
 The run is `python -m tim_jax.train` on the digits with a tiny network, on the processor. A third of the kills comes
-while a checkpoint is written, a third between checkpoints, a third while the program starts. After every kill the
-checkpoint that the next start goes on from, and at the end the whole state, must be that of the undisturbed run, bit
-for bit.
+while a checkpoint is written, a third between checkpoints, a third while the program starts. The checkpoint that every
+kill left to go on from, and at the end the whole state, must be that of the undisturbed run, bit for bit.
 """
 
 import argparse
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,10 +35,12 @@ COLUMNS = (
 )
 TINY = {
     "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
-    "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.sample_steps": "1", "training.sample_every": "0",
+    "data.batch_size": "16", "training.sample_steps": "1", "training.sample_every": "0",
+    "optimizer.warmup_steps": "0", "optimizer.schedule": "constant", "optimizer.decay_steps": "0",
 }  # fmt: skip
 EVERY = 4  # steps between checkpoints
-STEPS = 24  # per kill
+MOST = 6  # checkpoints from a start to its kill, about
+FOR_EVER = 10**9  # steps of a run that is killed, so that it cannot end before
 PATIENCE = 900.0  # seconds to wait for anything
 
 
@@ -74,6 +76,16 @@ class Trial:
                 self.process.kill()
                 raise RuntimeError(f"run ended with {self.process.wait()}: …{self.log.read_text()[-2000:]}")
             time.sleep(0.002)
+
+    def stop_while(self, happening, after) -> None:
+        """Halts the process while that happens, `after()` seconds from its being seen; tried until it is so."""
+        while True:
+            self.wait_until(happening)
+            time.sleep(after())
+            self.process.send_signal(signal.SIGSTOP)
+            if happening():
+                return
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()
@@ -118,25 +130,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row. Raises ValueError for arguments that cannot be, RuntimeError if a run does not end as it should."""
     if args.kills < 1:
         raise ValueError(f"--kills is {args.kills}; it must be at least 1")
-    began, rng, steps = time.perf_counter(), random.Random(args.seed), STEPS * (args.kills + 1)
+    began, rng = time.perf_counter(), random.Random(args.seed)
     abstract = configuration.build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
-    row = {"kills": args.kills, "during_save": 0, "during_start": 0, "recovered": 0}
+    row = {"kills": args.kills, "during_save": 0, "during_start": 0}
+    left = []  # (step, leaves) that each kill left to go on from
     with tempfile.TemporaryDirectory() as folder, tqdm(total=args.kills, unit="kill") as bar:
         root = pathlib.Path(folder)
-        whole = Trial(root, "whole", steps, keep=steps)
-        whole.start()
-        whole.wait_until(lambda: whole.latest() > 0)
-        first = time.monotonic()
-        whole.wait_until(lambda: whole.latest() == steps)
-        interval = (time.monotonic() - first) / (steps / EVERY - 1)
-        whole.finish()
-
-        def as_undisturbed() -> bool:
-            step, leaves = state_leaves(killed.workdir, abstract)
-            return not step or leaves == state_leaves(whole.workdir, abstract, step)[1]
-
-        killed = Trial(root, "killed", steps)
-        starting = 0.0  # seconds to the first checkpoint after a start, with everything compiled before
+        starting = interval = 0.0  # seconds to a start's first checkpoint, and from one to the next
+        killed = Trial(root, "killed", FOR_EVER)
         for i in range(args.kills):
             start_at = killed.latest()
             killed.start()
@@ -144,19 +145,29 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             if kind == "start":
                 time.sleep(rng.uniform(0.0, starting))
             else:
-                target = STEPS * i + rng.randrange(STEPS)
-                killed.wait_until(lambda: killed.latest() > start_at)  # noqa: B023
+                first, target = start_at + EVERY, start_at + EVERY * rng.randint(2, MOST)
+                killed.wait_until(lambda: killed.latest() >= first)  # noqa: B023
                 starting = time.monotonic() - killed.began
                 killed.wait_until(lambda: killed.latest() >= target)  # noqa: B023
+                interval = (time.monotonic() - killed.began - starting) / (target - first) * EVERY
                 if kind == "save":
-                    killed.wait_until(killed.saving)
-                time.sleep(rng.uniform(0.0, interval / 4 if kind == "save" else 2 * interval))
+                    killed.stop_while(killed.saving, lambda: rng.uniform(0.0, interval / 4))  # noqa: B023
+                else:
+                    time.sleep(rng.uniform(0.0, 2 * interval))
             killed.kill()
             row["during_save"] += killed.saving()
             row["during_start"] += killed.latest() == start_at
-            row["recovered"] += as_undisturbed()
+            left.append(state_leaves(killed.workdir, abstract))
             bar.update()
-        killed.start()
-        killed.finish()
-        row["bit_equal"] = state_leaves(killed.workdir, abstract)[0] == steps and as_undisturbed()
+        # How many steps it came to is known now: it ends a few later, and so does a run that nothing disturbs.
+        steps = killed.latest() + EVERY
+        killed, whole = Trial(root, "killed", steps), Trial(root, "whole", steps, keep=steps)
+        for trial in (killed, whole):
+            trial.start()
+            trial.finish()
+        left.append(state_leaves(killed.workdir, abstract))
+        *recovered, row["bit_equal"] = [
+            step == 0 or leaves == state_leaves(whole.workdir, abstract, step)[1] for step, leaves in left
+        ]
+        row |= {"recovered": sum(recovered), "bit_equal": row["bit_equal"] and left[-1][0] == steps}
     return [row | {"seconds": time.perf_counter() - began}]
