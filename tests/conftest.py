@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, strict shapes, a compilation cache, float64 on request."""
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(
+    100_000, 50, 50
+)  # tracing makes many small objects that stay; looking them through takes a fifth of it
 
 hypothesis.settings.register_profile(
     "tests",

@@ -66,6 +66,7 @@ def fails(main, arguments, capsys):
         ("objective.derivative=exact", ["derivative", "exact", "jvp"]),
         ("objective.alignment_weight=1.0", ["alignment_weight", "features_width"]),
         ("objective.velocity=tutor", ["velocity", "tutor", "student", "teacher"]),
+        ("objective.name=ctm", ["objective.velocity", "student", "no effect", "leave 'data'"]),
         ("objective.guidance.ema=fast", ["guidance.ema", "no effect"]),
         ("optimizer.name=sgd", ["optimizer.name", "sgd", "adamw"]),
         ("optimizer.accumulation=5", ["batch_size", "32", "5"]),

@@ -13,6 +13,7 @@ from tests.waves import LATE, SHAPE, answer, every_transport, plain_times, rando
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.consistency import CONSISTENCIES
 from tim_jax.transitions.gaussian import Gaussian
+from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import interpolate, jump, prediction_target
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
@@ -184,6 +185,33 @@ def test_guidance_of_a_teacher(x64):
             wrong.check()
 
 
+@pytest.mark.parametrize(
+    "name, changes, said",
+    [
+        (
+            "ctm",
+            dict(guidance=TargetGuidance(w_cond=0.5)),
+            "^objective.guidance.w_gt, w_cond are 1.0, 0.5; .* teacher.guidance",
+        ),
+        (
+            "ayf_lagrangian",
+            dict(input_guidance=InputGuidance(most=3.0)),
+            "^objective.input_guidance.most is 3.0; .* teacher.guidance",
+        ),
+        (
+            "rcm",
+            dict(input_guidance=InputGuidance(most=3.0)),
+            "^objective.input_guidance.most is 3.0; with score distillation it must be 1",
+        ),
+    ],
+)
+def test_guidance_that_a_teachers_way_would_not_have_is_refused(name, changes, said):
+    objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
+    objective.check()
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(objective, **changes).check()
+
+
 @every_transport
 def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     """Of a group's first row and condition, one call of the teacher a row, and with many points on the exact way."""
@@ -255,17 +283,42 @@ def test_gradients_of_student_and_score_are_apart(x64):
         assert abs(of_student[0]) > 1e-3 and abs(of_score[1]) > 1e-3
 
 
-def test_score_distillation_is_nothing_where_score_and_teacher_agree(x64):
-    assert Toy().terms(0.8, 1.0)[0] < 1e-20
-    # Its gradient in x̂ points from the teacher's x̂ to the score's.
+def test_score_distillation_by_hand(x64):
+    """Its gradient in x̂ is 2 (x̂_S − x̂_T)/m, from the teacher's data to the score's; nothing where they agree."""
     toy = Toy()
-    x = toy.objective.rollout(
-        {"student": lambda queries: tuple(Output(wave(0.8 * q.x_t, q.t, q.r)) for q in queries)},
-        toy.rows,
-        jax.random.split(jax.random.key(0), 3)[0],
-    )
-    assert x.shape == SHAPE and len(jnp.unique(x)) == x.size
-    assert toy.terms(0.8, 0.5)[0] > 1e-3
+    assert toy.terms(0.8, 1.0)[0] < 1e-20
+    rollout_key, time_key, noise_key = jax.random.split(jax.random.key(0), 3)
+
+    def rollout(theta):
+        nets = {"student": lambda queries: tuple(Output(wave(theta * q.x_t, q.t, q.r)) for q in queries)}
+        return toy.objective.rollout(nets, toy.rows, rollout_key)
+
+    sample, moves = jax.jvp(rollout, (0.8,), (1.0,))
+    assert sample.shape == SHAPE and len(jnp.unique(sample)) == sample.size
+    t = toy.objective.times.draw_t(toy.objective.transport, time_key, (len(sample),), positions=4)
+    T, noise = column(t), jax.random.normal(noise_key, SHAPE, sample.dtype)
+    x_t = (1 - T) * sample + T * noise
+    v = some_velocity(x_t, t)
+    x_teacher, x_score = x_t - T * v, x_t - T * 0.5 * v
+    size = jnp.mean(jnp.abs(sample - x_teacher), axis=(1, 2, 3), keepdims=True) + 1e-6
+    pull = 2 * (x_score - x_teacher) / size / sample[0].size
+    of_student = jax.grad(lambda theta: toy.terms(theta, 0.5)[0])(0.8)
+    np.testing.assert_allclose(of_student, jnp.sum(pull * moves), rtol=1e-9)
+    fit = jnp.mean((0.5 * v - (noise - sample)) ** 2, axis=(1, 2, 3)).sum()
+    np.testing.assert_allclose(toy.terms(0.8, 0.5)[1], fit, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 3.0])
+def test_both_terms_of_the_score_are_in_the_loss(weight, x64):
+    x, noise, t, r = moving_rows()
+    rows, nets = rows_of(x, noise), nets_with_teacher() | {"score": student(by_wave)["student"]}
+    objective = OBJECTIVES["rcm"](plain_times("ot_fm"))
+    objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, weight=weight))
+    loss, metrics = objective.loss(nets, rows, t, r, LATE, jax.random.key(3))
+    alone, _ = OBJECTIVES["scm_distillation"](plain_times("ot_fm")).loss(nets, rows, t, r, LATE)
+    distillation, fit = metrics["score_distillation"], metrics["score_error"]
+    assert min(distillation.min(), fit.min()) > 1e-4
+    np.testing.assert_allclose(loss, alone + weight * distillation + fit, rtol=1e-9)
 
 
 @pytest.mark.parametrize("transport", ["ot_fm", "trigflow", "edm"])

@@ -249,7 +249,7 @@ def test_shift_is_the_published_one():
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("difference", [True, False])
-def test_weights_are_finite_or_refused(transport, kernel, scale, difference):
+def test_weights_are_above_zero_and_finite_or_refused(transport, kernel, scale, difference):
     weight = TimeWeight(kernel, scale, difference)
     try:
         weight.check(transport)
@@ -259,7 +259,7 @@ def test_weights_are_finite_or_refused(transport, kernel, scale, difference):
     t = jnp.linspace(transport.T_min, transport.T_max, 50)
     for r in (t, 0.5 * (t + transport.T_min), jnp.full_like(t, transport.T_min)):
         w = weight(transport, t, r)
-        assert jnp.isfinite(w).all() and (w >= 0).all()
+        assert jnp.isfinite(w).all() and (w > 0).all()
     np.testing.assert_array_equal(weight(transport, t, t), 1.0)
 
 

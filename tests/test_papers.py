@@ -12,11 +12,12 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
-from tim_jax.transitions.jump import jump, prediction_target
+from tim_jax.transitions.jump import coefficient_B, data_and_noise, expand, interpolate, jump, prediction_target
+from tim_jax.transitions.jump import velocity as data_velocity
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
-from tim_jax.transitions.weights import AdaptiveWeight
+from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 from tim_jax.types import Output
 
 
@@ -178,6 +179,42 @@ def test_the_adaptive_weight_of_power_one_half_is_a_pseudo_huber_loss(x64):
     weight = AdaptiveWeight(power=0.5, offset=c**2)
     gradient = jax.grad(lambda m: (weight(m) * m).sum())(error)
     np.testing.assert_allclose(gradient, 2 * jax.grad(lambda m: jnp.sqrt(m + c**2).sum())(error), rtol=1e-9)
+
+
+@every_transport
+@pytest.mark.parametrize("velocity", ["target", "teacher"])
+def test_where_the_target_is_guided_jumps_move_along_the_guided_velocity(transport, velocity, x64):
+    """(F − F*) ∂B/∂t is how far the end of a jump moves when its start does along the velocity of the guided target."""
+    transport = plain_times(transport)
+    x, noise, u, r = moving_rows()
+    t = transport.T_min + (transport.T_max - transport.T_min) * u
+    r = transport.T_min + (transport.T_max - transport.T_min) * r
+    objective = dataclasses.replace(
+        OBJECTIVES["tim"](transport), velocity=velocity, times=Times("uniform", share_equal=0.0, share_min=0.0),
+        weight=TimeWeight("constant"), adaptive=AdaptiveWeight(power=0.0), direction="none",
+        guidance=TargetGuidance(0.6, 0.3, transport.T_min, transport.T_max, ema="student"),
+    )  # fmt: skip
+
+    def net(queries):
+        return tuple(Output(wave(q.x_t, q.t, q.r) + 0.1 * q.condition["label"][:, None, None, None]) for q in queries)
+
+    def teacher(queries):
+        return tuple(Output(jnp.cos(1.5 * q.x_t - q.t[:, None, None, None])) for q in queries)
+
+    rows = rows_of(x, noise)
+    loss, _ = objective.loss({"student": net, "teacher": teacher}, rows, t, r, LATE)
+    x_t, label = interpolate(transport, x, noise, t), rows.condition["label"][:, None, None, None]
+    own = prediction_target(transport, x, noise, t) if velocity == "target" else jnp.cos(1.5 * x_t - expand(t, x_t))
+    here = wave(x_t, t, t)
+    guided = 0.6 * own + 0.3 * (here + 0.1 * label) + 0.1 * (here + 0.9)
+    v = data_velocity(transport, *data_and_noise(transport, x_t, guided, t), t)
+
+    def end(x_t, t):
+        return jump(transport, x_t, wave(x_t, t, r) + 0.1 * label, t, r)
+
+    _, moved = jax.jvp(end, (x_t, t), (v, jnp.ones_like(t)))
+    _, B_dot = jax.jvp(lambda t: coefficient_B(transport, t, r), (t,), (jnp.ones_like(t),))
+    np.testing.assert_allclose(loss, jnp.mean((moved / expand(B_dot, x)) ** 2, axis=(1, 2, 3)), rtol=1e-6)
 
 
 def test_guided_mean_flow_moves_along_the_guided_velocity(x64):

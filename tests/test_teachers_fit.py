@@ -50,6 +50,16 @@ def spoilt(source, to):
         (dict(model__condition="text"), {}, ["model.condition is 'text'", "must be 'class'"]),
         (dict(model__num_classes=12), {}, ["model.num_classes is 12", "must be 10"]),
         (dict(times__share_equal=0.0), {}, ["times.share_equal is 0", "r = t"]),
+        (
+            dict(data__condition_dropout=0.0),
+            {},
+            ["condition_dropout is 0", "data.condition_dropout is above 0", "null"],
+        ),
+        (
+            dict(data__condition_dropout=0.0),
+            dict(teacher__guidance=2.0, data__condition_dropout=0.0),
+            ["condition_dropout is 0", "teacher.guidance is not 1", "null"],
+        ),
         (dict(objective__name="gone"), {}, ["objective.name is 'gone'"]),
         (dict(model__width=16), {}, ["k_norm/bias is (2, 8)", "by its own configuration"]),
         (None, {}, ["checksums are missing", "checkpoints/0"]),

@@ -35,8 +35,9 @@ UNUSED = {
     ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
         "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
-        lambda c: (
-            c.objective.velocity != "teacher" and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+        lambda c: (  # the rows with r = t still learn from data or teacher
+            c.objective.velocity not in ("data", "teacher")
+            and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
         ),
     ),
     ("objective.derivative", *_part("tangent", "normalise bounded warmup most differentiate")): (

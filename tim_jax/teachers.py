@@ -165,6 +165,15 @@ def check(run: Run, found: Found) -> None:
             f"{found.said}; its times.share_equal is 0: it must be above, since a model that never saw r = t has no "
             "velocity"
         )
+    if own.data.condition_dropout == 0:
+        asked = config.data.condition_dropout > 0 and "data.condition_dropout is above 0"
+        if config.teacher.guidance != 1 and not config.teacher.weaker:
+            asked = "teacher.guidance is not 1"
+        if asked:
+            raise ValueError(
+                f"{found.said}; its data.condition_dropout is 0: it must be above where {asked}, since it never saw "
+                "the null condition"
+            )
     patch = own.model.patch_size
     if run.data.bucketing and config.model.patch_size % patch:
         raise ValueError(

@@ -65,21 +65,21 @@ def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Ar
     """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
     rows, t, r, base = group
     transport, x, noise = objective.transport, rows.x, rows.noise
-    if objective.velocity not in ("data", "teacher"):  # a teacher's is the rows' own by now
+    if objective.velocity != "data":
         x_t = interpolate(transport, x, noise, t)
         x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
     outputs, output, dF_dt = objective.differentiate(
         nets, plain, (transport, x, noise, t, r, rows.condition, rows.keys)
     )
     held = objective.tangent.held(dF_dt, step)
-    change, q = transition_change(transport, rows.x, rows.noise, t, r, held)
+    change, q = transition_change(transport, x, noise, t, r, held)
     target = objective.tangent.target(base, change, q, output.F, step, r != t)
     return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dt**2))))
 
 
 def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array, base: jax.Array) -> jax.Array:
     """The prediction at r = t along whose velocity dF/dt is taken, by `objective.velocity`; without gradient."""
-    if objective.velocity == "target":
+    if objective.velocity in ("target", "teacher"):  # the rows are the teacher's by now, and the base may be guided
         return jax.lax.stop_gradient(base)
     head = objective.velocity == "head"
     here = query(objective.transport, x_t, t, t, rows.condition, rows.keys)
@@ -100,7 +100,8 @@ def lagrangian(
     end, q = end_target(transport, x_t, x_r, F_r, t, r)
     change = -q * objective.tangent.held(dF_dr, step)
     target = objective.tangent.target(end, change, q, F, step, r != t)
-    target = jnp.where(expand(r != t, target), target, base)
+    # Where r = t so are x_r and x_t, and the teacher has been asked there.
+    target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
     return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dr**2))))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Moving, row_mean
 from tim_jax.transitions.derivative import Net, central_difference, jvp, query
-from tim_jax.transitions.groups import split_rows
+from tim_jax.transitions.groups import Split, split_rows
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
 from tim_jax.transitions.tangent import Tangent
@@ -75,10 +75,13 @@ class Objective:
     @property
     def learns_from(self) -> tuple[str, ...]:
         """The frozen networks that it asks."""
-        moving = self.times.share_equal < 1
-        solved = moving and self.consistency == "semigroup" and self.bootstrap.solver > 0
-        followed = moving and self.consistency == "lagrangian"
-        return self.teacher.names if self.velocity == "teacher" or solved or followed else ()
+        return self.teacher.names if self.velocity == "teacher" or self._follows else ()
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the targets of rows with r ≠ t come from the teacher's own way."""
+        solved = self.consistency == "semigroup" and self.bootstrap.solver > 0
+        return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -122,6 +125,11 @@ class Objective:
             raise ValueError(f"objective.derivative is {self.derivative!r}; for 'lagrangian' it must be 'jvp'")
         if self.guidance.active and self.input_guidance.active:
             raise ValueError("objective.input_guidance.most is above 1; objective.guidance.w_cond must then be 0")
+        if self._follows and (self.guidance.active or self.input_guidance.active):
+            given = f"guidance.w_gt, w_cond are {self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
+            if self.input_guidance.active:
+                given = f"input_guidance.most is {self.input_guidance.most}; it must be 1"
+            raise ValueError(f"objective.{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
         self, nets: Mapping[str, Net], rows: Rows, step: jax.Array, key: jax.Array
@@ -159,7 +167,7 @@ class Objective:
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, rows, base, step)
 
-        split = split_rows(self.times.assign(len(t))[0], self.shards)
+        split = self.split(len(t))
         groups = [split.take((rows, t, r, base), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.moving), step, split_key)
         terms = [self.terms(*group, *prediction) for group, prediction in zip(groups, predictions, strict=True)]
@@ -173,11 +181,27 @@ class Objective:
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
+    def split(self, rows: int) -> Split:
+        """The rows with r = t and the others."""
+        return split_rows(self.times.assign(rows)[0], self.shards)
+
     def taught(self, nets: Mapping[str, Net], rows: Rows, t: jax.Array) -> Rows:
-        """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity."""
-        x_t = interpolate(self.transport, rows.x, rows.noise, t)
-        F = self.teacher(nets, self.transport, x_t, t, rows)
-        x, noise = data_and_noise(self.transport, x_t, F, t)
+        """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity.
+
+        'lagrangian' asks where a jump with r ≠ t ends, and leaves those rows as they are.
+        """
+
+        def ask(rows, t):
+            x_t = interpolate(self.transport, rows.x, rows.noise, t)
+            return data_and_noise(self.transport, x_t, self.teacher(nets, self.transport, x_t, t, rows), t)
+
+        split = self.split(len(t))
+        if self.consistency != "lagrangian" or not split.moving:
+            x, noise = ask(rows, t)
+        else:
+            own = [split.take((rows, t), group) for group in split.groups]
+            parts = [ask(*group) for group in own[:-1]] + [(own[-1][0].x, own[-1][0].noise)]
+            x, noise = (split.merge(list(part)) for part in zip(*parts, strict=True))
         return rows._replace(x=x, noise=noise)
 
     def weigh(self, loss: jax.Array, x: jax.Array) -> jax.Array:

@@ -76,7 +76,7 @@ def scm(transport: Transport) -> Objective:
     """sCM training (arXiv 2410.11081): r = T_min in all rows, F* = F⁻ + g/(‖g‖ + 0.1).
 
     g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)] for TrigFlow, s and q of `tangent.py` for others; w warms up in
-    10,000 steps. The learned weight is e^{−u(t)} L + u(t), on the prior 1/tan t, which stops at 1,000.
+    10,000 steps. The learned weight is e^{−u(t)} L + u(t), on the prior 1/tan t, kept between 1/1,000 and 1,000.
     """
     times = Times("log_normal", -1.0, 1.4, share_equal=0.0, share_min=1.0)
     weight = TimeWeight("reciprocal", "noise_to_signal", difference=False, sigma_d=1e-3)

@@ -55,6 +55,10 @@ class ScoreRegularised(Objective):
     def check(self) -> None:
         super().check()
         self.score.check()
+        if self.input_guidance.active:
+            raise ValueError(
+                f"objective.input_guidance.most is {self.input_guidance.most}; with score distillation it must be 1"
+            )
 
     def loss(self, nets, rows, t, r, step, key=None):
         own_key, key = jax.random.split(key)

@@ -17,12 +17,13 @@ KERNELS = {
     "soft_min_snr": lambda d, sigma_d: 1 / (d**2 + sigma_d**2),
 }
 
-# τ(t), the scale on which the kernel measures time.
+MOST_RATIO = 1e3
+# τ(t), the scale on which the kernel measures time. Ratios stop growing, so that rows of noise alone keep some weight.
 SCALES = {
     "time": lambda transport, t: t,
     "tan": lambda transport, t: jnp.tan(t),
-    "odds": lambda transport, t: t / (1 - t),
-    "noise_to_signal": lambda transport, t: transport.ratio(t),
+    "odds": lambda transport, t: jnp.minimum(t / (1 - t), MOST_RATIO),
+    "noise_to_signal": lambda transport, t: jnp.minimum(transport.ratio(t), MOST_RATIO),
 }
 
 # The largest T_max at which a scale still grows and is not negative.
