@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from etils import epath
 
 from tests.made_up import workdir
 from tests.taught import (  # noqa: F401, fixtures among them
@@ -15,6 +16,7 @@ from tests.taught import (  # noqa: F401, fixtures among them
     make_run,
     refused,
     toys,
+    train,
 )
 from tim_jax import ablate
 from tim_jax import config as configuration
@@ -119,8 +121,30 @@ def test_a_text_teacher_must_read_the_same_text(tmp_path):
             with_teachers(make_run(**changes | {key.replace(".", "__"): value}))
 
 
-def test_an_ablation_names_the_variant_whose_teacher_is_missing():
-    config = load_config("digits_flow_matching", STUDENT | {"objective.name": "flow_matching"})
-    ablation = Ablation(config, {"distilled": {"objective.name": "taught"}}, sampler_steps=(1,))
-    with pytest.raises(ValueError, match="^variant 'distilled': teacher.weights is ''"):
-        ablate.validate(ablation)
+def ablation_of(data, **changes):
+    """One whose reference asks nothing, and whose other variant has these changes."""
+    flags = STUDENT | {"objective.name": "flow_matching", "loader.directory": str(data)}
+    changed = {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return Ablation(load_config("digits_flow_matching", flags), {"plain": {}, "other": changed}, sampler_steps=(1,))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(objective__name="taught"), "teacher.weights is ''"),
+        (dict(start__weights="nowhere"), "start.weights is 'nowhere'"),
+        (dict(data__source="shards", data__path="nowhere"), ".*nowhere"),
+    ],
+)
+def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, said, data, tmp_path):
+    with pytest.raises(ValueError, match=f"^variant 'other': {said}"):
+        ablate.validate(ablation_of(data, **changes), epath.Path(tmp_path))
+
+
+def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
+    other = copied(teacher, tmp_path / "other", training__steps=7)
+    train(tmp_path / "runs" / "other" / "seed_1", data, teacher__weights=teacher)
+    folder, changes = epath.Path(tmp_path / "runs"), dict(objective__name="taught")
+    ablate.validate(ablation_of(data, teacher__weights=teacher, **changes), folder)
+    with pytest.raises(ValueError, match="^variant 'other': teacher.weights is .*other.* but .*seed_1.* learnt from"):
+        ablate.validate(ablation_of(data, teacher__weights=other, **changes), folder)

@@ -17,7 +17,9 @@ from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.command_line import Parser, user_errors
 from tim_jax.exit_codes import FAILED, RESTART
 from tim_jax.feed import open_feed
+from tim_jax.start import first_state
 from tim_jax.teachers import with_teachers
+from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 
 
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.report and plan.read(folder) is None:
                 raise ValueError(f"--workdir={folder}: holds no ablation")
             if not args.report:
-                validate(ablation)
+                validate(ablation, folder)
                 for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.beside):
                     beside.find(ablation, name, folder)
             if args.launch:
@@ -83,15 +85,22 @@ def chosen(ablation: Ablation, only: str) -> list[Member]:
     return [member for member in members if member in picked]
 
 
-def validate(ablation: Ablation) -> None:
-    """Raises ValueError, naming the variant, unless all can be built and the data of the first are there."""
+def validate(ablation: Ablation, folder: epath.Path) -> None:
+    """Raises ValueError, naming the variant, unless all can be built, their data and the weights that they start from
+    are there, and what is begun of them in the folder learnt from the same teachers."""
+    opened = []
     for name in ablation.variants:
         try:
             run = with_teachers(configuration.build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
-            if name == ablation.reference:
+            places = [folder / str(Member(name, seed)) for seed in range(ablation.seeds)]
+            for place in [place for place in places if warm_start.latest(place)] or places[:1]:
+                first_state(run, place)
+            read = {part: run.config[part].to_json() for part in ("data", "codecs", "evaluation")}
+            if read not in opened:
                 open_feed(run)
                 measure.plan(run)
+                opened.append(read)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
 

@@ -12,9 +12,8 @@ import numpy as np
 from tim_jax import data
 from tim_jax.config import Run
 from tim_jax.frozen import Decoder, Pixels, Texts, decoder_of, texts_of
-from tim_jax.training import checkpoints, sharding
+from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.loop import on_mesh
-from tim_jax.training.state import TrainState
 from tim_jax.transitions.plans import host_transport
 from tim_jax.transitions.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
 
@@ -24,17 +23,20 @@ Decode = Pixels | Decoder
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
     """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
 
-    Raises ValueError if there is no checkpoint.
+    Nothing else of it is read. Raises ValueError if there is no checkpoint.
     """
+    none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():
-        raise ValueError(f"--workdir={workdir}: has no checkpoint yet")
+        raise none
     manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every, read_only=True)
     step, damaged = checkpoints.latest_good(manager)
+    if step is None:
+        raise none
     for later, reason in damaged.items():
         print(f"warning: checkpoint of step {later} not used: {reason}", file=sys.stderr)
-    state: TrainState = checkpoints.restore(manager, run.trainer.abstract, step)
     manager.close()
-    return run.weights(state), int(state.step)
+    saved = warm_start.Saved(manager.directory, step)
+    return warm_start.read_network(saved, run.sampling_weights, run.weights(run.trainer.abstract)), step
 
 
 def check_by_class(run: Run, workdir) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from tim_jax import config as configuration
@@ -53,8 +52,7 @@ class Teacher:
     @functools.cached_property
     def params(self) -> Any:
         """Its parameters on the mesh, cast as they are read; read once."""
-        weights = warm_start.read_weights(self.found.saved, self.found.which, names.by_name(self.abstract))
-        return unflatten_dict(weights, sep="/")
+        return warm_start.read_network(self.found.saved, self.found.which, self.abstract)
 
 
 def with_teachers(run: Run) -> Run:

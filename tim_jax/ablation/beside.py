@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from etils import epath
-from flax.traverse_util import unflatten_dict
 
 from tim_jax import compilation_cache, config_keys, measure, workdir
 from tim_jax import config as configuration
@@ -13,7 +12,7 @@ from tim_jax.ablation import runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config import Run
 from tim_jax.teachers import SHORT
-from tim_jax.training import checksums, names, warm_start
+from tim_jax.training import checksums, warm_start
 from tim_jax.training.warm_start import Saved
 
 SAME = ("data.height", "data.width", "data.channels", "model.condition", "model.num_classes")
@@ -84,8 +83,7 @@ def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str
     run, saved = find(ablation, member.variant, folder)
     reference = configuration.build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
-    abstract = names.by_name(run.trainer.abstract.params["student"])
-    weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_weights, abstract), sep="/")
+    weights = warm_start.read_network(saved, run.sampling_weights, run.weights(run.trainer.abstract))
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     place = folder / str(member)
     table = runs.table_of(measure.plan(reference), run, weights, nfe, member.seed, place)

@@ -149,6 +149,11 @@ def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtype
     return names.by_name(state["params"]["student"] if which == "student" else state["emas"][which])
 
 
+def read_network(saved: Saved, which: str, abstract: Any) -> Any:
+    """As `read_weights`, all parameters of a network, as the tree that `abstract` is."""
+    return unflatten_dict(read_weights(saved, which, names.by_name(abstract)), sep="/")
+
+
 def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
     """A first state with some of the student's parameters in place of its own; averages and the parts beside the
     student are copies of it."""
