@@ -58,7 +58,8 @@ class Teacher:
 def with_teachers(run: Run) -> Run:
     """The run with the frozen networks that its objective asks; the run itself where that asks none.
 
-    To be called by all processes. Reads records and checksums, but no weights. Raises ValueError, naming the key.
+    To be called by all processes. Compares the checksums of the teacher's checkpoint, which reads its files once, and its
+    records; weights come later. Raises ValueError, naming the key.
     """
     return asking(run, find(run)) if run.trainer.step.objective.learns_from else run
 

@@ -33,8 +33,9 @@ def transition_change(
 def end_target(
     transport: Transport, x_t: jax.Array, x_r: jax.Array, F_r: jax.Array, t: jax.Array, r: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(F, B/B') for which the end of a jump moves with the velocity that the prediction F_r has at x_r, B' = ∂B/∂r.
+    """(F (B, …), B/B' (B, 1, …)) for which the end x_r of a jump moves as the prediction F_r there says, B' = ∂B/∂r.
 
+    x_t, x_r, F_r: (B, …), F_r at (x_r, r, r); t, r: (B,), r < t, since at r = t both are without meaning.
     A' x_t + B' F + B ∂F/∂r = dx_r/dr, solved for F but for its own last term: F* = F − (B/B') ∂F⁻/∂r (Lagrangian).
     B/B' is r − t for OT-FM.
     """

@@ -19,8 +19,9 @@ from tim_jax.types import Rows
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """How nets["teacher"] is asked. guidance: s above, 1 for none. low, high: of the times in which it acts, as
-    fractions of T_max. weaker: guidance is away from nets["weaker"] instead of the null condition."""
+    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. low, high: of the times in which it acts,
+    as fractions of T_max, 0 ≤ low ≤ high ≤ 1. weaker: guidance is away from nets["weaker"] instead of the null
+    condition."""
 
     guidance: float = 1.0
     low: float = 0.0
@@ -47,7 +48,7 @@ class Teacher:
     def __call__(
         self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows
     ) -> jax.Array:
-        """F_T(x_t, t, t) (B, …) under the rows' conditions, without gradient."""
+        """F_T(x_t, t, t) (B, …) of x_t (B, …) at t (B,) under the rows' conditions, without gradient."""
         here = query(transport, x_t, t, t, rows.condition)
         if self.guidance == 1:
             (output,) = nets["teacher"]((here,))
@@ -71,7 +72,10 @@ class Teacher:
         rows: Rows,
         steps: int,
     ) -> jax.Array:
-        """x_s from x_t by Heun's method (see `plans.heun`), in steps of equal noise level; t, s: (B,)."""
+        """x_s (B, …) from x_t by Heun's method (see `plans.heun`), in `steps` ≥ 1 steps of equal noise level.
+
+        t, s: (B,), T_min ≤ s ≤ t ≤ T_max.
+        """
         level_t, level_s = transport.level(t), transport.level(s)
 
         def time(k):

@@ -17,7 +17,7 @@ from tim_jax.transitions.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryConsistency(Objective):
-    """points: states of a trajectory."""
+    """points: states of a trajectory, at least 1; the rows of a batch are a multiple of it."""
 
     points: int = 8
 
