@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from tests.flags import for_devices
 from tim_jax import compilation_cache
 
 # Says what JAX's cache did while a command ran.
@@ -31,7 +32,7 @@ TINY = [
 def train(folder, *options, **environment):
     """(programs kept, programs read, what was said) of a run of its own process whose home is `folder`."""
     given = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    given |= {"HOME": str(folder), "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    given |= {"HOME": str(folder), "XLA_FLAGS": for_devices(1), "JAX_PLATFORMS": "cpu"}
     given |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     given.pop("XDG_CACHE_HOME", None)
     data = f"--config.loader.directory={folder / 'data'}"
