@@ -21,7 +21,7 @@ MESHES = {
 }  # fmt: skip
 # Rows and shape of the batches in turn. Eight devices have 5 and 2 rows each; with four fifths at r = t the split is
 # whole (4 and 1) in the first and not in the second. Four devices of `sequence` have 4 and 3 tokens.
-BATCHES = [(40, (8, 8)), (16, (4, 12)), (40, (12, 4))]
+BATCHES = [(40, (8, 8)), (16, (4, 12))]
 SMALL = {
     "model.width": "32", "model.depth": "2", "model.heads": "4", "model.bottleneck": "16", "model.encoder_depth": "1",
     "model.patch_size": "2", "data.batch_size": "40", "optimizer.warmup_steps": "0",
