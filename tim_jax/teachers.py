@@ -165,13 +165,13 @@ def check(run: Run, found: Found) -> None:
             "velocity"
         )
     if own.data.condition_dropout == 0:
-        asked = config.data.condition_dropout > 0 and "data.condition_dropout is above 0"
+        asked = config.data.condition_dropout > 0 and "this run's is"
         if config.teacher.guidance != 1 and not config.teacher.weaker:
             asked = "teacher.guidance is not 1"
         if asked:
             raise ValueError(
-                f"{found.said}; its data.condition_dropout is 0: it must be above where {asked}, since it never saw "
-                "the null condition"
+                f"{found.said}; its data.condition_dropout is 0: it must be above where {asked}, since it has "
+                "not seen the null condition"
             )
     patch = own.model.patch_size
     if run.data.bucketing and config.model.patch_size % patch:

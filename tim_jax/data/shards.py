@@ -181,8 +181,9 @@ def open_shards(at: Location) -> ShardSource:
     files that changed, or is in object storage."""
     if not files.is_local(at.path):
         raise ValueError(f"data.path is {at.path!r}; ArrayRecord files are read from a local or mounted disk only")
+    root = Path(at.root)
     try:
-        shard_files.check_sizes(Path(at.root))
+        shard_files.check_sizes(root)
     except ValueError as error:
         raise ValueError(f"data.path: {error}") from None
-    return ShardSource(str(at.root), at.channels)
+    return ShardSource(str(root), at.channels)
