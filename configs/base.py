@@ -95,8 +95,8 @@ def get_config():
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
     # Of rows with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps).
     config.objective.consistency = placeholder(str)
-    # "teacher": its velocity takes that of the data's place, in all rows. Otherwise dx_t/dt in dF/dt alone: "data",
-    # "target", "head", "student" or an average.
+    # "teacher": its velocity takes that of the data's place, in all rows. Otherwise that along which base' and dF/dt
+    # are taken: "data", "target", "head", "student" or an average.
     config.objective.velocity = placeholder(str)
     # eulerian and lagrangian
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)

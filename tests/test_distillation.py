@@ -90,6 +90,30 @@ def test_align_your_flow_by_hand(step, x64):
         np.testing.assert_allclose(target, F + g / (norm + 0.1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["ayf_eulerian", "ayf_lagrangian"])
+@pytest.mark.parametrize("head", [0.0, 1.0])
+def test_all_rows_learn_the_teachers_velocity(name, head, x64):
+    """The head in all of them, the network where r = t; the data's own is nowhere to be seen."""
+    transport = plain_times("ot_fm")
+    objective = OBJECTIVES[name](transport)
+    objective = dataclasses.replace(
+        objective, head_weight=head, tangent=dataclasses.replace(objective.tangent, most=0.0)
+    )
+    x, noise = random(0), random(1)
+    t, r = objective.draw(jax.random.key(0), len(x), positions=4)
+
+    def right(x, t, r):
+        return answer(some_velocity(x, t), some_velocity(x, t))
+
+    loss, _ = objective.loss(nets_with_teacher(right), rows_of(x, noise), t, r, LATE)
+    learnt = (t == r) if name == "ayf_lagrangian" else t == t
+    assert 0 < learnt.sum() and jnp.abs(loss[learnt]).max() < 1e-20
+    more, _ = dataclasses.replace(objective, head_weight=0.0).loss(
+        nets_with_teacher(right), rows_of(x, noise), t, r, LATE
+    )
+    np.testing.assert_allclose(loss, more, atol=1e-20)
+
+
 @pytest.mark.parametrize("name", ["tim", "mean_flow"])
 def test_with_the_conditional_mean_for_teacher_distillation_is_mean_flow_in_expectation(name, x64):
     """Of pairs ±δ about the mean, which have one x_t, half the sum of gradients; the target is linear in (x, ε)."""

@@ -263,6 +263,13 @@ def test_weights_are_above_zero_and_finite_or_refused(transport, kernel, scale, 
     np.testing.assert_array_equal(weight(transport, t, t), 1.0)
 
 
+@pytest.mark.parametrize("scale", ["noise_to_signal", "odds"])
+def test_weights_fall_with_the_interval_also_near_noise(scale):
+    t, r = jnp.ones(5), jnp.array([0.0, 0.5, 0.9, 0.999, 0.99999])
+    w = TimeWeight("reciprocal", scale)(TRANSPORTS["ot_fm"](), t, r)
+    assert (jnp.diff(w) >= 0).all() and 0 < w[0] == w[-1] < 0.01
+
+
 def test_weight_kernels_have_their_published_forms():
     d = jnp.array([0.0, 0.5, 3.0])
     exact = {

@@ -55,7 +55,7 @@ def spoilt(source, to):
         (
             dict(data__condition_dropout=0.0),
             {},
-            ["condition_dropout is 0", "above where this run's is", "null"],
+            ["condition_dropout is 0", "condition_dropout is above 0 here", "null"],
         ),
         (
             dict(data__condition_dropout=0.0),

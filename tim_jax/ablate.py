@@ -94,9 +94,10 @@ def validate(ablation: Ablation, folder: epath.Path) -> None:
             run = with_teachers(configuration.build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
             places = [folder / str(Member(name, seed)) for seed in range(ablation.seeds)]
-            for place in [place for place in places if warm_start.latest(place)] or places[:1]:
+            begun = [place for place in places if warm_start.latest(place)]
+            for place in begun + [place for place in places if place not in begun][:1]:
                 first_state(run, place)
-            read = {part: run.config[part].to_json() for part in ("data", "codecs", "evaluation")}
+            read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
                 open_feed(run)
                 measure.plan(run)

@@ -23,7 +23,8 @@ Decode = Pixels | Decoder
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
     """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
 
-    Nothing else of it is read. Raises ValueError if there is no checkpoint.
+    Only these are restored of it, once the checksums of all its files are right. Raises ValueError if there is no
+    checkpoint.
     """
     none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():

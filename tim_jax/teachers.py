@@ -58,8 +58,8 @@ class Teacher:
 def with_teachers(run: Run) -> Run:
     """The run with the frozen networks that its objective asks; the run itself where that asks none.
 
-    To be called by all processes. Compares the checksums of the teacher's checkpoint, which reads its files once, and its
-    records; weights come later. Raises ValueError, naming the key.
+    To be called by all processes. Reads the records of their checkpoints, and all files for their checksums; weights
+    come later. Raises ValueError, naming the key.
     """
     return asking(run, find(run)) if run.trainer.step.objective.learns_from else run
 
@@ -164,15 +164,15 @@ def check(run: Run, found: Found) -> None:
             f"{found.said}; its times.share_equal is 0: it must be above, since a model that never saw r = t has no "
             "velocity"
         )
-    if own.data.condition_dropout == 0:
-        asked = config.data.condition_dropout > 0 and "this run's is"
-        if config.teacher.guidance != 1 and not config.teacher.weaker:
-            asked = "teacher.guidance is not 1"
-        if asked:
-            raise ValueError(
-                f"{found.said}; its data.condition_dropout is 0: it must be above where {asked}, since it has "
-                "not seen the null condition"
-            )
+    reasons = {
+        "data.condition_dropout is above 0 here": config.data.condition_dropout > 0,
+        "teacher.guidance is not 1": config.teacher.guidance != 1 and not config.teacher.weaker,
+    }
+    asked = [reason for reason, true in reasons.items() if true]
+    if own.data.condition_dropout == 0 and asked:
+        raise ValueError(
+            f"{found.said}; its data.condition_dropout is 0: it must have seen the null condition, since {asked[0]}"
+        )
     patch = own.model.patch_size
     if run.data.bucketing and config.model.patch_size % patch:
         raise ValueError(

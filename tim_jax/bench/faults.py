@@ -6,6 +6,7 @@ kill left to go on from, and at the end the whole state, must be that of the und
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import random
@@ -47,6 +48,8 @@ PATIENCE = 900.0  # seconds to wait for anything
 class Trial:
     """A run in a folder of its own, started again as often as it is killed."""
 
+    process: subprocess.Popen | None = None
+
     def __init__(self, root: pathlib.Path, name: str, steps: int, keep: int = 2):
         self.workdir, self.log = root / name, root / f"{name}.txt"
         settings = TINY | {
@@ -73,7 +76,7 @@ class Trial:
         """Raises RuntimeError if the process ends before, or does not get there."""
         while not happened():
             if self.process.poll() is not None or time.monotonic() - self.began > PATIENCE:
-                self.process.kill()
+                self.end()
                 raise RuntimeError(f"run ended with {self.process.wait()}: …{self.log.read_text()[-2000:]}")
             time.sleep(0.002)
 
@@ -83,11 +86,19 @@ class Trial:
             self.wait_until(happening)
             time.sleep(after())
             self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             if happening():
                 return
             self.process.send_signal(signal.SIGCONT)
 
+    def end(self) -> None:
+        """Leaves no process behind, whatever has happened."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def kill(self) -> None:
+        """Raises RuntimeError if the process had ended before."""
         self.process.kill()
         if self.process.wait() != -9:
             raise RuntimeError(f"run ended with {self.process.returncode} before it was killed")
@@ -134,10 +145,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     abstract = configuration.build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
     row = {"kills": args.kills, "during_save": 0, "during_start": 0}
     left = []  # (step, leaves) that each kill left to go on from
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=args.kills, unit="kill") as bar:
-        root = pathlib.Path(folder)
+    with contextlib.ExitStack() as stack:
+        root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bar = stack.enter_context(tqdm(total=args.kills, unit="kill"))
         starting = interval = 0.0  # seconds to a start's first checkpoint, and from one to the next
         killed = Trial(root, "killed", FOR_EVER)
+        stack.callback(killed.end)
         for i in range(args.kills):
             start_at = killed.latest()
             killed.start()
@@ -163,6 +176,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         steps = killed.latest() + EVERY
         killed, whole = Trial(root, "killed", steps), Trial(root, "whole", steps, keep=steps)
         for trial in (killed, whole):
+            stack.callback(trial.end)
             trial.start()
             trial.finish()
         left.append(state_leaves(killed.workdir, abstract))

@@ -65,7 +65,7 @@ def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Ar
     """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
     rows, t, r, base = group
     transport, x, noise = objective.transport, rows.x, rows.noise
-    if objective.velocity != "data":
+    if objective.velocity != "data":  # base' and dF/dt go along the same path
         x_t = interpolate(transport, x, noise, t)
         x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
     outputs, output, dF_dt = objective.differentiate(

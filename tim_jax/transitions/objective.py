@@ -37,7 +37,8 @@ class Objective:
     base target, guidance included; 'head', what the network's velocity head predicts; or the name of a network, whose
     prediction at r = t stands for their conditional mean. The target's mean is the same; its variance is lower, since
     a row's own velocity is noise to the network's Jacobian. The last two cost a forward pass of the moving rows. Or
-    'teacher': x̂ and ε̂ of nets["teacher"] at x_t take the place of all rows' (x, ε), in the base target as well.
+    'teacher': x̂ and ε̂ of nets["teacher"] at x_t take the place of all rows' (x, ε), in the base target as well, whose
+    guidance is included as by 'target'.
     derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). tangent: what becomes of it.
     bootstrap: for 'semigroup'. direction: a name in DIRECTION_AXES, with `direction_weight`. head_weight: of a second
     prediction of the base target by the network's velocity head, 0 for none. alignment_weight: 0 for none.
@@ -188,7 +189,8 @@ class Objective:
     def taught(self, nets: Mapping[str, Net], rows: Rows, t: jax.Array) -> Rows:
         """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity.
 
-        'lagrangian' asks where a jump with r ≠ t ends, and leaves those rows as they are.
+        'lagrangian' asks where a jump with r ≠ t ends, and leaves those rows as they are unless a head learns from
+        them.
         """
 
         def ask(rows, t):
@@ -196,7 +198,7 @@ class Objective:
             return data_and_noise(self.transport, x_t, self.teacher(nets, self.transport, x_t, t, rows), t)
 
         split = self.split(len(t))
-        if self.consistency != "lagrangian" or not split.moving:
+        if self.consistency != "lagrangian" or self.head_weight or not split.moving:
             x, noise = ask(rows, t)
         else:
             own = [split.take((rows, t), group) for group in split.groups]

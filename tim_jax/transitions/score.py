@@ -24,8 +24,8 @@ from tim_jax.types import Rows
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """weight: λ, at least 0. rollout: most jumps of a rollout, at least 1; each row has its own number, 1 … rollout, and
-    the last has a gradient."""
+    """weight: λ, at least 0. rollout: most jumps of a rollout, at least 1; each row has its own number, 1 … rollout,
+    and the last has a gradient."""
 
     weight: float = 0.01
     rollout: int = 2

@@ -19,8 +19,8 @@ from tim_jax.types import Rows
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. low, high: of the times in which it acts,
-    as fractions of T_max, 0 ≤ low ≤ high ≤ 1. weaker: guidance is away from nets["weaker"] instead of the null
+    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. low, high: of the times in which it
+    acts, as fractions of T_max, 0 ≤ low ≤ high ≤ 1. weaker: guidance is away from nets["weaker"] instead of the null
     condition."""
 
     guidance: float = 1.0

@@ -17,13 +17,15 @@ KERNELS = {
     "soft_min_snr": lambda d, sigma_d: 1 / (d**2 + sigma_d**2),
 }
 
-MOST_RATIO = 1e3
-# τ(t), the scale on which the kernel measures time. Ratios stop growing, so that rows of noise alone keep some weight.
+# The largest d of a weight: some scales have no bound, and rows that are noise alone are to keep some weight.
+MOST = 1e3
+
+# τ(t), the scale on which the kernel measures time.
 SCALES = {
     "time": lambda transport, t: t,
     "tan": lambda transport, t: jnp.tan(t),
-    "odds": lambda transport, t: jnp.minimum(t / (1 - t), MOST_RATIO),
-    "noise_to_signal": lambda transport, t: jnp.minimum(transport.ratio(t), MOST_RATIO),
+    "odds": lambda transport, t: t / (1 - t),
+    "noise_to_signal": lambda transport, t: transport.ratio(t),
 }
 
 # The largest T_max at which a scale still grows and is not negative.
@@ -32,7 +34,7 @@ SCALE_LIMITS = {"tan": np.pi / 2, "odds": 1.0}
 
 @dataclasses.dataclass(frozen=True)
 class TimeWeight:
-    """w = kernel(τ(t) − τ(r), σ_d), or kernel(τ(t), σ_d) without `difference`; 1 where r = t.
+    """w = kernel(min(τ(t) − τ(r), 1000), σ_d), or of τ(t) alone without `difference`; 1 where r = t.
 
     kernel: a name in KERNELS; scale: τ, a name in SCALES; sigma_d > 0.
     """
@@ -61,7 +63,7 @@ class TimeWeight:
         """(B,) weights for times (B,)."""
         scale = SCALES[self.scale]
         d = scale(transport, t) - scale(transport, r) if self.difference else scale(transport, t)
-        return jnp.where(r == t, 1.0, KERNELS[self.kernel](d, self.sigma_d))
+        return jnp.where(r == t, 1.0, KERNELS[self.kernel](jnp.minimum(d, MOST), self.sigma_d))
 
 
 @dataclasses.dataclass(frozen=True)
