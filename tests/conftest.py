@@ -25,9 +25,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(
-    100_000, 50, 50
-)  # tracing makes many small objects that stay; looking them through takes a fifth of it
+# Tracing makes many small objects that stay, and looking them through as often as usual takes a fifth of its time.
+gc.set_threshold(100_000, 50, 50)
 
 hypothesis.settings.register_profile(
     "tests",

@@ -14,24 +14,25 @@ import time
 
 
 def main() -> None:
-    name, first, delay, latest, module, *arguments = sys.argv[1:]
+    number, module = signal.Signals[sys.argv[1]], sys.argv[5]
+    first, delay, latest = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     moved, sent = 0, False
 
     def send():
         nonlocal sent
         if not sent:
             sent = True
-            os.kill(os.getpid(), signal.Signals[name])
+            os.kill(os.getpid(), number)
             time.sleep(60)  # the process ends here, and is not done before it does
 
     def send_later():
-        time.sleep(float(delay))
+        time.sleep(delay)
         send()
 
     def send_or_wait():
-        if moved == int(latest) or moved == int(first) and not float(delay):
+        if moved == latest or moved == first and not delay:
             send()
-        elif moved == int(first):
+        elif moved == first:
             threading.Thread(target=send_later, daemon=True).start()
 
     def watch(event, about):
@@ -42,7 +43,7 @@ def main() -> None:
 
     sys.addaudithook(watch)
     send_or_wait()
-    sys.argv = [module, *arguments]
+    sys.argv = sys.argv[5:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     began, rng = time.perf_counter(), random.Random(args.seed)
     abstract = configuration.build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
     row = {"kills": args.kills, "during_save": 0, "during_start": 0}
-    left = []  # (step, leaves) that each kill left to go on from
+    left = []  # (step, leaves) that each kill left to go on from, and the end
     with contextlib.ExitStack() as stack:
         root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bar = stack.enter_context(tqdm(total=args.kills, unit="kill"))
@@ -180,8 +180,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             trial.start()
             trial.finish()
         left.append(state_leaves(killed.workdir, abstract))
-        *recovered, row["bit_equal"] = [
-            step == 0 or leaves == state_leaves(whole.workdir, abstract, step)[1] for step, leaves in left
-        ]
-        row |= {"recovered": sum(recovered), "bit_equal": row["bit_equal"] and left[-1][0] == steps}
+        same = [step == 0 or leaves == state_leaves(whole.workdir, abstract, step)[1] for step, leaves in left]
+        row |= {"recovered": sum(same[:-1]), "bit_equal": same[-1] and left[-1][0] == steps}
     return [row | {"seconds": time.perf_counter() - began}]
