@@ -11,12 +11,12 @@ Where it leaves the published loss, and why (figures in the README):
 - The learning rate falls linearly to zero, for the flow-matching twin as well.
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def network():
     """Data, network and optimizer, with the objective left as it is named in configs/base.py."""
-    config = config_files.load("base").get_config()
+    config = loading.load("base").get_config()
 
     config.data.batch_size = 128
 

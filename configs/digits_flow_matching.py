@@ -5,7 +5,7 @@ configurations in distillation/.
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 WORKDIR = "runs/digits_flow_matching"
 
@@ -15,7 +15,7 @@ def student(changes, config=None, steps=1800):
 
     changes: {"section.key": value} of config, which by default has the objective of configs/base.py.
     """
-    config = config or config_files.load("digits").network()
+    config = config or loading.load("digits").network()
     config.start.weights = config.teacher.weights = WORKDIR
 
     config.optimizer.warmup_steps = 100
@@ -28,7 +28,7 @@ def student(changes, config=None, steps=1800):
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
 
     config.objective.name = "flow_matching"
 

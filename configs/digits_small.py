@@ -4,7 +4,7 @@ Launch: python -m tim_jax.train --config=configs/digits_small.py --workdir=runs/
 Data, loss and schedule are those of configs/digits.py. A step takes 24 ms on two quiet cores.
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def smaller(config):
@@ -24,8 +24,8 @@ def smaller(config):
 
 def network():
     """Data, network and optimizer, with the objective left as it is named in configs/base.py."""
-    return smaller(config_files.load("digits").network())
+    return smaller(loading.load("digits").network())
 
 
 def get_config():
-    return smaller(config_files.load("digits").get_config())
+    return smaller(loading.load("digits").get_config())

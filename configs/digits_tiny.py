@@ -4,11 +4,11 @@ Launch: python -m tim_jax.train --config=configs/digits_tiny.py --workdir=runs/d
 The notebooks read the run that this made in notebooks/digits/. Data and loss are those of configs/digits.py.
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits_small").get_config()
+    config = loading.load("digits_small").get_config()
 
     config.model.width = 40
     config.model.heads = 2

@@ -6,11 +6,11 @@ Hardware: one host with 4 to 8 accelerators; bfloat16.
 Launch: python -m tim_jax.train --config=configs/imagenet256_b.py --workdir=runs/imagenet256_b
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("imagenet256_xl").get_config()
+    config = loading.load("imagenet256_xl").get_config()
 
     config.data.batch_size = 256
 

@@ -6,11 +6,11 @@ Hardware: a pod slice such as v5p-64, or 32 H100; bfloat16.
 Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl.py --workdir=gs://BUCKET/imagenet256_xl
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("base").get_config()
+    config = loading.load("base").get_config()
 
     config.data.source = "latents"
     config.data.height = 32

@@ -9,11 +9,11 @@ Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl_d
     --config.teacher.weights=gs://BUCKET/imagenet256_xl --config.start.weights=gs://BUCKET/imagenet256_xl
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("imagenet256_xl").get_config()
+    config = loading.load("imagenet256_xl").get_config()
 
     config.objective.name = "ayf_eulerian"
     config.objective.alignment_weight = 0.0

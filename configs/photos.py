@@ -1,14 +1,14 @@
 """TiM at native resolution on the embedded photographs: crops at many aspect ratios, in RGB, on two CPU cores.
 
 Launch: python -m tim_jax.train --config=configs/photos.py --workdir=runs/photos
-See the buckets first: python -m tim_jax.data.inspect --config=configs/photos.py
+See the buckets first: python -m tim_jax.inspect --config=configs/photos.py
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").get_config()
+    config = loading.load("digits").get_config()
 
     config.data.source = "photos"
     config.data.height = 32

@@ -6,11 +6,11 @@ Launch: python -m tim_jax.train --config=configs/photos_t2i.py --workdir=runs/ph
 Then: python -m tim_jax.sample --workdir=runs/photos_t2i --prompt="a tabby cat" --size=32x48
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("photos").get_config()
+    config = loading.load("photos").get_config()
 
     config.data.encode = True
     config.data.text_width = 96
@@ -18,5 +18,5 @@ def get_config():
     config.codecs.text_encoder = "stand-in"
 
     config.model.condition = "text"
-    config.model.num_classes = config_files.load("base").get_config().model.num_classes
+    config.model.num_classes = loading.load("base").get_config().model.num_classes
     return config

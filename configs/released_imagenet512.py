@@ -4,10 +4,10 @@ Published score with guidance, 1 and 250 steps: FID 4.79, 1.69.
 Launch: python -m tim_jax.convert import hf://GoodEnough/TiM-C2I/c2i_model_512.safetensors WORKDIR
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("imagenet512_xl").get_config()
+    config = loading.load("imagenet512_xl").get_config()
     config.model.rope_order = "official"
     return config

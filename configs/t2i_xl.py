@@ -11,11 +11,11 @@ Launch, on every host: python -m tim_jax.train --config=configs/t2i_xl.py --work
     --config.data.path=DIR
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("base").get_config()
+    config = loading.load("base").get_config()
 
     config.data.source = "shards"
     config.data.height = 32  # of samples; rows are in buckets

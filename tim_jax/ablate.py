@@ -10,15 +10,16 @@ import time
 import jax
 from etils import epath
 
-from tim_jax import cluster, lock, measure
-from tim_jax import config as configuration
 from tim_jax.ablation import beside, launch, plan, report, runs, settings
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.command_line import Parser, user_errors
-from tim_jax.exit_codes import FAILED, RESTART
-from tim_jax.feed import open_feed
-from tim_jax.start import first_state
-from tim_jax.teachers import with_teachers
+from tim_jax.config.build import build
+from tim_jax.config.command_line import Parser, user_errors
+from tim_jax.runs import measuring
+from tim_jax.runs.input_pipeline import open_feed
+from tim_jax.runs.start import first_state
+from tim_jax.runs.teachers import with_teachers
+from tim_jax.system import cluster, lock
+from tim_jax.system.exit_codes import FAILED, RESTART
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 
@@ -91,7 +92,7 @@ def validate(ablation: Ablation, folder: epath.Path) -> None:
     opened = []
     for name in ablation.variants:
         try:
-            run = with_teachers(configuration.build(ablation.config(name)))
+            run = with_teachers(build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
             places = [folder / str(Member(name, seed)) for seed in range(ablation.seeds)]
             begun = [place for place in places if warm_start.latest(place)]
@@ -100,7 +101,7 @@ def validate(ablation: Ablation, folder: epath.Path) -> None:
             read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
                 open_feed(run)
-                measure.plan(run)
+                measuring.plan(run)
                 opened.append(read)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None

@@ -14,12 +14,13 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save
 
-from tim_jax import config as configuration
-from tim_jax import files, workdir
 from tim_jax.codecs import hub, torch_file
 from tim_jax.codecs.loading import opened
 from tim_jax.codecs.official import from_official, to_official
-from tim_jax.command_line import Parser, failures, load_config, user_errors
+from tim_jax.config.build import Run, build
+from tim_jax.config.command_line import Parser, failures, load_config, user_errors
+from tim_jax.runs import workdir
+from tim_jax.system import files
 from tim_jax.training import checkpoints, warm_start
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.state import create
@@ -63,7 +64,7 @@ def configure(file: pathlib.Path, state: dict[str, np.ndarray], name: str, overr
     return load_config(name or RELEASES[file.name], left_out | overrides)
 
 
-def fill(run: configuration.Run, params: dict, source: str, folder: epath.Path) -> None:
+def fill(run: Run, params: dict, source: str, folder: epath.Path) -> None:
     """Makes `folder` a workdir at step 0 with these parameters as student and averages, in one move.
 
     Raises CannotWrite; then nothing is left behind.
@@ -98,7 +99,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             raise ValueError(f"{args.workdir}: is there already; weights are imported into a workdir of their own")
         file = hub.local(args.file)
         state = read(file)
-        run = configuration.build(configure(file, state, args.config, overrides))
+        run = build(configure(file, state, args.config, overrides))
         try:
             params = from_official(state, run.trainer.abstract.params["student"])
         except ValueError as error:

@@ -10,13 +10,13 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax import cluster, workdir
-from tim_jax import config as configuration
-from tim_jax.command_line import Parser, user_errors
-from tim_jax.config import Run
+from tim_jax.config.build import Run, build
+from tim_jax.config.command_line import Parser, user_errors
 from tim_jax.evaluation import diagnostics
-from tim_jax.feed import images_of_one_shape
-from tim_jax.generate import check_by_class, load_weights
+from tim_jax.runs import workdir
+from tim_jax.runs.generation import check_by_class, load_weights
+from tim_jax.runs.input_pipeline import images_of_one_shape
+from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 from tim_jax.training.preemption import Stop
@@ -46,7 +46,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     with user_errors():
         folder = epath.Path(args.workdir)
-        run = configuration.build(workdir.load(folder, overrides))
+        run = build(workdir.load(folder, overrides))
         epsilons = read_epsilons(args.epsilons, run)
         if args.nodes < 2:
             raise ValueError(f"--nodes is {args.nodes}; it must be at least 2")

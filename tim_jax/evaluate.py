@@ -7,15 +7,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import cluster, compilation_cache, measure, parts, workdir
-from tim_jax import config as configuration
-from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.config.build import Run, build
+from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import LEAST
-from tim_jax.generate import Generator, load_weights
-from tim_jax.grid import with_found_grid
+from tim_jax.runs import measuring, reference_data, workdir
+from tim_jax.runs.generation import Generator, load_weights
+from tim_jax.runs.step_grid import with_found_grid
+from tim_jax.system import cluster, compilation_cache
 from tim_jax.training.preemption import Stop
-from tim_jax.transitions.sampler import evaluations
+from tim_jax.transitions.sampling.sampler import evaluations
 
 METRICS_COST = 8  # of a set of samples in network evaluations, roughly, for the time left
 
@@ -49,18 +50,18 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 raise ValueError(f"--count is {args.count}; it must be at least {1 if args.export else LEAST}")
             overrides["evaluation.samples"] = str(max(args.count, LEAST))
         folder = epath.Path(args.workdir)
-        run = configuration.build(workdir.load(folder, overrides))
+        run = build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)
         if args.export:
             check_export(run, args)
         else:
-            plan = measure.plan(run)
-            count = measure.count_of(plan)
+            plan = measuring.plan(run)
+            count = measuring.count_of(plan)
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
         nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
         count = args.count or run.evaluation.samples if args.export else count
-        generator = measure.generator_of(run, count)
+        generator = measuring.generator_of(run, count)
         generator.load()
 
     if args.export:
@@ -70,7 +71,7 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             table(plan, generator, weights, training_step, nfe, args, count, folder)
 
 
-def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
+def check_export(run: Run, args: argparse.Namespace) -> None:
     """Raises ValueError if the samples cannot be exported."""
     if "," in args.steps:
         raise ValueError(f"--steps is {args.steps!r}; with --export it must be one step count")
@@ -85,7 +86,7 @@ def check_export(run: configuration.Run, args: argparse.Namespace) -> None:
 def export(generator: Generator, weights, steps: int, count: int, path: epath.Path) -> None:
     """Writes `count` samples and their labels as a published batch."""
     run = generator.run
-    asked = measure.asked_of(run, count)
+    asked = measuring.asked_of(run, count)
     began, progress, done = time.perf_counter(), Progress(count), 0
 
     def levels():
@@ -97,7 +98,7 @@ def export(generator: Generator, weights, steps: int, count: int, path: epath.Pa
 
     if jax.process_index() == 0:
         labels = np.zeros(count, np.int32) if isinstance(asked, list) else asked
-        published.write_images(path, levels(), (count, *parts.picture_shape(run)[:2], 3), labels)
+        published.write_images(path, levels(), (count, *reference_data.picture_shape(run)[:2], 3), labels)
         print(f"{count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
     else:
         for _ in levels():
@@ -117,7 +118,7 @@ class Progress:
             print(f"[{spent:.0f} s, about {left:.0f} s left] {line}", flush=True)
 
 
-def table(plan: measure.Measurement, generator: Generator, weights, training_step: int, nfe, args, count, folder):
+def table(plan: measuring.Measurement, generator: Generator, weights, training_step: int, nfe, args, count, folder):
     """Measures samples at every step count, and writes table and pictures into the run's folder.
 
     nfe: {steps: network evaluations}.
@@ -129,11 +130,11 @@ def table(plan: measure.Measurement, generator: Generator, weights, training_ste
     def progress(done: int, total: int, line: str) -> None:
         told(work[done - 1], f"{done}/{total}: {line}")
 
-    found, shown = measure.any_step_table(plan, generator, weights, nfe, list(range(args.seeds)), count, progress)
+    found, shown = measuring.any_step_table(plan, generator, weights, nfe, list(range(args.seeds)), count, progress)
     found |= {"step": training_step}
     written = ["any_step.json", "any_step.md", "any_step.png"]
     near = min(args.nearest, count) if run.shows_images and plan.neighbours else 0
-    images = generator.decode(generator(weights, max(steps), 0, measure.asked_of(run, near))) if near else None
+    images = generator.decode(generator(weights, max(steps), 0, measuring.asked_of(run, near))) if near else None
     if jax.process_index() > 0:
         return
     anystep.write(found, folder)
@@ -148,7 +149,7 @@ def table(plan: measure.Measurement, generator: Generator, weights, training_ste
     print("written: " + ", ".join(str(folder / name) for name in written))
 
 
-def warn(plan: measure.Measurement, count: int) -> None:
+def warn(plan: measuring.Measurement, count: int) -> None:
     """Tells where figures are of too few samples for their features."""
     for need, value in plan.yardstick.parts[""].summary.items():
         if need[1] == "moments" and count <= np.size(value.mean):

@@ -4,54 +4,21 @@ Finds the step grids `sampling.grid=optimal` on a trained run's own errors and w
 """
 
 import argparse
-import dataclasses
-import hashlib
 import json
 
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
-from tim_jax import cluster, files, workdir
-from tim_jax import config as configuration
-from tim_jax.command_line import Parser, user_errors, whole_numbers
-from tim_jax.generate import Generator, check_by_class, cycle_labels, load_weights
-from tim_jax.training import checksums
+from tim_jax.config.build import build
+from tim_jax.config.command_line import Parser, user_errors, whole_numbers
+from tim_jax.runs import workdir
+from tim_jax.runs.generation import Generator, check_by_class, cycle_labels, load_weights
+from tim_jax.runs.step_grid import FILE, fingerprint, measure_jumps
+from tim_jax.system import cluster, files
 from tim_jax.training.preemption import Stop
 from tim_jax.transitions import SAMPLERS
-from tim_jax.transitions.optimal_grid import candidate_times, cheapest, jump_costs
-
-FILE = "grid.json"
-SMALL_STEPS = 4  # steps of the path that jumps are measured against, from a candidate to the next
-
-
-def fingerprint(run: configuration.Run, folder: epath.Path, step: int) -> dict:
-    """What a grid belongs to: the weights, by their checkpoint's checksums, and the sampler."""
-    manifests = [path for path in (folder / "checkpoints" / str(step)).iterdir() if checksums.NAME.fullmatch(path.name)]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(manifests))).hexdigest()
-    return {"step": step, "checkpoint": digest, "weights": run.sampling_weights, "sampler": run.sampling.sampler}
-
-
-def with_found_grid(run: configuration.Run, folder: epath.Path, step: int) -> configuration.Run:
-    """The run, if `sampling.grid` is 'optimal' with the times found for the weights of this step.
-
-    Raises ValueError, naming the command, if there are none for these weights and this sampler.
-    """
-    if run.sampling.grid != "optimal":
-        return run
-    command = f"python -m tim_jax.grid --workdir={folder} finds it"
-    if not (folder / FILE).exists():
-        raise ValueError(f"sampling.grid is 'optimal', but {folder} holds no {FILE}: {command}")
-    record = json.loads((folder / FILE).read_text())
-    for key, value in fingerprint(run, folder, step).items():
-        if record["of"].get(key) != value:
-            raise ValueError(
-                f"sampling.grid is 'optimal', but {folder / FILE} was found for {key} {record['of'].get(key)}, "
-                f"not {value}: {command}"
-            )
-    found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
-    return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, found=found))
+from tim_jax.transitions.sampling.optimal_grid import candidate_times, cheapest
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,7 +46,7 @@ def find(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if args.times <= max(steps):
             raise ValueError(f"--times is {args.times}; a grid of {max(steps)} steps needs at least {max(steps) + 1}")
         folder = epath.Path(args.workdir)
-        run = configuration.build(workdir.load(folder, overrides))
+        run = build(workdir.load(folder, overrides))
         sampler = run.sampling.sampler
         if not SAMPLERS[sampler].alone or run.sampling.stochasticity:
             able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.alone)
@@ -93,7 +60,7 @@ def find(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     generator = Generator(run, min(args.count, run.config.evaluation.batch_size))
     labels = cycle_labels(run.config.model.num_classes, args.count)
     times = candidate_times(run.transport, args.times)
-    cost = measure(generator, weights, times, labels, args.seed)
+    cost = measure_jumps(generator, weights, times, labels, args.seed)
     grids, rows = {}, []
     for count in sorted(set(steps)):
         way, total = cheapest(cost, count)
@@ -114,21 +81,6 @@ def find(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     for count, total, even, way in rows:
         print(f"| {count} | {total:.3g} | {even:.3g} | {' '.join(f'{time:.3g}' for time in way)} |")
     print(f"written: {folder / FILE}; sampling.grid=optimal takes them, with {sampler} and the weights of step {step}")
-
-
-def measure(generator: Generator, weights, times: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The costs of all jumps between candidate times (see `optimal_grid.py`), with a bar of progress."""
-    between = np.arange(SMALL_STEPS * (len(times) - 1) + 1) / SMALL_STEPS
-    fine = np.interp(between, np.arange(len(times)), times)
-    path = generator.along(weights, fine, labels, seed, trajectory=True)[::SMALL_STEPS]
-    total = len(times) * (len(times) - 1) // 2
-    with tqdm(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
-
-        def step(i: int, j: int) -> np.ndarray:
-            bar.update()
-            return generator.along(weights, times[[i, j]], labels, seed, x=path[i])
-
-        return jump_costs(path, step)
 
 
 if __name__ == "__main__":

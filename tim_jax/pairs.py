@@ -19,17 +19,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax import compilation_cache, data, shard_job, workdir
-from tim_jax import config as configuration
-from tim_jax.config_keys import identity
+from tim_jax import data
+from tim_jax.config.build import Run, build
+from tim_jax.config.keys import identity
 from tim_jax.data.shard_files import BESIDE, BLOCK
-from tim_jax.drawing.batches import settings as settings_of_samples
-from tim_jax.encode.settings import weights_of
-from tim_jax.feed import open_rows
-from tim_jax.frozen import texts_of
-from tim_jax.generate import Generator, cycled, load_weights, mixture
-from tim_jax.grid import fingerprint, with_found_grid
-from tim_jax.transitions.sampler import make_plan
+from tim_jax.runs import shard_job, workdir
+from tim_jax.runs.encoders import texts_of
+from tim_jax.runs.encoding.settings import weights_of
+from tim_jax.runs.generation import Generator, cycled, load_weights, mixture
+from tim_jax.runs.input_pipeline import open_rows
+from tim_jax.runs.outputs.batches import settings as settings_of_samples
+from tim_jax.runs.step_grid import fingerprint, with_found_grid
+from tim_jax.system import compilation_cache
+from tim_jax.transitions.sampling.sampler import make_plan
 
 ROWS, STEPS = 50_000, 32
 LOOKED_AT = 64  # captions, for the size of all
@@ -55,7 +57,7 @@ class Pairs:
     doing, train_with = "sampling", "--config.data.noise=True"
 
     @property
-    def run(self) -> configuration.Run:
+    def run(self) -> Run:
         return self.generator.run
 
     @functools.cached_property
@@ -154,7 +156,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
         if not least <= getattr(args, name) < below:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and below 2^32")
     folder = epath.Path(args.workdir)
-    run = configuration.build(workdir.load(folder, overrides), jax.local_devices())
+    run = build(workdir.load(folder, overrides), jax.local_devices())
     kept = compilation_cache.use(run.config.training.compilation_cache)
     texts, source, of = None, None, {}
     if run.config.model.condition == "text":

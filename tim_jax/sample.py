@@ -16,24 +16,25 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax import cluster, compilation_cache, workdir
-from tim_jax import config as configuration
-from tim_jax.command_line import Parser, failures, user_errors, whole_numbers
-from tim_jax.drawing.asked import Asked, by_prompts, read_images, read_labels, read_size
-from tim_jax.drawing.batches import batch_size, drawn
-from tim_jax.drawing.layouts import LAYOUTS
-from tim_jax.drawing.outputs import Output
-from tim_jax.drawing.prompts import read_prompts
-from tim_jax.frozen import Decoder, Pixels, decoder_of, texts_of
-from tim_jax.generate import Generator, load_weights, mixture
-from tim_jax.grid import with_found_grid
+from tim_jax.config.build import Run, build
+from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.runs import workdir
+from tim_jax.runs.encoders import Decoder, Pixels, decoder_of, texts_of
+from tim_jax.runs.generation import Generator, load_weights, mixture
+from tim_jax.runs.outputs.batches import batch_size, drawn
+from tim_jax.runs.outputs.layouts import LAYOUTS
+from tim_jax.runs.outputs.prompts import read_prompts
+from tim_jax.runs.outputs.requests import Asked, by_prompts, read_images, read_labels, read_size
+from tim_jax.runs.outputs.writer import Output
+from tim_jax.runs.step_grid import with_found_grid
+from tim_jax.system import cluster, compilation_cache
 from tim_jax.training.preemption import Stop
-from tim_jax.transitions.sampler import between, make_plan, time_grid
+from tim_jax.transitions.sampling.sampler import between, make_plan, time_grid
 
 COUNT = 40  # images per step count where no labels are given
 
 
-def read_asked(args: argparse.Namespace, run: configuration.Run, size: tuple[int, int], factor: int) -> list[Asked]:
+def read_asked(args: argparse.Namespace, run: Run, size: tuple[int, int], factor: int) -> list[Asked]:
     """What the command line asks for. size: of rows where a prompt has none of its own. Raises ValueError."""
     if run.config.model.condition == "class":
         for name in ("prompt", "prompts", "per_prompt"):
@@ -50,7 +51,7 @@ def read_asked(args: argparse.Namespace, run: configuration.Run, size: tuple[int
 
 
 def read_all(
-    args: argparse.Namespace, run: configuration.Run, decoder: Pixels | Decoder | None
+    args: argparse.Namespace, run: Run, decoder: Pixels | Decoder | None
 ) -> tuple[list[Asked], np.ndarray | None]:
     """What is asked for, and the images (n, H, W, C) to start from or None. decoder: see `decoder_of`.
 
@@ -104,7 +105,7 @@ def draw(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if args.guidance is not None:
             overrides["sampling.guidance"] = str(args.guidance)
         folder = epath.Path(args.workdir)
-        run = configuration.build(workdir.load(folder, overrides))
+        run = build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)
         decoder = decoder_of(run)
         asked, given = read_all(args, run, decoder)
@@ -181,9 +182,7 @@ def in_line(asked: list[Asked], given: np.ndarray | None, size: tuple[int, int],
     return [dataclasses.replace(of, first=i) for i, of in enumerate(asked)]
 
 
-def check_layout(
-    args: argparse.Namespace, run: configuration.Run, asked: list[Asked], steps: list[int], is_picture: bool
-) -> None:
+def check_layout(args: argparse.Namespace, run: Run, asked: list[Asked], steps: list[int], is_picture: bool) -> None:
     """Raises ValueError for a layout that is not for what is asked."""
     if args.layout == "plain":
         return
@@ -197,7 +196,7 @@ def check_layout(
     LAYOUTS[args.layout].check(args.layout, asked, steps)
 
 
-def check_times(args: argparse.Namespace, run: configuration.Run, steps: list[int]) -> None:
+def check_times(args: argparse.Namespace, run: Run, steps: list[int]) -> None:
     """Raises ValueError for step counts, or a --start, that the run's transport and sampler cannot take."""
     if args.start is not None and not run.transport.T_min < args.start <= run.transport.T_max:
         ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"

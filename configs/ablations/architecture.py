@@ -9,8 +9,8 @@ without both changes 49.91 / 26.09 / 17.99, with an interval embedder of its own
 The second half keeps both and changes what the interval's embedder is given.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 NO_EMBEDDER = {"model.separate_interval_embedder": False}
 NO_ATTENTION = {"model.interval_aware": False}
@@ -18,7 +18,7 @@ NO_ATTENTION = {"model.interval_aware": False}
 
 def get_ablation():
     return Ablation(
-        base=config_files.load("digits_small").get_config(),
+        base=loading.load("digits_small").get_config(),
         variants={
             "both": {},
             "plain": NO_EMBEDDER | NO_ATTENTION,

@@ -9,13 +9,13 @@ their spread, and where a half step is too long or too short. The published JVP 
 quarter of the steps per second; here it is fused with training, so that equal time favours it.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 
 def get_ablation():
     return Ablation(
-        base=config_files.load("digits_small").get_config(),
+        base=loading.load("digits_small").get_config(),
         variants={"jvp": {}}
         | {
             f"dde_{name}": {"objective.derivative": "dde", "objective.epsilon": epsilon}

@@ -18,20 +18,20 @@ All have the transport of the teacher, OT-FM. TiM, here and from the teacher, ha
 others are as their papers have them, but for what these count in steps, which is a share of these few.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
-TEACHER = config_files.load("digits_flow_matching").WORKDIR
+TEACHER = loading.load("digits_flow_matching").WORKDIR
 
 
 def get_ablation():
-    base = config_files.load("digits").network()
+    base = loading.load("digits").network()
     base.training.steps = base.optimizer.decay_steps = 600
     base.training.sample_every = 0
     base.optimizer.warmup_steps = 60
     base.ema.slow = 0.99
 
-    tuned = config_files.load("digits").get_config()
+    tuned = loading.load("digits").get_config()
     changed = {
         "times": ("share_equal", "share_min"),
         "objective": ("weight_kernel", "adaptive_power", "direction", "velocity"),
@@ -42,7 +42,7 @@ def get_ablation():
     learns = starts | {"teacher.weights": TEACHER}
     warms_up = learns | {"objective.tangent.warmup": base.training.steps // 3}
     weighs = warms_up | {"start.new": ("log_variance_head",)}
-    reflow = config_files.load("distillation/reflow").get_config()
+    reflow = loading.load("distillation/reflow").get_config()
     pairs = ("data.source", "data.path", "data.noise", "data.condition_dropout", "evaluation.source")
     return Ablation(
         base=base,

@@ -10,13 +10,13 @@ few evaluations, whether it is ahead at many, and the order of the others at one
 `tim_digits` has the loss of configs/digits.py. What the papers count in steps is a share of these few steps here.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 
 def get_ablation():
-    base = config_files.load("digits_small").network()
-    tuned = config_files.load("digits_small").get_config()
+    base = loading.load("digits_small").network()
+    tuned = loading.load("digits_small").get_config()
     changed = {
         "times": ("share_equal", "share_min"),
         "objective": ("weight_kernel", "adaptive_power", "direction", "velocity"),

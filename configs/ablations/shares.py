@@ -9,12 +9,12 @@ that many steps gain from more rows at r = t, and one step hardly loses. A row's
 predicted at r = t, which a network without such rows has not learnt.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 
 def get_ablation():
-    base = config_files.load("digits_small").get_config()
+    base = loading.load("digits_small").get_config()
     base.objective.velocity = "data"
     shares = ((50, 10), (0, 0), (50, 0), (50, 40), (80, 0), (80, 10), (90, 5))
     return Ablation(

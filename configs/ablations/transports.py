@@ -9,12 +9,12 @@ To compare: the order at one evaluation and at many. Times are weighted alike, s
 measure them do not fit every transport.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 
 def get_ablation():
-    base = config_files.load("digits_small").get_config()
+    base = loading.load("digits_small").get_config()
     base.objective.weight_kernel = "constant"
     return Ablation(
         base=base,

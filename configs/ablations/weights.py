@@ -8,12 +8,12 @@ Published (TiM, arXiv 2509.04394, ablation on ImageNet 256, B/4, 80 epochs), FID
 compare: `constant` with `sqrt`, and the price of the two published terms that configs/digits.py leaves out.
 """
 
-from tim_jax import config_files
 from tim_jax.ablation import Ablation
+from tim_jax.config import loading
 
 
 def get_ablation():
-    base = config_files.load("digits_small").get_config()
+    base = loading.load("digits_small").get_config()
     base.objective.weight_kernel = "sqrt"
     return Ablation(
         base=base,

@@ -8,8 +8,8 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
         python -m tim_jax.train --config=configs/distillation/ctm.py --workdir=runs/ctm_distilled
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    return config_files.load("digits_flow_matching").student({"objective.name": "ctm"})
+    return loading.load("digits_flow_matching").student({"objective.name": "ctm"})

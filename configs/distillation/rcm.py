@@ -9,10 +9,10 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
         python -m tim_jax.train --config=configs/distillation/rcm.py --workdir=runs/rcm_distilled
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    return config_files.load("digits_flow_matching").student(
+    return loading.load("digits_flow_matching").student(
         {"objective.name": "rcm", "objective.tangent.warmup": 300, "start.new": ("log_variance_head",)}, steps=900
     )

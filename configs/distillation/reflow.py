@@ -13,11 +13,11 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
         python -m tim_jax.train --config=configs/distillation/reflow.py --workdir=runs/reflow
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "rectified_flow"
 
     config.data.source = "shards"

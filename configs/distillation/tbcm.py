@@ -8,10 +8,10 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
         python -m tim_jax.train --config=configs/distillation/tbcm.py --workdir=runs/tbcm_distilled
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    return config_files.load("digits_flow_matching").student(
+    return loading.load("digits_flow_matching").student(
         {"objective.name": "tbcm", "objective.tangent.warmup": 600, "start.new": ("log_variance_head",)}
     )

@@ -8,10 +8,10 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
         python -m tim_jax.train --config=configs/distillation/tim.py --workdir=runs/tim_distilled
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    return config_files.load("digits_flow_matching").student(
-        {"objective.velocity": "teacher"}, config_files.load("digits").get_config()
+    return loading.load("digits_flow_matching").student(
+        {"objective.velocity": "teacher"}, loading.load("digits").get_config()
     )

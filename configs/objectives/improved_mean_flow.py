@@ -7,10 +7,10 @@ Sample with python -m tim_jax.sample … --guidance=3, which costs one evaluatio
 Launch: python -m tim_jax.train --config=configs/objectives/improved_mean_flow.py --workdir=runs/improved_mean_flow
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "improved_mean_flow"
     return config

@@ -5,11 +5,11 @@
 Launch: python -m tim_jax.train --config=configs/objectives/modular_mean_flow.py --workdir=runs/modular_mean_flow
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "modular_mean_flow"
     config.objective.tangent.differentiate = 3600
     return config

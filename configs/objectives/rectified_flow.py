@@ -3,10 +3,10 @@
 Launch: python -m tim_jax.train --config=configs/objectives/rectified_flow.py --workdir=runs/rectified_flow
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "rectified_flow"
     return config

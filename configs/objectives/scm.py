@@ -5,11 +5,11 @@
 Launch: python -m tim_jax.train --config=configs/objectives/scm.py --workdir=runs/scm
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "scm"
     config.transport.name = "trigflow"
     config.objective.tangent.warmup = 1200

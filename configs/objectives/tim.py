@@ -7,10 +7,10 @@ configs/digits.py has the settings that suit this data better.
 Launch: python -m tim_jax.train --config=configs/objectives/tim.py --workdir=runs/tim
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 
 
 def get_config():
-    config = config_files.load("digits").network()
+    config = loading.load("digits").network()
     config.objective.name = "tim"
     return config

@@ -3,12 +3,12 @@
 Launch: python -m tim_jax.ablate --config=notebooks/ablation/definition.py --workdir=runs/ablation
 """
 
-from tim_jax import config_files
+from tim_jax.config import loading
 from tim_jax.ablation import Ablation
 
 
 def get_ablation():
-    base = config_files.load("digits_tiny").get_config()
+    base = loading.load("digits_tiny").get_config()
     base.training.steps = base.optimizer.decay_steps = 800
     base.evaluation.samples = 500
     return Ablation(

@@ -6,12 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from tim_jax import compilation_cache, config_keys, measure, workdir
-from tim_jax import config as configuration
 from tim_jax.ablation import runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.config import Run
-from tim_jax.teachers import SHORT
+from tim_jax.config import keys
+from tim_jax.config.build import Run, build
+from tim_jax.runs import measuring, workdir
+from tim_jax.runs.teachers import SHORT
+from tim_jax.system import compilation_cache
 from tim_jax.training import checksums, warm_start
 from tim_jax.training.warm_start import Saved
 
@@ -55,7 +56,7 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
             )
     config = workdir.restored(warm_start.record(saved)["config"])
     reference = ablation.config(ablation.reference)
-    own, wanted = config_keys.flatten(config), config_keys.flatten(reference)
+    own, wanted = keys.flatten(config), keys.flatten(reference)
     for of in SAME:
         if own[of] != wanted[of]:
             raise ValueError(f"{key} is {path!r}; its {of} is {own[of]!r}, must be {wanted[of]!r} as that of variants")
@@ -63,10 +64,10 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
     config.sampling.weights = weights
     config.evaluation.batch_size = reference.evaluation.batch_size
-    for place in config_keys.PLACES:
+    for place in keys.PLACES:
         config.codecs[place] = reference.codecs[place]
     try:
-        run = configuration.build(config)
+        run = build(config)
         runs.network_evaluations(run, ablation.sampler_steps)
     except ValueError as error:
         raise ValueError(f"{key} is {path!r}; {error}") from None
@@ -81,12 +82,12 @@ def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str
     """
     began = time.perf_counter()
     run, saved = find(ablation, member.variant, folder)
-    reference = configuration.build(ablation.config(ablation.reference))
+    reference = build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
     weights = warm_start.read_network(saved, run.sampling_weights, run.weights(run.trainer.abstract))
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     place = folder / str(member)
-    table = runs.table_of(measure.plan(reference), run, weights, nfe, member.seed, place)
+    table = runs.table_of(measuring.plan(reference), run, weights, nfe, member.seed, place)
     of = {"weights": ablation.beside[member.variant], "which": run.sampling_weights} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "beside": of}
 

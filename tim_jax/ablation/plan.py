@@ -15,13 +15,12 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import config as configuration
-from tim_jax import config_files, config_keys, files, lock
 from tim_jax.ablation.settings import Ablation
-from tim_jax.bench import measure
-from tim_jax.config import Run
-from tim_jax.config_objective import resolved
-from tim_jax.teachers import with_teachers
+from tim_jax.config import keys, loading
+from tim_jax.config.build import Run, batch_spec, build, made_up_batch
+from tim_jax.config.objective import resolved
+from tim_jax.runs.teachers import with_teachers
+from tim_jax.system import files, lock, timing
 from tim_jax.training import sharding
 
 FILE = "plan.json"
@@ -48,7 +47,7 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
                 f"{field} is {getattr(ablation, field)!r}, but {folder} was planned with {before[field]!r}: "
                 "give that or another workdir"
             )
-    default = json.loads(json.dumps(config_keys.flatten(resolved(config_files.load("base").get_config()))))
+    default = json.loads(json.dumps(keys.flatten(resolved(loading.load("base").get_config()))))
     for name in ablation.variants:
         if name not in before["variants"]:
             continue
@@ -79,7 +78,7 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], say: Calla
             return found
         costs = {"time": by_time, "flops": by_flops, "steps": by_steps}[ablation.equal](ablation, missing, say)
         failed = {name: cost for name, cost in costs.items() if "failure" in cost}
-        found["machine"] = measure.machine()
+        found["machine"] = timing.machine()
         found["variants"] |= {
             name: {"steps": steps_of(ablation, name, cost["cost"]), **cost, "definition": ablation.definition(name)}
             for name, cost in costs.items()
@@ -111,9 +110,9 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
 
     @functools.cache
     def flops(name: str) -> int:
-        run = with_teachers(configuration.build(ablation.config(name)))
+        run = with_teachers(build(ablation.config(name)))
         shape = run.image_shape[:2]
-        spec = configuration.batch_spec(run.config, run.data.rows(shape), shape)
+        spec = batch_spec(run.config, run.data.rows(shape), shape)
         batch = sharding.abstract_batch(run.mesh, spec)
         return run.trainer.model_flops(batch, run.trainer.trace(batch))
 
@@ -127,10 +126,10 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
 def by_time(ablation: Ablation, missing: list[str], say: Callable[[str], None]) -> dict[str, dict]:
     """A step costs its median seconds, measured by turns with the reference's; two states are held at a time."""
     say(f"compiling {ablation.reference}, to which the others are compared")
-    reference, costs = stepper(with_teachers(configuration.build(ablation.config(ablation.reference)))), {}
+    reference, costs = stepper(with_teachers(build(ablation.config(ablation.reference)))), {}
     for i, name in enumerate(missing):
         if name == ablation.reference:
-            seconds = measure.interleaved({name: reference}, REPEATS)[name]
+            seconds = timing.interleaved({name: reference}, REPEATS)[name]
             costs[name] = {"cost": 1.0, "step_seconds": seconds.seconds / STEPS, "spread": seconds.spread / STEPS}
         else:
             say(f"calibrating {name} [{i + 1}/{len(missing)}]")
@@ -139,8 +138,8 @@ def by_time(ablation: Ablation, missing: list[str], say: Callable[[str], None]) 
 
 
 def _time_cost(ablation: Ablation, name: str, reference: Callable[[], Any]) -> dict:
-    calls = {"reference": reference, "own": stepper(with_teachers(configuration.build(ablation.config(name))))}
-    found = measure.interleaved(calls, REPEATS)
+    calls = {"reference": reference, "own": stepper(with_teachers(build(ablation.config(name))))}
+    found = timing.interleaved(calls, REPEATS)
     own, reference = found["own"], found["reference"]
     return {
         "cost": own.seconds / reference.seconds,
@@ -154,7 +153,7 @@ def stepper(run: Run) -> Callable[[], Any]:
     """A function that trains for STEPS steps on made-up rows, and goes on from there when called again."""
     rows = run.data.rows(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
-    batch = sharding.put_batch(run.mesh, configuration.made_up_batch(run.config, here))
+    batch = sharding.put_batch(run.mesh, made_up_batch(run.config, here))
     state = run.trainer.create()
 
     def train() -> Any:

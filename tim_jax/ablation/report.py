@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax import files
 from tim_jax.ablation import plan, runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.evaluation import curves
+from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
 NOT_TRAINED = "not trained here"

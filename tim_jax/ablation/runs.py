@@ -7,17 +7,18 @@ from typing import Any
 import jax
 from etils import epath
 
-from tim_jax import config as configuration
-from tim_jax import config_keys, files, measure, train, workdir
-from tim_jax.config import Run
+from tim_jax.config import keys
+from tim_jax.config.build import Run, build
 from tim_jax.evaluation import pictures
-from tim_jax.exit_codes import RESTART
-from tim_jax.feed import open_feed
-from tim_jax.start import first_state
-from tim_jax.teachers import with_teachers
+from tim_jax.runs import measuring, training, workdir
+from tim_jax.runs.input_pipeline import open_feed
+from tim_jax.runs.start import first_state
+from tim_jax.runs.teachers import with_teachers
+from tim_jax.system import files
+from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
-from tim_jax.transitions.sampler import evaluations
+from tim_jax.transitions.sampling.sampler import evaluations
 
 FILE = "result.json"
 
@@ -44,18 +45,18 @@ def train_and_measure(
     training, RuntimeError for a run that is not saved, SystemExit as training does, with RESTART if asked to stop.
     """
     began = time.perf_counter()
-    run = configuration.build(config)
+    run = build(config)
     before = workdir.recorded(folder)
     if before is not None:
-        config_keys.compare_identity(before, run.config, folder)
+        keys.compare_identity(before, run.config, folder)
     run = with_teachers(run)
-    first, feed, measurement = first_state(run, folder), open_feed(run), measure.plan(run)
+    first, feed, measurement = first_state(run, folder), open_feed(run), measuring.plan(run)
     nfe = network_evaluations(run, sampler_steps)
-    measure.count_of(measurement)  # before training begins
-    end = train.fit(run, feed, folder, first, stop)
+    measuring.count_of(measurement)  # before training begins
+    end = training.fit(run, feed, folder, first, stop)
     if end.stopped:
         if jax.process_index() == 0:
-            print(train.last_line(end, folder), flush=True)
+            print(training.last_line(end, folder), flush=True)
         raise SystemExit(RESTART)
     if not end.saved:
         raise RuntimeError("; ".join(end.failures))
@@ -70,12 +71,12 @@ def train_and_measure(
 
 
 def table_of(
-    measurement: measure.Measurement, run: Run, weights: Any, nfe: dict[int, int], seed: int, folder: epath.Path
+    measurement: measuring.Measurement, run: Run, weights: Any, nfe: dict[int, int], seed: int, folder: epath.Path
 ) -> dict[str, Any]:
     """The any-step table of a run's weights on noise of that seed; a picture of its samples goes into the folder."""
-    count = measure.count_of(measurement)
-    generator = measure.generator_of(run, count)
-    table, shown = measure.any_step_table(measurement, generator, weights, nfe, [seed], count)
+    count = measuring.count_of(measurement)
+    generator = measuring.generator_of(run, count)
+    table, shown = measuring.any_step_table(measurement, generator, weights, nfe, [seed], count)
     if jax.process_index() == 0 and run.shows_images:
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     return table

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tim_jax import config_keys
-from tim_jax.command_line import read_file
-from tim_jax.config_objective import resolved
+from tim_jax.config import keys
+from tim_jax.config.command_line import read_file
+from tim_jax.config.objective import resolved
 
 RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # What a variant is, beside the identity of its run. Batches of samples and the rest change no number.
-DEFINING = (*config_keys.IDENTITY, "sampling", "evaluation")
-NOT_DEFINING = (*config_keys.NOT_IDENTITY, "evaluation.batch_size", "sampling.batch_size")
+DEFINING = (*keys.IDENTITY, "sampling", "evaluation")
+NOT_DEFINING = (*keys.NOT_IDENTITY, "evaluation.batch_size", "sampling.batch_size")
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
 IN_STEPS = (
     "optimizer.warmup_steps",
@@ -95,7 +95,7 @@ class Ablation:
         """
         texts = {key: value if isinstance(value, str) else repr(value) for key, value in self.variants[name].items()}
         try:
-            config = config_keys.override(self.base, texts)
+            config = keys.override(self.base, texts)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {str(error).replace('--config.', 'config.')}") from None
         config.seed += seed
@@ -109,7 +109,7 @@ class Ablation:
 
     def definition(self, name: str) -> dict[str, Any]:
         """What a variant's figures depend on, flat, as JSON gives it back."""
-        flat = config_keys.flatten(resolved(self.config(name)))
+        flat = keys.flatten(resolved(self.config(name)))
         kept = {key: flat[key] for key in flat if key.split(".")[0] in DEFINING and key not in NOT_DEFINING}
         kept |= {"training.steps": flat["training.steps"], "sampler_steps": self.sampler_steps}
         return json.loads(json.dumps(kept))
@@ -117,7 +117,7 @@ class Ablation:
 
 def stretch_steps(config: ConfigDict, steps: int) -> None:
     """Sets `training.steps`, and with them every key that counts steps."""
-    factor, values = steps / config.training.steps, config_keys.flatten(resolved(config))
+    factor, values = steps / config.training.steps, keys.flatten(resolved(config))
     for key in IN_STEPS:
         if not values[key]:
             continue
@@ -140,6 +140,6 @@ def load(name: str, overrides: dict[str, str], **fields: Any) -> Ablation:
     if not isinstance(ablation, Ablation):
         raise ValueError(f"--config={name}: get_ablation() gives a {type(ablation).__name__}; it must be an Ablation")
     given = {key: value for key, value in fields.items() if value is not None}
-    ablation = dataclasses.replace(ablation, base=config_keys.override(ablation.base, overrides), **given)
+    ablation = dataclasses.replace(ablation, base=keys.override(ablation.base, overrides), **given)
     ablation.check()
     return ablation

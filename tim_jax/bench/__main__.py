@@ -5,8 +5,9 @@ import difflib
 import importlib
 import sys
 
-from tim_jax.bench import BENCHES, report
-from tim_jax.exit_codes import DONE, USER_ERROR
+from tim_jax.bench import BENCHES
+from tim_jax.system import reporting
+from tim_jax.system.exit_codes import DONE, USER_ERROR
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
-    report.show(rows, bench.COLUMNS)
+    reporting.show(rows, bench.COLUMNS)
     if args.json:
-        report.write(args.json, name, rows, vars(args))
+        reporting.write(args.json, name, rows, vars(args))
 
 
 if __name__ == "__main__":

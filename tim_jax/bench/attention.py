@@ -15,11 +15,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from tim_jax.bench import measure
 from tim_jax.bench.step import DTYPES, check_names, read_numbers
-from tim_jax.networks.attention import ATTENTION
-from tim_jax.networks.pallas import has_kernels
-from tim_jax.plan import topologies
+from tim_jax.networks.attention.modules import ATTENTION
+from tim_jax.networks.attention.pallas import has_kernels
+from tim_jax.system import timing, topologies
 
 COLUMNS = (
     ("implementation", "{implementation}"),
@@ -120,18 +119,18 @@ def measure_case(args: argparse.Namespace, mode: str, tokens: int, device: jax.D
     timings = {}
     if tokens <= args.run_to and not args.target:
         calls = {name: caller(compiled[name], shape, dtype) for name in names}
-        timings = measure.interleaved(calls, args.repeats)
+        timings = timing.interleaved(calls, args.repeats)
 
     def row(name):
-        timing = timings.get(name)
+        timed = timings.get(name)
         return {
             "implementation": name,
             "mode": mode,
             "tokens": tokens,
-            "seconds": timing and timing.seconds,
-            "spread": timing and timing.spread,
-            "time": f"{timing.seconds:.4g} ± {timing.spread:.2g}" if timing else "not run",
-            "temporary_bytes": measure.temporary_bytes(compiled[name]),
+            "seconds": timed and timed.seconds,
+            "spread": timed and timed.spread,
+            "time": f"{timed.seconds:.4g} ± {timed.spread:.2g}" if timed else "not run",
+            "temporary_bytes": timing.temporary_bytes(compiled[name]),
         }
 
     return [row(name) for name in names]

@@ -20,9 +20,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from tqdm import tqdm
 
-from tim_jax.bench import measure
 from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_settings
 from tim_jax.networks import SIZES, TiM
+from tim_jax.system import timing
 from tim_jax.training import sharding
 from tim_jax.training.loop import Trainer
 from tim_jax.types import Query
@@ -134,7 +134,7 @@ def measure_case(name: str, depth: int, buckets: int) -> dict[str, tuple]:
 def row(name: str, depth: int, buckets: int, cache: str, results: list[tuple]) -> dict[str, Any]:
     """Medians of the repeats."""
     trace, compile, busy, compiled, read = np.median(results, axis=0).tolist()
-    together = measure.summary([result[0] + result[1] for result in results])
+    together = timing.summary([result[0] + result[1] for result in results])
     return {
         "network": name,
         "depth": depth,

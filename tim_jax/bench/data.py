@@ -17,7 +17,7 @@ from PIL import Image
 
 from tim_jax import data
 from tim_jax.data.fit import REDUCING_GAP
-from tim_jax.data.photos import PHOTOGRAPHS
+from tim_jax.data.sources.photos import PHOTOGRAPHS
 
 IMAGES = 240
 SIDES = (300, 500)  # square root of the area of an image, in pixels

@@ -22,8 +22,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax import config as configuration
-from tim_jax.command_line import load_config
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
 from tim_jax.training import checkpoints, checksums
 
 COLUMNS = (
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.kills < 1:
         raise ValueError(f"--kills is {args.kills}; it must be at least 1")
     began, rng = time.perf_counter(), random.Random(args.seed)
-    abstract = configuration.build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
+    abstract = build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
     row = {"kills": args.kills, "during_save": 0, "during_start": 0}
     left = []  # (step, leaves) that each kill left to go on from, and the end
     with contextlib.ExitStack() as stack:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tim_jax.bench import measure
 from tim_jax.bench.step import CASES, DTYPES, Case, check_names, first_state, read_numbers, step_settings
+from tim_jax.system import timing
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.sampler import (
+from tim_jax.transitions.sampling.sampler import (
     Sampling,
     evaluations,
     image_keys,
@@ -121,7 +121,7 @@ def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) ->
     def row(count):
         plan = padded(make_plan(transport, time_grid(transport, count, sampling), sampling))
         calls = {"sampler": lambda: draw(params, plan, np.int32(count)), "bare": lambda: passes(params, count)}
-        timings = measure.interleaved(calls, repeats)
+        timings = timing.interleaved(calls, repeats)
         whole, bare = timings["sampler"], timings["bare"]
         return {
             "network": case.name,

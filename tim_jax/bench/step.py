@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from tim_jax import flops
-from tim_jax.bench import measure
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
+from tim_jax.system import flops, timing
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.state import TrainState, create
@@ -209,25 +208,25 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
     timings = {}
     if repeats:
         calls = {key: trainer(case, key[0], compiled[key]) for key, case in steps.items()}
-        timings = measure.interleaved(calls, repeats)
+        timings = timing.interleaved(calls, repeats)
     rows = []
     for key in steps:
-        timing = timings.get(key)
+        timed = timings.get(key)
         row = {
             "name": key[0],
             "remat": key[1],
             "network": str(case),
             "tokens": case.tokens,
-            "seconds": timing and timing.seconds,
-            "spread": timing and timing.spread,
+            "seconds": timed and timed.seconds,
+            "spread": timed and timed.spread,
             "flops": flops.count(traced[key].jaxpr),
-            "temporary_bytes": measure.temporary_bytes(compiled[key]),
+            "temporary_bytes": timing.temporary_bytes(compiled[key]),
         }
         rows.append(row)
         for field in ("seconds", "flops", "temporary_bytes"):
             row[f"{field}_ratio"] = row[field] and row[field] / rows[0][field]
-        row["time"] = f"{timing.seconds:.4g} ± {timing.spread:.2g}" if timing else "not run"
-        row["time_ratio"] = f"{row['seconds_ratio']:.2f}" if timing else ""
+        row["time"] = f"{timed.seconds:.4g} ± {timed.spread:.2g}" if timed else "not run"
+        row["time_ratio"] = f"{row['seconds_ratio']:.2f}" if timed else ""
     return rows
 
 

@@ -3,25 +3,25 @@
 import difflib
 from typing import Any
 
-from tim_jax import files
 from tim_jax.data.batches import Order, ahead, global_batches, iterate
 from tim_jax.data.buckets import Fitting, Grid
-from tim_jax.data.digits import digits
 from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, watched
 from tim_jax.data.fit import Look, cover
-from tim_jax.data.folder import open_folder
-from tim_jax.data.latents import open_latents
-from tim_jax.data.manifest import open_manifest
-from tim_jax.data.mixture import Mixture
-from tim_jax.data.parquet import open_parquet
-from tim_jax.data.photos import photos
 from tim_jax.data.plan import Bucket, Bucketing, Plan, make_plan, one_bucket
 from tim_jax.data.shard_files import write_shards
-from tim_jax.data.shards import open_shards
 from tim_jax.data.sizes import read_sizes
-from tim_jax.data.sources import Location, Source, arrays, normalise
-from tim_jax.data.tar import open_tar
-from tim_jax.data.tfds_source import open_tfds
+from tim_jax.data.sources.base import Location, Source, arrays, normalise
+from tim_jax.data.sources.digits import digits
+from tim_jax.data.sources.folder import open_folder
+from tim_jax.data.sources.latents import open_latents
+from tim_jax.data.sources.manifest import open_manifest
+from tim_jax.data.sources.mixture import Mixture
+from tim_jax.data.sources.parquet import open_parquet
+from tim_jax.data.sources.photos import photos
+from tim_jax.data.sources.shards import open_shards
+from tim_jax.data.sources.tar import open_tar
+from tim_jax.data.sources.tfds import open_tfds
+from tim_jax.system import files
 
 # name -> (Location -> Source)
 SOURCES = {

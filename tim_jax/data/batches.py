@@ -23,7 +23,7 @@ from tim_jax.data.fit import Look, draws, fit
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.order import row_at
 from tim_jax.data.plan import Plan, one_bucket
-from tim_jax.data.sources import Fields, Source, normalise
+from tim_jax.data.sources.base import Fields, Source, normalise
 
 MAX_STEPS = 2**40
 ATTEMPTS = 100

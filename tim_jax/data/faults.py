@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax import files
+from tim_jax.system import files
 
 REASONS = (
     "missing",  # there is no such file, or not any more

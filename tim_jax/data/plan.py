@@ -24,7 +24,7 @@ from tim_jax.data.buckets import (
     rows_per_batch,
 )
 from tim_jax.data.sizes import Sizes
-from tim_jax.data.sources import Fields, Source, digest
+from tim_jax.data.sources.base import Fields, Source, digest
 
 FORMAT = "plan 1"
 

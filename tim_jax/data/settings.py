@@ -7,10 +7,10 @@ from typing import Any
 from tim_jax.data.buckets import MOST_BUCKETS, Fitting, Grid, Shape
 from tim_jax.data.faults import check_share
 from tim_jax.data.fit import Look
-from tim_jax.data.mixture import Mixture
 from tim_jax.data.plan import Bucketing, Plan, make_plan, one_bucket
 from tim_jax.data.sizes import read_sizes
-from tim_jax.data.sources import Source
+from tim_jax.data.sources.base import Source
+from tim_jax.data.sources.mixture import Mixture
 
 DIRECTORY = "~/.cache/tim_jax"
 

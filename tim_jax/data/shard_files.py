@@ -24,9 +24,9 @@ import safetensors.numpy
 from array_record.python import array_record_module
 from tqdm import tqdm
 
-from tim_jax import files
 from tim_jax.data.decode import header_size
 from tim_jax.data.faults import BadRecord
+from tim_jax.system import files
 
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.faults import REASONS, BadRecord
-from tim_jax.data.sources import Source, digest
+from tim_jax.data.sources.base import Source, digest
 
 CHUNK = 1024
 IN_FLIGHT = 64

@@ -5,10 +5,10 @@ import json
 import numpy as np
 from etils import epath
 
-from tim_jax import files
 from tim_jax.evaluation import curves, references
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
+from tim_jax.system import files
 
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from tim_jax import files
+from tim_jax.system import files
 
 # Okabe & Ito's colours, told apart with every common colour blindness; yellow left out, too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax import files
 from tim_jax.evaluation.curves import COLOURS, MARKERS, save
+from tim_jax.system import files
 
 NAMES = ("diagnostics.json", "diagnostics_error.png", "diagnostics_tangent.png", "diagnostics_derivative.png")
 EXACT = "exact"  # in place of a half step: forward mode in the type of computation

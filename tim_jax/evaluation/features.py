@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from tim_jax import tensors
+from tim_jax.codecs import tensors
 from tim_jax.evaluation import inception as network
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as the releases of github.com/mseitzer/pytorch-fid have it

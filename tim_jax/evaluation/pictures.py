@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tim_jax import files
+from tim_jax.system import files
 
 GAP = 2  # pixels between images
 SIDE = 64  # small images are enlarged to at least this many pixels

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax import files
 from tim_jax.evaluation.kept import Summary
 from tim_jax.evaluation.statistics import Statistics
+from tim_jax.system import files
 
 IMAGES, LABELS = "arr_0", "arr_1"
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax import files
 from tim_jax.evaluation.kept import KEPT, Need, Summary
+from tim_jax.system import files
 
 FINGERPRINT = "fingerprint"
 

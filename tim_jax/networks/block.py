@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tim_jax.networks import sequence
-from tim_jax.networks.attention import CrossAttention, SelfAttention
+from tim_jax.networks.attention import sequence
+from tim_jax.networks.attention.modules import CrossAttention, SelfAttention
 from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
 STREAM = ("batch", "tokens", "embed")

@@ -6,8 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tim_jax.networks import sequence
-from tim_jax.networks.attention import ATTENTION
+from tim_jax.networks.attention import sequence
+from tim_jax.networks.attention.modules import ATTENTION
 from tim_jax.networks.block import REMAT, STREAM, Block, Context
 from tim_jax.networks.embeddings import (
     INTERVALS,

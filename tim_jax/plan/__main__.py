@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from tim_jax import config as configuration
-from tim_jax.command_line import Parser, load_config, user_errors
-from tim_jax.exit_codes import DONE, FAILED
+from tim_jax.config.build import build
+from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.plan import collectives, report
 from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.memory import largest_batch
-from tim_jax.plan.topologies import EXAMPLES, Topology, host_devices, topology
-from tim_jax.teachers import Found, find, stand_ins
+from tim_jax.runs.teachers import Found, find, stand_ins
+from tim_jax.system.exit_codes import DONE, FAILED
+from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
 
 
 def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.Plan:
@@ -42,7 +42,7 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
 
     Raises ValueError if it learns from a teacher and there is neither, or from none and there is one.
     """
-    run = configuration.build(config, devices.devices)
+    run = build(config, devices.devices)
     if teacher is not None:
         return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
     if run.trainer.step.objective.learns_from and not run.config.teacher.weights:

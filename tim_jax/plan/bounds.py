@@ -7,7 +7,7 @@ import numpy as np
 
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import Step
-from tim_jax.plan.topologies import Topology
+from tim_jax.system.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tim_jax import config as configuration
-from tim_jax import flops, teachers
+from tim_jax.config.build import batch_spec, build
 from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
-from tim_jax.plan.topologies import Topology
+from tim_jax.runs import teachers
+from tim_jax.system import flops
+from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
 
 # Triton's tiles for a product are found by trying them on the GPU; without one, some products have none, and the
@@ -63,10 +64,10 @@ def compile_step(
     models: those that the objective learns from, of which nothing but shapes is looked at. Raises ValueError for a
     configuration that does not fit the devices, RuntimeError if the compiler fails.
     """
-    run = teachers.asking(configuration.build(config, topology.devices), models)
+    run = teachers.asking(build(config, topology.devices), models)
     shape = run.image_shape[:2]
     rows = rows or run.data.rows(shape)
-    batch = sharding.abstract_batch(run.mesh, configuration.batch_spec(run.config, rows, shape))
+    batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, rows, shape))
     state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
     with progress(f"compiling for {topology.name}, {rows} rows"):
         traced = run.trainer.trace(batch)

@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from tim_jax.bench.report import table
 from tim_jax.plan.bounds import Bounds
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import Step
-from tim_jax.plan.topologies import Topology
+from tim_jax.system.reporting import table
+from tim_jax.system.topologies import Topology
 
 DAY = 86_400
 COMPARISON = (

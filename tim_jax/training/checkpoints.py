@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from tim_jax import files
+from tim_jax.system import files
 from tim_jax.training import checksums
 
 FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one

@@ -8,7 +8,7 @@ import re
 
 from etils import epath
 
-from tim_jax import files
+from tim_jax.system import files
 
 NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.sha256")
 OWN = re.compile(NAME.pattern + "|" + files.UNFINISHED.pattern)

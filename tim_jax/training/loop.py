@@ -19,8 +19,8 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from tim_jax import flops
-from tim_jax.chips import chip_of
+from tim_jax.system import flops
+from tim_jax.system.chips import chip_of
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer

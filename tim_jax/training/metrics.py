@@ -17,7 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tqdm import tqdm
 
-from tim_jax import files
+from tim_jax.system import files
 
 
 class Writer:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax import files, int64
+from tim_jax.system import files, int64
 
 LISTED = 8  # rows told on standard error; the file has all
 

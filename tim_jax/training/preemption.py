@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tim_jax.exit_codes import RESTART
+from tim_jax.system.exit_codes import RESTART
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -159,7 +159,7 @@ def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     each layer gathers its parameters from `fsdp`, in the type that it computes in, once for all row groups in the
     forward pass and once more where the backward pass needs them, and scatters the sum of their gradients back. All
     other parameters are gathered once a step. Devices that hold other tokens of the same rows exchange what
-    attention needs (tim_jax/networks/sequence.py), and each has all of F.
+    attention needs (tim_jax/networks/attention/sequence.py), and each has all of F.
     """
     tokens = () if mesh.shape["sequence"] == 1 else ("sequence",)
     if batch_shards(mesh) == 1 and not tokens:

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from tim_jax import files
+from tim_jax.system import files
 from tim_jax.training import checkpoints, names
 from tim_jax.training.state import TrainState
 

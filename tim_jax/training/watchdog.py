@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from tim_jax.exit_codes import RESTART
+from tim_jax.system.exit_codes import RESTART
 
 FACTOR = 10  # a step hangs when it takes this many times the usual
 

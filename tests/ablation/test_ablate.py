@@ -1,0 +1,160 @@
+"""Ablations: what a file may say, and steps of equal cost."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+from etils import epath
+
+from tests.helpers.ablations import arguments, fails, tiny, write_file
+from tim_jax import ablate
+from tim_jax.ablation import Ablation, plan, settings
+from tim_jax.config.build import build
+from tim_jax.system import timing
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHIPPED = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_variant_of_a_shipped_set_can_be_built(name):
+    ablation = settings.load(f"ablations/{name}", {})
+    module = loading.load(f"ablations/{name}")
+    assert f"--config=configs/ablations/{name}.py" in module.__doc__ and "Published" in module.__doc__
+    assert ablation.equal == "time" and ablation.seeds == 3 and len(ablation.variants) > 1
+    definitions = [json.dumps(ablation.definition(variant)) for variant in ablation.variants]
+    assert len(set(definitions)) == len(definitions), "two variants are the same"
+    for variant in ablation.variants:
+        build(ablation.config(variant))
+        build(ablation.config(variant, seed=2, steps=7))
+
+
+def test_the_published_ablations_are_there():
+    assert SHIPPED == ["architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights"]
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"variants": {}}, ["variants"]),
+        ({"variants": {"A-1": {}}}, ["A-1", "letters"]),
+        ({"variants": {"a": {"objective.directio": "none"}}}, ["'a'", "objective.directio", "objective.direction"]),
+        ({"variants": {"a": {"optimizer.learning_rate": "fast"}}}, ["'a'", "learning_rate", "fast", "float"]),
+        ({"variants": {"a": {"objective.name": "tin"}}}, ["objective.name", "tin", "tim"]),
+        ({"variants": {"a": {"seed": 3}}}, ["'a'", "seed"]),
+        ({"variants": {"a": {"training.steps": 3}}, "equal": "time"}, ["'a'", "training.steps", "time"]),
+        ({"equal": "money"}, ["equal", "money", "flops"]),
+        ({"seeds": 0}, ["seeds", "0"]),
+        ({"sampler_steps": (0, 1)}, ["sampler_steps", "0"]),
+        ({"base": {}}, ["base", "dict"]),
+        ({"beside": {"The-1": "runs"}}, ["beside 'The-1'", "letters"]),
+        ({"beside": {"a": "runs"}}, ["beside 'a'", "variant"]),
+        ({"beside": {"b": ""}}, ["beside 'b'", "workdir"]),
+    ],
+)
+def test_what_cannot_be_is_named(fields, named):
+    with pytest.raises(ValueError) as error:
+        ablation = Ablation(**{"base": tiny(), "variants": {"a": {}}} | fields)
+        ablation.check()
+        ablation.definition("a")
+    for word in named:
+        assert word in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--only=b"], ["--only", "'b'", "a"]),
+        (["--only=a/seed_3"], ["a/seed_3", "a/seed_0"]),
+        (["--seeds=0"], ["seeds", "0"]),
+        (["--equal=all"], ["equal", "all", "time"]),
+        (["--report"], ["holds no ablation"]),
+        (["--launch=pbs"], ["--launch", "pbs", "slurm"]),
+        (["--launch=slurm", "--equal=time"], ["--launch", "time", "--plan"]),
+        (["--config.model.heads=5"], ["variant 'a'", "heads", "5"]),
+        (["--config.evaluation.held_out=none"], ["variant 'a'", "none"]),
+        (["--confg=x"], ["--confg", "--config"]),
+    ],
+)
+def test_a_wrong_command_is_named_and_nothing_is_touched(words, named, tmp_path, capsys):
+    write_file(tmp_path, {"a": {}})
+    error = fails([*arguments(tmp_path), *words], capsys)
+    for word in named:
+        assert word in error, error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_gives_no_ablation_is_refused(tmp_path, capsys):
+    assert "get_ablation" in fails(["--config=digits", f"--workdir={tmp_path / 'runs'}"], capsys)
+    (tmp_path / "tiny.py").write_text("def get_ablation():\n    return 3\n")
+    assert "int" in fails(arguments(tmp_path), capsys)
+
+
+def test_runs_of_one_seed_come_before_the_next():
+    ablation = Ablation(tiny(), {"a": {}, "b": {}}, equal="steps", seeds=2)
+    names = ["a/seed_0", "b/seed_0", "a/seed_1", "b/seed_1"]
+    assert [str(member) for member in ablate.chosen(ablation, "")] == names
+    assert [str(member) for member in ablate.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
+    assert [ablation.config("a", seed).seed for seed in (0, 1)] == [0, 1]
+    ablation = dataclasses.replace(ablation, beside={"c": "runs/c"})
+    assert [str(member) for member in ablate.chosen(ablation, "c,a/seed_1")] == ["c/seed_0", "a/seed_1", "c/seed_1"]
+
+
+# How many steps.
+
+
+def test_a_schedule_keeps_its_shape():
+    base = tiny(training__steps="100", optimizer__decay_steps="90", optimizer__warmup_steps="10")
+    changes = {"objective.name": "scm", "objective.tangent.warmup": 50, "transport.name": "trigflow"}
+    base.objective.direction = base.objective.weight_kernel = base.objective.velocity = None
+    base.objective.adaptive_power = base.times.share_equal = base.times.share_min = None
+    config = Ablation(base, {"a": changes}).config("a", steps=250)
+    values = config.training.steps, config.optimizer.decay_steps, config.optimizer.warmup_steps
+    assert (*values, config.objective.tangent.warmup) == (250, 225, 25, 125)
+    assert base.training.steps == 100
+    short = Ablation(base, {"a": {}}).config("a", steps=1)
+    assert short.optimizer.decay_steps > short.optimizer.warmup_steps
+
+
+def test_equal_time_is_the_ratio_of_medians(tmp_path, monkeypatch):
+    seconds = {"reference": 0.2, "own": 0.1}
+    timed = lambda calls, repeats: {name: timing.Timing(seconds.get(name, 0.2), 0.01) for name in calls}  # noqa: E731
+    monkeypatch.setattr(timing, "interleaved", timed)
+    monkeypatch.setattr(plan, "stepper", lambda run: None)
+    ablation = Ablation(tiny(), {"a": {}, "b": {"objective.derivative": "dde"}}, equal="time")
+    planned = plan.make(ablation, epath.Path(tmp_path), ["b"], lambda line: None)["variants"]
+    assert {name: (entry["steps"], entry["cost"]) for name, entry in planned.items()} == {"a": (4, 1.0), "b": (8, 0.5)}
+    assert planned["b"]["step_seconds"] == pytest.approx(0.1 / plan.STEPS)
+    monkeypatch.setattr(plan, "by_time", None)  # nothing is measured twice
+    assert plan.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"] == planned
+
+
+def test_equal_operations_are_those_of_the_model(tmp_path):
+    variants = {"a": {}, "b": {"times.share_equal": 1.0, "times.share_min": 0.0, "objective.velocity": "data"}}
+    ablation = Ablation(tiny(training__steps="1000"), variants, equal="flops")
+    planned = plan.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"]
+    spent = {name: entry["steps"] * entry["step_flops"] for name, entry in planned.items()}
+    assert planned["a"]["steps"] == 1000 < planned["b"]["steps"]
+    assert spent["b"] == pytest.approx(spent["a"], rel=1e-3)
+
+
+def test_what_was_planned_may_not_change(tmp_path, capsys):
+    folder = epath.Path(tmp_path)
+    one = Ablation(tiny(), {"a": {}, "b": {"objective.epsilon": 0.1, "objective.derivative": "dde"}}, equal="steps")
+    plan.make(one, folder, ["a", "b"], lambda line: None)
+    plan.check(one, plan.read(folder), folder)
+    more = {"a": {}, "c": {"model.depth": 2}}
+    plan.check(Ablation(tiny(), more, equal="steps"), plan.read(folder), folder)
+    harmless = tiny(training__log_every="7", evaluation__batch_size="3", model__attention="xla")
+    plan.check(Ablation(harmless, one.variants, equal="steps"), plan.read(folder), folder)
+    for changed, word in (
+        (Ablation(tiny(), one.variants | {"b": {}}, equal="steps"), "objective.derivative is 'jvp'"),
+        (Ablation(tiny(training__steps="5"), one.variants, equal="steps"), "training.steps is 5"),
+        (Ablation(tiny(evaluation__samples="17"), one.variants, equal="steps"), "evaluation.samples is 17"),
+        (Ablation(tiny(), one.variants, equal="steps", sampler_steps=(1,)), "sampler_steps is [1]"),
+        (Ablation(tiny(), one.variants, equal="flops"), "equal is 'flops'"),
+        (Ablation(tiny(), {"b": one.variants["b"]}, equal="steps"), "reference is 'b'"),
+    ):
+        with pytest.raises(ValueError, match=word.replace("[", r"\[")):
+            plan.check(changed, plan.read(folder), folder)

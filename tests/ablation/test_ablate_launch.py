@@ -1,0 +1,72 @@
+"""The runs of an ablation as commands for other machines."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+
+import yaml
+
+from tests.helpers.ablations import arguments, fails, write_file
+from tim_jax import ablate
+from tim_jax.ablation import settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def launched(folder, kind, capsys):
+    write_file(folder, {"a": {}, "b_2": {"model.depth": 2}}, seeds=2)
+    ablate.main([*arguments(folder), f"--launch={kind}", "--seeds=2"])
+    *lines, comment, last = capsys.readouterr().out.splitlines()
+    assert not (folder / "runs").exists() and comment.startswith("#") and last.endswith("--report")
+    return lines
+
+
+def only(words):
+    """The runs that a command's words pick, as the command itself reads them."""
+    ablation = settings.load(words[0].removeprefix("--config="), {}, seeds=2)
+    (picked,) = [word.removeprefix("--only=") for word in words if word.startswith("--only=")]
+    return [str(member) for member in ablate.chosen(ablation, picked)]
+
+
+EVERY = ["a/seed_0", "b_2/seed_0", "a/seed_1", "b_2/seed_1"]
+
+
+def test_commands_to_be_typed(tmp_path, capsys):
+    lines = [shlex.split(line) for line in launched(tmp_path, "print", capsys)]
+    assert all(line[:3] == ["python", "-m", "tim_jax.ablate"] for line in lines)
+    assert [run for line in lines for run in only(line[3:])] == EVERY
+    assert all(set(arguments(tmp_path)) <= set(line) for line in lines)
+
+
+def test_commands_for_slurm(tmp_path, capsys):
+    found = []
+    for line in launched(tmp_path, "slurm", capsys):
+        module, sbatch, name, script, *words = shlex.split(line)
+        assert (module, sbatch, script) == ("MODULE=tim_jax.ablate", "sbatch", "launch/slurm.sh")
+        assert name.startswith("--job-name=tiny-")
+        dry = ["bash", ROOT / script, "--dry-run", *words]
+        said = subprocess.run(dry, env=os.environ | {"MODULE": "tim_jax.ablate"}, capture_output=True, text=True)
+        assert said.returncode == 0 and "-m tim_jax.ablate --config=" in said.stdout
+        found += only(words)
+    assert found == EVERY
+
+
+def test_commands_for_kubernetes(tmp_path, capsys):
+    found, names = [], set()
+    for line in launched(tmp_path, "kubernetes", capsys):
+        name, module, bash, script, *words = shlex.split(line)
+        assert (module, bash, script) == ("MODULE=tim_jax.ablate", "bash", "launch/kubernetes.sh")
+        env = os.environ | dict(text.split("=") for text in (name, module))
+        said = subprocess.run(["bash", ROOT / script, "--dry-run", *words], env=env, capture_output=True, text=True)
+        manifest = yaml.safe_load(said.stdout)
+        (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        assert container["args"] == ["-m", "tim_jax.ablate", *words]
+        names.add(manifest["metadata"]["name"])
+        found += only(words)
+    assert found == EVERY and len(names) == 4 and "tiny-b-2-1" in names
+
+
+def test_a_name_that_is_too_long_for_kubernetes_is_refused(tmp_path, capsys):
+    write_file(tmp_path, {"a" * 40: {}})
+    assert "40" in fails([*arguments(tmp_path), "--launch=kubernetes"], capsys)

@@ -1,0 +1,157 @@
+"""Real runs of ablations: that fail, are measured alone, are killed and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from tests.helpers import workdirs
+from tests.helpers.ablations import TINY, arguments, fails, tiny, write_file
+from tests.helpers.devices import for_devices
+from tim_jax import ablate
+from tim_jax.bench.faults import state_leaves
+from tim_jax.config.build import build
+from tim_jax.system.exit_codes import RESTART
+from tim_jax.training import checksums, sharding
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+
+
+DIVERGES = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
+
+
+@pytest.mark.parametrize(
+    "broken, why", [({}, "holds a run"), pytest.param(DIVERGES, "not finite", marks=pytest.mark.slow)]
+)
+def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, capsys, one_device):
+    variants = {"good": {}, "broken": broken}
+    if not broken:  # its place is taken
+        workdirs.workdir(tmp_path / "runs" / "broken" / "seed_0", "digits", **TINY | {"model.width": "32"})
+    write_file(tmp_path, variants)
+    words = arguments(tmp_path, **{"training.max_nonfinite": 1})
+    with pytest.raises(SystemExit) as stop:
+        ablate.main(words)
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and "[2/2] broken/seed_0" in said.out and "failed: broken/seed_0" in said.err
+    found = json.loads((tmp_path / "runs" / "ablation.json").read_text())["variants"]
+    assert found["broken"]["finished"] == 0 and why in found["broken"]["failures"]["0"]
+    assert found["good"]["finished"] == 1 and [row["nfe"] for row in found["good"]["rows"]] == [1, 2]
+    assert "broken: 0 of 1 runs" in (tmp_path / "runs" / "ablation.md").read_text()
+
+    table = (tmp_path / "runs" / "ablation.json").read_bytes()
+    (tmp_path / "runs" / "ablation.json").unlink()
+    ablate.main([*words, "--report"])
+    assert (tmp_path / "runs" / "ablation.json").read_bytes() == table
+    finished = (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns
+    ablate.main([*words, "--only=good"])  # nothing is left to do
+    assert (tmp_path / "runs" / "good" / "seed_0" / "result.json").stat().st_mtime_ns == finished
+    write_file(tmp_path, variants | {"good": {"model.depth": 2, "model.encoder_depth": 2}})
+    assert "variant 'good': model.depth is 2" in fails(words, capsys)
+
+
+def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_device):
+    """A variant's own workdir, beside the variants, has the figures that the variant has."""
+    folder, words = tmp_path / "runs", arguments(tmp_path)
+    workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.weights": "student"})
+    workdirs.workdir(tmp_path / "long", "digits", **TINY | {"data.height": "16"})
+    beside = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
+
+    write_file(tmp_path, {"a": {}}, beside=beside)  # what is to stand beside is not there yet
+    assert "beside 'again'" in fails(words, capsys) and not folder.exists()
+    ablate.main([*words, "--only=a"])
+    capsys.readouterr()
+    write_file(tmp_path, {"a": {}}, beside={"long": str(tmp_path / "long")})
+    error = fails(words, capsys)
+    assert "beside 'long'" in error and "data.height is 16, must be 8" in error and not (folder / "long").exists()
+
+    def rows(name):
+        found = json.loads((folder / name / "seed_0" / "result.json").read_text())
+        for row in found["table"]["rows"]:
+            del row["seconds_per_image"]
+        return found["table"]["rows"]
+
+    write_file(tmp_path, {"a": {}}, beside=beside)
+    ablate.main(words)
+    said = capsys.readouterr().out
+    assert "[2/3] again/seed_0: measured alone" in said and "[3/3] wide/seed_0" in said and "[1/3]" not in said
+    assert rows("again") == rows("a") != rows("wide")
+    of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["beside"] for name in beside}
+    prints = {name: one.pop("fingerprint") for name, one in of.items()}
+    assert of["again"] == {"weights": beside["again"], "steps": 4, "which": "slow"}
+    assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "student"}
+    assert prints["wide"] == checksums.fingerprint(tmp_path / "wide" / "checkpoints" / "0") != prints["again"]
+    found = json.loads((folder / "ablation.json").read_text())
+    assert found["beside"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()
+
+    # What is finished is not measured again, what is not goes on; figures of two checkpoints are never mixed.
+    kept, file = (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns, folder / "again/seed_0/result.json"
+    before = workdirs.contents(folder / "a")
+    file.unlink()
+    ablate.main([*words, "--only=again"])
+    assert rows("again") == rows("a") and workdirs.contents(folder / "a") == before
+    assert (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns == kept
+    capsys.readouterr()
+    record = json.loads(file.read_text())
+    for changed, told in (({"steps": 3}, "step 3"), ({"fingerprint": "0" * 64}, f"(fingerprint {'0' * 12})")):
+        file.write_text(json.dumps(record | {"beside": record["beside"] | changed}))
+        error = fails([*words, "--only=again"], capsys)
+        assert "now step 4" in error and told in error.split("is of")[1]
+    ablate.main([*words, "--report"])  # looks at no checkpoint
+    for variants, named in (({}, {"again": str(tmp_path / "wide")}), ({"wide": {"model.depth": 2}}, {})):
+        write_file(tmp_path, {"a": {}} | variants, beside=named)
+        assert "was measured as beside" in fails([*words, "--report"], capsys)
+
+
+@pytest.mark.slow
+def test_a_killed_ablation_goes_on_bit_equal(tmp_path):
+    """Killed in its third run of four, asked to stop in its fourth, finished; the third is as if undisturbed."""
+    for name in ("killed", "whole"):
+        (tmp_path / name / "runs").mkdir(parents=True)
+        write_file(tmp_path / name, {"a": {}, "b": {"objective.derivative": "dde"}}, equal="time", seeds=2)
+    more = {"training.steps": 60, "optimizer.decay_steps": 60, "loader.directory": tmp_path / "data"}
+    folder = tmp_path / "killed" / "runs"
+
+    def start(name, *words):
+        command = [sys.executable, "-m", "tim_jax.ablate", *arguments(tmp_path / name, **more), *words]
+        with (tmp_path / f"{name}.txt").open("a") as log:
+            one = os.environ | {"XLA_FLAGS": for_devices(1)}
+            return subprocess.Popen(command, stdout=log, stderr=log, env=one)
+
+    def signalled(process, number, name):
+        """The exit code after a signal in the middle of a run's training."""
+        checkpoints, end = folder / name / "checkpoints", time.monotonic() + 900
+        while not (checkpoints.exists() and any(path.name.isdigit() for path in checkpoints.iterdir())):
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "killed.txt").read_text()[-3000:]
+            time.sleep(0.005)
+        process.send_signal(number)
+        code = process.wait(900)
+        assert not (folder / name / "result.json").exists()
+        return code
+
+    assert signalled(start("killed"), signal.SIGKILL, "a/seed_1") == -signal.SIGKILL
+    finished = [folder / name / "seed_0" / "result.json" for name in "ab"] + [folder / "plan.json"]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in finished]
+    assert signalled(start("killed"), signal.SIGTERM, "b/seed_1") == RESTART
+    assert start("killed").wait(900) == 0, (tmp_path / "killed.txt").read_text()[-3000:]
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in finished] == before
+    text = (tmp_path / "killed.txt").read_text()
+    assert text.count("calibrating b") == 1 and text.count("[3/4] a/seed_1") == 2 and text.count("[4/4]") == 2
+
+    (tmp_path / "whole" / "runs" / "plan.json").write_bytes((folder / "plan.json").read_bytes())
+    assert start("whole", "--only=a/seed_1").wait(900) == 0, (tmp_path / "whole.txt").read_text()[-3000:]
+    rows, leaves = [], []
+    for place in (folder, tmp_path / "whole" / "runs"):
+        rows.append(json.loads((place / "a" / "seed_1" / "result.json").read_text())["table"]["rows"])
+        for row in rows[-1]:
+            del row["seconds_per_image"]
+        abstract = build(tiny(seed="1"), jax.devices()[:1]).trainer.abstract
+        leaves.append(state_leaves(place / "a" / "seed_1", abstract))
+    assert rows[0] == rows[1] and leaves[0] == leaves[1] and leaves[0][0] == 60

@@ -1,0 +1,105 @@
+"""The table of an ablation: what it holds, by numpy."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from tests.helpers.ablations import tiny
+from tim_jax.ablation import Ablation, plan, report, runs
+from tim_jax.ablation.settings import Member
+
+
+def result(rng, steps=(1, 4)):
+    rows = []
+    for s in steps:
+        row = {"steps": s, "nfe": s}
+        for name in ("frechet", "frechet_held_out"):
+            value = float(rng.uniform(1, 2))
+            row |= {name: value, f"{name}_spread": 0.0, f"{name}_seeds": [value]}
+        rows.append(row)
+    floor = {"frechet": float(rng.uniform()), "frechet_held_out": float(rng.uniform())}
+    table = {"rows": rows, "floor": floor, "samples": 16}
+    return {"steps": 4, "train_seconds": float(rng.uniform(1, 9)), "seconds": 1.0, "table": table}
+
+
+def test_the_table_holds_what_numpy_says(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}, "b": {"model.depth": 2}, "c": {"model.depth": 3}}, equal="steps")
+    folder, rng = epath.Path(tmp_path), np.random.default_rng(0)
+    plan.make(ablation, folder, list(ablation.variants), lambda line: None)
+    given = {}
+    for member in ablation.members():
+        if member == Member("b", 1):
+            runs.write(folder / str(member), {"failure": "ValueError: no luck"})
+        elif member != Member("b", 2) and member.variant != "c":
+            given[member] = result(rng)
+            runs.write(folder / str(member), given[member])
+
+    text = report.write(ablation, folder, "mine")
+    found = json.loads((folder / "ablation.json").read_text())
+    a, b, c = (found["variants"][name] for name in "abc")
+    assert (a["finished"], b["finished"], c["finished"]) == (3, 1, 0) and c["rows"] == []
+    assert b["failures"] == {"1": "ValueError: no luck"} and b["steps"] == 4
+    by_seed = [given[Member("a", seed)] for seed in range(3)]
+    for k in range(2):
+        for name in ("frechet", "frechet_held_out"):
+            values = [of["table"]["rows"][k][name] for of in by_seed]
+            assert a["rows"][k][name] == pytest.approx(np.mean(values))
+            assert a["rows"][k][f"{name}_spread"] == pytest.approx(np.std(values, ddof=1))
+            assert a["rows"][k][f"{name}_seeds"] == values
+            assert b["rows"][k][f"{name}_spread"] == 0.0
+            first, second = sorted((a, b), key=lambda about: about["rows"][k][name])
+            winner = found["winners"][name][str(first["rows"][k]["nfe"])]
+            assert found["variants"][winner["variant"]] == first
+            assert winner["lead"] == pytest.approx(second["rows"][k][name] - first["rows"][k][name])
+            assert winner["lead_spread"] == pytest.approx(a["rows"][k][f"{name}_spread"])
+            cell = f"**{first['rows'][k][name]:.3g}"
+            assert cell in text
+    assert a["train_seconds"] == pytest.approx(np.mean([of["train_seconds"] for of in by_seed]))
+    floors = [of["table"]["floor"]["frechet"] for of in given.values()]
+    assert found["floor"]["frechet"] == pytest.approx(np.mean(floors))
+    assert "- b: 1 of 3 runs; seed 1 failed: ValueError: no luck" in text and "- c: 0 of 3 runs" in text
+    assert (folder / "ablation.md").read_text() == text and len((folder / "ablation.png").read_bytes()) > 10_000
+
+
+def test_columns_are_network_evaluations(tmp_path):
+    rng = np.random.default_rng(1)
+    one, two = result(rng), result(rng)
+    for row in two["table"]["rows"]:
+        row["nfe"] *= 2
+    variants = {"a": report.summarise([one]), "b": report.summarise([two])}
+    winners = report.winners(variants)["frechet"]
+    assert {nfe: about["variant"] for nfe, about in winners.items()} == {"1": "a", "2": "b", "4": "a", "8": "b"}
+    assert all(about["second"] is None for about in winners.values())
+
+
+def test_what_stands_beside_is_shown_and_wins_nothing(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}}, equal="steps", seeds=2, beside={"teacher": "runs/t", "gone": "runs/g"})
+    folder, rng, given = epath.Path(tmp_path), np.random.default_rng(2), {}
+    plan.make(ablation, folder, ["a"], lambda line: None)
+    alone = report.write(ablation, folder, "mine")
+    assert "| teacher |  | not trained here |  |" in alone and "- teacher: 0 of 2 runs" in alone
+    for member in ablation.members():
+        if member.variant == "a":
+            given[member] = result(rng)
+        elif member.variant == "teacher":  # better than all others
+            table = result(rng, steps=(1, 4, 8))["table"]
+            for row in table["rows"]:
+                row |= {name: row[name] / 10 for name in ("frechet", "frechet_held_out")}
+            of = {"weights": "runs/t", "steps": 4600, "which": "slow"}
+            given[member] = {"seconds": 1.0, "table": table, "beside": of}
+    for member, one in given.items():
+        runs.write(folder / str(member), one)
+
+    text = report.write(ablation, folder, "mine")
+    found = json.loads((folder / "ablation.json").read_text())
+    assert list(found["variants"]) == ["a"] and list(found["beside"]) == ["teacher", "gone"]
+    assert {nfe: about["variant"] for nfe, about in found["winners"]["frechet"].items()} == {"1": "a", "4": "a"}
+    line = next(line for line in text.splitlines() if line.startswith("| teacher |"))
+    name, steps, cost, seconds, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (name, steps, cost, seconds) == ("teacher", "4,600", "not trained here", "") and "*" not in line
+    by_seed = [given[Member("teacher", seed)]["table"]["rows"] for seed in range(2)]
+    means = [np.mean([rows[k]["frechet"] for rows in by_seed]) for k in range(3)]
+    assert [cell.split(" ±")[0] for cell in cells] == [f"{mean:.3g}" for mean in means]
+    assert "weights 'slow' at step 4,600, from runs/t" in text and "- gone: 0 of 2 runs" in text

@@ -1,0 +1,122 @@
+"""Published weights: round trips, complaints, and the published network's own numbers."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from safetensors.numpy import load_file
+
+from tim_jax.codecs.official import depth_of, from_official, to_official
+from tim_jax.networks import TiM
+from tim_jax.types import Query
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+# Compiling is most of the time of these tests: have XLA take less trouble.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+TINY = {
+    "patch_size": 2, "channels": 4, "width": 64, "depth": 3, "heads": 4, "bottleneck": 24, "encoder_depth": 2,
+    "z_dim": 16, "projector_width": 32, "num_classes": 10, "rope_order": "official",
+}  # fmt: skip
+# Weights by name: the fields that differ from TINY.
+NETS = {
+    "c2i_tiny": {},
+    "c2i_variant1": {"conditioning": "t,r"},
+    "c2i_variant5": {"separate_interval_embedder": False},
+    "c2i_variant6": {"interval_aware": False},
+    "t2i_tiny": {"condition": "text", "text_width": 24},
+}
+# Answers by name: weights, array of inputs, array of the answer, array of hidden states.
+ANSWERS = {
+    "c2i_forward": ("c2i_tiny", "{}", "F", "h_proj"),
+    "c2i_forward_rect": ("c2i_tiny", "{}_rect", "F_rect_official_rope", None),
+    "c2i_variant1": ("c2i_variant1", "{}", "F", None),
+    "c2i_variant5": ("c2i_variant5", "{}", "F", None),
+    "c2i_variant6": ("c2i_variant6", "{}", "F", None),
+    "t2i_forward": ("t2i_tiny", "{}", "F", "h_proj"),
+}
+
+
+def weights(name):
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def template(name):
+    net = TiM(**TINY | NETS[name])
+    x, t = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1,))
+    text = {"text": jnp.zeros((1, 7, 24)), "mask": jnp.ones((1, 7), bool)}
+    query = Query(x, t, t, text if net.condition == "text" else {"label": jnp.zeros((1,), int)})
+    return net, nn.unbox(jax.eval_shape(net.init, jax.random.key(0), (query,)))["params"]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_forward_pass_is_the_published_one(golden, answer):
+    name, form, F_name, hidden_name = ANSWERS[answer]
+    arrays = golden(f"{answer.removesuffix('_rect')}.npz")
+    x, t, r = (arrays[form.format(k)] for k in "xtr")
+    net, shapes = template(name)
+    if net.condition == "text":
+        text = arrays["caption_features"]
+        condition = {"text": text, "mask": np.ones(text.shape[:2], bool)}
+    else:
+        condition = {"label": arrays[form.format("y")].astype(np.int32)}
+    query = Query(jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.asarray(t), jnp.asarray(r), condition)
+    params = from_official(weights(name), shapes)
+    forward = jax.jit(lambda p, q: net.apply({"params": p}, (q,), hidden=True), compiler_options=QUICK)
+    with jax.default_matmul_precision("highest"):
+        (out,) = forward(params, query)
+    np.testing.assert_allclose(out.F.transpose(0, 3, 1, 2), arrays[F_name], atol=1e-5, rtol=0)
+    if hidden_name:
+        np.testing.assert_allclose(out.hidden, arrays[hidden_name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_round_trip_from_official_names_is_exact(name):
+    state, (_, shapes) = weights(name), template(name)
+    params = from_official(state, shapes)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+    back = to_official(params)
+    assert back.keys() == state.keys()
+    for key in state:
+        np.testing.assert_array_equal(back[key], state[key])
+
+
+@pytest.mark.parametrize("name", ["c2i_tiny", "t2i_tiny"])
+def test_round_trip_from_parameters_is_exact(name):
+    _, shapes = template(name)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, leaf.dtype), shapes)
+    jax.tree.map(np.testing.assert_array_equal, from_official(to_official(params), shapes), params)
+
+
+def test_depth_is_read_from_the_names():
+    assert depth_of(weights("c2i_tiny")) == 3
+    assert depth_of({"x_embedder.proj.weight": np.zeros(1)}) == 0
+
+
+FAULTS = {
+    "missing": (lambda s: s.pop("blocks.1.attn.qkv.bias"), "missing: blocks.1.attn.qkv.bias"),
+    "unknown": (lambda s: s.update({"pos_embed": np.zeros(2)}), "unknown: pos_embed"),
+    "misshapen": (
+        lambda s: s.update({"final_layer.linear.bias": np.zeros(3)}),
+        r"misshapen: final_layer.linear.bias \(3,\) instead of \(16,\)",
+    ),
+    "depth": (lambda s: s.update({"blocks.3.attn.qkv.bias": np.zeros(192)}), "depth 4: the network has 3"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_weights_that_do_not_fit_are_named_in_one_line(fault):
+    damage, message = FAULTS[fault]
+    state, (_, shapes) = weights("c2i_tiny"), template("c2i_tiny")
+    damage(state)
+    with pytest.raises(ValueError, match=message) as error:
+        from_official(state, shapes)
+    assert "\n" not in str(error.value)
+
+
+def test_parameters_without_official_name_are_named():
+    with pytest.raises(ValueError, match="patch/gain"):
+        to_official({"patch": {"gain": np.zeros(2)}})

@@ -1,0 +1,148 @@
+"""Settings of the data, what inspect shows of them, and the measurement of the pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tim_jax import data
+from tim_jax.bench import __main__ as command
+from tim_jax.bench import data as bench
+from tim_jax.data import summary
+from tim_jax.data.faults import TooManyBadRecords
+from tim_jax.data.settings import DataSettings, open_data
+
+SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
+KEYS = {"source": "folder", "height": 8, "width": 8, "channels": 3, "batch_size": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, (h, w) in enumerate(SIZES):
+        path = tmp_path / "images" / f"class {i % 2}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((h, w, 3), 5 * i, np.uint8)).save(path)
+    return tmp_path
+
+
+def read(folder, buckets, side=4, loader=None, **keys):
+    keys = KEYS | {"path": str(folder / "images"), "buckets": buckets} | keys
+    return DataSettings.read(keys, {"directory": str(folder / "cache")} | (loader or {}), side)
+
+
+def test_settings_open_the_source_and_its_plan(folder):
+    settings = read(folder, {"table": ((32, 32), (32, 48), (48, 32))})
+    source, plan = open_data(settings, data.open_source)
+    found = {bucket.shape: sum(bucket.images) for bucket in plan.buckets}
+    assert found == {(32, 32): 6, (32, 48): 7, (48, 32): 8}
+    assert plan.not_used == {"too small": 1} and len(source) == len(SIZES)
+
+
+def test_without_buckets_a_source_of_one_size_is_one_bucket(tmp_path):
+    keys = {"source": "digits", "height": 8, "width": 8, "channels": 1, "batch_size": 32}
+    settings = DataSettings.read(keys, {"directory": str(tmp_path)}, side=2)
+    source, plan = open_data(settings, data.open_source, "held_out")
+    assert plan == data.one_bucket(source, 32)
+
+
+def test_a_mixture_of_settings_is_opened(folder):
+    mixture = (("folder", str(folder / "images"), 2.0), ("folder", str(folder / "images"), 1.0))
+    source, plan = open_data(read(folder, {"table": ((32, 32),)}, mixture=mixture), data.open_source)
+    assert isinstance(source, data.Mixture) and source.weights == (2.0, 1.0)
+    assert plan.images() == 2 * (len(SIZES) - 1)
+
+
+def test_latents_are_not_resized(tmp_path):
+    rows = [{"latent": np.full((2, 4, 9, 9), i, np.float32), "label": 0} for i in range(8)]
+    data.write_shards(tmp_path / "shards", rows, num_classes=1)
+    keys = KEYS | {"source": "shards", "path": str(tmp_path / "shards"), "channels": 4, "buckets": {"table": ((8, 8),)}}
+    source, plan = open_data(DataSettings.read(keys, {"directory": str(tmp_path)}, side=2), data.open_source)
+    assert not plan.fitting.resize
+    batch = data.global_batches(source, plan, 0)[0]
+    np.testing.assert_array_equal(batch["x"][:, 3, 3, 0], batch["index"])
+
+
+@pytest.mark.parametrize(
+    "buckets, keys, message",
+    [
+        ({"table": ((30, 32),)}, {}, "data.buckets.table has .30, 32.*multiples of 4"),
+        ({"area": 4}, {}, "data.buckets.area is 4"),
+        ({"table": ((32, 32),), "max_cropped": 1.5}, {}, "data.buckets.max_cropped is 1.5"),
+        ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
+        ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
+        ({}, {}, "data.buckets.table and area are empty"),
+        ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture has"),
+        ({"table": ((32, 32),)}, {"source": "folders"}, "'folders'.*nearest is 'folder'"),
+        ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
+        ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height, width are .9, 8."),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(folder, buckets, keys, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_data(read(folder, buckets, **keys), data.open_source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_with_too_many_bad_headers_is_refused_with_the_list(folder):
+    (folder / "images" / "class 0" / "bad.png").write_bytes(b"not an image")
+    buckets = {"table": ((32, 32),)}
+    with pytest.raises(TooManyBadRecords, match="1 of 23 rows .unreadable 1.*faults.jsonl"):
+        open_data(read(folder, buckets), data.open_source)
+    _, plan = open_data(read(folder, buckets, loader={"max_bad_share": 0.1}), data.open_source)
+    assert plan.not_used == {"too small": 1, "unreadable": 1}
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from tim_jax.config import loading
+
+def get_config():
+    config = loading.load("base").get_config()
+    config.data.source = "folder"
+    config.data.path = {path!r}
+    config.data.channels = 3
+    config.data.batch_size = 4
+    config.data.buckets = ConfigDict({{"table": ((32, 32), (32, 48), (48, 32))}})
+    config.loader.directory = {cache!r}
+    return config
+"""
+
+
+def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys):
+    config = folder / "config.py"
+    config.write_text(CONFIG.format(path=str(folder / "images"), cache=str(folder / "cache")))
+    summary.main([f"--config={config}", f"--out={folder / 'out'}"])
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.splitlines()]
+    assert lines[1][:3] == ["32x48", "7", "4"] and "21 of 22 images in 3 buckets" in said and "too small 1" in said
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "bucket-32x32.png",
+        "bucket-32x48.png",
+        "bucket-48x32.png",
+        "plan.png",
+    ]
+    source, plan = open_data(read(folder, {"table": ((32, 32), (32, 48), (48, 32))}), data.open_source)
+    step = summary.first_steps(data.Order(plan, 0))[0]
+    values = np.rint((data.global_batches(source, plan, 0)[step]["x"][:, 0, 0, 0] + 1) * 127.5)
+    height, width = plan.buckets[0].shape
+    sheet = np.asarray(Image.open(folder / "out" / f"bucket-{height}x{width}.png"))
+    assert {(int(v),) * 3 for v in values} <= set(map(tuple, sheet[18:].reshape(-1, 3).tolist()))
+
+
+@pytest.mark.parametrize("given, message", [("--rows-multiple=0", "rows-multiple is 0"), ("--confg=x", "--config")])
+def test_inspect_refuses_wrong_arguments_with_code_2(given, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        summary.main(["--config=digits", given])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_bench_measures_and_writes(tmp_path, monkeypatch, capsys):
+    for name, value in {"IMAGES": 20, "STEPS": 2, "ROUNDS": 1, "ROWS": 4, "SIDES": (80, 100), "AREA": 48 * 48}.items():
+        monkeypatch.setattr(bench, name, value)
+    command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1"])
+    found = json.loads((tmp_path / "data.json").read_text())
+    figures = ("ratio", "rows_per_second", "bare_rows_per_second", "workers")
+    assert min(found[name] for name in figures) > 0 and found["workers"] == 1
+    assert {name: found[name] for name in figures}.items() <= found["rows"][0].items()
+    assert "ratio" in capsys.readouterr().out

@@ -1,0 +1,161 @@
+"""Diagnostics: every number against a network whose derivative is known, the command on a real run."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tim_jax import diagnose, train
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.evaluation import diagnostics
+from tim_jax.training import sharding
+from tim_jax.types import Output
+
+TINY = {
+    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.sample_steps": "1", "training.sample_every": "0",
+    "training.steps": "2", "model.dtype": "bfloat16",
+}  # fmt: skip
+
+
+def known(params):
+    """F = (2 + 3 t²) x_t + r, in float32."""
+
+    def net(queries):
+        expand = lambda t: t[:, None, None, None]  # noqa: E731
+        return tuple(Output((2 + 3 * expand(q.t) ** 2) * q.x_t + expand(q.r)) for q in queries)
+
+    return net
+
+
+def own(params):
+    """The same with F turned into 1.01 F, as if by rounding."""
+
+    def net(queries):
+        return tuple(Output(1.01 * output.F) for output in known(params)(queries))
+
+    return net
+
+
+@pytest.fixture
+def run():
+    """A run on OT-FM with the known network in the place of its own."""
+    run = build(load_config("digits", TINY), jax.devices()[:4])
+    nets = {"precise": known, "ema": own}
+    step = dataclasses.replace(run.trainer.step, nets=nets)
+    return dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
+
+
+def test_every_number_is_that_of_a_known_network(run):
+    rng = np.random.default_rng(3)
+    x, labels, epsilon = rng.standard_normal((6, 8, 8, 1)).astype(np.float32), np.arange(6, dtype=np.int32), 0.05
+    found = diagnose.diagnose(run, None, x, labels, nodes=3, epsilons=[epsilon])
+    times, noise = found["times"], np.random.default_rng(1).standard_normal(x.shape)
+    np.testing.assert_allclose(times, [0, 0.5, 1], atol=1e-6)
+
+    def F(t, r):
+        return (2 + 3 * t**2) * ((1 - t) * x + t * noise) + r
+
+    for i, j in zip(*diagnostics.pairs(3), strict=True):
+        t, r, v = times[i], times[j], noise - x
+        dF_dt = 6 * t * ((1 - t) * x + t * noise) + (2 + 3 * t**2) * v
+        target = v - (t - r) * dF_dt
+        above, below = min(t + epsilon, 1), max(t - epsilon, 0)
+        difference = (F(above, r) - F(below, r)) / (above - below)
+        for name, expected in {
+            "error": np.mean((F(t, r) - target) ** 2),
+            "square": np.mean(dF_dt**2),
+            "tangent": np.sqrt(np.mean(dF_dt**2)),
+        }.items():
+            np.testing.assert_allclose(found[name][i, j], expected, rtol=1e-4)
+        by_type = found["difference"]
+        np.testing.assert_allclose(
+            by_type["float32"][epsilon][i, j], np.mean((difference - dF_dt) ** 2), rtol=1e-3, atol=1e-7
+        )
+        np.testing.assert_allclose(
+            by_type["bfloat16"][epsilon][i, j], np.mean((1.01 * difference - dF_dt) ** 2), rtol=1e-3, atol=1e-7
+        )
+        np.testing.assert_allclose(by_type["bfloat16"]["exact"][i, j], 1e-4 * np.mean(dF_dt**2), rtol=1e-2)
+    for name in ("error", "tangent"):
+        assert np.isnan(found[name][np.triu_indices(3, 1)]).all()
+
+
+def test_relative_errors_add_squares_before_the_ratio():
+    nodes = 4
+    t, r = diagnostics.pairs(nodes)
+    rng = np.random.default_rng(0)
+    difference, size = (diagnostics.matrix(nodes, rng.uniform(1, 2, len(t))) for _ in range(2))
+    for by, group in (("interval", lambda i, j: i - j), ("time", lambda i, j: i)):
+        expected = []
+        for k in range(nodes):
+            cells = [(i, j) for i in range(nodes) for j in range(i + 1) if group(i, j) == k]
+            expected.append(np.sqrt(sum(difference[c] for c in cells) / sum(size[c] for c in cells)))
+        np.testing.assert_allclose(diagnostics.relative(difference, size, by), expected)
+
+
+def test_json_has_no_word_for_what_is_not_finite():
+    given = {"a": np.array([1.0, np.nan]), "b": [np.float32(np.inf), 2], "c": {"d": np.int64(3)}}
+    assert diagnostics.plain(given) == {"a": [1.0, None], "b": [None, 2], "c": {"d": 3}}
+
+
+@pytest.mark.parametrize("name", ["trigflow", "vp", "ve", "edm"])
+def test_nodes_are_equal_noise_levels_of_every_transport(name):
+    run = build(load_config("digits_small", TINY | {"transport.name": name, "objective.weight_kernel": "constant"}))
+    step = dataclasses.replace(run.trainer.step, nets={"precise": known, "ema": own})
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
+    x = np.ones((2, 8, 8, 1), np.float32)
+    found = diagnose.diagnose(run, None, x, np.zeros(2, np.int32), nodes=5, epsilons=[0.001])
+    times = jnp.array(found["times"], jnp.float32)
+    assert (times[0], times[-1]) == (np.float32(run.transport.T_min), np.float32(run.transport.T_max))
+    np.testing.assert_allclose(run.transport.level(times)[1:-1], found["levels"][1:-1], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    flags = [f"--config.{key}={value}" for key, value in TINY.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+        train.main(
+            ["--config=digits", f"--workdir={folder / 'run'}", f"--config.loader.directory={folder / 'data'}", *flags]
+        )
+        yield folder / "run"
+
+
+def test_the_command_writes_numbers_and_pictures(workdir):
+    diagnose.main([f"--workdir={workdir}", "--rows=4", "--nodes=3", "--epsilons=0.01,0.001"])
+    found = json.loads((workdir / "diagnostics.json").read_text())
+    assert found["step"] == 2 and found["rows"] == 4 and found["transport"] == "ot_fm"
+    assert len(found["error"]) == 3 and found["error"][0][1] is None and found["error"][2][0] > 0
+    assert set(found["derivative"]["time"]) == {"float32", "bfloat16"}
+    assert set(found["derivative"]["interval"]["bfloat16"]) == {"0.001", "0.01", "exact"}
+    for name in diagnostics.NAMES[1:]:
+        with Image.open(workdir / name) as picture:
+            assert picture.size[0] > 500
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--rows=0"], ["--rows", "0"]),
+        (["--rows=100000"], ["--rows", "100000", "held-out"]),
+        (["--nodes=1"], ["--nodes", "1", "2"]),
+        (["--epsilons=a"], ["--epsilons", "a"]),
+        (["--epsilons=0.6"], ["--epsilons", "0.6", "0.5"]),
+        (["--config.model.depth=3"], ["model.depth", "3", "1"]),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, named, workdir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(SystemExit) as stop:
+        diagnose.main([f"--workdir={workdir}", *arguments])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(error) == 1
+    for word in named:
+        assert word in error[0]
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before

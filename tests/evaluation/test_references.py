@@ -1,0 +1,302 @@
+"""References, published files, and the command line around them: what fits is used again, what does not is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.evaluation.test_inception import made_up_weights
+from tim_jax import evaluate, sample, train
+from tim_jax.evaluation import FEATURES, METRICS, kept, published, references, statistics
+from tim_jax.evaluation.references import Reference
+from tim_jax.training import checkpoints, sharding
+
+SMALL = [
+    "--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8",
+    "--config.model.encoder_depth=1", "--config.model.patch_size=4", "--config.data.batch_size=32",
+    "--config.training.sample_steps=1", "--config.training.sample_every=0", "--config.training.steps=4",
+    "--config.training.log_every=1", "--config.optimizer.warmup_steps=0",
+]  # fmt: skip
+FINGERPRINT = {"data": "digits ab", "split": "train", "images": 30, "size": "8x8x1", "preprocessing": "none",
+               "features": "pixels", "rows": 20}  # fmt: skip
+
+
+def summary(seed=0):
+    rng = np.random.default_rng(seed)
+    outputs = {"features": rng.standard_normal((30, 5)), "logits": rng.standard_normal((30, 4))}
+    needs = (("features", "moments"), ("features", "rows"), ("logits", "splits"))
+    return kept.summarise(outputs, np.arange(30), needs, kept.choose(30, 20))
+
+
+def test_a_reference_is_read_as_it_was_written(tmp_path):
+    path, reference = tmp_path / "new" / "reference.npz", Reference(FINGERPRINT, summary())
+    references.write(path, reference)
+    found = references.read(path)
+    assert found.fingerprint == FINGERPRINT and found.summary.keys() == reference.summary.keys()
+    for need, value in reference.summary.items():
+        assert type(found.summary[need]) is type(value)
+        for a, b in zip(found.summary[need], value, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert found.summary["features", "moments"].count == 30
+    needs = list(reference.summary)
+    assert references.cached(path, FINGERPRINT, needs) is not None
+    assert references.cached(path, FINGERPRINT, [*needs, ("spatial", "moments")]) is None
+    assert references.cached(path, FINGERPRINT | {"rows": 21}, needs) is None
+    assert references.cached(tmp_path / "none.npz", FINGERPRINT, needs) is None
+
+
+@pytest.mark.parametrize("key", FINGERPRINT)
+def test_what_differs_is_named(key):
+    references.same(FINGERPRINT, dict(FINGERPRINT), "x")
+    with pytest.raises(ValueError, match=f"x is of {key} 'other', not {FINGERPRINT[key]!r}"):
+        references.same(FINGERPRINT | {key: "other"}, FINGERPRINT, "x")
+    assert references.name_of(FINGERPRINT) != references.name_of(FINGERPRINT | {key: "other"})
+
+
+def test_a_damaged_reference_is_refused(tmp_path):
+    references.write(tmp_path / "whole.npz", Reference(FINGERPRINT, summary()))
+    data = (tmp_path / "whole.npz").read_bytes()
+    for damaged in (b"", data[:100], data[: len(data) // 2], b"x" * 50):
+        (tmp_path / "cut.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="cut.npz: not a reference, or damaged") as error:
+            references.read(tmp_path / "cut.npz")
+        assert "\n" not in str(error.value)
+        assert references.cached(tmp_path / "cut.npz", FINGERPRINT, []) is None
+
+
+def images_of(seed, count=20, side=8):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def test_published_images_are_what_numpy_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "PART", 7)
+    images, labels, path = images_of(0), np.arange(20) % 10, tmp_path / "samples.npz"
+    published.write_images(path, iter(np.split(images, [3, 4, 15])), images.shape, labels)
+    with np.load(path) as stored:
+        assert stored.files == ["arr_0", "arr_1"]
+        np.testing.assert_array_equal(stored["arr_0"], images)
+        np.testing.assert_array_equal(stored["arr_1"], labels)
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+    np.savez(tmp_path / "numpy.npz", arr_0=images)
+    np.savez_compressed(tmp_path / "compressed.npz", arr_0=images)
+    for name in ("samples.npz", "numpy.npz", "compressed.npz"):
+        assert published.image_shape(tmp_path / name) == (20, 8, 8, 3)
+        parts = list(published.read_images(tmp_path / name))
+        assert [len(part) for part in parts] == [7, 7, 6]
+        np.testing.assert_array_equal(np.concatenate(parts), images)
+    with pytest.raises(ValueError, match="3 came, 20 were announced"):
+        published.write_images(tmp_path / "few.npz", [images[:3]], images.shape, labels)
+    assert not (tmp_path / "few.npz").exists()
+
+
+def test_published_moments(tmp_path):
+    x = np.random.default_rng(0).standard_normal((50, 6))
+    np.savez(tmp_path / "batch.npz", mu=x.mean(0), sigma=np.cov(x.T), mu_s=x.mean(0)[:3], sigma_s=np.cov(x.T)[:3, :3])
+    found = published.read_moments(tmp_path / "batch.npz")
+    assert found.keys() == {("features", "moments"), ("spatial", "moments")}
+    np.testing.assert_array_equal(found["features", "moments"].covariance, np.cov(x.T))
+    np.testing.assert_array_equal(found["features", "moments"].mean, x.mean(0))
+    np.testing.assert_allclose(found["features", "moments"].covariance, statistics.of(x).covariance, rtol=1e-12)
+    assert published.image_shape(tmp_path / "batch.npz") is None
+    np.savez(tmp_path / "wrong.npz", mu=x.mean(0), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="sigma.*must be"):
+        published.read_moments(tmp_path / "wrong.npz")
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run of four steps on one device, its data beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+        train.main(["--config=digits", f"--workdir={folder / 'plain'}", *SMALL, where(folder)])
+        yield folder
+
+
+def where(folder):
+    return f"--config.loader.directory={folder / 'data'}"
+
+
+def run(place, *arguments):
+    evaluate.main([f"--workdir={place / 'plain'}", where(place), "--seeds=1", "--steps=2", "--count=40", *arguments])
+    return json.loads((place / "plain" / "any_step.json").read_text())
+
+
+def fails(place, capsys, *arguments, seen=()):
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(place, *arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    for word in seen:
+        assert word in error, error
+
+
+def stored(place):
+    return {path: path.stat().st_mtime_ns for path in (place / "data").glob("reference-*.npz")}
+
+
+def test_references_are_computed_once_and_again_where_they_do_not_fit(place):
+    first = run(place)
+    kept_files = stored(place)
+    assert len(kept_files) == 2, "of the training part and of the held-out part"
+    assert run(place)["rows"][0]["frechet"] == first["rows"][0]["frechet"] and stored(place) == kept_files
+    fewer = run(place, "--config.evaluation.rows=100")
+    assert len(stored(place)) == 4 and fewer["reference"]["rows"] == 100
+    assert fewer["rows"][0]["frechet"] == first["rows"][0]["frechet"], "all images count where no rows are needed"
+    assert fewer["rows"][0]["kernel"] != first["rows"][0]["kernel"]
+    for path in kept_files:
+        path.write_bytes(path.read_bytes()[:500])
+    assert run(place)["rows"][0]["frechet"] == pytest.approx(first["rows"][0]["frechet"], rel=1e-12)
+    assert first["reference"]["split"] == "train" and first["reference"]["images"] == 1442
+
+
+def test_a_reference_by_name_must_fit(place, capsys):
+    whole = run(place)
+    (training,) = (path for path in stored(place) if references.read(path).fingerprint == whole["reference"])
+    assert run(place, f"--config.evaluation.reference={training}")["rows"][0]["frechet"] == whole["rows"][0]["frechet"]
+    found = references.read(training)
+    for key, value in (("data", "photos cd"), ("size", "64x64x3"), ("features", "inception 01"), ("split", "held_out")):
+        other = place / "other.npz"
+        references.write(other, Reference(found.fingerprint | {key: value}, found.summary))
+        fails(place, capsys, f"--config.evaluation.reference={other}", seen=[key, value, "cannot be compared"])
+        other.unlink()
+
+
+def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys):
+    """Samples against the file that they were written to: eight bits lie between, and what is cut off at −1 and 1."""
+    path = place / "samples.npz"
+    evaluate.main([f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=40", f"--export={path}"])
+    assert published.image_shape(path) == (40, 8, 8, 3)
+    assert np.load(path)["arr_1"].tolist() == [i % 10 for i in range(40)]
+    table = run(place, f"--config.evaluation.reference={path}", "--config.evaluation.held_out=")
+    (row,) = table["rows"]
+    assert "frechet_held_out" not in row and table["reference"]["images"] == 40
+    sample.main([f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=40", f"--out={place / 'drawn'}"])
+    ((drawn,), written) = (place / "drawn").glob("*.npz"), np.load(path)["arr_0"]
+    samples, seen = np.load(drawn)["steps2"], written[..., :1] / 127.5 - 1
+    np.testing.assert_allclose(np.clip(samples, -1, 1), seen, atol=1 / 255 + 1e-6)
+    expected = METRICS["frechet"](samples.reshape(40, -1), seen.reshape(40, -1))
+    assert row["frechet"] == pytest.approx(expected, rel=1e-4)
+    for name, arrays, seen in (
+        ("nothing", {"other": np.zeros(3)}, ["arr_0", "mu"]),
+        ("size", {"arr_0": images_of(0, 8, 16)}, ["16x16", "8x8"]),
+        ("floats", {"arr_0": images_of(0).astype(np.float32)}, ["float32", "uint8"]),
+        ("few", {"arr_0": images_of(0, 3)}, ["3 images", "at least 4"]),
+    ):
+        np.savez(place / f"{name}.npz", **arrays)
+        fails(
+            place, capsys, f"--config.evaluation.reference={place / f'{name}.npz'}", seen=[name, *seen][name == "few" :]
+        )
+    (place / "cut.npz").write_bytes(path.read_bytes()[:300])
+    fails(place, capsys, f"--config.evaluation.reference={place / 'cut.npz'}", seen=["cut.npz", "damaged"])
+
+
+@pytest.mark.parametrize(
+    "arguments, seen",
+    [
+        (["--config.evaluation.reference=none.npz"], ["evaluation.reference", "none.npz"]),
+        (["--config.evaluation.features=inception"], ["evaluation.inception", "pt_inception-2015-12-05", "github.com"]),
+        (["--config.evaluation.metrics=('fid',)"], ["evaluation.metrics", "'fid'", "frechet"]),
+        (["--config.evaluation.metrics=('sfid',)"], ["evaluation.metrics", "'sfid'", "spatial"]),
+        (["--config.evaluation.features=dino"], ["evaluation.features", "dino", "inception"]),
+        (["--config.evaluation.held_out=nowhere"], ["nowhere"]),
+        (["--config.evaluation.weights=('fast',)"], ["evaluation.weights", "fast", "slow"]),
+        (["--config.evaluation.steps=(0, 1)"], ["evaluation.steps", "0"]),
+        (["--config.evaluation.every=-1"], ["evaluation.every", "-1"]),
+        (["--config.evaluation.rows=3"], ["evaluation.rows", "3", "4"]),
+        (["--config.evaluation.count=3"], ["evaluation.count", "3", "4"]),
+        (["--count=3"], ["--count", "3", "4"]),
+        (["--nearest=-1"], ["--nearest", "-1"]),
+        (["--export=x.npz", "--steps=1,2"], ["--steps", "1,2", "--export"]),
+        (["--export=x.png"], ["--export", "x.png", ".npz"]),
+    ],
+)
+def test_wrong_evaluations_are_named(arguments, seen, place, capsys):
+    fails(place, capsys, *arguments, seen=seen)
+
+
+@pytest.mark.slow
+def test_the_table_by_inception_features(place):
+    """Samples against themselves and others, as a published batch: every metric of FID's network, the floor, names."""
+    weights = place / "inception.safetensors"
+    safetensors.numpy.save_file(made_up_weights(), weights)
+    evaluate.main(
+        [f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=8", f"--export={place / 's.npz'}"]
+    )
+    options = [f"--config.evaluation.inception={weights}", "--config.evaluation.features=inception", "--count=8",
+               "--config.evaluation.held_out=", "--config.evaluation.batch_size=8"]  # fmt: skip
+    (row,) = run(place, *options, f"--config.evaluation.reference={place / 's.npz'}")["rows"]
+    assert row["frechet"] < 1e-6 and row["sfid"] < 1e-6 and row["precision"] == row["recall"] == 1
+    assert 1 <= row["inception_score"] <= 8
+    text = (place / "plain" / "any_step.md").read_text().splitlines()[0]
+    assert [title in text for title in ("FID", "sFID", "KID", "Inception score", "precision", "recall")] == [True] * 6
+    np.savez(place / "o.npz", arr_0=images_of(1, 8))
+    (other,) = run(place, *options, f"--config.evaluation.reference={place / 'o.npz'}")["rows"]
+    assert other["frechet"] > 0.1 and other["inception_score"] == row["inception_score"]
+    # Of a batch that holds statistics only, FID alone.
+    plug = FEATURES["inception"](str(weights))
+    levels = images_of(1, 8).astype(np.float32) / np.float32(127.5) - 1
+    features = np.asarray(jax.jit(plug.apply)(plug.variables, levels[..., :1])["features"], np.float64)
+    np.savez(place / "m.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    table = run(place, *options, f"--config.evaluation.reference={place / 'm.npz'}")
+    assert set(table["rows"][0]) & set(METRICS) == {"frechet", "inception_score"} and "frechet" not in table["floor"]
+    assert table["rows"][0]["frechet"] == pytest.approx(other["frechet"], rel=1e-4)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_evaluation_while_training_changes_no_number_of_it(place):
+    every = ["--config.evaluation.every=2", "--config.evaluation.steps=1,2", "--config.evaluation.count=20",
+             "--config.evaluation.weights=('student', 'slow')"]  # fmt: skip
+    train.main(["--config=digits", f"--workdir={place / 'measured'}", *SMALL, where(place), *every])
+    plain, found = lines(place / "plain"), lines(place / "measured")
+    figures = [line for line in found if "loss" not in line]
+    assert [line["step"] for line in figures] == [2, 4]
+    names = {f"evaluation/{weights}/{steps}/{name}{part}" for weights in ("student", "slow") for steps in (1, 2)
+             for name in ("frechet", "kernel", "precision", "recall") for part in ("", "_held_out")}  # fmt: skip
+    for line in figures:
+        assert set(line) == names | {"step", "time"}
+    assert figures[0]["evaluation/student/2/frechet"] != figures[1]["evaluation/student/2/frechet"]
+    trained = [line for line in found if "loss" in line]
+    assert [line["loss"] for line in trained] == [line["loss"] for line in plain]
+    states = [checkpoint_arrays(place / name) for name in ("plain", "measured")]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 20
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name])
+    events = b"".join(path.read_bytes() for path in (place / "measured" / "events").iterdir())
+    assert b"evaluation/slow/2/frechet" in events
+    # What the command measures with the same weights, samples and reference is the same figure.
+    evaluate.main([f"--workdir={place / 'measured'}", where(place), "--seeds=1", "--steps=2", "--count=20"])
+    (row,) = json.loads((place / "measured" / "any_step.json").read_text())["rows"]
+    assert row["frechet"] == pytest.approx(figures[1]["evaluation/slow/2/frechet"], rel=1e-9)
+
+
+def checkpoint_arrays(folder):
+    from etils import epath
+
+    manager = checkpoints.open_manager(epath.Path(folder), 2, 1000, read_only=True)
+    state = manager.restore(4)["state"]
+    manager.close()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def test_samples_that_are_not_finite_do_not_end_training(place, capsys, monkeypatch):
+    from tim_jax.runs.generation import Generator
+
+    monkeypatch.setattr(Generator, "batches", lambda *_, **__: iter([np.full((20, 8, 8, 1), np.nan)]))
+    more = ["--config.evaluation.every=4", "--config.evaluation.steps=1", "--config.evaluation.count=20"]
+    train.main(["--config=digits", f"--workdir={place / 'broken'}", *SMALL, where(place), *more,
+                "--config.model.condition=class"])  # fmt: skip
+    assert "20 of 20" in capsys.readouterr().err
+    assert [line["step"] for line in lines(place / "broken") if "loss" in line] == [1, 2, 3, 4]

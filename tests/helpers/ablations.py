@@ -1,0 +1,49 @@
+"""Ablations of networks that take seconds, as files and command lines."""
+
+import pytest
+
+from tim_jax import ablate
+from tim_jax.config.command_line import load_config
+
+TINY = {
+    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.steps": "4", "optimizer.decay_steps": "4",
+    "evaluation.samples": "16", "checkpoint.every": "4", "training.log_every": "4",
+}  # fmt: skip
+FILE = """
+from tim_jax.config import loading
+from tim_jax.ablation import Ablation
+
+
+def get_ablation():
+    base = loading.load("digits").get_config()
+    return Ablation(base, {variants}, equal="{equal}", seeds={seeds}, sampler_steps=(1, 2), beside={beside})
+"""
+
+
+def tiny(**more):
+    return load_config("digits", TINY | {name.replace("__", "."): value for name, value in more.items()})
+
+
+def write_file(folder, variants, equal="steps", seeds=1, beside=None):
+    path = folder / "tiny.py"
+    path.write_text(FILE.format(variants=variants, equal=equal, seeds=seeds, beside=beside or {}))
+    return path
+
+
+def arguments(folder, **more):
+    values = TINY | {"loader.directory": folder / "data"} | more
+    return [f"--config={folder / 'tiny.py'}", f"--workdir={folder / 'runs'}"] + [
+        f"--config.{key}={value}" for key, value in values.items()
+    ]
+
+
+def fails(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ablate.main([str(word) for word in words])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
+    return error
+
+
+# What a file says.

@@ -1,0 +1,52 @@
+"""Workdirs that tests sample from: tiny networks with random weights that no training has made."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from tim_jax import convert
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.training import sharding
+
+TINY = {
+    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    "model.patch_size": "4", "data.height": "16", "data.width": "16",
+}  # fmt: skip
+TEXT = TINY | {"data.buckets.area": "256", "data.buckets.tokens": "256"}
+
+
+@contextlib.contextmanager
+def one_device():
+    """Within it there is one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+        yield
+
+
+def workdir(folder, name, **changes):
+    """Makes `folder` a workdir of the configuration `name` at step 0, with weights that all inputs matter to."""
+    with one_device():
+        run = build(load_config(name, changes))
+        rng = np.random.default_rng(0)
+        shapes = run.trainer.abstract.params["student"]
+        params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+        convert.fill(run, params, "nothing", epath.Path(folder))
+    return folder
+
+
+def told(main, arguments, capsys):
+    """The one line in which a command tells a user's mistake."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
+    return error
+
+
+def contents(folder):
+    """{path: when it was last written} of all below a folder."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

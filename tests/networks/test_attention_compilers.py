@@ -1,0 +1,94 @@
+"""What compilers for TPUs and GPUs make of the attention kernels; no such device is needed."""
+
+import itertools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from tim_jax.bench import __main__ as command
+from tim_jax.bench import attention as bench
+from tim_jax.config.command_line import load_config
+from tim_jax.networks.attention.modules import ATTENTION
+from tim_jax.plan.compile import compile_step
+from tim_jax.system import topologies
+
+KERNELS = ("attention_and_tangent", "attention_dq", "attention_dk_dv")
+SMALL = {
+    "model.width": "16", "model.depth": "2", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    "data.batch_size": "20", "training.sample_steps": "1", "training.sample_every": "0",
+}  # fmt: skip
+SIZES = list(itertools.product((64, 72, 128), ("float32", "bfloat16")))
+
+
+def kernels_of(text):
+    """Those that a program calls, each as often as it does."""
+    return sorted(re.findall(rf'%({"|".join(KERNELS)})[.\d]* = .*custom-call\(|name = "({"|".join(KERNELS)})"', text))
+
+
+def tpu(name):
+    """A topology, whose compiler the test extra brings."""
+    if sys.platform != "linux":
+        pytest.skip("there is a compiler for TPUs on Linux alone")
+    return topologies.topology(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize(
+    "width, dtype", [pytest.param(*of, marks=() if of == (72, "bfloat16") else pytest.mark.slow) for of in SIZES]
+)
+def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype):
+    device = tpu(name).devices[0]
+    program = bench.compile_mode("pallas", "jvp_grad", (1, 1000, 2, width), jnp.dtype(dtype), device)
+    assert [name for name, _ in kernels_of(program.as_text())] == sorted(KERNELS)
+
+
+GPU_COMPILER = pathlib.Path(__file__).parents[2] / ".cache" / "gpu-compiler"
+COMPILE_FOR_GPU = """
+import sys
+import jax.numpy as jnp
+from tim_jax.bench import attention
+device = attention.target(sys.argv[1])
+for argument in sys.argv[2:]:
+    width, dtype = argument.split(",")
+    print(attention.compile_mode("pallas", "jvp_grad", (1, 1000, 2, int(width)), jnp.dtype(dtype), device).as_text())
+"""
+
+
+@pytest.mark.parametrize(
+    "name, sizes", [("h100:1x1", SIZES[3:4]), pytest.param("h100:1x1", SIZES, marks=pytest.mark.slow),
+                    pytest.param("a100:1x1", SIZES, marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_the_compiler_for_gpus_takes_the_kernels(name, sizes):
+    """In a process of its own, which alone sees that compiler: JAX would look for a GPU wherever it is installed."""
+    if not GPU_COMPILER.exists():
+        pytest.skip("the GPU compiler is missing: bash launch/test.sh installs it, on Linux")
+    paths = os.pathsep.join([str(GPU_COMPILER), str(GPU_COMPILER.parent.parent)])
+    arguments = [f"{width},{dtype}" for width, dtype in sizes]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_FOR_GPU, name, *arguments],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [name for _, name in kernels_of(done.stdout)] == sorted(KERNELS * len(sizes))
+
+
+@pytest.mark.slow
+def test_the_kernels_take_part_in_a_step_on_a_mesh_of_tpus():
+    """Every device runs them on its own rows and heads: for the compiler alone they would be impossible to split."""
+    sizes = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "model.attention": "pallas"}
+    step = compile_step(load_config("digits", SMALL | sizes), tpu("v5e:2x4"))
+    assert {name for name, _ in kernels_of(step.text)} >= set(KERNELS)
+
+
+def test_benchmark_compiles_for_devices_that_are_not_there(tmp_path):
+    tpu("v5e:2x2")
+    file = tmp_path / "attention.json"
+    command.main(["attention", "--target=v5e:2x2", "--tokens=512", "--modes=jvp", f"--json={file}"])
+    rows = {row["implementation"]: row for row in json.loads(file.read_text())["rows"]}
+    assert rows.keys() == ATTENTION.keys() and all(row["seconds"] is None for row in rows.values())

@@ -1,0 +1,135 @@
+"""Images from a run whose network is the exact map of a Gaussian: starts, the way up, programs, guidance it is told."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.runs.generation import Generator, mixture
+from tim_jax.transitions import SAMPLERS
+from tim_jax.transitions.gaussian import Gaussian
+from tim_jax.transitions.sampling.sampler import Sampling, evaluations
+from tim_jax.types import Output
+
+# The inverse of c_noise.
+TIMES = {"ot_fm": lambda c: c, "vp": lambda c: c / 999, "ve": lambda c: 2 * jnp.exp(c)}
+LABELS = np.arange(6) % 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """A network that is the exact map for images of independent N(0, 0.8²) values, whatever the condition."""
+
+    flow: Gaussian
+
+    def apply(self, variables, queries):
+        time = TIMES[self.flow.transport.name]
+        # c_noise rounds: the ends must not be left.
+        low, high = self.flow.transport.T_min, self.flow.transport.T_max
+        return tuple(Output(self.flow.F(q.x_t, *(jnp.clip(time(c), low, high) for c in (q.t, q.r)))) for q in queries)
+
+
+SMALL = {
+    "model.width": "16",
+    "model.depth": "1",
+    "model.heads": "2",
+    "model.bottleneck": "8",
+    "model.encoder_depth": "1",
+}
+
+
+def make_run(**keys):
+    overrides = SMALL | {key.replace("__", "."): value for key, value in keys.items()}
+    run = build(load_config("base", overrides), jax.devices()[:1])
+    return dataclasses.replace(run, network=Exact(Gaussian(run.transport, 0.0, 0.8)))
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_program_for_all_step_counts(run, sampler):
+    generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
+    for steps in (1, 3, 64):
+        assert generator({}, steps, 0, LABELS).shape == (6, 8, 8, 1)
+    assert generator._sample._cache_size() == 1
+    path = generator({}, 3, 0, LABELS, trajectory=True)
+    assert path.shape == (4, 6, 8, 8, 1), "a state for each step, whatever its evaluations"
+    np.testing.assert_allclose(path[0], generator.noise(0, 6), atol=1e-6)
+    np.testing.assert_allclose(path[-1], generator({}, 3, 0, LABELS), atol=1e-5)
+    few = Generator(generator.run, 4)
+    np.testing.assert_allclose(few({}, 3, 0, LABELS[:5]), path[-1][:5], atol=1e-5, err_msg="other batches")
+
+
+def test_other_starts_are_another_program_and_the_noise_is_the_default(run):
+    generator = Generator(run, 6)
+    plain = generator({}, 4, 1, LABELS)
+    given = generator.along({}, generator.times(4), LABELS, 1, x=generator.noise(1, 6))
+    np.testing.assert_allclose(given, plain, atol=1e-6)
+    generator.along({}, generator.times(7, 0.4), LABELS, 1, x=given)
+    assert generator._sample._cache_size() == 2
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_noise_has_the_size_that_the_transport_gives_it(name):
+    """For VE that is 100: images keep the spread of the data."""
+    generator = Generator(make_run(transport__name=name), 64)
+    images = generator({}, 4, 0, np.arange(64) % 10)
+    flow = generator.run.network.flow
+    assert images.std() / float(flow.marginal_std(jnp.float32(flow.transport.T_min))) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name, start", [("ot_fm", 0.6), ("vp", 0.3), ("ve", 1.5)])
+def test_image_to_image_keeps_the_marginal_and_what_little_noise_leaves(name, start):
+    generator = Generator(make_run(transport__name=name), 200)
+    run, labels = generator.run, np.arange(200) % 10
+    images = 0.8 * np.random.default_rng(0).standard_normal((200, 8, 8, 1)).astype(np.float32)
+    noised = generator.noised(images, start, 0)
+    alpha, sigma = mixture(run, start)
+    np.testing.assert_allclose(noised, alpha * images + sigma * generator.noise(0, 200), atol=1e-6)
+    found = generator.along({}, generator.times(5, start), labels, 0, noised)
+    assert found.std() == pytest.approx(0.8, rel=0.02)
+    share = np.corrcoef(found.ravel(), images.ravel())[0, 1]
+    assert share == pytest.approx(0.8 * alpha / np.hypot(0.8 * alpha, sigma), abs=0.02)
+
+
+def test_the_way_to_noise_and_back(run):
+    generator = Generator(run, 6)
+    images = 0.8 * np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32)
+    times = generator.times(3)
+    noise = generator.along({}, times[::-1], LABELS, x=images)
+    np.testing.assert_allclose(noise, images / 0.8, atol=1e-5)
+    np.testing.assert_allclose(generator.along({}, times, LABELS, x=noise), images, atol=1e-5)
+
+
+class Told:
+    """A network that predicts the guidance that it is told."""
+
+    def apply(self, variables, queries):
+        assert len(queries) == 1, "a second evaluation"
+        return tuple(
+            Output(jnp.zeros_like(q.x_t) + q.condition["guidance"].sum(1)[:, None, None, None]) for q in queries
+        )
+
+
+def test_guidance_as_an_input_of_the_network_takes_no_second_evaluation():
+    keys = {"objective__name": "improved_mean_flow", "sampling__guidance": "3.0", "sampling__guidance_low": "0.25"}
+    run = dataclasses.replace(make_run(**keys), network=Told())
+    generator = Generator(run, 6)
+    # F = 3 + 0.25 + 1 from t = 1 to 0.
+    np.testing.assert_allclose(generator({}, 2, 0, LABELS), generator.noise(0, 6) - 4.25, atol=1e-5)
+    assert evaluations(run.transport, 2, run.sampling) == 2
+    with pytest.raises(ValueError, match="sampling.guidance is 9.0.*1 … 8"):
+        make_run(**keys | {"sampling__guidance": "9.0"})
+
+
+def test_the_default_sampler_is_the_objectives():
+    assert make_run().sampling.sampler == "flow_map"
+    assert make_run(objective__name="flow_matching").sampling.sampler == "euler"
+    assert make_run(objective__name="flow_matching", sampling__sampler="heun").sampling.sampler == "heun"

@@ -1,0 +1,86 @@
+"""Networks that train beside the student: with gradients, clipping and memory of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from tests.helpers.teachers import buffers, make_run, three_steps
+from tim_jax import convert
+from tim_jax.runs.start import first_state
+from tim_jax.runs.teachers import with_teachers
+from tim_jax.training import names, warm_start
+from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
+    run = with_teachers(make_run(objective__name="scored_loudly", teacher__weights=teacher))
+    state = run.trainer.create()
+    first = jax.device_get(state.params["score"])
+    jax.tree.map(np.testing.assert_array_equal, first, state.params["student"])
+    end, history = three_steps(run, state)
+    run_alone = with_teachers(make_run(teacher__weights=teacher))
+    alone, alone_history = three_steps(run_alone, run_alone.trainer.create())
+    assert set(end.params) == {"student", "score"} and set(end.emas) == {"slow"}
+    assert history[0]["grad_norm_score"] > 100 * history[0]["grad_norm"], "else clipping would have nothing to tell"
+    for name in ("grad_norm", "update_norm"):
+        assert [told[name] for told in history] == pytest.approx([told[name] for told in alone_history], rel=1e-4)
+    assert_close((end.params["student"], end.emas), (alone.params["student"], alone.emas))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), end.params["score"], first)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    assert history[0]["score"] > 0
+    assert "score" not in alone_history[0] and "grad_norm_score" not in alone_history[0]
+    places = [[leaf.sharding for leaf in jax.tree.leaves(run.trainer.abstract.params[part])] for part in end.params]
+    assert places[0] == places[1]
+
+
+def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
+    run = with_teachers(make_run(objective__name="scored", teacher__weights=teacher, start__weights=small))
+    state = first_state(run, epath.Path(tmp_path / "run"))()
+    saved, abstract = warm_start.find(str(small), "start.weights"), names.by_name(run.trainer.abstract.params["score"])
+    read = warm_start.read_weights(saved, "slow", abstract)
+    for tree in (*state.params.values(), state.emas["slow"]):
+        jax.tree.map(np.testing.assert_array_equal, names.by_name(tree), read)
+    lies = buffers(state)
+    assert len(set(lies)) == len(lies), "a step donates all of them"
+
+    # Imported weights, too.
+    convert.fill(run, state.params["student"], "nothing", epath.Path(tmp_path / "imported"))
+    with warm_start._opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
+        assert set(manager.item_metadata(0)["state"]["params"]) == {"student", "score"}
+
+
+@pytest.mark.parametrize("settings", [{}, dict(name="muon"), dict(frozen=("b",)), dict(rates=(("a", 2.0),))])
+def test_every_part_is_optimized_as_if_it_were_alone(settings):
+    rng = np.random.default_rng(0)
+    settings = OptimizerSettings(**settings, clip=1.0, learning_rate=0.1)
+
+    def tree(scale):
+        return {"a": jnp.asarray(scale * rng.standard_normal((2, 3)), jnp.float32), "b": jnp.full(4, scale)}
+
+    params = {"student": tree(1.0), "score": tree(1.0)}
+    grads = {"student": tree(10.0), "score": tree(1e5)}
+    both = make_optimizer(settings, ("student", "score"))
+    updates, state = both.update(grads, both.init(params), params)
+    for part in params:
+        alone = make_optimizer(settings, (part,))
+        expected, _ = alone.update({part: grads[part]}, alone.init({part: params[part]}), {part: params[part]})
+        jax.tree.map(np.testing.assert_array_equal, updates[part], expected[part])
+    rated = optax.tree.norm(updates["student"]["a"]) / optax.tree.norm(updates["score"]["a"])
+    assert 0.1 < rated < 10
+
+
+def test_the_memory_of_the_optimizer_is_where_it_was():
+    """As checkpoints of before have it: clipping, then each part."""
+    params = {"student": {"a": jnp.zeros(3)}}
+    settings = OptimizerSettings(clip=1.0)
+    update = optax.adamw(optax.constant_schedule(settings.learning_rate), b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.01)
+    before = optax.chain(optax.clip_by_global_norm(1.0), optax.partition({"student": update}, {"student": "student"}))
+    found = make_optimizer(settings).init(params)
+    assert jax.tree.structure(found) == jax.tree.structure(before.init(params))

@@ -1,0 +1,147 @@
+"""Teachers that do not fit a run: one line, and nothing touched."""
+
+import shutil
+
+import pytest
+from etils import epath
+
+from tests.helpers.teachers import (
+    STUDENT,
+    TEACHER,
+    changed,
+    copied,
+    make_run,
+    refused,
+    train,
+)
+from tests.helpers.workdirs import workdir
+from tim_jax import ablate
+from tim_jax.ablation.settings import Ablation
+from tim_jax.config.build import batch_spec, build
+from tim_jax.config.command_line import load_config
+from tim_jax.runs.teachers import with_teachers
+from tim_jax.training import sharding
+
+
+def spoilt(source, to):
+    """A copy of a workdir whose checkpoint lost its checksums."""
+    shutil.copytree(source, to)
+    (to / "checkpoints" / "0" / "manifest-0-of-1.sha256").unlink()
+    return to
+
+
+@pytest.mark.parametrize(
+    "recorded, changes, named",
+    [
+        ({}, dict(teacher__weights=""), ["teacher.weights is ''", "'taught' learns from a teacher", "checkpoints"]),
+        ({}, dict(teacher__weights="nowhere"), ["teacher.weights is 'nowhere'", "a workdir with a checkpoint"]),
+        ({}, dict(teacher__which="fast"), ["teacher.which is 'fast'", "student, slow"]),
+        ({}, dict(teacher__dtype="float8"), ["teacher.dtype is 'float8'", "float32, bfloat16"]),
+        (dict(transport__name="vp"), {}, ["transport.name is 'vp'", "must be 'ot_fm'"]),
+        (
+            dict(transport__name="edm", transport__sigma_d=0.7),
+            dict(transport__name="edm", objective__weight_scale="time"),
+            ["transport.sigma_d is 0.7", "must be 0.5"],
+        ),
+        (dict(data__height=16), {}, ["data.height is 16", "must be 8"]),
+        (dict(data__width=16), {}, ["data.width is 16", "must be 8"]),
+        (dict(data__channels=4), {}, ["data.channels is 4", "must be 1"]),
+        (dict(model__condition="text"), {}, ["model.condition is 'text'", "must be 'class'"]),
+        (dict(model__num_classes=12), {}, ["model.num_classes is 12", "must be 10"]),
+        (dict(times__share_equal=0.0), {}, ["times.share_equal is 0", "r = t"]),
+        (
+            dict(data__condition_dropout=0.0),
+            {},
+            ["condition_dropout is 0", "condition_dropout is above 0 here", "null"],
+        ),
+        (
+            dict(data__condition_dropout=0.0),
+            dict(teacher__guidance=2.0, data__condition_dropout=0.0),
+            ["condition_dropout is 0", "teacher.guidance is not 1", "null"],
+        ),
+        (dict(objective__name="gone"), {}, ["objective.name is 'gone'"]),
+        (dict(model__width=16), {}, ["k_norm/bias is (2, 8)", "by its own configuration"]),
+        (None, {}, ["checksums are missing", "checkpoints/0"]),
+        (
+            {},
+            dict(objective__name="flow_matching"),
+            ["teacher.weights is ", "no effect", "'flow_matching'", "asks no teacher"],
+        ),
+        (
+            {},
+            dict(objective__name="flow_matching", teacher__weights="", teacher__guidance=2.0),
+            ["teacher.guidance is 2.0", "no effect", "asks no teacher"],
+        ),
+        ({}, dict(teacher__guidance_low=0.2), ["teacher.guidance_low is 0.2", "teacher.guidance is 1"]),
+        ({}, dict(teacher__weaker="there"), ["teacher.weaker is 'there'", "teacher.guidance is 1"]),
+        (
+            {},
+            dict(teacher__guidance=2.0, teacher__weaker_which="student"),
+            ["teacher.weaker_which is 'student'", "teacher.weaker is ''"],
+        ),
+        ({}, dict(objective__name="taught_away"), ["teacher.weaker is ''", "learns from a teacher"]),
+        (
+            {},
+            dict(objective__name="taught_away", teacher__guidance=2.0, teacher__weaker="nowhere"),
+            ["teacher.weaker is 'nowhere'", "a workdir with a checkpoint"],
+        ),
+        ({}, dict(objective__name="in_fours", data__batch_size=6), ["data.batch_size is 6", "4 rows of a group"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_touches_nothing(recorded, changes, named, teacher, tmp_path, data, capsys):
+    folder = tmp_path / "teacher"
+    made = spoilt(teacher, folder) if recorded is None else copied(teacher, folder, **recorded)
+    given = {"teacher__weights": made} | changes
+    for arguments in ([], ["--check"]):
+        error = refused(tmp_path / "run", data, capsys, *arguments, **given)
+        for word in named:
+            assert word in error, error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_average_has_a_name_of_its_own():
+    config = load_config("digits_flow_matching", changed({}))
+    config.ema.teacher = 0.5
+    with pytest.raises(ValueError, match="^ema.teacher: .* another network of that name"):
+        build(config)
+
+
+def test_a_text_teacher_must_read_the_same_text(tmp_path):
+    text = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"}
+    folder = workdir(tmp_path / "text", "digits_flow_matching", **TEACHER | text)
+    changes = {key.replace(".", "__"): value for key, value in text.items()} | dict(teacher__weights=folder)
+    run = with_teachers(make_run(**changes))
+    rows = batch_spec(run.config, 16, (8, 8))
+    run.trainer.trace(sharding.abstract_batch(run.mesh, rows))
+    for key, value in (("data.text_width", "6"), ("codecs.text_states", "second_to_last")):
+        with pytest.raises(ValueError, match=f"its {key} is .*as this run's"):
+            with_teachers(make_run(**changes | {key.replace(".", "__"): value}))
+
+
+def ablation_of(data, **changes):
+    """One whose reference asks nothing, and whose other variant has these changes."""
+    flags = STUDENT | {"objective.name": "flow_matching", "loader.directory": str(data)}
+    changed = {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return Ablation(load_config("digits_flow_matching", flags), {"plain": {}, "other": changed}, sampler_steps=(1,))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(objective__name="taught"), "teacher.weights is ''"),
+        (dict(start__weights="nowhere"), "start.weights is 'nowhere'"),
+        (dict(data__source="shards", data__path="nowhere"), ".*nowhere"),
+    ],
+)
+def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, said, data, tmp_path):
+    with pytest.raises(ValueError, match=f"^variant 'other': {said}"):
+        ablate.validate(ablation_of(data, **changes), epath.Path(tmp_path))
+
+
+def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
+    other = copied(teacher, tmp_path / "other", training__steps=7)
+    train(tmp_path / "runs" / "other" / "seed_1", data, teacher__weights=teacher)
+    folder, changes = epath.Path(tmp_path / "runs"), dict(objective__name="taught")
+    ablate.validate(ablation_of(data, teacher__weights=teacher, **changes), folder)
+    with pytest.raises(ValueError, match="^variant 'other': teacher.weights is .*other.* but .*seed_1.* learnt from"):
+        ablate.validate(ablation_of(data, teacher__weights=other, **changes), folder)

@@ -1,0 +1,212 @@
+"""Optimizers, state and steps: equal by any route, resumed bit-equal, the same on every mesh."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from tim_jax import train as command
+from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.command_line import load_config
+from tim_jax.training import checkpoints, sharding
+from tim_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings, make_optimizer, make_schedule
+from tim_jax.training.state import update_emas
+
+SMALL = {
+    "model.width": "32", "model.depth": "2", "model.heads": "2", "model.bottleneck": "16", "model.encoder_depth": "1",
+    "model.patch_size": "4", "data.batch_size": "40", "training.sample_steps": "(1,)", "training.sample_every": "0",
+}  # fmt: skip
+
+
+def make_run(devices=1, **changes):
+    overrides = SMALL | {name.replace("__", "."): str(value) for name, value in changes.items()}
+    return build(load_config("digits", overrides), jax.devices()[:devices])
+
+
+def steps(run, count, rows=None):
+    """Metrics of some steps on made-up rows, and the last state."""
+    batch = sharding.put_batch(run.mesh, rows or made_up_batch(run.config, run.config.data.batch_size))
+    state, history = run.trainer.create(), []
+    for _ in range(count):
+        state, metrics = run.trainer(state, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return history, jax.device_get(state)
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return steps(make_run(), 3)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        (1, 4, 1),
+        (1, 2, 2),
+        pytest.param((4, 1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 2, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
+    history, state = steps(make_run(4, mesh__data=mesh[0], mesh__fsdp=mesh[1], mesh__tensor=mesh[2]), 3)
+    for here, there in zip(history, one_device[0], strict=True):
+        for name in ("error_equal", "error_moving", "grad_norm", "tangent_rms"):
+            assert here[name] == pytest.approx(there[name], rel=1e-5, abs=1e-6), name
+    assert_close(state.params, one_device[1].params)
+
+
+def test_accumulated_microbatches_average_to_the_whole_batch(one_device):
+    """Times are drawn per microbatch, so equality is checked with all of them fixed at r = t = T_max."""
+    fixed = dict(times__share_equal=1.0, times__share_min=0.0, times__law="logit_normal", times__P_mean=30.0)
+    fixed |= dict(objective__velocity="data")
+    whole, _ = steps(make_run(**fixed), 2)
+    parts, _ = steps(make_run(**fixed, optimizer__accumulation=4), 2)
+    for a, b in zip(whole, parts, strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["error_equal"] == pytest.approx(b["error_equal"], rel=1e-4)
+
+
+def test_rows_of_weight_zero_count_for_nothing():
+    run = make_run()
+    rows = made_up_batch(run.config, 40) | {"weight": np.repeat([1, 0], 20).astype(np.float32)}
+    other = {name: value.copy() for name, value in rows.items()}
+    other["x"][20:] = 7.0
+    (a, _), (b, _) = steps(run, 1, rows), steps(run, 1, other)
+    assert a[0] == b[0]
+    full, _ = steps(run, 1, {name: value for name, value in rows.items() if name != "weight"})
+    assert full[0]["loss"] != a[0]["loss"]
+
+
+def test_a_step_of_the_text_network_with_alignment_and_guidance():
+    run = make_run(
+        model__condition="text", data__text_width=8, data__text_tokens=5, data__features_width=12,
+        objective__alignment_weight=1.0, objective__guidance__w_cond=0.75, objective__guidance__start_step=1,
+        model__dropout=0.1,
+    )  # fmt: skip
+    history, _ = steps(run, 3)
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    assert history[0]["alignment"] > 0
+    assert len(run.trainer._compiled) == 1, "guidance that sets in must not compile anything"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stacked_layers_are_optimized_like_unrolled_ones(name):
+    """Muon sees a batch of matrices where blocks are stacked, and q, k, v each for itself."""
+    rng = np.random.default_rng(0)
+    tx = make_optimizer(OptimizerSettings(name, learning_rate=0.1, clip=0.0))
+
+    def update(kernels):
+        params = {"student": {"blocks": kernels}}
+        grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return updates["student"]["blocks"]
+
+    mlp = jnp.asarray(rng.standard_normal((3, 8, 16)), jnp.float32)
+    qkv = jnp.asarray(rng.standard_normal((3, 8, 3, 2, 4)), jnp.float32)
+    out = jnp.asarray(rng.standard_normal((3, 2, 4, 8)), jnp.float32)
+    stacked = update({"mlp": {"kernel": mlp}, "qkv": {"kernel": qkv}, "out": {"kernel": out}})
+    for layer in range(3):
+        part = slice(layer, layer + 1)
+        alone = update({"mlp": {"kernel": mlp[part]}, "qkv": {"kernel": qkv[part]}, "out": {"kernel": out[part]}})
+        for key in ("mlp", "qkv", "out"):
+            np.testing.assert_allclose(stacked[key]["kernel"][part], alone[key]["kernel"], rtol=1e-4, atol=1e-6)
+    if name == "muon":
+        matrix = np.asarray(stacked["mlp"]["kernel"][0]) + 0.1 * 0.01 * np.asarray(mlp[0])
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() / values.min() < 2.0, "an orthogonalised update has nearly equal singular values"
+        q = np.asarray(stacked["qkv"]["kernel"][0, :, 0]).reshape(8, 8)
+        lone = update({"mlp": {"kernel": qkv[:, :, 0].reshape(3, 8, 8)}})["mlp"]["kernel"][0]
+        np.testing.assert_allclose(q, lone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_warm_up_and_end(name):
+    settings = OptimizerSettings(
+        schedule=name, learning_rate=0.5, warmup_steps=10, decay_steps=0 if name == "constant" else 100
+    )
+    settings.check()
+    schedule = make_schedule(settings)
+    rates = np.array([float(schedule(step)) for step in range(121)])
+    np.testing.assert_allclose(rates[:10], 0.5 * np.arange(1, 11) / 10, rtol=1e-6)
+    assert rates.max() == pytest.approx(0.5) and (np.diff(rates[10:]) <= 1e-7).all()
+    assert rates[-1] == pytest.approx(0.5 if name == "constant" else 0.0, abs=1e-7)
+    if name == "linear":
+        assert rates[55] == pytest.approx(0.25, abs=1e-3)
+
+
+def test_averages_follow_their_decay():
+    params, emas = {"w": jnp.array([1.0])}, {"fast": {"w": jnp.array([0.0])}, "slow": {"w": jnp.array([0.0])}}
+    late = update_emas(emas, params, {"fast": 0.5, "slow": 0.9}, jnp.int32(10**6))
+    assert late["fast"]["w"][0] == pytest.approx(0.5) and late["slow"]["w"][0] == pytest.approx(0.1)
+    early = update_emas(emas, params, {"fast": 0.5, "slow": 0.9}, jnp.int32(0))
+    assert early["slow"]["w"][0] == pytest.approx(0.9)
+
+
+def test_gradients_are_clipped_over_all_parameters():
+    tx = make_optimizer(OptimizerSettings(clip=1.0))
+    params = {"student": {"a": jnp.zeros(3), "b": jnp.zeros(4)}}
+    grads = {"student": {"a": jnp.full(3, 30.0), "b": jnp.full(4, 40.0)}}
+    clipped, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+    small = make_optimizer(OptimizerSettings(clip=0.0))
+    a, _ = tx.update(grads, tx.init(params), params)
+    b, _ = small.update(clipped, small.init(params), params)
+    assert_close(a, b)
+
+
+def train(tmp, *arguments):
+    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    command.main(["--config=digits", f"--workdir={tmp}", *flags, *arguments])
+
+
+def final_state(workdir):
+    run = make_run()
+    manager = checkpoints.open_manager(epath.Path(workdir), 2, 1000)
+    state = jax.device_get(checkpoints.restore(manager, run.trainer.abstract))
+    manager.close()
+    return state
+
+
+@pytest.fixture
+def one_device_only(monkeypatch):
+    monkeypatch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+
+
+def test_stopped_and_started_again_a_run_ends_bit_equal(tmp_path, one_device_only, capsys):
+    data = f"--config.loader.directory={tmp_path / 'data'}"
+    often = ["--config.training.log_every=2", "--config.checkpoint.every=3"]
+    train(tmp_path / "whole", data, "--config.training.steps=7", *often)
+    train(tmp_path / "parts", data, "--config.training.steps=4", *often)
+    kept = (tmp_path / "parts" / "config.json").read_text()
+    train(tmp_path / "parts", data, "--config.training.steps=7", *often)  # a run can be extended
+    whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    assert int(parts.step) == 7
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert (tmp_path / "parts" / "config.json").read_text() == kept
+    starts = [json.loads(line) for line in (tmp_path / "parts" / "starts.jsonl").read_text().splitlines()]
+    assert [start["config"]["training"]["steps"] for start in starts] == [4, 7]
+    assert starts[0]["versions"]["jax"] == jax.__version__
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 7]
+    assert {"loss", "error_equal", "error_moving", "grad_norm", "tangent_rms", "images_per_second"} <= set(lines[0])
+    assert list((tmp_path / "whole" / "samples").glob("*.png"))
+    assert list((tmp_path / "whole" / "events").iterdir())
+    # Once more with nothing to do: nothing changes.
+    before = sorted(path.name for path in (tmp_path / "whole").rglob("*"))
+    train(tmp_path / "whole", data, "--config.training.steps=7", *often)
+    assert sorted(path.name for path in (tmp_path / "whole").rglob("*")) == before
+
+    # Another identity is refused, and the run is as it was.
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "whole", data, "--config.training.steps=9", "--config.optimizer.learning_rate=0.5")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "config.optimizer.learning_rate is 0.5" in message and "0.001" in message
+    assert int(final_state(tmp_path / "whole").step) == 7

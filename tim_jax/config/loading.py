@@ -1,0 +1,43 @@
+"""Finds a configuration file by path or by name, in a checkout as well as in an installed package."""
+
+import difflib
+import importlib.util
+import pathlib
+import types
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def folder() -> pathlib.Path:
+    """The folder of the configurations that come with the package: inside it in a wheel, beside it in a checkout."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def find(name: str) -> pathlib.Path:
+    """The configuration file called `name`.
+
+    name: a path to a .py file, absolute or from the working directory; else the name of a configuration that comes
+    with the package: "configs/digits.py", "digits.py" or "digits"; in a folder, "ablations/objectives".
+    Raises ValueError if there is none.
+    """
+    given = pathlib.Path(name)
+    if given.suffix == ".py" and given.is_file():
+        return given.resolve()
+    stem = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
+    paths = [path for path in sorted(folder().rglob("*.py")) if path.stem != "__init__"]
+    known = {path.relative_to(folder()).with_suffix("").as_posix(): path for path in paths}
+    if stem in known:
+        return known[stem]
+    near = [match for text in (stem, given.stem) for match in difflib.get_close_matches(text, known, n=3)]
+    nearest = list(dict.fromkeys(near)) or list(known)
+    raise ValueError(f"--config={name}: no such file or configuration; did you mean {' or '.join(nearest)}?")
+
+
+def load(name: str) -> types.ModuleType:
+    """The configuration file called `name` as a module, so that one configuration can start from another."""
+    path = find(name)
+    spec = importlib.util.spec_from_file_location(f"tim_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,159 @@
+"""A folder with a JSONL manifest: one line per image with `image_file`, `captions` and perhaps `bucket`.
+
+A `bucket` ("512x768", height first, perhaps after a name and a hyphen) states the size of the image; then no header is
+read for the plan. Only where each line begins is kept as an index.
+"""
+
+import dataclasses
+import functools
+import json
+import posixpath
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from tim_jax.data import tables
+from tim_jax.data.faults import BadRecord
+from tim_jax.data.sources.base import Location, Raw, Readable, digest, read_file, stamp
+
+BLOCK = 2**24
+SIZE = re.compile(r"(?:.*-)?(\d+)x(\d+)")
+
+
+def lines_table(path: epath.Path, directory: str) -> epath.Path:
+    """The table of where lines end, written below `directory` once for each state of the file."""
+    length, changed = stamp(path)
+    folder = epath.Path(directory).expanduser() / f"lines-{digest('lines 1', str(path), length, changed)}"
+    if not tables.exists(folder):
+        with (
+            tables.writing(folder, end=np.int64) as writer,
+            path.open("rb") as file,
+            tqdm(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
+        ):
+            start, last = 0, b"\n"
+            while block := file.read(BLOCK):
+                writer.append(end=np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + start + 1)
+                start, last = start + len(block), block[-1:]
+                progress.update(len(block))
+            if last != b"\n":  # the last line has no end
+                writer.append(end=start)
+            writer.meta["state"] = digest(length, changed)
+    return folder
+
+
+def inside(root: str, name: str) -> str:
+    """The path of a file that a manifest names, from its root on. Raises BadRecord if it leaves the root."""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    if path.startswith(root.rstrip("/") + "/"):
+        path = path[len(root.rstrip("/")) + 1 :]
+    if path.startswith("/") or path in (".", "..") or path.startswith("../") or "\0" in path or "://" in name:
+        raise BadRecord("outside root", name[:200])
+    return path
+
+
+def declared_size(bucket: Any) -> tuple[int, int]:
+    """(height, width) of a manifest's `bucket`. Raises BadRecord."""
+    if isinstance(bucket, list | tuple) and len(bucket) == 2:
+        bucket = f"{bucket[0]}x{bucket[1]}"
+    found = SIZE.fullmatch(bucket) if isinstance(bucket, str) else None
+    if not found or min(map(int, found.groups())) < 1 or max(map(int, found.groups())) >= 2**31:
+        raise BadRecord("metadata", f"bucket {bucket!r:.60}, must be like '512x768'")
+    return int(found[1]), int(found[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class ManifestSource(Readable):
+    """manifest: the file; images are found from its folder. index: its table of lines. channels: of images to make."""
+
+    manifest: str
+    index: str
+    channels: int = 3
+    num_classes = 0
+    captions = True
+
+    @functools.cached_property
+    def _table(self) -> tables.Table:
+        return tables.Table(epath.Path(self.index))
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return str(epath.Path(self.manifest).parent)
+
+    @property
+    def name(self) -> str:
+        return epath.Path(self.manifest).parent.name
+
+    @property
+    def image_shape(self) -> tuple[None, None, int]:
+        return None, None, self.channels
+
+    def __len__(self) -> int:
+        return len(self._table["end"])
+
+    def _lines(self, start: int, stop: int) -> list[bytes]:
+        ends = self._table["end"][start:stop].astype(np.int64)
+        first = int(self._table["end"][start - 1]) if start else 0
+        try:
+            with epath.Path(self.manifest).open("rb") as file:
+                file.seek(first)
+                block = file.read(int(ends[-1]) - first)
+        except OSError as error:
+            raise BadRecord("missing", str(error)) from None
+        starts = [0] + (ends[:-1] - first).tolist()
+        return [block[a : b - first] for a, b in zip(starts, ends.tolist(), strict=True)]
+
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise BadRecord("metadata", f"not JSON: {line[:60]!r}") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("image_file"), str) or not entry["image_file"]:
+            raise BadRecord("metadata", "image_file must be the name of a file")
+        return entry
+
+    def identity(self, i: int) -> str:
+        return f"{epath.Path(self.manifest).name}:{i + 1}"
+
+    def raw(self, i: int, most: int = -1) -> Raw:
+        return self._raw(self._entry(self._lines(i, i + 1)[0]), most)
+
+    def _raw(self, entry: dict[str, Any], most: int = -1) -> Raw:
+        path = epath.Path(self._root) / inside(self._root, entry["image_file"])
+        return Raw(read_file(path, most), None, entry.get("captions"))
+
+    def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
+        """(height, width), or what is wrong, of the rows from start to stop - 1."""
+        found = []
+        for i, line in enumerate(self._lines(start, stop), start):
+            try:
+                found.append(self._header(i, self._entry(line)))
+            except BadRecord as error:
+                found.append(error)
+        return found
+
+    def _header(self, i: int, entry: dict[str, Any]) -> tuple[int, int]:
+        if entry.get("bucket") is None:
+            return self.header(i)
+        inside(self._root, entry["image_file"])
+        self.checked(Raw(b"", None, entry.get("captions")))
+        return declared_size(entry["bucket"])
+
+    def fingerprint(self) -> str:
+        return digest("manifest", self.manifest, self._table.meta["state"], len(self), self.channels)
+
+
+def open_manifest(at: Location) -> ManifestSource:
+    """The images of a manifest. `path`: the .jsonl file, or a folder that holds exactly one. Raises ValueError."""
+    path = at.root
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.name.endswith(".jsonl"))
+        if len(found) != 1:
+            raise ValueError(f"data.path is {at.path!r}; it must hold one .jsonl file, but holds {len(found)}")
+        path = found[0]
+    source = ManifestSource(str(path), str(lines_table(path, at.directory)), at.channels)
+    if not len(source):
+        raise ValueError(f"data.path is {at.path!r}; the manifest has no lines, must have at least one")
+    return source

@@ -1,0 +1,94 @@
+"""Crops at many aspect ratios from the ten colour photographs inside scikit-image and scikit-learn, written once as a
+TensorFlow Datasets data set: small native-resolution data with class labels and captions."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import skimage.data
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from tim_jax.data.sources.base import InMemory, Location, Source
+from tim_jax.data.sources.tfds import TfdsSource, prepare
+
+# class -> (where the photograph is, what it shows)
+PHOTOGRAPHS = {
+    "astronaut": (skimage.data.astronaut, "an astronaut in an orange suit"),
+    "cat": (skimage.data.chelsea, "a tabby cat"),
+    "coffee": (skimage.data.coffee, "a cup of coffee on a wooden table"),
+    "flower": (lambda: load_sample_image("flower.jpg"), "an orange dahlia"),
+    "galaxies": (skimage.data.hubble_deep_field, "galaxies in the dark sky"),
+    "motorcycle": (lambda: skimage.data.stereo_motorcycle()[0], "a motorcycle in a garage"),
+    "retina": (skimage.data.retina, "the retina of an eye"),
+    "rocket": (skimage.data.rocket, "a rocket on its launch pad"),
+    "temple": (lambda: load_sample_image("china.jpg"), "a Chinese temple with curved roofs"),
+    "tissue": (skimage.data.immunohistochemistry, "stained tissue under a microscope"),
+}
+CROPS = {"train": 200, "held_out": 40}
+ASPECTS = (0.4, 2.5)  # height over width
+SIDES = (48, 128)  # square root of the area, in pixels
+LONGEST = 512  # to which photographs are first made smaller
+PARTS = (0.5, 1.0)  # of the largest rectangle of its aspect ratio that the photograph holds, in each direction
+
+
+def captions(label: str, height: int, width: int) -> list[str]:
+    """What may be said of a crop."""
+    thing = PHOTOGRAPHS[label][1]
+    form = "tall" if height > 1.25 * width else "wide" if width > 1.25 * height else "nearly square"
+    return [f"a photograph of {thing}", thing, f"a {form} picture of {thing}"]
+
+
+def crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A random part of a photograph, made smaller: aspect ratio and area log-uniform, never enlarged."""
+    aspect, side = (float(np.exp(rng.uniform(*np.log(bounds)))) for bounds in (ASPECTS, SIDES))
+    w, h = photograph.size
+    part_w = min(w, h / aspect) * rng.uniform(*PARTS)
+    part_h = part_w * aspect
+    left, top = rng.uniform(0, w - part_w), rng.uniform(0, h - part_h)
+    scale = min(1.0, side / np.sqrt(part_h * part_w))
+    size = max(1, round(part_w * scale)), max(1, round(part_h * scale))
+    box = (left, top, left + part_w, top + part_h)
+    return photograph.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=2.0)
+
+
+class Photos(tfds.core.GeneratorBasedBuilder):
+    """Splits `train` and `held_out`, of other crops of the same photographs; rows go through the classes in turn."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # see Digits
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Crops at many aspect ratios from the photographs inside scikit-image and scikit-learn.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=list(PHOTOGRAPHS)),
+                    "captions": tfds.features.Sequence(tfds.features.Text()),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in CROPS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        photographs = {label: Image.fromarray(load()) for label, (load, _) in PHOTOGRAPHS.items()}
+        for photograph in photographs.values():
+            photograph.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        for i in range(CROPS[split] * len(photographs)):
+            label = list(photographs)[i % len(photographs)]
+            image = crop(photographs[label], np.random.default_rng((list(CROPS).index(split), i)))
+            encoded = io.BytesIO()
+            image.save(encoded, "PNG", compress_level=1)
+            texts = captions(label, image.height, image.width)
+            yield i, {"image": encoded.getvalue(), "label": label, "captions": texts}
+
+
+def photos(at: Location) -> Source:
+    """The crops, written below `directory` on first use; split: "train" or "held_out"."""
+    return InMemory(TfdsSource(prepare(Photos, at.directory), at.split))

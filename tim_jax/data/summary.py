@@ -1,0 +1,107 @@
+"""What a bucket plan says: as one line, as a table, and as pictures of its buckets and of their first batches."""
+
+import math
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tim_jax import data
+
+HEADINGS = ("bucket", "images", "rows", "tokens", "steps/epoch", "cropped %")
+SHEET = 1024  # pixels of a contact sheet's longer side, about
+
+
+def table(plan: data.Plan, side: int) -> list[tuple[str, ...]]:
+    """One line of texts per bucket, under HEADINGS: tokens are those of a row and of a batch."""
+    lines = []
+    for bucket in plan.buckets:
+        tokens = (bucket.height // side) * (bucket.width // side)
+        steps = float(sum(bucket.amount)) / bucket.rows
+        lines.append(
+            (
+                f"{bucket.height}x{bucket.width}",
+                f"{sum(bucket.images):,}",
+                str(bucket.rows),
+                f"{tokens} x {bucket.rows} = {tokens * bucket.rows:,}",
+                f"{steps:.1f}",
+                f"{100 * bucket.cropped:.1f}",
+            )
+        )
+    return lines
+
+
+def summary(source: data.Source, plan: data.Plan) -> str:
+    """What a plan says in one or two lines, what is not used included."""
+    images, total = plan.images(), len(source)
+    cropped = sum(sum(bucket.images) * bucket.cropped for bucket in plan.buckets) / max(images, 1)
+    text = f"{source.name}: {images:,} of {total:,} images in {len(plan.buckets)} buckets, {100 * cropped:.1f}% cropped"
+    if plan.not_used:
+        text += "\nnot used: " + ", ".join(f"{why} {count:,}" for why, count in plan.not_used.items())
+    return text
+
+
+def layout(lines: list[tuple[str, ...]]) -> str:
+    """HEADINGS and lines as a table in text."""
+    widths = [max(len(row[i]) for row in [HEADINGS, *lines]) for i in range(len(HEADINGS))]
+    rows = [HEADINGS, *lines]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def picture(plan: data.Plan, side: int, title: str) -> matplotlib.figure.Figure:
+    """The plan as a figure: shapes of the buckets with their share of the images, and the table."""
+    figure = matplotlib.figure.Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
+    shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
+    total = plan.images()
+    for bucket in plan.buckets:
+        share = sum(bucket.images) / total
+        shapes.scatter(bucket.width, bucket.height, s=2000 * share + 8, color="tab:blue", alpha=0.5)
+    longest = 1.15 * max(max(bucket.shape) for bucket in plan.buckets)
+    shapes.plot([0, longest], [0, longest], color="0.8", linewidth=1, zorder=0)
+    shapes.set(xlim=(0, longest), ylim=(0, longest), xlabel="width", ylabel="height", aspect="equal", title=title)
+    text.axis("off")
+    cells = text.table(cellText=table(plan, side), colLabels=HEADINGS, loc="upper center", cellLoc="right")
+    cells.auto_set_font_size(False)
+    cells.set_fontsize(8)
+    cells.auto_set_column_width(range(len(HEADINGS)))
+    return figure
+
+
+def first_steps(order: data.Order) -> list[int]:
+    """The step at which each bucket first comes."""
+    found, step = {}, 0
+    while len(found) < len(order.plan.buckets):
+        found.setdefault(order.bucket(step)[0], step)
+        step += 1
+    return [found[bucket] for bucket in range(len(found))]
+
+
+def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
+    """The rows of a batch side by side, in a nearly square sheet. Of latents the first three channels, scaled."""
+    x = batch["x"]
+    if x.shape[-1] not in (1, 3):
+        x = x[..., :3] / max(1e-6, float(np.abs(x[..., :3]).max()))
+    x = np.repeat(x, 3, -1) if x.shape[-1] == 1 else x
+    rows, height, width, _ = x.shape
+    columns = max(1, min(rows, round(math.sqrt(rows * height / width))))
+    zoom = max(1, SHEET // (columns * width))
+    lines = -(-rows // columns)
+    sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, lines * (height * zoom + 2) + 18), "white")
+    ImageDraw.Draw(sheet).text((4, 3), title, fill="black")
+    for i, image in enumerate(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)):
+        shown = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(shown, (2 + i % columns * (width * zoom + 2), 18 + i // columns * (height * zoom + 2)))
+    return sheet
+
+
+def write(source: data.Source, plan: data.Plan, look: data.Look, seed: int, folder: Path) -> list[Path]:
+    """Writes plan.png and a contact sheet per bucket into a folder; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "plan.png"]
+    picture(plan, look.side, source.name).savefig(written[0], dpi=130)
+    batches = data.global_batches(source, plan, seed, look=look)
+    for bucket, step in zip(plan.buckets, first_steps(data.Order(plan, seed)), strict=True):
+        written.append(folder / f"bucket-{bucket.height}x{bucket.width}.png")
+        contact_sheet(batches[step], f"{bucket.height}x{bucket.width}, step {step}").save(written[-1])
+    return written

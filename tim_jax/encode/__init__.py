@@ -1,1 +1,0 @@
-"""Rows encoded once, by a run's frozen parts, to shards that training reads (tim_jax/data/shards.py)."""

@@ -1,9 +1,0 @@
-"""The frozen parts that a run's `codecs` section names, at work on a mesh: images to latents and back, texts and images
-to features. Weights are whole on every device, rows over data and fsdp."""
-
-from tim_jax.frozen.encoder import Encoder
-from tim_jax.frozen.images import Decoder, Pixels, decoder_of
-from tim_jax.frozen.part import Part, open_part
-from tim_jax.frozen.texts import Texts, texts_of
-
-__all__ = ["Decoder", "Encoder", "Part", "Pixels", "Texts", "decoder_of", "open_part", "texts_of"]

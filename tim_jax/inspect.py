@@ -1,0 +1,47 @@
+"""python -m tim_jax.inspect --config=configs/photos.py [--out=DIR] [--rows-multiple=8] [--config.data.…=…]
+
+Prints the bucket plan as a table and writes it as plan.png, with one contact sheet per bucket: the first batch of it
+in training, as the network will see it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tim_jax import data
+from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config.command_line import Parser, load_config, user_errors
+from tim_jax.data.settings import DataSettings, open_data
+from tim_jax.data.summary import layout, summary, table, write
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a configuration, such as configs/photos.py")
+    parser.add_argument("--out", default="inspect", help="the folder that pictures are written to")
+    parser.add_argument("--rows-multiple", type=int, default=1, help="what rows of a batch must be a multiple of")
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        config = load_config(args.config, overrides)
+        if args.rows_multiple < 1:
+            raise ValueError(f"--rows-multiple is {args.rows_multiple}; it must be at least 1")
+        encoded = (config.data.encode, config.model.condition, config.data.features_width)
+        settings = DataSettings.read(
+            config.data.to_dict(),
+            config.loader.to_dict(),
+            factor=CodecSettings(**config.codecs).factor_of_images(*encoded),
+            side=config.model.patch_size,
+            rows_multiple=args.rows_multiple,
+            num_classes=config.model.num_classes if config.model.condition == "class" else 0,
+        )
+        source, plan = open_data(settings, data.open_source)
+        print(layout(table(plan, settings.look.side)))
+        print(summary(source, plan))
+        written = write(source, plan, settings.look, config.seed, Path(args.out))
+    print(f"{written[0].name} and {len(written) - 1} contact sheets are in {args.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

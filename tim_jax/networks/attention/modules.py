@@ -1,0 +1,81 @@
+"""Attention by name, and the two modules that use it."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+
+from tim_jax.networks.attention import blockwise, pallas, sequence, xla
+from tim_jax.networks.layers import LayerNorm, Linear
+from tim_jax.networks.rope import rotate
+
+HEADS = ("batch", "tokens", "heads", "head")
+
+
+# Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
+# whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
+ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention, "pallas": pallas.attention}
+# "auto" is "xla" below so many keys, and "blockwise" from there on. "pallas" has to be asked for by name: compilers for
+# TPUs and GPUs take its kernels and interpreted they are right, but they have not run on an accelerator yet.
+LINEAR_FROM = 2048
+
+
+def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):
+    """softmax(q k^T / sqrt(K)) v by one of ATTENTION, or by the number of keys."""
+    if implementation == "auto":
+        implementation = "xla" if k_BMHK.shape[1] < LINEAR_FROM else "blockwise"
+    return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, moving)
+
+
+class SelfAttention(nn.Module):
+    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k.
+
+    tokens: the mesh axis over which they lie, see `sequence`.
+    """
+
+    heads: int
+    interval_aware: bool
+    qk_norm: bool
+    dtype: Any
+    attention: str = "auto"
+    tokens: str | None = None
+
+    @nn.compact
+    def __call__(self, z_BND, delta_BD, rope, moving: bool = False):
+        width = z_BND.shape[-1]
+        features, axes = (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head")
+        qkv = Linear(features, axes, dtype=self.dtype, name="qkv")(z_BND)
+        if self.interval_aware:
+            qkv += Linear(features, axes, use_bias=False, dtype=self.dtype, name="qkv_delta")(delta_BD)[:, None]
+        q, k, v = (nn.with_logical_constraint(qkv[:, :, i], HEADS) for i in range(3))
+        if self.qk_norm:
+            q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
+        q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
+        attend = functools.partial(attention, moving=moving, implementation=self.attention)
+        y = sequence.attend(attend, q, k, v, self.tokens)
+        y = nn.with_logical_constraint(y, HEADS)
+        return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
+
+
+class CrossAttention(nn.Module):
+    """Attention from patches to captions (B, M, D) under mask_BM or None. Only q, which has a place, is rotated."""
+
+    heads: int
+    qk_norm: bool
+    dtype: Any
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(self, z_BND, text_BMD, mask_BM, rope, moving: bool = False):
+        width = z_BND.shape[-1]
+        head = (self.heads, width // self.heads)
+        q = Linear(head, ("embed", "heads", "head"), dtype=self.dtype, name="q")(z_BND)
+        kv = Linear((2, *head), ("embed", "qkv", "heads", "head"), dtype=self.dtype, name="kv")(text_BMD)
+        q = nn.with_logical_constraint(q, HEADS)
+        k, v = (nn.with_logical_constraint(kv[:, :, i], ("batch", None, "heads", "head")) for i in range(2))
+        if self.qk_norm:
+            q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
+        q, k = rotate(q, rope).astype(self.dtype), k.astype(self.dtype)
+        y = attention(q, k, v, mask_BM, moving, self.attention)
+        y = nn.with_logical_constraint(y, HEADS)
+        return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)

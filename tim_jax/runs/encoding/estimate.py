@@ -1,0 +1,44 @@
+"""How large shards will be, before they are made."""
+
+import math
+
+import numpy as np
+
+from tim_jax.config.build import Run
+from tim_jax.data.shard_files import BESIDE, BLOCK
+from tim_jax.runs.encoding.rows import RowEncoder, png
+from tim_jax.runs.encoding.work import Reading, Work
+
+SAMPLED = 64  # rows of the source of which captions, and images that are kept, are looked at
+
+
+def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
+    """About how many bytes all shards have: latents and features by their shapes, texts and images by some of them."""
+    captions, tokens, per_pixel = sampled(work, encoder)
+    total = work.plan.images() * (BESIDE + captions + tokens * run.config.data.text_width * 2) + work.shards * BLOCK
+    for bucket in work.plan.buckets:
+        pixels, row = math.prod(bucket.shape), 0.0
+        if encoder.keeps_images:
+            row += per_pixel * pixels
+        else:
+            numbers = 2 if run.codecs.latents == "sample" else 1
+            row += 2 * numbers * run.image_shape[-1] * pixels / run.data.factor**2 * 4
+        row += 2 * run.config.data.features_width * pixels / run.data.look.side**2 * 4
+        total += sum(bucket.images) * row
+    return int(total)
+
+
+def sampled(work: Work, encoder: RowEncoder) -> tuple[float, float, float]:
+    """(bytes of captions of a row, their tokens, bytes of a file per pixel), on average over rows that can be used."""
+    rows = np.flatnonzero(work.bucket >= 0)
+    reading = Reading.of(work, rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int))])
+    found = [row for row in map(reading, range(len(reading.rows))) if "bad" not in row]
+    if not found:
+        return 0.0, 0.0, 0.0
+    texts = encoder.texts
+    captions = [row.get("captions", ()) for row in found]
+    tokens = [sum(min(texts.tokenizer.count(t), texts.length) for t in row) if texts else 0 for row in captions]
+    images = [row["image"] for row in found] if encoder.keeps_images else []
+    per_pixel = [len(png(image)) / math.prod(image.shape[:2]) for image in images] or [0]
+    in_bytes = [sum(len(text.encode()) for text in row) for row in captions]
+    return float(np.mean(in_bytes)), float(np.mean(tokens)), float(np.mean(per_pixel))

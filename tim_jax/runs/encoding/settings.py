@@ -1,0 +1,45 @@
+"""What shards depend on, which may not change while they are made."""
+
+import json
+from typing import Any
+
+from tim_jax.codecs import hub, loading, stand_in, tokenizer
+from tim_jax.config.build import Run
+from tim_jax.data.sources.base import digest
+from tim_jax.runs.encoding.work import Work
+
+START = 2**20  # bytes of a file of weights that tell it from others: its header and the first weights
+
+
+def settings_of(run: Run, work: Work) -> dict[str, Any]:
+    """All that the shards of a run depend on, as JSON has it."""
+    config, codecs = run.config, run.codecs
+    by_text = config.model.condition == "text"
+    used = {
+        "autoencoder": bool(codecs.autoencoder),
+        "text_encoder": by_text,
+        "image_encoder": config.data.features_width > 0,
+    }
+    settings = {
+        "source": {"name": work.source.name, "rows": len(work.source), "fingerprint": work.source.fingerprint()},
+        "rows_per_shard": work.rows_per_shard,
+        "buckets": {f"{bucket.height}x{bucket.width}": sum(bucket.images) for bucket in work.plan.buckets},
+        "features": {"width": config.data.features_width, "side": run.data.look.side},
+        "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} if by_text else None,
+        "codecs": {name: weights_of(getattr(codecs, name)) if of else None for name, of in used.items()}
+        | {"latents": codecs.latents, "dtype": codecs.dtype, "tile": codecs.tile},
+    }
+    return json.loads(json.dumps(settings))
+
+
+def weights_of(path: str) -> dict[str, Any]:
+    """{"path", "fingerprint"} of a published model: its configuration, and each file's name, size and beginning."""
+    if path == stand_in.NAME:
+        return {"path": path, "fingerprint": digest(stand_in.CONFIG, stand_in.SEED)}
+    folder, files = loading.find(hub.local(path))
+    found = []
+    for file in [folder / "config.json", folder / tokenizer.FILE, *files]:
+        if file.exists():
+            with file.open("rb") as opened:
+                found.append((file.name, file.stat().st_size, digest(opened.read(START))))
+    return {"path": path, "fingerprint": digest(found)}

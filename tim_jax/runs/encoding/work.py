@@ -1,0 +1,102 @@
+"""What is to be encoded: the rows of a source in their order, in shards of so many consecutive rows."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from tim_jax import data
+from tim_jax.config import loading
+from tim_jax.config.build import Run, build
+from tim_jax.data.sources.base import Fields
+from tim_jax.runs.input_pipeline import open_rows
+from tim_jax.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Work(Fields):
+    """source, plan: whose rows, and the buckets they are brought to. rows_per_shard: consecutive rows of the source,
+    of which those in no bucket are left out."""
+
+    source: data.Source
+    plan: data.Plan
+    rows_per_shard: int
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return -(-len(self.source) // self.rows_per_shard)
+
+    @functools.cached_property
+    def bucket(self) -> np.ndarray:
+        """The bucket of every row of the source, −1 where it is in none."""
+        found = np.full(len(self.source), -1, np.int16)
+        for k, bucket in enumerate(self.plan.buckets):
+            (images,) = bucket.images
+            found[self.plan.rows(k, 0, np.arange(images))] = k
+        return found
+
+    def rows(self, shard: int) -> np.ndarray:
+        """The rows of the source that make up a shard."""
+        first = shard * self.rows_per_shard
+        return first + np.flatnonzero(self.bucket[first : first + self.rows_per_shard] >= 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading(Fields):
+    """i → row rows[i] of the source, fitted to its bucket: {"image": uint8 (H, W, c), "label", perhaps "captions"}; or
+    {"bad": its line in the list of bad records}. bucket: of each of `rows`, both (n,)."""
+
+    source: data.Source
+    plan: data.Plan
+    rows: np.ndarray
+    bucket: np.ndarray
+
+    @classmethod
+    def of(cls, work: Work, rows: np.ndarray) -> "Reading":
+        return cls(work.source, work.plan, rows, work.bucket[rows])
+
+    def __call__(self, i: int) -> dict[str, Any]:
+        index, shape = int(self.rows[i]), self.plan.buckets[self.bucket[i]].shape
+        try:
+            row = getattr(self.source, "row", self.source.__getitem__)(index)
+            image = np.ascontiguousarray(data.cover(row["image"], shape, self.plan.fitting))
+        except data.BadRecord as error:
+            line = {"row": index, "identity": self.source.identity(index), "reason": error.reason}
+            return {"bad": line | ({"detail": error.detail} if error.detail else {})}
+        captions = {"captions": tuple(row["captions"])} if "captions" in row else {}
+        return {"image": image, "label": row["label"]} | captions
+
+
+def run_here(config: Any) -> Run:
+    """The run of a configuration that encodes rows, on this process's devices, which share the rows of a batch.
+
+    Its buckets are those of training but for the mesh: they depend on no machine. Raises ValueError for a configuration
+    that encodes nothing, or whose rows no shards can stand for.
+    """
+    if not config.data.encode:
+        raise ValueError("data.encode is False; it must be True, for rows that `codecs` encode")
+    if config.data.mixture:
+        raise ValueError("data.mixture is given; encode each of its sources by itself, then mix the shards")
+    if config.data.random_crop:
+        raise ValueError("data.random_crop is True; shards hold the middle of images: give False")
+    sequence, mesh = config.mesh.sequence, loading.load("base").get_config().mesh
+    config.mesh = mesh
+    here = jax.local_devices()
+    run = build(config, here[:1])
+    settings = run.data
+    if sequence > 1 and settings.bucketing:
+        grid = dataclasses.replace(settings.bucketing.grid, tokens_multiple=sequence)
+        settings = dataclasses.replace(settings, bucketing=dataclasses.replace(settings.bucketing, grid=grid))
+        settings.bucketing.check()
+    return dataclasses.replace(run, mesh=sharding.make_mesh(dict(mesh), here), data=settings)
+
+
+def open_work(run: Run, rows_per_shard: int) -> Work:
+    """The rows of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
+    source, plan = open_rows(run)
+    if run.config.model.condition == "text" and not getattr(source, "captions", False):
+        raise ValueError(f"model.condition is 'text'; the rows of {source.name} have no captions")
+    return Work(source, plan, rows_per_shard)

@@ -1,0 +1,108 @@
+"""What images are asked for: labels or prompts, with sizes and counts; images to start from."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+
+from tim_jax.config.build import Run, check_tokens
+from tim_jax.config.command_line import whole_numbers
+from tim_jax.data.decode import decode, pixels
+from tim_jax.data.faults import BadRecord
+from tim_jax.runs.generation import cycle_labels
+from tim_jax.runs.outputs.prompts import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Images of one prompt or label.
+
+    size: (h, w) of their rows. count: how many. first: number of the first one's noise; those of the others follow.
+    name: what files of them may be called. record: all that the file of prompts says.
+    """
+
+    what: str | int
+    size: tuple[int, int]
+    count: int = 1
+    first: int = 0
+    name: str = ""
+    record: Record = dataclasses.field(default_factory=dict)
+
+
+def read_size(said: str, text: str, run: Run, factor: int = 1) -> tuple[int, int]:
+    """(h, w) of the rows of images whose size the text says in pixels. factor: pixels per position of a row.
+
+    Raises ValueError that begins with `said` if it is no size, the autoencoder and the patches do not divide it, or the
+    devices that share tokens the patches.
+    """
+    patch = run.config.model.patch_size
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+    except (AttributeError, ValueError):
+        raise ValueError(f"{said} {text!r}; it must be height x width, such as 64x48") from None
+    unit = patch * factor
+    if min(height, width) < 1 or height % unit or width % unit:
+        whose = f"the patch size, {patch}"
+        if factor > 1:
+            whose = f"{unit}: {factor} pixels of {run.codecs.autoencoder} × the patch size, {patch}"
+        raise ValueError(f"{said} {text!r}; height and width must be positive multiples of {whose}")
+    size = height // factor, width // factor
+    check_tokens(said, size, patch, run.mesh)
+    return size
+
+
+def by_labels(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Asked]:
+    """One image of each label, image i of noise i. Raises ValueError for what is no label of the run."""
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
+            raise ValueError(f"--labels has {label!r}; labels of this run lie in 0 … {num_classes - 1}")
+    return [Asked(int(label), size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
+
+
+def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) -> list[Asked]:
+    """Of `--labels`; where the text is empty, `count` labels, every class in turn. Raises ValueError."""
+    labels = whole_numbers("labels", text, least=0) if text else cycle_labels(num_classes, count).tolist()
+    return by_labels(labels, size, num_classes)
+
+
+def by_prompts(
+    named: Iterable[tuple[str, Record]], size: tuple[int, int], count: int, run: Run, factor: int = 1
+) -> list[Asked]:
+    """Images of prompts, image j of each of noise j. named: (name, record) pairs.
+
+    size, count: of prompts whose record says nothing else; sizes of records are in pixels. Raises ValueError that names
+    the prompt's number and what is wrong with its size or count; of the prompt itself, see `Texts.check`.
+    """
+    found = []
+    for i, (name, record) in enumerate(named, 1):
+        own = read_size(f"prompt {i}: size is", record["size"], run, factor) if "size" in record else size
+        many = record.get("count", count)
+        if isinstance(many, bool) or not isinstance(many, int) or many < 1:
+            raise ValueError(f"prompt {i}: count is {many!r}; it must be a whole number of at least 1")
+        found.append(Asked(record["prompt"], own, many, name=name, record=record))
+    return found
+
+
+def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
+    """Images (n, H, W, C) in [−1, 1] from files in the formats of data sets, as they are.
+
+    factor: pixels per position of a row, None where rows are latents that nothing decodes. Raises ValueError for what
+    is no image, and for sizes that differ or that the autoencoder and the network's patches do not divide.
+    """
+    channels, images = run.image_shape[-1], []
+    if factor is None:
+        raise ValueError(f"--from is {text}; this run's rows have {channels} channels: they are not images")
+    for name in text.split(","):
+        try:
+            image = pixels(decode(epath.Path(name).read_bytes(), 1 if channels == 1 else 3))
+        except (OSError, BadRecord) as error:
+            raise ValueError(f"--from has {name!r}, which cannot be read as an image: {error}") from None
+        height, width, _ = image.shape
+        read_size(f"--from has {name}, whose size is", f"{height}x{width}", run, factor)
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"--from has {name}, {height}x{width}, but the first is {'x'.join(map(str, images[0].shape[:2]))}"
+            )
+        images.append(image)
+    return np.stack(images).astype(np.float32) / 127.5 - 1

@@ -1,0 +1,116 @@
+"""Real images that samples are compared with: a split of a run's data, or a published reference batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tim_jax import data
+from tim_jax.config.build import Run
+from tim_jax.evaluation import kept, published
+from tim_jax.evaluation.features import Features
+from tim_jax.runs.input_pipeline import one_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Real images to compare with. read: numbers (n,) below count → (images (n, h, w, C) in [-1, 1], which of them
+    could be read (n,)). given: what is known of the part without reading images."""
+
+    fingerprint: dict[str, Any]
+    count: int
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    given: kept.Summary = dataclasses.field(default_factory=dict)
+
+
+def picture_shape(run: Run) -> tuple[int, int, int]:
+    """(H, W, c) of the images of a run's samples: rows, or what its autoencoder makes of them."""
+    if not run.codecs.autoencoder:
+        return run.image_shape
+    factor = run.codecs.describe().factor
+    return *(factor * side for side in run.image_shape[:2]), 3
+
+
+def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
+    size = "x".join(str(side) for side in picture_shape(run))
+    fitted = "" if run.data.bucketing is None else "covered and cropped; "
+    return of | {
+        "size": size,
+        "preprocessing": fitted + features.preprocessing,
+        "features": features.identity,
+        "rows": run.evaluation.rows,
+    }
+
+
+def of_data(run: Run, features: Features, split: str) -> Part:
+    """A split of the run's data. Raises ValueError if there is none."""
+    source, fit = one_shape(run, split)
+    if run.codecs.autoencoder and getattr(source, "latents", False):
+        key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
+        raise ValueError(
+            f"evaluation.{key} is {run.config.evaluation[key]!r}; the rows of {source.name} are latents, and samples "
+            f"are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
+        )
+    shape = picture_shape(run)
+
+    def read(indices):
+        images, found = np.zeros((len(indices), *shape), np.float32), np.ones(len(indices), bool)
+        for row, i in enumerate(indices):
+            try:
+                images[row] = data.normalise(fit(source[int(i)]["image"]))
+            except data.BadRecord:
+                found[row] = False
+        return images, found
+
+    of = {"data": f"{source.name} {source.fingerprint()}", "split": split, "images": len(source)}
+    return Part(_fingerprint(run, features, **of), len(source), read)
+
+
+def of_file(run: Run, features: Features, path: str) -> Part:
+    """A published reference batch. Raises ValueError if it does not suit the run."""
+    given = published.read_moments(path) if features.name == "inception" else {}
+    for output, width in (("features", 2048), ("spatial", 2023)):
+        if (output, "moments") in given and len(given[output, "moments"].mean) != width:
+            found = len(given[output, "moments"].mean)
+            raise ValueError(f"evaluation.reference is {path!r}; its {output} are {found} wide, must be {width}")
+    shape = published.image_shape(path)
+    if shape is None and not given:
+        raise ValueError(
+            f"evaluation.reference is {path!r}; it holds neither images (arr_0) nor, for 'inception', mu and sigma"
+        )
+    count, size = (shape[0], shape[1:]) if shape else (0, None)
+    height, width, channels = picture_shape(run)
+    if size and size[:2] != (height, width):
+        raise ValueError(
+            f"evaluation.reference is {path!r}; its images are {size[0]}x{size[1]}, samples of this run are "
+            f"{height}x{width}: they cannot be compared"
+        )
+    images = _Ahead(path)
+
+    def read(indices):
+        found = data.normalise(images[indices])[..., :channels]
+        return found, np.ones(len(indices), bool)
+
+    of = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}
+    return Part(_fingerprint(run, features, **of), count, read, given)
+
+
+class _Ahead:
+    """The images of a file by number, in ascending order, no more than needed in memory."""
+
+    def __init__(self, path: str):
+        self._path, self._parts = path, None
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        if self._parts is None or indices.min() < self._first:
+            self._parts, self._first, self._held = published.read_images(self._path), 0, None
+        while self._held is None or self._first + len(self._held) <= indices.max():
+            more = next(self._parts)
+            if self._held is not None:
+                drop = min(max(int(indices.min()) - self._first, 0), len(self._held))
+                self._first += drop
+                more = np.concatenate([self._held[drop:], more])
+            self._held = more
+        return self._held[indices - self._first]

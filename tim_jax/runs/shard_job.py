@@ -1,0 +1,229 @@
+"""Folders of shards that a command makes, each process its share: what tim_jax.encode and tim_jax.pairs have in common.
+
+Stopped or killed, the same command goes on: shards that are there and right stay, and all others are made.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from tim_jax import data
+from tim_jax.config.command_line import Parser, failures, user_errors
+from tim_jax.config.keys import flatten
+from tim_jax.data import shard_files
+from tim_jax.data.faults import FEWEST_ROWS, REASONS, check_share
+from tim_jax.system import cluster, lock
+from tim_jax.training.preemption import Stop
+
+Row = dict[str, Any]
+
+
+class Job(Protocol):
+    """What shards are made of.
+
+    doing: what is done to rows, for progress. settings: all that their bytes depend on, as JSON has it. counts: rows
+    that each shard is made of. max_bad_share: of rows that cannot be used. about: what `about.json` says of all rows.
+    null: features and mask of the empty prompt, {} without texts. train_with: what training on them needs to be told.
+    """
+
+    doing: str
+    settings: dict[str, Any]
+    counts: Sequence[int]
+    max_bad_share: float
+    about: dict[str, Any]
+    null: dict[str, np.ndarray]
+    train_with: str
+
+    def size_in_bytes(self) -> int:
+        """About how many bytes all shards have."""
+
+    def make(self, shards: Sequence[int], told: Callable[[], Any]) -> Iterator[tuple[list[Row], list[Row]]]:
+        """(rows as `shard_files.pack` takes them, lines of bad records) of one shard after another; `told` is called
+        as often as rows are done."""
+
+
+def parser(name: str, description: str) -> Parser:
+    """The arguments of such a command."""
+    made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_argument("--out", help="the folder that shards are written to")
+    made.add_argument("--rows-per-shard", type=int, default=shard_files.ROWS_PER_SHARD, help="default: %(default)s")
+    made.add_argument("--verify", help="a folder of shards whose checksums are to be compared; nothing is made")
+    return made
+
+
+def command(
+    parser: Parser,
+    needed: str,
+    open_job: Callable[[argparse.Namespace, dict[str, str]], Job],
+    argv: list[str] | None = None,
+) -> None:
+    """A command line that makes shards. needed: an argument that must be there, too.
+
+    open_job: (arguments, overrides) → what is to be made; raises ValueError for mistakes of the user.
+    """
+    args, overrides = parser.parse(argv)
+    with user_errors():
+        if args.verify:
+            return verify(Path(args.verify).expanduser())
+        for name in (needed, "out"):
+            if not getattr(args, name):
+                raise ValueError(f"--{name}: missing; see --help")
+        shard_files.check_local("--out", args.out)
+        if args.rows_per_shard < 1:
+            raise ValueError(f"--rows-per-shard is {args.rows_per_shard}; it must be at least 1")
+        cluster.join()  # before Stop: it takes SIGTERM for itself
+    with Stop():
+        with user_errors():
+            job = open_job(args, overrides)
+        run(job, Path(args.out).expanduser())
+
+
+def run(job: Job, folder: Path) -> None:
+    """Makes all shards of a folder, or the rest of them, and tells what there is."""
+    lead = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        with user_errors():
+            begun = compare(folder, job.settings)
+            if begun and finished(folder):
+                return say(f"{folder}: was made before; nothing is left to do")
+            check_room(job, folder)
+            stack.enter_context(lock.locked(folder, lead, jax.process_count(), "--out"))
+            if lead and not begun:
+                with shard_files.appearing(folder / shard_files.SETTINGS) as new:
+                    new.write_text(json.dumps(job.settings, indent=1) + "\n")
+        with user_errors(data.TooManyBadRecords), failures(OSError):
+            make_shards(job, folder)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("all shards are written")
+            if lead:
+                with user_errors():
+                    about = shard_files.finish(folder, len(job.counts), job.about, job.null)
+                say(summary(job, about, folder))
+
+
+def say(line: str) -> None:
+    """Tells it once, whatever the number of processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def compare(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether shards are being made in the folder by these settings.
+
+    Raises ValueError, naming the first that differs, if they are others, or if the folder holds something else.
+    """
+    path = folder / shard_files.SETTINGS
+    try:
+        before = flatten(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        others = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
+        others = [name for name in others if name != lock.NAME and not name.startswith(".")]
+        if others or folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out={folder}: holds {others[0] if others else 'a file'}; give a new folder") from None
+        return False
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--out={folder}: its {path.name} cannot be read ({error}); give a new folder") from None
+    now = flatten(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"--out={folder}: was begun with {key} {before.get(key)!r}, and now it is {now.get(key)!r}: go on with "
+                "what it was, or give a new folder"
+            )
+    return True
+
+
+def finished(folder: Path) -> bool:
+    """Whether all shards are there."""
+    try:
+        return bool(shard_files.check_sizes(folder))
+    except ValueError:
+        return False
+
+
+def check_room(job: Job, folder: Path) -> None:
+    """Tells what will be made. Raises ValueError, on all processes, if the disk has no room for it."""
+    lacking = np.zeros(1, np.int64)
+    if jax.process_index() == 0:
+        size, shards = job.size_in_bytes(), len(job.counts)
+        records = (shard_files.recorded(folder, shard) for shard in range(shards))
+        there, left = sum(record["bytes"] for record in records if record), free(folder)
+        say(
+            f"{sum(job.counts):,} rows in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} are "
+            f"there; free: {in_words(left)}"
+        )
+        lacking[:] = max(size - there - left, 0)
+    lacking = int(cluster.summed(lacking)[0])
+    if lacking:
+        raise ValueError(f"--out={folder}: the disk lacks about {in_words(lacking)} for all shards; give another")
+
+
+def make_shards(job: Job, folder: Path) -> None:
+    """Makes this process's share of the shards, but for those that are there and right.
+
+    Raises TooManyBadRecords, on all processes after the same shard.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    mine = range(index, len(job.counts), count)
+    checked = tqdm(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
+    kept = {shard: bad_of(record) for shard in checked if (record := shard_files.kept(folder, shard))}
+    left = [shard for shard in mine if shard not in kept]
+    everything, counts = sum(job.counts[shard] for shard in mine), np.zeros(1 + len(REASONS), np.int64)
+    done = everything - sum(job.counts[shard] for shard in left)
+    whose = f"{job.doing}, 1 of {count} processes" if count > 1 else job.doing
+    with tqdm(total=everything, initial=done, desc=whose, unit=" rows", disable=index > 0) as bar:
+        made = job.make(left, bar.update)
+        for first in range(0, len(job.counts), count):
+            shard = first + index
+            if shard in kept:
+                counts += kept[shard]
+            elif shard in mine:
+                counts += bad_of(shard_files.write_shard(folder, shard, *next(made)))
+            drawn, *bad = cluster.summed(counts).tolist()
+            found = dict(zip(REASONS, bad, strict=True))
+            check_share(found, max(drawn, FEWEST_ROWS), job.max_bad_share, f"{folder}/rows-*.json")
+
+
+def bad_of(record: dict[str, Any]) -> np.ndarray:
+    """(rows that a shard is made of, those that are bad by each of REASONS)."""
+    counts = Counter(line["reason"] for line in record["bad"])
+    return np.array([record["rows"] + len(record["bad"])] + [counts[reason] for reason in REASONS], np.int64)
+
+
+def summary(job: Job, about: dict[str, Any], folder: Path) -> str:
+    """What was made, in a line or two."""
+    size = in_words(sum(shard["bytes"] for shard in about["shards"]))
+    line = f"{about['rows']:,} rows in {len(about['shards']):,} shards, {size}: train with --config.data.source=shards "
+    line += f"--config.data.path={folder} {job.train_with}"
+    bad = ", ".join(f"{reason} {count:,}" for reason, count in about["bad"].items())
+    return line + (f"\nnot used: {bad}; listed in {folder / shard_files.BAD}" if bad else "")
+
+
+def verify(folder: Path) -> None:
+    """Compares all checksums. Raises ValueError."""
+    about = shard_files.verify(folder)
+    print(f"{folder}: {about['rows']:,} rows in {len(about['shards']):,} shards, all as they were written")
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free where the folder is, or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def in_words(size: float) -> str:
+    """A size in words: "1.23 GB"."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size / 1e3:.1f} kB"

@@ -1,0 +1,64 @@
+"""What a run starts from: its own checkpoint, the named one, other weights, or scratch, in this order."""
+
+from collections.abc import Callable
+
+import jax
+from etils import epath
+
+from tim_jax.config.build import Run
+from tim_jax.config.keys import compare_identity
+from tim_jax.runs import teachers
+from tim_jax.runs.workdir import restored, to_json
+from tim_jax.training import names, warm_start
+from tim_jax.training.state import TrainState
+
+
+def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
+    """Makes the state that the run starts from where its workdir has no checkpoint.
+
+    All that can be wrong is found here, before anything is read or compiled. Raises ValueError, naming the key.
+    """
+    config, trainer = run.config, run.trainer
+    if warm_start.latest(workdir) is not None:
+        if trainer.frozen and (found := warm_start.latest_record(workdir)):
+            saved, recorded = found
+            teachers.check_same(run, recorded, saved)
+        return trainer.create  # never called
+    if config.checkpoint.resume:
+        saved = warm_start.find(config.checkpoint.resume, "checkpoint.resume")
+        recorded = warm_start.record(saved)
+        compare_identity(to_json(restored(recorded["config"])), config, saved)
+        teachers.check_same(run, recorded, saved)
+        return _telling(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
+    if not config.start.weights:
+        return trainer.create
+
+    weights, which = config.start.weights, config.start.which
+    saved = warm_start.find(weights, "start.weights")
+    found = warm_start.weights_of(saved)
+    if which not in found:
+        raise ValueError(f"start.which is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
+    abstract = names.by_name(trainer.abstract.params["student"])
+    here = {name: leaf.shape for name, leaf in abstract.items()}
+    names.check_patterns("start.new", config.start.new, here.keys() | found[which].keys())
+    try:
+        taken = warm_start.common(here, found[which], config.start.new)
+    except ValueError as error:
+        raise ValueError(f"start.weights is {weights!r}: {error}") from None
+    if not taken:
+        raise ValueError(f"start.new is {config.start.new}; that takes nothing from start.weights ({weights!r})")
+
+    def make() -> TrainState:
+        values = warm_start.read_weights(saved, which, {name: abstract[name] for name in taken})
+        return warm_start.replace_weights(trainer.create(), values)
+
+    return _telling(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {which}", make)
+
+
+def _telling(line: str, make: Callable[[], TrainState]) -> Callable[[], TrainState]:
+    def tell() -> TrainState:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+        return make()
+
+    return tell

@@ -1,0 +1,119 @@
+"""A run as it trains: one step to try it, pictures of samples on the way, and the loop in a workdir."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from tim_jax import data
+from tim_jax.config.build import Run, made_up_batch
+from tim_jax.config.command_line import failures, user_errors
+from tim_jax.data import summary
+from tim_jax.evaluation import pictures
+from tim_jax.runs import measuring, teachers, workdir
+from tim_jax.runs.generation import cycle_labels, open_generator, prompts_of
+from tim_jax.runs.input_pipeline import Feed
+from tim_jax.system import cluster
+from tim_jax.training import sharding
+from tim_jax.training.checkpoints import DamagedCheckpoints
+from tim_jax.training.loop import End, train
+from tim_jax.training.nonfinite import TooManyNonFinite
+from tim_jax.training.preemption import Stop
+from tim_jax.training.state import TrainState
+
+COLUMNS = 20  # images of a row in the pictures of samples
+
+
+def check(run: Run) -> None:
+    """One real step of the configuration on its mesh, on made-up rows."""
+    rows = run.data.rows(run.image_shape[:2])
+    here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
+    batch = made_up_batch(run.config, here)
+    began = time.perf_counter()
+    state = run.trainer.create()
+    state, metrics = run.trainer(state, sharding.put_batch(run.mesh, batch))
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))
+    print(f"one step of {rows} rows, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
+    if not all(np.isfinite(value) for value in values.values()):
+        raise SystemExit("the first step is not finite")
+
+
+def picture_sizes(run: Run, plan: data.Plan, most: int = 5) -> list[tuple[int, int]]:
+    """Sizes (h, w) that rows are drawn in: of the buckets, the tallest, the widest and some between."""
+    shapes = sorted((bucket.shape for bucket in plan.buckets), key=lambda shape: shape[0] / shape[1])
+    if len(shapes) == 1:
+        return [run.image_shape[:2]]
+    chosen = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})
+    return [tuple(side // run.data.factor for side in shapes[i]) for i in chosen]
+
+
+def sample_pictures(run: Run, feed: Feed):
+    """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
+    sizes = picture_sizes(run, feed.plan)
+    each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
+    generator, count = open_generator(run, each), each * len(sizes)
+    generator.load()
+    by_class = run.config.model.condition == "class"
+    asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts_of(feed.source, count)
+
+    def draw(state):
+        weights = run.weights(state)
+        images = {
+            steps: [
+                image
+                for i, size in enumerate(sizes)
+                for image in generator.decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
+            ]
+            for steps in run.config.training.sample_steps
+        }
+        return {"samples": pictures.any_step_grid(images)}
+
+    return draw
+
+
+def can_draw(run: Run) -> bool:
+    """Whether pictures of samples can be made: of rows that are or become images, and prompts that are read here."""
+    return run.shows_images and (run.config.model.condition == "class" or bool(run.codecs.text_encoder))
+
+
+def fit(
+    run: Run,
+    feed: Feed,
+    folder: epath.Path,
+    first: Callable[[], TrainState],
+    stop: Stop,
+    profile: tuple[int, int] | None = None,
+    measurement: measuring.Measurement | None = None,
+    draw: Callable[[TrainState], dict] | None = None,
+) -> End:
+    """Trains in a workdir, from `first` if it has no checkpoint. draw: see `sample_pictures`.
+
+    Ends the program with one line if too many records are bad or training cannot go on.
+    """
+    record = workdir.record_start(folder, run.config, teachers.record(run))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the start is recorded")
+    account = data.Account(folder, jax.process_index(), run.data.max_bad_share, cluster.summed)
+    feed = dataclasses.replace(feed, account=account)
+    if jax.process_index() == 0:
+        print(summary.summary(feed.source, feed.plan), flush=True)
+    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
+        first_start = workdir.first_start(folder)
+        figures = measuring.while_training(run, measurement) if measurement else None
+        return train(run.trainer, run.loop, folder, feed, record, first, draw, stop, first_start, profile, figures)
+
+
+def last_line(end: End, folder: epath.Path) -> str:
+    """What a run says at its end."""
+    if end.stopped:
+        saved = "which is saved" if end.saved else "which is not saved"
+        line = f"stopped by {end.stopped} at step {end.step}, {saved}: start it again with the same command"
+    else:
+        line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
+    return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])

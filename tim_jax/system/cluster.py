@@ -1,0 +1,101 @@
+"""How the processes of one run find each other: `join`, called before anything else touches a device. And what they
+agree on."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tim_jax.system import int64
+
+# Seconds. Hosts of a pod may fetch their image minutes apart, and one that is late must not end those that wait.
+START = 900
+# A host that is silent for this long is lost: all others end, and the launch script starts them anew. Heartbeats come
+# from a thread of their own, which neither compilation nor a checkpoint holds up.
+HEARTBEAT = 60
+# At the end, how long to wait for a process that still writes its part of a checkpoint.
+END = 300
+
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+BY_SRUN = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def join() -> None:
+    """Makes this process one of its run's processes; a lone process, or one that has joined, stays as it is.
+
+    Processes are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set (each
+    process then has all GPUs of its host, or those of JAX_LOCAL_DEVICE_IDS), and else as JAX finds them under srun and
+    on TPU slices. Raises ValueError, naming the variable, for one that is wrong or missing beside the others.
+    """
+    on_tpu = "tpu" in (jax.config.jax_platforms or "")  # JAX writes it there when it finds TPUs
+    found = processes(os.environ, on_tpu)
+    if found is None or jax.distributed.is_initialized():
+        return
+    jax.distributed.initialize(
+        **found,
+        initialization_timeout=START,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=END,
+    )
+
+
+def processes(environ: Mapping[str, str], on_tpu: bool = False) -> dict[str, Any] | None:
+    """Arguments for jax.distributed.initialize, which finds out what is missing in them; None: a lone process."""
+    by_hand = [name for name in BY_HAND if environ.get(name)]
+    if by_hand:
+        _all_set(environ, BY_HAND, f"{by_hand[0]} is; set all of {', '.join(BY_HAND)} or none")
+        host, _, port = environ["JAX_COORDINATOR_ADDRESS"].rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS is {environ['JAX_COORDINATOR_ADDRESS']!r}; it must be host:port of process 0"
+            )
+        count = _whole(environ, "JAX_NUM_PROCESSES", least=1)
+        index = _index(environ, "JAX_PROCESS_ID", count, "JAX_NUM_PROCESSES")
+        return None if count == 1 else {
+            "coordinator_address": environ["JAX_COORDINATOR_ADDRESS"],
+            "num_processes": count,
+            "process_id": index,
+            "cluster_detection_method": "deactivate",
+        }  # fmt: skip
+    if environ.get("SLURM_PROCID") and environ.get("SLURM_NTASKS", "1") != "1":
+        # A batch script has some of these variables too; only what srun starts is one of several processes.
+        _all_set(environ, BY_SRUN, f"SLURM_NTASKS is {environ['SLURM_NTASKS']}; start the command with srun")
+        count = _whole(environ, "SLURM_NTASKS", least=1)
+        _index(environ, "SLURM_PROCID", count, "SLURM_NTASKS")
+        _index(environ, "SLURM_LOCALID", count, "SLURM_NTASKS")
+        _whole(environ, "SLURM_JOB_ID", least=0)
+        return {"cluster_detection_method": "slurm"}
+    # The hosts of a slice are told by Kubernetes in a variable, on plain TPU machines by the metadata server.
+    if on_tpu and (environ.get("TPU_WORKER_HOSTNAMES") or "TPU_SKIP_MDS_QUERY" not in environ):
+        return {}
+    return None
+
+
+def _all_set(environ: Mapping[str, str], names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if not environ.get(name):
+            raise ValueError(f"{name} is not set, though {why}")
+
+
+def _whole(environ: Mapping[str, str], name: str, least: int) -> int:
+    text = environ[name]
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name} is {text!r}; it must be a whole number of at least {least}")
+    return int(text)
+
+
+def _index(environ: Mapping[str, str], name: str, count: int, of: str) -> int:
+    index = _whole(environ, name, least=0)
+    if index >= count:
+        raise ValueError(f"{name} is {index}; it must be less than {of}, which is {count}")
+    return index
+
+
+def summed(counts: np.ndarray) -> np.ndarray:
+    """The sum of counts (n,), int64, over all processes; all must call it."""
+    if jax.process_count() == 1:
+        return counts
+    return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)

@@ -1,0 +1,140 @@
+"""Devices that are not there: TPU slices and GPU clusters as their compilers see them, and the CPU's own.
+
+A topology is written CHIP:SHAPE. TPU slices go by their torus (v5e:16x16, v5p:4x4x8), GPU clusters by nodes × GPUs per
+node (h100:4x8), the CPU by its number of host devices (cpu:8).
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import pathlib
+import re
+
+import jax
+from jax.experimental import topologies
+
+from tim_jax.system.chips import CHIPS, Chip
+
+EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
+TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the torus
+# What XLA's GPU compiler wants to know of a GPU: (compute capability, cores, clock in GHz, arithmetic units per core,
+# shared memory per core and the most of it that one block may have, second-level cache), sizes in bytes.
+GPUS = {
+    "a100": ("NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 64, 167_936, 166_912, 41_943_040),
+    "h100": ("NVIDIA H100 80GB HBM3", 9, 132, 1.98, 128, 233_472, 232_448, 52_428_800),
+    "h200": ("NVIDIA H200 141GB HBM3e", 9, 132, 1.98, 128, 233_472, 232_448, 52_428_800),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """name: as it was written. chip: figures of one. devices: to compile for. island: devices joined by fast links,
+    which are consecutive in `devices`."""
+
+    name: str
+    chip: Chip
+    devices: list
+    island: int
+
+
+def topology(name: str) -> Topology:
+    """The topology called `name`. Raises ValueError if there is none, or if what it needs is not installed."""
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise ValueError(f"--topology has {name!r}; it must be CHIP:SHAPE, such as {', '.join(EXAMPLES)}")
+    sizes = tuple(int(size) for size in shape.split("x"))
+    if kind in TPUS:
+        devices = _tpus(name, sizes, TPUS[kind])
+        return Topology(name, CHIPS[kind], devices, len(devices))
+    if kind in GPUS:
+        return Topology(name, CHIPS[kind], _gpus(name, kind, sizes), sizes[-1])
+    return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
+
+
+def host_devices(names: list[str]) -> None:
+    """Makes room for the CPU devices of the topologies `names`; to be called before JAX has started."""
+    counts = [int(count) for count in re.findall(r"\bcpu:(\d+)", ",".join(names))]
+    jax.config.update("jax_platforms", "cpu")
+    if counts and max(counts) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", max(counts))
+
+
+def _tpus(name: str, sizes: tuple[int, ...], dimensions: int) -> list:
+    if len(sizes) != dimensions:
+        raise ValueError(f"--topology has {name!r}; its shape must have {dimensions} sizes, such as {_like(name)}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f'--topology has {name!r}, which needs the TPU compiler: pip install "tim-jax[tpu-planner]"')
+    # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
+             "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
+    for key, value in quiet.items():
+        os.environ.setdefault(key, value)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology has {name!r}; the TPU compiler has no such slice ({error})") from None
+
+
+def _gpus(name: str, kind: str, sizes: tuple[int, ...]) -> list:
+    if len(sizes) != 2:
+        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(name)}")
+    if any(importlib.util.find_spec(package) is None for package in ("jax_cuda13_plugin", "nvidia")):
+        raise ValueError(f'--topology has {name!r}, which needs the GPU compiler: pip install "tim-jax[gpu-planner]"')
+    _find_cuda_tools()
+    return list(
+        topologies.get_topology_desc(
+            kind, "cuda", target_config=gpu_description(kind), topology=f"1x{sizes[0]}x{sizes[1]}"
+        ).devices
+    )
+
+
+def _find_cuda_tools() -> None:
+    """Puts the assembler of the nvidia-cuda-nvcc package on the path of this process."""
+    for folder in importlib.util.find_spec("nvidia").submodule_search_locations:
+        for assembler in pathlib.Path(folder).glob("cu*/bin/ptxas"):
+            if str(assembler.parent) not in os.environ["PATH"].split(os.pathsep):
+                os.environ["PATH"] = f"{assembler.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def gpu_description(kind: str) -> str:
+    """A GPU in the text form of XLA's GpuTargetConfigProto."""
+    title, capability, cores, clock, units, shared, shared_most, cache = GPUS[kind]
+    chip = CHIPS[kind]
+    device = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "shared_memory_per_block": 48 * 1024,
+        "shared_memory_per_core": shared,
+        "shared_memory_per_block_optin": shared_most,
+        "registers_per_core_limit": 65_536,
+        "registers_per_block_limit": 65_536,
+        "core_count": cores,
+        "fpus_per_core": units,
+        "clock_rate_ghz": clock,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65_535,
+        "block_dim_limit_z": 65_535,
+        "l2_cache_size": cache,
+        "memory_bandwidth": int(chip.memory_bandwidth),
+        "device_memory_size": chip.memory,
+    }
+    fields = " ".join(f"{key}: {value}" for key, value in device.items())
+    return (
+        f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: {capability} }} }} "
+        f'platform_name: "CUDA" runtime_version {{ major: 13 }} dnn_version_info {{ major: 9 minor: 12 }} '
+        f'device_description_str: "{title}"'
+    )
+
+
+def _cpus(name: str, sizes: tuple[int, ...]) -> list:
+    devices = jax.devices("cpu")
+    if len(sizes) != 1 or math.prod(sizes) > len(devices):
+        raise ValueError(f"--topology has {name!r}; it must be a number of host devices, here up to {len(devices)}")
+    return devices[: sizes[0]]
+
+
+def _like(name: str) -> str:
+    kind = name.partition(":")[0]
+    return next(example for example in EXAMPLES if example.startswith(f"{kind}:"))
