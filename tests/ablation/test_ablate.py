@@ -10,6 +10,7 @@ from etils import epath
 from tests.helpers.ablations import arguments, fails, tiny, write_file
 from tim_jax import ablate
 from tim_jax.ablation import Ablation, plan, settings
+from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.system import timing
 
