@@ -96,7 +96,7 @@ def get_config():
     # Of rows with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps).
     config.objective.consistency = placeholder(str)
     # "teacher": its velocity takes that of the data's place, in all rows. Otherwise that along which base' and dF/dt
-    # are taken: "data", "target", "head", "student" or an average.
+    # are taken: "data", "target", "head", "online" or an average.
     config.objective.velocity = placeholder(str)
     # eulerian and lagrangian
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
@@ -109,7 +109,7 @@ def get_config():
     config.objective.tangent.differentiate = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
     # semigroup
     config.objective.bootstrap = ConfigDict()
-    config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "student" or an average
+    config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "online" or an average
     config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
     config.objective.bootstrap.finest = placeholder(float)  # shorter jumps, in shares of the times, are asked at r = t
     config.objective.bootstrap.solver = placeholder(int)  # steps along the teacher that are the first; 0: none
@@ -143,7 +143,7 @@ def get_config():
     config.objective.guidance.t_low = placeholder(float)  # times, in units of t, in which targets are guided
     config.objective.guidance.t_high = placeholder(float)
     config.objective.guidance.start_step = placeholder(int)
-    config.objective.guidance.ema = placeholder(str)  # by which weights: an average or "student"
+    config.objective.guidance.ema = placeholder(str)  # by which weights: an average or "online"
     config.objective.input_guidance = ConfigDict()
     config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
@@ -151,7 +151,7 @@ def get_config():
     # The frozen model that some objectives learn from, any run of the same rows, transport and conditions.
     config.teacher = ConfigDict()
     config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
-    config.teacher.which = "slow"  # of its weights: the name of an average, or "student"
+    config.teacher.which = "slow"  # of its weights: the name of an average, or "online"
     config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
@@ -192,7 +192,7 @@ def get_config():
     # What the first step starts from: the weights of another run, or, by default, scratch.
     config.start = ConfigDict()
     config.start.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
-    config.start.which = "slow"  # of its weights: the name of an average, or "student"
+    config.start.which = "slow"  # of its weights: the name of an average, or "online"
     config.start.new = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
 
     # Devices per mesh axis; -1: all the rest.
@@ -226,7 +226,7 @@ def get_config():
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
     config.sampling = ConfigDict()
-    config.sampling.weights = "slow"  # the name of an average, or "student" for the raw weights
+    config.sampling.weights = "slow"  # the name of an average, or "online" for the raw weights
     config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
     config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
     config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
@@ -253,6 +253,6 @@ def get_config():
     config.evaluation.every = 0  # steps of training between evaluations; 0: none
     config.evaluation.steps = (1, 2, 4, 8)  # step counts of those
     config.evaluation.count = 0  # samples per step count of those; 0: as evaluation.samples
-    config.evaluation.weights = ()  # of those: names of averages, or "student"; (): sampling.weights
+    config.evaluation.weights = ()  # of those: names of averages, or "online"; (): sampling.weights
 
     return config

@@ -49,5 +49,5 @@ def get_config():
     config.objective.weight_kernel = "square"
     config.objective.adaptive_power = 0.0
     config.objective.direction = "none"
-    config.objective.velocity = "student"
+    config.objective.velocity = "online"
     return config

@@ -15,7 +15,7 @@ from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, user_errors
 from tim_jax.runs import measuring
-from tim_jax.runs.input_pipeline import open_feed
+from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import cluster, lock
@@ -100,7 +100,7 @@ def validate(ablation: Ablation, folder: epath.Path) -> None:
                 first_state(run, place)
             read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
-                open_feed(run)
+                open_pipeline(run)
                 measuring.plan(run)
                 opened.append(read)
         except ValueError as error:

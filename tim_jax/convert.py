@@ -101,7 +101,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         state = read(file)
         run = build(configure(file, state, args.config, overrides))
         try:
-            params = from_official(state, run.trainer.abstract.params["student"])
+            params = from_official(state, run.trainer.abstract.params["online"])
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
     with failures(CannotWrite, OSError):
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     exporting = commands.add_parser("export", help="weights of a workdir to a file")
     exporting.add_argument("workdir", help="a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000")
     exporting.add_argument("file", help="a new .safetensors file")
-    exporting.add_argument("--which", default="", help="student or the name of an average; default: what samples use")
+    exporting.add_argument("--which", default="", help="online or the name of an average; default: what samples use")
     exporting.add_argument("--dtype", choices=DTYPES, default="float32")
     args, overrides = parser.parse(argv)
     if args.command == "import":

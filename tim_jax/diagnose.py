@@ -89,7 +89,7 @@ def diagnose(
     levels = np.linspace(0.0, 1.0, nodes)
     times = np.array([transport.T_min, *transport.time_of_level(levels[1:-1]), transport.T_max])
     noise = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
-    precise, own = (run.trainer.step.nets[name] for name in ("precise", "ema"))
+    precise, own = (run.trainer.step.nets[name] for name in ("float32", "ema"))
     dtype = run.config.model.dtype
 
     def exact(net: Callable, weights: Any, x: Any, noise: Any, t: Any, r: Any, labels: Any) -> tuple:

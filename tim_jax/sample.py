@@ -24,7 +24,7 @@ from tim_jax.runs.generation import Generator, load_weights, mixture
 from tim_jax.runs.outputs.batches import batch_size, drawn
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
-from tim_jax.runs.outputs.requests import Asked, by_prompts, read_images, read_labels, read_size
+from tim_jax.runs.outputs.requests import Request, by_prompts, read_images, read_labels, read_size
 from tim_jax.runs.outputs.writer import Output
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import cluster, compilation_cache
@@ -34,7 +34,7 @@ from tim_jax.transitions.sampling.sampler import between, make_plan, time_grid
 COUNT = 40  # images per step count where no labels are given
 
 
-def read_asked(args: argparse.Namespace, run: Run, size: tuple[int, int], factor: int) -> list[Asked]:
+def read_asked(args: argparse.Namespace, run: Run, size: tuple[int, int], factor: int) -> list[Request]:
     """What the command line asks for. size: of rows where a prompt has none of its own. Raises ValueError."""
     if run.config.model.condition == "class":
         for name in ("prompt", "prompts", "per_prompt"):
@@ -52,7 +52,7 @@ def read_asked(args: argparse.Namespace, run: Run, size: tuple[int, int], factor
 
 def read_all(
     args: argparse.Namespace, run: Run, decoder: Pixels | Decoder | None
-) -> tuple[list[Asked], np.ndarray | None]:
+) -> tuple[list[Request], np.ndarray | None]:
     """What is asked for, and the images (n, H, W, C) to start from or None. decoder: see `decoder_of`.
 
     Raises ValueError.
@@ -150,7 +150,7 @@ def start(
     generator: Generator,
     weights: Any,
     times: np.ndarray,
-    asked: list[Asked],
+    asked: list[Request],
     given: np.ndarray | None,
     args: argparse.Namespace,
 ) -> np.ndarray | None:
@@ -170,7 +170,7 @@ def start(
     return np.concatenate([between(*pair, u) for pair in zip(x, x[1:])])
 
 
-def in_line(asked: list[Asked], given: np.ndarray | None, size: tuple[int, int], by: str) -> list[Asked]:
+def in_line(asked: list[Request], given: np.ndarray | None, size: tuple[int, int], by: str) -> list[Request]:
     """One image of each thing asked for, of noises 0, 1, …, for --from and --interpolate. by: the flag that asks.
 
     Raises ValueError if there are more of one, or other sizes, or not so many as images are given.
@@ -182,7 +182,7 @@ def in_line(asked: list[Asked], given: np.ndarray | None, size: tuple[int, int],
     return [dataclasses.replace(of, first=i) for i, of in enumerate(asked)]
 
 
-def check_layout(args: argparse.Namespace, run: Run, asked: list[Asked], steps: list[int], is_picture: bool) -> None:
+def check_layout(args: argparse.Namespace, run: Run, asked: list[Request], steps: list[int], is_picture: bool) -> None:
     """Raises ValueError for a layout that is not for what is asked."""
     if args.layout == "plain":
         return

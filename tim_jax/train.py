@@ -9,7 +9,7 @@ from tim_jax.config import keys
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.runs import measuring, workdir
-from tim_jax.runs.input_pipeline import open_feed
+from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.runs.training import can_draw, check, fit, last_line, sample_pictures
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             if run.sampling.grid == "optimal":
                 raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
-            feed = open_feed(run)
+            feed = open_pipeline(run)
             draw = sample_pictures(run, feed) if can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:

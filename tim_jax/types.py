@@ -19,11 +19,11 @@ class Query(NamedTuple):
     key: jax.Array | None = None
 
 
-class Moving(Query):
+class TangentQuery(Query):
     """A Query inside a `jax.jvp` that has tangents for it.
 
     Not every attention knows this by itself: one with linear memory refuses `jax.jvp` for a plain Query, and for a
-    Moving one reverse mode without `jax.jvp`.
+    TangentQuery one reverse mode without `jax.jvp`.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Output(NamedTuple):
     heads: Any = None
 
 
-class Rows(NamedTuple):
+class Examples(NamedTuple):
     """A global batch as an objective sees it, one row per image.
 
     x: (B, h, w, C) images or latents. noise: the same shape. condition, null_condition: pytrees of (B, ...) arrays.

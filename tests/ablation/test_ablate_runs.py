@@ -60,7 +60,7 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
 def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_device):
     """A variant's own workdir, beside the variants, has the figures that the variant has."""
     folder, words = tmp_path / "runs", arguments(tmp_path)
-    workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.weights": "student"})
+    workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.weights": "online"})
     workdirs.workdir(tmp_path / "long", "digits", **TINY | {"data.height": "16"})
     beside = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
 
@@ -86,7 +86,7 @@ def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_devic
     of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["beside"] for name in beside}
     prints = {name: one.pop("fingerprint") for name, one in of.items()}
     assert of["again"] == {"weights": beside["again"], "steps": 4, "which": "slow"}
-    assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "student"}
+    assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "online"}
     assert prints["wide"] == checksums.fingerprint(tmp_path / "wide" / "checkpoints" / "0") != prints["again"]
     found = json.loads((folder / "ablation.json").read_text())
     assert found["beside"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()

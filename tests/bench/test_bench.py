@@ -19,7 +19,7 @@ from tim_jax.bench import step as bench
 from tim_jax.system import flops, reporting, timing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objectives import OBJECTIVES
-from tim_jax.types import Output, Query, Rows
+from tim_jax.types import Examples, Output, Query
 
 CASE = dataclasses.replace(bench.CASES["B/4"], batch=8)
 WHOLE = dataclasses.replace(CASE, network=CASE.network.clone(depth=12, encoder_depth=4))
@@ -131,12 +131,12 @@ def test_variants_have_one_loss(variant, x64):
     rng = np.random.default_rng(0)
     x, noise = (jnp.asarray(rng.standard_normal((20, 4, 4, 2))) for _ in range(2))
     label = {"label": jnp.zeros(20, jnp.int32)}
-    rows = Rows(x, noise, label, label, jnp.zeros(20, bool))
+    rows = Examples(x, noise, label, label, jnp.zeros(20, bool))
     transport = TRANSPORTS["ot_fm"]()
 
     def loss(name):
         objective = bench.VARIANTS[name](transport)
-        nets = {"student": net, "precise": net}
+        nets = {"online": net, "float32": net}
         return jax.jit(lambda key: objective(nets, rows, jnp.int32(0), key)[0])(jax.random.key(0))
 
     fused = loss("tim_fused")
@@ -185,10 +185,10 @@ def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatc
         times = sample_bench.time_grid(transport, 3, sampling)
         plan = sample_bench.padded(sample_bench.make_plan(transport, times, sampling))
         draw = sample_bench.sampler(tiny, guidance)
-        once = flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0))(params["student"], plan, 3)) * evaluations
-        assert flops.count(jax.make_jaxpr(draw)(params["student"], plan, 3)) == once
+        once = flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0))(params["online"], plan, 3)) * evaluations
+        assert flops.count(jax.make_jaxpr(draw)(params["online"], plan, 3)) == once
         passes = sample_bench.bare_passes(tiny, guidance)
-        assert flops.count(jax.make_jaxpr(lambda params: passes(params, 3))(params["student"])) == 3 * once
+        assert flops.count(jax.make_jaxpr(lambda params: passes(params, 3))(params["online"])) == 3 * once
 
     file = tmp_path / "sample.json"
     options = ["--networks=tiny", "--steps=1,3", "--guidance=1,2", "--batch=2", "--repeats=2", f"--json={file}"]

@@ -80,8 +80,8 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     learns = run.trainer.step.objective.learns_from
     assert learns == (("teacher",) if distils and name != "distillation/reflow" else ())
     if distils:  # the network of the teacher, and perhaps heads
-        own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["student"]
-        here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["student"], own))
+        own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["online"]
+        here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["online"], own))
         shapes = {name: leaf.shape for name, leaf in here.items()}, {name: leaf.shape for name, leaf in there.items()}
         assert len(warm_start.common(*shapes, run.config.start.new)) == len(there)
 

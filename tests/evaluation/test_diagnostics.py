@@ -46,7 +46,7 @@ def own(params):
 def run():
     """A run on OT-FM with the known network in the place of its own."""
     run = build(load_config("digits", TINY), jax.devices()[:4])
-    nets = {"precise": known, "ema": own}
+    nets = {"float32": known, "ema": own}
     step = dataclasses.replace(run.trainer.step, nets=nets)
     return dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
 
@@ -106,7 +106,7 @@ def test_json_has_no_word_for_what_is_not_finite():
 @pytest.mark.parametrize("name", ["trigflow", "vp", "ve", "edm"])
 def test_nodes_are_equal_noise_levels_of_every_transport(name):
     run = build(load_config("digits_small", TINY | {"transport.name": name, "objective.weight_kernel": "constant"}))
-    step = dataclasses.replace(run.trainer.step, nets={"precise": known, "ema": own})
+    step = dataclasses.replace(run.trainer.step, nets={"float32": known, "ema": own})
     run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
     x = np.ones((2, 8, 8, 1), np.float32)
     found = diagnose.diagnose(run, None, x, np.zeros(2, np.int32), nodes=5, epsilons=[0.001])

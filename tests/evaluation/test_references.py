@@ -257,12 +257,12 @@ def lines(folder):
 
 def test_evaluation_while_training_changes_no_number_of_it(place):
     every = ["--config.evaluation.every=2", "--config.evaluation.steps=1,2", "--config.evaluation.count=20",
-             "--config.evaluation.weights=('student', 'slow')"]  # fmt: skip
+             "--config.evaluation.weights=('online', 'slow')"]  # fmt: skip
     train.main(["--config=digits", f"--workdir={place / 'measured'}", *SMALL, where(place), *every])
     plain, found = lines(place / "plain"), lines(place / "measured")
     figures = [line for line in found if "loss" not in line]
     assert [line["step"] for line in figures] == [2, 4]
-    names = {f"evaluation/{weights}/{steps}/{name}{part}" for weights in ("student", "slow") for steps in (1, 2)
+    names = {f"evaluation/{weights}/{steps}/{name}{part}" for weights in ("online", "slow") for steps in (1, 2)
              for name in ("frechet", "kernel", "precision", "recall") for part in ("", "_held_out")}  # fmt: skip
     for line in figures:
         assert set(line) == names | {"step", "time"}

@@ -46,13 +46,13 @@ class Taught(Objective):
 
     def loss(self, nets, rows, t, r, step, key=None):
         asked = (query(self.transport, interpolate(self.transport, rows.x, rows.noise, t), t, t, rows.condition),)
-        told = {name: nets[name](asked)[0].F for name in ("student", *self.asks, *self.beside)}
+        told = {name: nets[name](asked)[0].F for name in ("online", *self.asks, *self.beside)}
 
         def distance(F, target):
             return jnp.mean((F - jax.lax.stop_gradient(target)) ** 2, axis=(1, 2, 3))
 
         target = told["teacher"] - 0.1 * told.get("weaker", 0.0)
-        error, zero = distance(told["student"], target), jnp.zeros_like(t)
+        error, zero = distance(told["online"], target), jnp.zeros_like(t)
         loss, level = error, self.transport.level(t)
         metrics = dict(error=error, denoising=error, alignment=zero, tangent=zero, t=t, r=t)
         metrics |= dict(level_t=level, level_r=level)

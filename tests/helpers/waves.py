@@ -1,4 +1,4 @@
-"""Rows, networks and times that the tests of objectives share."""
+"""Examples, networks and times that the tests of objectives share."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.types import Output, Rows
+from tim_jax.types import Examples, Output
 
 SHAPE = (16, 2, 2, 3)
 LATE = jnp.int32(1_000_000)  # all that warms up is over
@@ -25,7 +25,7 @@ def random(seed, shape=SHAPE):
 
 def rows_of(x, noise, label=None):
     label = jnp.arange(len(x)) % 5 if label is None else label
-    return Rows(x, noise, {"label": label}, {"label": jnp.full_like(label, 9)}, is_null=label == 9)
+    return Examples(x, noise, {"label": label}, {"label": jnp.full_like(label, 9)}, is_null=label == 9)
 
 
 def answer(F, velocity, pooled=None):

@@ -32,7 +32,7 @@ def workdir(folder, name, **changes):
     with one_device():
         run = build(load_config(name, changes))
         rng = np.random.default_rng(0)
-        shapes = run.trainer.abstract.params["student"]
+        shapes = run.trainer.abstract.params["online"]
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
         convert.fill(run, params, "nothing", epath.Path(folder))
     return folder

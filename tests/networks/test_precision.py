@@ -39,7 +39,7 @@ def trained(run):
     assert metrics["error_equal"] < 1.1, "trained: the target's own variance is 1.6, most of it noise"
     noise = rng.standard_normal(x[:ROWS].shape).astype(np.float32)
     r, t = np.sort(rng.uniform(0, 1, (2, ROWS)).astype(np.float32), axis=0)
-    return run, jax.device_get(state.params["student"]), (x[:ROWS], noise, t, r, {"label": label[:ROWS]})
+    return run, jax.device_get(state.params["online"]), (x[:ROWS], noise, t, r, {"label": label[:ROWS]})
 
 
 def derivative(trained, method, dtype, wide=jnp.float32):
@@ -112,7 +112,7 @@ def test_times_norms_and_softmax_are_in_float32_with_their_tangents(run):
         return exact(lambda queries: network.apply({"params": params}, queries), run.transport, *rows)
 
     types = {}
-    for eqn in equations(jax.make_jaxpr(dF_dt)(run.trainer.abstract.params["student"]).jaxpr):
+    for eqn in equations(jax.make_jaxpr(dF_dt)(run.trainer.abstract.params["online"]).jaxpr):
         types.setdefault(eqn.primitive.name, set()).update(x.aval.dtype for x in eqn.outvars)
     # Sinusoids and their tangents; norms; softmax and its tangent.
     for name in ("sin", "cos", "rsqrt", "exp", "reduce_max", "reduce_sum"):

@@ -143,7 +143,7 @@ def test_import_and_export_give_the_same_bits(released, tmp_path, name, capsys):
     assert f"parameters of {file.name} are step 0 of {work}" in capsys.readouterr().out
     recorded = json.loads((work / "config.json").read_text())["model"]
     assert recorded["rope_order"] == "official" and recorded["use_text_mask"] == (name != "t2i_tiny")
-    for which in ("student", "slow"):
+    for which in ("online", "slow"):
         convert.main(["export", str(work), str(back), f"--which={which}"])
         exported = load_file(back)
         assert exported.keys() == state.keys()

@@ -83,7 +83,7 @@ def from_shards(keys, folder):
 
 def batches_of(run, count):
     account = data.Account(run.data.directory)
-    stream = dataclasses.replace(input_pipeline.open_feed(run), account=account).batches(0)
+    stream = dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0)
     return [next(stream)[0] for _ in range(count)]
 
 
@@ -224,7 +224,7 @@ def test_classes_of_one_size_train_without_buckets(keys, tmp_path):
     command.main(["--config=imagenet256_b", *of_class, *more])
     shards = {"data.source": "shards", "data.path": str(tmp_path / "shards")}
     run = build(load_config("imagenet256_b", few | shards), jax.devices()[:1])
-    found = input_pipeline.open_feed(run)
+    found = input_pipeline.open_pipeline(run)
     assert found.source.image_shape == (8, 8, 4)
     assert [found.source[i]["label"] for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -308,10 +308,10 @@ def test_unfinished_and_changed_folders_are_not_trained_on(keys, encoded, tmp_pa
     shutil.copytree(encoded, folder)
     (folder / "rows-00001.array_record").write_bytes(b"short")
     with pytest.raises(ValueError, match="data.path: .*rows-00001.array_record"):
-        input_pipeline.open_feed(from_shards(keys, folder))
+        input_pipeline.open_pipeline(from_shards(keys, folder))
     (folder / "about.json").unlink()
     with pytest.raises(ValueError, match="data.path: .*not finished: start .* again") as error:
-        input_pipeline.open_feed(from_shards(keys, folder))
+        input_pipeline.open_pipeline(from_shards(keys, folder))
     assert "\n" not in str(error.value)
 
 

@@ -58,7 +58,7 @@ def compiled():
 @pytest.mark.slow
 def test_steps_of_all_buckets_are_compiled_ahead_and_nothing_later(cache, tmp_path, compiled):
     run = build(load_config("photos", TINY | {"loader.directory": str(cache)}))
-    found = input_pipeline.open_feed(run)
+    found = input_pipeline.open_pipeline(run)
     assert len(found.plan.buckets) == len(found.shapes) == 3
     found = input_pipeline.dataclasses.replace(found, account=data.Account(tmp_path))
     state = run.trainer.create()

@@ -46,7 +46,7 @@ def build(cache):
 
 def read(run, folder):
     """(the first batch of images, as it is read; the same, encoded)."""
-    found = dataclasses.replace(input_pipeline.open_feed(run), account=data.Account(folder))
+    found = dataclasses.replace(input_pipeline.open_pipeline(run), account=data.Account(folder))
     batch, _ = next(found.batches(0))
     return found.dataset[0], batch
 
@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_one_line(name, build, published):
     if changes.get("codecs__autoencoder") in models:
         changes = changes | {"codecs__autoencoder": published(models[changes["codecs__autoencoder"]])}
     with pytest.raises(ValueError) as error:
-        input_pipeline.open_feed(build(**changes))
+        input_pipeline.open_pipeline(build(**changes))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -163,7 +163,7 @@ def test_latents_are_not_encoded_again(build, tmp_path):
     data.write_shards(tmp_path / "shards", [row] * 4)
     run = build(data__source="shards", data__path=tmp_path / "shards")
     with pytest.raises(ValueError, match="data.encode is True; the rows of shards are latents already"):
-        input_pipeline.open_feed(run)
+        input_pipeline.open_pipeline(run)
 
 
 def test_float32_is_what_the_network_gets(build, tmp_path):

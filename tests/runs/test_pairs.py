@@ -118,7 +118,7 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(teacher, made, tmp
         ({"per_shard": 7}, "rows_per_shard 6"),
         ({"sampling__guidance": 2.0}, "sampling.guidance 1.5"),
         ({"sampling__sampler": "heun"}, "sampling.sampler 'flow_map'"),
-        ({"sampling__weights": "student"}, "sampling.weights 'slow'"),
+        ({"sampling__weights": "online"}, "sampling.weights 'slow'"),
     ],
 )
 def test_going_on_with_other_settings_is_refused(change, told, teacher, made, capsys):
@@ -202,7 +202,7 @@ def test_samples_that_are_not_finite_are_left_out_and_too_many_end_it(teacher, t
 
 def batch_of(run):
     account = data.Account(run.data.directory)
-    return next(dataclasses.replace(input_pipeline.open_feed(run), account=account).batches(0))
+    return next(dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0))
 
 
 def test_training_sees_the_noise_that_is_stored(made):
@@ -222,7 +222,7 @@ def test_training_sees_the_noise_that_is_stored(made):
         t = found["t"][:, None, None, None]
         x_t = (1 - t) * batch["x"] + t * batch["noise"]
         query = Query(x_t, found["t"], found["t"], {"label": batch["label"]})
-        (out,) = jax.jit(run.net(params["student"]))((query,))
+        (out,) = jax.jit(run.net(params["online"]))((query,))
     error = jnp.mean((out.F - (batch["noise"] - batch["x"])) ** 2, (1, 2, 3))
     np.testing.assert_allclose(found["error"], error, rtol=1e-5)
 
@@ -260,7 +260,7 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
 
     def error(batch):
         rows = make_rows(run.trainer.step, batch, jax.random.key(0))
-        nets = dict.fromkeys(("student", "precise", "slow"), net)
+        nets = dict.fromkeys(("online", "float32", "slow"), net)
         return OBJECTIVES[name](transport)(nets, rows, jnp.int32(0), jax.random.key(1))[1]["error"]
 
     assert error(batch).max() < 1e-10

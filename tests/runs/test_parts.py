@@ -23,15 +23,15 @@ def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
     run = with_teachers(make_run(objective__name="scored_loudly", teacher__weights=teacher))
     state = run.trainer.create()
     first = jax.device_get(state.params["score"])
-    jax.tree.map(np.testing.assert_array_equal, first, state.params["student"])
+    jax.tree.map(np.testing.assert_array_equal, first, state.params["online"])
     end, history = three_steps(run, state)
     run_alone = with_teachers(make_run(teacher__weights=teacher))
     alone, alone_history = three_steps(run_alone, run_alone.trainer.create())
-    assert set(end.params) == {"student", "score"} and set(end.emas) == {"slow"}
+    assert set(end.params) == {"online", "score"} and set(end.emas) == {"slow"}
     assert history[0]["grad_norm_score"] > 100 * history[0]["grad_norm"], "else clipping would have nothing to tell"
     for name in ("grad_norm", "update_norm"):
         assert [told[name] for told in history] == pytest.approx([told[name] for told in alone_history], rel=1e-4)
-    assert_close((end.params["student"], end.emas), (alone.params["student"], alone.emas))
+    assert_close((end.params["online"], end.emas), (alone.params["online"], alone.emas))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), end.params["score"], first)
     assert max(jax.tree.leaves(moved)) > 1e-4
     assert history[0]["score"] > 0
@@ -51,9 +51,9 @@ def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
     assert len(set(lies)) == len(lies), "a step donates all of them"
 
     # Imported weights, too.
-    convert.fill(run, state.params["student"], "nothing", epath.Path(tmp_path / "imported"))
+    convert.fill(run, state.params["online"], "nothing", epath.Path(tmp_path / "imported"))
     with warm_start._opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
-        assert set(manager.item_metadata(0)["state"]["params"]) == {"student", "score"}
+        assert set(manager.item_metadata(0)["state"]["params"]) == {"online", "score"}
 
 
 @pytest.mark.parametrize("settings", [{}, dict(name="muon"), dict(frozen=("b",)), dict(rates=(("a", 2.0),))])
@@ -64,23 +64,23 @@ def test_every_part_is_optimized_as_if_it_were_alone(settings):
     def tree(scale):
         return {"a": jnp.asarray(scale * rng.standard_normal((2, 3)), jnp.float32), "b": jnp.full(4, scale)}
 
-    params = {"student": tree(1.0), "score": tree(1.0)}
-    grads = {"student": tree(10.0), "score": tree(1e5)}
-    both = make_optimizer(settings, ("student", "score"))
+    params = {"online": tree(1.0), "score": tree(1.0)}
+    grads = {"online": tree(10.0), "score": tree(1e5)}
+    both = make_optimizer(settings, ("online", "score"))
     updates, state = both.update(grads, both.init(params), params)
     for part in params:
         alone = make_optimizer(settings, (part,))
         expected, _ = alone.update({part: grads[part]}, alone.init({part: params[part]}), {part: params[part]})
         jax.tree.map(np.testing.assert_array_equal, updates[part], expected[part])
-    rated = optax.tree.norm(updates["student"]["a"]) / optax.tree.norm(updates["score"]["a"])
+    rated = optax.tree.norm(updates["online"]["a"]) / optax.tree.norm(updates["score"]["a"])
     assert 0.1 < rated < 10
 
 
 def test_the_memory_of_the_optimizer_is_where_it_was():
     """As checkpoints of before have it: clipping, then each part."""
-    params = {"student": {"a": jnp.zeros(3)}}
+    params = {"online": {"a": jnp.zeros(3)}}
     settings = OptimizerSettings(clip=1.0)
     update = optax.adamw(optax.constant_schedule(settings.learning_rate), b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.01)
-    before = optax.chain(optax.clip_by_global_norm(1.0), optax.partition({"student": update}, {"student": "student"}))
+    before = optax.chain(optax.clip_by_global_norm(1.0), optax.partition({"online": update}, {"online": "online"}))
     found = make_optimizer(settings).init(params)
     assert jax.tree.structure(found) == jax.tree.structure(before.init(params))

@@ -64,7 +64,7 @@ def after_three_steps(teacher):
 def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_steps, tmp_path, data, capsys):
     run, end, history = after_three_steps
     assert len({told["loss"] for told in history}) == 3 and history[0]["loss"] > 0
-    assert set(end.params) == {"student"} and set(end.emas) == {"slow"}
+    assert set(end.params) == {"online"} and set(end.emas) == {"slow"}
     before, batch = jax.device_get(run.trainer.frozen_params["teacher"]), batch_of(run)
 
     # What is asked is the network of the teacher's own run, with the weights of its average.
@@ -205,12 +205,12 @@ def test_a_fingerprint_does_not_depend_on_who_wrote_the_manifests(tmp_path):
 
 def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
     given = dict(objective__name="taught_away", teacher__weights=teacher, teacher__guidance=2.0)
-    given |= dict(teacher__weaker=small, teacher__weaker_which="student")
+    given |= dict(teacher__weaker=small, teacher__weaker_which="online")
     train(tmp_path / "run", data, **given)
     saved = warm_start.find(str(tmp_path / "run"), "--workdir")
     recorded = warm_start.record(saved)["teachers"]
     assert {name: (about["path"], about["which"]) for name, about in recorded.items()} == {
-        "teacher": (f"{teacher}/checkpoints/0", "slow"), "weaker": (f"{small}/checkpoints/0", "student"),
+        "teacher": (f"{teacher}/checkpoints/0", "slow"), "weaker": (f"{small}/checkpoints/0", "online"),
     }  # fmt: skip
     # One less, or one more, is another teaching.
     one, two = with_teachers(make_run(teacher__weights=teacher)), with_teachers(make_run(**given))

@@ -76,8 +76,8 @@ def spoilt(source, to):
         ({}, dict(teacher__weaker="there"), ["teacher.weaker is 'there'", "teacher.guidance is 1"]),
         (
             {},
-            dict(teacher__guidance=2.0, teacher__weaker_which="student"),
-            ["teacher.weaker_which is 'student'", "teacher.weaker is ''"],
+            dict(teacher__guidance=2.0, teacher__weaker_which="online"),
+            ["teacher.weaker_which is 'online'", "teacher.weaker is ''"],
         ),
         ({}, dict(objective__name="taught_away"), ["teacher.weaker is ''", "learns from a teacher"]),
         (

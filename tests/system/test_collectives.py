@@ -128,7 +128,7 @@ def step(name, mesh, dtype, remat="full"):
     sizes |= {"model.dtype": dtype, "training.remat": remat}
     config, devices = load_config("imagenet256_xl", SMALL | sizes), topology(name)
     compiled = compile_step(config, devices)
-    blocks = jax.tree.leaves(compiled.shapes["student"]["blocks"])
+    blocks = jax.tree.leaves(compiled.shapes["online"]["blocks"])
     matrices = collections.Counter(squeezed(x.shape[1:]) for x in blocks if "fsdp" in x.sharding.spec)
     return compiled, collectives.read(compiled.text), only_matrices(matrices)
 
@@ -209,7 +209,7 @@ def test_devices_that_share_tokens_exchange_what_attention_needs_and_nothing_els
     assert moved == {
         kind: count * (group / devices if kind == "all-to-all" else group) for kind, count in exchanged.items()
     }
-    blocks = sum(x.size for x in jax.tree.leaves(compiled.shapes["student"]["blocks"])) / 28
+    blocks = sum(x.size for x in jax.tree.leaves(compiled.shapes["online"]["blocks"])) / 28
     assert gradients <= 1.1 * 2 * blocks / fsdp * 4 * (devices - 1) / devices
     # Besides the layers: F of all tokens, gradients and means.
     patches = (ROWS // fsdp // 2, tokens, 2, 2, 4)

@@ -331,17 +331,20 @@ def spoil():
     """NaN in one row of the batches of steps 4, 6 and from 9 on."""
     from tim_jax.runs import input_pipeline
 
-    class Spoilt(input_pipeline.Feed):
+    class Spoilt(input_pipeline.SourcePipeline):
         def batches(self, start):
             for step, (batch, index) in enumerate(super().batches(start), start + 1):
                 if step in (4, 6) or step >= 9:
                     batch["x"] = batch["x"].at[3].set(np.nan)
                 yield batch, index
 
-    input_pipeline.open_feed, opened = (lambda run: Spoilt(*opened_fields(opened(run)))), input_pipeline.open_feed
+    input_pipeline.open_pipeline, opened = (
+        (lambda run: Spoilt(*opened_fields(opened(run)))),
+        input_pipeline.open_pipeline,
+    )
     from tim_jax import train
 
-    train.open_feed = input_pipeline.open_feed
+    train.open_pipeline = input_pipeline.open_pipeline
 
 
 def opened_fields(feed):

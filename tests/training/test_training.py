@@ -104,10 +104,10 @@ def test_stacked_layers_are_optimized_like_unrolled_ones(name):
     tx = make_optimizer(OptimizerSettings(name, learning_rate=0.1, clip=0.0))
 
     def update(kernels):
-        params = {"student": {"blocks": kernels}}
+        params = {"online": {"blocks": kernels}}
         grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
         updates, _ = tx.update(grads, tx.init(params), params)
-        return updates["student"]["blocks"]
+        return updates["online"]["blocks"]
 
     mlp = jnp.asarray(rng.standard_normal((3, 8, 16)), jnp.float32)
     qkv = jnp.asarray(rng.standard_normal((3, 8, 3, 2, 4)), jnp.float32)
@@ -152,8 +152,8 @@ def test_averages_follow_their_decay():
 
 def test_gradients_are_clipped_over_all_parameters():
     tx = make_optimizer(OptimizerSettings(clip=1.0))
-    params = {"student": {"a": jnp.zeros(3), "b": jnp.zeros(4)}}
-    grads = {"student": {"a": jnp.full(3, 30.0), "b": jnp.full(4, 40.0)}}
+    params = {"online": {"a": jnp.zeros(3), "b": jnp.zeros(4)}}
+    grads = {"online": {"a": jnp.full(3, 30.0), "b": jnp.full(4, 40.0)}}
     clipped, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
     small = make_optimizer(OptimizerSettings(clip=0.0))
     a, _ = tx.update(grads, tx.init(params), params)

@@ -95,23 +95,23 @@ def largest_difference(a, b):
 def test_a_run_starts_from_its_own_checkpoint_then_the_named_one_then_weights_then_scratch(
     train, source, tmp_path, capsys
 ):
-    scratch = jax.device_get(make_run().trainer.create().params["student"])
+    scratch = jax.device_get(make_run().trainer.create().params["online"])
     learnt = final(source)
     reach = 1.02 * 1e-3  # adamw's first step moves every weight by the learning rate, and by its decay, at most
 
     # With nothing named, from scratch.
     train(tmp_path / "whole", training__steps=5)
     assert steps_logged(tmp_path / "whole") == [1, 2, 3, 4, 5]
-    assert 0 < largest_difference(final(tmp_path / "whole").params["student"], scratch) < 5 * reach
+    assert 0 < largest_difference(final(tmp_path / "whole").params["online"], scratch) < 5 * reach
 
     # Weights: from step 0, one step away from where the other run ended.
-    warm = {"start__weights": source, "start__which": "student"}
+    warm = {"start__weights": source, "start__which": "online"}
     train(tmp_path / "warm", training__steps=1, **warm)
     begun = final(tmp_path / "warm")
     assert "starts with 40 of 40 parameters" in capsys.readouterr().out
     assert steps_logged(tmp_path / "warm") == [1] and int(begun.step) == 1
-    assert 0 < largest_difference(begun.params["student"], learnt.params["student"]) < reach
-    assert largest_difference(scratch, learnt.params["student"]) > reach, "else the two would not be told apart"
+    assert 0 < largest_difference(begun.params["online"], learnt.params["online"]) < reach
+    assert largest_difference(scratch, learnt.params["online"]) > reach, "else the two would not be told apart"
 
     # The named one, with step and optimizer: bit-equal with the run that never stopped.
     train(tmp_path / "named", training__steps=5, checkpoint__resume=source)
@@ -132,8 +132,8 @@ def test_a_workdir_without_a_finished_checkpoint_still_starts_warm(source, tmp_p
     run = make_run(start__weights=source)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     state = jax.device_get(first_state(run, epath.Path(tmp_path / "run"))())
-    assert_equal(state.params["student"], final(source).emas["slow"])
-    assert_equal(state.emas["slow"], state.params["student"])
+    assert_equal(state.params["online"], final(source).emas["slow"])
+    assert_equal(state.emas["slow"], state.params["online"])
     assert int(state.step) == 0
     fresh = jax.device_get(make_run().trainer.create())
     assert_equal(state.opt_state, fresh.opt_state)
@@ -152,7 +152,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
             state = warm_start.resume(warm_start.find(tmp_path / str(number - 1), "checkpoint.resume"), abstract)
         assert_equal(jax.device_get(state), first)
         assert all(jax.tree.leaves(jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, abstract)))
-        kernel = state.params["student"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
+        kernel = state.params["online"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
         assert kernel.addressable_shards[0].data.size == kernel.size // (fsdp * tensor)
         manager = checkpoints.open_manager(epath.Path(tmp_path / str(number)), 1, 1)
         saver = checkpoints.Saver(manager)
@@ -165,11 +165,11 @@ def test_a_new_label_table_and_another_resolution(source, tmp_path):
     run = make_run(**changes)
     state = first_state(run, epath.Path(tmp_path / "run"))()
     before, fresh = final(source).emas["slow"], make_run(model__num_classes=12).trainer.create()
-    found, there = (names.by_name(jax.device_get(tree)) for tree in (state.params["student"], before))
+    found, there = (names.by_name(jax.device_get(tree)) for tree in (state.params["online"], before))
     for name, leaf in found.items():
         if name == "label_embedder/table":
             assert leaf.shape == (13, 32)
-            np.testing.assert_array_equal(leaf, fresh.params["student"]["label_embedder"]["table"])
+            np.testing.assert_array_equal(leaf, fresh.params["online"]["label_embedder"]["table"])
         else:
             np.testing.assert_array_equal(leaf, there[name])
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, 16))
@@ -198,7 +198,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
     state = first_state(run, epath.Path(tmp_path / "run"))()
     placed = jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, run.trainer.abstract)
     assert all(jax.tree.leaves(placed))
-    assert_equal(jax.device_get(state.params["student"]), final(source).emas["slow"])
+    assert_equal(jax.device_get(state.params["online"]), final(source).emas["slow"])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
             ["delta_embedder/in/kernel is there alone", "start.new"],
         ),
         (dict(start__weights="{}/run", data__features_width=8), ["projector/in/kernel is not there", "2 more"]),
-        (dict(start__which="student"), ["start.which", "no effect", "start.weights"]),
+        (dict(start__which="online"), ["start.which", "no effect", "start.weights"]),
         (dict(start__new="('blocks',)"), ["start.new", "no effect", "start.weights"]),
         (dict(optimizer__frozen="('block',)"), ["optimizer.frozen", "'block'", "blocks"]),
         (dict(optimizer__frozen="('*',)"), ["optimizer.frozen", "nothing to train"]),
@@ -258,11 +258,11 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
     frozen = ("blocks", "*_embedder/in/bias")
     run = make_run(start__weights=source, optimizer__frozen=frozen, optimizer__weight_decay=0.1)
     state = first_state(run, epath.Path(tmp_path / "run"))()
-    before = names.by_name(jax.device_get(state.params["student"]))
+    before = names.by_name(jax.device_get(state.params["online"]))
     batch = made_up_batch(run.config, 16)
     for _ in range(3):
         state, _ = run.trainer(state, sharding.put_batch(run.mesh, batch))
-    after, slow = (names.by_name(jax.device_get(tree)) for tree in (state.params["student"], state.emas["slow"]))
+    after, slow = (names.by_name(jax.device_get(tree)) for tree in (state.params["online"], state.emas["slow"]))
     still = {key for key in before if names.matches(key, frozen)}
     assert {key.split("/")[0] for key in still} == {"blocks", "t_embedder", "delta_embedder"}
     for key, value in before.items():
@@ -287,7 +287,7 @@ def slots(opt_state):
 
 def test_muon_has_no_memory_for_frozen_parts():
     run = make_run(optimizer__name="muon", optimizer__frozen="('blocks/attn', 'patch')")
-    parameters = names.by_name(run.trainer.abstract.params["student"])
+    parameters = names.by_name(run.trainer.abstract.params["online"])
     trained = [key for key in parameters if not key.startswith(("blocks/attn/", "patch/"))]
     once = [key for key in trained if key.startswith("blocks/") and key.endswith("/kernel")]
     assert len(once) == 6
@@ -297,7 +297,7 @@ def test_muon_has_no_memory_for_frozen_parts():
 @pytest.mark.parametrize("name, count", [("adamw", 80), ("muon", 71)])
 def test_an_optimizer_remembers_of_a_parameter_where_that_lies(name, count):
     abstract = make_run(4, mesh__data=1, mesh__fsdp=2, mesh__tensor=2, optimizer__name=name).trainer.abstract
-    lies = {key: leaf.sharding for key, leaf in names.by_name(abstract.params["student"]).items()}
+    lies = {key: leaf.sharding for key, leaf in names.by_name(abstract.params["online"]).items()}
     memory = [
         (names.name_of(path).split("/student/")[-1], leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.opt_state)
@@ -308,16 +308,16 @@ def test_an_optimizer_remembers_of_a_parameter_where_that_lies(name, count):
 
 
 def test_frozen_parts_take_no_share_in_the_clipped_norm():
-    params = {"student": {"a": jnp.zeros(3), "b": jnp.zeros(4)}}
-    grads = {"student": {"a": jnp.full(3, 30.0), "b": jnp.full(4, 4e6)}}
+    params = {"online": {"a": jnp.zeros(3), "b": jnp.zeros(4)}}
+    grads = {"online": {"a": jnp.full(3, 30.0), "b": jnp.full(4, 4e6)}}
     tx = make_optimizer(OptimizerSettings(clip=100.0, frozen=("b",)))
     alone = make_optimizer(OptimizerSettings(clip=100.0))
     (updates, _), (expected, _) = tx.update(grads, tx.init(params), params), alone.update(
-        {"student": {"a": grads["student"]["a"]}}, alone.init({"student": {"a": params["student"]["a"]}}),
-        {"student": {"a": params["student"]["a"]}},
+        {"online": {"a": grads["online"]["a"]}}, alone.init({"online": {"a": params["online"]["a"]}}),
+        {"online": {"a": params["online"]["a"]}},
     )  # fmt: skip
-    np.testing.assert_array_equal(updates["student"]["a"], expected["student"]["a"])
-    np.testing.assert_array_equal(updates["student"]["b"], jnp.zeros(4))
+    np.testing.assert_array_equal(updates["online"]["a"], expected["online"]["a"])
+    np.testing.assert_array_equal(updates["online"]["b"], jnp.zeros(4))
 
 
 class Product:
@@ -334,7 +334,7 @@ def test_frozen_parts_get_no_gradient():
     params = {"a": {"w": 3.0}, "b": {"w": 5.0}}
     for frozen, expected in (((), (10.0, 6.0)), (("a",), (0.0, 6.0))):
         nets = make_nets(Product(), frozen=frozen)
-        grads = jax.grad(lambda params: nets["student"](params)(2.0))(params)
+        grads = jax.grad(lambda params: nets["online"](params)(2.0))(params)
         assert (grads["a"]["w"], grads["b"]["w"]) == expected
 
 
@@ -342,7 +342,7 @@ def test_frozen_parts_get_no_gradient():
 def test_rates_multiply_the_learning_rate_of_their_parts(name):
     """Powers of two, so that the products are exact; weight decay is part of the update."""
     rng = np.random.default_rng(0)
-    params = {"student": {"blocks": {"up": {"kernel": jnp.asarray(rng.standard_normal((2, 8, 8)), jnp.float32)}},
+    params = {"online": {"blocks": {"up": {"kernel": jnp.asarray(rng.standard_normal((2, 8, 8)), jnp.float32)}},
                           "label_embedder": {"table": jnp.asarray(rng.standard_normal((3, 8)), jnp.float32)},
                           "patch": {"bias": jnp.ones(8)}}}  # fmt: skip
     grads = jax.tree.map(jnp.cos, params)
@@ -351,7 +351,7 @@ def test_rates_multiply_the_learning_rate_of_their_parts(name):
     rated = make_optimizer(OptimizerSettings(**given, rates=(("label_embedder", 4.0), ("blocks", 0.5), ("*", 1.0))))
     a, _ = plain.update(grads, plain.init(params), params)
     b, state = rated.update(grads, rated.init(params), params)
-    expected = jax.tree.map(jnp.multiply, a, {"student": {"blocks": {"up": {"kernel": 0.5}},
+    expected = jax.tree.map(jnp.multiply, a, {"online": {"blocks": {"up": {"kernel": 0.5}},
                                                           "label_embedder": {"table": 4.0},
                                                           "patch": {"bias": 1.0}}})  # fmt: skip
     assert_equal(b, expected)

@@ -171,7 +171,7 @@ def test_ctm_jumps_on_from_where_the_teacher_leads(x64):
     x, noise, t, r = moving_rows()
     transport = plain_times("ot_fm")
     objective = OBJECTIVES["ctm"](transport)
-    bootstrap = dataclasses.replace(objective.bootstrap, weights="student", split="half", solver=1)
+    bootstrap = dataclasses.replace(objective.bootstrap, weights="online", split="half", solver=1)
     target = taught_target(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
     T, S = column(t), column((t + r) / 2)
     x_t = (1 - T) * x + T * noise
@@ -290,7 +290,7 @@ class Toy:
             return lambda queries: tuple(Output(F(q.x_t, q.t, q.r)) for q in queries)
 
         nets = {
-            "student": net(lambda x, t, r: wave(theta * x, t, r)),
+            "online": net(lambda x, t, r: wave(theta * x, t, r)),
             "score": net(lambda x, t, r: score * some_velocity(x, t)),
             "teacher": net(lambda x, t, r: teacher(x, t)),
         }
@@ -314,7 +314,7 @@ def test_score_distillation_by_hand(x64):
     rollout_key, time_key, noise_key = jax.random.split(jax.random.key(0), 3)
 
     def rollout(theta):
-        nets = {"student": lambda queries: tuple(Output(wave(theta * q.x_t, q.t, q.r)) for q in queries)}
+        nets = {"online": lambda queries: tuple(Output(wave(theta * q.x_t, q.t, q.r)) for q in queries)}
         return toy.objective.rollout(nets, toy.rows, rollout_key)
 
     sample, moves = jax.jvp(rollout, (0.8,), (1.0,))
@@ -335,7 +335,7 @@ def test_score_distillation_by_hand(x64):
 @pytest.mark.parametrize("weight", [0.0, 0.01, 3.0])
 def test_both_terms_of_the_score_are_in_the_loss(weight, x64):
     x, noise, t, r = moving_rows()
-    rows, nets = rows_of(x, noise), nets_with_teacher() | {"score": student(by_wave)["student"]}
+    rows, nets = rows_of(x, noise), nets_with_teacher() | {"score": student(by_wave)["online"]}
     objective = OBJECTIVES["rcm"](plain_times("ot_fm"))
     objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, weight=weight))
     loss, metrics = objective.loss(nets, rows, t, r, LATE, jax.random.key(3))
@@ -353,7 +353,7 @@ def test_rollouts_of_the_exact_flow_map_are_data(transport, rollout):
     objective = OBJECTIVES["rcm"](transport)
     objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, rollout=rollout))
     rows = rows_of(jnp.zeros((40_000, 1, 1, 1)), jnp.zeros((40_000, 1, 1, 1)))
-    nets = {"student": lambda queries: tuple(answer(gaussian.F(q.x_t, q.t, q.r), q.x_t) for q in queries)}
+    nets = {"online": lambda queries: tuple(answer(gaussian.F(q.x_t, q.t, q.r), q.x_t) for q in queries)}
     x = np.asarray(objective.rollout(nets, rows, jax.random.key(0)))
     assert abs(x.mean() - 0.3) < 0.02 and abs(x.std() - 0.6) < 0.02
 
@@ -394,14 +394,14 @@ def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
         rows = rows_of(*gaussian.posterior_means(x_t, t))
         if name == "tbcm":
             rows = rows._replace(noise=jax.random.normal(x_key, shape))
-        nets = {"student": net(params["student"]), "slow": net(jax.lax.stop_gradient(params["student"])),
+        nets = {"online": net(params["online"]), "slow": net(jax.lax.stop_gradient(params["online"])),
                 "teacher": net(exact), "score": net(params["score"])}  # fmt: skip
         return objective.loss(nets, rows, t, r, LATE, loss_key)[0].mean()
 
     tx = optax.chain(
         optax.scale_by_adam(0.9, 0.99), optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.03, steps))
     )
-    params = {"student": jnp.zeros(7), "score": jnp.zeros(7)}
+    params = {"online": jnp.zeros(7), "score": jnp.zeros(7)}
 
     @jax.jit
     def train(params):
@@ -412,7 +412,7 @@ def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
 
         return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(jax.random.key(0), steps))[0][0]
 
-    theta = train(params)["student"]
+    theta = train(params)["online"]
     t = jnp.linspace(0.02, 1.0, 500)
     consistent = objective.sampler == "consistency"  # which asks for jumps to data alone
     r = jnp.zeros_like(t) if consistent else t * jnp.asarray(np.random.default_rng(0).uniform(size=500))

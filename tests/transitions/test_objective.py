@@ -26,7 +26,7 @@ from tim_jax.transitions.weights import (
     alignment_error,
     direction_error,
 )
-from tim_jax.types import Output, Query, Rows
+from tim_jax.types import Examples, Output, Query
 
 every_transport = pytest.mark.parametrize("transport", [make() for make in TRANSPORTS.values()], ids=TRANSPORTS)
 TINY = TiM(
@@ -46,7 +46,7 @@ def make_objective(transport, **changes):
 
 def make_rows(x, noise, label, null_label=10, **more):
     condition, null = {"label": label}, {"label": jnp.full_like(label, null_label)}
-    return Rows(x, noise, condition, null, is_null=label == null_label, **more)
+    return Examples(x, noise, condition, null, is_null=label == null_label, **more)
 
 
 def golden_case(golden, path, dtype):
@@ -99,8 +99,8 @@ def test_published_derivative_loss_and_gradients(name, derivative, golden, reque
 
     def loss(params):
         nets = {
-            "student": lambda queries: network.apply({"params": params}, queries, hidden=True),
-            "precise": lambda queries: network.apply({"params": jax.lax.stop_gradient(params)}, queries),
+            "online": lambda queries: network.apply({"params": params}, queries, hidden=True),
+            "float32": lambda queries: network.apply({"params": jax.lax.stop_gradient(params)}, queries),
         }
         per_row, metrics = objective.loss(nets, rows, t, r, jnp.int32(0))
         return per_row.mean(), (metrics, seen.pop("dF_dt"))
@@ -144,7 +144,7 @@ def test_first_step_from_zero_output_is_finite(transport, derivative):
     def step(params):
         def loss(params):
             net = lambda queries: network.apply({"params": params}, queries)  # noqa: E731
-            nets, total = {"student": net, "precise": net}, 0.0
+            nets, total = {"online": net, "float32": net}, 0.0
             for direction in ("channels", "image"):
                 objective = make_objective(transport, derivative=derivative, direction=direction,
                                            times=Times("uniform", share_equal=0.5, share_min=0.5))  # fmt: skip
@@ -168,7 +168,7 @@ def test_groups_and_masked_rows_give_the_same_numbers():
         "params"
     ]
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    nets = {"student": jax.jit(lambda queries: network.apply({"params": params}, queries))}
+    nets = {"online": jax.jit(lambda queries: network.apply({"params": params}, queries))}
     objective = make_objective(TRANSPORTS["ot_fm"](), times=Times("uniform", share_equal=0.5, share_min=0.1))
     split, masked = (
         dataclasses.replace(objective, shards=shards)(nets, rows, jnp.int32(0), jax.random.key(3)) for shards in (2, 4)

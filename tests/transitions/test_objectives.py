@@ -109,7 +109,7 @@ def slopes(objective, gaussian, data_and_noise):
     @jax.jit
     def slope(theta):
         def loss(theta):
-            nets = dict.fromkeys(("student", "slow"), exact_net(gaussian, theta))
+            nets = dict.fromkeys(("online", "slow"), exact_net(gaussian, theta))
             nets |= dict.fromkeys(("teacher", "score"), exact_net(gaussian, 0.0))
             return objective.loss(nets, rows, t, r, LATE, jax.random.key(1))[0].sum()
 
@@ -199,11 +199,11 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
         return jnp.mean((jump(transport, x_t, F, t, jnp.full(64, transport.T_min)) - x) ** 2)
 
     state = run.trainer.create()
-    before = distance(state.params["student"])
+    before = distance(state.params["online"])
     for _ in range(50):
         state, metrics = run.trainer(state, {"x": x, "label": label})
         assert metrics["nonfinite"] == 0 and jnp.isfinite(metrics["loss"])
-    assert distance(state.params["student"]) < 0.8 * before
+    assert distance(state.params["online"]) < 0.8 * before
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tim_jax.types import Output
 
 
 def student(net):
-    return {"student": lambda queries: tuple(net(q.x_t, q.t, q.r) for q in queries)}
+    return {"online": lambda queries: tuple(net(q.x_t, q.t, q.r) for q in queries)}
 
 
 def by_wave(x, t, r):
@@ -84,7 +84,7 @@ def test_shortcut_is_split_mean_flow_in_the_middle(x64):
     x_m = x_t - (t - m)[:, None, None, None] * first
     exact = 0.5 * (first + wave(x_m, m, r))
     objective = OBJECTIVES["shortcut"](transport)
-    bootstrap = dataclasses.replace(objective.bootstrap, weights="student")
+    bootstrap = dataclasses.replace(objective.bootstrap, weights="online")
     shortcut = target_of(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
     split = semigroup_target(transport, x_t, t, m, r, wave, base=noise - x)
     np.testing.assert_allclose(shortcut, exact, rtol=1e-9)
@@ -192,7 +192,7 @@ def test_where_the_target_is_guided_jumps_move_along_the_guided_velocity(transpo
     objective = dataclasses.replace(
         OBJECTIVES["tim"](transport), velocity=velocity, times=Times("uniform", share_equal=0.0, share_min=0.0),
         weight=TimeWeight("constant"), adaptive=AdaptiveWeight(power=0.0), direction="none",
-        guidance=TargetGuidance(0.6, 0.3, transport.T_min, transport.T_max, ema="student"),
+        guidance=TargetGuidance(0.6, 0.3, transport.T_min, transport.T_max, ema="online"),
     )  # fmt: skip
 
     def net(queries):
@@ -202,7 +202,7 @@ def test_where_the_target_is_guided_jumps_move_along_the_guided_velocity(transpo
         return tuple(Output(jnp.cos(1.5 * q.x_t - q.t[:, None, None, None])) for q in queries)
 
     rows = rows_of(x, noise)
-    loss, _ = objective.loss({"student": net, "teacher": teacher}, rows, t, r, LATE)
+    loss, _ = objective.loss({"online": net, "teacher": teacher}, rows, t, r, LATE)
     x_t, label = interpolate(transport, x, noise, t), rows.condition["label"][:, None, None, None]
     own = prediction_target(transport, x, noise, t) if velocity == "target" else jnp.cos(1.5 * x_t - expand(t, x_t))
     here = wave(x_t, t, t)
@@ -230,11 +230,11 @@ def test_guided_mean_flow_moves_along_the_guided_velocity(x64):
     objective = dataclasses.replace(
         OBJECTIVES["mean_flow"](plain_times("ot_fm")),
         times=Times("uniform", share_equal=0.0, share_min=0.0),
-        guidance=TargetGuidance(omega, kappa, 0.0, 1.0, ema="student"),
+        guidance=TargetGuidance(omega, kappa, 0.0, 1.0, ema="online"),
         adaptive=AdaptiveWeight(power=0.0),
     )
     rows = rows_of(x, noise)
-    loss, _ = objective.loss({"student": net}, rows, t, r, LATE)
+    loss, _ = objective.loss({"online": net}, rows, t, r, LATE)
     T, label = t[:, None, None, None], rows.condition["label"][:, None, None, None]
     x_t = (1 - T) * x + T * noise
     here = wave(x_t, t, t)
@@ -313,7 +313,7 @@ def test_contrast_draws_features_to_those_at_its_edge():
         asked.extend(q.t for q in queries)
         return tuple(answer(jnp.zeros_like(q.x_t), q.x_t) for q in queries)
 
-    objective.loss({"student": net}, rows, t, r, LATE)
+    objective.loss({"online": net}, rows, t, r, LATE)
     plain, below, anchor = asked
     np.testing.assert_array_equal(plain, t[~low])
     np.testing.assert_array_equal(below, t[low])

@@ -11,7 +11,7 @@ from tim_jax.config import keys
 from tim_jax.config.build import Run, build
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, training, workdir
-from tim_jax.runs.input_pipeline import open_feed
+from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import files
@@ -50,7 +50,7 @@ def train_and_measure(
     if before is not None:
         keys.compare_identity(before, run.config, folder)
     run = with_teachers(run)
-    first, feed, measurement = first_state(run, folder), open_feed(run), measuring.plan(run)
+    first, feed, measurement = first_state(run, folder), open_pipeline(run), measuring.plan(run)
     nfe = network_evaluations(run, sampler_steps)
     measuring.count_of(measurement)  # before training begins
     end = training.fit(run, feed, folder, first, stop)

@@ -115,7 +115,7 @@ def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) ->
     """A row per number of steps; sampler and bare passes take turns."""
     transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
     settings = step_settings(case.network, "flow_matching")
-    params = jax.jit(lambda: first_state(case, settings).params["student"])()
+    params = jax.jit(lambda: first_state(case, settings).params["online"])()
     draw, passes = sampler(case, guidance), bare_passes(case, guidance)
 
     def row(count):

@@ -90,7 +90,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class SeparateDerivative(Objective):
-    """The objective with dF/dt from a pass of its own, through nets["precise"], beside the training pass.
+    """The objective with dF/dt from a pass of its own, through nets["float32"], beside the training pass.
 
     So does the published code. Here the pass has only the rows that need it.
     """
@@ -133,12 +133,12 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.learns_from}
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
-        nets["precise"] = lambda params: nets["student"](jax.lax.optimization_barrier(params))
+        nets["float32"] = lambda params: nets["online"](jax.lax.optimization_barrier(params))
     optimizer = OptimizerSettings()
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer, ("student", *objective.parts)),
+        tx=make_optimizer(optimizer, ("online", *objective.parts)),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),

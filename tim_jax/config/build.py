@@ -37,7 +37,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Run:
     """Everything that a configuration says, built and checked.
 
-    image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_weights: "student" or the name of an
+    image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_weights: "online" or the name of an
     average. rows_multiple: what the rows of a batch are a multiple of. Of an objective that learns from a teacher the
     trainer takes no step before `teachers.with_teachers` has found it; sampling needs none.
     """
@@ -66,9 +66,9 @@ class Run:
         return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
-        """The parameters of that name: "student" or an average; those that `sampling.weights` names by default."""
+        """The parameters of that name: "online" or an average; those that `sampling.weights` names by default."""
         name = name or self.sampling_weights
-        return state.params["student"] if name == "student" else state.emas[name]
+        return state.params["online"] if name == "online" else state.emas[name]
 
 
 def build(config: ConfigDict, devices: list | None = None) -> Run:
@@ -144,7 +144,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     step = StepSettings(
         nets=nets(network),
         objective=objective,
-        tx=make_optimizer(optimizer, ("student", *objective.parts)),
+        tx=make_optimizer(optimizer, ("online", *objective.parts)),
         schedule=make_schedule(optimizer),
         emas=dict(config.ema),
         conditions=text_conditions if model.condition == "text" else class_conditions(model.num_classes),
@@ -176,7 +176,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         evaluation=evaluation,
     )
     if optimizer.frozen or optimizer.rates:
-        optimizer.check_names(names.by_name(run.trainer.abstract.params["student"]))
+        optimizer.check_names(names.by_name(run.trainer.abstract.params["online"]))
     return run
 
 
@@ -242,8 +242,8 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     weights, rows = settings.pop("weights"), settings.pop("batch_size")
     if rows < 1:
         raise ValueError(f"sampling.batch_size is {rows}; it must be at least 1")
-    if weights != "student" and weights not in config.ema:
-        raise ValueError(f"sampling.weights is {weights!r}; it must be student or one of {', '.join(config.ema)}")
+    if weights != "online" and weights not in config.ema:
+        raise ValueError(f"sampling.weights is {weights!r}; it must be online or one of {', '.join(config.ema)}")
     if settings["sampler"] == "default":
         settings["sampler"] = objective.sampler
     sampling = Sampling(**settings, guidance_input=objective.input_guidance.active)

@@ -74,7 +74,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
             value = value[part]
         if value is not None:
             objective = put(objective, field, value)
-    known = ("student", *config.ema)
+    known = ("online", *config.ema)
     names = [("bootstrap.weights", objective.bootstrap.weights, known)]
     names.append(("velocity", objective.velocity, ("data", "target", "head", "teacher", *known)))
     if objective.guidance.active:

@@ -7,7 +7,7 @@ from tim_jax.data.batches import Order, ahead, global_batches, iterate
 from tim_jax.data.buckets import Fitting, Grid
 from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, watched
 from tim_jax.data.fit import Look, cover
-from tim_jax.data.plan import Bucket, Bucketing, Plan, make_plan, one_bucket
+from tim_jax.data.plan import Bucket, Bucketing, BucketPlan, make_plan, one_bucket
 from tim_jax.data.shard_files import write_shards
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources.base import Location, Source, arrays, normalise
@@ -54,6 +54,6 @@ def open_source(name: str, directory: str, split: str = "train", **where: Any) -
 
 __all__ = [
     "SOURCES", "Account", "BadRecord", "Bucket", "Bucketing", "Fitting", "Grid", "Location", "Look", "Mixture", "Order",
-    "Plan", "Source", "TooManyBadRecords", "ahead", "arrays", "cover", "global_batches", "iterate", "make_plan",
+    "BucketPlan", "Source", "TooManyBadRecords", "ahead", "arrays", "cover", "global_batches", "iterate", "make_plan",
     "normalise", "one_bucket", "open_source", "read_sizes", "watched", "write_shards",
 ]  # fmt: skip

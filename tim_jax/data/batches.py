@@ -22,7 +22,7 @@ from tim_jax.data.faults import BadRecord, TooManyBadRecords
 from tim_jax.data.fit import Look, draws, fit
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.order import row_at
-from tim_jax.data.plan import Plan, one_bucket
+from tim_jax.data.plan import BucketPlan, one_bucket
 from tim_jax.data.sources.base import Fields, Source, normalise
 
 MAX_STEPS = 2**40
@@ -35,7 +35,7 @@ Batch = dict[str, np.ndarray]
 class Order(Fields):
     """Which rows make up the global batch of a step."""
 
-    plan: Plan
+    plan: BucketPlan
     seed: int
 
     @functools.cached_property
@@ -135,7 +135,7 @@ def _stacked(images: list[np.ndarray]) -> np.ndarray:
 
 def global_batches(
     source: Source,
-    plan: Plan | int,
+    plan: BucketPlan | int,
     seed: int,
     parts: tuple[int, ...] = (0,),
     count: int = 1,

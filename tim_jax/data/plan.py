@@ -47,7 +47,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Fields):
+class BucketPlan(Fields):
     """buckets: all of them have images. not_used: why -> how many images are in no bucket. fitting: how images are
     brought to their bucket. folder: of the table of members, "" where the one bucket holds every row in order."""
 
@@ -122,7 +122,7 @@ def parts(source: Source) -> tuple[tuple[int, Fraction], ...]:
     return getattr(source, "parts", ((len(source), Fraction(1)),))
 
 
-def one_bucket(source: Source, rows: int) -> Plan:
+def one_bucket(source: Source, rows: int) -> BucketPlan:
     """The plan of a source whose rows are all of one size: one bucket, every row in it. Raises ValueError."""
     height, width, _ = source.image_shape
     if not height or not width:
@@ -134,10 +134,10 @@ def one_bucket(source: Source, rows: int) -> Plan:
     of_parts = parts(source)
     images = tuple(n for n, _ in of_parts)
     amount = tuple(n * passes for n, passes in of_parts)
-    return Plan((Bucket(height, width, rows, images, 0.0, amount),), {}, Fitting())
+    return BucketPlan((Bucket(height, width, rows, images, 0.0, amount),), {}, Fitting())
 
 
-def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> Plan:
+def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> BucketPlan:
     """The plan of a source; its table of members is kept below `directory`, and read from there if it is.
 
     A bucket that lacks images for one batch gets smaller batches; one that lacks them for the smallest batch that the
@@ -156,7 +156,7 @@ def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> P
         passes = [times for _, times in of_parts]
         amount = tuple(n * times for n, times in zip(images, passes, strict=True))
         buckets.append(Bucket(*shape, rows, tuple(images), cropped, amount))
-    return Plan(tuple(buckets), meta["not_used"], how.fitting, str(folder))
+    return BucketPlan(tuple(buckets), meta["not_used"], how.fitting, str(folder))
 
 
 def _write(source: Source, sizes: Sizes, how: Bucketing, of_parts: tuple, folder: epath.Path) -> None:

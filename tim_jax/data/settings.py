@@ -7,7 +7,7 @@ from typing import Any
 from tim_jax.data.buckets import MOST_BUCKETS, Fitting, Grid, Shape
 from tim_jax.data.faults import check_share
 from tim_jax.data.fit import Look
-from tim_jax.data.plan import Bucketing, Plan, make_plan, one_bucket
+from tim_jax.data.plan import Bucketing, BucketPlan, make_plan, one_bucket
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
@@ -115,7 +115,7 @@ def check_noise(data: Mapping[str, Any]) -> None:
             raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.noise is True")
 
 
-def open_data(settings: DataSettings, open_source: Any, split: str | None = None) -> tuple[Source, Plan]:
+def open_data(settings: DataSettings, open_source: Any, split: str | None = None) -> tuple[Source, BucketPlan]:
     """The source that settings name, and its plan. open_source: that of this room.
 
     Raises ValueError if there is no such source, its rows do not fit the settings, or more of its headers than

@@ -13,7 +13,7 @@ HEADINGS = ("bucket", "images", "rows", "tokens", "steps/epoch", "cropped %")
 SHEET = 1024  # pixels of a contact sheet's longer side, about
 
 
-def table(plan: data.Plan, side: int) -> list[tuple[str, ...]]:
+def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
     """One line of texts per bucket, under HEADINGS: tokens are those of a row and of a batch."""
     lines = []
     for bucket in plan.buckets:
@@ -32,7 +32,7 @@ def table(plan: data.Plan, side: int) -> list[tuple[str, ...]]:
     return lines
 
 
-def summary(source: data.Source, plan: data.Plan) -> str:
+def summary(source: data.Source, plan: data.BucketPlan) -> str:
     """What a plan says in one or two lines, what is not used included."""
     images, total = plan.images(), len(source)
     cropped = sum(sum(bucket.images) * bucket.cropped for bucket in plan.buckets) / max(images, 1)
@@ -49,7 +49,7 @@ def layout(lines: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def picture(plan: data.Plan, side: int, title: str) -> matplotlib.figure.Figure:
+def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.Figure:
     """The plan as a figure: shapes of the buckets with their share of the images, and the table."""
     figure = matplotlib.figure.Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
     shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
@@ -95,7 +95,7 @@ def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
     return sheet
 
 
-def write(source: data.Source, plan: data.Plan, look: data.Look, seed: int, folder: Path) -> list[Path]:
+def write(source: data.Source, plan: data.BucketPlan, look: data.Look, seed: int, folder: Path) -> list[Path]:
     """Writes plan.png and a contact sheet per bucket into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "plan.png"]

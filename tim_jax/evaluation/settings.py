@@ -57,7 +57,7 @@ class EvaluationSettings:
             if steps < 1:
                 raise ValueError(f"evaluation.steps has {steps}; each must be at least 1")
         for name in self.weights:
-            if name != "student" and name not in averages:
+            if name != "online" and name not in averages:
                 raise ValueError(
-                    f"evaluation.weights has {name!r}; each must be student or one of {', '.join(averages)}"
+                    f"evaluation.weights has {name!r}; each must be online or one of {', '.join(averages)}"
                 )

@@ -19,7 +19,7 @@ from tim_jax.networks.embeddings import (
 )
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
-from tim_jax.types import Moving, Output, Query
+from tim_jax.types import Output, Query, TangentQuery
 
 
 def keep_all_but_gathered(primitive, *_, **__) -> bool:
@@ -74,7 +74,7 @@ class TiM(nn.Module):
         """One Output per Query.
 
         groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
-            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. Moving ones stand inside a
+            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. TangentQuery ones stand inside a
             `jax.jvp` with tangents for them.
         hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
             this device where `tokens` is given; all else is whole.
@@ -132,7 +132,7 @@ class TiM(nn.Module):
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
         make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
-        moving = tuple(isinstance(q, Moving) for q in groups)
+        moving = tuple(isinstance(q, TangentQuery) for q in groups)
         return make(*fields, self.dropout, self.dtype, moving, self.attention, self.tokens, name="blocks")
 
     def _contexts(self, groups):

@@ -20,7 +20,7 @@ DEPTH = 2  # batches on the devices before the one that trains
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
+class SourcePipeline:
     """The data of a run, as the training loop takes it.
 
     encoder: of rows that are encoded as they are read. account: of bad records; None before training.
@@ -28,7 +28,7 @@ class Feed:
 
     run: Run
     source: data.Source
-    plan: data.Plan
+    plan: data.BucketPlan
     encoder: Encoder | None = None
     account: data.Account | None = None
 
@@ -101,14 +101,14 @@ _ASKED["noise"] = "data.noise needs: python -m tim_jax.pairs makes such rows"
 _ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 
-def open_feed(run: Run) -> Feed:
+def open_pipeline(run: Run) -> SourcePipeline:
     """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
-    feed = Feed(run, *open_rows(run))
+    feed = SourcePipeline(run, *open_rows(run))
     feed.check()
     return dataclasses.replace(feed, encoder=Encoder(run)) if run.config.data.encode else feed
 
 
-def open_rows(run: Run) -> tuple[data.Source, data.Plan]:
+def open_rows(run: Run) -> tuple[data.Source, data.BucketPlan]:
     """The source of a run and its plan. Raises ValueError if it is not there, or not what the configuration says."""
     source, plan = _one_after_another(lambda: open_data(run.data, data.open_source))
     if run.config.data.encode and getattr(source, "latents", False):

@@ -45,7 +45,7 @@ class Tim:
         if self._decode is None:
             raise ValueError("codecs.autoencoder is ''; rows of this run are latents: name what decodes them")
         self._texts = texts_of(run) if run.config.model.condition == "text" else None
-        abstract = names.by_name(run.trainer.abstract.params["student"])
+        abstract = names.by_name(run.trainer.abstract.params["online"])
         self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_weights, abstract), sep="/")
         self._generators: dict[tuple, Generator] = {}
         self._generator(1, None).load()

@@ -24,7 +24,7 @@ from tim_jax.evaluation.settings import LEAST
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
 from tim_jax.runs.generation import Generator, cycle_labels, open_generator, prompts_of
 from tim_jax.runs.input_pipeline import open_rows
-from tim_jax.runs.reference_data import Part, of_data, of_file
+from tim_jax.runs.reference_data import ImageSet, of_data, of_file
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 
@@ -65,7 +65,7 @@ class Extractor:
             yield {name: x[:count] for name, x in self(self.mine(rows)).items()}, np.arange(first, first + count)
             first += count
 
-    def real(self, part: Part, title: str) -> Stream:
+    def real(self, part: ImageSet, title: str) -> Stream:
         """Features of a part's images, each process reading its own."""
         quiet = jax.process_index() > 0
         for first in tqdm(range(0, part.count, self.batch_size), desc=title, unit="batch", disable=quiet, leave=False):
@@ -89,9 +89,9 @@ class Measurement:
     run: Run
     features: Features
     metrics: Mapping[str, metrics.Metric]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, ImageSet]
     stored: Reference | None = None
-    neighbours: Part | None = None
+    neighbours: ImageSet | None = None
 
     @functools.cached_property
     def extractor(self) -> Extractor:
@@ -116,7 +116,7 @@ class Measurement:
         found = {end: self._reference(part, end) for end, part in self.parts.items() if end or not self.stored}
         return Yardstick(self.metrics, ({"": self.stored} if self.stored else {}) | found, self.run.evaluation.rows)
 
-    def _reference(self, part: Part, end: str) -> Reference:
+    def _reference(self, part: ImageSet, end: str) -> Reference:
         if not part.count:
             return Reference(part.fingerprint, part.given)
         needs = yardstick.needs_of(self.metrics, reference=True)

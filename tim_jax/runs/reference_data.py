@@ -15,7 +15,7 @@ from tim_jax.runs.input_pipeline import one_shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ImageSet:
     """Real images to compare with. read: numbers (n,) below count → (images (n, h, w, C) in [-1, 1], which of them
     could be read (n,)). given: what is known of the part without reading images."""
 
@@ -44,7 +44,7 @@ def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
     }
 
 
-def of_data(run: Run, features: Features, split: str) -> Part:
+def of_data(run: Run, features: Features, split: str) -> ImageSet:
     """A split of the run's data. Raises ValueError if there is none."""
     source, fit = one_shape(run, split)
     if run.codecs.autoencoder and getattr(source, "latents", False):
@@ -65,10 +65,10 @@ def of_data(run: Run, features: Features, split: str) -> Part:
         return images, found
 
     of = {"data": f"{source.name} {source.fingerprint()}", "split": split, "images": len(source)}
-    return Part(_fingerprint(run, features, **of), len(source), read)
+    return ImageSet(_fingerprint(run, features, **of), len(source), read)
 
 
-def of_file(run: Run, features: Features, path: str) -> Part:
+def of_file(run: Run, features: Features, path: str) -> ImageSet:
     """A published reference batch. Raises ValueError if it does not suit the run."""
     given = published.read_moments(path) if features.name == "inception" else {}
     for output, width in (("features", 2048), ("spatial", 2023)):
@@ -94,7 +94,7 @@ def of_file(run: Run, features: Features, path: str) -> Part:
         return found, np.ones(len(indices), bool)
 
     of = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}
-    return Part(_fingerprint(run, features, **of), count, read, given)
+    return ImageSet(_fingerprint(run, features, **of), count, read, given)
 
 
 class _Ahead:

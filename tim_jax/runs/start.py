@@ -38,7 +38,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     found = warm_start.weights_of(saved)
     if which not in found:
         raise ValueError(f"start.which is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
-    abstract = names.by_name(trainer.abstract.params["student"])
+    abstract = names.by_name(trainer.abstract.params["online"])
     here = {name: leaf.shape for name, leaf in abstract.items()}
     names.check_patterns("start.new", config.start.new, here.keys() | found[which].keys())
     try:

@@ -1,7 +1,7 @@
 """Frozen models that an objective learns from: found, checked against the run, handed to its step, told to checkpoints.
 
 A teacher is any run of the same rows, transport and conditions; its network is of its own configuration. Nothing but
-`Teacher.params` reads weights, and only training asks for those: a student samples without its teacher.
+`FrozenModel.params` reads weights, and only training asks for those: a student samples without its teacher.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class FrozenModel:
     """A network that a step asks. net: params → network on a tuple of Queries. abstract: shapes, types and shardings of
     its parameters."""
 
@@ -108,7 +108,7 @@ def asking(run: Run, found: Mapping[str, Found]) -> Run:
     return dataclasses.replace(run, trainer=run.trainer.asking(teachers))
 
 
-def make_teacher(run: Run, found: Found) -> Teacher:
+def make_teacher(run: Run, found: Found) -> FrozenModel:
     """A model on the run's mesh, by the rules that place the student. Raises ValueError if it does not fit the run."""
     check(run, found)
     try:
@@ -131,7 +131,7 @@ def make_teacher(run: Run, found: Found) -> Teacher:
                 raise ValueError(f"{found.said}; {name} {own}: the checkpoint must be one of that run")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
     apply = functools.partial(sharding.apply_by_rows, run.mesh, init)
-    return Teacher(found, frozen_net(network, plain, apply), abstract)
+    return FrozenModel(found, frozen_net(network, plain, apply), abstract)
 
 
 def make_network(run: Run, config: ConfigDict) -> TiM:

@@ -16,7 +16,7 @@ from tim_jax.data import summary
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, teachers, workdir
 from tim_jax.runs.generation import cycle_labels, open_generator, prompts_of
-from tim_jax.runs.input_pipeline import Feed
+from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
@@ -44,7 +44,7 @@ def check(run: Run) -> None:
         raise SystemExit("the first step is not finite")
 
 
-def picture_sizes(run: Run, plan: data.Plan, most: int = 5) -> list[tuple[int, int]]:
+def picture_sizes(run: Run, plan: data.BucketPlan, most: int = 5) -> list[tuple[int, int]]:
     """Sizes (h, w) that rows are drawn in: of the buckets, the tallest, the widest and some between."""
     shapes = sorted((bucket.shape for bucket in plan.buckets), key=lambda shape: shape[0] / shape[1])
     if len(shapes) == 1:
@@ -53,7 +53,7 @@ def picture_sizes(run: Run, plan: data.Plan, most: int = 5) -> list[tuple[int, i
     return [tuple(side // run.data.factor for side in shapes[i]) for i in chosen]
 
 
-def sample_pictures(run: Run, feed: Feed):
+def sample_pictures(run: Run, feed: SourcePipeline):
     """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
     sizes = picture_sizes(run, feed.plan)
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
@@ -84,7 +84,7 @@ def can_draw(run: Run) -> bool:
 
 def fit(
     run: Run,
-    feed: Feed,
+    feed: SourcePipeline,
     folder: epath.Path,
     first: Callable[[], TrainState],
     stop: Stop,

@@ -79,7 +79,7 @@ def on_mesh(mesh: Mesh):
         yield
 
 
-class Frozen(Protocol):
+class FrozenNetwork(Protocol):
     """A network that a step asks and never changes. net: params → network on a tuple of Queries. abstract: shapes,
     types and shardings of its parameters. params: these, read when they are first wanted."""
 
@@ -101,9 +101,9 @@ class Trainer:
     init: Callable[[jax.Array], Any]
     step: StepSettings
     counted: StepSettings
-    frozen: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
+    frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
 
-    def asking(self, frozen: Mapping[str, Frozen]) -> "Trainer":
+    def asking(self, frozen: Mapping[str, FrozenNetwork]) -> "Trainer":
         """The same, with these networks for the objective to ask."""
         nets = {name: network.net for name, network in frozen.items()}
         step = dataclasses.replace(self.step, nets={**self.step.nets, **nets})
@@ -127,7 +127,7 @@ class Trainer:
         """Shapes, types and shardings of the state."""
         shapes = jax.eval_shape(self._create())
         boxed = jax.eval_shape(self.init, jax.random.key(0))
-        student = sharding.shardings(self.mesh, boxed, shapes.params["student"])
+        student = sharding.shardings(self.mesh, boxed, shapes.params["online"])
         params = dict.fromkeys(shapes.params, student)
         everywhere = sharding.replicated(self.mesh)
         opt_state = sharding.like_parameters(shapes.opt_state, params, everywhere)
@@ -212,7 +212,7 @@ def _shapes(batch: dict) -> tuple:
     return tuple((name, value.shape, np.dtype(value.dtype)) for name, value in sorted(batch.items()))
 
 
-class Feed(Protocol):
+class InputPipeline(Protocol):
     """What is trained on. shapes: the global batches that come, to compile the steps ahead."""
 
     shapes: Sequence[dict[str, jax.ShapeDtypeStruct]]
@@ -255,7 +255,7 @@ def train(
     trainer: Trainer,
     settings: LoopSettings,
     workdir: epath.Path,
-    feed: Feed,
+    feed: InputPipeline,
     record: dict,
     first: Callable[[], TrainState],
     pictures: Callable[[TrainState], dict[str, Any]] | None = None,

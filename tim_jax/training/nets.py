@@ -34,9 +34,9 @@ def make_nets(
         return jax.tree.map(lambda hold, leaf: jax.lax.stop_gradient(leaf) if hold else leaf, held, params)
 
     return {
-        "student": lambda params: lambda queries: apply(network, hold(params), queries, hidden=hidden),
+        "online": lambda params: lambda queries: apply(network, hold(params), queries, hidden=hidden),
         "ema": lambda params: lambda queries: apply(network, params, queries),
-        "precise": at_highest_precision,
+        "float32": at_highest_precision,
     }
 
 

@@ -103,7 +103,7 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers((1,), (3, 4))  # (L, D, 3, H, K)
 
 
-def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("student",)) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("online",)) -> optax.GradientTransformation:
     """A transformation for parameters {part: tree}, each part by itself: its own memory, its gradients clipped by their
     own norm. Names in `settings` are those of every part.
 

@@ -11,7 +11,7 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: steps done, int32 scalar. params: {part: tree}, "student" and what trains beside it. emas: {name: tree of
+    """step: steps done, int32 scalar. params: {part: tree}, "online" and what trains beside it. emas: {name: tree of
     the student}. opt_state: optax's.
 
     Rows, noise and times of a step follow from (seed, step), so that this tree is all that a run is.
@@ -38,7 +38,7 @@ def create(
     def make() -> TrainState:
         # Step keys are folded from the same seed by numbers from 0 on; initialisation has a branch of its own.
         student = init(jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1)))
-        params = {"student": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
+        params = {"online": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
         averages = {name: jax.tree.map(jnp.copy, student) for name in emas}
         return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tim_jax.training.state import TrainState, update_emas
-from tim_jax.types import Rows
+from tim_jax.types import Examples
 
 # What a step tells of every row: times, noise levels at both, unweighted error, loss.
 BY_ROW = ("t", "r", "level_t", "level_r", "error", "loss")
@@ -23,8 +23,8 @@ Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 class StepSettings:
     """What a step is made of, besides state and batch.
 
-    nets: name → function (params of the student or an average) → network on a tuple of Queries. "student" trains;
-    "precise" is the same in float32 at the highest matmul precision; averages go by "ema", frozen networks by their
+    nets: name → function (params of the student or an average) → network on a tuple of Queries. "online" trains;
+    "float32" is the same in float32 at the highest matmul precision; averages go by "ema", frozen networks by their
     own names.
     objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
     conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
@@ -45,14 +45,14 @@ class StepSettings:
     parts: tuple[str, ...] = ()
 
 
-def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Rows:
+def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
     """A batch with noise, unless it brings its own, dropped conditions and row keys, each drawn over the global batch
     by a key of its own."""
     noise_key, null_key, rows_key = jax.random.split(key, 3)
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
-    return Rows(
+    return Examples(
         x=x,
         noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
         condition=condition,
@@ -83,8 +83,8 @@ def train_step(
     def loss(params, rows, key):
         nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
         nets |= {name: settings.nets[name](asked) for name, asked in frozen.items()}
-        nets |= {part: settings.nets["student"](trained) for part, trained in params.items()}
-        nets["precise"] = settings.nets["precise"](jax.lax.stop_gradient(params["student"]))
+        nets |= {part: settings.nets["online"](trained) for part, trained in params.items()}
+        nets["float32"] = settings.nets["float32"](jax.lax.stop_gradient(params["online"]))
         loss_B, metrics = settings.objective(nets, rows, state.step, key)
         total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
         by_row = {name: (metrics | {"loss": loss_B})[name] for name in BY_ROW}
@@ -100,20 +100,20 @@ def train_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    emas = update_emas(state.emas, params["student"], settings.emas, state.step)
+    emas = update_emas(state.emas, params["online"], settings.emas, state.step)
     changed, kept = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
     metrics |= {
-        "grad_norm": grad_norms.pop("student"),
+        "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
-        "update_norm": optax.tree.norm(updates["student"]),
+        "update_norm": optax.tree.norm(updates["online"]),
         "learning_rate": settings.schedule(state.step),
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics, by_row
 
 
-def accumulate(grad: Callable, params: Any, rows: Rows, key: jax.Array, count: int) -> tuple[Any, dict, dict]:
+def accumulate(grad: Callable, params: Any, rows: Examples, key: jax.Array, count: int) -> tuple[Any, dict, dict]:
     """Mean gradients and metrics over microbatches, and what is known by row; microbatch m holds rows m, m + count, …
 
     Interleaving leaves every device its own rows.

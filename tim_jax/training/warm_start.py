@@ -97,10 +97,10 @@ def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
 
 
 def weights_of(saved: Saved) -> dict[str, Shapes]:
-    """{"student" or the name of an average: shapes} of all weights that a checkpoint holds."""
+    """{"online" or the name of an average: shapes} of all weights that a checkpoint holds."""
     with _opened(saved.directory, whole=False) as manager:
         tree = manager.item_metadata(saved.step)["state"]
-    found = {"student": tree["params"]["student"]} | dict(tree["emas"] or {})
+    found = {"online": tree["params"]["online"]} | dict(tree["emas"] or {})
 
     def shapes(tree: Any) -> Shapes:
         return {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()}
@@ -138,15 +138,15 @@ def resume(saved: Saved, abstract: TrainState) -> TrainState:
 def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """{name: value} of the parameters in `abstract`, on its shardings; nothing else is read.
 
-    which: "student" or the name of an average.
+    which: "online" or the name of an average.
     """
     tree = unflatten_dict(dict(abstract), sep="/")
-    item = {"params": {"student": tree}} if which == "student" else {"emas": {which: tree}}
+    item = {"params": {"online": tree}} if which == "online" else {"emas": {which: tree}}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     with _opened(saved.directory, whole=False) as manager:
         state = manager.restore(saved.step, args=ocp.args.Composite(state=args))["state"]
-    return names.by_name(state["params"]["student"] if which == "student" else state["emas"][which])
+    return names.by_name(state["params"]["online"] if which == "online" else state["emas"][which])
 
 
 def read_network(saved: Saved, which: str, abstract: Any) -> Any:
@@ -158,10 +158,10 @@ def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> Trai
     """A first state with some of the student's parameters in place of its own; averages and the parts beside the
     student are copies of it."""
     student = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["student"]
+        lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["online"]
     )
 
     def copies(names):  # a step donates them all: no sharing
         return {name: jax.tree.map(jnp.copy, student) for name in names}
 
-    return state.replace(params=copies(state.params) | {"student": student}, emas=copies(state.emas))
+    return state.replace(params=copies(state.params) | {"online": student}, emas=copies(state.emas))

@@ -24,7 +24,7 @@ from tim_jax.types import Output
 SPLITS = ("half", "uniform")
 
 
-class Moving(NamedTuple):
+class Prediction(NamedTuple):
     """Rows with r ≠ t after the network: its output, their target, the root mean square of the derivative (0: none)."""
 
     output: Output
@@ -34,14 +34,14 @@ class Moving(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Where the semigroup's two jumps come from. weights: "student" or the name of an average, without gradient.
+    """Where the semigroup's two jumps come from. weights: "online" or the name of an average, without gradient.
 
     split: s in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform", SplitMeanFlow,
     arXiv 2507.16884). finest: jumps up to this share of the time domain are asked for at r = t. solver: steps of Heun's
     method along the teacher's velocity that make the first jump (CTM, arXiv 2310.02279), 0 for none.
     """
 
-    weights: str = "student"
+    weights: str = "online"
     split: str = "half"
     finest: float = 0.0
     solver: int = 0
@@ -61,7 +61,9 @@ class Bootstrap:
         return t + share * (r - t)
 
 
-def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any) -> tuple[tuple, Moving]:
+def eulerian(
+    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
+) -> tuple[tuple, Prediction]:
     """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
     rows, t, r, base = group
     transport, x, noise = objective.transport, rows.x, rows.noise
@@ -74,7 +76,7 @@ def eulerian(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Ar
     held = objective.tangent.held(dF_dt, step)
     change, q = transition_change(transport, x, noise, t, r, held)
     target = objective.tangent.target(base, change, q, output.F, step, r != t)
-    return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dt**2))))
+    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dt**2))))
 
 
 def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array, base: jax.Array) -> jax.Array:
@@ -83,17 +85,17 @@ def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array
         return jax.lax.stop_gradient(base)
     head = objective.velocity == "head"
     here = query(objective.transport, x_t, t, t, rows.condition, rows.keys)
-    (output,) = nets["student" if head else objective.velocity]((here,))
+    (output,) = nets["online" if head else objective.velocity]((here,))
     return jax.lax.stop_gradient(output.heads["velocity"] if head else output.F)
 
 
 def lagrangian(
     objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
-) -> tuple[tuple, Moving]:
+) -> tuple[tuple, Prediction]:
     """As `eulerian`, with the target of `target.end_target`."""
     rows, t, r, base = group
     transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
-    outputs, output, dF_dr = jvp_in_r(nets["student"], transport, x_t, t, r, rows.condition, rows.keys, plain=plain)
+    outputs, output, dF_dr = jvp_in_r(nets["online"], transport, x_t, t, r, rows.condition, rows.keys, plain=plain)
     F = jax.lax.stop_gradient(output.F)
     x_r = jump(transport, x_t, F, t, r)
     F_r = objective.teacher(nets, transport, x_r, r, rows)
@@ -102,14 +104,16 @@ def lagrangian(
     target = objective.tangent.target(end, change, q, F, step, r != t)
     # Where r = t so are x_r and x_t, and the teacher has been asked there.
     target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
-    return outputs, Moving(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dr**2))))
+    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dr**2))))
 
 
-def semigroup(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any) -> tuple[tuple, Moving]:
+def semigroup(
+    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
+) -> tuple[tuple, Prediction]:
     """As `eulerian`, with the target of two jumps by `objective.bootstrap`."""
     rows, t, r, base = group
     transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
-    *outputs, output = nets["student"]((*plain, query(transport, x_t, t, r, rows.condition, rows.keys)))
+    *outputs, output = nets["online"]((*plain, query(transport, x_t, t, r, rows.condition, rows.keys)))
     s = objective.bootstrap.between(t, r, key)
     net = nets[objective.bootstrap.weights]
     short = objective.bootstrap.finest * (transport.T_max - transport.T_min) * (1 + 1e-3)
@@ -122,7 +126,7 @@ def semigroup(objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.A
     if solver:
         x_s = objective.teacher.solve(nets, transport, x_t, t, s, rows, solver)
     target = semigroup_target(transport, x_t, t, s, r, F, base, x_s)
-    return tuple(outputs), Moving(output, target, jnp.zeros_like(t))
+    return tuple(outputs), Prediction(output, target, jnp.zeros_like(t))
 
 
 def semigroup_target(

@@ -83,7 +83,7 @@ class LowNoiseContrastive(Objective):
         queries = [ask(rows, t) for rows, t, _ in groups]
         if split.moving:
             queries.append(ask(groups[-1][0], jnp.full_like(groups[-1][1], self.edge)))
-        outputs = nets["student"](tuple(queries))
+        outputs = nets["online"](tuple(queries))
         terms = [self.regression(rows, t, output) for (rows, t, _), output in zip(groups, outputs)]
         if split.moving:
             contrast = self.contrastive(*(output.heads["pooled"] for output in outputs[-2:]), groups[-1][2])

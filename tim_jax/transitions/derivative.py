@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Moving, Output, Query
+from tim_jax.types import Output, Query, TangentQuery
 
 Net = Callable[[tuple[Query, ...]], tuple[Output, ...]]
 
@@ -39,7 +39,7 @@ def jvp(
     """Outputs of the plain groups, the output of these rows, and dF/dt (B, …) exactly, in one pass of the network."""
 
     def forward(x_t, t):
-        moving = Moving(*query(transport, x_t, t, r, condition, key))
+        moving = TangentQuery(*query(transport, x_t, t, r, condition, key))
         *plain_outputs, output = net((*plain, moving))
         return output.F, (tuple(plain_outputs), output)
 
@@ -61,7 +61,7 @@ def jvp_in_r(
     """As `jvp`, with ∂F/∂r, the derivative in the time where a jump ends. asked: condition and keys."""
 
     def forward(r):
-        *plain_outputs, output = net((*plain, Moving(*query(transport, x_t, t, r, *asked))))
+        *plain_outputs, output = net((*plain, TangentQuery(*query(transport, x_t, t, r, *asked))))
         return output.F, (tuple(plain_outputs), output)
 
     _, dF_dr, (plain_outputs, output) = jax.jvp(forward, (r,), (jnp.ones_like(r),), has_aux=True)

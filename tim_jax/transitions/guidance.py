@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import expand
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Rows
+from tim_jax.types import Examples
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetGuidance:
     """w_gt v + w_cond F(x_t, t, t | c) + (1 − w_gt − w_cond) F(x_t, t, t | ∅), for t in [t_low, t_high].
 
-    The predictions come from the averaged weights called `ema`, or from "student", from step `start_step` on. Rows
+    The predictions come from the averaged weights called `ema`, or from "online", from step `start_step` on. Rows
     trained with the null condition, and times outside the interval, keep the plain target v = α̂_t x + σ̂_t ε.
     """
 
@@ -43,7 +43,14 @@ class TargetGuidance:
             )
 
     def __call__(
-        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows, base: jax.Array, step: jax.Array
+        self,
+        net: Net,
+        transport: Transport,
+        x_t: jax.Array,
+        t: jax.Array,
+        rows: Examples,
+        base: jax.Array,
+        step: jax.Array,
     ) -> jax.Array:
         """The guided base target (B, …). net: the averaged weights' network; base: v; step: a scalar."""
 
@@ -88,7 +95,7 @@ class InputGuidance:
         u, p = jax.random.uniform(key, (rows,)), 1 - self.power
         return self.most**u if p == 0 else (1 + u * (self.most**p - 1)) ** (1 / p)
 
-    def ask(self, transport: Transport, rows: Rows, key: jax.Array) -> Rows:
+    def ask(self, transport: Transport, rows: Examples, key: jax.Array) -> Examples:
         """The rows with {"guidance": (B, 3)}, ω and the interval's ends, among both conditions."""
         scale_key, ends_key = jax.random.split(key)
         count, middle = len(rows.x), 0.5 * (transport.T_min + transport.T_max)
@@ -105,7 +112,7 @@ class InputGuidance:
         return rows._replace(condition=rows.condition | told, null_condition=rows.null_condition | told)
 
     def __call__(
-        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows, base: jax.Array
+        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, rows: Examples, base: jax.Array
     ) -> jax.Array:
         """The guided base target (B, …) of rows that `ask` has made. base: v."""
         conditions = (rows.condition, rows.null_condition)

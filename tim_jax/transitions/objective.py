@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Moving, row_mean
+from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Prediction, row_mean
 from tim_jax.transitions.derivative import Net, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_rows
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -23,7 +23,7 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
-from tim_jax.types import Output, Rows
+from tim_jax.types import Examples, Output
 
 DERIVATIVES = ("jvp", "dde")
 
@@ -43,7 +43,7 @@ class Objective:
     bootstrap: for 'semigroup'. direction: a name in DIRECTION_AXES, with `direction_weight`. head_weight: of a second
     prediction of the base target by the network's velocity head, 0 for none. alignment_weight: 0 for none.
     teacher: how it is asked. shards: over how many devices the rows lie.
-    nets holds "student", for 'dde' also "precise" (the same weights without gradient, in float32), averages by the
+    nets holds "online", for 'dde' also "float32" (the same weights without gradient, in float32), averages by the
     names that are used, and what `learns_from` and `parts` name.
     """
 
@@ -133,7 +133,7 @@ class Objective:
             raise ValueError(f"objective.{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
-        self, nets: Mapping[str, Net], rows: Rows, step: jax.Array, key: jax.Array
+        self, nets: Mapping[str, Net], rows: Examples, step: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         batch, height, width = rows.x.shape[:3]
         t, r = self.draw(key, batch, height * width)
@@ -147,7 +147,7 @@ class Objective:
     def loss(
         self,
         nets: Mapping[str, Net],
-        rows: Rows,
+        rows: Examples,
         t: jax.Array,
         r: jax.Array,
         step: jax.Array,
@@ -164,7 +164,7 @@ class Objective:
         base = prediction_target(self.transport, rows.x, rows.noise, t)
         if self.input_guidance.active:
             rows = self.input_guidance.ask(self.transport, rows, guidance_key)
-            base = self.input_guidance(nets["student"], self.transport, x_t, t, rows, base)
+            base = self.input_guidance(nets["online"], self.transport, x_t, t, rows, base)
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, rows, base, step)
 
@@ -186,7 +186,7 @@ class Objective:
         """The rows with r = t and the others."""
         return split_rows(self.times.assign(rows)[0], self.shards)
 
-    def taught(self, nets: Mapping[str, Net], rows: Rows, t: jax.Array) -> Rows:
+    def taught(self, nets: Mapping[str, Net], rows: Examples, t: jax.Array) -> Examples:
         """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity.
 
         'lagrangian' asks where a jump with r ≠ t ends, and leaves those rows as they are unless a head learns from
@@ -212,7 +212,7 @@ class Objective:
 
     def predict(
         self, nets: Mapping[str, Net], groups: list, moving: bool, step: jax.Array, key: jax.Array | None
-    ) -> list[Moving]:
+    ) -> list[Prediction]:
         """Each group's output, target and size of dF/dt. moving: whether the last group has rows with r ≠ t."""
         queries = tuple(
             query(self.transport, interpolate(self.transport, rows.x, rows.noise, t), t, r, rows.condition, rows.keys)
@@ -222,18 +222,18 @@ class Objective:
             consistent = CONSISTENCIES[self.consistency]
             outputs, last = consistent(self, nets, queries[:-1], groups[-1], step, key)
         else:
-            outputs, last = nets["student"](queries), None
-        plain = [Moving(output, group[3], jnp.zeros_like(group[1])) for output, group in zip(outputs, groups)]
+            outputs, last = nets["online"](queries), None
+        plain = [Prediction(output, group[3], jnp.zeros_like(group[1])) for output, group in zip(outputs, groups)]
         return plain + [last] * moving
 
     def differentiate(self, nets: Mapping[str, Net], plain: tuple, path: tuple) -> tuple[tuple, Output, jax.Array]:
         """Outputs of the plain queries, of the rows on `path`, the arguments of `derivative.jvp`, and their dF/dt."""
         if self.derivative == "jvp":
-            return jvp(nets["student"], *path, plain=plain)
+            return jvp(nets["online"], *path, plain=plain)
         transport, x, noise, t, r, condition, keys = path
         x_t = interpolate(transport, x, noise, t)
-        *outputs, output = nets["student"]((*plain, query(transport, x_t, t, r, condition, keys)))
-        return tuple(outputs), output, self.apart(nets["precise"], path)
+        *outputs, output = nets["online"]((*plain, query(transport, x_t, t, r, condition, keys)))
+        return tuple(outputs), output, self.apart(nets["float32"], path)
 
     def apart(self, net: Net, path: tuple) -> jax.Array:
         """dF/dt from passes of its own."""
@@ -241,7 +241,7 @@ class Objective:
 
     def terms(
         self,
-        rows: Rows,
+        rows: Examples,
         t: jax.Array,
         r: jax.Array,
         base: jax.Array,

@@ -100,7 +100,7 @@ def split_mean_flow(transport: Transport) -> Objective:
     s = (1 − λ) t + λ r, λ uniform; half of the rows r = t.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
-    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=Bootstrap("student", "uniform"))
+    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=Bootstrap("online", "uniform"))
 
 
 def low_noise_contrastive(transport: Transport) -> Objective:

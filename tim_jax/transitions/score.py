@@ -19,7 +19,7 @@ from tim_jax.transitions.consistency import row_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import data_and_noise, expand, interpolate, jump, prediction_target
 from tim_jax.transitions.objective import Objective
-from tim_jax.types import Rows
+from tim_jax.types import Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ScoreRegularised(Objective):
         metrics |= dict(score_distillation=distillation, score_error=fit)
         return loss + self.score.weight * distillation + fit, metrics
 
-    def score_terms(self, nets: Mapping[str, Net], rows: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def score_terms(self, nets: Mapping[str, Net], rows: Examples, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(B,) of each term above, the first without λ."""
         transport = self.transport
         rollout_key, time_key, noise_key = jax.random.split(key, 3)
@@ -84,7 +84,7 @@ class ScoreRegularised(Objective):
         distillation = row_mean((x - (sample - (x_score - x_teacher) / size)) ** 2)
         return distillation, fit
 
-    def rollout(self, nets: Mapping[str, Net], rows: Rows, key: jax.Array) -> jax.Array:
+    def rollout(self, nets: Mapping[str, Net], rows: Examples, key: jax.Array) -> jax.Array:
         """x̂ (B, …): noise, and 1 … `score.rollout` jumps to T_min, noised again between to levels equally far apart."""
         transport, most = self.transport, self.score.rollout
         count_key, *noise_keys = jax.random.split(key, 1 + most)
@@ -95,7 +95,7 @@ class ScoreRegularised(Objective):
         x_t = transport.sigma(expand(t, rows.x)) * jax.random.normal(noise_keys[0], rows.x.shape, rows.x.dtype)
 
         def data(x_t, t):
-            (output,) = nets["student"]((query(transport, x_t, t, end, rows.condition),))
+            (output,) = nets["online"]((query(transport, x_t, t, end, rows.condition),))
             return jump(transport, x_t, output.F, t, end) / transport.alpha(expand(end, x_t))
 
         for k, noise_key in enumerate(noise_keys[1:], 1):

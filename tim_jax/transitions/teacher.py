@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import expand, jump
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Rows
+from tim_jax.types import Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Teacher:
         return ("teacher", "weaker") if self.weaker else ("teacher",)
 
     def __call__(
-        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, rows: Rows
+        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, rows: Examples
     ) -> jax.Array:
         """F_T(x_t, t, t) (B, …) of x_t (B, …) at t (B,) under the rows' conditions, without gradient."""
         here = query(transport, x_t, t, t, rows.condition)
@@ -69,7 +69,7 @@ class Teacher:
         x_t: jax.Array,
         t: jax.Array,
         s: jax.Array,
-        rows: Rows,
+        rows: Examples,
         steps: int,
     ) -> jax.Array:
         """x_s (B, …) from x_t by Heun's method (see `plans.heun`), in `steps` ≥ 1 steps of equal noise level.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from tim_jax.config.build import Run
-from tim_jax.runs.encoders.module import Part, in_tiles, open_part
+from tim_jax.runs.encoders.module import FrozenModule, in_tiles, open_module
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 
@@ -48,8 +48,8 @@ class Decoder:
         )
 
     @functools.cached_property
-    def _part(self) -> Part:
-        return open_part(self.run.codecs, "autoencoder", self.run.mesh)
+    def _part(self) -> FrozenModule:
+        return open_module(self.run.codecs, "autoencoder", self.run.mesh)
 
     def load(self) -> None:
         """Reads the weights, which otherwise the first call does. Raises ValueError."""

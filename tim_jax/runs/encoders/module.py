@@ -17,7 +17,7 @@ from tim_jax.codecs.settings import CodecSettings
 from tim_jax.training import sharding
 
 
-class Part(flax.struct.PyTreeNode):
+class FrozenModule(flax.struct.PyTreeNode):
     """A module with its weights on a mesh."""
 
     params: Any
@@ -28,7 +28,7 @@ class Part(flax.struct.PyTreeNode):
 
 
 @functools.cache
-def open_part(settings: CodecSettings, part: str, mesh: Mesh) -> Part:
+def open_module(settings: CodecSettings, part: str, mesh: Mesh) -> FrozenModule:
     """ "autoencoder", "text_encoder" or "image_encoder", ready for work: read once by a process, whoever asks for it.
 
     Raises ValueError with one line.
@@ -38,7 +38,7 @@ def open_part(settings: CodecSettings, part: str, mesh: Mesh) -> Part:
         print("codecs.text_encoder is a stand-in with random weights: it knows nothing of language", file=sys.stderr)
     whole = sharding.replicated(mesh)
     place = lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: np.asarray(x)[index])  # noqa: E731
-    return Part(jax.tree.map(place, params), module)
+    return FrozenModule(jax.tree.map(place, params), module)
 
 
 def by_tiles(tile: int, f: Callable, x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def by_tiles(tile: int, f: Callable, x: jax.Array) -> jax.Array:
     return codecs.tiled(f, x, tile, tile // 4) if tile else f(x)
 
 
-def in_tiles(settings: CodecSettings, part: Part, method: str, x: jax.Array) -> jax.Array:
+def in_tiles(settings: CodecSettings, part: FrozenModule, method: str, x: jax.Array) -> jax.Array:
     """An autoencoder's "encode" or "decode" of x, by tiles of `codecs.tile` pixels."""
     tile = settings.tile // part.module.factor if method == "decode" else settings.tile
     return by_tiles(tile, lambda x: part(x, method=method), x)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tim_jax.config.build import Run
 from tim_jax.runs.encoders.images import decoder_of
-from tim_jax.runs.encoders.module import Part, by_tiles, in_tiles, open_part
+from tim_jax.runs.encoders.module import FrozenModule, by_tiles, in_tiles, open_module
 from tim_jax.runs.encoders.texts import texts_of
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
@@ -26,9 +26,9 @@ class Encoder:
         self.parts = {}
         if settings.autoencoder:
             decoder_of(run)  # its channels fit
-            self.parts["autoencoder"] = open_part(settings, "autoencoder", run.mesh)
+            self.parts["autoencoder"] = open_module(settings, "autoencoder", run.mesh)
         if data.features_width:
-            part = self.parts["image_encoder"] = open_part(settings, "image_encoder", run.mesh)
+            part = self.parts["image_encoder"] = open_module(settings, "image_encoder", run.mesh)
             if part.module.width != data.features_width:
                 raise ValueError(
                     f"data.features_width is {data.features_width}; {settings.image_encoder} (codecs.image_encoder) "
@@ -39,7 +39,7 @@ class Encoder:
             self.parts["text_encoder"] = self.texts.part
         self._apply = jax.jit(self._encode)
 
-    def latents(self, parts: dict[str, Part], images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def latents(self, parts: dict[str, FrozenModule], images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Rows (B, h, w, C) of images (B, H, W, 3): means, or samples by keys (B,). To be traced."""
         if "autoencoder" not in parts:
             return images
@@ -48,16 +48,16 @@ class Encoder:
             return in_tiles(self.run.codecs, part, "encode", images)
         return part(*self.moments(parts, images), keys, method="latents")
 
-    def moments(self, parts: dict[str, Part], images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def moments(self, parts: dict[str, FrozenModule], images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(mean, log variance), both (B, h, w, C), of what is not yet scaled. To be traced."""
         together = lambda x: jnp.concatenate(parts["autoencoder"](x, method="moments"), -1)  # noqa: E731
         return tuple(jnp.split(by_tiles(self.run.codecs.tile, together, images), 2, -1))
 
-    def scaled_moments(self, parts: dict[str, Part], images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def scaled_moments(self, parts: dict[str, FrozenModule], images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(mean, log variance), both (B, h, w, C), of rows. To be traced."""
         return parts["autoencoder"](*self.moments(parts, images), method="scaled")
 
-    def features(self, parts: dict[str, Part], images: jax.Array) -> jax.Array:
+    def features(self, parts: dict[str, FrozenModule], images: jax.Array) -> jax.Array:
         """(B, tokens, Z) of images (B, H, W, 3): one feature for each token of their rows. To be traced."""
         grid = tuple(side // self.run.data.look.side for side in images.shape[1:3])
         return parts["image_encoder"](images, grid, method="features")

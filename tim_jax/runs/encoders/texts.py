@@ -12,7 +12,7 @@ from tim_jax.codecs import stand_in
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.codecs.tokenizer import BYTES, Tokenizer, open_tokenizer
 from tim_jax.config.build import Run
-from tim_jax.runs.encoders.module import Part, open_part
+from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
 
@@ -41,15 +41,15 @@ class Texts:
         self._apply = jax.jit(lambda part, ids, mask: self.features(part, ids, mask))
 
     @functools.cached_property
-    def part(self) -> Part:
+    def part(self) -> FrozenModule:
         """The text encoder, read when it is asked for. Raises ValueError."""
-        return open_part(self.settings, "text_encoder", self.mesh)
+        return open_module(self.settings, "text_encoder", self.mesh)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ValueError, naming it, for a prompt that is empty, too long or no text."""
         self.tokenizer(prompts, self.length, strict=True)
 
-    def features(self, part: Part, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def features(self, part: FrozenModule, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """(B, M, T) float32 features of tokens (B, M); to be traced, with `self.part`."""
         return getattr(part(ids, mask), self.settings.text_states).astype(jnp.float32)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tim_jax import data
 from tim_jax.config.build import Run
-from tim_jax.runs.encoders import Encoder, Part
+from tim_jax.runs.encoders import Encoder, FrozenModule
 from tim_jax.runs.encoding.work import Work
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh
@@ -110,7 +110,7 @@ class RowEncoder:
         """Rows of a batch, of which so many fit on a device and a shard has so many."""
         return sharding.batch_shards(self.run.mesh) * max(1, min(int(fit), MOST, math.ceil(SHARE * of_shard)))
 
-    def _of_images(self, parts: dict[str, Part], images: jax.Array) -> dict[str, jax.Array]:
+    def _of_images(self, parts: dict[str, FrozenModule], images: jax.Array) -> dict[str, jax.Array]:
         """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images, mirrored too."""
         side, made = self.run.data.look.side, {}
         both = lambda f: jnp.stack([f(parts, images), f(parts, images[:, :, ::-1])], axis=1)  # noqa: E731
@@ -125,7 +125,7 @@ class RowEncoder:
             made["features"] = features.reshape(*features.shape[:2], *grid, features.shape[-1])
         return self._by_rows(made)
 
-    def _of_texts(self, parts: dict[str, Part], ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    def _of_texts(self, parts: dict[str, FrozenModule], ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         """`text` (B, M, T) of tokens (B, M)."""
         features = self.texts.features(parts["text_encoder"], ids, mask)
         return self._by_rows({"text": features.astype(jnp.bfloat16)})

@@ -21,7 +21,7 @@ class Work(Fields):
     of which those in no bucket are left out."""
 
     source: data.Source
-    plan: data.Plan
+    plan: data.BucketPlan
     rows_per_shard: int
 
     @property
@@ -50,7 +50,7 @@ class Reading(Fields):
     {"bad": its line in the list of bad records}. bucket: of each of `rows`, both (n,)."""
 
     source: data.Source
-    plan: data.Plan
+    plan: data.BucketPlan
     rows: np.ndarray
     bucket: np.ndarray
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tim_jax.config.build import Run
 from tim_jax.runs.generation import Generator, cycled
-from tim_jax.runs.outputs.requests import Asked
+from tim_jax.runs.outputs.requests import Request
 
 
 class Drawn(NamedTuple):
@@ -19,7 +19,7 @@ class Drawn(NamedTuple):
     images: np.ndarray
 
 
-def batch_size(run: Run, asked: Sequence[Asked]) -> int:
+def batch_size(run: Run, asked: Sequence[Request]) -> int:
     """Of all batches: as many as there are of one size, at most `sampling.batch_size`."""
     counts = {size: sum(of.count for of in asked if of.size == size) for size in {of.size for of in asked}}
     return min(max(counts.values()), run.config.sampling.batch_size)
@@ -29,7 +29,7 @@ def drawn(
     generator: Generator,
     weights: Any,
     times: np.ndarray,
-    asked: Sequence[Asked],
+    asked: Sequence[Request],
     seed: int = 0,
     x: np.ndarray | None = None,
     told: Callable[[int], None] = lambda count: None,

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tim_jax.runs.outputs.requests import Asked
+from tim_jax.runs.outputs.requests import Request
 
 KEY = "tim_jax"  # of the settings in a PNG's metadata
 LONGEST = 200  # bytes of a name
@@ -36,7 +36,7 @@ class Layout:
     one size. one_step_count: whether there is no place for more.
     """
 
-    files: Callable[[int, Asked, np.ndarray], Files]
+    files: Callable[[int, Request, np.ndarray], Files]
     count: int = 1
     counts: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Layout:
     squares: bool = False
     one_step_count: bool = True
 
-    def check(self, name: str, asked: Sequence[Asked], steps: Sequence[int]) -> None:
+    def check(self, name: str, asked: Sequence[Request], steps: Sequence[int]) -> None:
         """Raises ValueError, in one line, for what the layout of this name has no place for."""
         said = f"--layout is {name!r}"
         if self.one_step_count and len(steps) > 1:
@@ -80,23 +80,23 @@ def tiles(pictures: np.ndarray, columns: int) -> np.ndarray:
     return whole.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
-def _plain(i: int, asked: Asked, pictures: np.ndarray) -> Files:
+def _plain(i: int, asked: Request, pictures: np.ndarray) -> Files:
     names = [f"{i:05}_{j:02}" for j in range(asked.count)] if asked.count > 1 else [f"{i:05}"]
     return {f"{name}.png": Picture(pictures[j], [j]) for j, name in enumerate(names)}
 
 
-def _geneval(i: int, asked: Asked, pictures: np.ndarray) -> Files:
+def _geneval(i: int, asked: Request, pictures: np.ndarray) -> Files:
     folder, together = f"{i:05}", Picture(tiles(pictures, math.isqrt(asked.count - 1) + 1), range(asked.count))
     record = json.dumps(dict(asked.record)).encode() + b"\n"
     samples = {f"{folder}/samples/{j:05}.png": Picture(pictures[j], [j]) for j in range(asked.count)}
     return {f"{folder}/metadata.jsonl": record} | samples | {f"{folder}/grid.png": together}
 
 
-def _dpg(i: int, asked: Asked, pictures: np.ndarray) -> Files:
+def _dpg(i: int, asked: Request, pictures: np.ndarray) -> Files:
     return {f"{asked.name}.png": Picture(tiles(pictures, 2 if asked.count > 1 else 1), range(asked.count))}
 
 
-def _mjhq(i: int, asked: Asked, pictures: np.ndarray) -> Files:
+def _mjhq(i: int, asked: Request, pictures: np.ndarray) -> Files:
     return {f"{asked.record['category']}/{asked.name}.png": Picture(pictures[0], [0])}
 
 

@@ -15,7 +15,7 @@ from tim_jax.runs.outputs.prompts import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Request:
     """Images of one prompt or label.
 
     size: (h, w) of their rows. count: how many. first: number of the first one's noise; those of the others follow.
@@ -52,15 +52,15 @@ def read_size(said: str, text: str, run: Run, factor: int = 1) -> tuple[int, int
     return size
 
 
-def by_labels(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Asked]:
+def by_labels(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Request]:
     """One image of each label, image i of noise i. Raises ValueError for what is no label of the run."""
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
             raise ValueError(f"--labels has {label!r}; labels of this run lie in 0 … {num_classes - 1}")
-    return [Asked(int(label), size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
+    return [Request(int(label), size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
 
 
-def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) -> list[Asked]:
+def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) -> list[Request]:
     """Of `--labels`; where the text is empty, `count` labels, every class in turn. Raises ValueError."""
     labels = whole_numbers("labels", text, least=0) if text else cycle_labels(num_classes, count).tolist()
     return by_labels(labels, size, num_classes)
@@ -68,7 +68,7 @@ def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) 
 
 def by_prompts(
     named: Iterable[tuple[str, Record]], size: tuple[int, int], count: int, run: Run, factor: int = 1
-) -> list[Asked]:
+) -> list[Request]:
     """Images of prompts, image j of each of noise j. named: (name, record) pairs.
 
     size, count: of prompts whose record says nothing else; sizes of records are in pixels. Raises ValueError that names
@@ -80,7 +80,7 @@ def by_prompts(
         many = record.get("count", count)
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
             raise ValueError(f"prompt {i}: count is {many!r}; it must be a whole number of at least 1")
-        found.append(Asked(record["prompt"], own, many, name=name, record=record))
+        found.append(Request(record["prompt"], own, many, name=name, record=record))
     return found
 
 

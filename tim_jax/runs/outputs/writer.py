@@ -17,14 +17,14 @@ from tim_jax.config.build import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs.outputs.batches import Drawn, settings
 from tim_jax.runs.outputs.layouts import LAYOUTS, Picture, png
-from tim_jax.runs.outputs.requests import Asked
+from tim_jax.runs.outputs.requests import Request
 from tim_jax.system import files
 
 SHOWN = 100  # images of a step count in its grid, at most
 COLUMNS = 10
 
 
-def file_name(run: Run, step: int, asked: Sequence[Asked], size: str, args: argparse.Namespace) -> str:
+def file_name(run: Run, step: int, asked: Sequence[Request], size: str, args: argparse.Namespace) -> str:
     """What files of these samples are called, so that those of other settings or prompts stay beside them."""
     parts = []
     if args.prompt or args.prompts:
@@ -47,7 +47,7 @@ class Output:
     nothing decodes; then, and of labels, the rows are written as arrays. arrays: further ones, by name.
     """
 
-    def __init__(self, args: argparse.Namespace, run: Run, step: int, asked: Sequence[Asked], factor: int | None):
+    def __init__(self, args: argparse.Namespace, run: Run, step: int, asked: Sequence[Request], factor: int | None):
         self.args, self.asked, self.factor = args, asked, factor
         self.layout = LAYOUTS[args.layout]
         self.kind = "label" if run.config.model.condition == "class" else "prompt"
@@ -69,7 +69,7 @@ class Output:
     def _pixels(self, size: tuple[int, int]) -> list[int]:
         return [side * (self.factor or 1) for side in size]
 
-    def of(self, steps: int | list[int], asked: Asked, numbers: Sequence[int]) -> dict:
+    def of(self, steps: int | list[int], asked: Request, numbers: Sequence[int]) -> dict:
         """The settings of a picture of these images of what is asked."""
         numbers = [asked.first + number for number in numbers]
         what = {self.kind: asked.what}

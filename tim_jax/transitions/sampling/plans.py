@@ -4,7 +4,7 @@
 
 Coefficients are computed here, on the host, in numpy's float64, so that times are exact whatever the state's type, and
 one loop (`sampler.sample`) takes the steps of every sampler. A new sampler is one function from a transport and times
-(steps + 1,) to a Plan, and one line in SAMPLERS.
+(steps + 1,) to a SamplingPlan, and one line in SAMPLERS.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tim_jax.transitions.jump import coefficient_A, coefficient_B, determinant
 from tim_jax.transitions.transports import Transport
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """The network evaluations of a sampling run, all float64 of length n but for the last.
 
     t, s (n,): the two times that the network is told, after `make_plan` as it sees them (c_noise). a, b (n, K): weights
@@ -62,20 +62,20 @@ def ratios(transport: Transport, times: np.ndarray) -> np.ndarray:
         return host.ratio(times)
 
 
-def flow_map(transport: Transport, times: np.ndarray) -> Plan:
+def flow_map(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """A jump by F(x_t, t, r) for each step, exact for an exact flow map (TiM)."""
     t, r = times[:-1], times[1:]
     host = host_transport(transport)
     return _plan(t, r, [coefficient_A(host, t, r)], [coefficient_B(host, t, r)])
 
 
-def euler(transport: Transport, times: np.ndarray) -> Plan:
+def euler(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """The same jump by the velocity F(x_t, t, t): x̂ and ε̂ are held over the step (DDIM). First order."""
     jumps = flow_map(transport, times)
     return jumps._replace(s=jumps.t)
 
 
-def heun(transport: Transport, times: np.ndarray) -> Plan:
+def heun(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """Trapezoid rule for dx = x̂ dα + ε̂ dσ, which is Heun's in t for OT-FM and EDM's own in σ for VE. Second order.
 
     Euler's y at r, then the jump back from there: x_r = y + ½ (x_t − f_{r→t}(y)).
@@ -87,7 +87,7 @@ def heun(transport: Transport, times: np.ndarray) -> Plan:
     return _in_turn(euler(transport, times), second)
 
 
-def dpm_solver_2s(transport: Transport, times: np.ndarray) -> Plan:
+def dpm_solver_2s(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """DPM-Solver++(2S), arXiv 2211.01095: d(x/σ) = x̂ d(α/σ), x̂ taken where ln(α/σ) is half way. Second order.
 
     Where an end of the step has no finite ln(α/σ), x̂ is taken half way in time.
@@ -105,7 +105,7 @@ def dpm_solver_2s(transport: Transport, times: np.ndarray) -> Plan:
     return _in_turn(first, _plan(s, s, [weight * of_state, keep], [weight * of_F, 0 * t]))
 
 
-def dpm_solver_3m(transport: Transport, times: np.ndarray) -> Plan:
+def dpm_solver_3m(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """DPM-Solver++(3M), arXiv 2211.01095: x̂ as the polynomial in λ = ln(α/σ) through the last three. Third order.
 
     x_r = (σ_r/σ_t) x_t + σ_r ∫ x̂ e^λ dλ, the integral exact. Fewer points, and a lower order, have the first two steps
@@ -135,13 +135,13 @@ def dpm_solver_3m(transport: Transport, times: np.ndarray) -> Plan:
     return _plan(times[:-1], times[:-1], a.T, b.T)
 
 
-def consistency(transport: Transport, times: np.ndarray) -> Plan:
+def consistency(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """A jump to T_min by F(x_t, t, T_min) and fresh noise up to the next time: for models of r = T_min alone."""
     t, r = times[:-1], times[1:]
     return _jump_and_return(transport, t, np.full_like(t, transport.T_min), r)
 
 
-def renoise(transport: Transport, times: np.ndarray, rho: float) -> Plan:
+def renoise(transport: Transport, times: np.ndarray, rho: float) -> SamplingPlan:
     """The flow map, but from t to s ≤ r and back to r by the forward process p(x_r | x_s).
 
     s is where the squared noise-to-signal ratio is lower by ρ α_r (λ_t² − λ_r²), λ = σ/α, which to first order in t − r
@@ -157,7 +157,7 @@ def renoise(transport: Transport, times: np.ndarray, rho: float) -> Plan:
     return _jump_and_return(transport, t, s, r)
 
 
-def published_noise(transport: Transport, times: np.ndarray, rho: float) -> Plan:
+def published_noise(transport: Transport, times: np.ndarray, rho: float) -> SamplingPlan:
     """The flow map, then x −= ρ (ασ' − α'σ) ε̂ dt and x += √(2ρ (ασσ' − α'σ²) dt) ξ at time t, but in the first and
     last step."""
     t, r = times[:-1], times[1:]
@@ -176,10 +176,10 @@ def published_noise(transport: Transport, times: np.ndarray, rho: float) -> Plan
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """plan: (transport, times) → Plan. evaluations: of the network in a step. upwards: also takes times that grow, from
+    """plan: (transport, times) → SamplingPlan. evaluations: of the network in a step. upwards: also takes times that grow, from
     data to noise. alone: what a step gives depends on its state only, not on steps before it or fresh noise."""
 
-    plan: Callable[[Transport, np.ndarray], Plan]
+    plan: Callable[[Transport, np.ndarray], SamplingPlan]
     evaluations: int = 1
     upwards: bool = False
     alone: bool = False
@@ -196,13 +196,13 @@ SAMPLERS = {
 STOCHASTIC = {"renoise": renoise, "euler": published_noise}  # forms of the flow map with fresh noise
 
 
-def _plan(t, s, a, b, c=0.0) -> Plan:
-    """A Plan of columns a, b; no evaluation is guided yet."""
+def _plan(t, s, a, b, c=0.0) -> SamplingPlan:
+    """A SamplingPlan of columns a, b; no evaluation is guided yet."""
     c = np.broadcast_to(c, t.shape)
-    return Plan(t, s, np.stack(list(a), axis=-1), np.stack(list(b), axis=-1), c, np.zeros(t.shape, bool))
+    return SamplingPlan(t, s, np.stack(list(a), axis=-1), np.stack(list(b), axis=-1), c, np.zeros(t.shape, bool))
 
 
-def _in_turn(first: Plan, second: Plan) -> Plan:
+def _in_turn(first: SamplingPlan, second: SamplingPlan) -> SamplingPlan:
     """Steps of two evaluations each."""
 
     def together(x, y):
@@ -210,7 +210,7 @@ def _in_turn(first: Plan, second: Plan) -> Plan:
             x = np.pad(x, ((0, 0), (0, y.shape[1] - x.shape[1])))
         return np.stack([x, y], axis=1).reshape(-1, *y.shape[1:])
 
-    return Plan(*map(together, first, second))
+    return SamplingPlan(*map(together, first, second))
 
 
 def _data_prediction(host: Transport, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +229,7 @@ def _exponential_weights(points: np.ndarray, h: float) -> np.ndarray:
     return np.linalg.solve((points / h) ** powers[:, None], np.array(moments) / h**powers)
 
 
-def _jump_and_return(transport: Transport, t: np.ndarray, s: np.ndarray, r: np.ndarray) -> Plan:
+def _jump_and_return(transport: Transport, t: np.ndarray, s: np.ndarray, r: np.ndarray) -> SamplingPlan:
     """A jump from t to s ≤ r by F(x_t, t, s), then the forward process p(x_r | x_s); none where s = r."""
     host = host_transport(transport)
     keep = host.alpha(r) / host.alpha(s)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.grids import GRIDS, make_grid
-from tim_jax.transitions.sampling.plans import SAMPLERS, STOCHASTIC, Plan, host_transport
+from tim_jax.transitions.sampling.plans import SAMPLERS, STOCHASTIC, SamplingPlan, host_transport
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Query
 
@@ -100,7 +100,7 @@ def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) ->
     return (times >= low - hair) & (times <= high + hair)
 
 
-def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Plan:
+def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
     """The plan that goes along times (steps + 1,), down, or up from data to noise.
 
     Raises ValueError for times that neither fall nor grow, and upwards for samplers that only go down.
@@ -142,11 +142,11 @@ def steps_for(transport: Transport, most: int, sampling: Sampling) -> int:
     raise ValueError(f"evaluations is {most}; one step of {sampling.sampler} takes {least}")
 
 
-def padded(plan: Plan) -> Plan:
+def padded(plan: SamplingPlan) -> SamplingPlan:
     """The plan with evaluations appended that do not take place, to a length of PADDED or the next power of two."""
     count = len(plan.t)
     length = max(PADDED, 1 << (count - 1).bit_length())
-    return Plan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))
+    return SamplingPlan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))
 
 
 def image_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -176,7 +176,7 @@ def between(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 def sample(
     net: Net,
-    plan: Plan,
+    plan: SamplingPlan,
     x: jax.Array,
     condition: Any,
     null_condition: Any,
@@ -222,7 +222,7 @@ def sample(
         following = sum(a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)) + c * xi
         return (following, *states[:-1]), predictions
 
-    plan = Plan(*(jnp.asarray(part, x.dtype) for part in plan[:-1]), jnp.asarray(plan.guided))
+    plan = SamplingPlan(*(jnp.asarray(part, x.dtype) for part in plan[:-1]), jnp.asarray(plan.guided))
     length, memory = plan.a.shape
     nothing = jnp.zeros_like(x)
     carry = (x, *[nothing] * (memory - 1)), (nothing,) * memory
