@@ -1,9 +1,23 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: enters the repository root and defines `prepare core` or `prepare EXTRA`, which
-# makes .venv and installs once.
+# makes .venv and installs once. Where PYTHON names another version than that of .venv, a second environment beside it
+# is made and used, such as .venv-3.12.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-python="$PWD/.venv/bin/python"
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+venv=.venv
+if [[ -n ${PYTHON:-} ]]; then
+    if ! version="$(version_of "$PYTHON")"; then
+        echo "PYTHON is $PYTHON; it must be a Python that runs, 3.11 or newer" >&2
+        exit 2
+    fi
+    if [[ -x .venv/bin/python && $version != "$(version_of .venv/bin/python)" ]]; then
+        venv=.venv-$version
+    fi
+fi
+python="$PWD/$venv/bin/python"
 
 find_python() {
     local candidate
@@ -24,12 +38,17 @@ make_venv() {
         echo "$base: has no venv or ensurepip; install them (on Debian and Ubuntu: apt-get install python3-venv)" >&2
         return 2
     fi
-    echo "making .venv with $base"
-    "$base" -m venv .venv
+    echo "making $venv with $base"
+    "$base" -m venv "$venv"
+}
+
+# Exact versions: JAX 0.10 for Python 3.11, which newer ones no longer support, and the newest JAX for the others.
+constraints() {
+    if [[ "$(version_of "$python")" == 3.11 ]]; then echo constraints.txt; else echo constraints-3.12.txt; fi
 }
 
 # The root is part of the stamp because an editable install points to it.
-checksum() { { echo "$PWD"; cat pyproject.toml constraints.txt; } | cksum; }
+checksum() { { echo "$PWD"; cat pyproject.toml constraints*.txt; } | cksum; }
 
 prepare() {
     local extra="$1" target=. sum
@@ -37,26 +56,27 @@ prepare() {
         target=".[$extra]"
     fi
     sum="$(checksum)"
-    if [[ -x $python && "$(cat ".venv/installed-$extra" 2>/dev/null)" == "$sum" ]]; then
+    if [[ -x $python && "$(cat "$venv/installed-$extra" 2>/dev/null)" == "$sum" ]]; then
         return
     fi
     "$python" -m pip --version >/dev/null 2>&1 || make_venv
-    echo "installing tim_jax and what it needs into .venv"
-    "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$target"
-    echo "$sum" | tee .venv/installed-core >".venv/installed-$extra"
+    echo "installing tim_jax and what it needs into $venv"
+    "$python" -m pip install --quiet --disable-pip-version-check --constraint "$(constraints)" --editable "$target"
+    echo "$sum" | tee "$venv/installed-core" >"$venv/installed-$extra"
 }
 
-# The GPU compiler, for tests that read what it makes of the attention kernels. It lies apart from .venv: where JAX finds
-# it, it looks for a GPU, and says so if there is none. There is none for other systems than Linux.
+# The GPU compiler, for tests that read what it makes of the attention kernels. It lies apart from the environment:
+# where JAX finds it, it looks for a GPU, and says so if there is none. There is none for other systems than Linux.
 prepare_gpu_compiler() {
-    local folder=.cache/gpu-compiler sum
+    local folder sum
+    folder=".cache/gpu-compiler/$(version_of "$python")"
     sum="$(checksum)"
     if [[ "$(uname -s)" != Linux || "$(cat "$folder/installed" 2>/dev/null)" == "$sum" ]]; then
         return
     fi
     echo "installing the GPU compiler into $folder"
     rm -rf "$folder"
-    if "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+    if "$python" -m pip install --quiet --disable-pip-version-check --constraint "$(constraints)" --no-deps \
         --target "$folder" jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc; then
         echo "$sum" >"$folder/installed"
     else

@@ -48,7 +48,7 @@ def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype):
     assert [name for name, _ in kernels_of(program.as_text())] == sorted(KERNELS)
 
 
-GPU_COMPILER = pathlib.Path(__file__).parents[2] / ".cache" / "gpu-compiler"
+GPU_COMPILER = pathlib.Path(__file__).parents[2] / ".cache" / "gpu-compiler" / "{}.{}".format(*sys.version_info)
 COMPILE_FOR_GPU = """
 import sys
 import jax.numpy as jnp
