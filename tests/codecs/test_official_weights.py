@@ -14,8 +14,6 @@ from tim_jax.networks import TiM
 from tim_jax.types import Query
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-# Compiling is most of the time of these tests: have XLA take less trouble.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 TINY = {
     "patch_size": 2, "channels": 4, "width": 64, "depth": 3, "heads": 4, "bottleneck": 24, "encoder_depth": 2,
     "z_dim": 16, "projector_width": 32, "num_classes": 10, "rope_order": "official",
@@ -64,7 +62,7 @@ def test_forward_pass_is_the_published_one(golden, answer):
         condition = {"label": arrays[form.format("y")].astype(np.int32)}
     query = Query(jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.asarray(t), jnp.asarray(r), condition)
     params = from_official(weights(name), shapes)
-    forward = jax.jit(lambda p, q: net.apply({"params": p}, (q,), hidden=True), compiler_options=QUICK)
+    forward = jax.jit(lambda p, q: net.apply({"params": p}, (q,), hidden=True))
     with jax.default_matmul_precision("highest"):
         (out,) = forward(params, query)
     np.testing.assert_allclose(out.F.transpose(0, 3, 1, 2), arrays[F_name], atol=1e-5, rtol=0)

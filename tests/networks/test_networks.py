@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import jit
 from jax.sharding import PartitionSpec as P
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
@@ -21,10 +22,6 @@ TINY = {
     "projector_width": 16, "num_classes": 10, "text_width": 6,
 }  # fmt: skip
 CONDITIONS = ("class", "text")
-# Compiling is most of the time of these tests: have XLA take less trouble.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
 
 
 def make_net(**fields):
