@@ -2,7 +2,8 @@
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
 teacher, optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint,
-sampling, evaluation, model.attention, and the rest of codecs. A teacher may move, but must be the same checkpoint.
+sampling, evaluation, model.attention, model.remat, and the rest of codecs. A teacher may move, but must be the same
+checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -31,14 +32,14 @@ def get_config():
     config.data.buckets = ConfigDict()
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
-    config.data.buckets.most = 64  # buckets that are made
+    config.data.buckets.max_buckets = 64  # buckets that are made
     config.data.buckets.tokens = 0  # of a global batch, which sets its rows by bucket; 0: batch_size rows of any
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
     config.data.buckets.enlarge = False  # use images that are too small for every bucket
     # Rows are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they are
     # what is trained on.
     config.data.encode = False
-    config.data.noise = False  # rows bring the noise that they were made from (python -m tim_jax.pairs)
+    config.data.paired_noise = False  # rows bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of rows trained with the null condition
     config.data.features_width = 0  # width of frozen image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
@@ -82,6 +83,11 @@ def get_config():
     config.model.projector_width = 2048  # of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     config.model.attention = "auto"
+    # What the backward pass computes again. "none": nothing, every activation is kept. "dots": neither products of
+    # weights nor blockwise attention; as fast as "none" in two thirds of its memory. "attention": products, but not
+    # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
+    # operations than "none".
+    config.model.remat = "dots"
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 
@@ -104,23 +110,26 @@ def get_config():
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
-    config.objective.tangent.warmup = placeholder(int)  # steps over which dF/dt sets in
-    config.objective.tangent.most = placeholder(float)  # share of dF/dt that sets in
-    config.objective.tangent.differentiate = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
+    config.objective.tangent.warmup_steps = placeholder(int)  # steps over which dF/dt sets in
+    config.objective.tangent.max_share = placeholder(float)  # share of dF/dt that sets in
+    config.objective.tangent.differentiate_steps = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
     # semigroup
     config.objective.bootstrap = ConfigDict()
-    config.objective.bootstrap.weights = placeholder(str)  # whose two jumps are the target: "online" or an average
+    config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or an average
     config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
-    config.objective.bootstrap.finest = placeholder(float)  # shorter jumps, in shares of the times, are asked at r = t
-    config.objective.bootstrap.solver = placeholder(int)  # steps along the teacher that are the first; 0: none
-    # weights
-    config.objective.weight_kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
-    config.objective.weight_scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
-    config.objective.weight_difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
-    config.objective.weight_sigma_d = placeholder(float)
-    config.objective.adaptive_power = placeholder(float)  # rows are divided by (own loss + offset)^power; 0: not
-    config.objective.adaptive_offset = placeholder(float)
-    config.objective.adaptive_total = placeholder(bool)  # the offset is for sums over the values of a row, not means
+    config.objective.bootstrap.min_interval = placeholder(
+        float
+    )  # shorter jumps, in shares of the times, are asked at r = t
+    config.objective.bootstrap.solver_steps = placeholder(int)  # steps along the teacher that are the first; 0: none
+    config.objective.weight = ConfigDict()
+    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
+    config.objective.weight.scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
+    config.objective.weight.sigma_d = placeholder(float)
+    config.objective.adaptive = ConfigDict()
+    config.objective.adaptive.power = placeholder(float)  # rows are divided by (own loss + offset)^power; 0: not
+    config.objective.adaptive.offset = placeholder(float)
+    config.objective.adaptive.total = placeholder(bool)  # the offset is for sums over the values of a row, not means
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
@@ -129,13 +138,13 @@ def get_config():
     config.objective.alignment_weight = placeholder(float)  # of the cosine to frozen image features; 0: none
     config.objective.contrast = ConfigDict()  # low_noise_contrastive alone has it
     config.objective.contrast.share = placeholder(float)  # of rows with little noise
-    config.objective.contrast.below = placeholder(float)  # which is below this share of the times
+    config.objective.contrast.max_time = placeholder(float)  # which is below this share of the times
     config.objective.contrast.temperature = placeholder(float)
     config.objective.contrast.weight = placeholder(float)
     config.objective.score = ConfigDict()  # rcm alone has it
     config.objective.score.weight = placeholder(float)  # of score distillation
-    config.objective.score.rollout = placeholder(int)  # most jumps of the samples that it looks at
-    config.objective.points = placeholder(int)  # of a trajectory of the teacher; tbcm alone has it
+    config.objective.score.max_jumps = placeholder(int)  # most jumps of the samples that it looks at
+    config.objective.trajectory_points = placeholder(int)  # of a trajectory of the teacher; tbcm alone has it
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_cond = placeholder(float)  # 0 with w_gt = 1: none
@@ -145,23 +154,27 @@ def get_config():
     config.objective.guidance.start_step = placeholder(int)
     config.objective.guidance.ema = placeholder(str)  # by which weights: an average or "online"
     config.objective.input_guidance = ConfigDict()
-    config.objective.input_guidance.most = placeholder(float)  # scales 1 … most are an input of the network; 1: none
+    config.objective.input_guidance.max_scale = placeholder(
+        float
+    )  # scales 1 … most are an input of the network; 1: none
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
 
     # The frozen model that some objectives learn from, any run of the same rows, transport and conditions.
     config.teacher = ConfigDict()
-    config.teacher.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
-    config.teacher.which = "slow"  # of its weights: the name of an average, or "online"
+    config.teacher.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
+    config.teacher.ema = "slow"  # of its weights: the name of an average, or "online"
     config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.teacher.guidance_high = 1.0
-    config.teacher.weaker = ""  # guidance away from this weaker model, not from the null condition
-    config.teacher.weaker_which = "slow"
+    config.teacher.weak_checkpoint = ""  # guidance away from this weaker model, not from the null condition
+    config.teacher.weak_ema = "slow"
 
     # The law of (t, r).
     config.times = ConfigDict()
-    config.times.law = placeholder(str)  # default (the transport's), logit_normal, log_normal, uniform, log_uniform, …
+    config.times.distribution = placeholder(
+        str
+    )  # default (the transport's), logit_normal, log_normal, uniform, log_uniform, …
     config.times.P_mean = placeholder(float)  # of the normal in logit_normal and log_normal
     config.times.P_std = placeholder(float)
     config.times.share_equal = placeholder(float)  # share of rows with r = t; 1.0 is flow matching
@@ -183,7 +196,8 @@ def get_config():
     config.optimizer.accumulation = 1  # microbatches per step
     # Names of parameters, or beginnings of them, with * for anything: "label_embedder", "blocks/attn", "*/bias".
     config.optimizer.frozen = ()  # stay as they start, such as ("blocks",)
-    config.optimizer.rates = ()  # factors of the learning rate, such as (("label_embedder", 10.0),); the first counts
+    # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
+    config.optimizer.learning_rate_factors = ()
 
     # Averaged weights, by name: decay per step.
     config.ema = ConfigDict()
@@ -191,9 +205,9 @@ def get_config():
 
     # What the first step starts from: the weights of another run, or, by default, scratch.
     config.start = ConfigDict()
-    config.start.weights = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
-    config.start.which = "slow"  # of its weights: the name of an average, or "online"
-    config.start.new = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
+    config.start.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
+    config.start.ema = "slow"  # of its weights: the name of an average, or "online"
+    config.start.reinitialise = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
 
     # Devices per mesh axis; -1: all the rest.
     config.mesh = ConfigDict()
@@ -213,11 +227,6 @@ def get_config():
     # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
     config.training.compilation_cache = "auto"
-    # What the backward pass computes again. "none": nothing, every activation is kept. "dots": neither products of
-    # weights nor blockwise attention; as fast as "none" in two thirds of its memory. "attention": products, but not
-    # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
-    # operations than "none".
-    config.training.remat = "dots"
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
@@ -226,7 +235,7 @@ def get_config():
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
     config.sampling = ConfigDict()
-    config.sampling.weights = "slow"  # the name of an average, or "online" for the raw weights
+    config.sampling.ema = "slow"  # the name of an average, or "online" for the raw weights
     config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
     config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
     config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
@@ -241,7 +250,7 @@ def get_config():
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
     config.evaluation.held_out = "held_out"  # the split that is held out; "": none
-    config.evaluation.samples = 0  # per step count and seed; 0: as many as the training part
+    config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
@@ -249,10 +258,11 @@ def get_config():
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
     config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
     config.evaluation.path = ""  # where these are, as data.path
-    config.evaluation.rows = 10000  # most images of which the kernel distance, precision and recall look at
-    config.evaluation.every = 0  # steps of training between evaluations; 0: none
-    config.evaluation.steps = (1, 2, 4, 8)  # step counts of those
-    config.evaluation.count = 0  # samples per step count of those; 0: as evaluation.samples
-    config.evaluation.weights = ()  # of those: names of averages, or "online"; (): sampling.weights
+    config.evaluation.max_images = 10000  # most images of which the kernel distance, precision and recall look at
+    config.evaluation.periodic = ConfigDict()
+    config.evaluation.periodic.every = 0  # steps of training between evaluations; 0: none
+    config.evaluation.periodic.steps = (1, 2, 4, 8)  # step counts of those
+    config.evaluation.periodic.num_samples = 0  # samples per step count of those; 0: as evaluation.num_samples
+    config.evaluation.periodic.emas = ()  # of those: names of averages, or "online"; (): sampling.ema
 
     return config

@@ -46,8 +46,8 @@ def get_config():
     config.times.share_equal = 0.8
     config.times.share_min = 0.05
 
-    config.objective.weight_kernel = "square"
-    config.objective.adaptive_power = 0.0
+    config.objective.weight.kernel = "square"
+    config.objective.adaptive.power = 0.0
     config.objective.direction = "none"
     config.objective.velocity = "online"
     return config

@@ -16,7 +16,7 @@ def student(changes, config=None, steps=1800):
     changes: {"section.key": value} of config, which by default has the objective of configs/base.py.
     """
     config = config or loading.load("digits").network()
-    config.start.weights = config.teacher.weights = WORKDIR
+    config.start.checkpoint = config.teacher.checkpoint = WORKDIR
 
     config.optimizer.warmup_steps = 100
     config.optimizer.decay_steps = steps

@@ -21,5 +21,5 @@ def get_config():
     config.mesh.fsdp = 1
 
     config.training.steps = 400_000
-    config.training.remat = "none"
+    config.model.remat = "none"
     return config

@@ -30,6 +30,6 @@ def get_config():
     config.mesh.fsdp = -1
 
     config.training.steps = 750_000
-    config.training.remat = "full"
+    config.model.remat = "full"
     config.checkpoint.every = 2000
     return config

@@ -6,7 +6,7 @@ The student is the teacher's twin and starts from its weights; the teacher is ke
 Hardware: as configs/imagenet256_xl.py. What both need of a chip:
     python -m tim_jax.plan --config=imagenet256_xl_distilled --teacher=imagenet256_xl --topology=v5p:4x4x8
 Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl_distilled.py --workdir=gs://BUCKET/student
-    --config.teacher.weights=gs://BUCKET/imagenet256_xl --config.start.weights=gs://BUCKET/imagenet256_xl
+    --config.teacher.checkpoint=gs://BUCKET/imagenet256_xl --config.start.checkpoint=gs://BUCKET/imagenet256_xl
 """
 
 from tim_jax.config import loading
@@ -19,10 +19,10 @@ def get_config():
     config.objective.alignment_weight = 0.0
     config.data.features_width = 0
 
-    config.teacher.weights = config.start.weights = "runs/imagenet256_xl"
+    config.teacher.checkpoint = config.start.checkpoint = "runs/imagenet256_xl"
     config.teacher.dtype = "bfloat16"
     config.teacher.guidance = 1.5
-    config.start.new = ("projector",)  # which the teacher has alone, for alignment
+    config.start.reinitialise = ("projector",)  # which the teacher has alone, for alignment
 
     config.training.steps = 50_000
     return config

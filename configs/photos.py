@@ -15,7 +15,7 @@ def get_config():
     config.data.width = 32
     config.data.channels = 3
     config.data.buckets.area = 32 * 32
-    config.data.buckets.most = 7
+    config.data.buckets.max_buckets = 7
     config.data.buckets.tokens = 2048
     config.data.batch_size = 256  # unused: tokens say how many rows
     config.data.flip = 0.5

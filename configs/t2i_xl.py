@@ -32,7 +32,7 @@ def get_config():
     config.model.condition = "text"
     config.model.dtype = "bfloat16"
 
-    config.times.law = "logit_normal"
+    config.times.distribution = "logit_normal"
     config.times.P_mean = 0.0
     config.times.P_std = 1.6
     config.times.shift_reference = 1024.0  # 32 × 32 latent positions: images of 1024 × 1024
@@ -52,6 +52,6 @@ def get_config():
     config.mesh.fsdp = -1
 
     config.training.steps = 500_000
-    config.training.remat = "attention"
+    config.model.remat = "attention"
     config.checkpoint.every = 1000
     return config

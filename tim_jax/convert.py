@@ -121,7 +121,7 @@ def export_weights(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.file}: is there already")
         saved = warm_start.find(args.workdir, "WORKDIR")
         config = warm_start.record(saved)["config"]
-        found, which = warm_start.weights_of(saved), args.which or config["sampling"]["weights"]
+        found, which = warm_start.weights_of(saved), args.which or config["sampling"]["ema"]
         if which not in found:
             raise ValueError(f"--which is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
         here = SingleDeviceSharding(jax.local_devices()[0])

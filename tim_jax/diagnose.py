@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
     found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
     if jax.process_index() == 0:
-        diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling_weights, **found}, folder)
+        diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling_ema, **found}, folder)
         print(f"written: {', '.join(str(folder / name) for name in diagnostics.NAMES)}")
 
 

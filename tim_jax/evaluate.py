@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
     parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
-    parser.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.samples")
+    parser.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
     parser.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
     parser.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
                         "as published evaluations read them")  # fmt: skip
@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if args.count is not None:
             if args.count < (1 if args.export else LEAST):
                 raise ValueError(f"--count is {args.count}; it must be at least {1 if args.export else LEAST}")
-            overrides["evaluation.samples"] = str(max(args.count, LEAST))
+            overrides["evaluation.num_samples"] = str(max(args.count, LEAST))
         folder = epath.Path(args.workdir)
         run = build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)
@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         weights, training_step = load_weights(run, folder)
         run = with_found_grid(run, folder, training_step)
         nfe = {number: evaluations(run.transport, number, run.sampling) for number in steps}
-        count = args.count or run.evaluation.samples if args.export else count
+        count = args.count or run.evaluation.num_samples if args.export else count
         generator = measuring.generator_of(run, count)
         generator.load()
 
@@ -77,7 +77,7 @@ def check_export(run: Run, args: argparse.Namespace) -> None:
         raise ValueError(f"--steps is {args.steps!r}; with --export it must be one step count")
     if not args.export.endswith(".npz"):
         raise ValueError(f"--export is {args.export!r}; it must end with .npz")
-    if not (args.count or run.evaluation.samples):
+    if not (args.count or run.evaluation.num_samples):
         raise ValueError("--count: missing; with --export it says how many samples to write")
     if not run.shows_images:
         raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")

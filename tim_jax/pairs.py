@@ -3,7 +3,8 @@ python -m tim_jax.pairs --verify=DIR
 
 Writes pairs (ε, x̂(ε)) of noise and the sample that a trained run makes of it, once, to shards in DIR: what rectified
 flow's reflow is trained on (configs/distillation/reflow.py), with --config.data.source=shards --config.data.path=DIR
---config.data.noise=True. Labels, or the captions of the run's own source, take their turns. Stopped or killed, the same
+--config.data.paired_noise=True. Labels, or the captions of the run's own source, take their turns. Stopped or killed,
+the same
 command goes on. With several processes each makes a share of the shards.
 """
 
@@ -54,7 +55,7 @@ class Pairs:
     rows_per_shard: int
     source: data.Source | None = None
 
-    doing, train_with = "sampling", "--config.data.noise=True"
+    doing, train_with = "sampling", "--config.data.paired_noise=True"
 
     @property
     def run(self) -> Run:

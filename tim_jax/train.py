@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
-            measurement = measuring.plan(run) if run.evaluation.every else None
+            measurement = measuring.plan(run) if run.evaluation.periodic.every else None
             if measurement is not None:
                 measuring.count_of(measurement)
             if run.sampling.grid == "optimal":

@@ -34,16 +34,16 @@ def get_ablation():
     tuned = loading.load("digits").get_config()
     changed = {
         "times": ("share_equal", "share_min"),
-        "objective": ("weight_kernel", "adaptive_power", "direction", "velocity"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
     }
     tim = {f"{part}.{key}": tuned[part][key] for part, keys in changed.items() for key in keys}
 
-    starts = {"start.weights": TEACHER}
-    learns = starts | {"teacher.weights": TEACHER}
-    warms_up = learns | {"objective.tangent.warmup": base.training.steps // 3}
-    weighs = warms_up | {"start.new": ("log_variance_head",)}
+    starts = {"start.checkpoint": TEACHER}
+    learns = starts | {"teacher.checkpoint": TEACHER}
+    warms_up = learns | {"objective.tangent.warmup_steps": base.training.steps // 3}
+    weighs = warms_up | {"start.reinitialise": ("log_variance_head",)}
     reflow = loading.load("distillation/reflow").get_config()
-    pairs = ("data.source", "data.path", "data.noise", "data.condition_dropout", "evaluation.source")
+    pairs = ("data.source", "data.path", "data.paired_noise", "data.condition_dropout", "evaluation.source")
     return Ablation(
         base=base,
         variants={

@@ -19,7 +19,7 @@ def get_ablation():
     tuned = loading.load("digits_small").get_config()
     changed = {
         "times": ("share_equal", "share_min"),
-        "objective": ("weight_kernel", "adaptive_power", "direction", "velocity"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
     }
     return Ablation(
         base=base,
@@ -32,12 +32,12 @@ def get_ablation():
             "improved_mean_flow": {"objective.name": "improved_mean_flow"},
             "modular_mean_flow": {
                 "objective.name": "modular_mean_flow",
-                "objective.tangent.differentiate": base.training.steps,
+                "objective.tangent.differentiate_steps": base.training.steps,
             },
             "scm": {
                 "objective.name": "scm",
                 "transport.name": "trigflow",
-                "objective.tangent.warmup": base.training.steps // 10,
+                "objective.tangent.warmup_steps": base.training.steps // 10,
             },
             "shortcut": {"objective.name": "shortcut"},
             "split_mean_flow": {"objective.name": "split_mean_flow"},

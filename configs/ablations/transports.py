@@ -15,7 +15,7 @@ from tim_jax.config import loading
 
 def get_ablation():
     base = loading.load("digits_small").get_config()
-    base.objective.weight_kernel = "constant"
+    base.objective.weight.kernel = "constant"
     return Ablation(
         base=base,
         variants={

@@ -14,17 +14,17 @@ from tim_jax.config import loading
 
 def get_ablation():
     base = loading.load("digits_small").get_config()
-    base.objective.weight_kernel = "sqrt"
+    base.objective.weight.kernel = "sqrt"
     return Ablation(
         base=base,
         variants={
             "sqrt": {},
-            "constant": {"objective.weight_kernel": "constant"},
-            "reciprocal": {"objective.weight_kernel": "reciprocal"},
-            "square": {"objective.weight_kernel": "square"},
-            "soft_min_snr": {"objective.weight_kernel": "soft_min_snr"},
-            "sqrt_of_time": {"objective.weight_scale": "time"},
-            "own_error": {"objective.adaptive_power": 1.0},
+            "constant": {"objective.weight.kernel": "constant"},
+            "reciprocal": {"objective.weight.kernel": "reciprocal"},
+            "square": {"objective.weight.kernel": "square"},
+            "soft_min_snr": {"objective.weight.kernel": "soft_min_snr"},
+            "sqrt_of_time": {"objective.weight.scale": "time"},
+            "own_error": {"objective.adaptive.power": 1.0},
             "direction": {"objective.direction": "image"},
         },
     )

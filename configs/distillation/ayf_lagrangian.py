@@ -11,5 +11,5 @@ from tim_jax.config import loading
 
 def get_config():
     return loading.load("digits_flow_matching").student(
-        {"objective.name": "ayf_lagrangian", "objective.tangent.warmup": 600}
+        {"objective.name": "ayf_lagrangian", "objective.tangent.warmup_steps": 600}
     )

@@ -14,5 +14,6 @@ from tim_jax.config import loading
 
 def get_config():
     return loading.load("digits_flow_matching").student(
-        {"objective.name": "rcm", "objective.tangent.warmup": 300, "start.new": ("log_variance_head",)}, steps=900
+        {"objective.name": "rcm", "objective.tangent.warmup_steps": 300, "start.reinitialise": ("log_variance_head",)},
+        steps=900,
     )

@@ -22,10 +22,10 @@ def get_config():
 
     config.data.source = "shards"
     config.data.path = "runs/digits_pairs"
-    config.data.noise = True
+    config.data.paired_noise = True
     config.data.condition_dropout = 0.0  # a pair belongs to its label
 
-    config.start.weights = "runs/digits_flow_matching"
+    config.start.checkpoint = "runs/digits_flow_matching"
 
     config.evaluation.source = "digits"
     return config

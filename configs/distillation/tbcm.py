@@ -13,5 +13,5 @@ from tim_jax.config import loading
 
 def get_config():
     return loading.load("digits_flow_matching").student(
-        {"objective.name": "tbcm", "objective.tangent.warmup": 600, "start.new": ("log_variance_head",)}
+        {"objective.name": "tbcm", "objective.tangent.warmup_steps": 600, "start.reinitialise": ("log_variance_head",)}
     )

@@ -11,5 +11,5 @@ from tim_jax.config import loading
 def get_config():
     config = loading.load("digits").network()
     config.objective.name = "modular_mean_flow"
-    config.objective.tangent.differentiate = 3600
+    config.objective.tangent.differentiate_steps = 3600
     return config

@@ -12,5 +12,5 @@ def get_config():
     config = loading.load("digits").network()
     config.objective.name = "scm"
     config.transport.name = "trigflow"
-    config.objective.tangent.warmup = 1200
+    config.objective.tangent.warmup_steps = 1200
     return config

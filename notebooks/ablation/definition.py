@@ -10,7 +10,7 @@ from tim_jax.ablation import Ablation
 def get_ablation():
     base = loading.load("digits_tiny").get_config()
     base.training.steps = base.optimizer.decay_steps = 800
-    base.evaluation.samples = 500
+    base.evaluation.num_samples = 500
     return Ablation(
         base=base,
         variants={

@@ -107,12 +107,12 @@ def test_runs_of_one_seed_come_before_the_next():
 
 def test_a_schedule_keeps_its_shape():
     base = tiny(training__steps="100", optimizer__decay_steps="90", optimizer__warmup_steps="10")
-    changes = {"objective.name": "scm", "objective.tangent.warmup": 50, "transport.name": "trigflow"}
-    base.objective.direction = base.objective.weight_kernel = base.objective.velocity = None
-    base.objective.adaptive_power = base.times.share_equal = base.times.share_min = None
+    changes = {"objective.name": "scm", "objective.tangent.warmup_steps": 50, "transport.name": "trigflow"}
+    base.objective.direction = base.objective.weight.kernel = base.objective.velocity = None
+    base.objective.adaptive.power = base.times.share_equal = base.times.share_min = None
     config = Ablation(base, {"a": changes}).config("a", steps=250)
     values = config.training.steps, config.optimizer.decay_steps, config.optimizer.warmup_steps
-    assert (*values, config.objective.tangent.warmup) == (250, 225, 25, 125)
+    assert (*values, config.objective.tangent.warmup_steps) == (250, 225, 25, 125)
     assert base.training.steps == 100
     short = Ablation(base, {"a": {}}).config("a", steps=1)
     assert short.optimizer.decay_steps > short.optimizer.warmup_steps
@@ -152,7 +152,7 @@ def test_what_was_planned_may_not_change(tmp_path, capsys):
     for changed, word in (
         (Ablation(tiny(), one.variants | {"b": {}}, equal="steps"), "objective.derivative is 'jvp'"),
         (Ablation(tiny(training__steps="5"), one.variants, equal="steps"), "training.steps is 5"),
-        (Ablation(tiny(evaluation__samples="17"), one.variants, equal="steps"), "evaluation.samples is 17"),
+        (Ablation(tiny(evaluation__num_samples="17"), one.variants, equal="steps"), "evaluation.num_samples is 17"),
         (Ablation(tiny(), one.variants, equal="steps", sampler_steps=(1,)), "sampler_steps is [1]"),
         (Ablation(tiny(), one.variants, equal="flops"), "equal is 'flops'"),
         (Ablation(tiny(), {"b": one.variants["b"]}, equal="steps"), "reference is 'b'"),

@@ -60,7 +60,7 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
 def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_device):
     """A variant's own workdir, beside the variants, has the figures that the variant has."""
     folder, words = tmp_path / "runs", arguments(tmp_path)
-    workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.weights": "online"})
+    workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.ema": "online"})
     workdirs.workdir(tmp_path / "long", "digits", **TINY | {"data.height": "16"})
     beside = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
 

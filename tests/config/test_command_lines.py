@@ -56,14 +56,14 @@ def fails(main, arguments, capsys):
         ("model.num_classes=4", ["model.num_classes", "4", "10"]),
         ("times.share_equal=1.5", ["times.share_equal", "1.5"]),
         ("times.share_min=0.7", ["share_equal + times.share_min", "1.5"]),
-        ("times.law=log_uniform", ["log_uniform", "T_min"]),
+        ("times.distribution=log_uniform", ["log_uniform", "T_min"]),
         ("transport.name=otfm", ["transport.name", "otfm", "ot_fm"]),
         ("objective.name=meanflow", ["objective.name", "meanflow", "mean_flow"]),
-        ("objective.tangent.warmup=x", ["tangent.warmup", "'x'", "int"]),
+        ("objective.tangent.warmup_steps=x", ["tangent.warmup_steps", "'x'", "int"]),
         ("objective.bootstrap.split=uniform", ["bootstrap.split", "no effect", "semigroup"]),
         ("objective.contrast.share=0.5", ["contrast.share", "no effect", "low_noise_contrastive"]),
         ("transport.sigma_d=0.3", ["transport.sigma_d", "0.3", "no effect"]),
-        ("objective.weight_kernel=cubic", ["kernel", "cubic", "sqrt"]),
+        ("objective.weight.kernel=cubic", ["kernel", "cubic", "sqrt"]),
         ("objective.derivative=exact", ["derivative", "exact", "jvp"]),
         ("objective.alignment_weight=1.0", ["alignment_weight", "features_width"]),
         ("objective.velocity=tutor", ["velocity", "tutor", "online", "teacher"]),
@@ -72,12 +72,12 @@ def fails(main, arguments, capsys):
         ("optimizer.name=sgd", ["optimizer.name", "sgd", "adamw"]),
         ("optimizer.accumulation=5", ["batch_size", "32", "5"]),
         ("ema.slow=1.0", ["ema.slow", "1.0"]),
-        ("sampling.weights=fast", ["sampling.weights", "fast", "slow"]),
+        ("sampling.ema=fast", ["sampling.ema", "fast", "slow"]),
         ("mesh.tensor=3", ["mesh.tensor", "3"]),
         ("training.steps=0", ["training.steps", "0"]),
         ("training.steps=many", ["training.steps", "many", "int"]),
         ("training.sample_steps=0,1", ["sample_steps", "0"]),
-        ("training.remat=everything", ["remat", "everything", "full"]),
+        ("model.remat=everything", ["remat", "everything", "full"]),
         ("data.source=digit", ["digit", "digits"]),
         ("data.height=16", ["data.height", "(8, 8)"]),
         ("data.buckets.tokens=64", ["data.batch_size", "32", "no effect", "data.buckets.tokens"]),
@@ -219,7 +219,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     capsys.readouterr()
     assert "--steps=8" in fails(sample.main, [*optimal, "--steps=8"], capsys)
     assert "sampler" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.sampler=euler"], capsys)
-    assert "weights" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.weights=student"], capsys)
+    assert "weights" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.ema=online"], capsys)
     record["of"]["step"] = 3
     (workdir / "grid.json").write_text(json.dumps(record))
     assert "tim_jax.grid" in fails(sample.main, [*optimal, "--steps=4"], capsys)
@@ -236,7 +236,7 @@ def test_a_run_from_before_a_key_had_come_goes_on(workdir):
 
 
 def test_the_any_step_table_of_a_run(workdir):
-    evaluate.main([f"--workdir={workdir}", "--steps=1,4,128", "--seeds=2", "--config.evaluation.samples=60"])
+    evaluate.main([f"--workdir={workdir}", "--steps=1,4,128", "--seeds=2", "--config.evaluation.num_samples=60"])
     table = json.loads((workdir / "any_step.json").read_text())
     assert [(row["steps"], row["nfe"]) for row in table["rows"]] == [(1, 1), (4, 4), (128, 128)]
     fields = {"steps", "nfe", "frechet", "kernel", "frechet_held_out", "seconds_per_image", "frechet_spread"}
@@ -244,7 +244,7 @@ def test_the_any_step_table_of_a_run(workdir):
     assert table["samples"] == 60 and table["step"] == 4 and table["floor"]["frechet"] > 0
     for name in ("any_step.png", "any_step_samples.png", "nearest.png", "any_step.md"):
         assert (workdir / name).stat().st_size > 0
-    evaluate.main([f"--workdir={workdir}", "--steps=2", "--seeds=1", "--config.evaluation.samples=60",
+    evaluate.main([f"--workdir={workdir}", "--steps=2", "--seeds=1", "--config.evaluation.num_samples=60",
                    "--config.sampling.guidance=2.0"])  # fmt: skip
     assert json.loads((workdir / "any_step.json").read_text())["rows"][0]["nfe"] == 4
     assert (workdir / "any_step.1.json").exists(), "an earlier table is kept"

@@ -278,7 +278,7 @@ def test_items_come_at_their_rates_in_order_and_evenly(amounts):
 def test_over_k_epochs_every_image_is_seen_k_times_give_or_take_one(tmp_path, how):
     source = Sized(many_sizes(150))
     how |= {"grid": Grid(side=4, rows_multiple=2), "fitting": Fitting(max_cropped=0.9)}
-    plan = made_plan(source, tmp_path, area=24 * 24, most=7, **how)
+    plan = made_plan(source, tmp_path, area=24 * 24, max_buckets=7, **how)
     assert len(plan.buckets) > 1 and plan.images() == 150
     order = data.Order(plan, seed=5)
     seen, step = np.zeros(150, int), 0

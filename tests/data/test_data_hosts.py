@@ -26,7 +26,7 @@ if count > 1:
     assert (jax.process_index(), jax.process_count()) == (index, count)
 source = data.open_source("photos", cache, "held_out")
 grid = data.Grid(side=4, rows_multiple=8)
-how = data.Bucketing(area=32 * 32, tokens=8 * 64, most=6, grid=grid)
+how = data.Bucketing(area=32 * 32, tokens=8 * 64, max_buckets=6, grid=grid)
 plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
 batches = data.global_batches(source, plan, 7, (index,), count, data.Look(flip=0.5, random_crop=True, side=4))
 found = []

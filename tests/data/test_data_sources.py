@@ -103,7 +103,9 @@ def test_a_source_makes_batches(any_source, tmp_path):
     sizes = read_sizes(any_source, tmp_path / "sizes")
     latents = any_source[0]["image"].dtype != np.uint8
     fitting = data.Fitting(max_cropped=0.9, resize=not latents)
-    plan = data.make_plan(any_source, sizes, data.Bucketing(area=12 * 12, rows=4, most=3, fitting=fitting), tmp_path)
+    plan = data.make_plan(
+        any_source, sizes, data.Bucketing(area=12 * 12, rows=4, max_buckets=3, fitting=fitting), tmp_path
+    )
     assert plan.images() == len(any_source)
     batches = data.global_batches(any_source, plan, 0, look=data.Look(flip=0.5))
     for step in range(4):

@@ -18,7 +18,7 @@ def test_a_mixture_draws_by_weight_and_each_row_of_a_source_alike(tmp_path):
     assert len(mixture) == 2 * ROWS
     assert [mixture[i]["label"] for i in range(2 * ROWS)] == LABELS * 2
     assert len({mixture.identity(i) for i in range(2 * ROWS)}) == 2 * ROWS
-    how = data.Bucketing(area=144, rows=2, most=2, fitting=data.Fitting(max_cropped=0.9))
+    how = data.Bucketing(area=144, rows=2, max_buckets=2, fitting=data.Fitting(max_cropped=0.9))
     plan = data.make_plan(mixture, read_sizes(mixture, tmp_path), how, tmp_path)
     assert len(plan.buckets) == 2 and plan.images() == 2 * ROWS
     order, seen = data.Order(plan, 0), np.zeros(2 * ROWS, int)

@@ -105,7 +105,7 @@ def test_json_has_no_word_for_what_is_not_finite():
 
 @pytest.mark.parametrize("name", ["trigflow", "vp", "ve", "edm"])
 def test_nodes_are_equal_noise_levels_of_every_transport(name):
-    run = build(load_config("digits_small", TINY | {"transport.name": name, "objective.weight_kernel": "constant"}))
+    run = build(load_config("digits_small", TINY | {"transport.name": name, "objective.weight.kernel": "constant"}))
     step = dataclasses.replace(run.trainer.step, nets={"float32": known, "ema": own})
     run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
     x = np.ones((2, 8, 8, 1), np.float32)

@@ -148,7 +148,7 @@ def test_references_are_computed_once_and_again_where_they_do_not_fit(place):
     kept_files = stored(place)
     assert len(kept_files) == 2, "of the training part and of the held-out part"
     assert run(place)["rows"][0]["frechet"] == first["rows"][0]["frechet"] and stored(place) == kept_files
-    fewer = run(place, "--config.evaluation.rows=100")
+    fewer = run(place, "--config.evaluation.max_images=100")
     assert len(stored(place)) == 4 and fewer["reference"]["rows"] == 100
     assert fewer["rows"][0]["frechet"] == first["rows"][0]["frechet"], "all images count where no rows are needed"
     assert fewer["rows"][0]["kernel"] != first["rows"][0]["kernel"]
@@ -208,11 +208,11 @@ def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys
         (["--config.evaluation.metrics=('sfid',)"], ["evaluation.metrics", "'sfid'", "spatial"]),
         (["--config.evaluation.features=dino"], ["evaluation.features", "dino", "inception"]),
         (["--config.evaluation.held_out=nowhere"], ["nowhere"]),
-        (["--config.evaluation.weights=('fast',)"], ["evaluation.weights", "fast", "slow"]),
-        (["--config.evaluation.steps=(0, 1)"], ["evaluation.steps", "0"]),
-        (["--config.evaluation.every=-1"], ["evaluation.every", "-1"]),
-        (["--config.evaluation.rows=3"], ["evaluation.rows", "3", "4"]),
-        (["--config.evaluation.count=3"], ["evaluation.count", "3", "4"]),
+        (["--config.evaluation.periodic.emas=('fast',)"], ["evaluation.periodic.emas", "fast", "slow"]),
+        (["--config.evaluation.periodic.steps=(0, 1)"], ["evaluation.periodic.steps", "0"]),
+        (["--config.evaluation.periodic.every=-1"], ["evaluation.periodic.every", "-1"]),
+        (["--config.evaluation.max_images=3"], ["evaluation.max_images", "3", "4"]),
+        (["--config.evaluation.periodic.num_samples=3"], ["evaluation.periodic.num_samples", "3", "4"]),
         (["--count=3"], ["--count", "3", "4"]),
         (["--nearest=-1"], ["--nearest", "-1"]),
         (["--export=x.npz", "--steps=1,2"], ["--steps", "1,2", "--export"]),
@@ -256,8 +256,9 @@ def lines(folder):
 
 
 def test_evaluation_while_training_changes_no_number_of_it(place):
-    every = ["--config.evaluation.every=2", "--config.evaluation.steps=1,2", "--config.evaluation.count=20",
-             "--config.evaluation.weights=('online', 'slow')"]  # fmt: skip
+    every = ["--config.evaluation.periodic.every=2", "--config.evaluation.periodic.steps=1,2",
+             "--config.evaluation.periodic.num_samples=20",
+             "--config.evaluation.periodic.emas=('online', 'slow')"]  # fmt: skip
     train.main(["--config=digits", f"--workdir={place / 'measured'}", *SMALL, where(place), *every])
     plain, found = lines(place / "plain"), lines(place / "measured")
     figures = [line for line in found if "loss" not in line]
@@ -295,7 +296,11 @@ def test_samples_that_are_not_finite_do_not_end_training(place, capsys, monkeypa
     from tim_jax.runs.generation import Generator
 
     monkeypatch.setattr(Generator, "batches", lambda *_, **__: iter([np.full((20, 8, 8, 1), np.nan)]))
-    more = ["--config.evaluation.every=4", "--config.evaluation.steps=1", "--config.evaluation.count=20"]
+    more = [
+        "--config.evaluation.periodic.every=4",
+        "--config.evaluation.periodic.steps=1",
+        "--config.evaluation.periodic.num_samples=20",
+    ]
     train.main(["--config=digits", f"--workdir={place / 'broken'}", *SMALL, where(place), *more,
                 "--config.model.condition=class"])  # fmt: skip
     assert "20 of 20" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from tim_jax.config.command_line import load_config
 TINY = {
     "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
     "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.steps": "4", "optimizer.decay_steps": "4",
-    "evaluation.samples": "16", "checkpoint.every": "4", "training.log_every": "4",
+    "evaluation.num_samples": "16", "checkpoint.every": "4", "training.log_every": "4",
 }  # fmt: skip
 FILE = """
 from tim_jax.config import loading

@@ -28,7 +28,7 @@ STUDENT = {
 # Another width, depth and patch size than the student's.
 TEACHER = STUDENT | {
     "objective.name": "flow_matching", "model.width": "32", "model.depth": "2", "model.patch_size": "2",
-    "model.dropout": "0.5", "data.features_width": "3", "training.remat": "full",
+    "model.dropout": "0.5", "data.features_width": "3", "model.remat": "full",
 }  # fmt: skip
 
 

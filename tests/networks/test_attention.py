@@ -281,7 +281,7 @@ def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(atte
     metrics, grads = step_of_xla(**condition)
     # With this the rule of the tangent cannot work: no loss that takes the tangent as a constant may need it.
     monkeypatch.setattr(xla, "attention", None)
-    changes = {"training__remat": remat, "mesh__fsdp": mesh[0], "mesh__tensor": mesh[1]}
+    changes = {"model__remat": remat, "mesh__fsdp": mesh[0], "mesh__tensor": mesh[1]}
     found, found_grads = step_of(mesh[0] * mesh[1], model__attention=attention, **condition, **changes)
     assert metrics["tangent_rms"] > 0.1 and np.abs(grads["online"]["blocks"]["attn"]["qkv"]["kernel"]).max() > 1e-3
     for name in ("loss", "grad_norm", "tangent_rms", "error_equal", "error_moving"):

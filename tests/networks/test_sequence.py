@@ -191,7 +191,7 @@ def test_memory_of_a_step_falls_with_the_devices_that_share_tokens():
         changes = {
             "model.width": "64", "model.depth": "2", "model.heads": str(heads), "model.bottleneck": "16",
             "model.encoder_depth": "1", "model.patch_size": "1", "model.attention": "blockwise", "data.height": "64",
-            "data.width": "64", "data.batch_size": "4", "training.remat": "full", "mesh.data": "1",
+            "data.width": "64", "data.batch_size": "4", "model.remat": "full", "mesh.data": "1",
             "mesh.sequence": str(devices),
         }  # fmt: skip
         return compile_step(load_config("digits", changes), topology(f"cpu:{devices}")).memory.activations

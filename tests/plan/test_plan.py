@@ -93,11 +93,11 @@ def test_a_step_costs_three_passes_and_the_tangent():
     """Flow matching is forward and twice as much backward; a tangent for half of the rows adds a half of a forward."""
     devices = topologies.topology("cpu:1")
     small = SMALL | {"mesh.data": "1", "mesh.fsdp": "1", "times.share_equal": "0.5", "objective.velocity": "data"}
-    small |= {"training.remat": "none"}
+    small |= {"model.remat": "none"}
     step = compile_step(load_config("digits", small), devices)
     plain = compile_step(load_config("digits", small | {"times.share_equal": "1.0", "times.share_min": "0.0"}), devices)
     assert 7 / 6 <= step.model_flops / plain.model_flops < 7 / 6 * 1.1
-    recomputed = compile_step(load_config("digits", small | {"training.remat": "full"}), devices)
+    recomputed = compile_step(load_config("digits", small | {"model.remat": "full"}), devices)
     assert recomputed.model_flops == step.model_flops == step.executed_flops
     assert 1.1 * step.executed_flops < recomputed.executed_flops < 1.5 * step.executed_flops
 

@@ -26,7 +26,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 MODEL = {
     "model.width": "64", "model.depth": "3", "model.heads": "4", "model.bottleneck": "24", "model.encoder_depth": "2",
     "model.projector_width": "32", "model.dtype": "float32", "data.height": "8", "data.width": "8",
-    "data.channels": "4", "data.features_width": "16", "training.remat": "none",
+    "data.channels": "4", "data.features_width": "16", "model.remat": "none",
 }  # fmt: skip
 # Golden weights, by the name of the released file they are like: the network's own keys.
 TINY = {
@@ -187,7 +187,7 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
         save_file({"latent": array, "label": np.array(0)}, latents / f"{i}.safetensors")
     more = [f"--config.data.path={tmp_path / 'latents'}", "--config.data.buckets.table=((8, 8),)"]
     unaligned = flags(convert.WITHOUT_ALIGNMENT)
-    start = [f"--config.start.weights={work}", "--config.training.steps=1", f"--config.loader.directory={tmp_path}"]
+    start = [f"--config.start.checkpoint={work}", "--config.training.steps=1", f"--config.loader.directory={tmp_path}"]
     training.main(["--config=released_imagenet256", f"--workdir={tmp_path / 'on'}", *keys, *unaligned, *more, *start])
     convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--which=student"])
     exported = load_file(tmp_path / "back.safetensors")

@@ -27,7 +27,7 @@ from tim_jax.system import lock
 ROWS, SIZES = 23, ((32, 32), (32, 48), (48, 32), (40, 70))
 TINY = {
     "data.source": "manifest", "data.height": "8", "data.width": "8", "data.channels": "4", "data.flip": "0.5",
-    "data.batch_size": "4", "data.buckets.area": "144", "data.buckets.tokens": "0", "data.buckets.most": "2",
+    "data.batch_size": "4", "data.buckets.area": "144", "data.buckets.tokens": "0", "data.buckets.max_buckets": "2",
     "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
     "model.patch_size": "2", "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
 }  # fmt: skip
@@ -280,7 +280,7 @@ def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
     [
         ({"codecs.text_states": "second_to_last"}, "text.states 'last'"),
         ({"data.text_tokens": "40"}, "text.tokens 72"),
-        ({"data.buckets.most": "1"}, "buckets."),
+        ({"data.buckets.max_buckets": "1"}, "buckets."),
         ({"codecs.dtype": "bfloat16"}, "codecs.dtype 'float32'"),
     ],
 )

@@ -15,7 +15,7 @@ from tim_jax.runs import input_pipeline
 from tim_jax.training import sharding
 
 TINY = {
-    "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.most": "3",
+    "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
     "data.buckets.tokens": "256", "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8",
     "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
     "training.steps": "6", "training.log_every": "2", "training.sample_every": "0", "training.sample_steps": "1,2",
@@ -105,7 +105,7 @@ def test_a_run_over_buckets_goes_on_bit_equal_and_samples_in_any_size(cache, tmp
         with pytest.raises(SystemExit) as stop:
             sample.main([f"--workdir={tmp_path / 'whole'}", f"--size={size}"])
         assert stop.value.code == 2 and f"--size is '{size}'" in capsys.readouterr().err
-    evaluate.main([f"--workdir={tmp_path / 'whole'}", "--steps=1", "--seeds=1", "--config.evaluation.samples=20"])
+    evaluate.main([f"--workdir={tmp_path / 'whole'}", "--steps=1", "--seeds=1", "--config.evaluation.num_samples=20"])
     assert json.loads((tmp_path / "whole" / "any_step.json").read_text())["floor"]["frechet"] > 0
 
 
@@ -159,7 +159,7 @@ def test_text_and_alignment_features_ride_along(text_width, named, tmp_path, cap
         data__source="shards", data__path=tmp_path / "shards", data__height=8, data__width=8, data__channels=4,
         data__buckets__area=36, data__buckets__tokens=0, data__batch_size=4, data__text_width=12, data__text_tokens=5,
         data__features_width=7, model__condition="text", objective__alignment_weight=0.5, model__patch_size=2,
-        data__buckets__most=64, model__projector_width=16,
+        data__buckets__max_buckets=64, model__projector_width=16,
     )  # fmt: skip
     where = [f"--workdir={tmp_path / 'run'}", f"--config.loader.directory={tmp_path / 'cache'}"]
     if named is None:
@@ -181,7 +181,10 @@ def test_text_and_alignment_features_ride_along(text_width, named, tmp_path, cap
         ({"model__condition": "text", "data__text_width": 8, "data__text_tokens": 4}, ["photos", "'text'"]),
         ({"data__features_width": 8}, ["photos", "'features'", "data.features_width"]),
         ({"data__channels": 1}, ["data.channels", "1", "3"]),
-        ({"data__buckets__area": 0, "data__buckets__tokens": 0, "data__buckets__most": 64}, ["data.buckets", "photos"]),
+        (
+            {"data__buckets__area": 0, "data__buckets__tokens": 0, "data__buckets__max_buckets": 64},
+            ["data.buckets", "photos"],
+        ),
     ],
 )
 def test_data_that_does_not_fit_is_named_and_nothing_is_touched(changes, named, cache, tmp_path, capsys):

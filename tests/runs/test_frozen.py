@@ -17,7 +17,7 @@ from tim_jax.runs import encoders, input_pipeline, measuring
 from tim_jax.runs.encoders.module import open_part
 
 TINY = {
-    "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.most": "3",
+    "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
     "data.buckets.tokens": "256", "data.flip": "0.0", "model.width": "16", "model.depth": "1", "model.heads": "2",
     "model.bottleneck": "8", "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0",
     "optimizer.decay_steps": "40", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
@@ -25,7 +25,7 @@ TINY = {
 }  # fmt: skip
 ONE_SHAPE = {
     "data.height": "8", "data.width": "8", "data.buckets.table": "((8, 8),)", "data.buckets.area": "0",
-    "data.buckets.most": "64", "data.buckets.tokens": "16",
+    "data.buckets.max_buckets": "64", "data.buckets.tokens": "16",
 }  # fmt: skip
 
 
@@ -122,7 +122,9 @@ def test_tiles_are_used_where_they_are_asked_for(build, published):
 def test_eight_devices_train_on_what_one_does(build, tmp_path):
     of = {}
     for devices in (1, 8):
-        run = build(devices=devices, data__buckets__table="((16, 16),)", data__buckets__area=0, data__buckets__most=64)
+        run = build(
+            devices=devices, data__buckets__table="((16, 16),)", data__buckets__area=0, data__buckets__max_buckets=64
+        )
         _, batch = read(run, tmp_path)
         assert len(batch["x"].sharding.device_set) == devices
         of[devices] = run.trainer(run.trainer.create(), batch)[1]
@@ -193,7 +195,7 @@ def test_training_draws_pictures_of_its_captions(trained, capsys):
 
 
 def test_samples_for_captions_are_measured(trained, capsys):
-    folder = trained(evaluation__samples=12)
+    folder = trained(evaluation__num_samples=12)
     evaluate.main([f"--workdir={folder}", "--steps=1,2", "--seeds=1", "--nearest=4"])
     table = json.loads((folder / "any_step.json").read_text())
     assert [row["steps"] for row in table["rows"]] == [1, 2] and table["rows"][0]["frechet"] > 0
@@ -203,7 +205,7 @@ def test_samples_for_captions_are_measured(trained, capsys):
 @pytest.mark.slow
 def test_samples_are_measured_as_the_images_they_become(trained, published, tmp_path, capsys):
     vae = published("autoencoder_kl_tiny")
-    folder = trained(codecs__autoencoder=vae, data__channels=4, model__patch_size=2, evaluation__samples=8)
+    folder = trained(codecs__autoencoder=vae, data__channels=4, model__patch_size=2, evaluation__num_samples=8)
     assert (folder / "samples" / "samples_00000002.png").exists()
     evaluate.main([f"--workdir={folder}", "--steps=1", "--count=8", f"--export={tmp_path / 'samples.npz'}"])
     with np.load(tmp_path / "samples.npz") as exported:

@@ -31,7 +31,7 @@ ROWS, STEPS, SEED = 22, 3, 5
 TINY = {name: value for name, value in workdirs.TINY.items() if not name.startswith("data.")}
 OF_PAIRS = {
     "data.source": "shards",
-    "data.noise": "True",
+    "data.paired_noise": "True",
     "data.condition_dropout": "0.0",
     "evaluation.source": "digits",
 }
@@ -118,7 +118,7 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(teacher, made, tmp
         ({"per_shard": 7}, "rows_per_shard 6"),
         ({"sampling__guidance": 2.0}, "sampling.guidance 1.5"),
         ({"sampling__sampler": "heun"}, "sampling.sampler 'flow_map'"),
-        ({"sampling__weights": "online"}, "sampling.weights 'slow'"),
+        ({"sampling__ema": "online"}, "sampling.ema 'slow'"),
     ],
 )
 def test_going_on_with_other_settings_is_refused(change, told, teacher, made, capsys):
@@ -150,7 +150,7 @@ def test_going_on_with_other_weights_is_refused(made, tmp_path, capsys):
         (["--config.sampling.sampler=consistency"], "sampling.sampler is 'consistency'"),
         (["--config.sampling.sampler=hein"], "sampling.sampler is 'hein'"),
         (["--config.sampling.grid=optimal"], "sampling.grid is 'optimal'"),
-        (["--config.sampling.weights=fast"], "sampling.weights is 'fast'"),
+        (["--config.sampling.ema=fast"], "sampling.ema is 'fast'"),
         (["--config.model.depth=7"], "config.model.depth is 7"),
         (["--config.mesh.tensor=3"], "mesh.tensor"),
     ],
@@ -270,16 +270,22 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"data.source": "digits", "data.path": ""}, "digits: its rows have no 'noise', which data.noise needs"),
-        ({"data.condition_dropout": "0.1"}, "data.condition_dropout is 0.1; it must be 0.0 where data.noise is True"),
-        (ENCODED, "data.encode is True; it must be False where data.noise is True"),
-        ({"data.flip": "0.5"}, "data.flip is 0.5; it must be 0.0 where data.noise is True"),
-        ({"data.flip": "0.5", "data.noise": "False"}, "data.flip is 0.5; the rows of shards are pairs"),
-        ({"data.buckets.area": "64"}, "data.buckets.area is 64; it must be 0 where data.noise is True"),
+        ({"data.source": "digits", "data.path": ""}, "digits: its rows have no 'noise', which data.paired_noise needs"),
+        (
+            {"data.condition_dropout": "0.1"},
+            "data.condition_dropout is 0.1; it must be 0.0 where data.paired_noise is True",
+        ),
+        (ENCODED, "data.encode is True; it must be False where data.paired_noise is True"),
+        ({"data.flip": "0.5"}, "data.flip is 0.5; it must be 0.0 where data.paired_noise is True"),
+        ({"data.flip": "0.5", "data.paired_noise": "False"}, "data.flip is 0.5; the rows of shards are pairs"),
+        ({"data.buckets.area": "64"}, "data.buckets.area is 64; it must be 0 where data.paired_noise is True"),
         ({"data.buckets.table": "((8, 8),)"}, "data.buckets.table is ((8, 8),); it must be ()"),
         ({"data.path": "/nowhere"}, "data.path is '/nowhere'"),
         ({"data.height": "16", "data.width": "16"}, "data.height, width are (16, 16)"),
-        ({"evaluation.source": "", "evaluation.every": "1"}, "evaluation.source is ''; the rows of shards are samples"),
+        (
+            {"evaluation.source": "", "evaluation.periodic.every": "1"},
+            "evaluation.source is ''; the rows of shards are samples",
+        ),
         ({"evaluation.path": "here"}, "evaluation.path is 'here', but has no effect"),
     ],
 )  # fmt: skip
@@ -292,7 +298,7 @@ def test_a_wrong_configuration_is_one_line_and_nothing_is_written(change, told, 
 
 
 def test_samples_can_be_trained_on_without_their_noise(made):
-    run = student(made, **{"data.noise": "False", "data.condition_dropout": "0.1", "data.batch_size": "16"})
+    run = student(made, **{"data.paired_noise": "False", "data.condition_dropout": "0.1", "data.batch_size": "16"})
     batch, _ = batch_of(run)
     assert batch.keys() == {"x", "label"}
 
@@ -300,7 +306,7 @@ def test_samples_can_be_trained_on_without_their_noise(made):
 def test_the_configuration_is_measured_against_the_digits_as_its_teacher(made):
     run = build(load_config("configs/distillation/reflow.py", {"data.path": str(made)}), jax.devices()[:1])
     teacher = build(load_config("digits_flow_matching", {}), jax.devices()[:1])
-    assert run.config.data.noise and run.config.start.weights == "runs/digits_flow_matching"
+    assert run.config.data.paired_noise and run.config.start.checkpoint == "runs/digits_flow_matching"
     plans = [measuring.plan(of) for of in (run, teacher)]
     assert plans[0].fingerprint == plans[1].fingerprint and plans[0].fingerprint["data"].startswith("digits")
     for part in ("", "_held_out"):
@@ -331,7 +337,7 @@ def test_pairs_of_a_text_run_bring_captions_and_features(tmp_path):
             np.testing.assert_allclose(row["texts"][0].astype(np.float32), text, rtol=2**-7, atol=1e-5)
 
     more = {"data.encode": "False", "data.buckets.area": "0", "data.buckets.tokens": "0", "data.flip": "0.0"}
-    more |= {"data.buckets.most": "64"}
+    more |= {"data.buckets.max_buckets": "64"}
     keys = workdirs.TEXT | OF_PAIRS | more | {"data.path": str(tmp_path / "shards"), "data.batch_size": "8"}
     run = build(load_config("photos_t2i", keys), jax.devices()[:1])
     batch, _ = batch_of(run)
@@ -367,5 +373,5 @@ def test_kills_give_the_pairs_of_an_undisturbed_run(teacher, undisturbed, tmp_pa
 @pytest.mark.slow
 def test_two_processes_make_the_pairs_of_one(teacher, undisturbed, tmp_path):
     said = in_two(two_by_two(teacher, tmp_path / "shards"))
-    assert "--config.data.noise=True" in said[0] and "--config.data.noise=True" not in said[1]
+    assert "--config.data.paired_noise=True" in said[0] and "--config.data.paired_noise=True" not in said[1]
     assert contents(tmp_path / "shards") == contents(undisturbed)

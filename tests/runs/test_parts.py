@@ -20,12 +20,12 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
-    run = with_teachers(make_run(objective__name="scored_loudly", teacher__weights=teacher))
+    run = with_teachers(make_run(objective__name="scored_loudly", teacher__checkpoint=teacher))
     state = run.trainer.create()
     first = jax.device_get(state.params["score"])
     jax.tree.map(np.testing.assert_array_equal, first, state.params["online"])
     end, history = three_steps(run, state)
-    run_alone = with_teachers(make_run(teacher__weights=teacher))
+    run_alone = with_teachers(make_run(teacher__checkpoint=teacher))
     alone, alone_history = three_steps(run_alone, run_alone.trainer.create())
     assert set(end.params) == {"online", "score"} and set(end.emas) == {"slow"}
     assert history[0]["grad_norm_score"] > 100 * history[0]["grad_norm"], "else clipping would have nothing to tell"
@@ -41,9 +41,12 @@ def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
 
 
 def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
-    run = with_teachers(make_run(objective__name="scored", teacher__weights=teacher, start__weights=small))
+    run = with_teachers(make_run(objective__name="scored", teacher__checkpoint=teacher, start__checkpoint=small))
     state = first_state(run, epath.Path(tmp_path / "run"))()
-    saved, abstract = warm_start.find(str(small), "start.weights"), names.by_name(run.trainer.abstract.params["score"])
+    saved, abstract = (
+        warm_start.find(str(small), "start.checkpoint"),
+        names.by_name(run.trainer.abstract.params["score"]),
+    )
     read = warm_start.read_weights(saved, "slow", abstract)
     for tree in (*state.params.values(), state.emas["slow"]):
         jax.tree.map(np.testing.assert_array_equal, names.by_name(tree), read)
@@ -56,7 +59,9 @@ def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
         assert set(manager.item_metadata(0)["state"]["params"]) == {"online", "score"}
 
 
-@pytest.mark.parametrize("settings", [{}, dict(name="muon"), dict(frozen=("b",)), dict(rates=(("a", 2.0),))])
+@pytest.mark.parametrize(
+    "settings", [{}, dict(name="muon"), dict(frozen=("b",)), dict(learning_rate_factors=(("a", 2.0),))]
+)
 def test_every_part_is_optimized_as_if_it_were_alone(settings):
     rng = np.random.default_rng(0)
     settings = OptimizerSettings(**settings, clip=1.0, learning_rate=0.1)

@@ -21,7 +21,7 @@ MODEL = {
     "model.width": "64", "model.depth": "3", "model.heads": "4", "model.bottleneck": "24", "model.encoder_depth": "2",
     "model.projector_width": "32", "model.patch_size": "2", "model.dtype": "float32", "data.height": "8",
     "data.width": "8", "data.channels": "4", "data.features_width": "16", "data.text_width": "24",
-    "data.text_tokens": "32", "data.buckets.area": "64", "data.buckets.tokens": "64", "training.remat": "none",
+    "data.text_tokens": "32", "data.buckets.area": "64", "data.buckets.tokens": "64", "model.remat": "none",
 }  # fmt: skip
 RATE = 4e-4  # of learning, as the configuration has it
 
@@ -85,7 +85,7 @@ def test_released_weights_sample_train_on_and_go_back_to_official_files(publishe
         steps = {
             "training.steps": "2",
             "training.sample_steps": "1",
-            "start.weights": run,
+            "start.checkpoint": run,
             "loader.directory": tmp_path,
         }
         keys = MODEL | parts | data | steps | {"codecs.image_encoder": dino}

@@ -52,7 +52,7 @@ def after_three_steps(teacher):
     """A run with a teacher, its state after three steps and their metrics."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(OBJECTIVES, "taught", TOYS["taught"])
-        run = with_teachers(make_run(teacher__weights=teacher))
+        run = with_teachers(make_run(teacher__checkpoint=teacher))
         params = run.trainer.frozen_params["teacher"]
         before, lies = jax.device_get(params), buffers(params)
         end, history = three_steps(run, run.trainer.create())
@@ -68,7 +68,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     before, batch = jax.device_get(run.trainer.frozen_params["teacher"]), batch_of(run)
 
     # What is asked is the network of the teacher's own run, with the weights of its average.
-    saved = warm_start.find(str(teacher), "start.weights")
+    saved = warm_start.find(str(teacher), "start.checkpoint")
     with one_device():
         own = build(load_config("digits_flow_matching", TEACHER))
     abstract = names.by_name(own.trainer.abstract.emas["slow"])
@@ -84,7 +84,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     np.testing.assert_allclose(asked(run), output.F, atol=1e-5)
 
     # Nor does a checkpoint hold any of it, while it says what it was.
-    train(tmp_path / "run", data, teacher__weights=teacher)
+    train(tmp_path / "run", data, teacher__checkpoint=teacher)
     found = warm_start.find(str(tmp_path / "run"), "--workdir")
     with warm_start._opened(found.directory, whole=False) as manager:
         tree = manager.item_metadata(found.step)["state"]
@@ -95,7 +95,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     starts = (tmp_path / "run" / "starts.jsonl").read_text()
     assert json.loads(starts)["teachers"]["teacher"] == record
 
-    train(tmp_path / "nothing", data, "--check", teacher__weights=teacher)
+    train(tmp_path / "nothing", data, "--check", teacher__checkpoint=teacher)
     assert "one step of 16 rows" in capsys.readouterr().out and not (tmp_path / "nothing").exists()
 
     # A student is sampled without its teacher.
@@ -108,14 +108,14 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
 def workdir_without(folder, path):
     """The workdir with a configuration whose teacher is not there."""
     config = json.loads((folder / "config.json").read_text())
-    config["teacher"]["weights"] = path
+    config["teacher"]["checkpoint"] = path
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher, after_three_steps):
     one, _, history = after_three_steps
-    eight = with_teachers(make_run(8, mesh__data=1, mesh__fsdp=8, teacher__weights=teacher))
+    eight = with_teachers(make_run(8, mesh__data=1, mesh__fsdp=8, teacher__checkpoint=teacher))
     np.testing.assert_allclose(asked(eight), asked(one), atol=1e-5)
     _, metrics = eight.trainer(eight.trainer.create(), batch_of(eight))
     assert float(metrics["loss"]) == pytest.approx(history[0]["loss"], rel=1e-5)
@@ -130,7 +130,9 @@ def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher, after_
 
 def test_a_teacher_in_half_the_bytes(teacher, after_three_steps):
     whole, _, _ = after_three_steps
-    half = with_teachers(make_run(2, mesh__data=1, mesh__fsdp=2, teacher__weights=teacher, teacher__dtype="bfloat16"))
+    half = with_teachers(
+        make_run(2, mesh__data=1, mesh__fsdp=2, teacher__checkpoint=teacher, teacher__dtype="bfloat16")
+    )
     params = half.trainer.frozen_params["teacher"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     jax.tree.map(
@@ -145,12 +147,12 @@ def test_a_teacher_in_half_the_bytes(teacher, after_three_steps):
 def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path):
     told = TEACHER | {"objective.name": "improved_mean_flow", "data.features_width": "0"}
     folder = workdir(tmp_path / "told", "digits_flow_matching", **told)
-    run = with_teachers(make_run(teacher__weights=folder))
+    run = with_teachers(make_run(teacher__checkpoint=folder))
     with one_device():
         own = build(load_config("digits_flow_matching", told))
     assert own.network.guidance_input and own.network.output_heads
     batch, time = batch_of(run), jnp.full(16, 0.4)
-    saved = warm_start.find(str(folder), "start.weights")
+    saved = warm_start.find(str(folder), "start.checkpoint")
     weights = warm_start.read_weights(saved, "slow", names.by_name(own.trainer.abstract.emas["slow"]))
     condition = {"label": batch["label"], "guidance": jnp.tile(jnp.array([[1.0, 0.0, 1.0]]), (16, 1))}
     tree = unflatten_dict(weights, sep="/")
@@ -162,29 +164,29 @@ def test_a_run_knows_its_teacher_again(teacher, tmp_path, data, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(teacher, moved)
     copied(teacher, other, training__steps=7)  # another byte in one file
-    train(tmp_path / "run", data, teacher__weights=teacher)
+    train(tmp_path / "run", data, teacher__checkpoint=teacher)
     before = contents(tmp_path / "run")
 
-    said = refused(tmp_path / "run", data, capsys, teacher__weights=other, training__steps=3)
+    said = refused(tmp_path / "run", data, capsys, teacher__checkpoint=other, training__steps=3)
     one, two = (checksums.fingerprint(epath.Path(folder) / "checkpoints" / "0")[:12] for folder in (other, teacher))
-    assert f"teacher.weights is {other}/checkpoints/0 (fingerprint {one})" in said and one != two
+    assert f"teacher.checkpoint is {other}/checkpoints/0 (fingerprint {one})" in said and one != two
     assert f"{teacher}/checkpoints/0 (fingerprint {two})" in said and "workdir" in said
     given = dict(checkpoint__resume=tmp_path / "run", training__steps=3)
-    assert one in refused(tmp_path / "new", data, capsys, teacher__weights=other, **given)
+    assert one in refused(tmp_path / "new", data, capsys, teacher__checkpoint=other, **given)
     assert contents(tmp_path / "run") == before and not (tmp_path / "new").exists()
 
     # The same at another place, which is recorded from then on.
-    train(tmp_path / "run", data, teacher__weights=moved, training__steps=3)
+    train(tmp_path / "run", data, teacher__checkpoint=moved, training__steps=3)
     saved = warm_start.find(str(tmp_path / "run"), "--workdir")
     assert saved.step == 3 and warm_start.record(saved)["teachers"]["teacher"]["path"] == f"{moved}/checkpoints/0"
-    train(tmp_path / "new", data, teacher__weights=moved, **given | dict(training__steps=4))
+    train(tmp_path / "new", data, teacher__checkpoint=moved, **given | dict(training__steps=4))
     assert warm_start.find(str(tmp_path / "new"), "--workdir").step == 4
 
     # The teacher trains on: a workdir then means another checkpoint, and the one from before has to be named.
     shutil.copytree(other / "checkpoints" / "0", moved / "checkpoints" / "5")
-    said = refused(tmp_path / "run", data, capsys, teacher__weights=moved, training__steps=4)
+    said = refused(tmp_path / "run", data, capsys, teacher__checkpoint=moved, training__steps=4)
     assert f"{moved}/checkpoints/5" in said and f"{moved}/checkpoints/0" in said and "trained on" in said
-    train(tmp_path / "run", data, teacher__weights=moved / "checkpoints" / "0", training__steps=4)
+    train(tmp_path / "run", data, teacher__checkpoint=moved / "checkpoints" / "0", training__steps=4)
     assert warm_start.find(str(tmp_path / "run"), "--workdir").step == 4
 
 
@@ -204,8 +206,8 @@ def test_a_fingerprint_does_not_depend_on_who_wrote_the_manifests(tmp_path):
 
 
 def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
-    given = dict(objective__name="taught_away", teacher__weights=teacher, teacher__guidance=2.0)
-    given |= dict(teacher__weaker=small, teacher__weaker_which="online")
+    given = dict(objective__name="taught_away", teacher__checkpoint=teacher, teacher__guidance=2.0)
+    given |= dict(teacher__weak_checkpoint=small, teacher__weak_ema="online")
     train(tmp_path / "run", data, **given)
     saved = warm_start.find(str(tmp_path / "run"), "--workdir")
     recorded = warm_start.record(saved)["teachers"]
@@ -213,17 +215,21 @@ def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
         "teacher": (f"{teacher}/checkpoints/0", "slow"), "weaker": (f"{small}/checkpoints/0", "online"),
     }  # fmt: skip
     # One less, or one more, is another teaching.
-    one, two = with_teachers(make_run(teacher__weights=teacher)), with_teachers(make_run(**given))
-    with pytest.raises(ValueError, match=f"^teacher.weaker is '', but {saved} learnt from {small}/checkpoints/0 "):
+    one, two = with_teachers(make_run(teacher__checkpoint=teacher)), with_teachers(make_run(**given))
+    with pytest.raises(
+        ValueError, match=f"^teacher.weak_checkpoint is '', but {saved} learnt from {small}/checkpoints/0 "
+    ):
         check_same(one, {"teachers": recorded}, saved)
-    with pytest.raises(ValueError, match=f"^teacher.weaker is {small}/checkpoints/0 .*, but {saved} learnt from ''"):
+    with pytest.raises(
+        ValueError, match=f"^teacher.weak_checkpoint is {small}/checkpoints/0 .*, but {saved} learnt from ''"
+    ):
         check_same(two, record(one), saved)
     check_same(two, {"teachers": recorded}, saved)
     check_same(two, {}, saved)  # weights that were imported have learnt from none
 
 
 def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
-    small = changed(dict(mesh__data=2, mesh__fsdp=4, teacher__weights=teacher))
+    small = changed(dict(mesh__data=2, mesh__fsdp=4, teacher__checkpoint=teacher))
     run = with_teachers(build(load_config("digits_flow_matching", small), jax.local_devices()))
     leaves = jax.tree.leaves(run.trainer.frozen_params)
     here = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards if shard.device.id == 0)
@@ -235,7 +241,7 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
         "from tim_jax import command_line\n"
         f"def get_config():\n    return command_line.load_config('digits_flow_matching', {TEACHER!r})\n"
     )
-    flags = [f"--config.{name}={text}" for name, text in small.items() if name != "teacher.weights"]
+    flags = [f"--config.{name}={text}" for name, text in small.items() if name != "teacher.checkpoint"]
     main = ["--config=digits_flow_matching", "--topology=cpu:8,cpu:8", *flags]
     assert planner.main([*main, f"--teacher={file}", f"--json={tmp_path / 'plan.json'}"]) == 0
     out = capsys.readouterr().out

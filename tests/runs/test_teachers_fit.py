@@ -33,14 +33,18 @@ def spoilt(source, to):
 @pytest.mark.parametrize(
     "recorded, changes, named",
     [
-        ({}, dict(teacher__weights=""), ["teacher.weights is ''", "'taught' learns from a teacher", "checkpoints"]),
-        ({}, dict(teacher__weights="nowhere"), ["teacher.weights is 'nowhere'", "a workdir with a checkpoint"]),
-        ({}, dict(teacher__which="fast"), ["teacher.which is 'fast'", "student, slow"]),
+        (
+            {},
+            dict(teacher__checkpoint=""),
+            ["teacher.checkpoint is ''", "'taught' learns from a teacher", "checkpoints"],
+        ),
+        ({}, dict(teacher__checkpoint="nowhere"), ["teacher.checkpoint is 'nowhere'", "a workdir with a checkpoint"]),
+        ({}, dict(teacher__ema="fast"), ["teacher.ema is 'fast'", "student, slow"]),
         ({}, dict(teacher__dtype="float8"), ["teacher.dtype is 'float8'", "float32, bfloat16"]),
         (dict(transport__name="vp"), {}, ["transport.name is 'vp'", "must be 'ot_fm'"]),
         (
             dict(transport__name="edm", transport__sigma_d=0.7),
-            dict(transport__name="edm", objective__weight_scale="time"),
+            dict(transport__name="edm", objective__weight__scale="time"),
             ["transport.sigma_d is 0.7", "must be 0.5"],
         ),
         (dict(data__height=16), {}, ["data.height is 16", "must be 8"]),
@@ -65,25 +69,25 @@ def spoilt(source, to):
         (
             {},
             dict(objective__name="flow_matching"),
-            ["teacher.weights is ", "no effect", "'flow_matching'", "asks no teacher"],
+            ["teacher.checkpoint is ", "no effect", "'flow_matching'", "asks no teacher"],
         ),
         (
             {},
-            dict(objective__name="flow_matching", teacher__weights="", teacher__guidance=2.0),
+            dict(objective__name="flow_matching", teacher__checkpoint="", teacher__guidance=2.0),
             ["teacher.guidance is 2.0", "no effect", "asks no teacher"],
         ),
         ({}, dict(teacher__guidance_low=0.2), ["teacher.guidance_low is 0.2", "teacher.guidance is 1"]),
-        ({}, dict(teacher__weaker="there"), ["teacher.weaker is 'there'", "teacher.guidance is 1"]),
+        ({}, dict(teacher__weak_checkpoint="there"), ["teacher.weak_checkpoint is 'there'", "teacher.guidance is 1"]),
         (
             {},
-            dict(teacher__guidance=2.0, teacher__weaker_which="online"),
-            ["teacher.weaker_which is 'online'", "teacher.weaker is ''"],
+            dict(teacher__guidance=2.0, teacher__weak_ema="online"),
+            ["teacher.weak_ema is 'online'", "teacher.weak_checkpoint is ''"],
         ),
-        ({}, dict(objective__name="taught_away"), ["teacher.weaker is ''", "learns from a teacher"]),
+        ({}, dict(objective__name="taught_away"), ["teacher.weak_checkpoint is ''", "learns from a teacher"]),
         (
             {},
-            dict(objective__name="taught_away", teacher__guidance=2.0, teacher__weaker="nowhere"),
-            ["teacher.weaker is 'nowhere'", "a workdir with a checkpoint"],
+            dict(objective__name="taught_away", teacher__guidance=2.0, teacher__weak_checkpoint="nowhere"),
+            ["teacher.weak_checkpoint is 'nowhere'", "a workdir with a checkpoint"],
         ),
         ({}, dict(objective__name="in_fours", data__batch_size=6), ["data.batch_size is 6", "4 rows of a group"]),
     ],
@@ -91,7 +95,7 @@ def spoilt(source, to):
 def test_what_does_not_fit_is_one_line_and_touches_nothing(recorded, changes, named, teacher, tmp_path, data, capsys):
     folder = tmp_path / "teacher"
     made = spoilt(teacher, folder) if recorded is None else copied(teacher, folder, **recorded)
-    given = {"teacher__weights": made} | changes
+    given = {"teacher__checkpoint": made} | changes
     for arguments in ([], ["--check"]):
         error = refused(tmp_path / "run", data, capsys, *arguments, **given)
         for word in named:
@@ -109,7 +113,7 @@ def test_an_average_has_a_name_of_its_own():
 def test_a_text_teacher_must_read_the_same_text(tmp_path):
     text = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"}
     folder = workdir(tmp_path / "text", "digits_flow_matching", **TEACHER | text)
-    changes = {key.replace(".", "__"): value for key, value in text.items()} | dict(teacher__weights=folder)
+    changes = {key.replace(".", "__"): value for key, value in text.items()} | dict(teacher__checkpoint=folder)
     run = with_teachers(make_run(**changes))
     rows = batch_spec(run.config, 16, (8, 8))
     run.trainer.trace(sharding.abstract_batch(run.mesh, rows))
@@ -128,8 +132,8 @@ def ablation_of(data, **changes):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(objective__name="taught"), "teacher.weights is ''"),
-        (dict(start__weights="nowhere"), "start.weights is 'nowhere'"),
+        (dict(objective__name="taught"), "teacher.checkpoint is ''"),
+        (dict(start__checkpoint="nowhere"), "start.checkpoint is 'nowhere'"),
         (dict(data__source="shards", data__path="nowhere"), ".*nowhere"),
     ],
 )
@@ -140,8 +144,10 @@ def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, s
 
 def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
     other = copied(teacher, tmp_path / "other", training__steps=7)
-    train(tmp_path / "runs" / "other" / "seed_1", data, teacher__weights=teacher)
+    train(tmp_path / "runs" / "other" / "seed_1", data, teacher__checkpoint=teacher)
     folder, changes = epath.Path(tmp_path / "runs"), dict(objective__name="taught")
-    ablate.validate(ablation_of(data, teacher__weights=teacher, **changes), folder)
-    with pytest.raises(ValueError, match="^variant 'other': teacher.weights is .*other.* but .*seed_1.* learnt from"):
-        ablate.validate(ablation_of(data, teacher__weights=other, **changes), folder)
+    ablate.validate(ablation_of(data, teacher__checkpoint=teacher, **changes), folder)
+    with pytest.raises(
+        ValueError, match="^variant 'other': teacher.checkpoint is .*other.* but .*seed_1.* learnt from"
+    ):
+        ablate.validate(ablation_of(data, teacher__checkpoint=other, **changes), folder)

@@ -125,7 +125,7 @@ SMALL = {
 def step(name, mesh, dtype, remat="full"):
     """(compiled step, its collectives, {shape of a layer's matrix: how many a block has}) on a mesh (data, fsdp, …)."""
     sizes = {f"mesh.{axis}": str(size) for axis, size in zip(AXES, mesh, strict=False)}
-    sizes |= {"model.dtype": dtype, "training.remat": remat}
+    sizes |= {"model.dtype": dtype, "model.remat": remat}
     config, devices = load_config("imagenet256_xl", SMALL | sizes), topology(name)
     compiled = compile_step(config, devices)
     blocks = jax.tree.leaves(compiled.shapes["online"]["blocks"])

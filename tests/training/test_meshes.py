@@ -11,7 +11,7 @@ from tim_jax.training import sharding
 
 STEPS = 20
 AXES = ("data", "fsdp", "tensor", "sequence")
-BLOCKWISE, REMAT = {"model.attention": "blockwise"}, {"training.remat": "full"}
+BLOCKWISE, REMAT = {"model.attention": "blockwise"}, {"model.remat": "full"}
 # Sizes of the axes, and what else is not as on the one device. Four heads go over `tensor` and `sequence` where these
 # divide them; in the last one keys and values are gathered.
 MESHES = {

@@ -119,7 +119,7 @@ def test_a_run_in_a_bucket_is_stopped_resumed_sampled_and_evaluated(bucket, cach
     with np.load(io.BytesIO((remote / "sampled/step6_8x8_flow_map_uniform_seed0_guidance1.npz").read_bytes())) as found:
         assert found["steps2"].shape == (4, 8, 8, 1) and np.isfinite(found["steps2"]).all()
     for _ in range(2):
-        evaluate.main([f"--workdir={remote}", "--steps=1", "--seeds=1", "--config.evaluation.samples=32"])
+        evaluate.main([f"--workdir={remote}", "--steps=1", "--seeds=1", "--config.evaluation.num_samples=32"])
     assert json.loads((remote / "any_step.json").read_text())["step"] == 6
     assert (remote / "any_step.1.json").exists()
 
@@ -131,7 +131,7 @@ def test_a_run_in_a_bucket_is_stopped_resumed_sampled_and_evaluated(bucket, cach
     assert [line["step"] for line in lines(remote / "metrics.jsonl")] == [2, 4, 6, 6]
 
     # Another run starts from it, whole or by its weights.
-    train(tmp_path / "warm", cache, "--config.training.steps=1", f"--config.start.weights={remote}")
+    train(tmp_path / "warm", cache, "--config.training.steps=1", f"--config.start.checkpoint={remote}")
     train(tmp_path / "on", cache, "--config.training.steps=7", f"--config.checkpoint.resume={remote}/checkpoints/6")
     told = capsys.readouterr().out
     assert f"parameters from {remote}/checkpoints/6, slow" in told and f"goes on from {remote}/checkpoints/6" in told

@@ -14,7 +14,7 @@ from tests.helpers.devices import for_devices
 DEVICES = 4
 TINY = [
     "--config.data.height=16", "--config.data.width=16", "--config.data.buckets.area=256",
-    "--config.data.buckets.most=3", "--config.data.buckets.tokens=256", "--config.model.width=16",
+    "--config.data.buckets.max_buckets=3", "--config.data.buckets.tokens=256", "--config.model.width=16",
     "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8", "--config.model.encoder_depth=1",
     "--config.model.patch_size=4", "--config.optimizer.warmup_steps=0", "--config.training.log_every=1",
     "--config.training.sample_every=0", "--config.training.sample_steps=1",
@@ -83,8 +83,12 @@ def test_processes_give_the_numbers_of_one(count, alone, tmp_path):
 def test_two_processes_learn_from_a_teacher_as_one_does(alone, tmp_path):
     """With a score that is trained beside the student: each process reads its part of the teacher."""
     folder, _ = alone
-    learner = ["--config.objective.name=rcm", f"--config.teacher.weights={folder / 'run'}"]
-    learner += ["--config.teacher.guidance=2.0", "--config.teacher.dtype=bfloat16", "--config.data.buckets.most=1"]
+    learner = ["--config.objective.name=rcm", f"--config.teacher.checkpoint={folder / 'run'}"]
+    learner += [
+        "--config.teacher.guidance=2.0",
+        "--config.teacher.dtype=bfloat16",
+        "--config.data.buckets.max_buckets=1",
+    ]
     one, two = (train(count, tmp_path / str(count), folder / "cache", 2, *learner) for count in (1, 2))
     for step in (1, 2):
         same(two[step], one[step])
@@ -101,7 +105,7 @@ def test_two_processes_sample_and_evaluate_what_one_does(alone, tmp_path):
         start(count, ["tim_jax.sample", f"--workdir={folder / 'run'}", "--steps=3", "--count=6", f"--out={out}"])
         (path,) = out.glob("*.npz")
         arrays.append(np.load(path)["steps3"])
-        few = ["--steps=2", "--seeds=1", "--config.evaluation.samples=10"]
+        few = ["--steps=2", "--seeds=1", "--config.evaluation.num_samples=10"]
         start(count, ["tim_jax.evaluate", f"--workdir={folder / 'run'}", *few])
         tables.append(json.loads((folder / "run" / "any_step.json").read_text())["rows"][0]["frechet"])
     np.testing.assert_allclose(arrays[0], arrays[1], atol=1e-5)

@@ -65,7 +65,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device):
 
 def test_accumulated_microbatches_average_to_the_whole_batch(one_device):
     """Times are drawn per microbatch, so equality is checked with all of them fixed at r = t = T_max."""
-    fixed = dict(times__share_equal=1.0, times__share_min=0.0, times__law="logit_normal", times__P_mean=30.0)
+    fixed = dict(times__share_equal=1.0, times__share_min=0.0, times__distribution="logit_normal", times__P_mean=30.0)
     fixed |= dict(objective__velocity="data")
     whole, _ = steps(make_run(**fixed), 2)
     parts, _ = steps(make_run(**fixed, optimizer__accumulation=4), 2)

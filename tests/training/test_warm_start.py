@@ -105,7 +105,7 @@ def test_a_run_starts_from_its_own_checkpoint_then_the_named_one_then_weights_th
     assert 0 < largest_difference(final(tmp_path / "whole").params["online"], scratch) < 5 * reach
 
     # Weights: from step 0, one step away from where the other run ended.
-    warm = {"start__weights": source, "start__which": "online"}
+    warm = {"start__checkpoint": source, "start__ema": "online"}
     train(tmp_path / "warm", training__steps=1, **warm)
     begun = final(tmp_path / "warm")
     assert "starts with 40 of 40 parameters" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_a_run_starts_from_its_own_checkpoint_then_the_named_one_then_weights_th
 
 
 def test_a_workdir_without_a_finished_checkpoint_still_starts_warm(source, tmp_path):
-    run = make_run(start__weights=source)
+    run = make_run(start__checkpoint=source)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     state = jax.device_get(first_state(run, epath.Path(tmp_path / "run"))())
     assert_equal(state.params["online"], final(source).emas["slow"])
@@ -161,7 +161,9 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
 
 
 def test_a_new_label_table_and_another_resolution(source, tmp_path):
-    changes = dict(start__weights=source, start__new="('label_embedder',)", model__num_classes=12, data__height=16)
+    changes = dict(
+        start__checkpoint=source, start__reinitialise="('label_embedder',)", model__num_classes=12, data__height=16
+    )
     run = make_run(**changes)
     state = first_state(run, epath.Path(tmp_path / "run"))()
     before, fresh = final(source).emas["slow"], make_run(model__num_classes=12).trainer.create()
@@ -186,15 +188,15 @@ def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
     )
     data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
     assert warm_start.latest(epath.Path(tmp_path / "run")).step == 5
-    assert warm_start.find(str(tmp_path / "run"), "start.weights").step == 3
+    assert warm_start.find(str(tmp_path / "run"), "start.checkpoint").step == 3
     with pytest.raises(
-        ValueError, match=f"^start.weights is '.*5'; that checkpoint cannot be used: .*{data.name} is al"
+        ValueError, match=f"^start.checkpoint is '.*5'; that checkpoint cannot be used: .*{data.name} is al"
     ):
-        warm_start.find(str(steps / "5"), "start.weights")
+        warm_start.find(str(steps / "5"), "start.checkpoint")
 
 
 def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
-    run = make_run(8, mesh__data=1, mesh__fsdp=4, mesh__tensor=2, start__weights=source)
+    run = make_run(8, mesh__data=1, mesh__fsdp=4, mesh__tensor=2, start__checkpoint=source)
     state = first_state(run, epath.Path(tmp_path / "run"))()
     placed = jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, run.trainer.abstract)
     assert all(jax.tree.leaves(placed))
@@ -204,36 +206,45 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        (dict(start__weights="{}/nowhere"), ["start.weights", "nowhere", "checkpoints/STEP"]),
-        (dict(start__weights="{}/run/checkpoints/7"), ["start.weights", "checkpoints/7"]),
+        (dict(start__checkpoint="{}/nowhere"), ["start.checkpoint", "nowhere", "checkpoints/STEP"]),
+        (dict(start__checkpoint="{}/run/checkpoints/7"), ["start.checkpoint", "checkpoints/7"]),
         (dict(checkpoint__resume="{}/nowhere"), ["checkpoint.resume", "nowhere", "checkpoints/STEP"]),
         (
             dict(checkpoint__resume="{}/run", optimizer__learning_rate=0.5),
             ["config.optimizer.learning_rate is 0.5", "checkpoints/3", "0.001"],
         ),
-        (dict(start__weights="{}/run", start__which="fast"), ["start.which", "fast", "student, slow"]),
+        (dict(start__checkpoint="{}/run", start__ema="fast"), ["start.ema", "fast", "student, slow"]),
         (
-            dict(start__weights="{}/run", start__new="('label_embeder',)"),
-            ["start.new", "'label_embeder'", "label_embedder"],
+            dict(start__checkpoint="{}/run", start__reinitialise="('label_embeder',)"),
+            ["start.reinitialise", "'label_embeder'", "label_embedder"],
         ),
-        (dict(start__weights="{}/run", start__new="(7,)"), ["start.new", "7", "'label_embedder'"]),
-        (dict(start__weights="{}/run", start__new="('*',)"), ["start.new", "takes nothing"]),
+        (dict(start__checkpoint="{}/run", start__reinitialise="(7,)"), ["start.reinitialise", "7", "'label_embedder'"]),
+        (dict(start__checkpoint="{}/run", start__reinitialise="('*',)"), ["start.reinitialise", "takes nothing"]),
         (
-            dict(start__weights="{}/run", model__num_classes=12),
-            ["start.weights", "label_embedder/table is (11, 32) there and (13, 32) here", "start.new"],
+            dict(start__checkpoint="{}/run", model__num_classes=12),
+            ["start.checkpoint", "label_embedder/table is (11, 32) there and (13, 32) here", "start.reinitialise"],
         ),
         (
-            dict(start__weights="{}/run", model__separate_interval_embedder=False),
-            ["delta_embedder/in/kernel is there alone", "start.new"],
+            dict(start__checkpoint="{}/run", model__separate_interval_embedder=False),
+            ["delta_embedder/in/kernel is there alone", "start.reinitialise"],
         ),
-        (dict(start__weights="{}/run", data__features_width=8), ["projector/in/kernel is not there", "2 more"]),
-        (dict(start__which="online"), ["start.which", "no effect", "start.weights"]),
-        (dict(start__new="('blocks',)"), ["start.new", "no effect", "start.weights"]),
+        (dict(start__checkpoint="{}/run", data__features_width=8), ["projector/in/kernel is not there", "2 more"]),
+        (dict(start__ema="online"), ["start.ema", "no effect", "start.checkpoint"]),
+        (dict(start__reinitialise="('blocks',)"), ["start.reinitialise", "no effect", "start.checkpoint"]),
         (dict(optimizer__frozen="('block',)"), ["optimizer.frozen", "'block'", "blocks"]),
         (dict(optimizer__frozen="('*',)"), ["optimizer.frozen", "nothing to train"]),
-        (dict(optimizer__rates="(('lable_embedder', 2.0),)"), ["optimizer.rates", "lable_embedder", "label_embedder"]),
-        (dict(optimizer__rates="('label_embedder', 2.0)"), ["optimizer.rates", "(pattern, factor)"]),
-        (dict(optimizer__rates="(('blocks', 0.0),)"), ["optimizer.rates", "above 0", "optimizer.frozen"]),
+        (
+            dict(optimizer__learning_rate_factors="(('lable_embedder', 2.0),)"),
+            ["optimizer.learning_rate_factors", "lable_embedder", "label_embedder"],
+        ),
+        (
+            dict(optimizer__learning_rate_factors="('label_embedder', 2.0)"),
+            ["optimizer.learning_rate_factors", "(pattern, factor)"],
+        ),
+        (
+            dict(optimizer__learning_rate_factors="(('blocks', 0.0),)"),
+            ["optimizer.learning_rate_factors", "above 0", "optimizer.frozen"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_touched(changes, named, train, source, tmp_path, capsys):
@@ -246,17 +257,17 @@ def test_what_does_not_fit_is_named_and_nothing_is_touched(changes, named, train
 
 
 def test_what_a_run_started_from_may_not_change_in_its_workdir():
-    before = make_run(start__weights="there").config
-    for changes in (dict(), dict(start__weights="there", start__new="('blocks',)")):
+    before = make_run(start__checkpoint="there").config
+    for changes in (dict(), dict(start__checkpoint="there", start__reinitialise="('blocks',)")):
         with pytest.raises(ValueError, match=r"config.start.(weights|new) is "):
             keys.compare_identity(workdir.to_json(before), make_run(**changes).config, "WORKDIR")
-    named = make_run(start__weights="there", checkpoint__resume="elsewhere").config
+    named = make_run(start__checkpoint="there", checkpoint__resume="elsewhere").config
     keys.compare_identity(workdir.to_json(before), named, "WORKDIR")
 
 
 def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_path):
     frozen = ("blocks", "*_embedder/in/bias")
-    run = make_run(start__weights=source, optimizer__frozen=frozen, optimizer__weight_decay=0.1)
+    run = make_run(start__checkpoint=source, optimizer__frozen=frozen, optimizer__weight_decay=0.1)
     state = first_state(run, epath.Path(tmp_path / "run"))()
     before = names.by_name(jax.device_get(state.params["online"]))
     batch = made_up_batch(run.config, 16)
@@ -348,7 +359,9 @@ def test_rates_multiply_the_learning_rate_of_their_parts(name):
     grads = jax.tree.map(jnp.cos, params)
     given = dict(name=name, learning_rate=0.1, weight_decay=0.1)
     plain = make_optimizer(OptimizerSettings(**given))
-    rated = make_optimizer(OptimizerSettings(**given, rates=(("label_embedder", 4.0), ("blocks", 0.5), ("*", 1.0))))
+    rated = make_optimizer(
+        OptimizerSettings(**given, learning_rate_factors=(("label_embedder", 4.0), ("blocks", 0.5), ("*", 1.0)))
+    )
     a, _ = plain.update(grads, plain.init(params), params)
     b, state = rated.update(grads, rated.init(params), params)
     expected = jax.tree.map(jnp.multiply, a, {"online": {"blocks": {"up": {"kernel": 0.5}},

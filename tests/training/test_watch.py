@@ -72,7 +72,7 @@ def test_utilisation_counts_the_operations_of_the_model_whatever_is_recomputed()
     counts = []
     for remat in ("none", "full"):
         given = [flag.removeprefix("--config.").split("=") for flag in SMALL]
-        run = build(load_config("digits", dict(given) | {"training.remat": remat}))
+        run = build(load_config("digits", dict(given) | {"model.remat": remat}))
         batch = sharding.put_batch(run.mesh, made_up_batch(run.config, 32))
         run.trainer(run.trainer.create(), batch)
         counts.append(run.trainer.flops(batch))

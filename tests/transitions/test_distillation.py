@@ -60,7 +60,7 @@ def test_scm_distillation_moves_along_the_teacher(w, x64):
     """g = −cos²t (F⁻ − F_T) − w (cos t sin t x_t + ∂F), ∂F along cos t sin t (F_T, 1), for σ_d = 1."""
     x, noise, t, _ = moving_rows()
     objective, r = OBJECTIVES["scm_distillation"](plain_times("trigflow")), jnp.zeros_like(t)
-    objective = dataclasses.replace(objective, tangent=dataclasses.replace(objective.tangent, warmup=1000))
+    objective = dataclasses.replace(objective, tangent=dataclasses.replace(objective.tangent, warmup_steps=1000))
     T = column(t)
     x_t = jnp.cos(T) * x + jnp.sin(T) * noise
     v = some_velocity(x_t, t)
@@ -97,7 +97,7 @@ def test_all_rows_learn_the_teachers_velocity(name, head, x64):
     transport = plain_times("ot_fm")
     objective = OBJECTIVES[name](transport)
     objective = dataclasses.replace(
-        objective, head_weight=head, tangent=dataclasses.replace(objective.tangent, most=0.0)
+        objective, head_weight=head, tangent=dataclasses.replace(objective.tangent, max_share=0.0)
     )
     x, noise = random(0), random(1)
     t, r = objective.draw(jax.random.key(0), len(x), positions=4)
@@ -171,7 +171,7 @@ def test_ctm_jumps_on_from_where_the_teacher_leads(x64):
     x, noise, t, r = moving_rows()
     transport = plain_times("ot_fm")
     objective = OBJECTIVES["ctm"](transport)
-    bootstrap = dataclasses.replace(objective.bootstrap, weights="online", split="half", solver=1)
+    bootstrap = dataclasses.replace(objective.bootstrap, ema="online", split="half", solver_steps=1)
     target = taught_target(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
     T, S = column(t), column((t + r) / 2)
     x_t = (1 - T) * x + T * noise
@@ -219,13 +219,13 @@ def test_guidance_of_a_teacher(x64):
         ),
         (
             "ayf_lagrangian",
-            dict(input_guidance=InputGuidance(most=3.0)),
-            "^objective.input_guidance.most is 3.0; .* teacher.guidance",
+            dict(input_guidance=InputGuidance(max_scale=3.0)),
+            "^objective.input_guidance.max_scale is 3.0; .* teacher.guidance",
         ),
         (
             "rcm",
-            dict(input_guidance=InputGuidance(most=3.0)),
-            "^objective.input_guidance.most is 3.0; with score distillation it must be 1",
+            dict(input_guidance=InputGuidance(max_scale=3.0)),
+            "^objective.input_guidance.max_scale is 3.0; with score distillation it must be 1",
         ),
     ],
 )
@@ -243,7 +243,9 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     gaussian, asked = Gaussian(transport, mean=0.3, std=0.6), []
     points, groups = 400, 3
     objective = OBJECTIVES["tbcm"](transport)
-    objective = dataclasses.replace(objective, points=points, times=Times("uniform", share_equal=0.0, share_min=1.0))
+    objective = dataclasses.replace(
+        objective, trajectory_points=points, times=Times("uniform", share_equal=0.0, share_min=1.0)
+    )
     assert objective.row_group == points
 
     def teacher(queries):
@@ -282,7 +284,7 @@ class Toy:
 
     def __init__(self, rollout=1):
         objective = OBJECTIVES["rcm"](plain_times("ot_fm"))
-        self.objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, rollout=rollout))
+        self.objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, max_jumps=rollout))
         self.rows = rows_of(random(0), random(1))
 
     def terms(self, theta, score, teacher=some_velocity):
@@ -351,7 +353,7 @@ def test_rollouts_of_the_exact_flow_map_are_data(transport, rollout):
     transport = plain_times(transport)
     gaussian = Gaussian(transport, mean=0.3, std=0.6)
     objective = OBJECTIVES["rcm"](transport)
-    objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, rollout=rollout))
+    objective = dataclasses.replace(objective, score=dataclasses.replace(objective.score, max_jumps=rollout))
     rows = rows_of(jnp.zeros((40_000, 1, 1, 1)), jnp.zeros((40_000, 1, 1, 1)))
     nets = {"online": lambda queries: tuple(answer(gaussian.F(q.x_t, q.t, q.r), q.x_t) for q in queries)}
     x = np.asarray(objective.rollout(nets, rows, jax.random.key(0)))
@@ -366,8 +368,8 @@ def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     objective = OBJECTIVES[name](transport)
     velocity = objective.velocity if name == "ctm" else "teacher"
     objective = dataclasses.replace(
-        objective, velocity=velocity, tangent=dataclasses.replace(objective.tangent, most=1.0, warmup=0),
-        bootstrap=dataclasses.replace(objective.bootstrap, solver=objective.bootstrap.solver and 16),
+        objective, velocity=velocity, tangent=dataclasses.replace(objective.tangent, max_share=1.0, warmup_steps=0),
+        bootstrap=dataclasses.replace(objective.bootstrap, solver_steps=objective.bootstrap.solver_steps and 16),
     )  # fmt: skip
     zero, one = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
 

@@ -16,7 +16,7 @@ from tim_jax.transitions.groups import split_rows
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import interpolate, prediction_target
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.times import LAWS, Times, spread
+from tim_jax.transitions.times import DISTRIBUTIONS, Times, spread
 from tim_jax.transitions.weights import (
     DIRECTION_AXES,
     KERNELS,
@@ -38,7 +38,7 @@ TINY = TiM(
 def make_objective(transport, **changes):
     settings = dict(
         transport=transport,
-        times=Times(transport.law, transport.P_mean, transport.P_std),
+        times=Times(transport.distribution, transport.P_mean, transport.P_std),
         weight=TimeWeight(scale="noise_to_signal"),
     )
     return Objective(**settings | changes)
@@ -198,10 +198,10 @@ def test_split_takes_and_merges_every_row_once(share, shards):
 
 
 @every_transport
-@pytest.mark.parametrize("law", LAWS)
-def test_times_stay_in_their_domain_with_exact_shares(transport, law):
-    times = Times(law, 0.0, 3.0, share_equal=0.5, share_min=0.1, shift_reference=64.0)
-    if law == "log_uniform" and transport.T_min <= 0:
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_times_stay_in_their_domain_with_exact_shares(transport, distribution):
+    times = Times(distribution, 0.0, 3.0, share_equal=0.5, share_min=0.1, shift_reference=64.0)
+    if distribution == "log_uniform" and transport.T_min <= 0:
         with pytest.raises(ValueError, match="log_uniform"):
             times.check(transport)
         return
@@ -219,8 +219,8 @@ def quantiles(t):
     return np.quantile(np.asarray(t, np.float64), [0.1, 0.3, 0.5, 0.7, 0.9])
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_laws_have_their_quantiles(law):
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_distributions_have_their_quantiles(distribution):
     from scipy.stats import norm
 
     transport = TRANSPORTS["ve"]()
@@ -234,8 +234,8 @@ def test_laws_have_their_quantiles(law):
         "log_uniform": low * (high / low) ** share,
         "u_shaped": low + (high - low) * (0.5 + np.arcsinh((2 * share - 1) * np.sinh(4.0)) / 8),
     }
-    t = Times(law, 0.3, 0.8).draw_t(transport, jax.random.key(0), (200_000,))
-    np.testing.assert_allclose(quantiles(t), exact[law], rtol=0.02)
+    t = Times(distribution, 0.3, 0.8).draw_t(transport, jax.random.key(0), (200_000,))
+    np.testing.assert_allclose(quantiles(t), exact[distribution], rtol=0.02)
 
 
 def test_shift_is_the_published_one():

@@ -97,7 +97,7 @@ def slopes(objective, gaussian, data_and_noise):
     With all of the tangent: Align Your Flow's 0.99 of it aims a little beside the flow map.
     """
     transport = objective.transport
-    objective = dataclasses.replace(objective, tangent=dataclasses.replace(objective.tangent, most=1.0))
+    objective = dataclasses.replace(objective, tangent=dataclasses.replace(objective.tangent, max_share=1.0))
     t, r = objective.draw(jax.random.key(0), SHAPE[0], positions=4)
     # Where α or σ is nearly 0 the closed form itself loses its digits.
     inside = 0.02 * (transport.T_max - transport.T_min)
@@ -174,7 +174,7 @@ def taught(run, teacher, config, overrides):
     """The run with what it learns from, if its objective asks a teacher."""
     if not run.trainer.step.objective.learns_from:
         return run
-    run.config.teacher.weights = teacher(config, overrides)
+    run.config.teacher.checkpoint = teacher(config, overrides)
     return teachers.with_teachers(run)
 
 
@@ -244,11 +244,11 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}
     objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
-    changes |= {"objective.tangent.warmup": "300"} if objective.tangent.warmup else {}
-    changes |= {"objective.tangent.differentiate": "600"} if name == "modular_mean_flow" else {}
+    changes |= {"objective.tangent.warmup_steps": "300"} if objective.tangent.warmup_steps else {}
+    changes |= {"objective.tangent.differentiate_steps": "600"} if name == "modular_mean_flow" else {}
     changes |= {"ema.slow": "0.99", "model.depth": "2", "optimizer.warmup_steps": "100"}
     config = keys.override(loading.load("digits_small").network(), changes)
-    learner = {"objective.name", "objective.tangent.warmup", "objective.tangent.differentiate"}
+    learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
     own = {key: value for key, value in changes.items() if key not in learner}
     run = taught(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
     samples = Generator(run, 600)(run.weights(trained(run)), steps, 0, cycle_labels(10, 600))

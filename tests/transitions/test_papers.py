@@ -61,7 +61,7 @@ def test_scm_is_the_bounded_transition_target(w, x64):
     x, noise, t, _ = moving_rows()
     transport = plain_times("trigflow")
     objective, r = OBJECTIVES["scm"](transport), jnp.zeros_like(t)
-    tangent = dataclasses.replace(objective.tangent, warmup=1000)
+    tangent = dataclasses.replace(objective.tangent, warmup_steps=1000)
     T = t[:, None, None, None]
     x_t, v_t = jnp.cos(T) * x + jnp.sin(T) * noise, jnp.cos(T) * noise - jnp.sin(T) * x
     along = (jnp.cos(T) * jnp.sin(T) * v_t, jnp.cos(t) * jnp.sin(t))
@@ -124,7 +124,7 @@ def test_modular_mean_flow_differentiates_its_share_of_the_tangent(share, x64):
     x, noise, t, r = moving_rows()
     transport = plain_times("ot_fm")
     times = Times("uniform", share_equal=0.0, share_min=0.0)
-    tangent, adaptive = Tangent(differentiate=100), AdaptiveWeight(power=0.0)
+    tangent, adaptive = Tangent(differentiate_steps=100), AdaptiveWeight(power=0.0)
     objective = dataclasses.replace(OBJECTIVES["modular_mean_flow"](transport), times=times, tangent=tangent,
                                     adaptive=adaptive)  # fmt: skip
 
@@ -246,7 +246,7 @@ def test_guided_mean_flow_moves_along_the_guided_velocity(x64):
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
 def test_guidance_scales_have_their_law(power):
-    scales = InputGuidance(most=8.0, power=power).scales(jax.random.key(0), 200_000)
+    scales = InputGuidance(max_scale=8.0, power=power).scales(jax.random.key(0), 200_000)
     grid = np.linspace(1, 8, 100_001)
     mass = np.cumsum(grid**-power)
     exact = np.interp([0.1, 0.5, 0.9], mass / mass[-1], grid)
@@ -254,7 +254,7 @@ def test_guidance_scales_have_their_law(power):
 
 
 def test_input_guidance_holds_in_its_interval_and_not_without_a_condition():
-    transport, guidance = plain_times("ot_fm"), InputGuidance(most=4.0)
+    transport, guidance = plain_times("ot_fm"), InputGuidance(max_scale=4.0)
     x, noise, t, _ = moving_rows()
     rows = rows_of(x, noise, label=jnp.arange(len(t)) % 2 * 9)
     rows = guidance.ask(transport, rows, jax.random.key(0))

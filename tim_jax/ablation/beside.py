@@ -60,9 +60,9 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     for of in SAME:
         if own[of] != wanted[of]:
             raise ValueError(f"{key} is {path!r}; its {of} is {own[of]!r}, must be {wanted[of]!r} as that of variants")
-    weights = config.sampling.weights
+    weights = config.sampling.ema
     config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
-    config.sampling.weights = weights
+    config.sampling.ema = weights
     config.evaluation.batch_size = reference.evaluation.batch_size
     for place in keys.PLACES:
         config.codecs[place] = reference.codecs[place]
@@ -84,11 +84,11 @@ def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str
     run, saved = find(ablation, member.variant, folder)
     reference = build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
-    weights = warm_start.read_network(saved, run.sampling_weights, run.weights(run.trainer.abstract))
+    weights = warm_start.read_network(saved, run.sampling_ema, run.weights(run.trainer.abstract))
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     place = folder / str(member)
     table = runs.table_of(measuring.plan(reference), run, weights, nfe, member.seed, place)
-    of = {"weights": ablation.beside[member.variant], "which": run.sampling_weights} | _identity(saved)
+    of = {"weights": ablation.beside[member.variant], "which": run.sampling_ema} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "beside": of}
 
 

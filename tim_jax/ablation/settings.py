@@ -22,8 +22,8 @@ IN_STEPS = (
     "optimizer.warmup_steps",
     "optimizer.decay_steps",
     "objective.guidance.start_step",
-    "objective.tangent.warmup",
-    "objective.tangent.differentiate",
+    "objective.tangent.warmup_steps",
+    "objective.tangent.differentiate_steps",
 )
 
 
@@ -42,7 +42,7 @@ class Ablation:
     """What a file in configs/ablations/ returns from `get_ablation()`.
 
     base: a configuration; its `training.steps` are those of the first variant, the reference, and its
-    `evaluation.samples` are drawn for every number of steps in `sampler_steps`. variants: name → {"section.key":
+    `evaluation.num_samples` are drawn for every number of steps in `sampler_steps`. variants: name → {"section.key":
     value}. equal: what all variants get the same of: "time" (on the device, by calibration), "flops" or "steps". seeds:
     runs of each variant; run n trains with seed base.seed + n and is measured on noise of seed n. beside: name → a
     workdir, or one of its checkpoints; not trained here, but measured like the variants, such as their teacher.

@@ -102,7 +102,7 @@ class SeparateDerivative(Objective):
 
 
 def times(transport: Transport, share_equal: float = 0.5, share_min: float = 0.1) -> Times:
-    return Times(transport.law, transport.P_mean, transport.P_std, share_equal, share_min)
+    return Times(transport.distribution, transport.P_mean, transport.P_std, share_equal, share_min)
 
 
 VARIANTS = {

@@ -21,9 +21,10 @@ from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.training import names, sharding
-from tim_jax.training.loop import LoopSettings, Trainer
+from tim_jax.training.loop import Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
+from tim_jax.training.settings import CheckpointSettings, TrainingSettings
 from tim_jax.training.step import StepSettings
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.sampler import Sampling
@@ -37,7 +38,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Run:
     """Everything that a configuration says, built and checked.
 
-    image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_weights: "online" or the name of an
+    image_shape: (h, w, C) of a row, or of samples where rows differ. sampling_ema: "online" or the name of an
     average. rows_multiple: what the rows of a batch are a multiple of. Of an objective that learns from a teacher the
     trainer takes no step before `teachers.with_teachers` has found it; sampling needs none.
     """
@@ -47,9 +48,10 @@ class Run:
     network: TiM
     transport: Transport
     trainer: Trainer
-    loop: LoopSettings
+    training: TrainingSettings
+    checkpoint: CheckpointSettings
     sampling: Sampling
-    sampling_weights: str
+    sampling_ema: str
     image_shape: tuple[int, int, int]
     data: DataSettings
     rows_multiple: int
@@ -66,8 +68,8 @@ class Run:
         return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
-        """The parameters of that name: "online" or an average; those that `sampling.weights` names by default."""
-        name = name or self.sampling_weights
+        """The parameters of that name: "online" or an average; those that `sampling.ema` names by default."""
+        name = name or self.sampling_ema
         return state.params["online"] if name == "online" else state.emas[name]
 
 
@@ -122,19 +124,9 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
         if name in objective.learns_from + objective.parts:
             raise ValueError(f"ema.{name}: objective.name {config.objective.name!r} has another network of that name")
-    loop = LoopSettings(
-        steps=config.training.steps,
-        log_every=config.training.log_every,
-        sample_every=config.training.sample_every,
-        measure_every=config.evaluation.every,
-        checkpoint_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        keep_every=config.checkpoint.keep_every,
-        max_nonfinite=config.training.max_nonfinite,
-        hang_seconds=config.training.hang_seconds,
-        wandb=config.training.wandb,
-    )
-    loop.check()
+    training, checkpoint = TrainingSettings(**config.training), CheckpointSettings(**config.checkpoint)
+    training.check()
+    checkpoint.check()
     init = initialiser(config, network)
     by_rows = functools.partial(sharding.apply_by_rows, mesh, init)
 
@@ -155,10 +147,10 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         parts=objective.parts,
     )
     counted = step
-    if config.training.remat != "none":
+    if config.model.remat != "none":
         counted = dataclasses.replace(step, nets=nets(network.clone(remat="none")))
     sampling = make_sampling(config, objective)
-    evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.weights)
+    evaluation = EvaluationSettings.read(config.evaluation.to_dict(), config.sampling.ema)
     evaluation.check(config.ema, 3 if codecs.autoencoder else data.channels)
     run = Run(
         config=config,
@@ -166,16 +158,17 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
         network=network,
         transport=transport,
         trainer=Trainer(mesh, init, step, counted),
-        loop=loop,
+        training=training,
+        checkpoint=checkpoint,
         sampling=sampling,
-        sampling_weights=config.sampling.weights,
+        sampling_ema=config.sampling.ema,
         image_shape=(data.height, data.width, data.channels),
         data=settings,
         rows_multiple=rows_multiple,
         codecs=codecs,
         evaluation=evaluation,
     )
-    if optimizer.frozen or optimizer.rates:
+    if optimizer.frozen or optimizer.learning_rate_factors:
         optimizer.check_names(names.by_name(run.trainer.abstract.params["online"]))
     return run
 
@@ -225,7 +218,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
             channels=data.channels,
             z_dim=data.features_width,
             text_width=data.text_width,
-            remat=config.training.remat,
+            remat=config.model.remat,
             dtype=DTYPES[model.dtype],
             guidance_input=objective.input_guidance.active,
             output_heads=objective.heads,
@@ -239,19 +232,19 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
     settings = dict(config.sampling)
-    weights, rows = settings.pop("weights"), settings.pop("batch_size")
+    weights, rows = settings.pop("ema"), settings.pop("batch_size")
     if rows < 1:
         raise ValueError(f"sampling.batch_size is {rows}; it must be at least 1")
     if weights != "online" and weights not in config.ema:
-        raise ValueError(f"sampling.weights is {weights!r}; it must be online or one of {', '.join(config.ema)}")
+        raise ValueError(f"sampling.ema is {weights!r}; it must be online or one of {', '.join(config.ema)}")
     if settings["sampler"] == "default":
         settings["sampler"] = objective.sampler
     sampling = Sampling(**settings, guidance_input=objective.input_guidance.active)
     sampling.check()
-    if sampling.guidance_input and not 1 <= sampling.guidance <= objective.input_guidance.most:
+    if sampling.guidance_input and not 1 <= sampling.guidance <= objective.input_guidance.max_scale:
         raise ValueError(
             f"sampling.guidance is {sampling.guidance}; as an input of this network it must lie in "
-            f"1 … {objective.input_guidance.most:g} (objective.input_guidance.most)"
+            f"1 … {objective.input_guidance.max_scale:g} (objective.input_guidance.max_scale)"
         )
     return sampling
 
@@ -283,7 +276,7 @@ def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[st
         for name, count in (("", rows), ("null_", 1)):
             spec[f"{name}text"] = ((count, data.text_tokens, data.text_width), np.float32)
             spec[f"{name}mask"] = ((count, data.text_tokens), np.bool_)
-    if data.noise:
+    if data.paired_noise:
         spec["noise"] = spec["x"]
     if data.features_width:
         tokens = shape[0] * shape[1] // config.model.patch_size**2

@@ -18,7 +18,13 @@ IDENTITY = (
 PLACES = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
 # Keys of those sections that may change all the same, since no result depends on them but by rounding, and where
 # teachers lie, whose checksums are compared instead.
-NOT_IDENTITY = ("model.attention", *(f"codecs.{key}" for key in PLACES), "teacher.weights", "teacher.weaker")
+NOT_IDENTITY = (
+    "model.attention",
+    "model.remat",
+    *(f"codecs.{key}" for key in PLACES),
+    "teacher.checkpoint",
+    "teacher.weak_checkpoint",
+)
 
 
 def _part(section: str, names: str) -> tuple[str, ...]:
@@ -29,8 +35,8 @@ def _part(section: str, names: str) -> tuple[str, ...]:
 UNUSED = {
     ("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm"),
     ("times.P_mean", "times.P_std"): (
-        "times.law is not logit_normal or log_normal",
-        lambda c: c.times.law not in ("logit_normal", "log_normal"),
+        "times.distribution is not logit_normal or log_normal",
+        lambda c: c.times.distribution not in ("logit_normal", "log_normal"),
     ),
     ("times.intervals", "objective.consistency"): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
@@ -40,33 +46,33 @@ UNUSED = {
             and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
         ),
     ),
-    ("objective.derivative", *_part("tangent", "normalise bounded warmup most differentiate")): (
+    ("objective.derivative", *_part("tangent", "normalise bounded warmup_steps max_share differentiate_steps")): (
         "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
-    _part("bootstrap", "weights split finest solver"): (
+    _part("bootstrap", "ema split min_interval solver_steps"): (
         "objective.consistency is not 'semigroup'",
         lambda c: c.objective.consistency != "semigroup",
     ),
-    _part("contrast", "share below temperature weight"): (
+    _part("contrast", "share max_time temperature weight"): (
         "objective.name is not 'low_noise_contrastive'",
         lambda c: c.objective.name != "low_noise_contrastive",
     ),
-    _part("score", "weight rollout"): ("objective.name is not 'rcm'", lambda c: c.objective.name != "rcm"),
-    ("objective.points",): ("objective.name is not 'tbcm'", lambda c: c.objective.name != "tbcm"),
+    _part("score", "weight max_jumps"): ("objective.name is not 'rcm'", lambda c: c.objective.name != "rcm"),
+    ("objective.trajectory_points",): ("objective.name is not 'tbcm'", lambda c: c.objective.name != "tbcm"),
     _part("input_guidance", "power"): (
-        "objective.input_guidance.most is 1",
-        lambda c: c.objective.input_guidance.most == 1,
+        "objective.input_guidance.max_scale is 1",
+        lambda c: c.objective.input_guidance.max_scale == 1,
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
     ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
-    ("objective.adaptive_offset", "objective.adaptive_total"): (
-        "objective.adaptive_power is 0",
-        lambda c: c.objective.adaptive_power == 0,
+    ("objective.adaptive.offset", "objective.adaptive.total"): (
+        "objective.adaptive.power is 0",
+        lambda c: c.objective.adaptive.power == 0,
     ),
-    ("objective.weight_scale", "objective.weight_difference", "objective.weight_sigma_d"): (
-        "objective.weight_kernel is 'constant'",
-        lambda c: c.objective.weight_kernel == "constant",
+    ("objective.weight.scale", "objective.weight.difference", "objective.weight.sigma_d"): (
+        "objective.weight.kernel is 'constant'",
+        lambda c: c.objective.weight.kernel == "constant",
     ),
     _part("guidance", "t_low t_high start_step ema"): (
         "objective.guidance.w_cond is 0 and w_gt is 1",
@@ -79,8 +85,8 @@ UNUSED = {
         lambda c: c.evaluation.source in ("", "digits", "photos"),
     ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
-    ("data.buckets.area", "data.buckets.most"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
-    tuple(f"data.buckets.{key}" for key in ("most", "tokens", "max_cropped", "enlarge")): (
+    ("data.buckets.area", "data.buckets.max_buckets"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
+    tuple(f"data.buckets.{key}" for key in ("max_buckets", "tokens", "max_cropped", "enlarge")): (
         "data.buckets.table and area are empty",
         lambda c: not c.data.buckets.table and not c.data.buckets.area,
     ),
@@ -105,12 +111,12 @@ UNUSED = {
         lambda c: c.sampling.guidance == 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
-    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weaker"): (
+    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weak_checkpoint"): (
         "teacher.guidance is 1",
         lambda c: c.teacher.guidance == 1,
     ),
-    ("teacher.weaker_which",): ("teacher.weaker is ''", lambda c: not c.teacher.weaker),
-    ("start.which", "start.new"): ("start.weights is ''", lambda c: not c.start.weights),
+    ("teacher.weak_ema",): ("teacher.weak_checkpoint is ''", lambda c: not c.teacher.weak_checkpoint),
+    ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
 

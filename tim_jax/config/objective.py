@@ -14,21 +14,21 @@ from tim_jax.transitions.transports import Transport
 # Key -> where it stands in an Objective. A key that is None is as the named objective has it.
 FIELDS = {
     **{f"times.{name}": f"times.{name}" for name in (
-        "law", "P_mean", "P_std", "share_equal", "share_min", "intervals", "shift_reference",
+        "distribution", "P_mean", "P_std", "share_equal", "share_min", "intervals", "shift_reference",
     )},
     **{f"objective.{name}": name for name in (
         "consistency", "velocity", "derivative", "epsilon", "learned_weight", "direction", "direction_weight",
-        "head_weight", "alignment_weight", "points",
+        "head_weight", "alignment_weight", "trajectory_points",
     )},
-    **{f"objective.weight_{name}": f"weight.{name}" for name in ("kernel", "scale", "difference", "sigma_d")},
-    **{f"objective.adaptive_{name}": f"adaptive.{name}" for name in ("power", "offset", "total")},
+    **{f"objective.weight.{name}": f"weight.{name}" for name in ("kernel", "scale", "difference", "sigma_d")},
+    **{f"objective.adaptive.{name}": f"adaptive.{name}" for name in ("power", "offset", "total")},
     **{f"objective.{part}.{name}": f"{part}.{name}" for part, names in {
-        "tangent": ("normalise", "bounded", "warmup", "most", "differentiate"),
-        "bootstrap": ("weights", "split", "finest", "solver"),
+        "tangent": ("normalise", "bounded", "warmup_steps", "max_share", "differentiate_steps"),
+        "bootstrap": ("ema", "split", "min_interval", "solver_steps"),
         "guidance": ("w_cond", "w_gt", "t_low", "t_high", "start_step", "ema"),
-        "input_guidance": ("most", "power"),
-        "contrast": ("share", "below", "temperature", "weight"),
-        "score": ("weight", "rollout"),
+        "input_guidance": ("max_scale", "power"),
+        "contrast": ("share", "max_time", "temperature", "weight"),
+        "score": ("weight", "max_jumps"),
     }.items() for name in names},
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
 def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Objective:
     """The objective of a resolved configuration, for rows that lie on `shards` devices. Raises ValueError."""
     asked = config.teacher
-    teacher = Teacher(asked.guidance, asked.guidance_low, asked.guidance_high, weaker=bool(asked.weaker))
+    teacher = Teacher(asked.guidance, asked.guidance_low, asked.guidance_high, weaker=bool(asked.weak_checkpoint))
     objective = dataclasses.replace(OBJECTIVES[config.objective.name](transport), shards=shards, teacher=teacher)
     for key, field in FIELDS.items():
         value = config
@@ -75,7 +75,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         if value is not None:
             objective = put(objective, field, value)
     known = ("online", *config.ema)
-    names = [("bootstrap.weights", objective.bootstrap.weights, known)]
+    names = [("bootstrap.ema", objective.bootstrap.ema, known)]
     names.append(("velocity", objective.velocity, ("data", "target", "head", "teacher", *known)))
     if objective.guidance.active:
         names.append(("guidance.ema", objective.guidance.ema, known))

@@ -80,13 +80,14 @@ class BucketPlan(Fields):
 class Bucketing:
     """How a plan is made.
 
-    table: shapes that are given, or () to derive them from the sizes of the images, with areas up to `area`; `most` is
-    then their largest number. tokens: budget of a global batch over all its rows; 0: `rows` rows whatever the shape.
+    table: shapes that are given, or () to derive them from the sizes of the images, with areas up to `area`;
+    `max_buckets`
+    is then their largest number. tokens: budget of a global batch over all its rows; 0: `rows` rows whatever the shape.
     """
 
     table: tuple[Shape, ...] = ()
     area: int = 0
-    most: int = MOST_BUCKETS
+    max_buckets: int = MOST_BUCKETS
     tokens: int = 0
     rows: int = 0
     grid: Grid = Grid()
@@ -101,8 +102,8 @@ class Bucketing:
                 f"data.buckets.area is {self.area}; it must be at least {self.grid.side**2}, the area of one token, "
                 "where data.buckets.table is empty"
             )
-        if not 1 <= self.most <= MOST_BUCKETS:
-            raise ValueError(f"data.buckets.most is {self.most}; it must be 1 to {MOST_BUCKETS}")
+        if not 1 <= self.max_buckets <= MOST_BUCKETS:
+            raise ValueError(f"data.buckets.max_buckets is {self.max_buckets}; it must be 1 to {MOST_BUCKETS}")
         if not 0 <= self.fitting.max_cropped < 1:
             raise ValueError(f"data.buckets.max_cropped is {self.fitting.max_cropped}; it must lie in [0, 1)")
         if self.tokens < 0 or (not self.tokens and self.rows < 1):
@@ -191,7 +192,7 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
     if not table:
         usable = np.flatnonzero(np.asarray(sizes.height) > 0) if sizes.faults else slice(None)
         height, width = sizes.height[usable], sizes.width[usable]
-        table = derive(height, width, how.grid, how.area, how.rows_of, how.most, how.fitting.resize)
+        table = derive(height, width, how.grid, how.area, how.rows_of, how.max_buckets, how.fitting.resize)
     while True:
         bucket, share = assign(sizes.height, sizes.width, table, how.fitting)
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()

@@ -58,7 +58,7 @@ class DataSettings:
 
         Keys that a section lacks have their defaults. Raises ValueError that names key and value.
         """
-        if data.get("noise", False):
+        if data.get("paired_noise", False):
             check_noise(data)
         buckets, side = dict(data.get("buckets", {})), side * factor
         table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.get("table", ()))
@@ -67,7 +67,7 @@ class DataSettings:
             bucketing = Bucketing(
                 table=table,
                 area=buckets.get("area", 0) * factor**2,
-                most=buckets.get("most", MOST_BUCKETS),
+                max_buckets=buckets.get("max_buckets", MOST_BUCKETS),
                 tokens=buckets.get("tokens", 0),
                 rows=data["batch_size"],
                 grid=Grid(side, tokens_multiple, rows_multiple),
@@ -112,7 +112,7 @@ def check_noise(data: Mapping[str, Any]) -> None:
         ("buckets.area", buckets.get("area", 0), 0),
     ):
         if value:
-            raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.noise is True")
+            raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
 def open_data(settings: DataSettings, open_source: Any, split: str | None = None) -> tuple[Source, BucketPlan]:

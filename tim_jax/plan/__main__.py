@@ -45,10 +45,10 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
     run = build(config, devices.devices)
     if teacher is not None:
         return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
-    if run.trainer.step.objective.learns_from and not run.config.teacher.weights:
+    if run.trainer.step.objective.learns_from and not run.config.teacher.checkpoint:
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
-            "teacher.weights is '': give its configuration, such as --teacher=imagenet256_xl"
+            "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"
         )
     return find(run)
 
@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m tim_jax.plan", description="Plans a run for devices that are not there.")
     parser.add_argument("--config", required=True, help="a configuration, such as configs/imagenet256_xl.py")
     parser.add_argument("--topology", required=True, help=f"one or more of CHIP:SHAPE, such as {','.join(EXAMPLES)}")
-    parser.add_argument("--teacher", help="configuration of the model that is learnt from; default: of teacher.weights")
+    parser.add_argument(
+        "--teacher", help="configuration of the model that is learnt from; default: of teacher.checkpoint"
+    )
     parser.add_argument("--json", help="file for the plans")
     args, overrides = parser.parse(argv)
     names = args.topology.split(",")

@@ -84,7 +84,7 @@ def show(plan: Plan) -> str:
         lines.append(
             f"  the largest batch that fits, compiled to be sure: {plan.largest} rows"
             if plan.largest
-            else "  no batch fits on this mesh: shard further (mesh.fsdp, mesh.tensor) or recompute (training.remat)"
+            else "  no batch fits on this mesh: shard further (mesh.fsdp, mesh.tensor) or recompute (model.remat)"
         )
     lines += [
         "",

@@ -21,7 +21,7 @@ Decode = Pixels | Decoder
 
 
 def load_weights(run: Run, workdir) -> tuple[Any, int]:
-    """The weights that `sampling.weights` names, on the run's mesh, and the step, from the latest good checkpoint.
+    """The weights that `sampling.ema` names, on the run's mesh, and the step, from the latest good checkpoint.
 
     Only these are restored of it, once the checksums of all its files are right. Raises ValueError if there is no
     checkpoint.
@@ -29,7 +29,7 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
     none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():
         raise none
-    manager = checkpoints.open_manager(workdir, run.loop.keep, run.loop.checkpoint_every, read_only=True)
+    manager = checkpoints.open_manager(workdir, run.checkpoint.keep, run.checkpoint.every, read_only=True)
     step, damaged = checkpoints.latest_good(manager)
     if step is None:
         raise none
@@ -37,7 +37,7 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
         print(f"warning: checkpoint of step {later} not used: {reason}", file=sys.stderr)
     manager.close()
     saved = warm_start.Saved(manager.directory, step)
-    return warm_start.read_network(saved, run.sampling_weights, run.weights(run.trainer.abstract)), step
+    return warm_start.read_network(saved, run.sampling_ema, run.weights(run.trainer.abstract)), step
 
 
 def check_by_class(run: Run, workdir) -> None:

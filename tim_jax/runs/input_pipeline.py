@@ -97,7 +97,7 @@ def images_spec(run: Run, rows: int, shape: tuple[int, int]) -> dict[str, tuple[
 _ASKED = dict.fromkeys(("x", "label"), "every run needs")
 _ASKED |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
 _ASKED["caption"] = "model.condition 'text' needs"
-_ASKED["noise"] = "data.noise needs: python -m tim_jax.pairs makes such rows"
+_ASKED["noise"] = "data.paired_noise needs: python -m tim_jax.pairs makes such rows"
 _ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 

@@ -46,7 +46,7 @@ class Tim:
             raise ValueError("codecs.autoencoder is ''; rows of this run are latents: name what decodes them")
         self._texts = texts_of(run) if run.config.model.condition == "text" else None
         abstract = names.by_name(run.trainer.abstract.params["online"])
-        self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_weights, abstract), sep="/")
+        self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_ema, abstract), sep="/")
         self._generators: dict[tuple, Generator] = {}
         self._generator(1, None).load()
 

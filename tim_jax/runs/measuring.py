@@ -114,7 +114,9 @@ class Measurement:
     def yardstick(self) -> Yardstick:
         """Reads references from where they were stored, or computes and stores them."""
         found = {end: self._reference(part, end) for end, part in self.parts.items() if end or not self.stored}
-        return Yardstick(self.metrics, ({"": self.stored} if self.stored else {}) | found, self.run.evaluation.rows)
+        return Yardstick(
+            self.metrics, ({"": self.stored} if self.stored else {}) | found, self.run.evaluation.max_images
+        )
 
     def _reference(self, part: ImageSet, end: str) -> Reference:
         if not part.count:
@@ -124,7 +126,7 @@ class Measurement:
         found = references.cached(path, part.fingerprint, needs)
         if not _everywhere(found is not None):
             stream = self.extractor.real(part, "held-out part" if end else "reference")
-            summary = yardstick.gather(stream, needs, kept.choose(part.count, self.run.evaluation.rows))
+            summary = yardstick.gather(stream, needs, kept.choose(part.count, self.run.evaluation.max_images))
             found = Reference(part.fingerprint, summary | part.given)
             references.write(path, found)
         return found
@@ -198,7 +200,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
     Nothing that training goes on from depends on it. Samples that are not finite are told, and give no figures.
     """
     settings = run.evaluation
-    count = settings.count or count_of(measurement)
+    count = settings.periodic.num_samples or count_of(measurement)
     _ = measurement.yardstick  # before training begins
     generator = generator_of(run, count)
     generator.load()
@@ -206,9 +208,9 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
 
     def measure(state: Any) -> dict[str, float]:
         found = {}
-        for name in settings.weights:
+        for name in settings.periodic.emas:
             weights = run.weights(state, name)
-            for steps in settings.steps:
+            for steps in settings.periodic.steps:
                 try:
                     figures = measurement.figures(generator.images(weights, generator.times(steps), asked), count)
                 except ValueError as error:
@@ -272,9 +274,12 @@ def asked_of(run: Run, count: int) -> np.ndarray | list[str]:
 
 
 def count_of(measurement: Measurement) -> int:
-    """Samples per step count and seed: those that `evaluation.samples` says, or as many as the reference has images."""
+    """Samples per step count and seed: those that `evaluation.num_samples` says, or as many as the reference has
+    images."""
     images = measurement.fingerprint["images"]
-    count = measurement.run.evaluation.samples or images
+    count = measurement.run.evaluation.num_samples or images
     if not count:
-        raise ValueError("evaluation.samples is 0; it must be given, as evaluation.reference holds no images to count")
+        raise ValueError(
+            "evaluation.num_samples is 0; it must be given, as evaluation.reference holds no images to count"
+        )
     return count

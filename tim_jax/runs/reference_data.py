@@ -40,7 +40,7 @@ def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
         "size": size,
         "preprocessing": fitted + features.preprocessing,
         "features": features.identity,
-        "rows": run.evaluation.rows,
+        "rows": run.evaluation.max_images,
     }
 
 

@@ -30,23 +30,25 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         compare_identity(to_json(restored(recorded["config"])), config, saved)
         teachers.check_same(run, recorded, saved)
         return _telling(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
-    if not config.start.weights:
+    if not config.start.checkpoint:
         return trainer.create
 
-    weights, which = config.start.weights, config.start.which
-    saved = warm_start.find(weights, "start.weights")
+    weights, which = config.start.checkpoint, config.start.ema
+    saved = warm_start.find(weights, "start.checkpoint")
     found = warm_start.weights_of(saved)
     if which not in found:
-        raise ValueError(f"start.which is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
+        raise ValueError(f"start.ema is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
     abstract = names.by_name(trainer.abstract.params["online"])
     here = {name: leaf.shape for name, leaf in abstract.items()}
-    names.check_patterns("start.new", config.start.new, here.keys() | found[which].keys())
+    names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | found[which].keys())
     try:
-        taken = warm_start.common(here, found[which], config.start.new)
+        taken = warm_start.common(here, found[which], config.start.reinitialise)
     except ValueError as error:
-        raise ValueError(f"start.weights is {weights!r}: {error}") from None
+        raise ValueError(f"start.checkpoint is {weights!r}: {error}") from None
     if not taken:
-        raise ValueError(f"start.new is {config.start.new}; that takes nothing from start.weights ({weights!r})")
+        raise ValueError(
+            f"start.reinitialise is {config.start.reinitialise}; that takes nothing from start.checkpoint ({weights!r})"
+        )
 
     def make() -> TrainState:
         values = warm_start.read_weights(saved, which, {name: abstract[name] for name in taken})

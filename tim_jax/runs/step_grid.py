@@ -22,7 +22,7 @@ def fingerprint(run: Run, folder: epath.Path, step: int) -> dict:
     """What a grid belongs to: the weights, by their checkpoint's checksums, and the sampler."""
     manifests = [path for path in (folder / "checkpoints" / str(step)).iterdir() if checksums.NAME.fullmatch(path.name)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(manifests))).hexdigest()
-    return {"step": step, "checkpoint": digest, "weights": run.sampling_weights, "sampler": run.sampling.sampler}
+    return {"step": step, "checkpoint": digest, "weights": run.sampling_ema, "sampler": run.sampling.sampler}
 
 
 def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:

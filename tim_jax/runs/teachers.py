@@ -24,7 +24,7 @@ from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
 
 # Name of a network that an objective asks -> the keys of `teacher` that say where its weights are, and which.
-KEYS = {"teacher": ("weights", "which"), "weaker": ("weaker", "weaker_which")}
+KEYS = {"teacher": ("checkpoint", "ema"), "weaker": ("weak_checkpoint", "weak_ema")}
 SHORT = 12  # digits of a fingerprint that an error shows
 
 
@@ -166,7 +166,7 @@ def check(run: Run, found: Found) -> None:
         )
     reasons = {
         "data.condition_dropout is above 0 here": config.data.condition_dropout > 0,
-        "teacher.guidance is not 1": config.teacher.guidance != 1 and not config.teacher.weaker,
+        "teacher.guidance is not 1": config.teacher.guidance != 1 and not config.teacher.weak_checkpoint,
     }
     asked = [reason for reason, true in reasons.items() if true]
     if own.data.condition_dropout == 0 and asked:

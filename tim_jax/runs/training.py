@@ -70,7 +70,7 @@ def sample_pictures(run: Run, feed: SourcePipeline):
                 for i, size in enumerate(sizes)
                 for image in generator.decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
             ]
-            for steps in run.config.training.sample_steps
+            for steps in run.training.sample_steps
         }
         return {"samples": pictures.any_step_grid(images)}
 
@@ -106,7 +106,21 @@ def fit(
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
         first_start = workdir.first_start(folder)
         figures = measuring.while_training(run, measurement) if measurement else None
-        return train(run.trainer, run.loop, folder, feed, record, first, draw, stop, first_start, profile, figures)
+        return train(
+            run.trainer,
+            run.training,
+            run.checkpoint,
+            folder,
+            feed,
+            record,
+            first,
+            draw,
+            stop,
+            first_start,
+            profile,
+            figures,
+            run.evaluation.periodic.every,
+        )
 
 
 def last_line(end: End, folder: epath.Path) -> str:

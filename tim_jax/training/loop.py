@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import math
 import os
 import time
@@ -26,50 +25,11 @@ from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
 from tim_jax.training.nonfinite import NonFinite
 from tim_jax.training.preemption import Agreement, Stop
+from tim_jax.training.settings import CheckpointSettings, TrainingSettings
 from tim_jax.training.state import TrainState, create
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.training.watch import Bins, Trace, memory
 from tim_jax.training.watchdog import Watchdog
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopSettings:
-    """steps: to train in all. log_every, sample_every (0: only at the end), checkpoint_every, measure_every (0: never):
-    in steps.
-
-    keep: latest checkpoints that stay; keep_every: multiples of this many steps stay for good (0: none).
-    max_nonfinite: updates left out in a row that end the run. hang_seconds: see Watchdog.
-    wandb: project, or "".
-    """
-
-    steps: int
-    log_every: int = 50
-    sample_every: int = 0
-    measure_every: int = 0
-    checkpoint_every: int = 1000
-    keep: int = 2
-    keep_every: int = 0
-    max_nonfinite: int = 20
-    hang_seconds: float = 300.0
-    wandb: str = ""
-
-    def check(self) -> None:
-        """Raises ValueError, naming key and value, for settings that cannot be."""
-        for name, key, least in (
-            ("steps", "training.steps", 1),
-            ("log_every", "training.log_every", 1),
-            ("sample_every", "training.sample_every", 0),
-            ("measure_every", "evaluation.every", 0),
-            ("max_nonfinite", "training.max_nonfinite", 1),
-            ("hang_seconds", "training.hang_seconds", 0),
-            ("checkpoint_every", "checkpoint.every", 1),
-            ("keep", "checkpoint.keep", 1),
-            ("keep_every", "checkpoint.keep_every", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {least}")
-        if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise ValueError(f"training.wandb is {self.wandb!r}; it needs the package wandb (pip install wandb)")
 
 
 @contextlib.contextmanager
@@ -253,7 +213,8 @@ def latest_state(
 
 def train(
     trainer: Trainer,
-    settings: LoopSettings,
+    settings: TrainingSettings,
+    saving: CheckpointSettings,
     workdir: epath.Path,
     feed: InputPipeline,
     record: dict,
@@ -263,17 +224,18 @@ def train(
     first_start: float | None = None,
     profile: tuple[int, int] | None = None,
     measure: Callable[[TrainState], dict[str, float]] | None = None,
+    measure_every: int = 0,
 ) -> End:
     """Trains from the workdir's latest good checkpoint, or from `first`, to `settings.steps`, or until asked to stop.
 
     record: what a checkpoint says of its run. first: makes the state where there is no checkpoint. pictures: state →
     {name: PIL image}, written to samples/ and TensorBoard every `sample_every` steps and at the end. first_start: of
     the workdir, in seconds since the epoch. profile: first and last step of a trace. measure: state → {name: figure}
-    that go into the metrics every `measure_every` steps.
+    that go into the metrics every `measure_every` steps (0: never).
     Raises TooManyNonFinite and DamagedCheckpoints.
     """
     stop = stop or Stop()
-    manager = checkpoints.open_manager(workdir, settings.keep, settings.checkpoint_every, settings.keep_every)
+    manager = checkpoints.open_manager(workdir, saving.keep, saving.every, saving.keep_every)
     state, before = latest_state(trainer, manager, first)
     start = int(state.step)
     goodput = Goodput(first_start or time.time(), before.get("productive_seconds", 0.0))
@@ -333,9 +295,8 @@ def train(
             stopped = agreed(stop.asked is not None)
             ended = step == settings.steps
             drawn = pictures is not None and (ended or settings.sample_every and step % settings.sample_every == 0)
-            every = settings.measure_every
-            measured = measure is not None and every > 0 and step % every == 0
-            due = due or step % settings.checkpoint_every == 0
+            measured = measure is not None and measure_every > 0 and step % measure_every == 0
+            due = due or step % saving.every == 0
             if not (due or drawn or measured or ended or stopped):
                 continue
             finish(*last)

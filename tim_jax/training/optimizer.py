@@ -31,7 +31,7 @@ class OptimizerSettings:
     clip: float = 1.0
     accumulation: int = 1
     frozen: tuple[str, ...] = ()
-    rates: tuple[tuple[str, float], ...] = ()
+    learning_rate_factors: tuple[tuple[str, float], ...] = ()
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
@@ -56,17 +56,22 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; schedule 'constant' does not decay: set 0")
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
-        for pair in self.rates:
+        for pair in self.learning_rate_factors:
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
-                raise ValueError(f"optimizer.rates has {pair!r}; each must be (pattern, factor)")
+                raise ValueError(f"optimizer.learning_rate_factors has {pair!r}; each must be (pattern, factor)")
             if not 0 < pair[1] < math.inf:
-                raise ValueError(f"optimizer.rates has {pair!r}; factors must be above 0 (optimizer.frozen is for 0)")
+                raise ValueError(
+                    f"optimizer.learning_rate_factors has {pair!r}; factors must be above 0 (optimizer.frozen is for 0)"
+                )
 
     def check_names(self, parameters: Iterable[str]) -> None:
-        """Raises ValueError if frozen or rates mean none of these parameters, or nothing is left to train."""
+        """Raises ValueError if frozen or learning_rate_factors mean none of these parameters, or nothing is left to
+        train."""
         parameters = list(parameters)
         names.check_patterns("optimizer.frozen", self.frozen, parameters)
-        names.check_patterns("optimizer.rates", [pattern for pattern, _ in self.rates], parameters)
+        names.check_patterns(
+            "optimizer.learning_rate_factors", [pattern for pattern, _ in self.learning_rate_factors], parameters
+        )
         if self.frozen and all(names.matches(name, self.frozen) for name in parameters):
             raise ValueError(f"optimizer.frozen is {self.frozen}; that leaves nothing to train")
 
@@ -125,8 +130,8 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("onlin
             consistent_rms=0.2,
             muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(matrix_axes, params),
         )
-    if settings.rates:
-        update = optax.chain(update, scale_by_name(settings.rates))
+    if settings.learning_rate_factors:
+        update = optax.chain(update, scale_by_name(settings.learning_rate_factors))
     by_part = optax.partition({part: update for part in parts}, {part: part for part in parts})
     tx = optax.chain(clip_parts(settings.clip), by_part) if settings.clip else by_part
     if not settings.frozen:
@@ -149,11 +154,11 @@ def clip_parts(norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip_each)
 
 
-def scale_by_name(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+def scale_by_name(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
     """Multiplies updates {part: tree} by the factor of the first pattern that means the parameter; others stay."""
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
         name = names.name_of(path[1:])
-        return update * next((factor for pattern, factor in rates if names.matches(name, (pattern,))), 1.0)
+        return update * next((factor for pattern, factor in factors if names.matches(name, (pattern,))), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))

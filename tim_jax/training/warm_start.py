@@ -126,7 +126,7 @@ def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
         return f"{name} is {there[name]} there and {here[name]} here"
 
     told_all = ", ".join(map(told, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
-    raise ValueError(f"{told_all}; what is to start from scratch must be in start.new")
+    raise ValueError(f"{told_all}; what is to start from scratch must be in start.reinitialise")
 
 
 def resume(saved: Saved, abstract: TrainState) -> TrainState:

@@ -34,26 +34,28 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Where the semigroup's two jumps come from. weights: "online" or the name of an average, without gradient.
+    """Where the semigroup's two jumps come from. ema: "online" or the name of an average, without gradient.
 
     split: s in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform", SplitMeanFlow,
-    arXiv 2507.16884). finest: jumps up to this share of the time domain are asked for at r = t. solver: steps of Heun's
-    method along the teacher's velocity that make the first jump (CTM, arXiv 2310.02279), 0 for none.
+    arXiv 2507.16884). min_interval: jumps up to this share of the time domain are asked for at r = t.
+    solver_steps: steps of Heun's method along the teacher's velocity that make the first jump (CTM, arXiv 2310.02279),
+    0
+    for none.
     """
 
-    weights: str = "online"
+    ema: str = "online"
     split: str = "half"
-    finest: float = 0.0
-    solver: int = 0
+    min_interval: float = 0.0
+    solver_steps: int = 0
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         if self.split not in SPLITS:
             raise ValueError(f"objective.bootstrap.split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if not 0 <= self.finest < 1:
-            raise ValueError(f"objective.bootstrap.finest is {self.finest}; it must lie in [0, 1)")
-        if self.solver < 0:
-            raise ValueError(f"objective.bootstrap.solver is {self.solver}; it must be at least 0")
+        if not 0 <= self.min_interval < 1:
+            raise ValueError(f"objective.bootstrap.min_interval is {self.min_interval}; it must lie in [0, 1)")
+        if self.solver_steps < 0:
+            raise ValueError(f"objective.bootstrap.solver_steps is {self.solver_steps}; it must be at least 0")
 
     def between(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
         """s (B,), r ≤ s ≤ t."""
@@ -115,14 +117,14 @@ def semigroup(
     transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
     *outputs, output = nets["online"]((*plain, query(transport, x_t, t, r, rows.condition, rows.keys)))
     s = objective.bootstrap.between(t, r, key)
-    net = nets[objective.bootstrap.weights]
-    short = objective.bootstrap.finest * (transport.T_max - transport.T_min) * (1 + 1e-3)
+    net = nets[objective.bootstrap.ema]
+    short = objective.bootstrap.min_interval * (transport.T_max - transport.T_min) * (1 + 1e-3)
 
     def F(x, t, r):
         asked = jnp.where(t - r <= short, t, r)
         return net((query(transport, x, t, asked, rows.condition, rows.keys),))[0].F
 
-    solver, x_s = objective.bootstrap.solver, None
+    solver, x_s = objective.bootstrap.solver_steps, None
     if solver:
         x_s = objective.teacher.solve(nets, transport, x_t, t, s, rows, solver)
     target = semigroup_target(transport, x_t, t, s, r, F, base, x_s)

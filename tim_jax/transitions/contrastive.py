@@ -1,7 +1,7 @@
 """Flow matching that contrasts features where there is little noise (Local Contrastive Flow, arXiv 2509.20952).
 
-Below a time `below` the velocity is an ill-conditioned target. There the features h of a row at t are drawn to those
-of the same row at `below`, and away from those of other rows, h of unit length:
+Below a time `max_time` the velocity is an ill-conditioned target. There the features h of a row at t are drawn to those
+of the same row at `max_time`, and away from those of other rows, h of unit length:
 
     −log softmax_j(−‖h_i(x_t) − sg h_j(x_below)‖² / temperature)[i]
 
@@ -24,16 +24,16 @@ from tim_jax.transitions.weights import alignment_error
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """share: of rows below. below: as a share of the time domain. temperature, weight: of the contrastive term."""
+    """share: of rows below. max_time: as a share of the time domain. temperature, weight: of the contrastive term."""
 
     share: float = 0.125
-    below: float = 0.1
+    max_time: float = 0.1
     temperature: float = 0.5
     weight: float = 0.1
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
-        for name, low, high in (("share", 0, 1), ("below", 0, 1), ("temperature", 0, np.inf), ("weight", 0, np.inf)):
+        for name, low, high in (("share", 0, 1), ("max_time", 0, 1), ("temperature", 0, np.inf), ("weight", 0, np.inf)):
             value = getattr(self, name)
             if not low < value < high:
                 raise ValueError(f"objective.contrast.{name} is {value}; it must lie between {low} and {high}")
@@ -41,7 +41,7 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class LowNoiseContrastive(Objective):
-    """Flow matching at times from `contrast.below` on, contrastive below. The network needs the head "pooled"."""
+    """Flow matching at times from `contrast.max_time` on, contrastive below. The network needs the head "pooled"."""
 
     contrast: Contrast = Contrast()
 
@@ -60,7 +60,7 @@ class LowNoiseContrastive(Objective):
     @property
     def edge(self) -> float:
         """The time below which features are contrasted."""
-        return self.transport.T_min + self.contrast.below * (self.transport.T_max - self.transport.T_min)
+        return self.transport.T_min + self.contrast.max_time * (self.transport.T_max - self.transport.T_min)
 
     def draw(self, key, rows, positions):
         """The law of times, squeezed into the part of the domain that a row belongs to."""

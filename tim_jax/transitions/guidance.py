@@ -72,28 +72,29 @@ class TargetGuidance:
 class InputGuidance:
     """v + (1 − 1/ω)(F(x_t, t, t | c, ω) − F(x_t, t, t | ∅, ω)) for t in an interval; ω and the interval are inputs.
 
-    ω is drawn from p ∝ ω^{−power} on [1, most], the interval's ends uniformly from the lower and the upper half of the
-    times. most = 1: none. Predictions are the student's; rows trained with the null condition keep v.
+    ω is drawn from p ∝ ω^{−power} on [1, max_scale], the interval's ends uniformly from the lower and the upper half
+    of the
+    times. max_scale = 1: none. Predictions are the student's; rows trained with the null condition keep v.
     """
 
-    most: float = 1.0
+    max_scale: float = 1.0
     power: float = 1.0
 
     @property
     def active(self) -> bool:
-        return self.most > 1
+        return self.max_scale > 1
 
     def check(self) -> None:
         """Raises ValueError for scales that cannot be."""
-        if self.most < 1:
-            raise ValueError(f"objective.input_guidance.most is {self.most}; it must be at least 1")
+        if self.max_scale < 1:
+            raise ValueError(f"objective.input_guidance.max_scale is {self.max_scale}; it must be at least 1")
         if self.power < 0:
             raise ValueError(f"objective.input_guidance.power is {self.power}; it must be at least 0")
 
     def scales(self, key: jax.Array, rows: int) -> jax.Array:
         """ω (rows,), by the inverse of its distribution function."""
         u, p = jax.random.uniform(key, (rows,)), 1 - self.power
-        return self.most**u if p == 0 else (1 + u * (self.most**p - 1)) ** (1 / p)
+        return self.max_scale**u if p == 0 else (1 + u * (self.max_scale**p - 1)) ** (1 / p)
 
     def ask(self, transport: Transport, rows: Examples, key: jax.Array) -> Examples:
         """The rows with {"guidance": (B, 3)}, ω and the interval's ends, among both conditions."""

@@ -81,7 +81,7 @@ class Objective:
     @property
     def _follows(self) -> bool:
         """Whether the targets of rows with r ≠ t come from the teacher's own way."""
-        solved = self.consistency == "semigroup" and self.bootstrap.solver > 0
+        solved = self.consistency == "semigroup" and self.bootstrap.solver_steps > 0
         return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
 
     @property
@@ -118,18 +118,18 @@ class Objective:
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
-        if self.tangent.differentiate and self.derivative != "jvp":
+        if self.tangent.differentiate_steps and self.derivative != "jvp":
             raise ValueError(
                 f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
             )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
             raise ValueError(f"objective.derivative is {self.derivative!r}; for 'lagrangian' it must be 'jvp'")
         if self.guidance.active and self.input_guidance.active:
-            raise ValueError("objective.input_guidance.most is above 1; objective.guidance.w_cond must then be 0")
+            raise ValueError("objective.input_guidance.max_scale is above 1; objective.guidance.w_cond must then be 0")
         if self._follows and (self.guidance.active or self.input_guidance.active):
             given = f"guidance.w_gt, w_cond are {self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
             if self.input_guidance.active:
-                given = f"input_guidance.most is {self.input_guidance.most}; it must be 1"
+                given = f"input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1"
             raise ValueError(f"objective.{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
@@ -250,7 +250,7 @@ class Objective:
         tangent: jax.Array,
     ) -> jax.Array:
         """(B, 6): errors of F, its direction and the velocity head, log variance, alignment error, size of dF/dt."""
-        if not self.tangent.differentiate:
+        if not self.tangent.differentiate_steps:
             target = jax.lax.stop_gradient(target)
         error = row_mean((output.F - target) ** 2)
         direction = head = log_variance = alignment = jnp.zeros_like(error)

@@ -34,7 +34,7 @@ def rectified_flow(transport: Transport) -> Objective:
 
     L is a mean over the values of a row. Reflow is this on a teacher's pairs of noise and sample (arXiv 2209.03003).
     """
-    times = dataclasses.replace(PLAIN, law="u_shaped")
+    times = dataclasses.replace(PLAIN, distribution="u_shaped")
     return Objective(transport, times, **UNWEIGHTED | dict(adaptive=AdaptiveWeight(power=0.5, offset=0.00054**2)))
 
 
@@ -61,15 +61,15 @@ def improved_mean_flow(transport: Transport) -> Objective:
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
     choices = UNWEIGHTED | dict(velocity="head", head_weight=1.0, adaptive=AdaptiveWeight(1.0, 1e-2, total=True))
-    return Objective(transport, times, **choices, input_guidance=InputGuidance(most=8.0, power=1.0))
+    return Objective(transport, times, **choices, input_guidance=InputGuidance(max_scale=8.0, power=1.0))
 
 
 def modular_mean_flow(transport: Transport) -> Objective:
     """Modular MeanFlow (arXiv 2508.17426): ‖F + (t − r) SG_λ[D_v F] − v‖², SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1.
 
-    The one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate` steps.
+    The one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate_steps` steps.
     """
-    return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate=10_000))
+    return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate_steps=10_000))
 
 
 def scm(transport: Transport) -> Objective:
@@ -81,7 +81,7 @@ def scm(transport: Transport) -> Objective:
     times = Times("log_normal", -1.0, 1.4, share_equal=0.0, share_min=1.0)
     weight = TimeWeight("reciprocal", "noise_to_signal", difference=False, sigma_d=1e-3)
     choices = UNWEIGHTED | dict(weight=weight, learned_weight=True)
-    return Objective(transport, times, **choices, tangent=Tangent(normalise=0.1, bounded=True, warmup=10_000))
+    return Objective(transport, times, **choices, tangent=Tangent(normalise=0.1, bounded=True, warmup_steps=10_000))
 
 
 def shortcut(transport: Transport) -> Objective:
@@ -90,7 +90,7 @@ def shortcut(transport: Transport) -> Objective:
     For OT-FM F* = sg ½ [F(x_t, t, m) + F(x_m, m, r)], m the middle, t − r dyadic from 1 to 1/64, averaged weights.
     """
     times = Times("uniform", share_equal=7 / 8, share_min=0.0, intervals="dyadic")
-    bootstrap = Bootstrap("slow", "half", finest=1 / 128)
+    bootstrap = Bootstrap("slow", "half", min_interval=1 / 128)
     return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
 
 
@@ -116,9 +116,9 @@ def scm_distillation(transport: Transport) -> Objective:
 def ayf_eulerian(transport: Transport) -> Objective:
     """Align Your Flow, Eulerian (arXiv 2506.14603): F* = F⁻ + g/(‖g‖ + 0.1), g = v_T − F⁻ − w (t − r) sg D_v F.
 
-    w from 0 to 0.99 in 10,000 steps. The law of (t, r) is that of TiM.
+    w from 0 to 0.99 in 10,000 steps. The distribution of (t, r) is that of TiM.
     """
-    tangent = Tangent(normalise=0.1, warmup=10_000, most=0.99)
+    tangent = Tangent(normalise=0.1, warmup_steps=10_000, max_share=0.99)
     return Objective(transport, Times(), **UNWEIGHTED, velocity="teacher", tangent=tangent)
 
 
@@ -135,7 +135,7 @@ def ctm(transport: Transport) -> Objective:
 
     x_u is the teacher's, by two steps of Heun's method, u uniform in (r, t); half of the rows learn v from data.
     """
-    bootstrap = Bootstrap("slow", "uniform", solver=2)
+    bootstrap = Bootstrap("slow", "uniform", solver_steps=2)
     return Objective(transport, Times(), **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
 
 

@@ -1,6 +1,7 @@
 """Score distillation beside consistency (rCM, arXiv 2510.08431).
 
-The student's few jumps from noise give x̂, which is noised again to x_t = α_t x̂ + σ_t ε. There the teacher's x̂_T knows
+The student's few jumps from noise give x̂, which is noised again to x_t = α_t x̂ + σ_t ε. There the teacher's x̂_T
+knows
 the data's score and a network trained beside the student, x̂_S, that of the student's own samples:
 
     λ ‖x̂ − sg(x̂ − (x̂_S − x̂_T)/m)‖²,   m the mean of |x̂ − x̂_T|,        to the student
@@ -24,18 +25,18 @@ from tim_jax.types import Examples
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """weight: λ, at least 0. rollout: most jumps of a rollout, at least 1; each row has its own number, 1 … rollout,
+    """weight: λ, at least 0. max_jumps: of a rollout, at least 1; each row has its own number, 1 … max_jumps,
     and the last has a gradient."""
 
     weight: float = 0.01
-    rollout: int = 2
+    max_jumps: int = 2
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         if self.weight < 0:
             raise ValueError(f"objective.score.weight is {self.weight}; it must be at least 0")
-        if self.rollout < 1:
-            raise ValueError(f"objective.score.rollout is {self.rollout}; it must be at least 1")
+        if self.max_jumps < 1:
+            raise ValueError(f"objective.score.max_jumps is {self.max_jumps}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class ScoreRegularised(Objective):
         self.score.check()
         if self.input_guidance.active:
             raise ValueError(
-                f"objective.input_guidance.most is {self.input_guidance.most}; with score distillation it must be 1"
+                f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; "
+                "with score distillation it must be 1"
             )
 
     def loss(self, nets, rows, t, r, step, key=None):
@@ -85,8 +87,9 @@ class ScoreRegularised(Objective):
         return distillation, fit
 
     def rollout(self, nets: Mapping[str, Net], rows: Examples, key: jax.Array) -> jax.Array:
-        """x̂ (B, …): noise, and 1 … `score.rollout` jumps to T_min, noised again between to levels equally far apart."""
-        transport, most = self.transport, self.score.rollout
+        """x̂ (B, …): noise, and 1 … `score.max_jumps` jumps to T_min, noised again between to levels equally far
+        apart."""
+        transport, most = self.transport, self.score.max_jumps
         count_key, *noise_keys = jax.random.split(key, 1 + most)
         count = jax.random.randint(count_key, (len(rows.x),), 1, most + 1)
         end = jnp.full(len(rows.x), transport.T_min, rows.x.dtype)

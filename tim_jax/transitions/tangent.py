@@ -4,9 +4,10 @@ With the target's change g and the sensitivity q = B/Ḃ of `target.py`,
 
     g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + g / (‖g‖ + c)
 
-w, warm-up: 0 at the first step, `most` from `warmup` on (sCM, arXiv 2410.11081; Align Your Flow, arXiv 2506.14603, ends
+w, warm-up: 0 at the first step, `max_share` from `warmup_steps` on (sCM, arXiv 2410.11081; Align Your Flow, arXiv
+2506.14603, ends
 at 0.99). s = 1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM). c, normalisation (both), with the root
-mean square as norm. SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1 over `differentiate` steps (Modular MeanFlow, arXiv
+mean square as norm. SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1 over `differentiate_steps` (Modular MeanFlow, arXiv
 2508.17426).
 Without any of these F* = base + q (base' − dF/dt), the transition target.
 """
@@ -21,38 +22,39 @@ from tim_jax.transitions.jump import expand
 
 @dataclasses.dataclass(frozen=True)
 class Tangent:
-    """normalise: c, 0 for none. bounded: s above, else 1. warmup, differentiate: steps, 0 for none. most: of w; below 1
+    """normalise: c, 0 for none. bounded: s above, else 1. warmup_steps, differentiate_steps: 0 for none. max_share: of
+    w; below 1
     what is learnt is not quite the flow map."""
 
     normalise: float = 0.0
     bounded: bool = False
-    warmup: int = 0
-    most: float = 1.0
-    differentiate: int = 0
+    warmup_steps: int = 0
+    max_share: float = 1.0
+    differentiate_steps: int = 0
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
-        for name in ("normalise", "warmup", "differentiate"):
+        for name in ("normalise", "warmup_steps", "differentiate_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
-        if not 0 <= self.most <= 1:
-            raise ValueError(f"objective.tangent.most is {self.most}; it must lie in [0, 1]")
-        if self.differentiate and self._changes:
+        if not 0 <= self.max_share <= 1:
+            raise ValueError(f"objective.tangent.max_share is {self.max_share}; it must lie in [0, 1]")
+        if self.differentiate_steps and self._changes:
             raise ValueError(
-                f"objective.tangent.differentiate is {self.differentiate}; "
-                "with normalise, bounded, warmup or most it must be 0"
+                f"objective.tangent.differentiate_steps is {self.differentiate_steps}; "
+                "with normalise, bounded, warmup_steps or max_share it must be 0"
             )
 
     @property
     def _changes(self) -> bool:
-        return bool(self.normalise or self.bounded or self.warmup or self.most != 1)
+        return bool(self.normalise or self.bounded or self.warmup_steps or self.max_share != 1)
 
     def held(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
         """SG_λ[dF/dt]."""
         still = jax.lax.stop_gradient(dF_dt)
-        if not self.differentiate:
+        if not self.differentiate_steps:
             return still
-        share = jnp.minimum(jnp.asarray(step, dF_dt.dtype) / self.differentiate, 1)
+        share = jnp.minimum(jnp.asarray(step, dF_dt.dtype) / self.differentiate_steps, 1)
         return share * dF_dt + (1 - share) * still
 
     def target(
@@ -61,8 +63,8 @@ class Tangent:
         """F* (B, …) from base, change = q (base' − dF/dt), q (B, 1, …) and the network's F; base where not `moving`."""
         if not self._changes:
             return base + change
-        share = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup, 1) if self.warmup else 1.0
-        change = self.most * share * change
+        share = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup_steps, 1) if self.warmup_steps else 1.0
+        change = self.max_share * share * change
         F = jax.lax.stop_gradient(F)
         g = base - F + change
         if self.bounded:

@@ -19,26 +19,27 @@ from tim_jax.types import Examples
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. low, high: of the times in which it
-    acts, as fractions of T_max, 0 ≤ low ≤ high ≤ 1. weaker: guidance is away from nets["weaker"] instead of the null
+    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. guidance_low, guidance_high: of the
+    times in which it
+    acts, as fractions of T_max, in [0, 1] and ordered. weaker: guidance is away from nets["weaker"] instead of the null
     condition."""
 
     guidance: float = 1.0
-    low: float = 0.0
-    high: float = 1.0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
     weaker: bool = False
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         if self.guidance < 0:
             raise ValueError(f"teacher.guidance is {self.guidance}; it must be at least 0")
-        if not 0 <= self.low <= self.high <= 1:
+        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ValueError(
-                f"teacher.guidance_low, guidance_high are {self.low}, {self.high}; they must be ordered and lie in "
-                "[0, 1]"
+                f"teacher.guidance_low, guidance_high are {self.guidance_low}, {self.guidance_high}; they must be ordered "
+                "and lie in [0, 1]"
             )
         if self.weaker and self.guidance == 1:
-            raise ValueError("teacher.weaker is given; teacher.guidance must then not be 1")
+            raise ValueError("teacher.weak_checkpoint is given; teacher.guidance must then not be 1")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class Teacher:
         else:
             conditional, away = nets["teacher"]((here, here._replace(condition=rows.null_condition)))
         hair = 1e-6 * transport.T_max
-        applies = (t >= self.low * transport.T_max - hair) & (t <= self.high * transport.T_max + hair)
+        applies = (t >= self.guidance_low * transport.T_max - hair) & (t <= self.guidance_high * transport.T_max + hair)
         scale = expand(jnp.where(applies, self.guidance, 1.0), x_t)
         return jax.lax.stop_gradient(away.F + scale * (conditional.F - away.F))
 

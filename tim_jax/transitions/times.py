@@ -1,4 +1,4 @@
-"""Laws of (t, r): two independent draws, t the larger, with exact static shares of r = t and r = T_min.
+"""Distributions of (t, r): two independent draws, t the larger, with exact static shares of r = t and r = T_min.
 
 Which rows belong to which share is a fixed interleave of the row index, so that every contiguous block of rows holds
 its part and each device splits its own rows alike.
@@ -42,7 +42,7 @@ def u_shaped(transport: Transport, times: "Times", key: jax.Array, shape: tuple[
     return transport.T_min + (transport.T_max - transport.T_min) * share
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "logit_normal": logit_normal,
     "log_normal": log_normal,
     "uniform": uniform,
@@ -56,9 +56,10 @@ FINEST = 6  # dyadic lengths go down to 2^-6 of the time domain
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """The joint law of (t, r).
+    """The joint distribution of (t, r).
 
-    law: a name in LAWS, with P_mean and P_std, or "default", the transport's own with its own. share_equal: share of
+    distribution: a name in DISTRIBUTIONS, with P_mean and P_std, or "default", the transport's own with its own.
+    share_equal: share of
     rows with r = t; share_min: share of rows with r = T_min. intervals: "independent", t the larger of two draws and r
     the other; or "dyadic" (Shortcut, arXiv 2410.12557): t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and
     t uniform on the multiples of it, for the rows with r ≠ t. shift_reference: with n positions (h·w of the latent)
@@ -66,7 +67,7 @@ class Times:
     t_m = s t/(1 + (s − 1)t); 0 for no shift.
     """
 
-    law: str = "default"
+    distribution: str = "default"
     P_mean: float = 0.0
     P_std: float = 1.0
     share_equal: float = 0.5
@@ -75,13 +76,17 @@ class Times:
     shift_reference: float = 0.0
 
     def check(self, transport: Transport) -> None:
-        """Raises ValueError for a law or shares that cannot be."""
-        if self.law not in ("default", *LAWS):
-            raise ValueError(f"times.law is {self.law!r}; it must be one of default, {', '.join(LAWS)}")
+        """Raises ValueError for a distribution or shares that cannot be."""
+        if self.distribution not in ("default", *DISTRIBUTIONS):
+            raise ValueError(
+                f"times.distribution is {self.distribution!r}; it must be one of default, {', '.join(DISTRIBUTIONS)}"
+            )
         if self.intervals not in INTERVALS:
             raise ValueError(f"times.intervals is {self.intervals!r}; it must be one of {', '.join(INTERVALS)}")
-        if self.law == "log_uniform" and transport.T_min <= 0:
-            raise ValueError(f"times.law is 'log_uniform'; it needs T_min > 0, {transport.name} has {transport.T_min}")
+        if self.distribution == "log_uniform" and transport.T_min <= 0:
+            raise ValueError(
+                f"times.distribution is 'log_uniform'; it needs T_min > 0, {transport.name} has {transport.T_min}"
+            )
         if self.P_std <= 0:
             raise ValueError(f"times.P_std is {self.P_std}; it must be above 0")
         for name in ("share_equal", "share_min"):
@@ -102,9 +107,11 @@ class Times:
     def draw_t(self, transport: Transport, key: jax.Array, shape: tuple[int, ...], positions: int = 1) -> jax.Array:
         """Times of the given shape within [T_min, T_max]."""
         times = self
-        if self.law == "default":
-            times = dataclasses.replace(self, law=transport.law, P_mean=transport.P_mean, P_std=transport.P_std)
-        t = self.shift(transport, LAWS[times.law](transport, times, key, shape), positions)
+        if self.distribution == "default":
+            times = dataclasses.replace(
+                self, distribution=transport.distribution, P_mean=transport.P_mean, P_std=transport.P_std
+            )
+        t = self.shift(transport, DISTRIBUTIONS[times.distribution](transport, times, key, shape), positions)
         return jnp.clip(t, transport.T_min, transport.T_max)
 
     def draw(self, transport: Transport, key: jax.Array, rows: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:

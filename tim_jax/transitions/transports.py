@@ -23,7 +23,7 @@ class Transport:
 
     alpha, sigma, alpha_hat, sigma_hat: as above, elementwise. c_noise: the time the network sees. time_of_ratio: the
     inverse of σ_t/α_t. T_min … T_max: the time domain, data at T_min. sigma_d: standard deviation of the data that
-    EDM's coefficients assume. law, P_mean, P_std: the published draw of t (see `times.py`).
+    EDM's coefficients assume. distribution, P_mean, P_std: the published draw of t (see `times.py`).
     """
 
     name: str
@@ -36,7 +36,7 @@ class Transport:
     T_min: float
     T_max: float
     sigma_d: float = 1.0
-    law: str = "logit_normal"
+    distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0
 
@@ -83,7 +83,7 @@ def trigflow() -> Transport:
         time_of_ratio=jnp.arctan,
         T_min=0.0,
         T_max=1.57,
-        law="log_normal",
+        distribution="log_normal",
         P_mean=-1.0,
         P_std=1.6,
     )
@@ -127,7 +127,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, steps: int = 1000) -> Tran
         time_of_ratio=time_of_ratio,
         T_min=1e-5,
         T_max=1.0,
-        law="uniform",
+        distribution="uniform",
     )
 
 
@@ -143,7 +143,7 @@ def ve() -> Transport:
         time_of_ratio=lambda ratio: ratio,
         T_min=0.02,
         T_max=100.0,
-        law="log_uniform",
+        distribution="log_uniform",
     )
 
 
@@ -164,7 +164,7 @@ def edm(sigma_d: float = 0.5) -> Transport:
         T_min=0.01,
         T_max=80.0,
         sigma_d=sigma_d,
-        law="log_normal",
+        distribution="log_normal",
         P_mean=-1.2,
         P_std=1.2,
     )
