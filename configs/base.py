@@ -1,9 +1,11 @@
-"""Every key of a configuration, with its default and meaning. Other configurations start from here and change a few.
+"""Every key of a configuration, with its default and meaning. Other configurations start from here.
 
-Identity keys make a run what it is and may not change in a workdir: seed, data, model, transport, times, objective,
-teacher, optimizer, ema, start, codecs.text_states, codecs.latents. Run keys may: loader, mesh, training, checkpoint,
-sampling, evaluation, model.attention, model.remat, and the rest of codecs. A teacher may move, but must be the same
-checkpoint.
+Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
+objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
+model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile.
+A teacher may move, but must be the same checkpoint.
+
+Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
 
 from ml_collections import ConfigDict
@@ -15,72 +17,74 @@ def get_config():
 
     config.seed = 0  # of initialisation, data order, noise, times and dropout
 
-    # What is trained on. Rows are (height, width, channels) images in [-1, 1], or latents.
+    # What is trained on. Examples are (height, width, channels) images in [-1, 1], or latents.
     config.data = ConfigDict()
     config.data.source = "digits"  # a name in tim_jax.data.SOURCES
     config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
     config.data.split = "train"  # the part that is trained on, where a source has parts
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
-    config.data.height = 8  # of every row; with buckets, of samples that are not asked for in another size
+    config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
     config.data.width = 8
     config.data.channels = 1
-    config.data.batch_size = 256  # rows of a global batch, over all devices; unused where buckets.tokens is given
-    config.data.flip = 0.0  # share of rows that are mirrored
+    config.data.batch_size = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    config.data.flip = 0.0  # share of examples that are mirrored
     config.data.random_crop = False  # crop anywhere, not in the middle
-    # Native resolution: shapes (height, width) of rows; an image goes to the nearest aspect ratio, is resized to cover
-    # it and cropped. Neither table nor area: all rows are height × width.
+    # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
+    # cover it and cropped. Neither table nor area: all examples are height × width.
     config.data.buckets = ConfigDict()
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
-    config.data.buckets.max_buckets = 64  # buckets that are made
-    config.data.buckets.tokens = 0  # of a global batch, which sets its rows by bucket; 0: batch_size rows of any
+    config.data.buckets.max_buckets = 64  # number of buckets that are made, at most
+    # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
+    config.data.buckets.tokens = 0
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
     config.data.buckets.enlarge = False  # use images that are too small for every bucket
-    # Rows are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they are
-    # what is trained on.
+    # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
+    # are what is trained on.
     config.data.encode = False
-    config.data.paired_noise = False  # rows bring the noise that they were made from (python -m tim_jax.pairs)
-    config.data.condition_dropout = 0.1  # share of rows trained with the null condition
-    config.data.features_width = 0  # width of frozen image features for alignment; 0: none
+    config.data.paired_noise = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
+    config.data.condition_dropout = 0.1  # share of examples trained with the null condition
+    config.data.features_width = 0  # width of the image features for alignment; 0: none
     config.data.text_width = 0  # width of text features; used where model.condition is "text"
     config.data.text_tokens = 0  # text tokens of a caption, padding included
 
-    # Frozen parts, as folders of published files: a path, or hf://owner/repository.
+    # Pretrained encoders and decoders, as folders of published files: a path, or hf://owner/repository.
     config.codecs = ConfigDict()
-    config.codecs.autoencoder = ""  # whose latents the rows are; "": images, or latents that nothing here decodes
+    config.codecs.autoencoder = ""  # whose latents are trained on; "": images, or latents that nothing here decodes
     config.codecs.text_encoder = ""  # of captions and prompts; "stand-in": a small one with random weights
     config.codecs.image_encoder = ""  # whose features hidden states are aligned with
     config.codecs.text_states = "last"  # of the text encoder: last or second_to_last
-    config.codecs.latents = "mean"  # of what the autoencoder says of an image: its mean, or a sample
+    config.codecs.latents = "mean"  # of the autoencoder's distribution for an image: its mean, or a sample
     config.codecs.dtype = "float32"  # of weights and computation, "float32" or "bfloat16"
-    config.codecs.tile = 0  # side in pixels of the blended tiles in which larger images are encoded, decoded; 0: none
+    # side in pixels of the blended tiles in which larger images are encoded and decoded; 0: none
+    config.codecs.tile = 0
 
-    # How rows are read; no number that a run gives depends on it.
+    # How examples are read; no number that a run gives depends on it.
     config.loader = ConfigDict()
     config.loader.directory = ""  # of embedded data, indices and bucket plans, on a local disk; "": ~/.cache/tim_jax
     config.loader.workers = 0  # reading processes of each process; 0: its threads alone
     config.loader.threads = 2  # reading threads of each process, or of each worker
     config.loader.prefetch = 4  # batches read ahead
-    config.loader.max_bad_share = 0.01  # share of rows that may be unusable before the run stops
+    config.loader.max_bad_share = 0.01  # share of records that may be unusable before the run stops
 
     # The network (tim_jax.networks.TiM).
     config.model = ConfigDict()
     config.model.size = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
     config.model.width = 0  # D; heads divide it
     config.model.depth = 0  # blocks
-    config.model.heads = 0
+    config.model.heads = 0  # H
     config.model.bottleneck = 0  # hidden width of each block's adaLN
-    config.model.encoder_depth = 0  # block whose output is aligned with image features
-    config.model.patch_size = 2
+    config.model.encoder_depth = 0  # block, counted from 1, whose output is aligned with image features
+    config.model.patch_size = 2  # side of a patch, in positions
     config.model.condition = "class"  # "class" or "text"
     config.model.num_classes = 10  # for "class"; label num_classes is the null condition
     config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
-    config.model.separate_interval_embedder = True  # an embedder of its own for the interval
-    config.model.interval_aware = True  # interval-aware attention
+    config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
+    config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
     config.model.qk_norm = True  # layer norm of queries and keys
     config.model.rope_order = "row_major"  # "official": the published order, for published weights only
     config.model.use_text_mask = True  # False: attend to padding, for published weights only
-    config.model.projector_width = 2048  # of the alignment head
+    config.model.projector_width = 2048  # hidden width of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     config.model.attention = "auto"
     # What the backward pass computes again. "none": nothing, every activation is kept. "dots": neither products of
@@ -96,13 +100,13 @@ def get_config():
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
 
-    # The loss of a row. Here and in the law of times, keys that are None are as the named objective has them.
+    # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    # Of rows with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps).
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
     config.objective.consistency = placeholder(str)
-    # "teacher": its velocity takes that of the data's place, in all rows. Otherwise that along which base' and dF/dt
-    # are taken: "data", "target", "head", "online" or an average.
+    # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
     config.objective.velocity = placeholder(str)
     # eulerian and lagrangian
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
@@ -110,59 +114,63 @@ def get_config():
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
-    config.objective.tangent.warmup_steps = placeholder(int)  # steps over which dF/dt sets in
-    config.objective.tangent.max_share = placeholder(float)  # share of dF/dt that sets in
-    config.objective.tangent.differentiate_steps = placeholder(int)  # steps over which dF/dt gets a gradient; 0: never
+    config.objective.tangent.warmup_steps = placeholder(int)  # over which dF/dt sets in; 0: none
+    config.objective.tangent.max_share = placeholder(float)  # of dF/dt, once it has set in
+    config.objective.tangent.differentiate_steps = placeholder(int)  # over which dF/dt gets a gradient; 0: never
     # semigroup
     config.objective.bootstrap = ConfigDict()
-    config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or an average
-    config.objective.bootstrap.split = placeholder(str)  # where the first ends: "half", "uniform"
-    config.objective.bootstrap.min_interval = placeholder(
-        float
-    )  # shorter jumps, in shares of the times, are asked at r = t
-    config.objective.bootstrap.solver_steps = placeholder(int)  # steps along the teacher that are the first; 0: none
+    config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or the name of an EMA
+    config.objective.bootstrap.split = placeholder(str)  # where the first ends: half, uniform
+    # jumps up to this share of the time domain are evaluated at r = t
+    config.objective.bootstrap.min_interval = placeholder(float)
+    # of Heun's method along the teacher that make the first jump; 0: none
+    config.objective.bootstrap.solver_steps = placeholder(int)
+    # weights
     config.objective.weight = ConfigDict()
     config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
-    config.objective.weight.scale = placeholder(str)  # of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight.scale = placeholder(str)  # τ, of time in the weight: time, tan, odds, noise_to_signal
     config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
-    config.objective.weight.sigma_d = placeholder(float)
+    config.objective.weight.sigma_d = placeholder(float)  # σ_d of the kernel
     config.objective.adaptive = ConfigDict()
-    config.objective.adaptive.power = placeholder(float)  # rows are divided by (own loss + offset)^power; 0: not
+    config.objective.adaptive.power = placeholder(float)  # examples are divided by (own loss + offset)^power; 0: not
     config.objective.adaptive.offset = placeholder(float)
-    config.objective.adaptive.total = placeholder(bool)  # the offset is for sums over the values of a row, not means
+    # the offset is for sums over the values of an example, not means
+    config.objective.adaptive.total = placeholder(bool)
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = placeholder(float)
     config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
-    config.objective.alignment_weight = placeholder(float)  # of the cosine to frozen image features; 0: none
-    config.objective.contrast = ConfigDict()  # low_noise_contrastive alone has it
-    config.objective.contrast.share = placeholder(float)  # of rows with little noise
-    config.objective.contrast.max_time = placeholder(float)  # which is below this share of the times
-    config.objective.contrast.temperature = placeholder(float)
-    config.objective.contrast.weight = placeholder(float)
-    config.objective.score = ConfigDict()  # rcm alone has it
-    config.objective.score.weight = placeholder(float)  # of score distillation
-    config.objective.score.max_jumps = placeholder(int)  # most jumps of the samples that it looks at
-    config.objective.trajectory_points = placeholder(int)  # of a trajectory of the teacher; tbcm alone has it
+    # of the cosine to image features of a pretrained encoder; 0: none
+    config.objective.alignment_weight = placeholder(float)
     # guided targets
     config.objective.guidance = ConfigDict()
-    config.objective.guidance.w_cond = placeholder(float)  # 0 with w_gt = 1: none
-    config.objective.guidance.w_gt = placeholder(float)
+    config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none
+    config.objective.guidance.w_cond = placeholder(float)
     config.objective.guidance.t_low = placeholder(float)  # times, in units of t, in which targets are guided
     config.objective.guidance.t_high = placeholder(float)
     config.objective.guidance.start_step = placeholder(int)
-    config.objective.guidance.ema = placeholder(str)  # by which weights: an average or "online"
+    config.objective.guidance.ema = placeholder(str)  # by which weights: the name of an EMA, or "online"
     config.objective.input_guidance = ConfigDict()
-    config.objective.input_guidance.max_scale = placeholder(
-        float
-    )  # scales 1 … most are an input of the network; 1: none
+    # scales 1 … max_scale are an input of the network; 1: none
+    config.objective.input_guidance.max_scale = placeholder(float)
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+    # low_noise_contrastive alone has it
+    config.objective.contrast = ConfigDict()
+    config.objective.contrast.share = placeholder(float)  # of examples with little noise
+    config.objective.contrast.max_time = placeholder(float)  # little noise is below this share of the time domain
+    config.objective.contrast.temperature = placeholder(float)
+    config.objective.contrast.weight = placeholder(float)
+    # rcm alone has it
+    config.objective.score = ConfigDict()
+    config.objective.score.weight = placeholder(float)  # λ of score distillation
+    config.objective.score.max_jumps = placeholder(int)  # of the samples that it looks at
+    config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
 
-    # The frozen model that some objectives learn from, any run of the same rows, transport and conditions.
+    # The model that some objectives learn from: any run with examples, transport and conditions like this run's.
     config.teacher = ConfigDict()
     config.teacher.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
-    config.teacher.ema = "slow"  # of its weights: the name of an average, or "online"
+    config.teacher.ema = "slow"  # of its weights: the name of an EMA, or "online"
     config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
@@ -170,18 +178,19 @@ def get_config():
     config.teacher.weak_checkpoint = ""  # guidance away from this weaker model, not from the null condition
     config.teacher.weak_ema = "slow"
 
-    # The law of (t, r).
+    # The distribution of (t, r).
     config.times = ConfigDict()
-    config.times.distribution = placeholder(
-        str
-    )  # default (the transport's), logit_normal, log_normal, uniform, log_uniform, …
+    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
+    config.times.distribution = placeholder(str)
     config.times.P_mean = placeholder(float)  # of the normal in logit_normal and log_normal
     config.times.P_std = placeholder(float)
-    config.times.share_equal = placeholder(float)  # share of rows with r = t; 1.0 is flow matching
-    config.times.share_min = placeholder(float)  # share of rows with r = T_min
+    config.times.share_equal = placeholder(float)  # share of examples with r = t; 1.0 is flow matching
+    config.times.share_min = placeholder(float)  # share of examples with r = T_min
     config.times.intervals = placeholder(str)  # independent, dyadic
-    config.times.shift_reference = 0.0  # positions (height × width of the rows) that need no resolution shift; 0: none
+    # positions (height × width) that need no resolution shift; 0: none are shifted
+    config.times.shift_reference = placeholder(float)
 
+    # The optimizer.
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, muon
     config.optimizer.learning_rate = 2e-4
@@ -199,14 +208,14 @@ def get_config():
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     config.optimizer.learning_rate_factors = ()
 
-    # Averaged weights, by name: decay per step.
+    # Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.
     config.ema = ConfigDict()
     config.ema.slow = 0.9999
 
     # What the first step starts from: the weights of another run, or, by default, scratch.
     config.start = ConfigDict()
     config.start.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
-    config.start.ema = "slow"  # of its weights: the name of an average, or "online"
+    config.start.ema = "slow"  # of its weights: the name of an EMA, or "online"
     config.start.reinitialise = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
 
     # Devices per mesh axis; -1: all the rest.
@@ -216,6 +225,7 @@ def get_config():
     config.mesh.tensor = 1
     config.mesh.sequence = 1
 
+    # The training loop.
     config.training = ConfigDict()
     config.training.steps = 1000
     config.training.log_every = 50  # steps between lines in metrics.jsonl
@@ -228,29 +238,31 @@ def get_config():
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
     config.training.compilation_cache = "auto"
 
+    # Checkpoints.
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
     config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
+    # How samples are drawn.
     config.sampling = ConfigDict()
-    config.sampling.ema = "slow"  # the name of an average, or "online" for the raw weights
-    config.sampling.sampler = "default"  # the objective's, or a name in tim_jax.transitions.SAMPLERS
+    config.sampling.ema = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
+    config.sampling.sampler = "default"  # "default": the objective's, or a name in tim_jax.transitions.SAMPLERS
     config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
     config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
-    config.sampling.batch_size = 64  # most images at once
-    config.sampling.guidance = 1.0
+    config.sampling.batch_size = 64  # images at once, at most
+    config.sampling.guidance = 1.0  # scale; 1: none
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
     config.sampling.exclusive_ends = False  # the published code leaves the interval's ends out
-    config.sampling.stochasticity = 0.0  # of the flow map
+    config.sampling.stochasticity = 0.0  # of the flow map; 0: none
     config.sampling.stochastic = "renoise"  # renoise, euler
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
     config.evaluation.held_out = "held_out"  # the split that is held out; "": none
-    config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part
+    config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
@@ -258,11 +270,12 @@ def get_config():
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
     config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
     config.evaluation.path = ""  # where these are, as data.path
-    config.evaluation.max_images = 10000  # most images of which the kernel distance, precision and recall look at
+    config.evaluation.max_images = 10000  # of which the kernel distance, precision and recall look at single features
+    # while training
     config.evaluation.periodic = ConfigDict()
     config.evaluation.periodic.every = 0  # steps of training between evaluations; 0: none
-    config.evaluation.periodic.steps = (1, 2, 4, 8)  # step counts of those
-    config.evaluation.periodic.num_samples = 0  # samples per step count of those; 0: as evaluation.num_samples
-    config.evaluation.periodic.emas = ()  # of those: names of averages, or "online"; (): sampling.ema
+    config.evaluation.periodic.steps = (1, 2, 4, 8)  # step counts that are sampled with
+    config.evaluation.periodic.num_samples = 0  # per step count; 0: as evaluation.num_samples
+    config.evaluation.periodic.emas = ()  # names of EMAs, or "online"; (): sampling.ema
 
     return config

@@ -17,8 +17,9 @@ from safetensors.numpy import save
 from tim_jax.codecs import hub, torch_file
 from tim_jax.codecs.loading import opened
 from tim_jax.codecs.official import from_official, to_official
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, failures, load_config, user_errors
+from tim_jax.config.run import Run
 from tim_jax.runs import workdir
 from tim_jax.system import files
 from tim_jax.training import checkpoints, warm_start

@@ -10,8 +10,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, user_errors
+from tim_jax.config.run import Run
 from tim_jax.evaluation import diagnostics
 from tim_jax.runs import workdir
 from tim_jax.runs.generation import check_by_class, load_weights
@@ -58,7 +59,7 @@ def measure(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
     found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
     if jax.process_index() == 0:
-        diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling_ema, **found}, folder)
+        diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling.ema, **found}, folder)
         print(f"written: {', '.join(str(folder / name) for name in diagnostics.NAMES)}")
 
 

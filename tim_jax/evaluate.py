@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.config.run import Run
 from tim_jax.evaluation import anystep, pictures, published
-from tim_jax.evaluation.settings import LEAST
+from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import measuring, reference_data, workdir
 from tim_jax.runs.generation import Generator, load_weights
 from tim_jax.runs.step_grid import with_found_grid
@@ -46,9 +47,9 @@ def evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if args.nearest < 0:
             raise ValueError(f"--nearest is {args.nearest}; it must be at least 0")
         if args.count is not None:
-            if args.count < (1 if args.export else LEAST):
-                raise ValueError(f"--count is {args.count}; it must be at least {1 if args.export else LEAST}")
-            overrides["evaluation.num_samples"] = str(max(args.count, LEAST))
+            if args.count < (1 if args.export else MIN_IMAGES):
+                raise ValueError(f"--count is {args.count}; it must be at least {1 if args.export else MIN_IMAGES}")
+            overrides["evaluation.num_samples"] = str(max(args.count, MIN_IMAGES))
         folder = epath.Path(args.workdir)
         run = build(workdir.load(folder, overrides))
         compilation_cache.use(run.config.training.compilation_cache)

@@ -11,7 +11,10 @@ from pathlib import Path
 from tim_jax import data
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config.command_line import Parser, load_config, user_errors
-from tim_jax.data.settings import DataSettings, open_data
+from tim_jax.config.examples import make_inputs
+from tim_jax.config.sections import read
+from tim_jax.data.sections import DataSettings, LoaderSettings
+from tim_jax.data.settings import open_data
 from tim_jax.data.summary import layout, summary, table, write
 
 
@@ -27,15 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config, overrides)
         if args.rows_multiple < 1:
             raise ValueError(f"--rows-multiple is {args.rows_multiple}; it must be at least 1")
-        encoded = (config.data.encode, config.model.condition, config.data.features_width)
-        settings = DataSettings.read(
-            config.data.to_dict(),
-            config.loader.to_dict(),
-            factor=CodecSettings(**config.codecs).factor_of_images(*encoded),
-            side=config.model.patch_size,
-            rows_multiple=args.rows_multiple,
-            num_classes=config.model.num_classes if config.model.condition == "class" else 0,
-        )
+        kinds = {"data": DataSettings, "loader": LoaderSettings, "codecs": CodecSettings}
+        sections = {name: read(kind, config[name]) for name, kind in kinds.items()}
+        settings = make_inputs(config, **sections, batch_multiple=args.rows_multiple)
         source, plan = open_data(settings, data.open_source)
         print(layout(table(plan, settings.look.side)))
         print(summary(source, plan))

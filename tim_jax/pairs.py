@@ -21,8 +21,9 @@ import numpy as np
 from etils import epath
 
 from tim_jax import data
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
 from tim_jax.config.keys import identity
+from tim_jax.config.run import Run
 from tim_jax.data.shard_files import BESIDE, BLOCK
 from tim_jax.runs import shard_job, workdir
 from tim_jax.runs.encoders import texts_of
@@ -72,7 +73,7 @@ class Pairs:
 
     @property
     def max_bad_share(self) -> float:
-        return self.run.data.max_bad_share
+        return self.run.inputs.max_bad_share
 
     @property
     def about(self) -> dict[str, Any]:

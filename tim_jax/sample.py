@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.config.run import Run
 from tim_jax.runs import workdir
 from tim_jax.runs.encoders import Decoder, Pixels, decoder_of, texts_of
 from tim_jax.runs.generation import Generator, load_weights, mixture

@@ -3,6 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+# Types of computation, by their names in configurations.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Query(NamedTuple):

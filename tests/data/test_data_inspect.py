@@ -11,7 +11,7 @@ from tim_jax.bench import __main__ as command
 from tim_jax.bench import data as bench
 from tim_jax.data import summary
 from tim_jax.data.faults import TooManyBadRecords
-from tim_jax.data.settings import DataSettings, open_data
+from tim_jax.data.settings import Inputs, open_data
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
 KEYS = {"source": "folder", "height": 8, "width": 8, "channels": 3, "batch_size": 4}
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 def read(folder, buckets, side=4, loader=None, **keys):
     keys = KEYS | {"path": str(folder / "images"), "buckets": buckets} | keys
-    return DataSettings.read(keys, {"directory": str(folder / "cache")} | (loader or {}), side)
+    return Inputs.read(keys, {"directory": str(folder / "cache")} | (loader or {}), side)
 
 
 def test_settings_open_the_source_and_its_plan(folder):
@@ -41,7 +41,7 @@ def test_settings_open_the_source_and_its_plan(folder):
 
 def test_without_buckets_a_source_of_one_size_is_one_bucket(tmp_path):
     keys = {"source": "digits", "height": 8, "width": 8, "channels": 1, "batch_size": 32}
-    settings = DataSettings.read(keys, {"directory": str(tmp_path)}, side=2)
+    settings = Inputs.read(keys, {"directory": str(tmp_path)}, side=2)
     source, plan = open_data(settings, data.open_source, "held_out")
     assert plan == data.one_bucket(source, 32)
 
@@ -57,7 +57,7 @@ def test_latents_are_not_resized(tmp_path):
     rows = [{"latent": np.full((2, 4, 9, 9), i, np.float32), "label": 0} for i in range(8)]
     data.write_shards(tmp_path / "shards", rows, num_classes=1)
     keys = KEYS | {"source": "shards", "path": str(tmp_path / "shards"), "channels": 4, "buckets": {"table": ((8, 8),)}}
-    source, plan = open_data(DataSettings.read(keys, {"directory": str(tmp_path)}, side=2), data.open_source)
+    source, plan = open_data(Inputs.read(keys, {"directory": str(tmp_path)}, side=2), data.open_source)
     assert not plan.fitting.resize
     batch = data.global_batches(source, plan, 0)[0]
     np.testing.assert_array_equal(batch["x"][:, 3, 3, 0], batch["index"])

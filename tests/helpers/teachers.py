@@ -11,7 +11,8 @@ from etils import epath
 
 from tests.helpers.workdirs import one_device, workdir
 from tim_jax import train as command
-from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.training import checksums, sharding
 from tim_jax.transitions.derivative import query

@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from tim_jax.bench import __main__ as command
 from tim_jax.bench import attention as bench
-from tim_jax.config.build import build, made_up_batch, warn_once
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.keys import identity
+from tim_jax.config.network import warn_once
 from tim_jax.networks.attention import blockwise, pallas, xla
 from tim_jax.networks.attention.modules import ATTENTION, LINEAR_FROM, attention
 from tim_jax.networks.layers import wide

@@ -82,7 +82,7 @@ def from_shards(keys, folder):
 
 
 def batches_of(run, count):
-    account = data.Account(run.data.directory)
+    account = data.Account(run.inputs.directory)
     stream = dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0)
     return [next(stream)[0] for _ in range(count)]
 
@@ -231,8 +231,8 @@ def test_classes_of_one_size_train_without_buckets(keys, tmp_path):
 
 def test_buckets_are_those_of_training_whatever_devices_encode(keys):
     run = command.run_here(load_config("photos_t2i", keys | {"mesh.sequence": "2", "mesh.fsdp": "4"}))
-    assert run.mesh.devices.size == jax.local_device_count() and run.data.bucketing.grid.rows_multiple == 1
-    assert run.data.bucketing.grid.tokens_multiple == 2
+    assert run.mesh.devices.size == jax.local_device_count() and run.inputs.bucketing.grid.rows_multiple == 1
+    assert run.inputs.bucketing.grid.tokens_multiple == 2
 
 
 WRONG = {

@@ -74,7 +74,7 @@ def test_images_become_latents_and_features_of_their_tokens(build, published, tm
         codecs__autoencoder=vae, codecs__image_encoder=dino, data__channels=4, data__features_width=32,
         model__patch_size=2, data__buckets__tokens=64, objective__alignment_weight=1.0,
     )  # fmt: skip
-    assert run.data.factor == 4 and run.data.shape == (64, 64)
+    assert run.inputs.factor == 4 and run.inputs.shape == (64, 64)
     raw, batch = read(run, tmp_path)
     n, height, width, _ = raw["x"].shape
     assert batch["x"].shape == (n, height // 4, width // 4, 4)

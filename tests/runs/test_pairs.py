@@ -14,7 +14,8 @@ from etils import epath
 from tests.helpers import workdirs
 from tests.helpers.shard_commands import contents, ends, in_two, killed, start
 from tim_jax import data, pairs, train
-from tim_jax.config.build import batch_spec, build, made_up_batch
+from tim_jax.config.batches import batch_spec, made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.data import shard_files
 from tim_jax.runs import input_pipeline, measuring, shard_job, workdir
@@ -201,7 +202,7 @@ def test_samples_that_are_not_finite_are_left_out_and_too_many_end_it(teacher, t
 
 
 def batch_of(run):
-    account = data.Account(run.data.directory)
+    account = data.Account(run.inputs.directory)
     return next(dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0))
 
 

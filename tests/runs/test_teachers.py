@@ -26,8 +26,9 @@ from tests.helpers.teachers import (
 )
 from tests.helpers.workdirs import contents, one_device, workdir
 from tim_jax import sample
-from tim_jax.config.build import build, initialiser
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.config.network import initialiser
 from tim_jax.plan import __main__ as planner
 from tim_jax.plan.memory import Memory, shard_bytes
 from tim_jax.runs.teachers import check_same, record, with_teachers

@@ -17,7 +17,8 @@ from tests.helpers.teachers import (
 from tests.helpers.workdirs import workdir
 from tim_jax import ablate
 from tim_jax.ablation.settings import Ablation
-from tim_jax.config.build import batch_spec, build
+from tim_jax.config.batches import batch_spec
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.training import sharding

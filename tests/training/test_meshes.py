@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.networks.attention import blockwise
 from tim_jax.training import sharding

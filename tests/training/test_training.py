@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 
 from tim_jax import train as command
-from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings, make_optimizer, make_schedule

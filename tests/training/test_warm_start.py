@@ -14,7 +14,8 @@ from etils import epath
 
 from tim_jax import train as command
 from tim_jax.config import keys
-from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import workdir
 from tim_jax.runs.start import first_state

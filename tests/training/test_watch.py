@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tim_jax import train
-from tim_jax.config.build import build, made_up_batch
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.system.chips import CHIPS, chip_of
 from tim_jax.training import sharding

@@ -197,14 +197,15 @@ def test_guidance_of_a_teacher(x64):
     nets, here = {"teacher": by_label(1.0), "weaker": by_label(0.5)}, wave(x_t, t, t)
     inside = column((t >= 0.2) & (t <= 0.7))
     np.testing.assert_allclose(Teacher()(nets, transport, x_t, t, rows), here * label, rtol=1e-12)
-    free = Teacher(3.0, 0.2, 0.7)(nets, transport, x_t, t, rows)
+    free = Teacher(guidance=3.0, guidance_low=0.2, guidance_high=0.7)(nets, transport, x_t, t, rows)
     np.testing.assert_allclose(free, jnp.where(inside, here * (null + 3 * (label - null)), here * label), rtol=1e-9)
-    auto = Teacher(2.0, weaker=True)
+    auto = Teacher(guidance=2.0, weak_checkpoint="weak")
     assert auto.names == ("teacher", "weaker")
     np.testing.assert_allclose(auto(nets, transport, x_t, t, rows), here * label * 1.5, rtol=1e-9, atol=1e-12)
     assert jax.grad(lambda x: auto(nets, transport, x, t, rows).sum())(x_t).any() == False  # noqa: E712
-    for wrong, said in ((Teacher(-1.0), "guidance is -1"), (Teacher(2.0, 0.5, 0.4), "0.5, 0.4"),
-                        (Teacher(weaker=True), "must then not be 1")):  # fmt: skip
+    for wrong, said in ((Teacher(guidance=-1.0), "guidance is -1"),
+                        (Teacher(guidance=2.0, guidance_low=0.5, guidance_high=0.4), "0.5, 0.4"),
+                        (Teacher(weak_checkpoint="weak"), "must not be 1")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             wrong.check()
 

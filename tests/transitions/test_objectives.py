@@ -12,9 +12,10 @@ from etils import epath
 
 from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax import convert
-from tim_jax.config import keys, loading
+from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.config.overrides import override
 from tim_jax.runs import teachers
 from tim_jax.runs.generation import Generator, cycle_labels
 from tim_jax.training import sharding
@@ -185,7 +186,7 @@ TEACHER = SMALL | {"training.steps": "100"}
 def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
-    config = keys.override(loading.load("base").get_config(), SMALL | {"objective.name": name})
+    config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
     run = taught(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
     t = jnp.full(64, 0.5)
@@ -214,7 +215,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
 
     def history(sizes):
         config = loading.load("base").get_config()
-        config = keys.override(config, SMALL | sizes | {"objective.name": name})
+        config = override(config, SMALL | sizes | {"objective.name": name})
         run = build(config, jax.devices()[: 8 if sizes else 1])
         run = taught(run, teacher, "base", TEACHER)
         batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
@@ -247,7 +248,7 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     changes |= {"objective.tangent.warmup_steps": "300"} if objective.tangent.warmup_steps else {}
     changes |= {"objective.tangent.differentiate_steps": "600"} if name == "modular_mean_flow" else {}
     changes |= {"ema.slow": "0.99", "model.depth": "2", "optimizer.warmup_steps": "100"}
-    config = keys.override(loading.load("digits_small").network(), changes)
+    config = override(loading.load("digits_small").network(), changes)
     learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
     own = {key: value for key, value in changes.items() if key not in learner}
     run = taught(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)

@@ -57,7 +57,7 @@ def test_published_trajectories(name, guidance, published, golden):
     noise = jnp.asarray(arrays["z"].transpose(0, 2, 3, 1))
     condition = {"label": jnp.asarray(arrays["y"], jnp.int32)}
     null = {"label": jnp.full(4, 10)}
-    sampling = Sampling(guidance, 0.1, 0.9, exclusive_ends=True)
+    sampling = Sampling(guidance=guidance, guidance_low=0.1, guidance_high=0.9, exclusive_ends=True)
     run = jax.jit(
         lambda plan: sample(published, plan, noise, condition, null, image_keys(0, jnp.arange(4)), guidance, True)
     )
@@ -281,13 +281,16 @@ def test_no_noise_enters_the_first_and_last_step(transport, stochastic):
 def test_grid_and_guidance_interval(transport):
     grid = time_grid(transport, 10)
     assert grid.dtype == np.float64 and grid[0] == transport.T_max and grid[-1] == transport.T_min
-    inclusive = Sampling(2.0, guidance_low=grid[7] / transport.T_max, guidance_high=grid[2] / transport.T_max)
+    inclusive = Sampling(guidance=2.0, guidance_low=grid[7] / transport.T_max, guidance_high=grid[2] / transport.T_max)
     exclusive = Sampling(**{**inclusive.__dict__, "exclusive_ends": True})
     assert guided_times(transport, grid[:-1], inclusive).tolist() == [2 <= i <= 7 for i in range(10)]
     assert guided_times(transport, grid[:-1], exclusive).tolist() == [2 < i < 7 for i in range(10)]
     assert evaluations(transport, 10, inclusive) == 16 and evaluations(transport, 10, exclusive) == 14
-    assert evaluations(transport, 10, Sampling(1.0)) == 10 and evaluations(transport, 10, Sampling(2.0)) == 20
-    assert guided_times(transport, grid[:-1], Sampling(2.0))[0], "the first step is guided"
+    assert (
+        evaluations(transport, 10, Sampling(guidance=1.0)) == 10
+        and evaluations(transport, 10, Sampling(guidance=2.0)) == 20
+    )
+    assert guided_times(transport, grid[:-1], Sampling(guidance=2.0))[0], "the first step is guided"
 
 
 def test_an_image_does_not_depend_on_its_batch():

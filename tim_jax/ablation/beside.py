@@ -9,7 +9,8 @@ from etils import epath
 from tim_jax.ablation import runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config import keys
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
+from tim_jax.config.run import Run
 from tim_jax.runs import measuring, workdir
 from tim_jax.runs.teachers import SHORT
 from tim_jax.system import compilation_cache
@@ -84,11 +85,11 @@ def measured(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str
     run, saved = find(ablation, member.variant, folder)
     reference = build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
-    weights = warm_start.read_network(saved, run.sampling_ema, run.weights(run.trainer.abstract))
+    weights = warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract))
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     place = folder / str(member)
     table = runs.table_of(measuring.plan(reference), run, weights, nfe, member.seed, place)
-    of = {"weights": ablation.beside[member.variant], "which": run.sampling_ema} | _identity(saved)
+    of = {"weights": ablation.beside[member.variant], "which": run.sampling.ema} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "beside": of}
 
 

@@ -17,8 +17,10 @@ from jax.experimental import multihost_utils
 
 from tim_jax.ablation.settings import Ablation
 from tim_jax.config import keys, loading
-from tim_jax.config.build import Run, batch_spec, build, made_up_batch
+from tim_jax.config.batches import batch_spec, made_up_batch
+from tim_jax.config.build import build
 from tim_jax.config.objective import resolved
+from tim_jax.config.run import Run
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import files, lock, timing
 from tim_jax.training import sharding
@@ -112,7 +114,7 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
     def flops(name: str) -> int:
         run = with_teachers(build(ablation.config(name)))
         shape = run.image_shape[:2]
-        spec = batch_spec(run.config, run.data.rows(shape), shape)
+        spec = batch_spec(run.config, run.inputs.rows(shape), shape)
         batch = sharding.abstract_batch(run.mesh, spec)
         return run.trainer.model_flops(batch, run.trainer.trace(batch))
 
@@ -151,7 +153,7 @@ def _time_cost(ablation: Ablation, name: str, reference: Callable[[], Any]) -> d
 
 def stepper(run: Run) -> Callable[[], Any]:
     """A function that trains for STEPS steps on made-up rows, and goes on from there when called again."""
-    rows = run.data.rows(run.image_shape[:2])
+    rows = run.inputs.rows(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, here))
     state = run.trainer.create()

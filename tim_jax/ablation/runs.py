@@ -8,7 +8,8 @@ import jax
 from etils import epath
 
 from tim_jax.config import keys
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
+from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, training, workdir
 from tim_jax.runs.input_pipeline import open_pipeline

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tim_jax.config import keys
 from tim_jax.config.command_line import read_file
 from tim_jax.config.objective import resolved
+from tim_jax.config.overrides import override
 
 RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -95,7 +96,7 @@ class Ablation:
         """
         texts = {key: value if isinstance(value, str) else repr(value) for key, value in self.variants[name].items()}
         try:
-            config = keys.override(self.base, texts)
+            config = override(self.base, texts)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {str(error).replace('--config.', 'config.')}") from None
         config.seed += seed
@@ -140,6 +141,6 @@ def load(name: str, overrides: dict[str, str], **fields: Any) -> Ablation:
     if not isinstance(ablation, Ablation):
         raise ValueError(f"--config={name}: get_ablation() gives a {type(ablation).__name__}; it must be an Ablation")
     given = {key: value for key, value in fields.items() if value is not None}
-    ablation = dataclasses.replace(ablation, base=keys.override(ablation.base, overrides), **given)
+    ablation = dataclasses.replace(ablation, base=override(ablation.base, overrides), **given)
     ablation.check()
     return ablation

@@ -4,29 +4,38 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from tim_jax import codecs
 from tim_jax.codecs import stand_in
+from tim_jax.types import DTYPES
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STATES = ("last", "second_to_last")
 LATENTS = ("mean", "sample")
+UNUSED = {
+    ("codecs.text_encoder", "codecs.text_states"): (
+        "model.condition is not 'text'",
+        lambda c: c.model.condition != "text",
+    ),
+    ("codecs.image_encoder",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
+    ("codecs.latents",): (
+        "data.encode is False or codecs.autoencoder ''",
+        lambda c: not (c.data.encode and c.codecs.autoencoder),
+    ),
+    ("codecs.tile",): ("codecs.autoencoder is ''", lambda c: not c.codecs.autoencoder),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecSettings:
-    """autoencoder, text_encoder, image_encoder: folders of published models, "" for none; text_encoder may be that of
-    `stand_in`. text_states: a field of `gemma.Hidden`. latents: the mean of what an autoencoder says of an image, or a
-    sample. tile: side in pixels of the tiles that larger images go through the autoencoder in; 0: none."""
+    """Pretrained models that encode and decode: folders of published files, a path or hf://owner/repository."""
 
-    autoencoder: str = ""
-    text_encoder: str = ""
-    image_encoder: str = ""
-    text_states: str = "last"
-    latents: str = "mean"
-    dtype: str = "float32"
-    tile: int = 0
+    autoencoder: str = ""  # whose latents are trained on; "": images, or latents that nothing here decodes
+    text_encoder: str = ""  # of captions and prompts; "stand-in": a small one with random weights
+    image_encoder: str = ""  # whose features hidden states are aligned with
+    text_states: str = "last"  # of the text encoder: last or second_to_last
+    latents: str = "mean"  # of the autoencoder's distribution for an image: its mean, or a sample
+    dtype: str = "float32"  # of weights and computation, "float32" or "bfloat16"
+    tile: int = 0  # side in pixels of the blended tiles in which larger images are encoded and decoded; 0: none
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tim_jax.config import loading
-from tim_jax.config.keys import override
+from tim_jax.config.overrides import override
 from tim_jax.system.exit_codes import FAILED, USER_ERROR
 
 

@@ -1,36 +1,17 @@
-"""The objective of a configuration: its name, and what `times` and `objective` change of it."""
+"""The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from tim_jax.config.keys import check_left, flatten
+from tim_jax.config.sections import read
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
-from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
-
-# Key -> where it stands in an Objective. A key that is None is as the named objective has it.
-FIELDS = {
-    **{f"times.{name}": f"times.{name}" for name in (
-        "distribution", "P_mean", "P_std", "share_equal", "share_min", "intervals", "shift_reference",
-    )},
-    **{f"objective.{name}": name for name in (
-        "consistency", "velocity", "derivative", "epsilon", "learned_weight", "direction", "direction_weight",
-        "head_weight", "alignment_weight", "trajectory_points",
-    )},
-    **{f"objective.weight.{name}": f"weight.{name}" for name in ("kernel", "scale", "difference", "sigma_d")},
-    **{f"objective.adaptive.{name}": f"adaptive.{name}" for name in ("power", "offset", "total")},
-    **{f"objective.{part}.{name}": f"{part}.{name}" for part, names in {
-        "tangent": ("normalise", "bounded", "warmup_steps", "max_share", "differentiate_steps"),
-        "bootstrap": ("ema", "split", "min_interval", "solver_steps"),
-        "guidance": ("w_cond", "w_gt", "t_low", "t_high", "start_step", "ema"),
-        "input_guidance": ("max_scale", "power"),
-        "contrast": ("share", "max_time", "temperature", "weight"),
-        "score": ("weight", "max_jumps"),
-    }.items() for name in names},
-}  # fmt: skip
+from tim_jax.types import DTYPES
 
 
 def make_transport(config: ConfigDict) -> Transport:
@@ -53,54 +34,77 @@ def resolved(config: ConfigDict) -> ConfigDict:
         raise ValueError(f"objective.name is {name!r}; it must be one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name](make_transport(config))
     config = ConfigDict(config.to_dict())
-    for key, field in FIELDS.items():
-        *sections, last = key.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        if section[last] is None:
-            section[last] = get(objective, field)
+    _fill(config.objective, objective)
+    _fill(config.times, objective.times)
     return config
 
 
+def _fill(section: ConfigDict, thing: Any) -> None:
+    """Puts the attributes of a thing in place of None; what it does not have stays None."""
+    for name, value in section.items():
+        if isinstance(value, ConfigDict):
+            _fill(value, getattr(thing, name, None))
+        elif value is None:
+            section[name] = getattr(thing, name, None)
+
+
 def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Objective:
-    """The objective of a resolved configuration, for rows that lie on `shards` devices. Raises ValueError."""
-    asked = config.teacher
-    teacher = Teacher(asked.guidance, asked.guidance_low, asked.guidance_high, weaker=bool(asked.weak_checkpoint))
-    objective = dataclasses.replace(OBJECTIVES[config.objective.name](transport), shards=shards, teacher=teacher)
-    for key, field in FIELDS.items():
-        value = config
-        for part in key.split("."):
-            value = value[part]
-        if value is not None:
-            objective = put(objective, field, value)
-    known = ("online", *config.ema)
-    names = [("bootstrap.ema", objective.bootstrap.ema, known)]
-    names.append(("velocity", objective.velocity, ("data", "target", "head", "teacher", *known)))
-    if objective.guidance.active:
-        names.append(("guidance.ema", objective.guidance.ema, known))
-    for key, value, choices in names:
-        if value not in choices:
-            raise ValueError(f"objective.{key} is {value!r}; it must be one of {', '.join(choices)}")
+    """The objective of a resolved configuration, for examples that lie on `shards` devices. Raises ValueError."""
+    name = config.objective.name
+    objective = OBJECTIVES[name](transport)
+    check_parts(config.objective, objective, name)
+    objective = read(
+        objective,
+        {key: value for key, value in config.objective.items() if hasattr(objective, key)},
+        times=read(objective.times, config.times),
+        teacher=read(objective.teacher, config.teacher),
+        shards=shards,
+    )
+    check_networks(objective, config.ema)
     if objective.alignment_weight and not config.data.features_width:
         raise ValueError(
-            f"objective.alignment_weight is {objective.alignment_weight}; without image features "
-            "(data.features_width is 0) it must be 0"
+            f"objective.alignment_weight is {objective.alignment_weight}; it must be 0 without image features "
+            "(data.features_width is 0)"
         )
     objective.check()
     return objective
 
 
-def get(thing: Any, field: str) -> Any:
-    """thing.a.b for "a.b"; None for a part that it does not have."""
-    for name in field.split("."):
-        thing = getattr(thing, name, None)
-    return thing
+def check_parts(section: ConfigDict, objective: Objective, name: str) -> None:
+    """Raises ValueError for a value of what an objective does not have, such as `contrast`."""
+    for key, value in flatten(section).items():
+        if value is not None and not hasattr(objective, key.split(".")[0]):
+            raise ValueError(
+                f"objective.{key} is {value!r}; it must be None, since it has no effect where objective.name is "
+                f"{name!r}"
+            )
 
 
-def put(thing: Any, field: str, value: Any) -> Any:
-    """A copy of frozen dataclasses with thing.a.b = value for "a.b". Raises ValueError for a part that is not there."""
-    name, _, rest = field.partition(".")
-    if not hasattr(thing, name):
-        raise ValueError(f"objective.{field} is {value!r}, but this objective has no {name}: leave it")
-    return dataclasses.replace(thing, **{name: put(getattr(thing, name), rest, value) if rest else value})
+def check_networks(objective: Objective, emas: Mapping[str, float]) -> None:
+    """Raises ValueError for a name that means none of the networks that there are."""
+    known = ("online", *emas)
+    names = {
+        "objective.bootstrap.ema": (objective.bootstrap.ema, known),
+        "objective.velocity": (objective.velocity, ("data", "target", "head", "teacher", *known)),
+    }
+    if objective.guidance.active:
+        names["objective.guidance.ema"] = objective.guidance.ema, known
+    for key, (value, choices) in names.items():
+        if value not in choices:
+            raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
+    for name in emas:
+        if name in objective.learns_from + objective.parts:
+            raise ValueError(
+                f"ema.{name} is {emas[name]}; it must have another name, since the objective {objective.name!r} has a "
+                f"network called {name!r}"
+            )
+
+
+def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective) -> None:
+    """Raises ValueError for what `teacher` says by itself; its files are not touched."""
+    if not objective.learns_from:
+        name, velocity = config.objective.name, config.objective.velocity
+        reason = f"objective.name is {name!r} with velocity {velocity!r}, which learns from no teacher"
+        check_left([f"teacher.{key}" for key in config.teacher], reason, config, default)
+    if config.teacher.dtype not in DTYPES:
+        raise ValueError(f"teacher.dtype is {config.teacher.dtype!r}; it must be one of {', '.join(DTYPES)}")

@@ -16,7 +16,7 @@ DIRECTORY = "~/.cache/tim_jax"
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSettings:
+class Inputs:
     """source, path, split, channels, num_classes: see Location. mixture: ((source, path, weight), ...) in place of one
     source. shape: of every row, where there are no buckets. bucketing: how they are made, or None. look: of rows.
     directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run. factor:
@@ -51,7 +51,7 @@ class DataSettings:
         tokens_multiple: int = 1,
         num_classes: int = 0,
         factor: int = 1,
-    ) -> "DataSettings":
+    ) -> "Inputs":
         """Settings from the `data` and `loader` sections. side: positions of a row per token and direction.
         rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence. factor: of
         images that are encoded as they are read.
@@ -115,7 +115,7 @@ def check_noise(data: Mapping[str, Any]) -> None:
             raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
-def open_data(settings: DataSettings, open_source: Any, split: str | None = None) -> tuple[Source, BucketPlan]:
+def open_data(settings: Inputs, open_source: Any, split: str | None = None) -> tuple[Source, BucketPlan]:
     """The source that settings name, and its plan. open_source: that of this room.
 
     Raises ValueError if there is no such source, its rows do not fit the settings, or more of its headers than

@@ -1,80 +1,80 @@
 """What the `evaluation` section of a configuration says."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from tim_jax.evaluation import FEATURES, METRICS
 
-LEAST = 4  # images: precision and recall look at a third neighbour
+MIN_IMAGES = 4  # precision and recall look at a third neighbour
+UNUSED = {
+    ("evaluation.path",): (
+        "evaluation.source is '' or embedded",
+        lambda c: c.evaluation.source in ("", "digits", "photos"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PeriodicEvaluation:
-    """every: steps of training between evaluations, 0: none; then of `num_samples` (0: as evaluation.num_samples) at
-    each
-    of `steps`, with each of `emas`."""
+    """Evaluations while training."""
 
-    every: int = 0
-    steps: tuple[int, ...] = (1, 2, 4, 8)
-    num_samples: int = 0
-    emas: tuple[str, ...] = ()
+    every: int = 0  # steps of training between evaluations; 0: none
+    steps: tuple[int, ...] = (1, 2, 4, 8)  # step counts that are sampled with
+    num_samples: int = 0  # per step count; 0: as evaluation.num_samples
+    emas: tuple[str, ...] = ()  # names of EMAs, or "online"; (): sampling.ema
 
     def check(self, emas: Collection[str]) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be. emas: names of EMAs."""
         if self.every < 0:
             raise ValueError(f"evaluation.periodic.every is {self.every}; it must be at least 0")
-        if self.num_samples != 0 and self.num_samples < LEAST:
-            raise ValueError(f"evaluation.periodic.num_samples is {self.num_samples}; it must be 0 or at least {LEAST}")
-        for steps in self.steps:
-            if steps < 1:
-                raise ValueError(f"evaluation.periodic.steps has {steps}; each must be at least 1")
-        for name in self.emas:
-            if name != "online" and name not in emas:
-                raise ValueError(
-                    f"evaluation.periodic.emas has {name!r}; each must be online or one of {', '.join(emas)}"
-                )
+        if self.num_samples != 0 and self.num_samples < MIN_IMAGES:
+            raise ValueError(
+                f"evaluation.periodic.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}"
+            )
+        if any(steps < 1 for steps in self.steps):
+            raise ValueError(f"evaluation.periodic.steps is {self.steps}; each of them must be at least 1")
+        if not set(self.emas) <= {"online", *emas}:
+            raise ValueError(
+                f"evaluation.periodic.emas is {self.emas}; each of them must be one of {', '.join(('online', *emas))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """held_out: a split, or "" for none. num_samples: per step count and seed, 0: as many as the training part.
-    max_images: see Yardstick. The rest: see configs/base.py."""
+    """How samples are measured, by `python -m tim_jax.evaluate` and while training."""
 
-    held_out: str
-    num_samples: int
-    batch_size: int
-    features: str
-    inception: str
-    metrics: tuple[str, ...]
-    reference: str
-    source: str
-    path: str
-    max_images: int
-    periodic: PeriodicEvaluation
-
-    @classmethod
-    def read(cls, section: Mapping[str, Any], sampling_ema: str) -> "EvaluationSettings":
-        """Of the section; where it names no weights, those that sampling uses."""
-        periodic = dict(section["periodic"])
-        periodic["emas"] = tuple(periodic["emas"]) or (sampling_ema,)
-        return cls(**{**section, "periodic": PeriodicEvaluation(**periodic)})
+    held_out: str = "held_out"  # the split that is held out; "": none
+    num_samples: int = 0  # per step count and seed; 0: as many as the training part has images
+    batch_size: int = 512
+    features: str = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
+    inception: str = ""  # file of the weights of "inception"; "": below loader.directory
+    metrics: tuple[str, ...] = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
+    reference: str = ""  # a stored or published (npz) reference in place of the training part
+    source: str = ""  # of real images of the samples' size, as data.source; "": that of training
+    path: str = ""  # where these are, as data.path
+    max_images: int = 10000  # of which the kernel distance, precision and recall look at single features
+    # while training
+    periodic: PeriodicEvaluation = PeriodicEvaluation()
 
     def check(self, emas: Collection[str], channels: int) -> None:
-        """Raises ValueError, naming key and value, for settings that cannot be. emas: names of EMAs."""
+        """Raises ValueError, naming key and value, for settings that cannot be.
+
+        Args:
+            emas: names of EMAs.
+            channels: of the images that are compared.
+        """
         if self.features not in FEATURES:
             raise ValueError(f"evaluation.features is {self.features!r}; it must be one of {', '.join(FEATURES)}")
         if self.features == "inception" and channels not in (1, 3):
             raise ValueError(
-                f"evaluation.features is 'inception', for images of 1 or 3 channels; data.channels is {channels}, "
-                "and codecs.autoencoder names nothing to decode them by"
+                "evaluation.features is 'inception'; it must be another one for examples of other than 1 or 3 channels "
+                f"(data.channels is {channels}) that no codecs.autoencoder decodes"
             )
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(f"evaluation.metrics has {name!r}; each must be one of {', '.join(METRICS)}")
-        for name, least in (("batch_size", 1), ("max_images", LEAST)):
+        if not set(self.metrics) <= set(METRICS):
+            raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {', '.join(METRICS)}")
+        for name, least in (("batch_size", 1), ("max_images", MIN_IMAGES)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.num_samples != 0 and self.num_samples < LEAST:
-            raise ValueError(f"evaluation.num_samples is {self.num_samples}; it must be 0 or at least {LEAST}")
+        if self.num_samples != 0 and self.num_samples < MIN_IMAGES:
+            raise ValueError(f"evaluation.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}")
         self.periodic.check(emas)

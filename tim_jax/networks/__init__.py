@@ -16,6 +16,8 @@ parameters by width.
 `nn.unbox` gives the plain arrays that `module.apply` takes.
 """
 
+import dataclasses
+
 from tim_jax.networks.tim import TiM
 
 NETWORKS = {"tim": TiM}
@@ -27,3 +29,10 @@ SIZES = {
     "L": {"depth": 24, "width": 1024, "heads": 16, "bottleneck": 344, "encoder_depth": 8},
     "XL": {"depth": 28, "width": 1152, "heads": 16, "bottleneck": 384, "encoder_depth": 8},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A key of `model` beside the attributes of TiM."""
+
+    size: str = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0

@@ -21,6 +21,12 @@ from tim_jax.networks.layers import Linear, modulate, modulation, standardise, w
 from tim_jax.networks.rope import ORDERS, rope_table
 from tim_jax.types import Output, Query, TangentQuery
 
+UNUSED = {
+    ("model.use_text_mask",): ("model.condition is not 'text'", lambda c: c.model.condition != "text"),
+    ("model.num_classes",): ("model.condition is not 'class'", lambda c: c.model.condition != "class"),
+    ("model.projector_width",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
+}
+
 
 def keep_all_but_gathered(primitive, *_, **__) -> bool:
     """What the backward pass keeps where nothing is rematerialised: not the parameters that were gathered from other
@@ -35,35 +41,41 @@ class TiM(nn.Module):
     a `jax.jvp` costs no tangent work. Parameters are float32 (float64 if `dtype` is), whatever `dtype`.
     """
 
-    patch_size: int = 2  # side of a patch, in latent pixels
-    channels: int = 4  # C of x_t and F
-    width: int = 768  # D
-    depth: int = 12  # number of blocks
-    heads: int = 12  # H; the width of a head is D / H
-    bottleneck: int = 256  # hidden width of the modulation of a block
-    encoder_depth: int = 4  # the block (counted from 1) after which hidden states are aligned with image features
-    z_dim: int = 0  # width of those features; 0: no projector
-    projector_width: int = 2048  # hidden width of the projector
+    width: int = 768  # D; heads divide it
+    depth: int = 12  # blocks
+    heads: int = 12  # H
+    bottleneck: int = 256  # hidden width of each block's adaLN
+    encoder_depth: int = 4  # block, counted from 1, whose output is aligned with image features
+    patch_size: int = 2  # side of a patch, in positions
     condition: str = "class"  # "class" or "text"
-    num_classes: int = 1000  # class: labels 0 .. num_classes, the last one null
-    text_width: int = 1152  # text: width of the text features
-    conditioning: str = "t-r"  # how the interval is embedded, a name in INTERVALS
-    separate_interval_embedder: bool = True  # an embedder of its own for intervals, else that of t
-    interval_aware: bool = True  # the interval's embedding enters q, k and v
-    qk_norm: bool = True  # layer norm on q and k
-    rope_order: str = "row_major"  # "official" only for published weights
-    use_text_mask: bool = True  # False, attending to padding, only for published weights
+    num_classes: int = 1000  # for "class"; label num_classes is the null condition
+    conditioning: str = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
+    separate_interval_embedder: bool = True  # an embedder of its own for the interval, else that of t
+    interval_aware: bool = True  # interval-aware attention: the interval's embedding enters q, k and v
+    qk_norm: bool = True  # layer norm of queries and keys
+    rope_order: str = "row_major"  # "official": the published order, for published weights only
+    use_text_mask: bool = True  # False: attend to padding, for published weights only
+    projector_width: int = 2048  # hidden width of the alignment head
+    # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
+    attention: str = "auto"
+    # What the backward pass computes again. "none": nothing, every activation is kept. "dots": neither products of
+    # weights nor blockwise attention; as fast as "none" in two thirds of its memory. "attention": products, but not
+    # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
+    # operations than "none".
+    remat: str = "none"
+    dropout: float = 0.0  # on residual branches
+    dtype: Any = jnp.float32  # compute type, "float32" or "bfloat16"; parameters are float32
+    # What follows is not a key of a configuration.
+    channels: int = 4  # C of x_t and F
+    z_dim: int = 0  # width of image features; 0: no projector
+    text_width: int = 1152  # of text features
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
     output_heads: tuple[str, ...] = ()  # names in HEADS: what a query is told besides F
-    attention: str = "auto"  # by number of keys, or a name in ATTENTION
-    dropout: float = 0.0  # rate on each residual branch of rows that come with a key
-    remat: str = "none"  # a name in REMAT
     # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
     read: Callable[[Any], Any] | None = None
     # Within `jax.shard_map`: the mesh axis over which the tokens of a row lie, see `sequence`.
     tokens: str | None = None
     unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
-    dtype: Any = jnp.float32  # of the computation in blocks
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,7 +86,8 @@ class TiM(nn.Module):
         """One Output per Query.
 
         groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
-            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. TangentQuery ones stand inside a
+            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. TangentQuery ones stand
+            inside a
             `jax.jvp` with tangents for them.
         hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
             this device where `tokens` is given; all else is whole.
@@ -233,20 +246,22 @@ def unpatchify(y, shape):
 def _check_fields(net: TiM):
     for name in ("patch_size", "channels", "width", "depth", "heads", "bottleneck"):
         if getattr(net, name) < 1:
-            raise ValueError(f"{name} = {getattr(net, name)}: must be at least 1")
+            raise ValueError(f"model.{name} is {getattr(net, name)}; it must be at least 1")
     if net.width % net.heads or net.width // net.heads % 4:
-        raise ValueError(f"heads = {net.heads}: must split width {net.width} into heads of a multiple of 4")
+        raise ValueError(
+            f"model.heads is {net.heads}; it must split model.width, {net.width}, into heads of a multiple of 4"
+        )
     if not 1 <= net.encoder_depth <= net.depth:
-        raise ValueError(f"encoder_depth = {net.encoder_depth}: must lie in 1 .. depth = {net.depth}")
+        raise ValueError(f"model.encoder_depth is {net.encoder_depth}; it must lie in 1 … model.depth, {net.depth}")
     if not 0 <= net.dropout < 1:
-        raise ValueError(f"dropout = {net.dropout}: must lie in [0, 1)")
+        raise ValueError(f"model.dropout is {net.dropout}; it must lie in [0, 1)")
     choices = {
         "condition": ("class", "text"), "conditioning": INTERVALS, "rope_order": ORDERS, "remat": REMAT,
         "attention": ("auto", *ATTENTION),
     }  # fmt: skip
     for name, known in choices.items():
         if getattr(net, name) not in known:
-            raise ValueError(f"{name} = {getattr(net, name)!r}: must be one of {', '.join(map(repr, known))}")
+            raise ValueError(f"model.{name} is {getattr(net, name)!r}; it must be one of {', '.join(known)}")
     for name in net.output_heads:
         if name not in HEADS:
             raise ValueError(f"output_heads has {name!r}: each must be one of {', '.join(map(repr, HEADS))}")

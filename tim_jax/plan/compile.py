@@ -13,7 +13,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tim_jax.config.build import batch_spec, build
+from tim_jax.config.batches import batch_spec
+from tim_jax.config.build import build
 from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.runs import teachers
@@ -66,7 +67,7 @@ def compile_step(
     """
     run = teachers.asking(build(config, topology.devices), models)
     shape = run.image_shape[:2]
-    rows = rows or run.data.rows(shape)
+    rows = rows or run.inputs.rows(shape)
     batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, rows, shape))
     state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
     with progress(f"compiling for {topology.name}, {rows} rows"):
@@ -80,11 +81,11 @@ def compile_step(
                 raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - began
     # Whole numbers of rows with r = t on every device, as long as the batch has them.
-    whole = run.rows_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
+    whole = run.batch_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
         rows=rows,
-        unit=whole if rows % whole == 0 else run.rows_multiple,
+        unit=whole if rows % whole == 0 else run.batch_multiple,
         shapes=state.params,
         memory=needed,
         text=text,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax import data
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, Texts, decoder_of, texts_of
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.loop import on_mesh
@@ -37,7 +37,7 @@ def load_weights(run: Run, workdir) -> tuple[Any, int]:
         print(f"warning: checkpoint of step {later} not used: {reason}", file=sys.stderr)
     manager.close()
     saved = warm_start.Saved(manager.directory, step)
-    return warm_start.read_network(saved, run.sampling_ema, run.weights(run.trainer.abstract)), step
+    return warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract)), step
 
 
 def check_by_class(run: Run, workdir) -> None:

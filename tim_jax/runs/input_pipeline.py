@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tim_jax import data
-from tim_jax.config.build import Run, batch_spec
+from tim_jax.config.batches import batch_spec
+from tim_jax.config.run import Run
 from tim_jax.data.settings import open_data
 from tim_jax.runs.encoders import Encoder
 from tim_jax.system import int64
@@ -35,14 +36,14 @@ class SourcePipeline:
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The global batch of every bucket, as shapes on the mesh."""
-        config, mesh, factor = self.run.config, self.run.mesh, self.run.data.factor
+        config, mesh, factor = self.run.config, self.run.mesh, self.run.inputs.factor
         specs = (batch_spec(config, b.rows, [side // factor for side in b.shape]) for b in self.plan.buckets)
         return [sharding.abstract_batch(mesh, spec) for spec in specs]
 
     @functools.cached_property
     def dataset(self):
         """Step → the rows of the global batch that this process's devices need (grain)."""
-        mesh, seed, look = self.run.mesh, self.run.config.seed, self.run.data.look
+        mesh, seed, look = self.run.mesh, self.run.config.seed, self.run.inputs.look
         parts, count = sharding.shards_here(mesh), sharding.batch_shards(mesh)
         return data.global_batches(self.source, self.plan, seed, parts, count, look)
 
@@ -91,7 +92,7 @@ def images_spec(run: Run, rows: int, shape: tuple[int, int]) -> dict[str, tuple[
     """As `batch_spec`, of a batch that is still to be encoded; shape: that of its images."""
     by_class = run.config.model.condition == "class"
     condition = {"label": ((rows,), np.int32)} if by_class else {"caption": ((rows,), np.str_)}
-    return {"x": ((rows, *shape, run.data.channels), np.float32)} | condition
+    return {"x": ((rows, *shape, run.inputs.channels), np.float32)} | condition
 
 
 _ASKED = dict.fromkeys(("x", "label"), "every run needs")
@@ -110,14 +111,14 @@ def open_pipeline(run: Run) -> SourcePipeline:
 
 def open_rows(run: Run) -> tuple[data.Source, data.BucketPlan]:
     """The source of a run and its plan. Raises ValueError if it is not there, or not what the configuration says."""
-    source, plan = _one_after_another(lambda: open_data(run.data, data.open_source))
+    source, plan = _one_after_another(lambda: open_data(run.inputs, data.open_source))
     if run.config.data.encode and getattr(source, "latents", False):
         raise ValueError(f"data.encode is True; the rows of {source.name} are latents already")
-    if run.data.look.flip and getattr(source, "noise", False):
+    if run.inputs.look.flip and getattr(source, "noise", False):
         raise ValueError(
-            f"data.flip is {run.data.look.flip}; the rows of {source.name} are pairs, for which it must be 0"
+            f"data.flip is {run.inputs.look.flip}; the rows of {source.name} are pairs, for which it must be 0"
         )
-    classes = run.data.num_classes
+    classes = run.inputs.num_classes
     if classes and not source.num_classes:
         raise ValueError(f"model.condition is 'class'; {source.name} has no labels")
     if classes and source.num_classes > classes:
@@ -134,7 +135,7 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
     The source is that of training, unless `evaluation.source` names another. Images of other sizes are resized to cover
     that shape and cropped in the middle, enlarged where they are smaller. Raises ValueError for samples of a model.
     """
-    settings, of = run.data, run.evaluation
+    settings, of = run.inputs, run.evaluation
     if of.source:
         settings = dataclasses.replace(settings, source=of.source, path=of.path, mixture=())
     if settings.bucketing is None:

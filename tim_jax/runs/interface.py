@@ -9,8 +9,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from PIL import Image
 
-from tim_jax.config import keys
-from tim_jax.config.build import Run, build, make_sampling
+from tim_jax.config.build import build
+from tim_jax.config.keys import flatten
+from tim_jax.config.overrides import override
+from tim_jax.config.run import Run
+from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import pictures
 from tim_jax.runs import workdir
 from tim_jax.runs.encoders import decoder_of, texts_of
@@ -30,7 +33,7 @@ def load(path: str | os.PathLike, **overrides: Mapping[str, Any]) -> "Tim":
     sampling={"guidance": 2.5}, mesh={"data": 1}. Raises ValueError in one line.
     """
     saved = warm_start.find(str(path), "path")
-    texts = {key: str(value) for key, value in keys.flatten(overrides).items()}
+    texts = {key: str(value) for key, value in flatten(overrides).items()}
     folder = saved.directory.parent
     run = build(workdir.load(folder, texts))
     compilation_cache.use(run.config.training.compilation_cache)
@@ -46,7 +49,7 @@ class Tim:
             raise ValueError("codecs.autoencoder is ''; rows of this run are latents: name what decodes them")
         self._texts = texts_of(run) if run.config.model.condition == "text" else None
         abstract = names.by_name(run.trainer.abstract.params["online"])
-        self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling_ema, abstract), sep="/")
+        self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling.ema, abstract), sep="/")
         self._generators: dict[tuple, Generator] = {}
         self._generator(1, None).load()
 
@@ -93,7 +96,7 @@ class Tim:
         rows = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
         run = self.run
         if guidance is not None:
-            config = keys.override(run.config, {"sampling.guidance": str(guidance)})
+            config = override(run.config, {"sampling.guidance": str(guidance)})
             sampling = make_sampling(config, run.trainer.step.objective)
             run = dataclasses.replace(run, sampling=dataclasses.replace(sampling, found=run.sampling.found))
         key = rows, run.sampling.guidance

@@ -16,11 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.evaluation import FEATURES, anystep, kept, metrics, published, references, yardstick
 from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
-from tim_jax.evaluation.settings import LEAST
+from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
 from tim_jax.runs.generation import Generator, cycle_labels, open_generator, prompts_of
 from tim_jax.runs.input_pipeline import open_rows
@@ -122,7 +122,7 @@ class Measurement:
         if not part.count:
             return Reference(part.fingerprint, part.given)
         needs = yardstick.needs_of(self.metrics, reference=True)
-        path = epath.Path(self.run.data.directory).expanduser() / references.name_of(part.fingerprint)
+        path = epath.Path(self.run.inputs.directory).expanduser() / references.name_of(part.fingerprint)
         found = references.cached(path, part.fingerprint, needs)
         if not _everywhere(found is not None):
             stream = self.extractor.real(part, "held-out part" if end else "reference")
@@ -154,7 +154,7 @@ def _finite(batches):
 def plan(run: Run) -> Measurement:
     """The evaluation that a run's configuration asks for, all that can be wrong with it found. Raises ValueError."""
     settings = run.evaluation
-    weights = settings.inception or str(epath.Path(run.data.directory).expanduser() / WEIGHTS)
+    weights = settings.inception or str(epath.Path(run.inputs.directory).expanduser() / WEIGHTS)
     features = FEATURES[settings.features](weights)
     chosen = metrics.chosen(features.outputs, settings.metrics)
     parts, stored, neighbours = {}, None, None
@@ -172,9 +172,9 @@ def plan(run: Run) -> Measurement:
     if settings.held_out:
         parts[HELD_OUT] = of_data(run, features, settings.held_out)
     for end, part in parts.items():
-        if part.count and part.count < LEAST:
+        if part.count and part.count < MIN_IMAGES:
             name = "evaluation.held_out" if end else "the training part"
-            raise ValueError(f"{name}: has {part.count} images; at least {LEAST} are needed to measure by")
+            raise ValueError(f"{name}: has {part.count} images; at least {MIN_IMAGES} are needed to measure by")
     return Measurement(run, features, chosen, parts, stored, neighbours)
 
 
@@ -208,7 +208,7 @@ def while_training(run: Run, measurement: Measurement) -> Callable[[Any], dict[s
 
     def measure(state: Any) -> dict[str, float]:
         found = {}
-        for name in settings.periodic.emas:
+        for name in settings.periodic.emas or (run.sampling.ema,):
             weights = run.weights(state, name)
             for steps in settings.periodic.steps:
                 try:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax import data
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.evaluation import kept, published
 from tim_jax.evaluation.features import Features
 from tim_jax.runs.input_pipeline import one_shape
@@ -35,7 +35,7 @@ def picture_shape(run: Run) -> tuple[int, int, int]:
 
 def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
     size = "x".join(str(side) for side in picture_shape(run))
-    fitted = "" if run.data.bucketing is None else "covered and cropped; "
+    fitted = "" if run.inputs.bucketing is None else "covered and cropped; "
     return of | {
         "size": size,
         "preprocessing": fitted + features.preprocessing,

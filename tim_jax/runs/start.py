@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from tim_jax.config.build import Run
 from tim_jax.config.keys import compare_identity
+from tim_jax.config.run import Run
 from tim_jax.runs import teachers
 from tim_jax.runs.workdir import restored, to_json
 from tim_jax.training import names, warm_start

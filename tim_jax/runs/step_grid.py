@@ -9,20 +9,20 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator
 from tim_jax.training import checksums
 from tim_jax.transitions.sampling.optimal_grid import jump_costs
 
 FILE = "grid.json"
-SMALL_STEPS = 4  # steps of the path that jumps are measured against, from a candidate to the next  # steps of the path that jumps are measured against, from a candidate to the next
+SMALL_STEPS = 4  # steps of the path that jumps are measured against, from a candidate to the next
 
 
 def fingerprint(run: Run, folder: epath.Path, step: int) -> dict:
     """What a grid belongs to: the weights, by their checkpoint's checksums, and the sampler."""
     manifests = [path for path in (folder / "checkpoints" / str(step)).iterdir() if checksums.NAME.fullmatch(path.name)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(manifests))).hexdigest()
-    return {"step": step, "checkpoint": digest, "weights": run.sampling_ema, "sampler": run.sampling.sampler}
+    return {"step": step, "checkpoint": digest, "weights": run.sampling.ema, "sampler": run.sampling.sampler}
 
 
 def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:

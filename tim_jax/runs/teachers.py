@@ -13,15 +13,17 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from tim_jax.config import build as configuration
-from tim_jax.config.build import DTYPES, Run
 from tim_jax.config.keys import flatten
+from tim_jax.config.network import check_tokens, initialiser
+from tim_jax.config.network import make_network as make_whole_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
+from tim_jax.config.run import Run
 from tim_jax.networks import TiM
 from tim_jax.runs import workdir
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
 from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
+from tim_jax.types import DTYPES
 
 # Name of a network that an objective asks -> the keys of `teacher` that say where its weights are, and which.
 KEYS = {"teacher": ("checkpoint", "ema"), "weaker": ("weak_checkpoint", "weak_ema")}
@@ -115,7 +117,7 @@ def make_teacher(run: Run, found: Found) -> FrozenModel:
         network = make_network(run, found.config)
     except ValueError as error:
         raise ValueError(f"{found.said}: {error}") from None
-    init, dtype = configuration.initialiser(found.config, network), DTYPES[run.config.teacher.dtype]
+    init, dtype = initialiser(found.config, network), DTYPES[run.config.teacher.dtype]
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes = nn.unbox(boxed)
     abstract = jax.tree.map(
@@ -137,7 +139,7 @@ def make_teacher(run: Run, found: Found) -> FrozenModel:
 def make_network(run: Run, config: ConfigDict) -> TiM:
     """The network of a teacher's configuration as the run asks it: without what training alone needs."""
     objective = make_objective(config, make_transport(config), shards=1)
-    return configuration.make_network(config, objective).clone(
+    return make_whole_network(config, objective).clone(
         dtype=DTYPES[run.config.teacher.dtype],
         attention=run.config.model.attention,
         remat="none",
@@ -174,12 +176,12 @@ def check(run: Run, found: Found) -> None:
             f"{found.said}; its data.condition_dropout is 0: it must have seen the null condition, since {asked[0]}"
         )
     patch = own.model.patch_size
-    if run.data.bucketing and config.model.patch_size % patch:
+    if run.inputs.bucketing and config.model.patch_size % patch:
         raise ValueError(
             f"{found.said}; its model.patch_size is {patch}: with buckets it must divide this run's "
             f"({config.model.patch_size})"
         )
-    configuration.check_tokens(f"{found.said}; its rows are", run.image_shape[:2], patch, run.mesh)
+    check_tokens(f"{found.said}; its rows are", run.image_shape[:2], patch, run.mesh)
 
 
 def record(run: Run) -> dict[str, Any]:

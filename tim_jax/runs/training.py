@@ -10,8 +10,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax import data
-from tim_jax.config.build import Run, made_up_batch
+from tim_jax.config.batches import made_up_batch
 from tim_jax.config.command_line import failures, user_errors
+from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, teachers, workdir
@@ -30,7 +31,7 @@ COLUMNS = 20  # images of a row in the pictures of samples
 
 def check(run: Run) -> None:
     """One real step of the configuration on its mesh, on made-up rows."""
-    rows = run.data.rows(run.image_shape[:2])
+    rows = run.inputs.rows(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
     began = time.perf_counter()
@@ -50,7 +51,7 @@ def picture_sizes(run: Run, plan: data.BucketPlan, most: int = 5) -> list[tuple[
     if len(shapes) == 1:
         return [run.image_shape[:2]]
     chosen = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})
-    return [tuple(side // run.data.factor for side in shapes[i]) for i in chosen]
+    return [tuple(side // run.inputs.factor for side in shapes[i]) for i in chosen]
 
 
 def sample_pictures(run: Run, feed: SourcePipeline):
@@ -99,7 +100,7 @@ def fit(
     record = workdir.record_start(folder, run.config, teachers.record(run))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
-    account = data.Account(folder, jax.process_index(), run.data.max_bad_share, cluster.summed)
+    account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
     feed = dataclasses.replace(feed, account=account)
     if jax.process_index() == 0:
         print(summary.summary(feed.source, feed.plan), flush=True)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config import keys
 from tim_jax.config.objective import resolved
+from tim_jax.config.overrides import override
 from tim_jax.system import files
 from tim_jax.training.checkpoints import FORMAT
 
@@ -48,7 +49,7 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     values = recorded(workdir)
     if values is None:
         raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
-    config = keys.override(ConfigDict(_with_tuples(values)), overrides or {})
+    config = override(ConfigDict(_with_tuples(values)), overrides or {})
     keys.compare_identity(values, config, workdir)
     return config
 

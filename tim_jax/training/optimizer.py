@@ -17,20 +17,22 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """See the keys of `optimizer` in configs/base.py."""
+    """How gradients become updates."""
 
-    name: str = "adamw"
+    name: str = "adamw"  # adamw, muon
     learning_rate: float = 2e-4
-    schedule: str = "constant"
+    schedule: str = "constant"  # constant, cosine, linear (both to 0 over decay_steps)
     warmup_steps: int = 0
-    decay_steps: int = 0
+    decay_steps: int = 0  # counted from step 0, warm-up included
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-6
     weight_decay: float = 0.01
-    clip: float = 1.0
-    accumulation: int = 1
-    frozen: tuple[str, ...] = ()
+    clip: float = 1.0  # global gradient norm; 0: no clipping
+    accumulation: int = 1  # microbatches per step
+    # Names of parameters, or beginnings of them, with * for anything: "label_embedder", "blocks/attn", "*/bias".
+    frozen: tuple[str, ...] = ()  # stay as they start, such as ("blocks",)
+    # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     learning_rate_factors: tuple[tuple[str, float], ...] = ()
 
     def check(self) -> None:

@@ -1,20 +1,45 @@
-"""What the `training` and `checkpoint` sections of a configuration say."""
+"""What the sections `start`, `mesh`, `training` and `checkpoint` of a configuration say."""
 
 import dataclasses
 import importlib.util
 
+UNUSED = {
+    ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StartSettings:
+    """The weights that a run starts from."""
+
+    checkpoint: str = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
+    ema: str = "slow"  # of its weights: the name of an EMA, or "online"
+    reinitialise: tuple[str, ...] = ()  # parameters that start from scratch all the same, such as ("label_embedder",)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The sizes of the mesh's axes."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """The keys of `training`, see configs/base.py."""
+    """How long training goes on, and what it says and does on the way."""
 
     steps: int = 1000
-    log_every: int = 50
-    sample_every: int = 0
-    sample_steps: tuple[int, ...] = (1, 2, 4, 8)
-    max_nonfinite: int = 20
-    hang_seconds: float = 300.0
-    wandb: str = ""
+    log_every: int = 50  # steps between lines in metrics.jsonl
+    sample_every: int = 0  # steps between pictures of samples; 0: only at the end
+    sample_steps: tuple[int, ...] = (1, 2, 4, 8)  # step counts of those pictures
+    max_nonfinite: int = 20  # updates in a row that are left out as not finite before the run stops
+    hang_seconds: float = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
+    wandb: str = ""  # Weights & Biases project that metrics go to as well; "": none
+    # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
+    # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
     compilation_cache: str = "auto"
 
     def check(self) -> None:
@@ -23,18 +48,22 @@ class TrainingSettings:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least {value}")
+        if any(steps < 1 for steps in self.sample_steps):
+            raise ValueError(f"training.sample_steps is {self.sample_steps}; each of them must be at least 1")
         if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise ValueError(f"training.wandb is {self.wandb!r}; it needs the package wandb (pip install wandb)")
+            raise ValueError(
+                f"training.wandb is {self.wandb!r}; it must be '' without the package wandb (pip install wandb)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """The keys of `checkpoint`, see configs/base.py."""
+    """Which checkpoints are written and kept."""
 
-    every: int = 1000
-    keep: int = 2
-    keep_every: int = 0
-    resume: str = ""
+    every: int = 1000  # steps
+    keep: int = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
+    keep_every: int = 0  # multiples of so many steps stay for good; 0: none
+    resume: str = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""

@@ -32,21 +32,26 @@ class Prediction(NamedTuple):
     tangent: jax.Array
 
 
+UNUSED = {
+    tuple(f"objective.bootstrap.{name}" for name in ("ema", "split", "min_interval", "solver_steps")): (
+        "objective.consistency is not 'semigroup'",
+        lambda c: c.objective.consistency != "semigroup",
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Where the semigroup's two jumps come from. ema: "online" or the name of an average, without gradient.
+    """Where the semigroup's two jumps come from, without gradient.
 
-    split: s in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform", SplitMeanFlow,
-    arXiv 2507.16884). min_interval: jumps up to this share of the time domain are asked for at r = t.
-    solver_steps: steps of Heun's method along the teacher's velocity that make the first jump (CTM, arXiv 2310.02279),
-    0
-    for none.
+    The first ends at s, in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform",
+    SplitMeanFlow, arXiv 2507.16884); with solver steps it follows the teacher's velocity (CTM, arXiv 2310.02279).
     """
 
-    ema: str = "online"
-    split: str = "half"
-    min_interval: float = 0.0
-    solver_steps: int = 0
+    ema: str = "online"  # whose two jumps are the target: "online" or the name of an EMA
+    split: str = "half"  # where the first ends: half, uniform
+    min_interval: float = 0.0  # jumps up to this share of the time domain are evaluated at r = t
+    solver_steps: int = 0  # of Heun's method along the teacher that make the first jump; 0: none
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""

@@ -24,10 +24,10 @@ from tim_jax.transitions.weights import alignment_error
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """share: of rows below. max_time: as a share of the time domain. temperature, weight: of the contrastive term."""
+    """The contrastive term, and which examples have it."""
 
-    share: float = 0.125
-    max_time: float = 0.1
+    share: float = 0.125  # of examples with little noise
+    max_time: float = 0.1  # little noise is below this share of the time domain
     temperature: float = 0.5
     weight: float = 0.1
 
@@ -36,14 +36,14 @@ class Contrast:
         for name, low, high in (("share", 0, 1), ("max_time", 0, 1), ("temperature", 0, np.inf), ("weight", 0, np.inf)):
             value = getattr(self, name)
             if not low < value < high:
-                raise ValueError(f"objective.contrast.{name} is {value}; it must lie between {low} and {high}")
+                raise ValueError(f"objective.contrast.{name} is {value}; it must lie in ({low}, {high})")
 
 
 @dataclasses.dataclass(frozen=True)
 class LowNoiseContrastive(Objective):
     """Flow matching at times from `contrast.max_time` on, contrastive below. The network needs the head "pooled"."""
 
-    contrast: Contrast = Contrast()
+    contrast: Contrast = Contrast()  # low_noise_contrastive alone has it
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -53,9 +53,9 @@ class LowNoiseContrastive(Objective):
         super().check()
         self.contrast.check()
         if self.velocity == "teacher":
-            raise ValueError("objective.velocity is 'teacher'; for low_noise_contrastive it must be 'data'")
+            raise ValueError("objective.velocity is 'teacher'; it must be 'data' for low_noise_contrastive")
         if self.times.share_equal != 1:
-            raise ValueError(f"times.share_equal is {self.times.share_equal}; for low_noise_contrastive it must be 1")
+            raise ValueError(f"times.share_equal is {self.times.share_equal}; it must be 1 for low_noise_contrastive")
 
     @property
     def edge(self) -> float:

@@ -14,6 +14,17 @@ from tim_jax.transitions.jump import expand
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Examples
 
+UNUSED = {
+    tuple(f"objective.guidance.{name}" for name in ("t_low", "t_high", "start_step", "ema")): (
+        "objective.guidance.w_cond is 0 and objective.guidance.w_gt is 1",
+        lambda c: c.objective.guidance.w_cond == 0 and c.objective.guidance.w_gt == 1,
+    ),
+    ("objective.input_guidance.power",): (
+        "objective.input_guidance.max_scale is 1",
+        lambda c: c.objective.input_guidance.max_scale == 1,
+    ),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TargetGuidance:
@@ -23,12 +34,12 @@ class TargetGuidance:
     trained with the null condition, and times outside the interval, keep the plain target v = α̂_t x + σ̂_t ε.
     """
 
-    w_gt: float = 1.0
+    w_gt: float = 1.0  # 1 with w_cond = 0: none
     w_cond: float = 0.0
-    t_low: float = 0.3
+    t_low: float = 0.3  # times, in units of t, in which targets are guided
     t_high: float = 0.8
     start_step: int = 0
-    ema: str = "slow"
+    ema: str = "slow"  # by which weights: the name of an EMA, or "online"
 
     @property
     def active(self) -> bool:
@@ -38,8 +49,8 @@ class TargetGuidance:
         """Raises ValueError for an interval outside the transport's times."""
         if self.active and not transport.T_min <= self.t_low <= self.t_high <= transport.T_max:
             raise ValueError(
-                f"guidance.t_low, t_high are {self.t_low}, {self.t_high}; they must be ordered and lie in "
-                f"[{transport.T_min:g}, {transport.T_max:g}] for {transport.name}"
+                f"objective.guidance.t_low, objective.guidance.t_high are {self.t_low}, {self.t_high}; they must be "
+                f"ordered and lie in [{transport.T_min:g}, {transport.T_max:g}] for {transport.name}"
             )
 
     def __call__(
@@ -77,8 +88,8 @@ class InputGuidance:
     times. max_scale = 1: none. Predictions are the student's; rows trained with the null condition keep v.
     """
 
-    max_scale: float = 1.0
-    power: float = 1.0
+    max_scale: float = 1.0  # scales 1 … max_scale are an input of the network; 1: none
+    power: float = 1.0  # they are drawn from scale^−power
 
     @property
     def active(self) -> bool:

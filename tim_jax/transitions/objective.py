@@ -26,6 +26,22 @@ from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeig
 from tim_jax.types import Examples, Output
 
 DERIVATIVES = ("jvp", "dde")
+UNUSED = {
+    ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
+    ("objective.velocity",): (
+        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
+        lambda c: (  # examples with r = t still learn from data or teacher
+            c.objective.velocity not in ("data", "teacher")
+            and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+        ),
+    ),
+    ("objective.derivative",): (
+        "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
+    ),
+    ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
+    ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +65,32 @@ class Objective:
 
     transport: Transport
     times: Times
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
     consistency: str = "eulerian"
+    # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
     velocity: str = "data"
-    derivative: str = "jvp"
-    epsilon: float = 0.005
+    # eulerian and lagrangian
+    derivative: str = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
+    epsilon: float = 0.005  # half step of "dde", in units of t
     tangent: Tangent = Tangent()
+    # semigroup
     bootstrap: Bootstrap = Bootstrap()
+    # weights
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
-    learned_weight: bool = False
-    direction: str = "channels"
+    learned_weight: bool = False  # e^{−u(t)} L + u(t), u learned
+    # further terms
+    direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
-    head_weight: float = 0.0
-    alignment_weight: float = 0.0
+    head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
+    alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
+    # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
     teacher: Teacher = Teacher()
     shards: int = 1
+    name: str = ""  # a name in tim_jax.transitions.objectives.OBJECTIVES
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -123,14 +148,18 @@ class Objective:
                 f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
             )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
-            raise ValueError(f"objective.derivative is {self.derivative!r}; for 'lagrangian' it must be 'jvp'")
+            raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
         if self.guidance.active and self.input_guidance.active:
-            raise ValueError("objective.input_guidance.max_scale is above 1; objective.guidance.w_cond must then be 0")
+            raise ValueError(
+                f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with target "
+                "guidance (objective.guidance)"
+            )
         if self._follows and (self.guidance.active or self.input_guidance.active):
-            given = f"guidance.w_gt, w_cond are {self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
-            if self.input_guidance.active:
-                given = f"input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1"
-            raise ValueError(f"objective.{given} where jumps follow a teacher, whose guidance is teacher.guidance")
+            given = f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1"
+            if self.guidance.active:
+                given = "objective.guidance.w_gt, objective.guidance.w_cond are "
+                given += f"{self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
+            raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
         self, nets: Mapping[str, Net], rows: Examples, step: jax.Array, key: jax.Array

@@ -25,11 +25,10 @@ from tim_jax.types import Examples
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """weight: λ, at least 0. max_jumps: of a rollout, at least 1; each row has its own number, 1 … max_jumps,
-    and the last has a gradient."""
+    """The score distillation term. Each example has its own number of jumps, and the last one has a gradient."""
 
-    weight: float = 0.01
-    max_jumps: int = 2
+    weight: float = 0.01  # λ of score distillation
+    max_jumps: int = 2  # of the samples that it looks at
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -43,7 +42,7 @@ class Score:
 class ScoreRegularised(Objective):
     """An Objective with both terms above. nets also holds "score", which they train."""
 
-    score: Score = Score()
+    score: Score = Score()  # rcm alone has it
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -58,8 +57,8 @@ class ScoreRegularised(Objective):
         self.score.check()
         if self.input_guidance.active:
             raise ValueError(
-                f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; "
-                "with score distillation it must be 1"
+                f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with score "
+                "distillation"
             )
 
     def loss(self, nets, rows, t, r, step, key=None):

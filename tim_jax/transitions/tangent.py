@@ -19,18 +19,25 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.jump import expand
 
+UNUSED = {
+    tuple(f"objective.tangent.{name}" for name in (
+        "normalise", "bounded", "warmup_steps", "max_share", "differentiate_steps"
+    )): (
+        "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
+        lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
+    ),
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Tangent:
-    """normalise: c, 0 for none. bounded: s above, else 1. warmup_steps, differentiate_steps: 0 for none. max_share: of
-    w; below 1
-    what is learnt is not quite the flow map."""
+    """What becomes of dF/dt. With `max_share` below 1 what is learnt is not quite the flow map."""
 
-    normalise: float = 0.0
-    bounded: bool = False
-    warmup_steps: int = 0
-    max_share: float = 1.0
-    differentiate_steps: int = 0
+    normalise: float = 0.0  # c of g/(‖g‖ + c), the change of F; 0: none
+    bounded: bool = False  # g over 1 + (B/Ḃ)²
+    warmup_steps: int = 0  # over which dF/dt sets in; 0: none
+    max_share: float = 1.0  # of dF/dt, once it has set in
+    differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -41,8 +48,8 @@ class Tangent:
             raise ValueError(f"objective.tangent.max_share is {self.max_share}; it must lie in [0, 1]")
         if self.differentiate_steps and self._changes:
             raise ValueError(
-                f"objective.tangent.differentiate_steps is {self.differentiate_steps}; "
-                "with normalise, bounded, warmup_steps or max_share it must be 0"
+                f"objective.tangent.differentiate_steps is {self.differentiate_steps}; it must be 0 with normalise, "
+                "bounded, warmup_steps or max_share"
             )
 
     @property

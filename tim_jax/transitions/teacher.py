@@ -16,18 +16,35 @@ from tim_jax.transitions.jump import expand, jump
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Examples
 
+UNUSED = {
+    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weak_checkpoint"): (
+        "teacher.guidance is 1",
+        lambda c: c.teacher.guidance == 1,
+    ),
+    ("teacher.weak_ema",): ("teacher.weak_checkpoint is ''", lambda c: not c.teacher.weak_checkpoint),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """How nets["teacher"] is asked. guidance: s above, at least 0, 1 for none. guidance_low, guidance_high: of the
-    times in which it
-    acts, as fractions of T_max, in [0, 1] and ordered. weaker: guidance is away from nets["weaker"] instead of the null
-    condition."""
+    """The teacher: which checkpoint, and how nets["teacher"] is evaluated.
 
-    guidance: float = 1.0
-    guidance_low: float = 0.0
+    Its guidance is away from nets["weaker"], where a weaker checkpoint is named, else from the null condition.
+    """
+
+    checkpoint: str = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
+    ema: str = "slow"  # of its weights: the name of an EMA, or "online"
+    dtype: str = "float32"  # of its weights and computation, "float32" or "bfloat16"
+    guidance: float = 1.0  # scale of its velocity's guidance; 1: none
+    guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
     guidance_high: float = 1.0
-    weaker: bool = False
+    weak_checkpoint: str = ""  # guidance away from this weaker model, not from the null condition
+    weak_ema: str = "slow"
+
+    @property
+    def weaker(self) -> bool:
+        """Whether guidance is away from a weaker model."""
+        return bool(self.weak_checkpoint)
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -35,11 +52,13 @@ class Teacher:
             raise ValueError(f"teacher.guidance is {self.guidance}; it must be at least 0")
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ValueError(
-                f"teacher.guidance_low, guidance_high are {self.guidance_low}, {self.guidance_high}; they must be ordered "
-                "and lie in [0, 1]"
+                f"teacher.guidance_low, teacher.guidance_high are {self.guidance_low}, {self.guidance_high}; "
+                "they must be ordered and lie in [0, 1]"
             )
         if self.weaker and self.guidance == 1:
-            raise ValueError("teacher.weak_checkpoint is given; teacher.guidance must then not be 1")
+            raise ValueError(
+                f"teacher.guidance is {self.guidance}; it must not be 1 where teacher.weak_checkpoint is given"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -51,6 +51,13 @@ DISTRIBUTIONS = {
 }
 USES_NORMAL = ("logit_normal", "log_normal")
 INTERVALS = ("independent", "dyadic")
+UNUSED = {
+    ("times.P_mean", "times.P_std"): (
+        "times.distribution is not logit_normal or log_normal",
+        lambda c: c.times.distribution not in USES_NORMAL,
+    ),
+    ("times.intervals",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
+}
 FINEST = 6  # dyadic lengths go down to 2^-6 of the time domain
 
 
@@ -58,22 +65,21 @@ FINEST = 6  # dyadic lengths go down to 2^-6 of the time domain
 class Times:
     """The joint distribution of (t, r).
 
-    distribution: a name in DISTRIBUTIONS, with P_mean and P_std, or "default", the transport's own with its own.
-    share_equal: share of
-    rows with r = t; share_min: share of rows with r = T_min. intervals: "independent", t the larger of two draws and r
-    the other; or "dyadic" (Shortcut, arXiv 2410.12557): t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and
-    t uniform on the multiples of it, for the rows with r ≠ t. shift_reference: with n positions (h·w of the latent)
-    here, an image of m positions gets its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is
-    t_m = s t/(1 + (s − 1)t); 0 for no shift.
+    For examples with r ≠ t and "independent" intervals, t is the larger of two draws and r the other. With "dyadic"
+    ones
+    (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and t uniform on its
+    multiples. With `shift_reference` n, an image of m positions gets its noise-to-signal ratio multiplied by √(m/n),
+    which for OT-FM is t_m = s t/(1 + (s − 1)t).
     """
 
+    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
     distribution: str = "default"
-    P_mean: float = 0.0
+    P_mean: float = 0.0  # of the normal in logit_normal and log_normal
     P_std: float = 1.0
-    share_equal: float = 0.5
-    share_min: float = 0.1
-    intervals: str = "independent"
-    shift_reference: float = 0.0
+    share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
+    share_min: float = 0.1  # share of examples with r = T_min
+    intervals: str = "independent"  # independent, dyadic
+    shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
     def check(self, transport: Transport) -> None:
         """Raises ValueError for a distribution or shares that cannot be."""
@@ -85,7 +91,7 @@ class Times:
             raise ValueError(f"times.intervals is {self.intervals!r}; it must be one of {', '.join(INTERVALS)}")
         if self.distribution == "log_uniform" and transport.T_min <= 0:
             raise ValueError(
-                f"times.distribution is 'log_uniform'; it needs T_min > 0, {transport.name} has {transport.T_min}"
+                f"times.distribution is 'log_uniform'; it must be another one, since {transport.name} reaches t = 0"
             )
         if self.P_std <= 0:
             raise ValueError(f"times.P_std is {self.P_std}; it must be above 0")
@@ -94,7 +100,10 @@ class Times:
                 raise ValueError(f"times.{name} is {getattr(self, name)}; it must lie in [0, 1]")
         if self.share_equal + self.share_min > 1 + 1e-9:
             total = self.share_equal + self.share_min
-            raise ValueError(f"times.share_equal + times.share_min is {total:g}; together they must be at most 1")
+            raise ValueError(
+                f"times.share_equal, times.share_min are {self.share_equal}, {self.share_min}; they must be at most 1 "
+                f"in sum, and that is {total:g}"
+            )
         if self.shift_reference < 0:
             raise ValueError(f"times.shift_reference is {self.shift_reference}; it must be at least 0")
 

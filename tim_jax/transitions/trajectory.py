@@ -19,9 +19,9 @@ from tim_jax.transitions.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryConsistency(Objective):
-    """trajectory_points: states of a trajectory, at least 1; the rows of a batch are a multiple of it."""
+    """Consistency at states of a trajectory; the examples of a batch are a multiple of their number."""
 
-    trajectory_points: int = 8
+    trajectory_points: int = 8  # states of a trajectory of the teacher; tbcm alone has it
 
     @property
     def row_group(self) -> int:
@@ -33,7 +33,7 @@ class TrajectoryConsistency(Objective):
             raise ValueError(f"objective.trajectory_points is {self.trajectory_points}; it must be at least 1")
         for name, only in (("velocity", "teacher"), ("alignment_weight", 0.0)):
             if getattr(self, name) != only:
-                raise ValueError(f"objective.{name} is {getattr(self, name)!r}; without images it must be {only!r}")
+                raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be {only!r} without images")
 
     def draw(self, key, rows, positions):
         """The law's times, falling within every group, the first of which is T_max."""

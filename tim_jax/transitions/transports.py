@@ -17,6 +17,9 @@ import jax.numpy as jnp
 Scalar = Callable[[jax.Array], jax.Array]
 
 
+UNUSED = {("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Transport:
     """Four coefficient functions of time and what belongs to them.
@@ -26,7 +29,7 @@ class Transport:
     EDM's coefficients assume. distribution, P_mean, P_std: the published draw of t (see `times.py`).
     """
 
-    name: str
+    name: str  # ot_fm, trigflow, cosine, vp, ve, edm
     alpha: Scalar
     sigma: Scalar
     alpha_hat: Scalar
@@ -35,7 +38,7 @@ class Transport:
     time_of_ratio: Scalar
     T_min: float
     T_max: float
-    sigma_d: float = 1.0
+    sigma_d: float = 1.0  # standard deviation of the data; used by edm
     distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0

@@ -32,31 +32,40 @@ SCALES = {
 SCALE_LIMITS = {"tan": np.pi / 2, "odds": 1.0}
 
 
+UNUSED = {
+    ("objective.weight.scale", "objective.weight.difference", "objective.weight.sigma_d"): (
+        "objective.weight.kernel is 'constant'",
+        lambda c: c.objective.weight.kernel == "constant",
+    ),
+    ("objective.adaptive.offset", "objective.adaptive.total"): (
+        "objective.adaptive.power is 0",
+        lambda c: c.objective.adaptive.power == 0,
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class TimeWeight:
-    """w = kernel(min(τ(t) − τ(r), 1000), σ_d), or of τ(t) alone without `difference`; 1 where r = t.
+    """w = kernel(min(τ(t) − τ(r), 1000), σ_d), or of τ(t) alone without `difference`; 1 where r = t."""
 
-    kernel: a name in KERNELS; scale: τ, a name in SCALES; sigma_d > 0.
-    """
-
-    kernel: str = "sqrt"
-    scale: str = "tan"
-    difference: bool = True
-    sigma_d: float = 1.0
+    kernel: str = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr
+    scale: str = "tan"  # τ, of time in the weight: time, tan, odds, noise_to_signal
+    difference: bool = True  # weight by τ(t) − τ(r); False: by τ(t)
+    sigma_d: float = 1.0  # σ_d of the kernel
 
     def check(self, transport: Transport) -> None:
         """Raises ValueError for an unknown form, or one outside the transport's range of times."""
         if self.kernel not in KERNELS:
-            raise ValueError(f"weight.kernel is {self.kernel!r}; it must be one of {', '.join(KERNELS)}")
+            raise ValueError(f"objective.weight.kernel is {self.kernel!r}; it must be one of {', '.join(KERNELS)}")
         if self.scale not in SCALES:
-            raise ValueError(f"weight.scale is {self.scale!r}; it must be one of {', '.join(SCALES)}")
+            raise ValueError(f"objective.weight.scale is {self.scale!r}; it must be one of {', '.join(SCALES)}")
         if self.sigma_d <= 0:
-            raise ValueError(f"weight.sigma_d is {self.sigma_d}; it must be above 0")
+            raise ValueError(f"objective.weight.sigma_d is {self.sigma_d}; it must be above 0")
         limit = SCALE_LIMITS.get(self.scale, np.inf)
         if transport.T_max > limit and self.kernel != "constant":
             raise ValueError(
-                f"weight.scale is {self.scale!r}, which holds up to t = {limit:.4g}; {transport.name} reaches "
-                f"{transport.T_max:g}: use 'noise_to_signal' or 'time'"
+                f"objective.weight.scale is {self.scale!r}; it must be 'noise_to_signal' or 'time', since that one holds "
+                f"up to t = {limit:.4g} and {transport.name} reaches {transport.T_max:g}"
             )
 
     def __call__(self, transport: Transport, t: jax.Array, r: jax.Array) -> jax.Array:
@@ -68,21 +77,22 @@ class TimeWeight:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveWeight:
-    """1/(stop-gradient(loss) + offset)^power. TiM: power 1, offset 1e-5. power 0: none.
+    """1/(stop-gradient(loss) + offset)^power.
 
-    total: the offset is for losses that are sums over the values of a row (MeanFlow), not means. With power ½ and
-    offset c² the gradient is half that of the pseudo-Huber loss √(loss + c²) − c.
+    With power ½ and offset c² the gradient is half that of the pseudo-Huber loss √(loss + c²) − c. MeanFlow's losses
+    are
+    sums over the values of an example, and so `total` is its.
     """
 
-    power: float = 1.0
+    power: float = 1.0  # examples are divided by (own loss + offset)^power; 0: not
     offset: float = 1e-5
-    total: bool = False
+    total: bool = False  # the offset is for sums over the values of an example, not means
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         for name in ("power", "offset"):
             if getattr(self, name) < 0:
-                raise ValueError(f"objective.adaptive_{name} is {getattr(self, name)}; it must be at least 0")
+                raise ValueError(f"objective.adaptive.{name} is {getattr(self, name)}; it must be at least 0")
 
     def __call__(self, loss: jax.Array, values: int = 1) -> jax.Array:
         """Weights (B,) of losses (B,), means over `values` values each."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.encoders.images import decoder_of
 from tim_jax.runs.encoders.module import FrozenModule, by_tiles, in_tiles, open_module
 from tim_jax.runs.encoders.texts import texts_of
@@ -59,7 +59,7 @@ class Encoder:
 
     def features(self, parts: dict[str, FrozenModule], images: jax.Array) -> jax.Array:
         """(B, tokens, Z) of images (B, H, W, 3): one feature for each token of their rows. To be traced."""
-        grid = tuple(side // self.run.data.look.side for side in images.shape[1:3])
+        grid = tuple(side // self.run.inputs.look.side for side in images.shape[1:3])
         return parts["image_encoder"](images, grid, method="features")
 
     def __call__(self, batch: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]:

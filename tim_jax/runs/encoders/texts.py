@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tim_jax.codecs import stand_in
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.codecs.tokenizer import BYTES, Tokenizer, open_tokenizer
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
 from tim_jax.training.loop import on_mesh

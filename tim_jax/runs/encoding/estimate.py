@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.data.shard_files import BESIDE, BLOCK
 from tim_jax.runs.encoding.rows import RowEncoder, png
 from tim_jax.runs.encoding.work import Reading, Work
@@ -22,8 +22,8 @@ def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
             row += per_pixel * pixels
         else:
             numbers = 2 if run.codecs.latents == "sample" else 1
-            row += 2 * numbers * run.image_shape[-1] * pixels / run.data.factor**2 * 4
-        row += 2 * run.config.data.features_width * pixels / run.data.look.side**2 * 4
+            row += 2 * numbers * run.image_shape[-1] * pixels / run.inputs.factor**2 * 4
+        row += 2 * run.config.data.features_width * pixels / run.inputs.look.side**2 * 4
         total += sum(bucket.images) * row
     return int(total)
 

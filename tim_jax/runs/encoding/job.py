@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from tim_jax import data
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.encoding import estimate
 from tim_jax.runs.encoding.rows import RowEncoder
 from tim_jax.runs.encoding.settings import settings_of
@@ -27,7 +27,7 @@ class Encoding:
         self.run, self.work, self.encoder = run, work, RowEncoder(run, work)
         self.settings = settings_of(run, work)
         self.counts = [len(work.rows(shard)) for shard in range(work.shards)]
-        self.max_bad_share = run.data.max_bad_share
+        self.max_bad_share = run.inputs.max_bad_share
 
     @property
     def about(self) -> dict[str, Any]:

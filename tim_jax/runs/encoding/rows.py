@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tim_jax import data
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Encoder, FrozenModule
 from tim_jax.runs.encoding.work import Work
 from tim_jax.training import sharding
@@ -112,7 +112,7 @@ class RowEncoder:
 
     def _of_images(self, parts: dict[str, FrozenModule], images: jax.Array) -> dict[str, jax.Array]:
         """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images, mirrored too."""
-        side, made = self.run.data.look.side, {}
+        side, made = self.run.inputs.look.side, {}
         both = lambda f: jnp.stack([f(parts, images), f(parts, images[:, :, ::-1])], axis=1)  # noqa: E731
         if "autoencoder" in parts and self.run.codecs.latents == "sample":
             moments = both(lambda *given: jnp.concatenate(self.encoder.scaled_moments(*given), -1))

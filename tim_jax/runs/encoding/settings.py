@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from tim_jax.codecs import hub, loading, stand_in, tokenizer
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.data.sources.base import digest
 from tim_jax.runs.encoding.work import Work
 
@@ -24,7 +24,7 @@ def settings_of(run: Run, work: Work) -> dict[str, Any]:
         "source": {"name": work.source.name, "rows": len(work.source), "fingerprint": work.source.fingerprint()},
         "rows_per_shard": work.rows_per_shard,
         "buckets": {f"{bucket.height}x{bucket.width}": sum(bucket.images) for bucket in work.plan.buckets},
-        "features": {"width": config.data.features_width, "side": run.data.look.side},
+        "features": {"width": config.data.features_width, "side": run.inputs.look.side},
         "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} if by_text else None,
         "codecs": {name: weights_of(getattr(codecs, name)) if of else None for name, of in used.items()}
         | {"latents": codecs.latents, "dtype": codecs.dtype, "tile": codecs.tile},

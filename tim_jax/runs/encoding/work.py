@@ -9,7 +9,8 @@ import numpy as np
 
 from tim_jax import data
 from tim_jax.config import loading
-from tim_jax.config.build import Run, build
+from tim_jax.config.build import build
+from tim_jax.config.run import Run
 from tim_jax.data.sources.base import Fields
 from tim_jax.runs.input_pipeline import open_rows
 from tim_jax.training import sharding
@@ -86,12 +87,12 @@ def run_here(config: Any) -> Run:
     config.mesh = mesh
     here = jax.local_devices()
     run = build(config, here[:1])
-    settings = run.data
+    settings = run.inputs
     if sequence > 1 and settings.bucketing:
         grid = dataclasses.replace(settings.bucketing.grid, tokens_multiple=sequence)
         settings = dataclasses.replace(settings, bucketing=dataclasses.replace(settings.bucketing, grid=grid))
         settings.bucketing.check()
-    return dataclasses.replace(run, mesh=sharding.make_mesh(dict(mesh), here), data=settings)
+    return dataclasses.replace(run, mesh=sharding.make_mesh(dict(mesh), here), inputs=settings)
 
 
 def open_work(run: Run, rows_per_shard: int) -> Work:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator, cycled
 from tim_jax.runs.outputs.requests import Request
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from etils import epath
 
-from tim_jax.config.build import Run, check_tokens
 from tim_jax.config.command_line import whole_numbers
+from tim_jax.config.network import check_tokens
+from tim_jax.config.run import Run
 from tim_jax.data.decode import decode, pixels
 from tim_jax.data.faults import BadRecord
 from tim_jax.runs.generation import cycle_labels

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from tim_jax.config.build import Run
+from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs.outputs.batches import Drawn, settings
 from tim_jax.runs.outputs.layouts import LAYOUTS, Picture, png

@@ -176,7 +176,8 @@ def published_noise(transport: Transport, times: np.ndarray, rho: float) -> Samp
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """plan: (transport, times) → SamplingPlan. evaluations: of the network in a step. upwards: also takes times that grow, from
+    """plan: (transport, times) → SamplingPlan. evaluations: of the network in a step. upwards: also takes times that
+    grow, from
     data to noise. alone: what a step gives depends on its state only, not on steps before it or fresh noise."""
 
     plan: Callable[[Transport, np.ndarray], SamplingPlan]

@@ -17,6 +17,14 @@ from tim_jax.transitions.sampling.plans import SAMPLERS, STOCHASTIC, SamplingPla
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Query
 
+UNUSED = {
+    ("sampling.guidance_low", "sampling.guidance_high", "sampling.exclusive_ends"): (
+        "sampling.guidance is 1",
+        lambda c: c.sampling.guidance == 1,
+    ),
+    ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
+}
 PADDED = 128  # evaluations that a padded plan has room for
 
 
@@ -24,24 +32,24 @@ PADDED = 128  # evaluations that a padded plan has room for
 class Sampling:
     """How to sample.
 
-    sampler: a name in SAMPLERS. grid: a name in GRIDS, with its shift s > 0, or 'optimal', whose times are in `found`
-    by number of steps. guidance: scale s of F_∅ + s (F_c − F_∅), 1 for none. guidance_low, guidance_high: the interval
-    of times in which it acts, as fractions of T_max, ends included unless `exclusive_ends` (as published).
-    stochasticity ρ ≥ 0, of the flow map: fresh noise after each jump but the first and last. stochastic: 'renoise'
-    jumps further down and returns by the forward process, which keeps the marginals exactly for an exact flow map;
-    'euler' is the published first-order form. guidance_input: the network itself is told scale and interval, and takes
-    no second evaluation.
+    Guidance is F_∅ + s (F_c − F_∅) with the scale s, in an interval of times. `stochastic` tells how the flow map takes
+    fresh noise after each jump but the first and last: 'renoise' jumps further down and returns by the forward process,
+    which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form. Not keys of a
+    configuration: found, the times of the grid 'optimal' by number of steps, and guidance_input, whether the network
+    itself takes scale and interval, so that no second evaluation is needed.
     """
 
-    guidance: float = 1.0
-    guidance_low: float = 0.0
+    ema: str = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
+    sampler: str = "flow_map"  # "default": the objective's, or a name in tim_jax.transitions.SAMPLERS
+    grid: str = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    shift: float = 3.0  # of the grid "shifted"; above 1: more steps near noise
+    batch_size: int = 64  # images at once, at most
+    guidance: float = 1.0  # scale; 1: none
+    guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
     guidance_high: float = 1.0
-    exclusive_ends: bool = False
-    stochasticity: float = 0.0
-    stochastic: str = "renoise"
-    sampler: str = "flow_map"
-    grid: str = "uniform"
-    shift: float = 3.0
+    exclusive_ends: bool = False  # the published code leaves the interval's ends out
+    stochasticity: float = 0.0  # of the flow map; 0: none
+    stochastic: str = "renoise"  # renoise, euler
     found: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 
@@ -51,6 +59,8 @@ class Sampling:
         for key, table in names.items():
             if getattr(self, key) not in table:
                 raise ValueError(f"sampling.{key} is {getattr(self, key)!r}; it must be one of {', '.join(table)}")
+        if self.batch_size < 1:
+            raise ValueError(f"sampling.batch_size is {self.batch_size}; it must be at least 1")
         if self.shift <= 0:
             raise ValueError(f"sampling.shift is {self.shift}; it must be above 0")
         if self.stochasticity < 0:
@@ -61,7 +71,7 @@ class Sampling:
             )
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ValueError(
-                f"sampling.guidance_low, guidance_high are {self.guidance_low}, {self.guidance_high}; "
+                f"sampling.guidance_low, sampling.guidance_high are {self.guidance_low}, {self.guidance_high}; "
                 "they must be ordered and lie in [0, 1]"
             )
         if self.guidance < 0:

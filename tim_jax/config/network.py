@@ -1,0 +1,79 @@
+"""The network of a configuration."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tim_jax.networks import SIZES, TiM
+from tim_jax.networks.attention.pallas import has_kernels
+from tim_jax.transitions.objective import Objective
+from tim_jax.types import DTYPES, Query
+
+
+def make_network(config: ConfigDict, objective: Objective) -> TiM:
+    """The network of `model`, with as many channels as the examples have, and the heads that the objective needs.
+
+    Raises ValueError, naming the key.
+    """
+    model, data = config.model.to_dict(), config.data
+    size, dtype = model.pop("size"), model.pop("dtype")
+    for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}")
+    if model["condition"] == "class" and model["num_classes"] < 1:
+        raise ValueError(f"model.num_classes is {model['num_classes']}; it must be at least 1")
+    return TiM(
+        **model | {name: model[name] or default for name, default in SIZES[size].items()},
+        dtype=DTYPES[dtype],
+        channels=data.channels,
+        z_dim=data.features_width,
+        text_width=data.text_width,
+        guidance_input=objective.input_guidance.active,
+        output_heads=objective.heads,
+    )
+
+
+def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
+    """key → boxed parameters of the network."""
+    data = config.data
+    x = jnp.zeros((1, data.height, data.width, data.channels))
+    time = jnp.zeros((1,))
+    if config.model.condition == "class":
+        condition = {"label": jnp.zeros((1,), jnp.int32)}
+    else:
+        condition = {
+            "text": jnp.zeros((1, data.text_tokens, data.text_width)),
+            "mask": jnp.ones((1, data.text_tokens), bool),
+        }
+    if network.guidance_input:
+        condition["guidance"] = jnp.ones((1, 3))
+    return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
+
+
+def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
+    """Raises ValueError that begins with `said` if mesh.sequence does not divide the tokens of (height, width)."""
+    tokens, devices = shape[0] // patch * (shape[1] // patch), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(
+            f"{said} {shape[0]}, {shape[1]}; they must give a multiple of mesh.sequence, {devices}, tokens, and "
+            f"give {tokens}"
+        )
+
+
+def warn_of_attention(network: TiM, mesh: Mesh) -> None:
+    """Says so where kernels are named and the devices have none."""
+    device = mesh.devices.flat[0]
+    if network.attention == "pallas" and not has_kernels(device, network.width // network.heads):
+        warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Says so on stderr, however often a process asks."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

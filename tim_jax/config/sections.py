@@ -1,0 +1,151 @@
+"""The sections of a configuration: the dataclasses whose fields are its keys.
+
+Key path = attribute path: `objective.adaptive.offset` is `Objective.adaptive.offset`. Names, types, defaults and comments
+of keys are those of the dataclasses; what is said here is which these are, and little else. `page.py` writes
+configs/base.py from it.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from tim_jax.codecs.settings import CodecSettings
+from tim_jax.data.sections import DataSettings, LoaderSettings
+from tim_jax.evaluation.settings import EvaluationSettings
+from tim_jax.networks import Size, TiM
+from tim_jax.training.optimizer import OptimizerSettings
+from tim_jax.training.settings import CheckpointSettings, MeshSettings, StartSettings, TrainingSettings
+from tim_jax.transitions.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.score import ScoreRegularised
+from tim_jax.transitions.teacher import Teacher
+from tim_jax.transitions.times import Times
+from tim_jax.transitions.trajectory import TrajectoryConsistency
+from tim_jax.transitions.transports import Transport
+
+
+class Section(NamedTuple):
+    """A section of a configuration.
+
+    Attributes:
+        heading: what it is about, for configs/base.py.
+        kinds: the dataclasses whose fields are its keys.
+        defaults: where the default of a key is not that of the field.
+        omit: fields that are no keys.
+        placeholders: the default of every other key is None: as the named objective has it.
+    """
+
+    heading: str
+    kinds: tuple[type, ...]
+    defaults: Mapping[str, Any] = {}
+    omit: tuple[str, ...] = ()
+    placeholders: bool = False
+
+
+SEED = (0, "of initialisation, data order, noise, times and dropout")
+SECTIONS = {
+    "data": Section("What is trained on. Examples are (height, width, channels) images in [-1, 1], or latents.",
+                    (DataSettings,)),
+    "codecs": Section("Pretrained encoders and decoders, as folders of published files: a path, or "
+                      "hf://owner/repository.", (CodecSettings,)),
+    "loader": Section("How examples are read; no number that a run gives depends on it.", (LoaderSettings,)),
+    "model": Section(
+        "The network (tim_jax.networks.TiM).",
+        (Size, TiM),
+        {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
+         "dtype": "float32"},
+        ("channels", "z_dim", "text_width", "guidance_input", "output_heads", "read", "tokens", "unroll", "parent",
+         "name"),
+    ),
+    "transport": Section(
+        "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
+        (Transport,),
+        {"name": "ot_fm", "sigma_d": 0.5},
+        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d")),
+    ),
+    "objective": Section(
+        "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
+        (Objective, LowNoiseContrastive, ScoreRegularised, TrajectoryConsistency),
+        {"name": "tim"},
+        ("transport", "times", "teacher", "shards"),
+        placeholders=True,
+    ),
+    "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "
+                       "like this run's.", (Teacher,)),
+    "times": Section("The distribution of (t, r).", (Times,), placeholders=True),
+    "optimizer": Section("The optimizer.", (OptimizerSettings,)),
+    "ema": Section("Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.", (),
+                   {"slow": 0.9999}),
+    "start": Section("What the first step starts from: the weights of another run, or, by default, scratch.",
+                     (StartSettings,)),
+    "mesh": Section("Devices per mesh axis; -1: all the rest.", (MeshSettings,)),
+    "training": Section("The training loop.", (TrainingSettings,)),
+    "checkpoint": Section("Checkpoints.", (CheckpointSettings,)),
+    "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"}, ("found", "guidance_input")),
+    "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
+                          (EvaluationSettings,)),
+}  # fmt: skip
+FREE = ("ema",)  # sections whose keys are names that anybody may give
+
+
+class Key(NamedTuple):
+    """A key, or a group of keys, and where it is defined. kind: the dataclass. group: that of the keys below it."""
+
+    name: str
+    kind: type
+    field: dataclasses.Field
+    type: Any
+    group: type | None
+
+
+def keys_of(*kinds: type) -> Iterator[Key]:
+    """The keys that dataclasses define, `name` first, each under the class that defines it."""
+    found: dict[str, Key] = {}
+    for kind in kinds:
+        types = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if field.name not in found:
+                owner = next(
+                    base for base in reversed(kind.__mro__) if field.name in vars(base).get("__annotations__", ())
+                )
+                group = types[field.name] if dataclasses.is_dataclass(types[field.name]) else None
+                found[field.name] = Key(field.name, owner, field, types[field.name], group)
+    yield from sorted(found.values(), key=lambda key: key.name != "name")
+
+
+def unused() -> dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]]:
+    """The rules beside the dataclasses: keys → why they have no effect, and whether that is so in a configuration."""
+    rules: dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]] = {}
+    for kind in dict.fromkeys(_classes()):
+        rules |= getattr(sys.modules[kind.__module__], "UNUSED", {})
+    return rules
+
+
+def _classes() -> Iterator[type]:
+    waiting = [kind for section in SECTIONS.values() for kind in section.kinds]
+    while waiting:
+        yield (kind := waiting.pop(0))
+        waiting += [key.group for key in keys_of(kind) if key.group]
+
+
+def read(thing: Any, section: Mapping[str, Any], **changes: Any) -> Any:
+    """A frozen dataclass with the values of a section in place of its own; groups likewise.
+
+    Args:
+        thing: an instance, or a class that has defaults for all its fields.
+        section: {name: value, or a section of a group}. None leaves what is there.
+        changes: further fields.
+    """
+    thing = thing() if isinstance(thing, type) else thing
+    for name, value in section.items():
+        if isinstance(value, Mapping | ConfigDict):
+            if any(leaf is not None for leaf in value.values()):
+                changes[name] = read(getattr(thing, name), value)
+        elif value is not None:
+            changes[name] = value
+    return dataclasses.replace(thing, **changes)

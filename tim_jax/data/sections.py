@@ -1,0 +1,93 @@
+"""The sections `data` and `loader` of a configuration, key by key; `settings.Inputs` is what is made of them."""
+
+import dataclasses
+
+EMBEDDED = ("digits", "photos")  # sources that need no path
+UNUSED = {
+    ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
+    ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
+    ("data.buckets.area", "data.buckets.max_buckets"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
+    tuple(f"data.buckets.{key}" for key in ("max_buckets", "tokens", "max_cropped", "enlarge")): (
+        "data.buckets.table and data.buckets.area are empty",
+        lambda c: not c.data.buckets.table and not c.data.buckets.area,
+    ),
+    ("data.text_width", "data.text_tokens"): ("model.condition is not 'text'", lambda c: c.model.condition != "text"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketSettings:
+    """The shapes that images are brought to."""
+
+    table: tuple[tuple[int, int], ...] = ()  # ((height, width), …); (): made from the images' own sizes
+    area: int = 0  # largest height × width of a bucket that is made
+    max_buckets: int = 64  # number of buckets that are made, at most
+    tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
+    max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
+    enlarge: bool = False  # use images that are too small for every bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is trained on."""
+
+    source: str = "digits"  # a name in tim_jax.data.SOURCES
+    path: str = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
+    split: str = "train"  # the part that is trained on, where a source has parts
+    mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
+    height: int = 8  # of every example; with buckets, of samples that no other size is requested for
+    width: int = 8
+    channels: int = 1
+    batch_size: int = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    flip: float = 0.0  # share of examples that are mirrored
+    random_crop: bool = False  # crop anywhere, not in the middle
+    # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
+    # cover it and cropped. Neither table nor area: all examples are height × width.
+    buckets: BucketSettings = BucketSettings()
+    # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
+    # are what is trained on.
+    encode: bool = False
+    paired_noise: bool = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
+    condition_dropout: float = 0.1  # share of examples trained with the null condition
+    features_width: int = 0  # width of the image features for alignment; 0: none
+    text_width: int = 0  # width of text features; used where model.condition is "text"
+    text_tokens: int = 0  # text tokens of a caption, padding included
+
+    def check(self, patch_size: int, condition: str) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be.
+
+        Args:
+            patch_size: of the network, `model.patch_size`.
+            condition: of the network, `model.condition`.
+        """
+        for name in ("height", "width", "channels", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("height", "width"):
+            if patch_size < 1 or getattr(self, name) % patch_size:
+                raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1]")
+        for name in ("text_width", "text_tokens"):
+            if condition == "text" and getattr(self, name) < 1:
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name)}; it must be at least 1 where model.condition is 'text'"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderSettings:
+    """How examples are read; no number that a run gives depends on it."""
+
+    directory: str = ""  # of embedded data, indices and bucket plans, on a local disk; "": ~/.cache/tim_jax
+    workers: int = 0  # reading processes of each process; 0: its threads alone
+    threads: int = 2  # reading threads of each process, or of each worker
+    prefetch: int = 4  # batches read ahead
+    max_bad_share: float = 0.01  # share of records that may be unusable before the run stops
+
+    def check(self) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be."""
+        for name, least in (("workers", 0), ("threads", 0), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"loader.{name} is {getattr(self, name)}; it must be at least {least}")
