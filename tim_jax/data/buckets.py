@@ -1,7 +1,7 @@
-"""Buckets: the (height, width) shapes that images are brought to, and which image goes to which.
+"""Buckets: the shapes (height, width) that images are brought to, and which image goes to which of them.
 
-An image goes to the bucket of nearest aspect ratio among those it covers without being enlarged; of equal ratios, to
-the largest. It is resized to cover its bucket and cropped, never stretched.
+An image goes to the bucket of nearest aspect ratio among those that it covers without being enlarged, and to the
+largest of those of equal ratio. It is resized to cover its bucket and cropped, never stretched.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-MOST_BUCKETS = 64
+MAX_BUCKETS = 64
 TOO_SMALL, TOO_MUCH_CROPPED, UNUSABLE = -1, -2, -3
 CHUNK = 2**16
 
@@ -19,19 +19,23 @@ Shape = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What the shape of a bucket and its rows must fit.
+    """What the shape and the batch size of a bucket must be multiples of.
 
-    side: pixels (or latent positions) per token and direction, codec and patch together, which height and width must
-    be multiples of. tokens_multiple: devices that share the tokens of a row (the mesh's sequence axis), which must
-    divide their number. rows_multiple: devices that share the rows, times microbatches.
+    Attributes:
+        side: pixels, or latent positions, per token and direction, codec and patch together; height and width are
+            multiples of it.
+        tokens_multiple: devices that share the tokens of an example (the mesh's sequence axis); the number of tokens is
+            a multiple of it.
+        batch_multiple: devices that share the examples of a batch, times microbatches; the batch size is a multiple of
+            it.
     """
 
     side: int = 1
     tokens_multiple: int = 1
-    rows_multiple: int = 1
+    batch_multiple: int = 1
 
     def tokens(self, shape: Shape) -> int:
-        """Tokens of a row of this shape."""
+        """The number of tokens of an example of this shape."""
         return (shape[0] // self.side) * (shape[1] // self.side)
 
 
@@ -39,9 +43,11 @@ class Grid:
 class Fitting:
     """How images are fitted to buckets.
 
-    max_cropped: the largest share of an image's area that may be cut off; images that would lose more are not used.
-    enlarge: whether images too small for every bucket are enlarged. resize: False for latents, which can be cropped
-    but not resized.
+    Attributes:
+        max_cropped: the largest share of an image's area that may be cropped away, in [0, 1); images that would lose
+            more are not used.
+        enlarge: whether images too small for every bucket are enlarged.
+        resize: False for latents, which can be cropped but not resized.
     """
 
     max_cropped: float = 0.5
@@ -50,10 +56,21 @@ class Fitting:
 
 
 def check_table(table: tuple[Shape, ...], grid: Grid) -> tuple[Shape, ...]:
-    """The table, largest area first. Raises ValueError for a shape that patch, codec or mesh do not divide, a shape
-    that comes twice, no shape at all or more than MOST_BUCKETS."""
-    if not 1 <= len(table) <= MOST_BUCKETS:
-        raise ValueError(f"data.buckets.table has {len(table)} shapes; it must have 1 to {MOST_BUCKETS}")
+    """Checks a table of bucket shapes.
+
+    Args:
+        table: the shapes.
+        grid: what they must be multiples of.
+
+    Returns:
+        The table, largest area first.
+
+    Raises:
+        ValueError: patch, codec or mesh do not divide a shape, a shape comes twice, or there are none or more than
+            MAX_BUCKETS.
+    """
+    if not 1 <= len(table) <= MAX_BUCKETS:
+        raise ValueError(f"data.buckets.table has {len(table)} shapes; it must have 1 to {MAX_BUCKETS}")
     for shape in table:
         whole = len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)
         if not whole or shape[0] % grid.side or shape[1] % grid.side:
@@ -67,29 +84,45 @@ def check_table(table: tuple[Shape, ...], grid: Grid) -> tuple[Shape, ...]:
                 f"multiple of mesh.sequence, {grid.tokens_multiple}"
             )
     if len(set(map(tuple, table))) < len(table):
-        raise ValueError(f"data.buckets.table has {len(table) - len(set(map(tuple, table)))} shapes twice; each once")
+        twice = len(table) - len(set(map(tuple, table)))
+        raise ValueError(f"data.buckets.table has {twice} shapes twice; it must have each shape once")
     return ordered(table)
 
 
 def ordered(table: tuple[Shape, ...]) -> tuple[Shape, ...]:
-    """Largest area first, so that of equally near shapes the first is the largest."""
+    """Sorts a table by area, the largest first, so that the first of equally near shapes is the largest."""
     return tuple(sorted(((int(h), int(w)) for h, w in table), key=lambda shape: (-shape[0] * shape[1], shape)))
 
 
-def rows_per_batch(shape: Shape, grid: Grid, tokens: int, rows: int) -> int:
-    """Rows of a global batch: as many as fit into `tokens` tokens, rounded down to a multiple of grid.rows_multiple,
-    and at least that; `rows` of every shape where tokens is 0."""
+def batch_size_of(shape: Shape, grid: Grid, tokens: int, batch_size: int) -> int:
+    """The size of a global batch of a shape.
+
+    Args:
+        shape: of its examples.
+        grid: what it must be a multiple of.
+        tokens: the budget of tokens: as many examples as fit, rounded down to a multiple of grid.batch_multiple, and at
+            least that many. 0 for no budget.
+        batch_size: the size for any shape, where tokens is 0.
+    """
     if not tokens:
-        return rows
-    multiple = grid.rows_multiple
+        return batch_size
+    multiple = grid.batch_multiple
     return max(tokens // grid.tokens(shape) // multiple, 1) * multiple
 
 
-def assign(height: np.ndarray, width: np.ndarray, table: tuple[Shape, ...], fitting: Fitting) -> tuple:
-    """(bucket int16 (n,), share cropped away float32 (n,)) of images of the given sizes (n,).
+def assign(
+    height: np.ndarray, width: np.ndarray, table: tuple[Shape, ...], fitting: Fitting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assigns images to buckets.
 
-    bucket is TOO_SMALL, TOO_MUCH_CROPPED, or UNUSABLE (height or width 0) where there is none, and the share then 0.
-    table: largest area first.
+    Args:
+        height, width: of the images, (n,); 0 for those that cannot be used.
+        table: shapes of the buckets, the largest area first.
+        fitting: what may be enlarged or cropped.
+
+    Returns:
+        The bucket of each image, int16 (n,), and the share that is cropped away, float32 (n,). An image that is in no
+        bucket has TOO_SMALL, TOO_MUCH_CROPPED or UNUSABLE for a bucket, and the share 0.
     """
     bucket, share = np.empty(len(height), np.int16), np.empty(len(height), np.float32)
     shapes = np.array(table, np.float64)
@@ -127,36 +160,51 @@ def derive(
     width: np.ndarray,
     grid: Grid,
     area: int,
-    rows: Callable[[Shape], int],
-    most: int = MOST_BUCKETS,
+    batch_size: Callable[[Shape], int],
+    max_buckets: int = MAX_BUCKETS,
     resize: bool = True,
 ) -> tuple[Shape, ...]:
-    """A table from the sizes (n,) of the images: each image's own shape, and where these are too many, their merger.
+    """Makes a table of bucket shapes from the sizes of the images.
 
-    An image's own shape is its size, made smaller if its area is above `area`, rounded down to the grid. Then the
-    rarest shape is merged with another into the largest shape inside both, the one that costs the fewest pixels, until
-    there are at most `most` shapes and each has images for one batch. So no image becomes too small by it.
-    rows: shape -> rows of its global batch. Raises ValueError if no image is as large as one token.
+    It starts from each image's own shape: its size, shrunk if its area is above `area`, rounded down to the grid. Then
+    the rarest shape is merged with another one into the largest shape inside both, namely with the one that this costs
+    the fewest pixels, until there are at most `max_buckets` shapes and each has images for one batch. So no image
+    becomes too small for all buckets.
+
+    Args:
+        height, width: of the images, (n,).
+        grid: what shapes must be multiples of.
+        area: the largest height x width of a bucket.
+        batch_size: shape -> the size of its global batch.
+        max_buckets: the largest number of shapes.
+        resize: False for latents, which can be cropped but not resized.
+
+    Returns:
+        The shapes, the largest area first.
+
+    Raises:
+        ValueError: no image is as large as one token.
     """
-    counts = Counter()
+    counts: Counter[Shape] = Counter()
     for start in range(0, len(height), CHUNK):
         part = slice(start, start + CHUNK)
         own = own_shape(np.asarray(height[part]), np.asarray(width[part]), grid, area, resize)
         shapes, numbers = np.unique(own[(own > 0).all(1)], axis=0, return_counts=True)
         for shape, number in zip(shapes.tolist(), numbers.tolist(), strict=True):
-            counts[tuple(shape)] += number
+            counts[shape[0], shape[1]] += number
     if not counts:
-        raise ValueError(f"data.buckets.area: no image is as large as {grid.side} by {grid.side}")
+        size = f"{grid.side}x{grid.side}"
+        raise ValueError(f"data.buckets.area is {area}; one image at least must be as large as one token, {size}")
     shapes = np.array(sorted(counts), np.int64)
     numbers = np.array([counts[tuple(shape)] for shape in shapes.tolist()], np.float64)
-    needed = np.array([rows(tuple(shape)) for shape in shapes.tolist()], np.float64)
+    needed = np.array([batch_size((h, w)) for h, w in shapes.tolist()], np.float64)
     while len(shapes) > 1:
         rarest = int(np.argmin(numbers / needed))
-        if len(shapes) <= most and numbers[rarest] >= needed[rarest]:
+        if len(shapes) <= max_buckets and numbers[rarest] >= needed[rarest]:
             break
         inside = np.minimum(shapes, shapes[rarest])
-        kept = inside.prod(1)
-        lost = numbers[rarest] * (1 - kept / kept[rarest]) + numbers * (1 - kept / shapes.prod(1))
+        common = inside.prod(1)
+        lost = numbers[rarest] * (1 - common / common[rarest]) + numbers * (1 - common / shapes.prod(1))
         lost[rarest] = np.inf
         other = int(np.argmin(lost))
         merged, total = inside[other], numbers[rarest] + numbers[other]
@@ -164,16 +212,19 @@ def derive(
         left = np.setdiff1d(np.arange(len(shapes)), (rarest, other, *same))
         total += sum(numbers[i] for i in same if i not in (rarest, other))
         shapes = np.concatenate([shapes[left], merged[None]])
-        numbers, needed = np.append(numbers[left], total), np.append(needed[left], rows(tuple(merged.tolist())))
-    return ordered(tuple(map(tuple, shapes.tolist())))
+        numbers, needed = (
+            np.append(numbers[left], total),
+            np.append(needed[left], batch_size((int(merged[0]), int(merged[1])))),
+        )
+    return ordered(tuple((h, w) for h, w in shapes.tolist()))
 
 
 def own_shape(height: np.ndarray, width: np.ndarray, grid: Grid, area: int, resize: bool = True) -> np.ndarray:
-    """The shape (n, 2) of each image by itself, 0 where it is smaller than a token."""
+    """The shape of each image by itself, see `derive`: int64 (n, 2), 0 where the image is smaller than a token."""
     size = np.stack([height, width], 1).astype(np.float64)
     pixels = np.maximum(size.prod(1, keepdims=True), 1)
     scale = np.minimum(1, np.sqrt(area / pixels)) if resize else 1.0
-    # Rows of tokens in whole shares, so that the mesh divides every shape and every merger of two.
+    # The number of lines of tokens is a multiple, so that the mesh divides every shape and every merger of two.
     unit = np.array([grid.side * grid.tokens_multiple, grid.side])
     shape = np.floor(size * scale / unit + 1e-9).astype(np.int64) * unit
     return np.where((shape > 0).all(1, keepdims=True), shape, 0)

@@ -1,19 +1,19 @@
-"""Encoded images of all kinds to uint8 RGB or greyscale, as a viewer shows them; what has no right reading is refused.
+"""Decodes image files of all kinds to uint8 RGB or greyscale, as a viewer shows them, and refuses what is ambiguous.
 
-Orientation is the EXIF tag's. Transparency is laid over white. Of an animation the first frame is taken. Sixteen bits
-are rounded to eight. CMYK goes through its embedded profile where it has one.
+Images are turned as their EXIF tag says. Transparency is laid over white. Of an animation the first frame is taken.
+Sixteen bits are rounded to eight. CMYK goes through its embedded profile where there is one.
 """
 
 import contextlib
 import io
 import struct
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from tim_jax.data.faults import BadRecord
+from tim_jax.data.bad_records import BadRecord
 
 MAX_PIXELS = 2**26
 # Formats of pixels only: Pillow would hand others, such as PostScript, to programs that run them.
@@ -21,14 +21,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 # Pillow turns these by itself.
-TURNED_WHEN_READ = ("TIFF",)
+TURNED_BY_PILLOW = ("TIFF",)
 # What Pillow's readers raise besides OSError for files that are damaged inside.
-READERS_LET_THROUGH = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+RAISED_FOR_DAMAGE = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
 
 
 @contextlib.contextmanager
 def _refusals():
-    """Within it, what Pillow raises for a damaged file is a BadRecord."""
+    """Turns what Pillow raises for a damaged file into a BadRecord."""
     try:
         yield
     except BadRecord:
@@ -40,7 +40,7 @@ def _refusals():
     except (OSError, EOFError) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise BadRecord(reason, str(error)) from None
-    except READERS_LET_THROUGH as error:
+    except RAISED_FOR_DAMAGE as error:
         raise BadRecord("unreadable", f"{type(error).__name__}: {error}") from None
 
 
@@ -53,7 +53,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format in TURNED_WHEN_READ:
+    if image.format in TURNED_BY_PILLOW:
         return 1
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # asking Pillow would read all pixels
@@ -65,7 +65,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def header_size(file: BinaryIO) -> tuple[int, int]:
-    """(height, width) of an encoded image as it will be shown, from its header alone. Raises BadRecord."""
+    """The (height, width) of an encoded image as it is shown, from its header alone. Raises BadRecord."""
     with _refusals():
         image = _open(file)
         width, height = image.size
@@ -77,27 +77,33 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
+def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
+    """Converts the colours of a profile to sRGB."""
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # as the conversion is not done in place
+    return converted
+
+
 def _from_cmyk(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile:
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except (ImageCms.PyCMSError, OSError):
             return image.convert("RGB")  # a damaged profile: as if there were none
     return image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits, or of 32 that hold 16, rounded to 8."""
+    """Rounds greyscale of 16 bits, or of 32 that hold 16, to 8."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise BadRecord("mode", f"whole numbers from {values.min()} to {values.max()}")
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB."""
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image to mode L or RGB. Raises BadRecord."""
     mode = image.mode
     if mode in ("L", "RGB"):
         return _over_white(image) if "transparency" in image.info else image
@@ -111,21 +117,28 @@ def _plain(image: Image.Image) -> Image.Image:
     if mode in ("YCbCr", "HSV", "RGBX"):
         return image.convert("RGB")
     if mode == "LAB":
-        lab = ImageCms.createProfile("LAB")
-        return ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return _to_srgb(image, ImageCms.createProfile("LAB"))
     if mode.startswith("I"):
         return _to_eight_bits(image)
     raise BadRecord("mode", mode)
 
 
 def decode(encoded: bytes, channels: int) -> Image.Image:
-    """An encoded image in mode L (channels 1: ITU-R 601 luma) or RGB (channels 3). Raises BadRecord."""
+    """Decodes an image file.
+
+    Args:
+        encoded: its bytes.
+        channels: 1 for mode L (ITU-R 601 luma), 3 for RGB.
+
+    Raises:
+        BadRecord: it is no image, is damaged or too large, or its pixels have no right conversion.
+    """
     if not encoded:
         raise BadRecord("empty")
     with _refusals(), _open(io.BytesIO(encoded)) as image:
         orientation = _orientation(image)
         image.load()
-        plain = _plain(image)
+        plain = _to_grey_or_rgb(image)
         if orientation != 1:
             plain.getexif()[ORIENTATION] = orientation
             plain = ImageOps.exif_transpose(plain)
@@ -134,5 +147,5 @@ def decode(encoded: bytes, channels: int) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """uint8 (h, w, c) of an image in mode L or RGB."""
+    """The pixels, uint8 (h, w, c), of an image in mode L or RGB."""
     return np.atleast_3d(np.asarray(image))

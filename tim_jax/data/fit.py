@@ -1,4 +1,4 @@
-"""A row as the network will see it: brought to its bucket's shape, perhaps mirrored, one of its captions chosen."""
+"""An example as the network sees it: brought to its bucket's shape, perhaps mirrored, with one of its captions."""
 
 import dataclasses
 from typing import Any
@@ -6,20 +6,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.buckets import Fitting, Shape
 from tim_jax.data.decode import pixels
-from tim_jax.data.faults import BadRecord
 from tim_jax.data.order import uniform
 
-# Passed to Pillow: very large images are first made smaller by whole factors, which costs little and changes little.
+# For Pillow: very large images are first shrunk by whole factors, which costs little and changes little.
 REDUCING_GAP = 3.0
-NOISE = 2  # the stream of random numbers that noise on latents is drawn by
+NOISE_STREAM = 2  # the stream of random numbers for the noise of latents that are sampled around their means
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """flip: the share of rows that are mirrored. random_crop: where an image is cropped, at random or in the middle.
-    side: pixels, or latent positions, per token and direction, for features that lie on the grid of tokens."""
+class Augmentation:
+    """How examples are varied, and on which grid their features lie.
+
+    Attributes:
+        flip: the share of examples that are mirrored, in [0, 1].
+        random_crop: whether images are cropped at a random place, not in the middle.
+        side: pixels, or latent positions, per token and direction, for features that lie on the grid of tokens.
+    """
 
     flip: float = 0.0
     random_crop: bool = False
@@ -31,31 +36,48 @@ class Look:
             raise ValueError(f"data.flip is {self.flip}; it must lie in [0, 1]")
 
 
-def draws(seed: int, step: int, rows: np.ndarray) -> np.ndarray:
-    """(n, 5) random numbers in (0, 1) for rows (n,) of the global batch of a step: mirroring, caption, crop (two) and
-    noise of latents that are sampled."""
-    four = np.asarray(rows, np.int64)[:, None] * 4 + np.arange(4)[None, :]
-    noise = uniform(seed, step, rows, NOISE)
+def draws(seed: int, step: int, slots: np.ndarray) -> np.ndarray:
+    """The random numbers by which the examples of a step are varied.
+
+    Args:
+        seed: of the run.
+        step: of training.
+        slots: places of the examples in the global batch, (n,).
+
+    Returns:
+        (n, 5) in (0, 1): mirroring, caption, crop (two) and the noise of latents that are sampled.
+    """
+    four = np.asarray(slots, np.int64)[:, None] * 4 + np.arange(4)[None, :]
+    noise = uniform(seed, step, slots, NOISE_STREAM)
     return np.concatenate([uniform(seed, step, four.ravel()).reshape(-1, 4), noise[:, None]], axis=1)
 
 
 def size_of(image: np.ndarray | Image.Image) -> Shape:
-    """(height, width) of an image."""
-    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+    """The (height, width) of an image."""
+    return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
-def cover(
+def resize_and_crop(
     image: np.ndarray | Image.Image, shape: Shape, fitting: Fitting, at: tuple[float, float] = (0.5, 0.5)
 ) -> np.ndarray:
-    """An image, array (h, w, c) or Pillow's, as (H, W, c): resized to cover the shape (not latents) and cropped.
+    """Resizes an image to cover a shape and crops what sticks out. Latents are cropped only.
 
-    at: where the crop lies, as shares of the room there is: (0.5, 0.5) is the middle. Raises BadRecord if the image
-    would have to be enlarged and may not be, or would lose more than it may.
+    Args:
+        image: an array (h, w, c), or Pillow's image in mode L or RGB; floats are latents.
+        shape: the (H, W) to bring it to.
+        fitting: what may be enlarged or cropped.
+        at: where the crop lies, as shares of the room there is: (0.5, 0.5) is the middle.
+
+    Returns:
+        The array (H, W, c), uint8 or, of latents, as they are.
+
+    Raises:
+        BadRecord: the image would have to be enlarged and may not be, or would lose more than it may.
     """
     (h, w), (H, W) = size_of(image), shape
-    is_latent = isinstance(image, np.ndarray) and image.dtype != np.uint8
     if (h, w) == (H, W):
         return image if isinstance(image, np.ndarray) else pixels(image)
+    is_latent = isinstance(image, np.ndarray) and image.dtype != np.uint8
     scale = 1.0 if is_latent else max(H / h, W / w)
     if (H > h or W > w) and (is_latent or not fitting.enlarge):
         raise BadRecord("size", f"{h}x{w}, too small for {H}x{W}")
@@ -63,9 +85,9 @@ def cover(
         raise BadRecord("size", f"{h}x{w}, loses too much as {H}x{W}")
     kept_h, kept_w = min(H / scale, h), min(W / scale, w)
     top, left = (h - kept_h) * at[0], (w - kept_w) * at[1]
-    if is_latent:
-        top, left = round(top), round(left)
-        return image[top : top + H, left : left + W]
+    if isinstance(image, np.ndarray) and is_latent:
+        first_row, first_column = round(top), round(left)
+        return image[first_row : first_row + H, first_column : first_column + W]
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     box = (left, top, min(left + kept_w, w), min(top + kept_h, h))
@@ -73,53 +95,74 @@ def cover(
 
 
 def fit(
-    row: dict[str, Any],
+    example: dict[str, Any],
     shape: Shape,
     fitting: Fitting,
-    look: Look,
+    augmentation: Augmentation,
     draw: np.ndarray,
-    null: dict[str, np.ndarray] | None = None,
+    null_text: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The row of a source as it goes into a batch of the bucket `shape`; draw: a row of `draws`.
+    """An example of a source as it goes into a batch.
 
-    null: "text" (M, T) and "mask" (M,) of the empty prompt, where rows have "texts". Returns {"image" (H, W, c),
-    "label", "index"} and, where the row has them, "caption", "text" (M, T) with "mask" (M,), "features" (tokens, Z),
-    and "noise" as it is. Raises BadRecord.
+    Args:
+        example: as `Source.read` gives it.
+        shape: (H, W) of its bucket.
+        fitting: what may be enlarged or cropped.
+        augmentation: how it is varied.
+        draw: the random numbers by which it is varied, one line of `draws`.
+        null_text: "text" (M, T) and "mask" (M,) of the empty prompt, for examples with "texts".
+
+    Returns:
+        {"image" (H, W, c), "label", "index"} and, where the example has them, "caption", "text" (M, T) with "mask"
+        (M,), "features" (tokens, Z) and "noise", which stays as it is.
+
+    Raises:
+        BadRecord: it does not fit its bucket, or its texts or features are not what they should be.
     """
-    mirrored = draw[0] < look.flip
-    at = tuple(draw[2:4]) if look.random_crop else (0.5, 0.5)
-    stored = "flipped" in row
-    source = row["flipped"] if mirrored and stored else row["image"]
+    mirrored = draw[0] < augmentation.flip
+    at = (float(draw[2]), float(draw[3])) if augmentation.random_crop else (0.5, 0.5)
+    stored = "flipped" in example
+    source = example["flipped"] if mirrored and stored else example["image"]
     if mirrored and stored:
         at = (at[0], 1 - at[1])
-    image = cover(source, shape, fitting, at)
-    if "deviations" in row:
+    image = resize_and_crop(source, shape, fitting, at)
+    if "deviations" in example:
         noise = np.random.default_rng(int(draw[4] * 2**52)).standard_normal(image.shape, np.float32)
-        image = image + cover(row["deviations"][int(mirrored)], shape, fitting, at) * noise
-    made = {"image": image[:, ::-1] if mirrored and not stored else image, "label": row["label"], "index": row["index"]}
-    if "captions" in row:
-        chosen = int(draw[1] * len(row["captions"]))
-        made["caption"] = row["captions"][chosen]
-        if "texts" in row:
-            made |= padded(row["texts"][chosen], null)
-    if "noise" in row:
-        made["noise"] = row["noise"]
-    if "features" in row:
-        made["features"] = _on_tokens(row["features"][int(mirrored)], size_of(source), shape, look.side)
+        image = image + resize_and_crop(example["deviations"][int(mirrored)], shape, fitting, at) * noise
+    image = image[:, ::-1] if mirrored and not stored else image
+    made = {"image": image, "label": example["label"], "index": example["index"]}
+    if "captions" in example:
+        chosen = int(draw[1] * len(example["captions"]))
+        made["caption"] = example["captions"][chosen]
+        if "texts" in example:
+            made |= padded(example["texts"][chosen], null_text or {})
+    if "noise" in example:
+        made["noise"] = example["noise"]
+    if "features" in example:
+        made["features"] = _on_tokens(example["features"][int(mirrored)], size_of(source), shape, augmentation.side)
     return made
 
 
-def padded(text: np.ndarray, null: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{"text" (M, T) float32, "mask" (M,)} of the features (L, T) of a caption's own tokens.
+def padded(text: np.ndarray, null_text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pads the features of a caption to the length of all texts.
 
-    Padding is as the empty prompt ends, with a padding token, whose features are the same everywhere. Raises BadRecord
-    for a text that is longer, or of another width.
+    Padding is as the empty prompt ends, with a padding token, whose features are the same everywhere.
+
+    Args:
+        text: the features (L, T) of the caption's own tokens.
+        null_text: "text" (M, T) of the empty prompt.
+
+    Returns:
+        {"text" (M, T) float32, "mask" (M,)}, the mask true for the caption's own tokens.
+
+    Raises:
+        BadRecord: the text is longer than M, or of another width.
     """
-    (M, T), (L, width) = null["text"].shape, text.shape
+    (M, T), (L, width) = null_text["text"].shape, text.shape
     if L > M or width != T:
         raise BadRecord("metadata", f"text is {text.shape}, must be {T} wide and no longer than {M}")
     full = np.empty((M, T), np.float32)
-    full[:L], full[L:] = text, null["text"][-1]
+    full[:L], full[L:] = text, null_text["text"][-1]
     return {"text": full, "mask": np.arange(M) < L}
 
 

@@ -1,4 +1,4 @@
-"""An endless sequence in which each item comes at its own rate, found by position, with nothing held in memory.
+"""An endless sequence in which each item comes at its own rate; any position is found without storing the sequence.
 
 Item k comes a_k times per epoch (a_k any positive fraction): by the end of epoch e it has come floor(e a_k) times, so
 what is left over goes to the next epoch. Within an epoch the m visits of an item lie evenly, at times (i + u) / m with
@@ -16,18 +16,23 @@ from tim_jax.data.order import uniform
 
 @dataclasses.dataclass(frozen=True)
 class Interleave:
-    """amounts: how often each item comes per epoch, not all 0. seed: of the offsets."""
+    """The sequence.
+
+    Attributes:
+        amounts: how often each item comes per epoch; not all are 0.
+        seed: of the offsets.
+    """
 
     amounts: tuple[Fraction, ...]
     seed: int
 
     def visits(self, epochs: int) -> np.ndarray:
-        """How often each item has come by the end of so many epochs, int64 (K,)."""
+        """How often each of K items has come by the end of so many epochs, int64 (K,)."""
         return np.array([epochs * a.numerator // a.denominator for a in self.amounts], np.int64)
 
     @functools.cached_property
     def _rate(self) -> Fraction:
-        return sum(self.amounts)
+        return sum(self.amounts, Fraction(0))
 
     def epoch(self, position: int) -> int:
         """The epoch that holds a position."""
@@ -37,7 +42,7 @@ class Interleave:
         return epoch
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(item, how often it came before), int64 (n,) each, at positions (n,) >= 0."""
+        """The items at positions (n,) >= 0, and how often each of them came before: int64 (n,) both."""
         positions = np.asarray(positions, np.int64)
         if len(self.amounts) == 1:
             return np.zeros_like(positions), positions
@@ -57,10 +62,19 @@ class Interleave:
 
 
 def _select(q: np.ndarray, m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The q-th visits (from 0) of an epoch: (item, number of its visit), by bisection over time; q (n,), m, u (K,)."""
+    """Finds the q-th visits of an epoch by bisection over time.
+
+    Args:
+        q: numbers of visits, from 0, (n,).
+        m: how often each item comes in this epoch, (K,).
+        u: the offsets of the items, (K,).
+
+    Returns:
+        (item, number of its visit), (n,) both.
+    """
 
     def before(time):
-        """How many visits of each item lie before each time, (n, K): monotone in time also after rounding."""
+        """How many visits of each item lie before each time, (n, K); monotone in time even after rounding."""
         return np.clip(np.ceil(time[:, None] * m[None, :] - u[None, :]), 0, m[None, :]).astype(np.int64)
 
     low, high = np.zeros(q.shape), np.ones(q.shape)
@@ -76,5 +90,5 @@ def _select(q: np.ndarray, m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np
     extra = np.cumsum(at_high - at_low, axis=1)
     rest = q - at_low.sum(1)
     item = np.argmax(extra > rest[:, None], axis=1)
-    rows = np.arange(len(q))
-    return item, at_high[rows, item] - (extra[rows, item] - rest)
+    n = np.arange(len(q))
+    return item, at_high[n, item] - (extra[n, item] - rest)

@@ -1,14 +1,15 @@
-"""What the `data` and `loader` sections of a configuration say, as plain values, and what is opened by them."""
+"""The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tim_jax.data.buckets import MOST_BUCKETS, Fitting, Grid, Shape
-from tim_jax.data.faults import check_share
-from tim_jax.data.fit import Look
+from tim_jax.data.bad_records import check_share
+from tim_jax.data.buckets import MAX_BUCKETS, Fitting, Grid, Shape
+from tim_jax.data.fit import Augmentation
 from tim_jax.data.plan import Bucketing, BucketPlan, make_plan, one_bucket
 from tim_jax.data.sizes import read_sizes
+from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
 
@@ -16,11 +17,26 @@ DIRECTORY = "~/.cache/tim_jax"
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """source, path, split, channels, num_classes: see Location. mixture: ((source, path, weight), ...) in place of one
-    source. shape: of every row, where there are no buckets. bucketing: how they are made, or None. look: of rows.
-    directory: where embedded data, indices and plans are written. max_bad_share: of bad records in a run. factor:
-    pixels of an image per position of the row that is made of it; all shapes here are those of images."""
+class DataSettings:
+    """Where the examples are and how they are read. All shapes here are those of images, also where these are encoded.
+
+    Attributes:
+        source: a name in data.SOURCES.
+        shape: (height, width) of all examples, where there are no buckets.
+        channels: of images or latents.
+        batch_size: of a global batch, where there are no buckets.
+        split: see Location.
+        path: see Location.
+        mixture: ((source, path, weight), ...) in place of one source.
+        num_classes: see Location.
+        bucketing: how buckets are made; None for none.
+        augmentation: how examples are varied.
+        directory: the folder that embedded data, indices and plans are written to.
+        max_bad_share: the share of bad records that a run may have.
+        factor: pixels of an image, in each direction, per position of the latent that is made of it; 1 where images
+            are not encoded.
+        section: the section of the configuration that names the source, for messages.
+    """
 
     source: str
     shape: Shape
@@ -31,15 +47,16 @@ class Inputs:
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
     bucketing: Bucketing | None = None
-    look: Look = Look()
+    augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
     max_bad_share: float = 0.01
     factor: int = 1
+    section: str = "data"
 
-    def rows(self, shape: Shape) -> int:
-        """Rows, of this shape, of a global batch, before it is known how many images the shape has."""
-        images = tuple(self.factor * side for side in shape)
-        return self.bucketing.rows_of(images) if self.bucketing else self.batch_size
+    def batch_size_of(self, shape: Shape) -> int:
+        """The size of a global batch of a shape, that of the network's input, where there are images enough."""
+        images = (self.factor * shape[0], self.factor * shape[1])
+        return self.bucketing.batch_size_of(images) if self.bucketing else self.batch_size
 
     @classmethod
     def read(
@@ -47,19 +64,27 @@ class Inputs:
         data: Mapping[str, Any],
         loader: Mapping[str, Any],
         side: int,
-        rows_multiple: int = 1,
+        batch_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
         factor: int = 1,
-    ) -> "Inputs":
-        """Settings from the `data` and `loader` sections. side: positions of a row per token and direction.
-        rows_multiple: what the rows of a batch are a multiple of; tokens_multiple: mesh.sequence. factor: of
-        images that are encoded as they are read.
+    ) -> "DataSettings":
+        """Reads the settings from a configuration. Keys that a section lacks have their defaults.
 
-        Keys that a section lacks have their defaults. Raises ValueError that names key and value.
+        Args:
+            data: the section `data`.
+            loader: the section `loader`.
+            side: positions of the network's input per token and direction.
+            batch_multiple: what the size of a global batch must be a multiple of.
+            tokens_multiple: what the number of tokens must be a multiple of, mesh.sequence.
+            num_classes: labels lie below it; 0 says that labels are not read.
+            factor: see above.
+
+        Raises:
+            ValueError: a value is not allowed, or values exclude each other.
         """
         if data.get("paired_noise", False):
-            check_noise(data)
+            check_paired_noise(data)
         buckets, side = dict(data.get("buckets", {})), side * factor
         table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.get("table", ()))
         bucketing = None
@@ -67,10 +92,10 @@ class Inputs:
             bucketing = Bucketing(
                 table=table,
                 area=buckets.get("area", 0) * factor**2,
-                max_buckets=buckets.get("max_buckets", MOST_BUCKETS),
+                max_buckets=buckets.get("max_buckets", MAX_BUCKETS),
                 tokens=buckets.get("tokens", 0),
-                rows=data["batch_size"],
-                grid=Grid(side, tokens_multiple, rows_multiple),
+                batch_size=data["batch_size"],
+                grid=Grid(side, tokens_multiple, batch_multiple),
                 fitting=Fitting(
                     max_cropped=buckets.get("max_cropped", Fitting.max_cropped),
                     enlarge=buckets.get("enlarge", False),
@@ -80,8 +105,8 @@ class Inputs:
         share = loader.get("max_bad_share", cls.max_bad_share)
         if not 0 <= share <= 1:
             raise ValueError(f"loader.max_bad_share is {share}; it must lie in [0, 1]")
-        look = Look(data.get("flip", 0.0), data.get("random_crop", False), side)
-        look.check()
+        augmentation = Augmentation(data.get("flip", 0.0), data.get("random_crop", False), side)
+        augmentation.check()
         return cls(
             source=data["source"],
             shape=(data["height"] * factor, data["width"] * factor),
@@ -92,16 +117,15 @@ class Inputs:
             mixture=tuple(tuple(part) for part in data.get("mixture", ())),
             num_classes=num_classes,
             bucketing=bucketing,
-            look=look,
+            augmentation=augmentation,
             directory=loader.get("directory", "") or DIRECTORY,
             max_bad_share=share,
             factor=factor,
         )
 
 
-def check_noise(data: Mapping[str, Any]) -> None:
-    """Raises ValueError for what does not go with rows that bring their noise: it belongs to the whole row, as it was
-    made, and to its condition."""
+def check_paired_noise(data: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings that would part examples from their noise or from their condition."""
     buckets = data.get("buckets", {})
     for name, value, right in (
         ("encode", data.get("encode", False), False),
@@ -115,42 +139,55 @@ def check_noise(data: Mapping[str, Any]) -> None:
             raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
-def open_data(settings: Inputs, open_source: Any, split: str | None = None) -> tuple[Source, BucketPlan]:
-    """The source that settings name, and its plan. open_source: that of this room.
+def open_data(settings: DataSettings, split: str | None = None) -> tuple[Source, BucketPlan]:
+    """Opens the source that settings name, and makes or reads its plan.
 
-    Raises ValueError if there is no such source, its rows do not fit the settings, or more of its headers than
-    max_bad_share show bad records (TooManyBadRecords, with the list).
+    Args:
+        settings: what to open.
+        split: in place of that of the settings.
+
+    Raises:
+        ValueError: there is no such source, or its examples do not fit the settings.
+        TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    split = split or settings.split
-    common = {"channels": settings.channels, "num_classes": settings.num_classes}
-    if settings.mixture:
-        parts, weights = [], []
-        for part in settings.mixture:
-            if len(part) != 3:
-                raise ValueError(f"data.mixture has {part!r}; each part must be (source, path, weight)")
-            name, path, weight = part
-            parts.append(open_source(name, settings.directory, split, path=path, **common))
-            weights.append(weight)
-        source = Mixture(tuple(parts), tuple(weights))
-    else:
-        source = open_source(settings.source, settings.directory, split, path=settings.path, **common)
-    if source.image_shape[-1] != settings.channels:
-        raise ValueError(
-            f"data.channels is {settings.channels}; it must be {source.image_shape[-1]} for source {source.name}"
-        )
+    source = _open(settings, split or settings.split)
+    height, width, channels = source.image_shape
+    key = settings.section
+    if channels != settings.channels:
+        raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")
     if settings.bucketing is None:
-        if source.image_shape[:2] != settings.shape and None not in source.image_shape:
+        if height is None or width is None:
             raise ValueError(
-                f"data.height, width are {settings.shape}; those of {source.name} are {source.image_shape[:2]}"
+                f"data.buckets.area is 0; it or data.buckets.table must be given, as the images of {source.name} "
+                "differ in size"
             )
-        if None in source.image_shape:
-            raise ValueError(
-                "data.buckets.table and area are empty; one must be given, as the images of "
-                f"{source.name} differ in size"
+        if (height, width) != settings.shape:
+            name, value, right = next(
+                (name, value, right)
+                for name, value, right in zip(("height", "width"), settings.shape, (height, width), strict=True)
+                if value != right
             )
+            raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
         return source, one_bucket(source, settings.batch_size)
     sizes = read_sizes(source, settings.directory)
-    check_share(sizes.faults, len(source), settings.max_bad_share, sizes.listed)
-    fitting = dataclasses.replace(settings.bucketing.fitting, resize=not getattr(source, "latents", False))
+    check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
+    fitting = dataclasses.replace(settings.bucketing.fitting, resize=not source.latents)
     how = dataclasses.replace(settings.bucketing, fitting=fitting)
     return source, make_plan(source, sizes, how, settings.directory)
+
+
+def _open(settings: DataSettings, split: str) -> Source:
+    """A split of the source of settings, or of their mixture. Raises ValueError."""
+    common: dict[str, Any] = {
+        "channels": settings.channels,
+        "num_classes": settings.num_classes,
+        "split_key": "data.split" if split == settings.split else "evaluation.held_out",
+    }
+    directory = settings.directory
+    if not settings.mixture:
+        return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
+    for part in settings.mixture:
+        if len(part) != 3:
+            raise ValueError(f"data.mixture has {part!r}; each part must be (source, path, weight)")
+    sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
+    return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

@@ -1,4 +1,4 @@
-"""The size of every image of a source, read from headers once, in parallel, and kept with the source's fingerprint."""
+"""The size of every image of a source, read from headers once, in parallel, and cached by the source's fingerprint."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from tim_jax.data import tables
-from tim_jax.data.faults import REASONS, BadRecord
+from tim_jax.data.bad_records import REASONS, BadRecord
 from tim_jax.data.sources.base import Source, digest
 
 CHUNK = 1024
@@ -21,42 +21,35 @@ IN_FLIGHT = 64
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """height, width: (n,) pixels, 0 for rows that cannot be used. faults: reason -> how many rows have it, found in
-    headers. listed: the file that names each of them, "" if there are none."""
+    """The sizes of all images of a source.
+
+    Attributes:
+        height, width: in pixels, (n,); 0 for examples that cannot be used.
+        bad: reason -> how many examples cannot be used for it, as far as their headers tell.
+        listed: the file that lists these bad records, "" if there are none.
+    """
 
     height: np.ndarray
     width: np.ndarray
-    faults: dict[str, int]
+    bad: dict[str, int]
     listed: str = ""
 
     def __len__(self) -> int:
         return len(self.height)
 
 
-def headers(source: Source, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
-    """(height, width), or what is wrong, of the rows from start to stop - 1."""
-    if hasattr(source, "headers"):
-        return source.headers(start, stop)
-    return [header(source, i) for i in range(start, stop)]
-
-
-def header(source: Source, i: int) -> tuple[int, int] | BadRecord:
-    """(height, width) of row i, or what is wrong with it."""
-    try:
-        return source.header(i)
-    except BadRecord as error:
-        return error
-
-
 def read_sizes(source: Source, directory: Any, threads: int = 8) -> Sizes:
-    """The sizes of all rows; kept below `directory`, and read from there if they are.
+    """The sizes of all images. A source whose images are all of one size is not read.
 
-    A source whose rows are all of one size is not read at all.
+    Args:
+        source: whose images.
+        directory: the folder that the table of sizes is written below, and read from where it is there already.
+        threads: how many threads read headers.
     """
     height, width, _ = source.image_shape
     if height and width:
-        rows = len(source)
-        return Sizes(np.broadcast_to(np.int32(height), rows), np.broadcast_to(np.int32(width), rows), {})
+        count = len(source)
+        return Sizes(np.broadcast_to(np.int32(height), count), np.broadcast_to(np.int32(width), count), {})
     folder = epath.Path(directory).expanduser() / f"sizes-{digest('sizes 1', source.fingerprint())}"
     if not tables.exists(folder):
         _write(source, folder, threads)
@@ -67,11 +60,12 @@ def read_sizes(source: Source, directory: Any, threads: int = 8) -> Sizes:
 
 def _write(source: Source, folder: epath.Path, threads: int) -> None:
     starts = range(0, len(source), CHUNK)
-    counts, lines = Counter(), []
+    counts: Counter[str] = Counter()
+    lines: list[str] = []
     with (
         tables.writing(folder, height=np.int32, width=np.int32) as writer,
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(source), desc=f"sizes of {source.name}", unit=" rows", unit_scale=True) as progress,
+        tqdm(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
     ):
         read = functools.partial(_read_chunk, source)
         for first in range(0, len(starts), IN_FLIGHT):  # a bounded number of chunks at a time
@@ -89,7 +83,7 @@ def _write(source: Source, folder: epath.Path, threads: int) -> None:
 
 
 def _read_chunk(source: Source, start: int) -> tuple[int, list[tuple[int, int] | BadRecord]]:
-    return start, headers(source, start, min(start + CHUNK, len(source)))
+    return start, source.headers(start, min(start + CHUNK, len(source)))
 
 
 def _line(source: Source, i: int, error: BadRecord) -> str:

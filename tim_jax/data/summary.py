@@ -1,4 +1,4 @@
-"""What a bucket plan says: as one line, as a table, and as pictures of its buckets and of their first batches."""
+"""Bucket plans to look at: as one line, as a table, and as pictures of the buckets and of their first batches."""
 
 import math
 from pathlib import Path
@@ -9,22 +9,30 @@ from PIL import Image, ImageDraw
 
 from tim_jax import data
 
-HEADINGS = ("bucket", "images", "rows", "tokens", "steps/epoch", "cropped %")
-SHEET = 1024  # pixels of a contact sheet's longer side, about
+HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
+SHEET = 1024  # pixels of a contact sheet's longer side, approximately
 
 
 def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
-    """One line of texts per bucket, under HEADINGS: tokens are those of a row and of a batch."""
-    lines = []
+    """The table of a plan.
+
+    Args:
+        plan: of buckets.
+        side: pixels, or latent positions, per token and direction.
+
+    Returns:
+        For each bucket a line of texts under HEADINGS; tokens are those of an example and of a batch.
+    """
+    lines: list[tuple[str, ...]] = []
     for bucket in plan.buckets:
         tokens = (bucket.height // side) * (bucket.width // side)
-        steps = float(sum(bucket.amount)) / bucket.rows
+        steps = float(sum(bucket.amount)) / bucket.batch_size
         lines.append(
             (
                 f"{bucket.height}x{bucket.width}",
                 f"{sum(bucket.images):,}",
-                str(bucket.rows),
-                f"{tokens} x {bucket.rows} = {tokens * bucket.rows:,}",
+                str(bucket.batch_size),
+                f"{tokens} x {bucket.batch_size} = {tokens * bucket.batch_size:,}",
                 f"{steps:.1f}",
                 f"{100 * bucket.cropped:.1f}",
             )
@@ -33,7 +41,7 @@ def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
 
 
 def summary(source: data.Source, plan: data.BucketPlan) -> str:
-    """What a plan says in one or two lines, what is not used included."""
+    """A plan in one line, and a second one for images that are not used, if there are any."""
     images, total = plan.images(), len(source)
     cropped = sum(sum(bucket.images) * bucket.cropped for bucket in plan.buckets) / max(images, 1)
     text = f"{source.name}: {images:,} of {total:,} images in {len(plan.buckets)} buckets, {100 * cropped:.1f}% cropped"
@@ -43,14 +51,14 @@ def summary(source: data.Source, plan: data.BucketPlan) -> str:
 
 
 def layout(lines: list[tuple[str, ...]]) -> str:
-    """HEADINGS and lines as a table in text."""
-    widths = [max(len(row[i]) for row in [HEADINGS, *lines]) for i in range(len(HEADINGS))]
+    """Lays out HEADINGS and lines as a table in text."""
     rows = [HEADINGS, *lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.Figure:
-    """The plan as a figure: shapes of the buckets with their share of the images, and the table."""
+    """Draws a plan: the shapes of the buckets with their share of the images, and the table."""
     figure = matplotlib.figure.Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
     shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
     total = plan.images()
@@ -69,8 +77,9 @@ def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.F
 
 
 def first_steps(order: data.Order) -> list[int]:
-    """The step at which each bucket first comes."""
-    found, step = {}, 0
+    """The step at which each bucket comes first."""
+    found: dict[int, int] = {}
+    step = 0
     while len(found) < len(order.plan.buckets):
         found.setdefault(order.bucket(step)[0], step)
         step += 1
@@ -78,15 +87,15 @@ def first_steps(order: data.Order) -> list[int]:
 
 
 def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
-    """The rows of a batch side by side, in a nearly square sheet. Of latents the first three channels, scaled."""
+    """Draws the examples of a batch side by side, on a nearly square sheet; of latents three channels, scaled."""
     x = batch["x"]
     if x.shape[-1] not in (1, 3):
         x = x[..., :3] / max(1e-6, float(np.abs(x[..., :3]).max()))
     x = np.repeat(x, 3, -1) if x.shape[-1] == 1 else x
-    rows, height, width, _ = x.shape
-    columns = max(1, min(rows, round(math.sqrt(rows * height / width))))
+    count, height, width, _ = x.shape
+    columns = max(1, min(count, round(math.sqrt(count * height / width))))
     zoom = max(1, SHEET // (columns * width))
-    lines = -(-rows // columns)
+    lines = -(-count // columns)
     sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, lines * (height * zoom + 2) + 18), "white")
     ImageDraw.Draw(sheet).text((4, 3), title, fill="black")
     for i, image in enumerate(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)):
@@ -95,12 +104,25 @@ def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
     return sheet
 
 
-def write(source: data.Source, plan: data.BucketPlan, look: data.Look, seed: int, folder: Path) -> list[Path]:
-    """Writes plan.png and a contact sheet per bucket into a folder; returns their paths."""
+def write(
+    source: data.Source, plan: data.BucketPlan, augmentation: data.Augmentation, seed: int, folder: Path
+) -> list[Path]:
+    """Writes plan.png and a contact sheet per bucket.
+
+    Args:
+        source: of the examples.
+        plan: its buckets.
+        augmentation: as in training.
+        seed: of training, so that the sheets show its first batches.
+        folder: is made if need be.
+
+    Returns:
+        The files written, plan.png first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "plan.png"]
-    picture(plan, look.side, source.name).savefig(written[0], dpi=130)
-    batches = data.global_batches(source, plan, seed, look=look)
+    picture(plan, augmentation.side, source.name).savefig(written[0], dpi=130)
+    batches = data.global_batches(source, plan, seed, augmentation=augmentation)
     for bucket, step in zip(plan.buckets, first_steps(data.Order(plan, seed)), strict=True):
         written.append(folder / f"bucket-{bucket.height}x{bucket.width}.png")
         contact_sheet(batches[step], f"{bucket.height}x{bucket.width}, step {step}").save(written[-1])

@@ -1,4 +1,4 @@
-"""Tables on disk: named columns, written as a stream, that appear whole by one rename and are opened memory-mapped."""
+"""Tables on disk: named columns that are written as a stream, appear whole by one rename and open memory-mapped."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from etils import epath
 
 
 class Writer:
-    """Appends to the columns of a table. `meta` is written with it."""
+    """Appends to the columns of a new table, in `folder`; columns: name -> dtype. `meta` is written with them."""
 
     def __init__(self, folder: epath.Path, columns: dict[str, Any]):
         self.meta: dict[str, Any] = {}
@@ -22,21 +22,22 @@ class Writer:
         self._lengths = dict.fromkeys(columns, 0)
 
     def append(self, **values: Any) -> None:
-        """Adds values, (n,) each or scalars, to the columns that are named."""
+        """Adds values, arrays (n,) or scalars, to the columns that the keywords name."""
         for name, value in values.items():
             value = np.atleast_1d(np.asarray(value, self._types[name]))
             self._files[name].write(value.tobytes())
             self._lengths[name] += len(value)
 
     def length(self, name: str) -> int:
-        """How many values a column has."""
+        """How many values a column has so far."""
         return self._lengths[name]
 
     def write_text(self, name: str, text: str) -> None:
-        """A text file that lies beside the columns."""
+        """Writes a text file beside the columns."""
         (self._folder / name).write_text(text)
 
     def close(self) -> None:
+        """Ends the columns and writes what the table consists of."""
         for file in self._files.values():
             file.close()
         columns = {name: [self._types[name].str, length] for name, length in self._lengths.items()}
@@ -45,7 +46,12 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(folder: epath.Path, **columns: Any) -> Iterator[Writer]:
-    """A Writer for a new table in `folder`, which appears when all is written; of several writers the first wins."""
+    """Opens a Writer for a new table, which appears when the block ends; of several writers the first wins.
+
+    Args:
+        folder: the table's own folder, which is not there yet.
+        **columns: name -> dtype.
+    """
     unfinished = folder.parent / f"{folder.name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir(parents=True)
     try:
@@ -63,7 +69,7 @@ def writing(folder: epath.Path, **columns: Any) -> Iterator[Writer]:
 
 
 class Table:
-    """An open table: columns by name as read-only arrays that are memory-mapped where files are local."""
+    """An open table: its columns, by name, are read-only arrays, memory-mapped where files are local."""
 
     def __init__(self, folder: epath.Path):
         described = json.loads((folder / "table.json").read_text())

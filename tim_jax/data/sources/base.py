@@ -1,59 +1,153 @@
-"""A source: images with labels, found by number. Everything else in this room is built on it."""
+"""What a source of images is. A new source is one file beside this one and one line in `sources/__init__.py`.
 
+Most sources hold encoded image files: they extend `EncodedImages` and say how many examples there are, what is stored
+of each of them, and what changes when they do. All others extend `Source`. See parquet.py for an example of the first
+and latents.py for one of the second.
+"""
+
+import abc
 import dataclasses
 import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size, pixels
-from tim_jax.data.faults import BadRecord
+
+Example = dict[str, Any]
 
 
-class Source(Protocol):
-    """A finite, ordered collection of images or latents with random access.
+class PickledByFields:
+    """Pickles a frozen dataclass as its fields alone, without what it has cached, read or opened."""
 
-    name: for messages. num_classes: labels lie in [0, num_classes); 0: there are none. image_shape: (h, w, c), with
-    None for h and w where they differ from row to row.
-    Where rows differ in size a source also has `header` and `identity` (see Readable below); where they have captions
-    its `captions` is True, where they are latents its `latents`, and where they bring their noise its `noise`. It may
-    have `row`: __getitem__, but for images as Pillow's.
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+class Source(PickledByFields, abc.ABC):
+    """A finite, ordered collection of images or latents with random access, read by many threads and processes.
+
+    A source is a frozen dataclass, which travels to worker processes as its fields. It must define `name`,
+    `image_shape`, `__len__`, `read` and `fingerprint`; everything else has a default, which is overridden by a field,
+    a class attribute or a property of the same name.
     """
 
-    name: str
-    num_classes: int
-    image_shape: tuple[int | None, int | None, int]
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name that messages give the source."""
 
+    @property
+    @abc.abstractmethod
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """The shape (h, w, c) of every image or latent; h and w are None where examples differ in size."""
+
+    @abc.abstractmethod
     def __len__(self) -> int:
-        """The number of rows."""
+        """The number of examples."""
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Row i, 0 <= i < len: {"image": uint8 (h, w, c), "label": int, "index": i}.
+    @abc.abstractmethod
+    def read(self, i: int) -> Example:
+        """Example i, the image in the form that is cheapest to resize.
 
-        Latents are float32, and come with "flipped", the latent of the mirrored image; where these are means, to be
-        sampled around, also with "deviations" (2, h, w, c), of both. A model's samples, of images as well, are float32
-        and come with "noise" (h, w, c), what they were made from. A row may also hold "captions", a tuple of texts,
-        "texts", features (L, T) for each of them, and "features" (2, rows, columns, Z), of the image and its mirror
-        image. Raises BadRecord for a row that cannot be used.
+        Args:
+            i: which example, 0 <= i < len.
+
+        Returns:
+            {"image", "label": int, "index": i}, and with them what else the source has:
+
+            - "image" is a Pillow image in mode L or RGB, a uint8 array (h, w, c), or a float32 latent (h, w, c).
+            - "flipped" (h, w, c): the latent of the mirrored image. Every source of latents gives it, except one whose
+              examples bring their noise.
+            - "deviations" (2, h, w, c): standard deviations around both latents, where these are means to sample
+              around.
+            - "noise" (h, w, c), where `paired_noise`: what a model's sample "image" (float32) was made from.
+            - "captions", where `captions`: a tuple of texts.
+            - "texts": for each caption the features (L, T) of its tokens.
+            - "features" (2, rows, columns, Z): features of the image and of its mirror image on a grid.
+
+        Raises:
+            BadRecord: the example cannot be used.
         """
 
+    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A short digest that changes when the rows do."""
+        """A short digest that changes when the examples do."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels lie in [0, num_classes); 0 says that there are no labels."""
+        return 0
+
+    @property
+    def captions(self) -> bool:
+        """Whether examples have captions."""
+        return False
+
+    @property
+    def latents(self) -> bool:
+        """Whether examples are latents, which can be cropped but not resized."""
+        return False
+
+    @property
+    def paired_noise(self) -> bool:
+        """Whether examples are a model's samples that bring the noise they were made from."""
+        return False
+
+    @property
+    def null_text(self) -> dict[str, np.ndarray]:
+        """The features of the empty prompt, {"text" (M, T), "mask" (M,)}; {} where examples have no text features."""
+        return {}
+
+    @property
+    def parts(self) -> tuple[tuple[int, Fraction], ...]:
+        """(examples, passes per epoch) of each part: one part that is passed once, unless this is a mixture."""
+        return ((len(self), Fraction(1)),)
+
+    def identity(self, i: int) -> str:
+        """What reports of bad records call example i; no two have the same."""
+        return f"{self.name}[{i}]"
+
+    def header(self, i: int) -> tuple[int, int]:
+        """(height, width) of example i, read without its pixels where the format allows. Raises BadRecord."""
+        height, width = self[i]["image"].shape[:2]
+        return height, width
+
+    def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
+        """For each example from start to stop - 1, its (height, width) or what is wrong with it."""
+        found: list[tuple[int, int] | BadRecord] = []
+        for i in range(start, stop):
+            try:
+                found.append(self.header(i))
+            except BadRecord as error:
+                found.append(error)
+        return found
+
+    def __getitem__(self, i: int) -> Example:
+        """Example i as `read` gives it, but its image always an array."""
+        example = self.read(i)
+        image = example["image"]
+        return example if isinstance(image, np.ndarray) else example | {"image": pixels(image)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where a source's rows are.
+    """Where a source finds its examples.
 
-    directory: where embedded data sets, indices and tables of sizes are written. path: of the data, or the name of a
-    data set; embedded sources have none. split: which part of the data, where the source has parts. channels: of the
-    images to make, 1 or 3, or of the latents that are there. num_classes: labels lie below it, where the data does not
-    say so itself; 0: labels are not read.
+    Attributes:
+        directory: the folder that embedded data sets, indices and tables of sizes are written to.
+        split: the part of the data, for sources that have parts.
+        path: the data itself, or the name of a data set; embedded sources need none.
+        channels: channels of the images to make, 1 or 3, or of the latents that are there.
+        num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
+        key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
     directory: str
@@ -61,41 +155,42 @@ class Location:
     path: str = ""
     channels: int = 3
     num_classes: int = 0
+    key: str = "data.path"
+    split_key: str = "data.split"
 
     @property
     def root(self) -> epath.Path:
         """The path. Raises ValueError if it is not there."""
         if not self.path:
-            raise ValueError("data.path is empty; it must name the data of this source")
+            raise ValueError(f"{self.key} is {self.path!r}; it must name the data of this source")
         root = epath.Path(self.path).expanduser()
         if not root.exists():
-            raise ValueError(f"data.path is {self.path!r}; there is no such file or folder")
+            raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
         return root
 
 
 def digest(*parts: Any) -> str:
-    """A short digest of what is given, by its representation."""
+    """A short digest of the arguments, made of their representations."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def stamp(path: epath.Path) -> tuple[int, float]:
-    """(bytes, time of the last change) of a file or folder, as exactly as its storage knows."""
+    """(bytes, time of the last change) of a file or folder, as exactly as its storage knows them."""
     if os.path.exists(path):
-        stat = os.stat(path)
-        return stat.st_size, stat.st_mtime_ns
-    stat = path.stat()
-    return stat.length, stat.mtime
-
-
-class Fields:
-    """Pickles a frozen dataclass as its fields alone, without what it has read or opened."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        local = os.stat(path)
+        return local.st_size, local.st_mtime_ns
+    remote = path.stat()
+    return remote.length, remote.mtime
 
 
 class Raw(NamedTuple):
-    """A row as it is stored. encoded: bytes of an image file; label, captions: whatever is found, None for nothing."""
+    """An example as it is stored.
+
+    Attributes:
+        encoded: the bytes of an image file.
+        label: the label as it was found, None where there is none.
+        captions: one text or several as they were found, None where there are none.
+    """
 
     encoded: bytes
     label: Any = None
@@ -103,7 +198,7 @@ class Raw(NamedTuple):
 
 
 def checked_label(label: Any, num_classes: int) -> int:
-    """The label as a whole number in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
+    """The label as an integer in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
     if not num_classes:
         return 0
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
@@ -112,7 +207,7 @@ def checked_label(label: Any, num_classes: int) -> int:
 
 
 def checked_captions(captions: Any) -> tuple[str, ...]:
-    """One or more texts as a tuple. Raises BadRecord."""
+    """One text or several as a tuple. Raises BadRecord."""
     found = (captions,) if isinstance(captions, str) else captions
     if not isinstance(found, list | tuple) or not found:
         raise BadRecord("caption", f"{captions!r:.60}, must be a text or a list of texts")
@@ -124,32 +219,29 @@ def checked_captions(captions: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Readable(Fields):
-    """What sources of encoded images share. They give `raw`, `identity`, `num_classes`, `captions` and `image_shape`.
-
-    raw(i, most): the stored row, of the image's bytes at least the first `most`; identity(i): what to call the row.
-    """
+class EncodedImages(Source):
+    """A source of encoded image files: besides `name`, `image_shape`, `__len__` and `fingerprint` it defines `raw`."""
 
     HEADER_BYTES = 2**16
-    captions = False
 
-    def checked(self, raw: Raw) -> dict[str, Any]:
-        """Label and captions of a stored row. Raises BadRecord."""
-        row = {"label": checked_label(raw.label, self.num_classes)}
-        return row | {"captions": checked_captions(raw.captions)} if self.captions else row
+    @abc.abstractmethod
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
+        """Example i as it is stored.
 
-    def row(self, i: int) -> dict[str, Any]:
-        """Row i with the image as Pillow's, which is resized without being copied."""
+        Args:
+            i: which example.
+            max_bytes: how many bytes of the image file are needed; more may be given. -1 asks for all.
+
+        Raises:
+            BadRecord: the example cannot be read.
+        """
+
+    def read(self, i: int) -> Example:
         raw = self.raw(i)
-        row = self.checked(raw)
-        return row | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self.row(i)
-        return row | {"image": pixels(row["image"])}
+        example = self.checked(raw)
+        return example | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
 
     def header(self, i: int) -> tuple[int, int]:
-        """(height, width) of row i without decoding its pixels. Raises BadRecord for what can be seen to be wrong."""
         raw = self.raw(i, self.HEADER_BYTES)
         self.checked(raw)
         if not raw.encoded:
@@ -161,12 +253,17 @@ class Readable(Fields):
                 raw = self.raw(i)
         return header_size(io.BytesIO(raw.encoded))
 
+    def checked(self, raw: Raw) -> Example:
+        """Label and captions of a stored example. Raises BadRecord."""
+        example: Example = {"label": checked_label(raw.label, self.num_classes)}
+        return example | {"captions": checked_captions(raw.captions)} if self.captions else example
 
-def read_file(path: epath.Path, most: int = -1) -> bytes:
-    """The bytes of a file, or its first `most`. Raises BadRecord if it cannot be read."""
+
+def read_file(path: epath.Path, max_bytes: int = -1) -> bytes:
+    """The bytes of a file, or its first `max_bytes`. Raises BadRecord if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(most)
+            return file.read(max_bytes)
     except FileNotFoundError:
         raise BadRecord("missing", str(path)) from None
     except OSError as error:
@@ -174,13 +271,13 @@ def read_file(path: epath.Path, most: int = -1) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory(Fields):
-    """A small source, each row decoded when it is first read and served from memory from then on. Pickles without."""
+class InMemory(Source):
+    """A small source whose examples are decoded when they are first read, and from then on served from memory."""
 
     source: Source
 
     @functools.cached_property
-    def _rows(self) -> dict[int, dict[str, Any]]:
+    def _examples(self) -> dict[int, Example]:
         return {}
 
     @property
@@ -192,20 +289,20 @@ class InMemory(Fields):
         return self.source.num_classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int | None, int | None, int]:
         return self.source.image_shape
 
     @property
     def captions(self) -> bool:
-        return getattr(self.source, "captions", False)
+        return self.source.captions
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i not in self._rows:
-            self._rows[i] = self.source[i]
-        return dict(self._rows[i])
+    def read(self, i: int) -> Example:
+        if i not in self._examples:
+            self._examples[i] = self.source[i]
+        return dict(self._examples[i])
 
     def header(self, i: int) -> tuple[int, int]:
         return self.source.header(i)
@@ -218,24 +315,34 @@ class InMemory(Fields):
 
 
 def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1; any shape. out: float32 of that shape to write to."""
+    """Maps uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1.
+
+    Args:
+        image: uint8 of any shape.
+        out: float32 of that shape to write to; a new array if None.
+    """
     x = np.divide(image, np.float32(127.5), out=out, dtype=np.float32)
     return np.subtract(x, np.float32(1), out=x)
 
 
-def arrays(
+def load_arrays(
     source: Source, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a source, in order: images float32 (n, h, w, c) in [-1, 1] and labels int32 (n,).
+    """Reads all examples of a small source, in order; those that cannot be used are left out.
 
-    fit: brings an image (h, w, c) to the one shape that all must have. Rows that cannot be used are left out.
+    Args:
+        source: of n examples.
+        fit: brings an image (h, w, c) to the one shape that all must have.
+
+    Returns:
+        The images, float32 (n, h, w, c) in [-1, 1], and the labels, int32 (n,).
     """
     images, labels = [], []
     for i in range(len(source)):
         try:
-            row = source[i]
-            images.append(fit(row["image"]))
+            example = source[i]
+            images.append(fit(example["image"]))
         except BadRecord:
             continue
-        labels.append(row["label"])
+        labels.append(example["label"])
     return normalise(np.stack(images)), np.asarray(labels, np.int32)

@@ -10,37 +10,42 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tim_jax.data.sources.base import InMemory, Location, Source
-from tim_jax.data.sources.tfds import TfdsSource, prepare
+from tim_jax.data.sources.tfds import open_prepared, prepare
 
 HELD_OUT_EVERY = 5
 
 
-def split_rows(labels: np.ndarray) -> dict[str, list[int]]:
-    """Which rows are held out: of each class, in scikit-learn's order, every fifth example (the 5th, 10th, ...).
+def split_indices(labels: np.ndarray) -> dict[str, list[int]]:
+    """Splits the data: of each class, in scikit-learn's order, every fifth example is held out (the 5th, 10th, ...).
 
-    labels: (n,). Returns the row numbers of "train" and "held_out", ascending.
+    Args:
+        labels: those of all examples, (n,).
+
+    Returns:
+        The numbers of the examples of "train" and "held_out", ascending.
     """
-    seen, rows = Counter(), {"train": [], "held_out": []}
+    seen: Counter[int] = Counter()
+    indices: dict[str, list[int]] = {"train": [], "held_out": []}
     for i, label in enumerate(labels.tolist()):
         seen[label] += 1
-        rows["train" if seen[label] % HELD_OUT_EVERY else "held_out"].append(i)
-    return rows
+        indices["train" if seen[label] % HELD_OUT_EVERY else "held_out"].append(i)
+    return indices
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Ink from 0 to 16 as round(255 v / 16), uint8; any shape."""
+    """Maps ink v from 0 to 16, of any shape, to uint8: round(255 v / 16)."""
     return np.rint(values * (255 / 16)).astype(np.uint8)
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 (h, w) image as PNG bytes: TensorFlow Datasets takes encoded bytes as they are, without TensorFlow."""
+    """Encodes a uint8 image (h, w) as PNG: TensorFlow Datasets stores encoded bytes as they are, without TensorFlow."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Splits `train` and `held_out` of scikit-learn's digits, rows in scikit-learn's order."""
+    """The splits `train` and `held_out` of scikit-learn's digits, examples in scikit-learn's order."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded, so there are no checksums to find beside this file (looking needs importlib_resources,
@@ -57,15 +62,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(rows) for split, rows in split_rows(load_digits().target).items()}
+        return {split: self._generate_examples(ids) for split, ids in split_indices(load_digits().target).items()}
 
-    def _generate_examples(self, rows: list[int]) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, indices: list[int]) -> Iterator[tuple[int, dict]]:
         digits = load_digits()
         images = to_uint8(digits.images)
-        for i in rows:
+        for i in indices:
             yield i, {"image": encode_png(images[i]), "label": int(digits.target[i])}
 
 
-def digits(at: Location) -> Source:
-    """The digits, written below `directory` on first use; split: "train" or "held_out"."""
-    return InMemory(TfdsSource(prepare(Digits, at.directory), at.split))
+def open_digits(at: Location) -> Source:
+    """Opens the split "train" or "held_out" of the digits, which are written below `at.directory` on first use."""
+    return InMemory(open_prepared(at, prepare(Digits, at.directory)))

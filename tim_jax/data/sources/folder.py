@@ -9,45 +9,64 @@ from etils import epath
 from tqdm import tqdm
 
 from tim_jax.data import tables
-from tim_jax.data.sources.base import Fields, Location, Raw, Readable, digest, read_file, stamp
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file, stamp
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 
 
-def class_folders(root: epath.Path) -> list[str]:
-    """The names of the folders in a folder, in order, hidden ones left out. Raises ValueError if there are none."""
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def class_folders(at: Location) -> list[str]:
+    """The names of the folders in `at.root`, sorted, without hidden ones. Raises ValueError if there are none."""
+    found = sorted(path.name for path in at.root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not found:
-        raise ValueError(f"data.path is {str(root)!r}; it must hold one folder per class")
+        raise ValueError(f"{at.key} is {at.path!r}; it must hold one folder per class")
     return found
 
 
 def files_in(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """The names of the files in a folder that end so, in order."""
+    """The sorted names of the files in a folder that have one of the endings."""
     return iter(sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(endings)))
 
 
-def index_folder(root: epath.Path, directory: str, endings: tuple[str, ...]) -> epath.Path:
-    """The table of all files in class folders, written below `directory` once for each state of the folders."""
-    classes = class_folders(root)
-    state = [(name, *stamp(root / name)) for name in classes]
-    folder = epath.Path(directory).expanduser() / f"files-{digest('files 1', str(root), state, endings)}"
+def index_folder(at: Location, endings: tuple[str, ...]) -> str:
+    """Lists all files in class folders, once for each state of the folders.
+
+    Args:
+        at: its path holds the class folders, and the list is written below its directory.
+        endings: of the files that count, in lower case.
+
+    Returns:
+        The folder of the table of files.
+
+    Raises:
+        ValueError: there are no class folders, or no such files in them.
+    """
+    classes = class_folders(at)
+    state = [(name, *stamp(at.root / name)) for name in classes]
+    folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 1', str(at.root), state, endings)}"
     if not tables.exists(folder):
         columns = {"name": np.uint8, "name_end": np.int64, "label": np.int32}
-        with tables.writing(folder, **columns) as writer, tqdm(desc=f"files of {root.name}", unit=" files") as progress:
+        progress = tqdm(desc=f"files of {at.root.name}", unit=" files")
+        with tables.writing(folder, **columns) as writer, progress:
             for label, name in enumerate(classes):
-                for file in files_in(root / name, endings):
+                for file in files_in(at.root / name, endings):
                     tables.append_text(writer, "name", f"{name}/{file}")
                     writer.append(label=label)
                     progress.update()
             writer.meta |= {"classes": classes, "state": digest(state)}
-    return folder
+    if not len(tables.Table(folder)["label"]):
+        raise ValueError(f"{at.key} is {at.path!r}; its class folders must hold files that end in {', '.join(endings)}")
+    return str(folder)
 
 
 @dataclasses.dataclass(frozen=True)
-class InClassFolders(Fields):
-    """What sources of files in class folders share. root: the folder. index: its table of files. channels: of the
-    images to make, or of every latent."""
+class FilesInClassFolders(Source):
+    """What sources of files in class folders share.
+
+    Attributes:
+        root: the folder of class folders.
+        index: the table of its files, see `index_folder`.
+        channels: channels of the images to make, or of every latent.
+    """
 
     root: str
     index: str
@@ -66,7 +85,7 @@ class InClassFolders(Fields):
         return len(self._table.meta["classes"])
 
     @property
-    def image_shape(self) -> tuple[None, None, int]:
+    def image_shape(self) -> tuple[int | None, int | None, int]:
         return None, None, self.channels
 
     def __len__(self) -> int:
@@ -75,25 +94,22 @@ class InClassFolders(Fields):
     def identity(self, i: int) -> str:
         return tables.text_at(self._table, "name", i)
 
-    def read(self, i: int, most: int = -1) -> bytes:
-        """The bytes of file i, or its first `most`. Raises BadRecord."""
-        return read_file(epath.Path(self.root) / self.identity(i), most)
+    def file_bytes(self, i: int, max_bytes: int = -1) -> bytes:
+        """The bytes of file i, or its first `max_bytes`. Raises BadRecord."""
+        return read_file(epath.Path(self.root) / self.identity(i), max_bytes)
 
 
-class FolderSource(InClassFolders, Readable):
+@dataclasses.dataclass(frozen=True)
+class FolderSource(FilesInClassFolders, EncodedImages):
     """Images in class folders."""
 
-    def raw(self, i: int, most: int = -1) -> Raw:
-        return Raw(self.read(i, most), int(self._table["label"][i]))
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
+        return Raw(self.file_bytes(i, max_bytes), int(self._table["label"][i]))
 
     def fingerprint(self) -> str:
         return digest("folder", self.root, self._table.meta["state"], len(self), self.channels)
 
 
 def open_folder(at: Location) -> FolderSource:
-    """The images in the class folders of `path`. Raises ValueError if there are none."""
-    index = index_folder(at.root, at.directory, IMAGES)
-    source = FolderSource(str(at.root), str(index), at.channels)
-    if not len(source):
-        raise ValueError(f"data.path is {at.path!r}; its class folders hold no images ({', '.join(IMAGES)})")
-    return source
+    """Opens the images in the class folders of `at.path`. Raises ValueError if there are none."""
+    return FolderSource(str(at.root), index_folder(at, IMAGES), at.channels)

@@ -1,17 +1,19 @@
-"""The published layout of latents: class folders of safetensors files with `latent` (2, C, h, w), that of the image and
-that of its mirror image, and `label`."""
+"""The published layout of latents: class folders of safetensors files.
 
+A file holds `latent` (2, C, h, w), that of the image and that of its mirror image, and `label`.
+"""
+
+import dataclasses
 import json
 import struct
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.sources.base import Location, checked_label, digest
-from tim_jax.data.sources.folder import InClassFolders, index_folder
+from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.sources.base import Example, Location, checked_label, digest
+from tim_jax.data.sources.folder import FilesInClassFolders, index_folder
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)}
@@ -30,7 +32,18 @@ def tensors(encoded: bytes) -> dict[str, np.ndarray]:
 
 
 def latent_pair(found: dict[str, np.ndarray], channels: int) -> dict[str, np.ndarray]:
-    """{"image", "flipped"}: float32 (h, w, C) each, from `latent` (2, C, h, w). Raises BadRecord."""
+    """The latents of an image and of its mirror image.
+
+    Args:
+        found: the arrays of a file, among them "latent" (2, C, h, w) of any float type.
+        channels: the C that it must have.
+
+    Returns:
+        {"image", "flipped"}, float32 (h, w, C) each.
+
+    Raises:
+        BadRecord: there is no such array, it has another shape, or a value is not finite.
+    """
     latent = found.get("latent")
     if latent is None:
         raise BadRecord("metadata", f"no 'latent' among {', '.join(sorted(found))}")
@@ -42,14 +55,16 @@ def latent_pair(found: dict[str, np.ndarray], channels: int) -> dict[str, np.nda
     return {"image": latent[0], "flipped": latent[1]}
 
 
-class LatentSource(InClassFolders):
+@dataclasses.dataclass(frozen=True)
+class LatentSource(FilesInClassFolders):
     """Latents in class folders."""
 
-    captions = False
-    latents = True
+    @property
+    def latents(self) -> bool:
+        return True
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        found = tensors(self.read(i))
+    def read(self, i: int) -> Example:
+        found = tensors(self.file_bytes(i))
         pair = latent_pair(found, self.channels)
         label = np.asarray(found.get("label", ()))
         if label.size != 1 or label.dtype.kind not in "iu":
@@ -57,8 +72,7 @@ class LatentSource(InClassFolders):
         return pair | {"label": checked_label(label.item(), self.num_classes), "index": int(i)}
 
     def header(self, i: int) -> tuple[int, int]:
-        """(height, width) of the latent of row i, from the file's header. Raises BadRecord."""
-        shape = header_shape(self.read(i, 2**16))
+        shape = header_shape(self.file_bytes(i, 2**16))
         if len(shape) != 4 or shape[0] != 2 or shape[1] != self.channels:
             raise BadRecord("channels", f"latent is {shape}, must be (2, {self.channels}, h, w)")
         return shape[2], shape[3]
@@ -68,7 +82,7 @@ class LatentSource(InClassFolders):
 
 
 def header_shape(encoded: bytes) -> tuple[int, ...]:
-    """The shape of `latent` from the first bytes of a safetensors file. Raises BadRecord."""
+    """The shape of `latent` by the first bytes of a safetensors file. Raises BadRecord."""
     if not encoded:
         raise BadRecord("empty")
     try:
@@ -79,9 +93,9 @@ def header_shape(encoded: bytes) -> tuple[int, ...]:
 
 
 def open_latents(at: Location) -> LatentSource:
-    """The latents in the class folders of `path`, all with `channels` channels. Raises ValueError if there are none."""
-    index = index_folder(at.root, at.directory, (".safetensors",))
-    source = LatentSource(str(at.root), str(index), at.channels)
-    if not len(source):
-        raise ValueError(f"data.path is {at.path!r}; its class folders hold no .safetensors files")
-    return source
+    """Opens the latents in the class folders of `at.path`, all with `at.channels` channels.
+
+    Raises:
+        ValueError: there are no .safetensors files in class folders.
+    """
+    return LatentSource(str(at.root), index_folder(at, (".safetensors",)), at.channels)

@@ -1,24 +1,28 @@
-"""Several sources as one, each with a weight: its share of the rows that are drawn."""
+"""Several sources as one, each with a weight: its share of the examples that are drawn."""
 
 import dataclasses
 import functools
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.sizes import headers
-from tim_jax.data.sources.base import Fields, Source, digest
+from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.sources.base import Example, Source, digest
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(Fields):
-    """Row i is a row of the source in whose turn i falls, the sources lying one after another.
+class Mixture(Source):
+    """A source that holds the examples of several sources, one source after another.
 
-    weights: of each source, above 0. An epoch draws as many rows as there are, source k's share of them being
-    weights[k] / sum: a source is passed share x rows / (its own rows) times, every row of it alike.
-    Raises ValueError for sources that do not go together.
+    An epoch draws as many examples as there are, and source k's share of them is weights[k] / sum(weights). So source k
+    is passed (share x all examples / its own examples) times per epoch, and each of its examples is drawn alike.
+
+    Attributes:
+        sources: at least one; all with the same channels, and either all or none with captions.
+        weights: of each source, above 0.
+
+    Raises:
+        ValueError: the sources do not go together, or a weight is not above 0.
     """
 
     sources: tuple[Source, ...]
@@ -32,14 +36,13 @@ class Mixture(Fields):
             )
         for source, weight in zip(self.sources, self.weights, strict=True):
             if not weight > 0 or not np.isfinite(weight):
-                raise ValueError(f"data.mixture: the weight of {source.name} is {weight}; it must be above 0")
-        for what in (lambda s: s.image_shape[-1], lambda s: getattr(s, "captions", False)):
-            if len({what(source) for source in self.sources}) > 1:
-                described = ", ".join(
-                    f"{s.name} ({s.image_shape[-1]} channels, captions {getattr(s, 'captions', False)})"
-                    for s in self.sources
-                )
-                raise ValueError(f"data.mixture: {described}; channels and captions must be the same in all")
+                raise ValueError(f"data.mixture has weight {weight} for {source.name}; it must be above 0")
+        if len({(source.image_shape[-1], source.captions) for source in self.sources}) > 1:
+            described = ", ".join(
+                f"{source.name} ({source.image_shape[-1]} channels, captions {source.captions})"
+                for source in self.sources
+            )
+            raise ValueError(f"data.mixture has {described}; channels and captions must be the same in all sources")
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -47,10 +50,9 @@ class Mixture(Fields):
 
     @property
     def parts(self) -> tuple[tuple[int, Fraction], ...]:
-        """(rows, passes per epoch) of each source."""
         weights = [Fraction(str(weight)) for weight in self.weights]
-        rows = [len(source) for source in self.sources]
-        return tuple((n, w / sum(weights) * sum(rows) / n) for n, w in zip(rows, weights, strict=True))
+        counts = [len(source) for source in self.sources]
+        return tuple((n, w / sum(weights) * sum(counts) / n) for n, w in zip(counts, weights, strict=True))
 
     @property
     def name(self) -> str:
@@ -62,15 +64,15 @@ class Mixture(Fields):
 
     @property
     def captions(self) -> bool:
-        return getattr(self.sources[0], "captions", False)
+        return self.sources[0].captions
 
     @property
     def latents(self) -> bool:
-        return getattr(self.sources[0], "latents", False)
+        return self.sources[0].latents
 
     @property
-    def null(self) -> dict[str, np.ndarray]:
-        return getattr(self.sources[0], "null", {})
+    def null_text(self) -> dict[str, np.ndarray]:
+        return self.sources[0].null_text
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -80,37 +82,28 @@ class Mixture(Fields):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _place(self, i: int) -> tuple[Source, int]:
+    def _locate(self, i: int) -> tuple[Source, int]:
+        """The source that holds example i, and the example's number there."""
         at = int(np.searchsorted(self._ends, i, "right"))
         return self.sources[at], i - (int(self._ends[at - 1]) if at else 0)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        source, row = self._place(i)
-        return source[row] | {"index": int(i)}
-
-    def row(self, i: int) -> dict[str, Any]:
-        """Row i, its image as its source gives it."""
-        source, row = self._place(i)
-        return getattr(source, "row", source.__getitem__)(row) | {"index": int(i)}
+    def read(self, i: int) -> Example:
+        source, index = self._locate(i)
+        return source.read(index) | {"index": int(i)}
 
     def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
-        """(height, width), or what is wrong, of the rows from start to stop - 1."""
-        found = []
+        found: list[tuple[int, int] | BadRecord] = []
         while start < stop:
-            source, row = self._place(start)
-            take = min(stop - start, len(source) - row)
-            found += _size(source, row, row + take)
-            start += take
+            source, index = self._locate(start)
+            count = min(stop - start, len(source) - index)
+            height, width, _ = source.image_shape
+            found += [(height, width)] * count if height and width else source.headers(index, index + count)
+            start += count
         return found
 
     def identity(self, i: int) -> str:
-        source, row = self._place(i)
-        return f"{source.name}/{source.identity(row)}"
+        source, index = self._locate(i)
+        return f"{source.name}/{source.identity(index)}"
 
     def fingerprint(self) -> str:
         return digest("mixture", [source.fingerprint() for source in self.sources])
-
-
-def _size(source: Source, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
-    height, width, _ = source.image_shape
-    return [(height, width)] * (stop - start) if height and width else headers(source, start, stop)

@@ -1,5 +1,8 @@
-"""Parquet files with a column `image`: bytes, or a struct with `bytes`; beside it `label`, and `captions`, `caption` or
-`text`. A row is read with its whole row group, of which the last few are kept, so row groups should be small."""
+"""Parquet files with a column `image`: bytes, or a struct with `bytes`.
+
+Other columns that are read are `label`, and `captions`, `caption` or `text`. An example is read with its whole row
+group, and the last few row groups stay in memory, so row groups should be small.
+"""
 
 import dataclasses
 import functools
@@ -10,18 +13,23 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.sources.base import Location, Raw, Readable, digest
-from tim_jax.data.sources.tar import shards_of, state_of
+from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.sources.tar import require_shards, shards_in, state_of
 
 TEXTS = ("captions", "caption", "text")
-GROUPS_KEPT = 8
+GROUPS_IN_MEMORY = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class ParquetSource(Readable):
-    """root: the file, or the folder of files. num_classes: labels lie below it; 0: no labels. channels: of the images
-    to make. A file that cannot be opened counts as one bad row."""
+class ParquetSource(EncodedImages):
+    """The rows of Parquet files. A file that cannot be opened counts as one bad record.
+
+    Attributes:
+        root: the file, or the folder of files.
+        num_classes: labels lie below it; 0 says that labels are not read.
+        channels: channels of the images to make.
+    """
 
     root: str
     num_classes: int = 0
@@ -29,15 +37,17 @@ class ParquetSource(Readable):
 
     @functools.cached_property
     def _shards(self) -> list[epath.Path]:
-        return shards_of(epath.Path(self.root), (".parquet",))
+        return shards_in(epath.Path(self.root), (".parquet",))
 
     @functools.cached_property
-    def _layout(self) -> tuple[list[tuple[int, int]], np.ndarray, list[str]]:
-        """([(shard, row group)], where each ends, columns to read); row group -1: a file that cannot be opened."""
+    def _layout(self) -> tuple[list[tuple[int, int]], np.ndarray, set[str]]:
+        """([(shard, row group)], where each ends, columns found); row group -1 is a file that cannot be opened."""
         import pyarrow
         import pyarrow.parquet
 
-        groups, ends, names = [], [], set()
+        groups: list[tuple[int, int]] = []
+        ends: list[int] = []
+        names: set[str] = set()
         for shard, path in enumerate(self._shards):
             try:
                 with path.open("rb") as file:
@@ -49,15 +59,16 @@ class ParquetSource(Readable):
             names |= {about.schema.column(i).path.split(".")[0] for i in range(about.num_columns)}
             groups += [(shard, group) for group in range(about.num_row_groups)]
             ends += [about.row_group(group).num_rows for group in range(about.num_row_groups)]
-        if names and "image" not in names:
-            found = ", ".join(sorted(names))
-            raise ValueError(f"data.path is {self.root!r}; it has columns {found}, must have 'image'")
-        texts = [name for name in TEXTS if name in names][:1]
-        columns = ["image"] + texts + (["label"] if self.num_classes else [])
-        return groups, np.cumsum(ends), columns
+        return groups, np.cumsum(ends), names
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        texts = [name for name in TEXTS if name in self._layout[2]][:1]
+        return ["image"] + texts + (["label"] if self.num_classes else [])
 
     @functools.cached_property
-    def _kept(self) -> tuple[threading.Lock, OrderedDict]:
+    def _cache(self) -> tuple[threading.Lock, OrderedDict]:
         return threading.Lock(), OrderedDict()
 
     @property
@@ -66,51 +77,51 @@ class ParquetSource(Readable):
 
     @property
     def captions(self) -> bool:
-        return any(name in TEXTS for name in self._layout[2])
+        return any(name in TEXTS for name in self.columns)
 
     @property
-    def image_shape(self) -> tuple[None, None, int]:
+    def image_shape(self) -> tuple[int | None, int | None, int]:
         return None, None, self.channels
 
     def __len__(self) -> int:
         return int(self._layout[1][-1]) if len(self._layout[1]) else 0
 
-    def _place(self, i: int) -> tuple[int, int, int]:
-        """(shard, row group, row within it)."""
+    def _locate(self, i: int) -> tuple[int, int, int]:
+        """(shard, row group, row within it) of example i."""
         groups, ends, _ = self._layout
         at = int(np.searchsorted(ends, i, "right"))
         return *groups[at], i - (int(ends[at - 1]) if at else 0)
 
     def identity(self, i: int) -> str:
-        shard, group, row = self._place(i)
+        shard, group, row = self._locate(i)
         return f"{self._shards[shard].name}:{group}[{row}]" if group >= 0 else self._shards[shard].name
 
     def _group(self, shard: int, group: int) -> Any:
         import pyarrow
         import pyarrow.parquet
 
-        lock, kept = self._kept
+        lock, cache = self._cache
         with lock:
-            if (shard, group) in kept:
-                kept.move_to_end((shard, group))
-                return kept[shard, group]
+            if (shard, group) in cache:
+                cache.move_to_end((shard, group))
+                return cache[shard, group]
         try:
             with self._shards[shard].open("rb") as file:
                 opened = pyarrow.parquet.ParquetFile(file)
-                columns = [name for name in self._layout[2] if name in opened.schema_arrow.names]
+                columns = [name for name in self.columns if name in opened.schema_arrow.names]
                 read = opened.read_row_group(group, columns, use_threads=False)
         except FileNotFoundError as error:
             raise BadRecord("missing", str(error)) from None
         except (pyarrow.ArrowException, OSError) as error:
             raise BadRecord("shard", str(error).splitlines()[0][:200]) from None
         with lock:
-            kept[shard, group] = read
-            while len(kept) > GROUPS_KEPT:
-                kept.popitem(last=False)
+            cache[shard, group] = read
+            while len(cache) > GROUPS_IN_MEMORY:
+                cache.popitem(last=False)
         return read
 
-    def raw(self, i: int, most: int = -1) -> Raw:
-        shard, group, row = self._place(i)
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
+        shard, group, row = self._locate(i)
         if group < 0:
             raise BadRecord("shard", "not a Parquet file, or cut short")
         read = self._group(shard, group)
@@ -129,8 +140,19 @@ class ParquetSource(Readable):
 
 
 def open_parquet(at: Location) -> ParquetSource:
-    """The rows of a .parquet file, or of all of them in a folder. Raises ValueError."""
+    """Opens the rows of Parquet files.
+
+    Args:
+        at: its path is a .parquet file, or a folder of such files.
+
+    Raises:
+        ValueError: there are no such files, they have no rows, or they have no column `image`.
+    """
+    require_shards(at, (".parquet",))
     source = ParquetSource(str(at.root), at.num_classes, at.channels)
     if not len(source):
-        raise ValueError(f"data.path is {at.path!r}; its files hold no rows, must hold some")
+        raise ValueError(f"{at.key} is {at.path!r}; its files must hold at least one row")
+    found = source._layout[2]
+    if found and "image" not in found:
+        raise ValueError(f"{at.key} is {at.path!r}; among its columns {', '.join(sorted(found))} must be 'image'")
     return source

@@ -1,5 +1,7 @@
-"""Crops at many aspect ratios from the ten colour photographs inside scikit-image and scikit-learn, written once as a
-TensorFlow Datasets data set: small native-resolution data with class labels and captions."""
+"""Small native-resolution data with class labels and captions: crops at many aspect ratios from ten colour photographs.
+
+The photographs come with scikit-image and scikit-learn; their crops are written once as a TensorFlow Datasets data set.
+"""
 
 import io
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tim_jax.data.sources.base import InMemory, Location, Source
-from tim_jax.data.sources.tfds import TfdsSource, prepare
+from tim_jax.data.sources.tfds import open_prepared, prepare
 
 # class -> (where the photograph is, what it shows)
 PHOTOGRAPHS = {
@@ -29,22 +31,23 @@ PHOTOGRAPHS = {
 CROPS = {"train": 200, "held_out": 40}
 ASPECTS = (0.4, 2.5)  # height over width
 SIDES = (48, 128)  # square root of the area, in pixels
-LONGEST = 512  # to which photographs are first made smaller
-PARTS = (0.5, 1.0)  # of the largest rectangle of its aspect ratio that the photograph holds, in each direction
+LONGEST = 512  # pixels of the longer side that photographs are first shrunk to
+# The range of a crop's sides, as shares of the largest rectangle of its aspect ratio that the photograph holds.
+SHARES = (0.5, 1.0)
 
 
 def captions(label: str, height: int, width: int) -> list[str]:
-    """What may be said of a crop."""
+    """Three captions of a crop of the photograph `label`, one of which tells its form."""
     thing = PHOTOGRAPHS[label][1]
     form = "tall" if height > 1.25 * width else "wide" if width > 1.25 * height else "nearly square"
     return [f"a photograph of {thing}", thing, f"a {form} picture of {thing}"]
 
 
 def crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random part of a photograph, made smaller: aspect ratio and area log-uniform, never enlarged."""
+    """A random crop of a photograph, shrunk but never enlarged; its aspect ratio and area are log-uniform."""
     aspect, side = (float(np.exp(rng.uniform(*np.log(bounds)))) for bounds in (ASPECTS, SIDES))
     w, h = photograph.size
-    part_w = min(w, h / aspect) * rng.uniform(*PARTS)
+    part_w = min(w, h / aspect) * rng.uniform(*SHARES)
     part_h = part_w * aspect
     left, top = rng.uniform(0, w - part_w), rng.uniform(0, h - part_h)
     scale = min(1.0, side / np.sqrt(part_h * part_w))
@@ -54,7 +57,7 @@ def crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Splits `train` and `held_out`, of other crops of the same photographs; rows go through the classes in turn."""
+    """The splits `train` and `held_out`, different crops of the same photographs; the classes take turns."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # see Digits
@@ -89,6 +92,6 @@ class Photos(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": encoded.getvalue(), "label": label, "captions": texts}
 
 
-def photos(at: Location) -> Source:
-    """The crops, written below `directory` on first use; split: "train" or "held_out"."""
-    return InMemory(TfdsSource(prepare(Photos, at.directory), at.split))
+def open_photos(at: Location) -> Source:
+    """Opens the split "train" or "held_out" of the crops, which are written below `at.directory` on first use."""
+    return InMemory(open_prepared(at, prepare(Photos, at.directory)))

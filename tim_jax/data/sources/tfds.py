@@ -8,49 +8,37 @@ import io
 import tensorflow_datasets as tfds
 from etils import epath
 
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.sources.base import Location, Raw, Readable, digest
+from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsSource(Readable):
-    """One split of a prepared TensorFlow Datasets data set with an `image` feature, read without TensorFlow.
+class TfdsSource(EncodedImages):
+    """One split of a prepared TensorFlow Datasets data set with an `image` feature.
 
-    directory: the folder of one version, in a file format with random access (ArrayRecord). split: its name there.
-    channels: of the images to make; 0: those of the data set. Labels are those of its `label` feature, captions those
-    of `captions` or `caption`, where it has them.
-    Raises ValueError for a split that the data set does not have, or a data set without images.
+    Labels are those of its `label` feature, and captions those of `captions` or `caption`, where it has them.
+
+    Attributes:
+        directory: the folder of one version, in a file format with random access (ArrayRecord).
+        split: the name that the split has there.
+        channels: channels of the images to make; 0 for those of the data set.
     """
 
     directory: str
     split: str
     channels: int = 0
 
-    def __post_init__(self):
-        splits = self._builder.info.splits
-        if self.split not in splits:
-            raise ValueError(f"split {self.split!r} of {self.name}: must be one of {', '.join(splits)}")
-        if not isinstance(self._feature("image"), tfds.features.Image):
-            raise ValueError(f"data set {self.name!r}: has no image feature named 'image', must have one")
-        if self._builder.info.file_format.value != "array_record":
-            raise ValueError(
-                f"data set {self.name!r}: its files are {self._builder.info.file_format.value}, must be array_record "
-                "for random access: prepare it with file_format='array_record'"
-            )
-
     @functools.cached_property
     def _builder(self):
         return tfds.builder_from_directory(self.directory)
 
     @property
-    def _features(self):
-        return self._builder.info.features
-
-    def _feature(self, name: str):
-        return self._features[name] if name in self._features else None
+    def info(self) -> tfds.core.DatasetInfo:
+        """What TensorFlow Datasets knows of the data set."""
+        return self._builder.info
 
     @functools.cached_property
-    def _rows(self):
+    def _data_source(self):
         # TensorFlow Datasets would decode with OpenCV where that is installed, to other pixels for lossy formats.
         return self._builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
 
@@ -60,52 +48,59 @@ class TfdsSource(Readable):
 
     @property
     def num_classes(self) -> int:
-        label = self._feature("label")
+        label = self.info.features["label"] if "label" in self.info.features else None
         return label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
 
     @property
     def captions(self) -> bool:
-        return "captions" in self._features or "caption" in self._features
+        return "captions" in self.info.features or "caption" in self.info.features
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
-        height, width, channels = self._features["image"].shape
+        height, width, channels = self.info.features["image"].shape
         return height, width, self.channels or channels or 3
 
     def __len__(self) -> int:
-        return self._builder.info.splits[self.split].num_examples
+        return self.info.splits[self.split].num_examples
 
-    def raw(self, i: int, most: int = -1) -> Raw:
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
         try:
-            row = self._rows[i]
+            stored = self._data_source[i]
         except (ValueError, RuntimeError, OSError) as error:
             raise BadRecord("shard", str(error)) from None
-        captions = row.get("captions", row.get("caption"))
+        captions = stored.get("captions", stored.get("caption"))
         if captions is not None:
             found = [captions] if isinstance(captions, bytes | str) else list(captions)
             captions = [text.decode() if isinstance(text, bytes) else text for text in found]
-        return Raw(row["image"], row.get("label"), captions)
+        return Raw(stored["image"], stored.get("label"), captions)
 
     def identity(self, i: int) -> str:
-        return f"{self._builder.info.full_name}:{self.split}[{i}]"
+        return f"{self.info.full_name}:{self.split}[{i}]"
 
     def fingerprint(self) -> str:
-        info = self._builder.info.splits[self.split]
-        return digest(self._builder.info.full_name, self.split, info.shard_lengths, info.num_bytes)
+        info = self.info.splits[self.split]
+        return digest(self.info.full_name, self.split, info.shard_lengths, info.num_bytes)
 
 
 def prepare(builder: type[tfds.core.DatasetBuilder] | tfds.core.DatasetBuilder, directory: str) -> str:
-    """Writes a data set below `directory` as ArrayRecord, unless it is there already, and returns its own folder.
+    """Writes a data set as ArrayRecord, unless it is there already.
 
-    The folder appears whole by one rename. Of several processes that start at once, one wins and the others read what
+    Its folder appears whole by one rename. Of several processes that start at once, one wins and the others read what
     it wrote.
+
+    Args:
+        builder: the data set.
+        directory: the folder of all data sets.
+
+    Returns:
+        The data set's own folder.
     """
     root = epath.Path(directory).expanduser()
     made = builder(data_dir=root, file_format="array_record")
     if made.data_path.exists():
         return str(made.data_path)
     try:
-        # Its messages speak of a download of unknown size; there is none.
+        # Its messages announce a download of unknown size, but nothing is downloaded.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             made.download_and_prepare(download_dir=made.data_path.parent)
     except OSError:
@@ -114,17 +109,47 @@ def prepare(builder: type[tfds.core.DatasetBuilder] | tfds.core.DatasetBuilder, 
     return str(made.data_path)
 
 
-def open_tfds(at: Location) -> TfdsSource:
-    """The data set that `path` names ("name", "name/config" or "name:version"), prepared below `directory` if need be.
+def open_prepared(at: Location, directory: str, channels: int = 0) -> TfdsSource:
+    """Opens a data set that is already there.
 
-    Raises ValueError for a name that is not known.
+    Args:
+        at: names the split.
+        directory: the data set's own folder, as `prepare` returns it.
+        channels: channels of the images to make; 0 for those of the data set.
+
+    Raises:
+        ValueError: the data set has no such split or no images, or its files have no random access.
+    """
+    source = TfdsSource(directory, at.split, channels)
+    info, form = source.info, source.info.file_format.value
+    if at.split not in info.splits:
+        splits = ", ".join(info.splits)
+        raise ValueError(f"{at.split_key} is {at.split!r}; for {source.name} it must be one of {splits}")
+    if "image" not in info.features or not isinstance(info.features["image"], tfds.features.Image):
+        raise ValueError(f"{at.key} is {at.path!r}; the data set must have an image feature named 'image'")
+    if form != "array_record":
+        raise ValueError(
+            f"{at.key} is {at.path!r}; its files are {form}, but must be array_record for random access: prepare it "
+            "with file_format='array_record'"
+        )
+    return source
+
+
+def open_tfds(at: Location) -> TfdsSource:
+    """Opens a data set of TensorFlow Datasets, which is prepared below `at.directory` unless it is there.
+
+    Args:
+        at: its path is "name", "name/config" or "name:version".
+
+    Raises:
+        ValueError: there is no such data set, or TfdsSource cannot read it.
     """
     root = epath.Path(at.directory).expanduser()
     try:
         builder = tfds.builder(at.path, data_dir=root, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"data.path is {at.path!r}; it must name a TensorFlow Datasets data set ({reason})") from None
+        raise ValueError(f"{at.key} is {at.path!r}; it must name a TensorFlow Datasets data set ({reason})") from None
     if not builder.data_path.exists():
         builder.download_and_prepare()
-    return TfdsSource(str(builder.data_path), at.split, at.channels)
+    return open_prepared(at, str(builder.data_path), at.channels)
