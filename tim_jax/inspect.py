@@ -1,4 +1,4 @@
-"""python -m tim_jax.inspect --config=configs/photos.py [--out=DIR] [--rows-multiple=8] [--config.data.…=…]
+"""python -m tim_jax.inspect --config=configs/photos.py [--out=DIR] [--batch-multiple=8] [--config.data.…=…]
 
 Prints the bucket plan as a table and writes it as plan.png, with one contact sheet per bucket: the first batch of it
 in training, as the network will see it.
@@ -8,7 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from tim_jax import data
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.config.examples import make_inputs
@@ -24,19 +23,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, help="a configuration, such as configs/photos.py")
     parser.add_argument("--out", default="inspect", help="the folder that pictures are written to")
-    parser.add_argument("--rows-multiple", type=int, default=1, help="what rows of a batch must be a multiple of")
+    parser.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
     args, overrides = parser.parse(argv)
     with user_errors():
         config = load_config(args.config, overrides)
-        if args.rows_multiple < 1:
-            raise ValueError(f"--rows-multiple is {args.rows_multiple}; it must be at least 1")
+        if args.batch_multiple < 1:
+            raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
         kinds = {"data": DataSettings, "loader": LoaderSettings, "codecs": CodecSettings}
         sections = {name: read(kind, config[name]) for name, kind in kinds.items()}
-        settings = make_inputs(config, **sections, batch_multiple=args.rows_multiple)
-        source, plan = open_data(settings, data.open_source)
-        print(layout(table(plan, settings.look.side)))
+        settings = make_inputs(config, **sections, batch_multiple=args.batch_multiple)
+        source, plan = open_data(settings)
+        print(layout(table(plan, settings.augmentation.side)))
         print(summary(source, plan))
-        written = write(source, plan, settings.look, config.seed, Path(args.out))
+        written = write(source, plan, settings.augmentation, config.seed, Path(args.out))
     print(f"{written[0].name} and {len(written) - 1} contact sheets are in {args.out}", file=sys.stderr)
 
 

@@ -24,7 +24,7 @@ from tim_jax import data
 from tim_jax.config.build import build
 from tim_jax.config.keys import identity
 from tim_jax.config.run import Run
-from tim_jax.data.shard_files import BESIDE, BLOCK
+from tim_jax.data.shard_files import EXAMPLE_OVERHEAD, SHARD_OVERHEAD
 from tim_jax.runs import shard_job, workdir
 from tim_jax.runs.encoders import texts_of
 from tim_jax.runs.encoding.settings import weights_of
@@ -90,13 +90,13 @@ class Pairs:
         return self.generator.texts.first_null if self.source else {}
 
     def size_in_bytes(self) -> int:
-        row = BESIDE + 2 * 4 * math.prod(self.run.image_shape)
+        row = EXAMPLE_OVERHEAD + 2 * 4 * math.prod(self.run.image_shape)
         if self.source:
             found = [caption_of(self.source, i) for i in range(min(self.rows, LOOKED_AT))]
             texts, width = self.generator.texts, self.run.config.data.text_width
             tokens = [min(texts.tokenizer.count(caption), texts.length) for caption in found]
             row += np.mean([len(caption.encode()) for caption in found]) + 2 * width * np.mean(tokens)
-        return int(self.rows * row + len(self.counts) * BLOCK)
+        return int(self.rows * row + len(self.counts) * SHARD_OVERHEAD)
 
     def make(self, shards: Sequence[int], told: Callable[[], Any]) -> Iterator[tuple[list, list]]:
         for shard in shards:
@@ -143,7 +143,7 @@ def caption_of(source: data.Source, i: int) -> str:
 
     Raises ValueError if there is none.
     """
-    read = getattr(source, "row", source.__getitem__)
+    read = source.read
     for k in range(i, i + len(source)):
         try:
             return read(k % len(source))["captions"][0]
@@ -163,7 +163,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
     texts, source, of = None, None, {}
     if run.config.model.condition == "text":
         texts, (source, _) = texts_of(run), open_rows(run)
-        if not getattr(source, "captions", False):
+        if not source.captions:
             raise ValueError(f"model.condition is 'text'; the rows of {source.name} have no captions")
         encoder = weights_of(run.codecs.text_encoder) | {"dtype": run.codecs.dtype}
         of = {"text_encoder": encoder, "source": source.fingerprint()}

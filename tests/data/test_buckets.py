@@ -21,16 +21,16 @@ from tim_jax.data.buckets import (
     ordered,
     own_shape,
 )
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.fit import Look, cover, draws, fit
+from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.fit import Augmentation, resize_and_crop, draws, fit
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.plan import Bucketing, make_plan
 from tim_jax.data.sizes import read_sizes
 
 
 @dataclasses.dataclass(frozen=True)
-class Sized:
-    """A made-up source: row i is an image of sizes[i] whose pixels are i modulo 256; rows in `broken` are not read."""
+class Sized(data.Source):
+    """A made-up source: example i is an image of sizes[i] whose pixels are i modulo 256; those in `broken` cannot be read."""
 
     sizes: tuple
     broken: tuple = ()
@@ -49,7 +49,7 @@ class Sized:
     def identity(self, i):
         return f"row {i}"
 
-    def __getitem__(self, i):
+    def read(self, i):
         if i in self.broken or not self.sizes[i]:
             raise BadRecord("truncated")
         return {"image": np.full((*self.sizes[i], 3), i % 256, np.uint8), "label": i % 3, "index": i}
@@ -114,26 +114,26 @@ def test_no_image_is_stretched_or_enlarged_and_the_cropped_share_is_what_it_lose
 def test_resizing_keeps_shapes_round_and_crops_the_middle():
     y, x = np.mgrid[:90, :200]
     disc = np.where((y - 44.5) ** 2 + (x - 99.5) ** 2 < 40**2, 255, 0).astype(np.uint8)[..., None]
-    small = cover(disc, (45, 45), Fitting(max_cropped=0.6))
+    small = resize_and_crop(disc, (45, 45), Fitting(max_cropped=0.6))
     assert small.shape == (45, 45, 1)
     inside = small[..., 0] > 127
     assert abs(np.ptp(np.flatnonzero(inside.any(0))) - np.ptp(np.flatnonzero(inside.any(1)))) <= 1
     np.testing.assert_allclose(inside.sum(), np.pi * 20**2, rtol=0.03)
-    left = cover(disc, (45, 45), Fitting(max_cropped=0.6), at=(0.5, 0.0))
+    left = resize_and_crop(disc, (45, 45), Fitting(max_cropped=0.6), at=(0.5, 0.0))
     assert (left[..., 0] > 127).sum() < 0.5 * inside.sum()
 
 
 @pytest.mark.parametrize("size, shape", [((15, 40), (16, 16)), ((16, 200), (16, 16))])
 def test_an_image_that_does_not_fit_its_bucket_is_a_bad_record(size, shape):
     with pytest.raises(BadRecord, match="size"):
-        cover(np.zeros((*size, 3), np.uint8), shape, Fitting())
+        resize_and_crop(np.zeros((*size, 3), np.uint8), shape, Fitting())
 
 
 def test_latents_are_cropped_but_never_resized():
     latent = np.random.default_rng(0).standard_normal((10, 12, 4)).astype(np.float32)
-    np.testing.assert_array_equal(cover(latent, (8, 12), Fitting()), latent[1:9])
+    np.testing.assert_array_equal(resize_and_crop(latent, (8, 12), Fitting()), latent[1:9])
     with pytest.raises(BadRecord, match="size"):
-        cover(latent, (12, 12), Fitting(enlarge=True))
+        resize_and_crop(latent, (12, 12), Fitting(enlarge=True))
 
 
 # Tables.
@@ -157,33 +157,33 @@ def test_a_wrong_table_is_refused_in_one_line(table, grid, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("most", [1, 3, 10, 64])
+@pytest.mark.parametrize("max_buckets", [1, 3, 10, 64])
 @pytest.mark.parametrize("grid", [Grid(), Grid(side=4), Grid(side=4, tokens_multiple=2)])
-def test_a_derived_table_stays_in_its_bounds_and_leaves_no_image_too_small(grid, most):
+def test_a_derived_table_stays_in_its_bounds_and_leaves_no_image_too_small(grid, max_buckets):
     sizes = np.array(many_sizes(500))
-    table = derive(*sizes.T, grid, area=32 * 32, rows=lambda shape: 4, most=most)
+    table = derive(*sizes.T, grid, area=32 * 32, batch_size=lambda shape: 4, max_buckets=max_buckets)
     check_table(table, grid)
-    assert len(table) <= most
+    assert len(table) <= max_buckets
     assert all(h * w <= 32 * 32 for h, w in table)
     bucket, share = assign(*sizes.T, table, Fitting(max_cropped=0.99))
     assert (bucket >= 0).all()
-    if most == 64:
+    if max_buckets == 64:
         assert share.mean() < 0.12
 
 
 def test_thousands_of_sizes_are_merged_without_losing_an_image():
     sizes = 32 * np.stack(np.meshgrid(np.arange(8, 64), np.arange(8, 64)), -1).reshape(-1, 2)
-    table = derive(*sizes.T, Grid(side=32), area=1024**2, rows=lambda shape: 8)
+    table = derive(*sizes.T, Grid(side=32), area=1024**2, batch_size=lambda shape: 8)
     assert len(table) == 64
     assert (assign(*sizes.T, table, Fitting(max_cropped=0.99))[0] >= 0).all()
 
 
 def test_few_sizes_are_a_bucket_each_with_nothing_lost():
     sizes = np.array([(16, 24)] * 10 + [(24, 16)] * 10 + [(64, 64)] * 10)
-    table = derive(*sizes.T, Grid(side=8), area=16 * 24, rows=lambda shape: 4)
+    table = derive(*sizes.T, Grid(side=8), area=16 * 24, batch_size=lambda shape: 4)
     assert set(table) == {(16, 24), (24, 16), (16, 16)}
     rare = np.concatenate([sizes, [(24, 40)]])
-    assert len(derive(*rare.T, Grid(side=8), area=24 * 40, rows=lambda shape: 4)) == 3
+    assert len(derive(*rare.T, Grid(side=8), area=24 * 40, batch_size=lambda shape: 4)) == 3
 
 
 def test_own_shapes_cover_and_stay_within_the_area():
@@ -198,9 +198,9 @@ def test_own_shapes_cover_and_stay_within_the_area():
 def test_rows_follow_the_token_budget_in_multiples_of_what_the_mesh_needs(tmp_path):
     source = Sized(((16, 16),) * 100 + ((32, 32),) * 100 + ((16, 32),) * 9)
     table = ((16, 16), (32, 32), (16, 32))
-    grid = Grid(side=4, rows_multiple=4)
+    grid = Grid(side=4, batch_multiple=4)
     plan = made_plan(source, tmp_path, table=table, tokens=1000, grid=grid)
-    found = {bucket.shape: (bucket.rows, sum(bucket.images)) for bucket in plan.buckets}
+    found = {bucket.shape: (bucket.batch_size, sum(bucket.images)) for bucket in plan.buckets}
     # 16 tokens: 62 rows, so 60; 64 tokens: 15, so 12; 32 tokens: 31, so 28, but there are 9 images, so 8.
     assert found == {(16, 16): (60, 100), (32, 32): (12, 100), (16, 32): (8, 9)}
 
@@ -208,10 +208,10 @@ def test_rows_follow_the_token_budget_in_multiples_of_what_the_mesh_needs(tmp_pa
 def test_every_image_is_in_a_bucket_or_accounted_for(tmp_path):
     sizes = many_sizes(300, low=4, high=200) + (None,) * 7
     source = Sized(sizes)
-    plan = made_plan(source, tmp_path, table=TABLE, rows=4, grid=Grid(side=4), fitting=Fitting(max_cropped=0.3))
+    plan = made_plan(source, tmp_path, table=TABLE, batch_size=4, grid=Grid(side=4), fitting=Fitting(max_cropped=0.3))
     assert plan.images() + sum(plan.not_used.values()) == len(source)
     assert plan.not_used["unreadable"] == 7 and min(plan.not_used.values()) > 0
-    members = [plan.rows(k, 0, np.arange(b.images[0])) for k, b in enumerate(plan.buckets)]
+    members = [plan.indices(k, 0, np.arange(b.images[0])) for k, b in enumerate(plan.buckets)]
     assert len(np.unique(np.concatenate(members))) == plan.images()
     for bucket, rows in zip(plan.buckets, members, strict=True):
         expected = assign(*np.array([sizes[i] for i in rows]).T, TABLE, Fitting(max_cropped=0.3))
@@ -221,15 +221,15 @@ def test_every_image_is_in_a_bucket_or_accounted_for(tmp_path):
 
 def test_a_bucket_without_images_for_its_smallest_batch_gives_them_to_others(tmp_path):
     source = Sized(((32, 32),) * 20 + ((32, 34),) * 3)
-    plan = made_plan(source, tmp_path, table=((32, 32), (32, 34)), rows=8, grid=Grid(rows_multiple=8))
-    assert [(b.shape, b.rows, b.images) for b in plan.buckets] == [((32, 32), 8, (23,))]
+    plan = made_plan(source, tmp_path, table=((32, 32), (32, 34)), batch_size=8, grid=Grid(batch_multiple=8))
+    assert [(b.shape, b.batch_size, b.images) for b in plan.buckets] == [((32, 32), 8, (23,))]
 
 
 def test_a_plan_and_its_sizes_are_made_once(tmp_path, monkeypatch):
     source = Sized(many_sizes(50))
-    first = made_plan(source, tmp_path, table=((16, 16),), rows=4, fitting=Fitting(max_cropped=0.9))
+    first = made_plan(source, tmp_path, table=((16, 16),), batch_size=4, fitting=Fitting(max_cropped=0.9))
     monkeypatch.setattr(Sized, "header", lambda source, i: pytest.fail("read again"))
-    again = made_plan(source, tmp_path, table=((16, 16),), rows=4, fitting=Fitting(max_cropped=0.9))
+    again = made_plan(source, tmp_path, table=((16, 16),), batch_size=4, fitting=Fitting(max_cropped=0.9))
     assert first == again
     assert not [p for p in tmp_path.iterdir() if "unfinished" in p.name]
 
@@ -237,13 +237,13 @@ def test_a_plan_and_its_sizes_are_made_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"table": ((64, 64),), "rows": 4}, "none of 50 images"),
-        ({"table": ((16, 15),), "rows": 4, "grid": Grid(side=2)}, "multiples of 2"),
-        ({"rows": 4}, "data.buckets.area is 0"),
-        ({"table": ((16, 16),)}, "one of them must be above 0"),
-        ({"table": ((16, 16),), "rows": 6, "grid": Grid(rows_multiple=4)}, "data.batch_size is 6.*multiple of 4"),
-        ({"table": ((16, 16),), "rows": 4, "fitting": Fitting(max_cropped=1.0)}, "max_cropped is 1.0"),
-        ({"area": 99, "most": 65, "rows": 4}, "most is 65"),
+        ({"table": ((64, 64),), "batch_size": 4}, "none of 50 images"),
+        ({"table": ((16, 15),), "batch_size": 4, "grid": Grid(side=2)}, "multiples of 2"),
+        ({"batch_size": 4}, "data.buckets.area is 0"),
+        ({"table": ((16, 16),)}, "data.buckets.tokens is 0.*data.batch_size above 0"),
+        ({"table": ((16, 16),), "batch_size": 6, "grid": Grid(batch_multiple=4)}, "data.batch_size is 6.*multiple of 4"),
+        ({"table": ((16, 16),), "batch_size": 4, "fitting": Fitting(max_cropped=1.0)}, "max_cropped is 1.0"),
+        ({"area": 99, "max_buckets": 65, "batch_size": 4}, "data.buckets.max_buckets is 65"),
     ],
 )
 def test_a_wrong_plan_is_refused_in_one_line(tmp_path, how, message):
@@ -274,10 +274,10 @@ def test_items_come_at_their_rates_in_order_and_evenly(amounts):
     np.testing.assert_array_equal(interleave.at(some)[0], items[some])
 
 
-@pytest.mark.parametrize("how", [{"tokens": 600}, {"rows": 8}])
+@pytest.mark.parametrize("how", [{"tokens": 600}, {"batch_size": 8}])
 def test_over_k_epochs_every_image_is_seen_k_times_give_or_take_one(tmp_path, how):
     source = Sized(many_sizes(150))
-    how |= {"grid": Grid(side=4, rows_multiple=2), "fitting": Fitting(max_cropped=0.9)}
+    how |= {"grid": Grid(side=4, batch_multiple=2), "fitting": Fitting(max_cropped=0.9)}
     plan = made_plan(source, tmp_path, area=24 * 24, max_buckets=7, **how)
     assert len(plan.buckets) > 1 and plan.images() == 150
     order = data.Order(plan, seed=5)
@@ -285,7 +285,7 @@ def test_over_k_epochs_every_image_is_seen_k_times_give_or_take_one(tmp_path, ho
     for k in (1, 2, 5, 9):
         while step < k * order.steps_per_epoch:
             bucket, first = order.bucket(step)
-            seen += np.bincount(order.rows(bucket, first + np.arange(plan.buckets[bucket].rows)), minlength=150)
+            seen += np.bincount(order.indices(bucket, first + np.arange(plan.buckets[bucket].batch_size)), minlength=150)
             step += 1
         assert abs(seen - k).max() <= 1, k
 
@@ -293,11 +293,11 @@ def test_over_k_epochs_every_image_is_seen_k_times_give_or_take_one(tmp_path, ho
 @pytest.mark.parametrize("process_count", [2, 4, 8])
 def test_bucketed_batches_are_the_same_for_any_number_of_processes(tmp_path, process_count):
     source = Sized(many_sizes(150), broken=(3, 30, 77))
-    grid = Grid(side=4, rows_multiple=8)
+    grid = Grid(side=4, batch_multiple=8)
     plan = made_plan(source, tmp_path, area=24 * 24, tokens=1000, grid=grid, fitting=Fitting(max_cropped=0.9))
-    look = Look(flip=0.5, random_crop=True)
-    whole = data.global_batches(source, plan, 1, look=look)
-    parts = [data.global_batches(source, plan, 1, (p,), process_count, look) for p in range(process_count)]
+    augmentation = Augmentation(flip=0.5, random_crop=True)
+    whole = data.global_batches(source, plan, 1, augmentation=augmentation)
+    parts = [data.global_batches(source, plan, 1, (p,), process_count, augmentation) for p in range(process_count)]
     shapes = set()
     for step in (0, 1, 2, 50, 51, 1000):
         batch, slices = whole[step], [part[step] for part in parts]
@@ -310,7 +310,7 @@ def test_bucketed_batches_are_the_same_for_any_number_of_processes(tmp_path, pro
 
 def test_bad_rows_are_replaced_by_good_ones_of_the_same_bucket_and_reported(tmp_path):
     source = Sized(((16, 16),) * 40 + ((16, 32),) * 40, broken=(3, 4, 50))
-    plan = made_plan(source, tmp_path, table=((16, 16), (16, 32)), rows=8)
+    plan = made_plan(source, tmp_path, table=((16, 16), (16, 32)), batch_size=8)
     batches, reported = data.global_batches(source, plan, 0), []
     for step in range(20):
         batch = batches[step]
@@ -334,8 +334,8 @@ def test_draws_depend_on_seed_step_and_row_alone():
 
 def test_mirroring_and_caption_follow_the_draw():
     row = {"image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "label": 1, "index": 0, "captions": ("a", "b", "c")}
-    plain = fit(row, (2, 2), Fitting(), Look(flip=0.5), np.array([0.9, 0.0, 0, 0]))
-    other = fit(row, (2, 2), Fitting(), Look(flip=0.5), np.array([0.1, 0.99, 0, 0]))
+    plain = fit(row, (2, 2), Fitting(), Augmentation(flip=0.5), np.array([0.9, 0.0, 0, 0]))
+    other = fit(row, (2, 2), Fitting(), Augmentation(flip=0.5), np.array([0.1, 0.99, 0, 0]))
     np.testing.assert_array_equal(plain["image"], row["image"])
     np.testing.assert_array_equal(other["image"], row["image"][:, ::-1])
     assert (plain["caption"], other["caption"]) == ("a", "c")
@@ -345,10 +345,10 @@ def test_features_ride_along_on_the_grid_of_tokens():
     image = np.zeros((4, 6, 3), np.uint8)
     features = np.random.default_rng(0).standard_normal((2, 2, 3, 5)).astype(np.float32)  # and of the mirror image
     row = {"image": image, "label": 0, "index": 0, "features": features}
-    plain = fit(row, (4, 6), Fitting(), Look(side=2), np.ones(4))
+    plain = fit(row, (4, 6), Fitting(), Augmentation(side=2), np.ones(4))
     np.testing.assert_array_equal(plain["features"], features[0].reshape(6, 5))
-    mirrored = fit(row, (4, 6), Fitting(), Look(side=2, flip=1.0), np.full(4, 0.5))
+    mirrored = fit(row, (4, 6), Fitting(), Augmentation(side=2, flip=1.0), np.full(4, 0.5))
     np.testing.assert_array_equal(mirrored["features"], features[1].reshape(6, 5))
-    for look, shape in ((Look(side=1), (4, 6)), (Look(side=2), (4, 4))):
+    for augmentation, shape in ((Augmentation(side=1), (4, 6)), (Augmentation(side=2), (4, 4))):
         with pytest.raises(BadRecord, match="features"):
-            fit(row, shape, Fitting(), look, np.ones(4))
+            fit(row, shape, Fitting(), augmentation, np.ones(4))

@@ -12,8 +12,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tim_jax import data
-from tim_jax.data.order import row_at
-from tim_jax.data.sources.digits import Digits, split_rows
+from tim_jax.data.order import index_at
+from tim_jax.data.sources.digits import Digits, split_indices
 from tim_jax.data.sources.tfds import prepare
 from tim_jax.system import int64
 
@@ -31,8 +31,8 @@ def train(directory):
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
-    """A made-up source whose every pixel is its row number modulo 256."""
+class Numbered(data.Source):
+    """A made-up source whose pixels are all the number of the example modulo 256."""
 
     size: int
     name: str = "numbered"
@@ -42,7 +42,7 @@ class Numbered:
     def __len__(self):
         return self.size
 
-    def __getitem__(self, i):
+    def read(self, i):
         return {"image": np.full(self.image_shape, i % 256, np.uint8), "label": i % self.num_classes, "index": i}
 
     def fingerprint(self):
@@ -59,7 +59,7 @@ def identities(source, batch_size, steps, seed=0, **process):
 
 def test_splits_are_disjoint_complete_and_balanced():
     labels = load_digits().target
-    rows = split_rows(labels)
+    rows = split_indices(labels)
     assert sorted(rows["train"] + rows["held_out"]) == list(range(1797))
     total, held_out = np.bincount(labels), np.bincount(labels[rows["held_out"]])
     np.testing.assert_array_equal(held_out, total // 5)
@@ -68,7 +68,7 @@ def test_splits_are_disjoint_complete_and_balanced():
 @pytest.mark.parametrize("split", SPLITS)
 def test_images_and_labels_are_those_of_sklearn(directory, split):
     source, digits = data.open_source("digits", directory, split), load_digits()
-    rows = split_rows(digits.target)[split]
+    rows = split_indices(digits.target)[split]
     assert (len(source), source.image_shape, source.num_classes) == (len(rows), (8, 8, 1), 10)
     images = np.stack([source[i]["image"] for i in range(len(source))])
     assert images.dtype == np.uint8
@@ -81,7 +81,7 @@ def test_images_and_labels_are_those_of_sklearn(directory, split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_arrays_hold_every_row_between_minus_one_and_one(directory, split):
     source = data.open_source("digits", directory, split)
-    images, labels = data.arrays(source)
+    images, labels = data.load_arrays(source)
     assert (images.shape, images.dtype, labels.dtype) == ((len(source), 8, 8, 1), np.float32, np.int32)
     assert (images.min(), images.max()) == (-1, 1)
     raw = np.stack([source[i]["image"] for i in range(len(source))])
@@ -150,13 +150,13 @@ def test_a_source_travels_to_a_worker_without_its_rows(train):
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_every_epoch_holds_every_row_once(size, seed):
     for epoch in (0, 1, 9):
-        rows = row_at(epoch * size + np.arange(size), size, seed)
+        rows = index_at(epoch * size + np.arange(size), size, seed)
         assert sorted(rows.tolist()) == list(range(size))
 
 
 def test_all_orders_of_four_rows_are_equally_likely():
     epochs = 24000
-    orders = row_at(np.arange(4 * epochs), 4, 3).reshape(epochs, 4)
+    orders = index_at(np.arange(4 * epochs), 4, 3).reshape(epochs, 4)
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     chi_square = np.sum((counts - epochs / 24) ** 2 / (epochs / 24))
@@ -165,14 +165,14 @@ def test_all_orders_of_four_rows_are_equally_likely():
 
 def test_epochs_and_neighbouring_seeds_are_uncorrelated():
     size = 1442
-    orders = [row_at(epoch * size + np.arange(size), size, seed) for seed in range(3) for epoch in range(8)]
+    orders = [index_at(epoch * size + np.arange(size), size, seed) for seed in range(3) for epoch in range(8)]
     correlation = np.corrcoef(orders + [np.arange(size)]) - np.eye(25)
     assert np.abs(correlation).max() < 5 / np.sqrt(size)
 
 
 def test_an_order_of_a_trillion_rows_needs_no_memory():
     size = 10**12 + 39
-    rows = row_at(np.arange(20000), size, 0)
+    rows = index_at(np.arange(20000), size, 0)
     assert len(np.unique(rows)) == 20000
     assert rows.min() >= 0 and rows.max() < size
     assert abs(rows.mean() / size - 0.5) < 0.01
@@ -242,7 +242,7 @@ def test_a_batch_holds_the_rows_that_it_names(train):
         "bad": ((0, 4), np.dtype("<U1")),
     }
     assert batch["bucket"].tolist() == [8, 8]
-    images, labels = data.arrays(train)
+    images, labels = data.load_arrays(train)
     np.testing.assert_array_equal(batch["x"], images[batch["index"]])
     np.testing.assert_array_equal(batch["label"], labels[batch["index"]])
 
@@ -253,15 +253,15 @@ def test_a_batch_holds_the_rows_that_it_names(train):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda d: data.open_source("digit", d, "train"), "'digit'.*'digits'"),
+        (lambda d: data.open_source("digit", d, "train"), "data.source is 'digit'; it must be one of .*'digits'"),
         (lambda d: data.open_source("xyz", d, "train"), "'xyz'.*nearest.*digits"),
         (lambda d: data.open_source("digits", d, "test"), "'test'.*train, held_out"),
-        (lambda d: data.global_batches(Numbered(9), 6, 0, count=4), "6.*count 4"),
-        (lambda d: data.global_batches(Numbered(9), 0, 0), "batch_size 0"),
-        (lambda d: data.global_batches(Numbered(9), 4, -1), "seed -1"),
-        (lambda d: data.global_batches(Numbered(9), 4, 0, (0, 2), 2), "part 2"),
-        (lambda d: data.global_batches(Numbered(0), 4, 0), "numbered.*no rows"),
-        (lambda d: data.iterate(data.global_batches(Numbered(9), 4, 0), -1), "start_step -1"),
+        (lambda d: data.global_batches(Numbered(9), 6, 0, count=4), "batch_size is 6.*count, 4"),
+        (lambda d: data.global_batches(Numbered(9), 0, 0), "batch_size is 0"),
+        (lambda d: data.global_batches(Numbered(9), 4, -1), "seed is -1"),
+        (lambda d: data.global_batches(Numbered(9), 4, 0, (0, 2), 2), "part is 2"),
+        (lambda d: data.global_batches(Numbered(0), 4, 0), "data.source is numbered; it must have at least one example"),
+        (lambda d: data.iterate(data.global_batches(Numbered(9), 4, 0), -1), "start_step is -1"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(directory, wrong, message):

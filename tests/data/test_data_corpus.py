@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 
 from tim_jax import data
 from tim_jax.data.decode import MAX_PIXELS, decode, pixels
-from tim_jax.data.faults import Account, BadRecord, TooManyBadRecords, check_share, watched
-from tim_jax.data.sizes import header, read_sizes
+from tim_jax.data.bad_records import Account, BadRecord, TooManyBadRecords, check_share, count_bad_records
+from tim_jax.data.sizes import read_sizes
 
 H, W = 24, 32
 Y, X = np.mgrid[:H, :W]
@@ -286,7 +286,7 @@ def test_the_corpus_is_large(corpus):
 def test_headers_tell_the_size_that_is_seen(corpus):
     source, expected = corpus
     for i, (_, seen, _) in enumerate(CONVERTED.values()):
-        assert header(source, i) == seen.shape[:2], source.identity(i)
+        assert source.header(i) == seen.shape[:2], source.identity(i)
 
 
 @pytest.mark.parametrize("i, name", list(enumerate(WRONG_LINES)), ids=list(WRONG_LINES))
@@ -306,7 +306,7 @@ def test_nothing_is_lost_and_nothing_is_silent(corpus, tmp_path, seed):
     sizes = read_sizes(source, tmp_path)
     table = ((24, 32), (32, 24), (64, 64))
     fitting = data.Fitting(max_cropped=0.9)
-    plan = data.make_plan(source, sizes, data.Bucketing(table=table, rows=4, fitting=fitting), tmp_path)
+    plan = data.make_plan(source, sizes, data.Bucketing(table=table, batch_size=4, fitting=fitting), tmp_path)
     assert plan.images() + sum(plan.not_used.values()) == len(source)
     order, batches = data.Order(plan, seed), data.global_batches(source, plan, seed)
     account = Account(tmp_path / "run", limit=1.0)
@@ -328,8 +328,8 @@ def test_nothing_is_lost_and_nothing_is_silent(corpus, tmp_path, seed):
         else:
             assert i not in seen and found[i] in reasons, (source.identity(i), found.get(i))
     assert sum(account.counts.values()) == len(listed)
-    rows, counts = account.totals()
-    assert counts == dict(account.counts) and rows == account.rows
+    examples, counts = account.totals()
+    assert counts == dict(account.counts) and examples == account.examples
     assert account.check() == {f"bad/{reason.replace(' ', '_')}": n for reason, n in counts.items()}
 
 
@@ -339,7 +339,7 @@ def test_a_file_that_disappears_while_training_is_replaced(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(saved(RGB, "PNG"))
     source = data.open_source("folder", str(tmp_path), path=str(tmp_path / "images"))
-    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((24, 32),), rows=5), tmp_path)
+    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((24, 32),), batch_size=5), tmp_path)
     batches = data.global_batches(source, plan, 0)
     assert not len(batches[3]["bad"])
     gone = source.identity(int(batches[3]["index"][0]))
@@ -355,7 +355,7 @@ def test_a_file_that_disappears_while_training_is_replaced(tmp_path):
 
 def reporting(rows, bad):
     fault = (7, "row 7", BadRecord("truncated", "half"))
-    return {"index": np.arange(rows), "bad": data.faults.encode([fault] * bad)}
+    return {"index": np.arange(rows), "bad": data.bad_records.encode([fault] * bad)}
 
 
 @pytest.mark.parametrize("bad, rows, stops", [(0, 10, False), (10, 1000, False), (11, 1000, True), (20, 2000, False)])
@@ -365,7 +365,7 @@ def test_above_the_share_the_run_stops_with_the_list(bad, rows, stops, tmp_path)
     if not stops:
         account.check()
         return
-    with pytest.raises(TooManyBadRecords, match=f"{bad} of {rows} rows.*truncated {bad}.*0.01.*bad_records") as error:
+    with pytest.raises(TooManyBadRecords, match=f"loader.max_bad_share is 0.01.*{bad} of {rows} examples.*truncated {bad}.*bad_records") as error:
         account.check()
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
 
@@ -394,7 +394,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path):
         account = Account(tmp_path, process, 0.01, gather)
         batches = (reporting(500, 30 if process and step > 3 else 0) for step in range(20))
         try:
-            for step, _ in enumerate(watched(batches, account, 0, every=2)):
+            for step, _ in enumerate(count_bad_records(batches, account, 0, every=2)):
                 reached[process] = step
         except TooManyBadRecords as error:
             reached[f"error {process}"] = str(error)
@@ -409,7 +409,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path):
 
 def test_a_source_that_is_bad_from_the_start_is_refused():
     check_share({"empty": 1}, 100, 0.01, "there")
-    with pytest.raises(TooManyBadRecords, match="2 of 100 rows .empty 2..*there"):
+    with pytest.raises(TooManyBadRecords, match="2 of 100 examples .empty 2..*there"):
         check_share({"empty": 2}, 100, 0.01, "there")
 
 
@@ -418,6 +418,6 @@ def test_a_bucket_with_no_good_row_stops_the_run(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(part(saved(NOISE, "PNG"), 0.5))
     source = data.open_source("folder", str(tmp_path), path=str(tmp_path / "images"))
-    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((64, 64),), rows=1), tmp_path)
+    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((64, 64),), batch_size=1), tmp_path)
     with pytest.raises(TooManyBadRecords, match="a/0.png"):
         data.global_batches(source, plan, 0)[0]

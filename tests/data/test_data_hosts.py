@@ -25,10 +25,10 @@ if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=120)
     assert (jax.process_index(), jax.process_count()) == (index, count)
 source = data.open_source("photos", cache, "held_out")
-grid = data.Grid(side=4, rows_multiple=8)
+grid = data.Grid(side=4, batch_multiple=8)
 how = data.Bucketing(area=32 * 32, tokens=8 * 64, max_buckets=6, grid=grid)
 plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
-batches = data.global_batches(source, plan, 7, (index,), count, data.Look(flip=0.5, random_crop=True, side=4))
+batches = data.global_batches(source, plan, 7, (index,), count, data.Augmentation(flip=0.5, random_crop=True, side=4))
 found = []
 for batch in itertools.islice(data.iterate(batches, start), stop - start):
     sums = np.round(np.abs(batch["x"]).sum((1, 2, 3)).astype(np.float64), 2)
@@ -111,13 +111,13 @@ began = time.perf_counter()
 from tim_jax import data
 root, cache = sys.argv[1:]
 source = data.open_source("manifest", cache, path=root)
-how = data.Bucketing(area=1024**2, tokens=2**20, grid=data.Grid(side=32, rows_multiple=8))
+how = data.Bucketing(area=1024**2, tokens=2**20, grid=data.Grid(side=32, batch_multiple=8))
 plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
 order = data.Order(plan, 0)
 rows = []
 for step in (0, 1, 2, 10**6):
     bucket, first = order.bucket(step)
-    found = order.rows(bucket, first + __import__("numpy").arange(plan.buckets[bucket].rows))
+    found = order.indices(bucket, first + __import__("numpy").arange(plan.buckets[bucket].batch_size))
     rows.append(found[:8].tolist())
     source.identity(int(found[0])), source.headers(int(found[0]), int(found[0]) + 1)
 seconds = time.perf_counter() - began
@@ -127,7 +127,7 @@ print(json.dumps({"seconds": seconds, "bytes": peak, "images": plan.images(), "r
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_million_rows_start_in_seconds_and_little_memory(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "root").mkdir()

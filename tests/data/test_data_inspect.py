@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import data
+from tim_jax import data, inspect
 from tim_jax.bench import __main__ as command
 from tim_jax.bench import data as bench
 from tim_jax.data import summary
-from tim_jax.data.faults import TooManyBadRecords
+from tim_jax.data.bad_records import TooManyBadRecords
 from tim_jax.data.settings import Inputs, open_data
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
@@ -33,7 +33,7 @@ def read(folder, buckets, side=4, loader=None, **keys):
 
 def test_settings_open_the_source_and_its_plan(folder):
     settings = read(folder, {"table": ((32, 32), (32, 48), (48, 32))})
-    source, plan = open_data(settings, data.open_source)
+    source, plan = open_data(settings)
     found = {bucket.shape: sum(bucket.images) for bucket in plan.buckets}
     assert found == {(32, 32): 6, (32, 48): 7, (48, 32): 8}
     assert plan.not_used == {"too small": 1} and len(source) == len(SIZES)
@@ -42,13 +42,13 @@ def test_settings_open_the_source_and_its_plan(folder):
 def test_without_buckets_a_source_of_one_size_is_one_bucket(tmp_path):
     keys = {"source": "digits", "height": 8, "width": 8, "channels": 1, "batch_size": 32}
     settings = Inputs.read(keys, {"directory": str(tmp_path)}, side=2)
-    source, plan = open_data(settings, data.open_source, "held_out")
+    source, plan = open_data(settings, "held_out")
     assert plan == data.one_bucket(source, 32)
 
 
 def test_a_mixture_of_settings_is_opened(folder):
     mixture = (("folder", str(folder / "images"), 2.0), ("folder", str(folder / "images"), 1.0))
-    source, plan = open_data(read(folder, {"table": ((32, 32),)}, mixture=mixture), data.open_source)
+    source, plan = open_data(read(folder, {"table": ((32, 32),)}, mixture=mixture))
     assert isinstance(source, data.Mixture) and source.weights == (2.0, 1.0)
     assert plan.images() == 2 * (len(SIZES) - 1)
 
@@ -57,7 +57,7 @@ def test_latents_are_not_resized(tmp_path):
     rows = [{"latent": np.full((2, 4, 9, 9), i, np.float32), "label": 0} for i in range(8)]
     data.write_shards(tmp_path / "shards", rows, num_classes=1)
     keys = KEYS | {"source": "shards", "path": str(tmp_path / "shards"), "channels": 4, "buckets": {"table": ((8, 8),)}}
-    source, plan = open_data(Inputs.read(keys, {"directory": str(tmp_path)}, side=2), data.open_source)
+    source, plan = open_data(Inputs.read(keys, {"directory": str(tmp_path)}, side=2))
     assert not plan.fitting.resize
     batch = data.global_batches(source, plan, 0)[0]
     np.testing.assert_array_equal(batch["x"][:, 3, 3, 0], batch["index"])
@@ -71,25 +71,25 @@ def test_latents_are_not_resized(tmp_path):
         ({"table": ((32, 32),), "max_cropped": 1.5}, {}, "data.buckets.max_cropped is 1.5"),
         ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
         ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
-        ({}, {}, "data.buckets.table and area are empty"),
+        ({}, {}, "data.buckets.area is 0; it or data.buckets.table must be given"),
         ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture has"),
-        ({"table": ((32, 32),)}, {"source": "folders"}, "'folders'.*nearest is 'folder'"),
+        ({"table": ((32, 32),)}, {"source": "folders"}, "data.source is 'folders'.*nearest is 'folder'"),
         ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
-        ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height, width are .9, 8."),
+        ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height is 9; it must be 8"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(folder, buckets, keys, message):
     with pytest.raises(ValueError, match=message) as error:
-        open_data(read(folder, buckets, **keys), data.open_source)
+        open_data(read(folder, buckets, **keys))
     assert "\n" not in str(error.value)
 
 
 def test_a_source_with_too_many_bad_headers_is_refused_with_the_list(folder):
     (folder / "images" / "class 0" / "bad.png").write_bytes(b"not an image")
     buckets = {"table": ((32, 32),)}
-    with pytest.raises(TooManyBadRecords, match="1 of 23 rows .unreadable 1.*faults.jsonl"):
-        open_data(read(folder, buckets), data.open_source)
-    _, plan = open_data(read(folder, buckets, loader={"max_bad_share": 0.1}), data.open_source)
+    with pytest.raises(TooManyBadRecords, match="1 of 23 examples .unreadable 1.*faults.jsonl"):
+        open_data(read(folder, buckets))
+    _, plan = open_data(read(folder, buckets, loader={"max_bad_share": 0.1}))
     assert plan.not_used == {"too small": 1, "unreadable": 1}
 
 
@@ -112,7 +112,7 @@ def get_config():
 def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys):
     config = folder / "config.py"
     config.write_text(CONFIG.format(path=str(folder / "images"), cache=str(folder / "cache")))
-    summary.main([f"--config={config}", f"--out={folder / 'out'}"])
+    inspect.main([f"--config={config}", f"--out={folder / 'out'}"])
     said = capsys.readouterr().out
     lines = [line.split() for line in said.splitlines()]
     assert lines[1][:3] == ["32x48", "7", "4"] and "21 of 22 images in 3 buckets" in said and "too small 1" in said
@@ -122,7 +122,7 @@ def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys
         "bucket-48x32.png",
         "plan.png",
     ]
-    source, plan = open_data(read(folder, {"table": ((32, 32), (32, 48), (48, 32))}), data.open_source)
+    source, plan = open_data(read(folder, {"table": ((32, 32), (32, 48), (48, 32))}))
     step = summary.first_steps(data.Order(plan, 0))[0]
     values = np.rint((data.global_batches(source, plan, 0)[step]["x"][:, 0, 0, 0] + 1) * 127.5)
     height, width = plan.buckets[0].shape
@@ -130,10 +130,10 @@ def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys
     assert {(int(v),) * 3 for v in values} <= set(map(tuple, sheet[18:].reshape(-1, 3).tolist()))
 
 
-@pytest.mark.parametrize("given, message", [("--rows-multiple=0", "rows-multiple is 0"), ("--confg=x", "--config")])
+@pytest.mark.parametrize("given, message", [("--batch-multiple=0", "batch-multiple is 0"), ("--confg=x", "--config")])
 def test_inspect_refuses_wrong_arguments_with_code_2(given, message, capsys):
     with pytest.raises(SystemExit) as error:
-        summary.main(["--config=digits", given])
+        inspect.main(["--config=digits", given])
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -11,8 +11,7 @@ import safetensors.numpy
 from PIL import Image
 
 from tim_jax import data
-from tim_jax.data.faults import BadRecord
-from tim_jax.data.sizes import header
+from tim_jax.data.bad_records import BadRecord
 
 LATENT = np.random.default_rng(0).standard_normal((2, 4, 6, 8)).astype(np.float32)
 LABEL = np.array([1], np.int64)
@@ -100,7 +99,7 @@ def test_bad_rows_of_tar_shards_have_their_reasons(tmp_path):
     source = data.open_source("tar", str(tmp_path), path=str(tmp_path / "0.tar"), num_classes=2)
     assert source[0]["label"] == 1
     for i, (name, (_, reason)) in enumerate(BAD_TAR_ROWS.items(), 1):
-        found = header(source, i)
+        (found,) = source.headers(i, i + 1)
         assert isinstance(found, BadRecord) and found.reason == reason, name
 
 
@@ -113,5 +112,5 @@ def test_bad_rows_of_parquet_files_have_their_reasons(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
     source = data.open_source("parquet", str(tmp_path), path=str(tmp_path), num_classes=2)
     for i, reason in enumerate(reasons):
-        found = header(source, i)
+        (found,) = source.headers(i, i + 1)
         assert getattr(found, "reason", None) == reason, i

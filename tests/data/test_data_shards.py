@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.sources import IMAGES, LATENTS, ROWS, cut, make_shards
 from tim_jax import data
 from tim_jax.data import shard_files
-from tim_jax.data.faults import BadRecord
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sizes import read_sizes
 
 
@@ -55,9 +55,9 @@ def test_text_features_ride_along_and_the_empty_prompt_is_kept_once(tmp_path):
     data.write_shards(tmp_path / "shards", rows, null=null)
     source = data.open_source("shards", str(tmp_path), path=str(tmp_path / "shards"))
     assert source[3]["texts"][0].dtype == "bfloat16"
-    how = data.Bucketing(table=((6, 8),), rows=6, grid=data.Grid(side=2), fitting=data.Fitting(resize=False))
+    how = data.Bucketing(table=((6, 8),), batch_size=6, grid=data.Grid(side=2), fitting=data.Fitting(resize=False))
     plan = data.make_plan(source, read_sizes(source, tmp_path), how, tmp_path)
-    batch = data.global_batches(source, plan, 0, look=data.Look(flip=0.5, side=2))[0]
+    batch = data.global_batches(source, plan, 0, augmentation=data.Augmentation(flip=0.5, side=2))[0]
     assert set(batch["caption"]) == {"one", "another"}
     mirrored = []
     for k, i in enumerate(batch["index"]):

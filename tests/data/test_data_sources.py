@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.sources import CAPTIONS, EMBEDDED, IMAGES, LABELS, LATENTS, MADE, ROWS, cut, make_manifest
 from tim_jax import data
-from tim_jax.data.faults import BadRecord
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources.manifest import declared_size, inside
 from tim_jax.data.sources.photos import PHOTOGRAPHS
@@ -79,7 +79,7 @@ def test_what_a_source_says_of_its_rows_is_so(any_source):
 
 def test_sizes_read_once_are_those_of_the_rows(any_source, tmp_path):
     sizes = read_sizes(any_source, tmp_path / "sizes")
-    assert len(sizes) == len(any_source) and not sizes.faults
+    assert len(sizes) == len(any_source) and not sizes.bad
     for i in range(0, len(any_source), max(1, len(any_source) // 10)):
         assert (sizes.height[i], sizes.width[i]) == any_source[i]["image"].shape[:2]
 
@@ -103,11 +103,10 @@ def test_a_source_makes_batches(any_source, tmp_path):
     sizes = read_sizes(any_source, tmp_path / "sizes")
     latents = any_source[0]["image"].dtype != np.uint8
     fitting = data.Fitting(max_cropped=0.9, resize=not latents)
-    plan = data.make_plan(
-        any_source, sizes, data.Bucketing(area=12 * 12, rows=4, max_buckets=3, fitting=fitting), tmp_path
-    )
+    how = data.Bucketing(area=12 * 12, batch_size=4, max_buckets=3, fitting=fitting)
+    plan = data.make_plan(any_source, sizes, how, tmp_path)
     assert plan.images() == len(any_source)
-    batches = data.global_batches(any_source, plan, 0, look=data.Look(flip=0.5))
+    batches = data.global_batches(any_source, plan, 0, augmentation=data.Augmentation(flip=0.5))
     for step in range(4):
         batch = batches[step]
         assert batch["x"].shape[1:3] == tuple(batch["bucket"]) and batch["x"].dtype == np.float32
@@ -142,8 +141,8 @@ def test_a_changed_source_has_another_fingerprint(name, tmp_path):
 @pytest.mark.parametrize(
     "name, path, message",
     [
-        ("folder", "", "data.path is empty"),
-        ("folder", "nowhere", "no such file or folder"),
+        ("folder", "", "data.path is ''; it must name"),
+        ("folder", "nowhere", "must be a file or folder that exists"),
         ("folder", ".", "one folder per class"),
         ("latents", ".", "one folder per class"),
         ("manifest", ".", "one .jsonl file, but holds 0"),
@@ -192,7 +191,7 @@ def test_a_shard_that_is_cut_short_is_listed_and_the_others_are_read(name, tmp_p
     cut(last, 0.5)
     source = data.open_source(name, str(tmp_path / "cache"), **where)
     sizes = read_sizes(source, tmp_path / "sizes")
-    assert sizes.faults["shard"] == 1 and 6 <= np.count_nonzero(sizes.height) < ROWS
+    assert sizes.bad["shard"] == 1 and 6 <= np.count_nonzero(sizes.height) < ROWS
     listed = [json.loads(line) for line in open(sizes.listed)]
     assert all(row["identity"].startswith(last.name) for row in listed)
     for i in np.flatnonzero(sizes.height):
@@ -202,7 +201,7 @@ def test_a_shard_that_is_cut_short_is_listed_and_the_others_are_read(name, tmp_p
 def test_a_manifest_with_a_broken_line_keeps_the_others(tmp_path):
     source = data.open_source("manifest", str(tmp_path / "cache"), **make_manifest(tmp_path, '\n{"image_file": "su\n'))
     sizes = read_sizes(source, tmp_path)
-    assert (len(source), sizes.faults) == (ROWS + 1, {"metadata": 1})
+    assert (len(source), sizes.bad) == (ROWS + 1, {"metadata": 1})
 
 
 # The photographs.

@@ -18,14 +18,14 @@ def test_a_mixture_draws_by_weight_and_each_row_of_a_source_alike(tmp_path):
     assert len(mixture) == 2 * ROWS
     assert [mixture[i]["label"] for i in range(2 * ROWS)] == LABELS * 2
     assert len({mixture.identity(i) for i in range(2 * ROWS)}) == 2 * ROWS
-    how = data.Bucketing(area=144, rows=2, max_buckets=2, fitting=data.Fitting(max_cropped=0.9))
+    how = data.Bucketing(area=144, batch_size=2, max_buckets=2, fitting=data.Fitting(max_cropped=0.9))
     plan = data.make_plan(mixture, read_sizes(mixture, tmp_path), how, tmp_path)
     assert len(plan.buckets) == 2 and plan.images() == 2 * ROWS
     order, seen = data.Order(plan, 0), np.zeros(2 * ROWS, int)
     epochs = 40
     for step in range(round(epochs * order.steps_per_epoch)):
         bucket, first = order.bucket(step)
-        seen += np.bincount(order.rows(bucket, first + np.arange(2)), minlength=2 * ROWS)
+        seen += np.bincount(order.indices(bucket, first + np.arange(2)), minlength=2 * ROWS)
     # An epoch is 24 rows: 18 of the first source, so 1.5 passes, and 6 of the other, so half a pass.
     assert abs(seen[:ROWS] - 1.5 * epochs).max() <= 2 and abs(seen[ROWS:] - 0.5 * epochs).max() <= 2
 

@@ -106,7 +106,7 @@ def make_latents(root):
 
 def make_shards(root):
     rows = ({"image": encoded(IMAGES[i]), "label": LABELS[i], "captions": CAPTIONS[i]} for i in range(ROWS))
-    data.write_shards(root / "shards", rows, num_classes=2, rows_per_shard=5)
+    data.write_shards(root / "shards", rows, num_classes=2, examples_per_shard=5)
     return {"path": str(root / "shards")}
 
 

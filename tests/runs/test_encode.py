@@ -17,7 +17,7 @@ from tim_jax import encode as command
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.data import shard_files
-from tim_jax.data.fit import Look, draws, fit
+from tim_jax.data.fit import Augmentation, draws, fit
 from tim_jax.runs import input_pipeline, shard_job
 from tim_jax.runs.encoding import estimate
 from tim_jax.runs.encoding.job import Encoding
@@ -154,9 +154,9 @@ def test_moments_are_sampled_by_seed_step_and_row(keys, tmp_path, images):
     np.testing.assert_allclose(row["deviations"], scale * np.exp(0.5 * logvar), rtol=1e-4)
 
     def samples(seed, step, flip):
-        look = Look(flip=flip, side=2)
+        augmentation = Augmentation(flip=flip, side=2)
         drawn = draws(seed, step, np.arange(1000))
-        return np.stack([fit(row, (8, 8), data.Fitting(), look, draw, source.null)["image"] for draw in drawn])
+        return np.stack([fit(row, (8, 8), data.Fitting(), augmentation, draw, source.null_text)["image"] for draw in drawn])
 
     for k, flip in enumerate((0.0, 1.0)):
         found = samples(0, 5, flip)
@@ -193,7 +193,7 @@ def test_the_estimate_is_close_and_a_disk_without_room_is_told_before(keys, tmp_
     for bucket in work.plan.buckets:
         latents += sum(bucket.images) * 2 * 4 * (bucket.height // 4) * (bucket.width // 4) * 4
         features += sum(bucket.images) * 2 * 32 * (bucket.height // 8) * (bucket.width // 8) * 4
-    rest = size - latents - features - work.shards * estimate.BLOCK - ROWS * estimate.BESIDE
+    rest = size - latents - features - work.shards * estimate.SHARD_OVERHEAD - ROWS * estimate.EXAMPLE_OVERHEAD
     text = sum(sum(1 + len(t) for t in work.source[i]["captions"]) for i in range(ROWS)) * 96 * 2
     assert text <= rest < 1.02 * text
     monkeypatch.setattr(shard_job, "free", lambda folder: size // 2)
@@ -231,7 +231,7 @@ def test_classes_of_one_size_train_without_buckets(keys, tmp_path):
 
 def test_buckets_are_those_of_training_whatever_devices_encode(keys):
     run = command.run_here(load_config("photos_t2i", keys | {"mesh.sequence": "2", "mesh.fsdp": "4"}))
-    assert run.mesh.devices.size == jax.local_device_count() and run.inputs.bucketing.grid.rows_multiple == 1
+    assert run.mesh.devices.size == jax.local_device_count() and run.inputs.bucketing.grid.batch_multiple == 1
     assert run.inputs.bucketing.grid.tokens_multiple == 2
 
 

@@ -78,7 +78,7 @@ def test_rows_are_what_the_generator_gives(teacher, made):
     samples = generator.along(weights, generator.times(STEPS), labels, SEED, noise)
     np.testing.assert_allclose(generator(weights, STEPS, SEED, labels), samples, atol=1e-5)
     source = source_of(made)
-    assert len(source) == ROWS and source.noise and source.num_classes == 10 and source.image_shape == (8, 8, 1)
+    assert len(source) == ROWS and source.paired_noise and source.num_classes == 10 and source.image_shape == (8, 8, 1)
     rows = [source[i] for i in range(ROWS)]
     assert [row["label"] for row in rows] == labels.tolist()
     np.testing.assert_array_equal([row["noise"] for row in rows], noise)
@@ -177,7 +177,7 @@ def test_the_estimate_is_close(teacher, tmp_path):
     records = [json.loads((out / f"rows-0000{i}.json").read_text()) for i in range(2)]
     there = sum(record["bytes"] for record in records)
     least = 600 * 2 * 64 * 4
-    assert least < there < least + 600 * shard_files.BESIDE + 2 * shard_files.BLOCK
+    assert least < there < least + 600 * shard_files.EXAMPLE_OVERHEAD + 2 * shard_files.SHARD_OVERHEAD
 
 
 def test_samples_that_are_not_finite_are_left_out_and_too_many_end_it(teacher, tmp_path, monkeypatch, capsys):

@@ -114,7 +114,7 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
     def flops(name: str) -> int:
         run = with_teachers(build(ablation.config(name)))
         shape = run.image_shape[:2]
-        spec = batch_spec(run.config, run.inputs.rows(shape), shape)
+        spec = batch_spec(run.config, run.inputs.batch_size_of(shape), shape)
         batch = sharding.abstract_batch(run.mesh, spec)
         return run.trainer.model_flops(batch, run.trainer.trace(batch))
 
@@ -153,7 +153,7 @@ def _time_cost(ablation: Ablation, name: str, reference: Callable[[], Any]) -> d
 
 def stepper(run: Run) -> Callable[[], Any]:
     """A function that trains for STEPS steps on made-up rows, and goes on from there when called again."""
-    rows = run.inputs.rows(run.image_shape[:2])
+    rows = run.inputs.batch_size_of(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, here))
     state = run.trainer.create()

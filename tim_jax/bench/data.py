@@ -66,7 +66,7 @@ def measure(workers: int) -> dict[str, float]:
         write_images(root / "images")
         source = data.open_source("folder", str(root / "tables"), path=str(root / "images"))
         sizes = data.read_sizes(source, root / "tables")
-        how = data.Bucketing(area=AREA, max_buckets=8, rows=ROWS, grid=data.Grid(side=16))
+        how = data.Bucketing(area=AREA, max_buckets=8, batch_size=ROWS, grid=data.Grid(side=16))
         plan = data.make_plan(source, sizes, how, root / "tables")
         batches = data.global_batches(source, plan, seed=0)[:STEPS]
         tasks = []

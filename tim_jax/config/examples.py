@@ -51,7 +51,7 @@ def make_inputs(
         dataclasses.asdict(loader),
         factor=codecs.factor_of_images(data.encode, model.condition, data.features_width),
         side=model.patch_size,
-        rows_multiple=batch_multiple,
+        batch_multiple=batch_multiple,
         tokens_multiple=tokens_multiple,
         num_classes=model.num_classes if model.condition == "class" else 0,
     )

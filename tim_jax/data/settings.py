@@ -17,7 +17,7 @@ DIRECTORY = "~/.cache/tim_jax"
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSettings:
+class Inputs:
     """Where the examples are and how they are read. All shapes here are those of images, also where these are encoded.
 
     Attributes:
@@ -68,7 +68,7 @@ class DataSettings:
         tokens_multiple: int = 1,
         num_classes: int = 0,
         factor: int = 1,
-    ) -> "DataSettings":
+    ) -> "Inputs":
         """Reads the settings from a configuration. Keys that a section lacks have their defaults.
 
         Args:
@@ -139,7 +139,7 @@ def check_paired_noise(data: Mapping[str, Any]) -> None:
             raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
-def open_data(settings: DataSettings, split: str | None = None) -> tuple[Source, BucketPlan]:
+def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, BucketPlan]:
     """Opens the source that settings name, and makes or reads its plan.
 
     Args:
@@ -176,7 +176,7 @@ def open_data(settings: DataSettings, split: str | None = None) -> tuple[Source,
     return source, make_plan(source, sizes, how, settings.directory)
 
 
-def _open(settings: DataSettings, split: str) -> Source:
+def _open(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,

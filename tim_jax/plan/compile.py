@@ -67,7 +67,7 @@ def compile_step(
     """
     run = teachers.asking(build(config, topology.devices), models)
     shape = run.image_shape[:2]
-    rows = rows or run.inputs.rows(shape)
+    rows = rows or run.inputs.batch_size_of(shape)
     batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, rows, shape))
     state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
     with progress(f"compiling for {topology.name}, {rows} rows"):

@@ -191,7 +191,7 @@ def cycled(values: np.ndarray, count: int) -> np.ndarray:
 def prompts_of(source: data.Source, count: int) -> list[str]:
     """The first captions of a source's first rows, (count,), over again where there are too few."""
     found = []
-    for i in range(min(len(source), 2 * count) if getattr(source, "captions", False) else 0):
+    for i in range(min(len(source), 2 * count) if source.captions else 0):
         with contextlib.suppress(data.BadRecord):
             found.append(source[i]["captions"][0])
         if len(found) == count:

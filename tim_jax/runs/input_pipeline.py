@@ -37,15 +37,15 @@ class SourcePipeline:
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """The global batch of every bucket, as shapes on the mesh."""
         config, mesh, factor = self.run.config, self.run.mesh, self.run.inputs.factor
-        specs = (batch_spec(config, b.rows, [side // factor for side in b.shape]) for b in self.plan.buckets)
+        specs = (batch_spec(config, b.batch_size, [side // factor for side in b.shape]) for b in self.plan.buckets)
         return [sharding.abstract_batch(mesh, spec) for spec in specs]
 
     @functools.cached_property
     def dataset(self):
         """Step → the rows of the global batch that this process's devices need (grain)."""
-        mesh, seed, look = self.run.mesh, self.run.config.seed, self.run.inputs.look
+        mesh, seed, augmentation = self.run.mesh, self.run.config.seed, self.run.inputs.augmentation
         parts, count = sharding.shards_here(mesh), sharding.batch_shards(mesh)
-        return data.global_batches(self.source, self.plan, seed, parts, count, look)
+        return data.global_batches(self.source, self.plan, seed, parts, count, augmentation)
 
     def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
         """(batch, its rows' numbers in the source as halves (B, 2)), both on the mesh, of every step from `start` on.
@@ -55,7 +55,7 @@ class SourcePipeline:
         loader, training = self.run.config.loader, self.run.config.training
         names = tuple(self.shapes[0])
         stream = data.iterate(self.dataset, start, loader.threads, loader.prefetch, loader.workers)
-        stream = data.watched(stream, self.account, start, training.log_every)
+        stream = data.count_bad_records(stream, self.account, start, training.log_every)
 
         def put(numbered):
             step, batch = numbered
@@ -64,7 +64,7 @@ class SourcePipeline:
                 return self.encoder(batch, step), index
             return sharding.put_batch(self.run.mesh, {name: batch[name] for name in names}), index
 
-        return data.ahead(enumerate(stream, start), put, DEPTH)
+        return data.prefetch_to_device(enumerate(stream, start), put, DEPTH)
 
     def metrics(self) -> dict[str, float]:
         """Bad records by reason, over all processes, as of the last check."""
@@ -111,12 +111,12 @@ def open_pipeline(run: Run) -> SourcePipeline:
 
 def open_rows(run: Run) -> tuple[data.Source, data.BucketPlan]:
     """The source of a run and its plan. Raises ValueError if it is not there, or not what the configuration says."""
-    source, plan = _one_after_another(lambda: open_data(run.inputs, data.open_source))
-    if run.config.data.encode and getattr(source, "latents", False):
+    source, plan = _one_after_another(lambda: open_data(run.inputs))
+    if run.config.data.encode and source.latents:
         raise ValueError(f"data.encode is True; the rows of {source.name} are latents already")
-    if run.inputs.look.flip and getattr(source, "noise", False):
+    if run.inputs.augmentation.flip and source.paired_noise:
         raise ValueError(
-            f"data.flip is {run.inputs.look.flip}; the rows of {source.name} are pairs, for which it must be 0"
+            f"data.flip is {run.inputs.augmentation.flip}; the rows of {source.name} are pairs, for which it must be 0"
         )
     classes = run.inputs.num_classes
     if classes and not source.num_classes:
@@ -137,10 +137,10 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
     """
     settings, of = run.inputs, run.evaluation
     if of.source:
-        settings = dataclasses.replace(settings, source=of.source, path=of.path, mixture=())
+        settings = dataclasses.replace(settings, source=of.source, path=of.path, mixture=(), section="evaluation")
     if settings.bucketing is None:
-        source, _ = _one_after_another(lambda: open_data(settings, data.open_source, split))
-        if getattr(source, "noise", False):
+        source, _ = _one_after_another(lambda: open_data(settings, split))
+        if source.paired_noise:
             raise ValueError(
                 f"evaluation.source is {of.source!r}; the rows of {source.name} are samples of a model: name a source "
                 "of real images to compare with"
@@ -151,18 +151,18 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         settings.bucketing,
         table=(shape,),
         tokens=0,
-        rows=1,
+        batch_size=1,
         grid=data.Grid(settings.bucketing.grid.side),
         fitting=fitting,
     )
     settings = dataclasses.replace(settings, bucketing=bucketing)
-    source, plan = _one_after_another(lambda: open_data(settings, data.open_source, split))
-    return source, lambda image: data.cover(image, shape, plan.fitting)
+    source, plan = _one_after_another(lambda: open_data(settings, split))
+    return source, lambda image: data.resize_and_crop(image, shape, plan.fitting)
 
 
 def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split (n, h, w, C) as `one_shape` brings them, and their labels. For small data."""
-    return data.arrays(*one_shape(run, split))
+    return data.load_arrays(*one_shape(run, split))
 
 
 def _one_after_another(work: Any) -> Any:

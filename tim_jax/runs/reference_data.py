@@ -47,7 +47,7 @@ def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
 def of_data(run: Run, features: Features, split: str) -> ImageSet:
     """A split of the run's data. Raises ValueError if there is none."""
     source, fit = one_shape(run, split)
-    if run.codecs.autoencoder and getattr(source, "latents", False):
+    if run.codecs.autoencoder and source.latents:
         key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
         raise ValueError(
             f"evaluation.{key} is {run.config.evaluation[key]!r}; the rows of {source.name} are latents, and samples "

@@ -21,7 +21,7 @@ from tim_jax import data
 from tim_jax.config.command_line import Parser, failures, user_errors
 from tim_jax.config.keys import flatten
 from tim_jax.data import shard_files
-from tim_jax.data.faults import FEWEST_ROWS, REASONS, check_share
+from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
 from tim_jax.system import cluster, lock
 from tim_jax.training.preemption import Stop
 
@@ -56,7 +56,7 @@ def parser(name: str, description: str) -> Parser:
     """The arguments of such a command."""
     made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
     made.add_argument("--out", help="the folder that shards are written to")
-    made.add_argument("--rows-per-shard", type=int, default=shard_files.ROWS_PER_SHARD, help="default: %(default)s")
+    made.add_argument("--rows-per-shard", type=int, default=shard_files.EXAMPLES_PER_SHARD, help="default: %(default)s")
     made.add_argument("--verify", help="a folder of shards whose checksums are to be compared; nothing is made")
     return made
 
@@ -156,7 +156,7 @@ def check_room(job: Job, folder: Path) -> None:
     lacking = np.zeros(1, np.int64)
     if jax.process_index() == 0:
         size, shards = job.size_in_bytes(), len(job.counts)
-        records = (shard_files.recorded(folder, shard) for shard in range(shards))
+        records = (shard_files.read_record(folder, shard) for shard in range(shards))
         there, left = sum(record["bytes"] for record in records if record), free(folder)
         say(
             f"{sum(job.counts):,} rows in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} are "
@@ -176,7 +176,7 @@ def make_shards(job: Job, folder: Path) -> None:
     index, count = jax.process_index(), jax.process_count()
     mine = range(index, len(job.counts), count)
     checked = tqdm(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
-    kept = {shard: bad_of(record) for shard in checked if (record := shard_files.kept(folder, shard))}
+    kept = {shard: bad_of(record) for shard in checked if (record := shard_files.read_verified_record(folder, shard))}
     left = [shard for shard in mine if shard not in kept]
     everything, counts = sum(job.counts[shard] for shard in mine), np.zeros(1 + len(REASONS), np.int64)
     done = everything - sum(job.counts[shard] for shard in left)
@@ -191,7 +191,7 @@ def make_shards(job: Job, folder: Path) -> None:
                 counts += bad_of(shard_files.write_shard(folder, shard, *next(made)))
             drawn, *bad = cluster.summed(counts).tolist()
             found = dict(zip(REASONS, bad, strict=True))
-            check_share(found, max(drawn, FEWEST_ROWS), job.max_bad_share, f"{folder}/rows-*.json")
+            check_share(found, max(drawn, MIN_EXAMPLES), job.max_bad_share, f"{folder}/rows-*.json")
 
 
 def bad_of(record: dict[str, Any]) -> np.ndarray:

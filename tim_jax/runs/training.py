@@ -31,7 +31,7 @@ COLUMNS = 20  # images of a row in the pictures of samples
 
 def check(run: Run) -> None:
     """One real step of the configuration on its mesh, on made-up rows."""
-    rows = run.inputs.rows(run.image_shape[:2])
+    rows = run.inputs.batch_size_of(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
     began = time.perf_counter()

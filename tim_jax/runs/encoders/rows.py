@@ -59,7 +59,7 @@ class Encoder:
 
     def features(self, parts: dict[str, FrozenModule], images: jax.Array) -> jax.Array:
         """(B, tokens, Z) of images (B, H, W, 3): one feature for each token of their rows. To be traced."""
-        grid = tuple(side // self.run.inputs.look.side for side in images.shape[1:3])
+        grid = tuple(side // self.run.inputs.augmentation.side for side in images.shape[1:3])
         return parts["image_encoder"](images, grid, method="features")
 
     def __call__(self, batch: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]:

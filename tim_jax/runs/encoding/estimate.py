@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tim_jax.config.run import Run
-from tim_jax.data.shard_files import BESIDE, BLOCK
+from tim_jax.data.shard_files import EXAMPLE_OVERHEAD, SHARD_OVERHEAD
 from tim_jax.runs.encoding.rows import RowEncoder, png
 from tim_jax.runs.encoding.work import Reading, Work
 
@@ -15,7 +15,7 @@ SAMPLED = 64  # rows of the source of which captions, and images that are kept, 
 def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
     """About how many bytes all shards have: latents and features by their shapes, texts and images by some of them."""
     captions, tokens, per_pixel = sampled(work, encoder)
-    total = work.plan.images() * (BESIDE + captions + tokens * run.config.data.text_width * 2) + work.shards * BLOCK
+    total = work.plan.images() * (EXAMPLE_OVERHEAD + captions + tokens * run.config.data.text_width * 2) + work.shards * SHARD_OVERHEAD
     for bucket in work.plan.buckets:
         pixels, row = math.prod(bucket.shape), 0.0
         if encoder.keeps_images:
@@ -23,7 +23,7 @@ def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
         else:
             numbers = 2 if run.codecs.latents == "sample" else 1
             row += 2 * numbers * run.image_shape[-1] * pixels / run.inputs.factor**2 * 4
-        row += 2 * run.config.data.features_width * pixels / run.inputs.look.side**2 * 4
+        row += 2 * run.config.data.features_width * pixels / run.inputs.augmentation.side**2 * 4
         total += sum(bucket.images) * row
     return int(total)
 

@@ -34,7 +34,7 @@ class Encoding:
         latents, source = bool(self.run.codecs.autoencoder), self.work.source
         return {
             "num_classes": source.num_classes,
-            "captions": bool(getattr(source, "captions", False)),
+            "captions": source.captions,
             "latent_channels": self.run.image_shape[-1] if latents else 0,
             "moments": latents and self.run.codecs.latents == "sample",
         }

@@ -60,7 +60,7 @@ class RowEncoder:
         them."""
         made: dict[int, dict[str, Any]] = {}
         bad: list[dict[str, Any]] = []
-        for batch, results in data.ahead(self._batches(rows, made, bad), self._begin):
+        for batch, results in data.prefetch_to_device(self._batches(rows, made, bad), self._begin):
             results = {name: np.asarray(value) for name, value in results.items()}
             for i, number in enumerate(batch.numbers):
                 if "text" in results:
@@ -112,7 +112,7 @@ class RowEncoder:
 
     def _of_images(self, parts: dict[str, FrozenModule], images: jax.Array) -> dict[str, jax.Array]:
         """`latent` (B, 2, C, h, w) or `moments`, and `features` (B, 2, rows, columns, Z): of images, mirrored too."""
-        side, made = self.run.inputs.look.side, {}
+        side, made = self.run.inputs.augmentation.side, {}
         both = lambda f: jnp.stack([f(parts, images), f(parts, images[:, :, ::-1])], axis=1)  # noqa: E731
         if "autoencoder" in parts and self.run.codecs.latents == "sample":
             moments = both(lambda *given: jnp.concatenate(self.encoder.scaled_moments(*given), -1))

@@ -24,7 +24,7 @@ def settings_of(run: Run, work: Work) -> dict[str, Any]:
         "source": {"name": work.source.name, "rows": len(work.source), "fingerprint": work.source.fingerprint()},
         "rows_per_shard": work.rows_per_shard,
         "buckets": {f"{bucket.height}x{bucket.width}": sum(bucket.images) for bucket in work.plan.buckets},
-        "features": {"width": config.data.features_width, "side": run.inputs.look.side},
+        "features": {"width": config.data.features_width, "side": run.inputs.augmentation.side},
         "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} if by_text else None,
         "codecs": {name: weights_of(getattr(codecs, name)) if of else None for name, of in used.items()}
         | {"latents": codecs.latents, "dtype": codecs.dtype, "tile": codecs.tile},

@@ -11,13 +11,13 @@ from tim_jax import data
 from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
-from tim_jax.data.sources.base import Fields
+from tim_jax.data.sources.base import PickledByFields
 from tim_jax.runs.input_pipeline import open_rows
 from tim_jax.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
-class Work(Fields):
+class Work(PickledByFields):
     """source, plan: whose rows, and the buckets they are brought to. rows_per_shard: consecutive rows of the source,
     of which those in no bucket are left out."""
 
@@ -36,7 +36,7 @@ class Work(Fields):
         found = np.full(len(self.source), -1, np.int16)
         for k, bucket in enumerate(self.plan.buckets):
             (images,) = bucket.images
-            found[self.plan.rows(k, 0, np.arange(images))] = k
+            found[self.plan.indices(k, 0, np.arange(images))] = k
         return found
 
     def rows(self, shard: int) -> np.ndarray:
@@ -46,7 +46,7 @@ class Work(Fields):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading(Fields):
+class Reading(PickledByFields):
     """i → row rows[i] of the source, fitted to its bucket: {"image": uint8 (H, W, c), "label", perhaps "captions"}; or
     {"bad": its line in the list of bad records}. bucket: of each of `rows`, both (n,)."""
 
@@ -62,8 +62,8 @@ class Reading(Fields):
     def __call__(self, i: int) -> dict[str, Any]:
         index, shape = int(self.rows[i]), self.plan.buckets[self.bucket[i]].shape
         try:
-            row = getattr(self.source, "row", self.source.__getitem__)(index)
-            image = np.ascontiguousarray(data.cover(row["image"], shape, self.plan.fitting))
+            row = self.source.read(index)
+            image = np.ascontiguousarray(data.resize_and_crop(row["image"], shape, self.plan.fitting))
         except data.BadRecord as error:
             line = {"row": index, "identity": self.source.identity(index), "reason": error.reason}
             return {"bad": line | ({"detail": error.detail} if error.detail else {})}
@@ -98,6 +98,6 @@ def run_here(config: Any) -> Run:
 def open_work(run: Run, rows_per_shard: int) -> Work:
     """The rows of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
     source, plan = open_rows(run)
-    if run.config.model.condition == "text" and not getattr(source, "captions", False):
+    if run.config.model.condition == "text" and not source.captions:
         raise ValueError(f"model.condition is 'text'; the rows of {source.name} have no captions")
     return Work(source, plan, rows_per_shard)
