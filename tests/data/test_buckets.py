@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tim_jax import data
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.buckets import (
     TOO_MUCH_CROPPED,
     TOO_SMALL,
@@ -21,8 +22,7 @@ from tim_jax.data.buckets import (
     ordered,
     own_shape,
 )
-from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.fit import Augmentation, resize_and_crop, draws, fit
+from tim_jax.data.fit import Augmentation, draws, fit, resize_and_crop
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.plan import Bucketing, make_plan
 from tim_jax.data.sizes import read_sizes
@@ -30,7 +30,7 @@ from tim_jax.data.sizes import read_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Sized(data.Source):
-    """A made-up source: example i is an image of sizes[i] whose pixels are i modulo 256; those in `broken` cannot be read."""
+    """A made-up source of images of the given sizes, all pixels of image i being i modulo 256; `broken` are not read."""
 
     sizes: tuple
     broken: tuple = ()
@@ -241,7 +241,10 @@ def test_a_plan_and_its_sizes_are_made_once(tmp_path, monkeypatch):
         ({"table": ((16, 15),), "batch_size": 4, "grid": Grid(side=2)}, "multiples of 2"),
         ({"batch_size": 4}, "data.buckets.area is 0"),
         ({"table": ((16, 16),)}, "data.buckets.tokens is 0.*data.batch_size above 0"),
-        ({"table": ((16, 16),), "batch_size": 6, "grid": Grid(batch_multiple=4)}, "data.batch_size is 6.*multiple of 4"),
+        (
+            {"table": ((16, 16),), "batch_size": 6, "grid": Grid(batch_multiple=4)},
+            "data.batch_size is 6.*multiple of 4",
+        ),
         ({"table": ((16, 16),), "batch_size": 4, "fitting": Fitting(max_cropped=1.0)}, "max_cropped is 1.0"),
         ({"area": 99, "max_buckets": 65, "batch_size": 4}, "data.buckets.max_buckets is 65"),
     ],
@@ -285,7 +288,9 @@ def test_over_k_epochs_every_image_is_seen_k_times_give_or_take_one(tmp_path, ho
     for k in (1, 2, 5, 9):
         while step < k * order.steps_per_epoch:
             bucket, first = order.bucket(step)
-            seen += np.bincount(order.indices(bucket, first + np.arange(plan.buckets[bucket].batch_size)), minlength=150)
+            seen += np.bincount(
+                order.indices(bucket, first + np.arange(plan.buckets[bucket].batch_size)), minlength=150
+            )
             step += 1
         assert abs(seen - k).max() <= 1, k
 

@@ -260,7 +260,10 @@ def test_a_batch_holds_the_rows_that_it_names(train):
         (lambda d: data.global_batches(Numbered(9), 0, 0), "batch_size is 0"),
         (lambda d: data.global_batches(Numbered(9), 4, -1), "seed is -1"),
         (lambda d: data.global_batches(Numbered(9), 4, 0, (0, 2), 2), "part is 2"),
-        (lambda d: data.global_batches(Numbered(0), 4, 0), "data.source is numbered; it must have at least one example"),
+        (
+            lambda d: data.global_batches(Numbered(0), 4, 0),
+            "data.source is numbered; it must have at least one example",
+        ),
         (lambda d: data.iterate(data.global_batches(Numbered(9), 4, 0), -1), "start_step is -1"),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from tim_jax import data
-from tim_jax.data.decode import MAX_PIXELS, decode, pixels
 from tim_jax.data.bad_records import Account, BadRecord, TooManyBadRecords, check_share, count_bad_records
+from tim_jax.data.decode import MAX_PIXELS, decode, pixels
 from tim_jax.data.sizes import read_sizes
 
 H, W = 24, 32
@@ -339,7 +339,9 @@ def test_a_file_that_disappears_while_training_is_replaced(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(saved(RGB, "PNG"))
     source = data.open_source("folder", str(tmp_path), path=str(tmp_path / "images"))
-    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((24, 32),), batch_size=5), tmp_path)
+    plan = data.make_plan(
+        source, read_sizes(source, tmp_path), data.Bucketing(table=((24, 32),), batch_size=5), tmp_path
+    )
     batches = data.global_batches(source, plan, 0)
     assert not len(batches[3]["bad"])
     gone = source.identity(int(batches[3]["index"][0]))
@@ -365,7 +367,9 @@ def test_above_the_share_the_run_stops_with_the_list(bad, rows, stops, tmp_path)
     if not stops:
         account.check()
         return
-    with pytest.raises(TooManyBadRecords, match=f"loader.max_bad_share is 0.01.*{bad} of {rows} examples.*truncated {bad}.*bad_records") as error:
+    with pytest.raises(
+        TooManyBadRecords, match=f"loader.max_bad_share is 0.01.*{bad} of {rows} examples.*truncated {bad}.*bad_records"
+    ) as error:
         account.check()
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
 
@@ -418,6 +422,8 @@ def test_a_bucket_with_no_good_row_stops_the_run(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(part(saved(NOISE, "PNG"), 0.5))
     source = data.open_source("folder", str(tmp_path), path=str(tmp_path / "images"))
-    plan = data.make_plan(source, read_sizes(source, tmp_path), data.Bucketing(table=((64, 64),), batch_size=1), tmp_path)
+    plan = data.make_plan(
+        source, read_sizes(source, tmp_path), data.Bucketing(table=((64, 64),), batch_size=1), tmp_path
+    )
     with pytest.raises(TooManyBadRecords, match="a/0.png"):
         data.global_batches(source, plan, 0)[0]

@@ -156,7 +156,9 @@ def test_moments_are_sampled_by_seed_step_and_row(keys, tmp_path, images):
     def samples(seed, step, flip):
         augmentation = Augmentation(flip=flip, side=2)
         drawn = draws(seed, step, np.arange(1000))
-        return np.stack([fit(row, (8, 8), data.Fitting(), augmentation, draw, source.null_text)["image"] for draw in drawn])
+        return np.stack(
+            [fit(row, (8, 8), data.Fitting(), augmentation, draw, source.null_text)["image"] for draw in drawn]
+        )
 
     for k, flip in enumerate((0.0, 1.0)):
         found = samples(0, 5, flip)

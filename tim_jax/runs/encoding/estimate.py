@@ -15,7 +15,10 @@ SAMPLED = 64  # rows of the source of which captions, and images that are kept, 
 def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
     """About how many bytes all shards have: latents and features by their shapes, texts and images by some of them."""
     captions, tokens, per_pixel = sampled(work, encoder)
-    total = work.plan.images() * (EXAMPLE_OVERHEAD + captions + tokens * run.config.data.text_width * 2) + work.shards * SHARD_OVERHEAD
+    total = (
+        work.plan.images() * (EXAMPLE_OVERHEAD + captions + tokens * run.config.data.text_width * 2)
+        + work.shards * SHARD_OVERHEAD
+    )
     for bucket in work.plan.buckets:
         pixels, row = math.prod(bucket.shape), 0.0
         if encoder.keeps_images:
