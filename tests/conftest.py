@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, strict shapes, a compilation cache, float64 on request."""
 
+import fcntl
 import gc
 import importlib.metadata
 import json
@@ -44,6 +45,30 @@ def x64():
     """Float64 for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory):
+    """A folder with the embedded data sets, made once for all processes of a test run: the photographs take seconds."""
+    from tim_jax import data
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "embedded"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process waits, and finds what this one made
+        for name in ("digits", "photos"):
+            data.open_source(name, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_directory(embedded, tmp_path_factory):
+    """A folder of the module's own for `loader.directory`, in which the embedded data sets are there already."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("digits", "photos"):
+        (folder / name).symlink_to(embedded / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

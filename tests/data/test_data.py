@@ -107,17 +107,19 @@ def test_written_once_and_opened_again_as_it_is(directory, train, tmp_path):
     assert data.open_source("digits", directory, "held_out").fingerprint() != train.fingerprint()
 
 
-def test_two_processes_may_write_at_once_and_no_tensorflow_is_imported(tmp_path, train):
+def test_two_processes_may_write_at_once_and_no_tensorflow_is_imported(tmp_path, train, embedded):
     code = (
-        "import sys; from tim_jax import data; s = data.open_source('digits', sys.argv[1], 'train');"
-        "s[0]; assert 'tensorflow' not in sys.modules; print(len(s), s.fingerprint())"
+        "import sys; from tim_jax import data; assert 'tensorflow_datasets' not in sys.modules;"
+        "s = data.open_source('digits', sys.argv[1], 'train'); s[0]; p = data.open_source('photos', sys.argv[2]); p[0];"
+        "assert 'tensorflow' not in sys.modules; print(len(s), s.fingerprint(), p.fingerprint())"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(tmp_path), str(embedded)]
+    photos = data.open_source("photos", str(embedded))
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        assert out.split() == [str(len(train)), train.fingerprint()]
+        assert out.split() == [str(len(train)), train.fingerprint(), photos.fingerprint()]
     assert [p.name for p in (tmp_path / "digits").iterdir() if "incomplete" in p.name] == []
 
 

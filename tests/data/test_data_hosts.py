@@ -9,32 +9,40 @@ import sys
 import numpy as np
 import pytest
 
-from tim_jax import data
-
 STEPS = 200
 
-# Each process joins the others, reads its slice of every step from its start on, and writes the row identities.
-PROCESS = """
+# What a process reads: [[bucket, indices, captions, sums of pixels]] of its share of each step.
+READ = """
 import itertools, json, sys
-import jax
 import numpy as np
 from tim_jax import data
+
+
+def read(index, count, start, stop, cache):
+    source = data.open_source("photos", cache, "held_out")
+    grid = data.Grid(side=4, batch_multiple=8)
+    how = data.Bucketing(area=32 * 32, tokens=8 * 64, max_buckets=6, grid=grid)
+    plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
+    augmentation = data.Augmentation(flip=0.5, random_crop=True, side=4)
+    batches = data.global_batches(source, plan, 7, (index,), count, augmentation)
+    found = []
+    for batch in itertools.islice(data.iterate(batches, start), stop - start):
+        sums = np.round(np.abs(batch["x"]).sum((1, 2, 3)).astype(np.float64), 2)
+        found.append([batch["bucket"].tolist(), batch["index"].tolist(), batch["caption"].tolist(), sums.tolist()])
+    return found
+"""
+# Each process joins the others and writes what it reads.
+PROCESS = (
+    READ
+    + """
+import jax
 index, count, port, start, stop, cache, out = sys.argv[1:]
 index, count, start, stop = int(index), int(count), int(start), int(stop)
-if count > 1:
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=120)
-    assert (jax.process_index(), jax.process_count()) == (index, count)
-source = data.open_source("photos", cache, "held_out")
-grid = data.Grid(side=4, batch_multiple=8)
-how = data.Bucketing(area=32 * 32, tokens=8 * 64, max_buckets=6, grid=grid)
-plan = data.make_plan(source, data.read_sizes(source, cache), how, cache)
-batches = data.global_batches(source, plan, 7, (index,), count, data.Augmentation(flip=0.5, random_crop=True, side=4))
-found = []
-for batch in itertools.islice(data.iterate(batches, start), stop - start):
-    sums = np.round(np.abs(batch["x"]).sum((1, 2, 3)).astype(np.float64), 2)
-    found.append([batch["bucket"].tolist(), batch["index"].tolist(), batch["caption"].tolist(), sums.tolist()])
-json.dump(found, open(f"{out}-{index}.json", "w"))
+jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=120)
+assert (jax.process_index(), jax.process_count()) == (index, count)
+json.dump(read(index, count, start, stop, cache), open(f"{out}-{index}.json", "w"))
 """
+)
 
 
 def free_port():
@@ -44,7 +52,11 @@ def free_port():
 
 
 def run(count, start, stop, cache, out):
-    """[(bucket, rows, captions, sums of pixels)] of the global batches, put together from real processes."""
+    """What is read of the global batches, put together from real processes; a single one is this process."""
+    if count == 1:
+        defined = {}
+        exec(READ, defined)
+        return defined["read"](0, 1, start, stop, str(cache))
     port = str(free_port())
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command = [sys.executable, "-c", PROCESS]
@@ -70,34 +82,27 @@ def run(count, start, stop, cache, out):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    data.open_source("photos", str(folder), "held_out")
-    return folder
+def whole(data_directory, tmp_path_factory):
+    return run(1, 0, STEPS, data_directory, tmp_path_factory.mktemp("one") / "rows")
 
 
-@pytest.fixture(scope="module")
-def whole(cache, tmp_path_factory):
-    return run(1, 0, STEPS, cache, tmp_path_factory.mktemp("one") / "rows")
-
-
-def test_two_processes_see_the_rows_of_one_and_go_on_where_it_stopped(cache, tmp_path):
-    whole = run(1, 0, 24, cache, tmp_path / "one")
-    assert run(2, 5, 24, cache, tmp_path / "two") == whole[5:]
+def test_two_processes_see_the_rows_of_one_and_go_on_where_it_stopped(data_directory, tmp_path):
+    whole = run(1, 0, 24, data_directory, tmp_path / "one")
+    assert run(2, 5, 24, data_directory, tmp_path / "two") == whole[5:]
     assert len({tuple(bucket) for bucket, *_ in whole}) > 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_the_rows_of_200_steps_are_the_same_for_any_number_of_processes(whole, count, cache, tmp_path):
-    assert run(count, 0, STEPS, cache, tmp_path / "rows") == whole
+def test_the_rows_of_200_steps_are_the_same_for_any_number_of_processes(whole, count, data_directory, tmp_path):
+    assert run(count, 0, STEPS, data_directory, tmp_path / "rows") == whole
 
 
 @pytest.mark.slow
-def test_after_stops_another_number_of_processes_goes_on_with_the_same_rows(whole, cache, tmp_path):
+def test_after_stops_another_number_of_processes_goes_on_with_the_same_rows(whole, data_directory, tmp_path):
     found = []
     for count, start, stop in ((4, 0, 13), (1, 13, 90), (8, 90, 101), (2, 101, STEPS)):
-        found += run(count, start, stop, cache, tmp_path / "rows")
+        found += run(count, start, stop, data_directory, tmp_path / "rows")
     assert found == whole
 
 

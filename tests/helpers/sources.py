@@ -120,6 +120,13 @@ MADE |= {"latents": make_latents, "shards": make_shards, "tfds": make_tfds}
 EMBEDDED = ("digits", "photos")
 
 
+def open_made(name, folder, embedded):
+    """A small source for an entry of SOURCES. folder: for what is made up; embedded: see tests/conftest.py."""
+    if name in EMBEDDED:
+        return data.open_source(name, str(embedded), "held_out")
+    return data.open_source(name, str(folder / "cache"), "train", **MADE[name](folder))
+
+
 def cut(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
