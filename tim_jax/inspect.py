@@ -1,7 +1,7 @@
 """python -m tim_jax.inspect --config=configs/photos.py [--out=DIR] [--batch-multiple=8] [--config.data.…=…]
 
-Prints the bucket plan as a table and writes it as plan.png, with one contact sheet per bucket: the first batch of it
-in training, as the network will see it.
+Prints the bucket plan of a configuration as a table, and writes it as plan.png together with a contact sheet for each
+bucket, which shows the bucket's first batch in training as the network will see it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tim_jax.data.summary import layout, summary, table, write
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the command with these arguments, those of the process if None."""
     parser = Parser(
         prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -30,7 +30,7 @@ from tim_jax.data.sizes import read_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Sized(data.Source):
-    """A made-up source of images of the given sizes, whose pixels are their numbers modulo 256; `broken` are not read."""
+    """A made-up source of images of given sizes, whose pixels are their numbers modulo 256; `broken` are not read."""
 
     sizes: tuple
     broken: tuple = ()

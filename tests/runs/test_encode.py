@@ -245,7 +245,7 @@ WRONG = {
     "tile": ({"codecs.tile": "20"}, "codecs.tile is 20; it must be a multiple of 16"),
     "channels": ({"data.channels": "8"}, "data.channels is 8; the latents of"),
     "no folder": ({"codecs.autoencoder": "/nowhere"}, "/nowhere: is neither a folder nor a file"),
-    "no rows": ({"data.path": "/nowhere"}, "data.path is '/nowhere'; there is no such file"),
+    "no rows": ({"data.path": "/nowhere"}, "data.path is '/nowhere'; it must be a file"),
 }
 
 
@@ -309,10 +309,10 @@ def test_unfinished_and_changed_folders_are_not_trained_on(keys, encoded, tmp_pa
     folder = tmp_path / "shards"
     shutil.copytree(encoded, folder)
     (folder / "rows-00001.array_record").write_bytes(b"short")
-    with pytest.raises(ValueError, match="data.path: .*rows-00001.array_record"):
+    with pytest.raises(ValueError, match="data.path is .*rows-00001.array_record"):
         input_pipeline.open_pipeline(from_shards(keys, folder))
     (folder / "about.json").unlink()
-    with pytest.raises(ValueError, match="data.path: .*not finished: start .* again") as error:
+    with pytest.raises(ValueError, match="data.path is .*not finished: start .* again") as error:
         input_pipeline.open_pipeline(from_shards(keys, folder))
     assert "\n" not in str(error.value)
 
@@ -331,7 +331,7 @@ def test_bad_rows_are_left_out_counted_and_listed(of_pixels, images, tmp_path, c
     source = data.open_source("shards", "unused", path=str(tmp_path / "shards"))
     assert source[4]["captions"][0] == "picture 5"
     few = [*flags(bad | {"loader.max_bad_share": "0.001"}), f"--out={tmp_path / 'few'}", "--rows-per-shard=6"]
-    assert "bad records: 2 of 1000 rows (truncated 2)" in fails(few, capsys)
+    assert "bad records, which are 2 of 1000 examples (truncated 2)" in fails(few, capsys)
     with pytest.raises(ValueError, match="not finished"):
         data.open_source("shards", "unused", path=str(tmp_path / "few"))
 

@@ -37,8 +37,8 @@ def one_device(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(data_directory):
+    return data_directory
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ ONE_SHAPE = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(data_directory):
+    return data_directory
 
 
 @pytest.fixture

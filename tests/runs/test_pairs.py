@@ -195,7 +195,7 @@ def test_samples_that_are_not_finite_are_left_out_and_too_many_end_it(teacher, t
     assert len(source_of(tmp_path / "some")) == ROWS - 4
     with pytest.raises(SystemExit) as stop:
         pairs.main(flags(teacher, tmp_path / "few", loader__max_bad_share=0.001))
-    assert stop.value.code == 2 and "error: bad records: 2 of 1000 rows (not finite 2)" in capsys.readouterr().err
+    assert stop.value.code == 2 and "which are 2 of 1000 examples (not finite 2)" in capsys.readouterr().err
 
 
 # Training.

@@ -56,8 +56,9 @@ def train(count, folder, cache, steps, *more):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, data_directory):
     folder = tmp_path_factory.mktemp("alone")
+    (folder / "cache").symlink_to(data_directory)
     return folder, train(1, folder / "run", folder / "cache", 4)
 
 

@@ -40,15 +40,15 @@ def index_folder(at: Location, endings: tuple[str, ...]) -> str:
     Raises:
         ValueError: there are no class folders, or no such files in them.
     """
-    classes = class_folders(at)
-    state = [(name, *stamp(at.root / name)) for name in classes]
-    folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 1', str(at.root), state, endings)}"
+    root, classes = at.root, class_folders(at)
+    state = [(name, *stamp(root / name)) for name in classes]
+    folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 1', str(root), state, endings)}"
     if not tables.exists(folder):
         columns = {"name": np.uint8, "name_end": np.int64, "label": np.int32}
-        progress = tqdm(desc=f"files of {at.root.name}", unit=" files")
+        progress = tqdm(desc=f"files of {root.name}", unit=" files")
         with tables.writing(folder, **columns) as writer, progress:
             for label, name in enumerate(classes):
-                for file in files_in(at.root / name, endings):
+                for file in files_in(root / name, endings):
                     tables.append_text(writer, "name", f"{name}/{file}")
                     writer.append(label=label)
                     progress.update()

@@ -79,14 +79,14 @@ def index_shards(at: Location) -> str:
     Raises:
         ValueError: there are no shards.
     """
-    shards = require_shards(at, (".tar",))
+    root, shards = at.root, require_shards(at, (".tar",))
     state = state_of(shards)
-    folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 1', str(at.root), state)}"
+    folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 1', str(root), state)}"
     if tables.exists(folder):
         return str(folder)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(tqdm(shards, desc=f"index of {at.root.name}", unit=" shards")):
+        for number, path in enumerate(tqdm(shards, desc=f"index of {root.name}", unit=" shards")):
             found, whole = _examples_in(path)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)
