@@ -41,6 +41,7 @@ index, count, start, stop = int(index), int(count), int(start), int(stop)
 jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=120)
 assert (jax.process_index(), jax.process_count()) == (index, count)
 json.dump(read(index, count, start, stop, cache), open(f"{out}-{index}.json", "w"))
+assert "tensorflow" not in sys.modules
 """
 )
 

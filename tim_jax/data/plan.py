@@ -236,10 +236,10 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
         bucket, share = assign(sizes.height, sizes.width, table, how.fitting)
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()
         if not any(images):
-            shapes = ", ".join(f"{h}x{w}" for h, w in table)
+            key, value = ("table", how.table) if how.table else ("area", how.area)
             raise ValueError(
-                f"data.buckets.table is {shapes}; at least one of {len(sizes)} images must fit a bucket: give smaller "
-                "buckets, or data.buckets.enlarge"
+                f"data.buckets.{key} is {value}; none of {len(sizes)} images fits a bucket, so it must be smaller, or "
+                "data.buckets.enlarge True"
             )
         few = [k for k, n in enumerate(images) if n < how.grid.batch_multiple]
         empty = [k for k in few if not images[k]]
