@@ -9,8 +9,8 @@ from etils import epath
 from tim_jax.config.command_line import whole_numbers
 from tim_jax.config.network import check_tokens
 from tim_jax.config.run import Run
-from tim_jax.data.decode import decode, pixels
 from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.decode import decode, pixels
 from tim_jax.runs.generation import cycle_labels
 from tim_jax.runs.outputs.prompts import Record
 
