@@ -79,7 +79,7 @@ def fails(main, arguments, capsys):
         ("training.sample_steps=0,1", ["sample_steps", "0"]),
         ("model.remat=everything", ["remat", "everything", "full"]),
         ("data.source=digit", ["digit", "digits"]),
-        ("data.height=16", ["data.height", "(8, 8)"]),
+        ("data.height=16", ["data.height", "must be 8"]),
         ("data.buckets.tokens=64", ["data.batch_size", "32", "no effect", "data.buckets.tokens"]),
         ("data.buckets.enlarge=True", ["data.buckets.enlarge", "no effect", "area"]),
         ("data.buckets.table=((8, 12), (10, 8))", ["data.buckets.table", "(10, 8)", "4"]),
