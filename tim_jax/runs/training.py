@@ -21,6 +21,7 @@ from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
+from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.loop import End, train
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
@@ -104,7 +105,7 @@ def fit(
     feed = dataclasses.replace(feed, account=account)
     if jax.process_index() == 0:
         print(summary.summary(feed.source, feed.plan), flush=True)
-    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
+    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
         figures = measuring.while_training(run, measurement) if measurement else None
         return train(

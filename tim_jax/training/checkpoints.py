@@ -16,9 +16,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
-from tim_jax.training import checksums
+from tim_jax.training import checksums, formats
 
-FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
 
@@ -133,7 +132,14 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
     if step is None or step not in manager.all_steps():
         found = ", ".join(map(str, manager.all_steps())) or "none"
         raise ValueError(f"checkpoint step {step}: not in {manager.directory}, which has {found}")
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+    format = format_of(manager, step)
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.state_then(abstract, format)))
+    return formats.state_today(manager.restore(step, args=wanted)["state"], format)
+
+
+def format_of(manager: ocp.CheckpointManager, step: int) -> int:
+    """Returns the format of a checkpoint. Raises UnknownFormat for one of a later version."""
+    return formats.of_record(read_record(manager, step), manager.directory / str(step))
 
 
 def read_record(manager: ocp.CheckpointManager, step: int) -> dict:

@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tim_jax.system import files
-from tim_jax.training import checkpoints, names
+from tim_jax.training import checkpoints, formats, names
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -100,7 +100,8 @@ def weights_of(saved: Saved) -> dict[str, Shapes]:
     """{"online" or the name of an average: shapes} of all weights that a checkpoint holds."""
     with _opened(saved.directory, whole=False) as manager:
         tree = manager.item_metadata(saved.step)["state"]
-    found = {"online": tree["params"]["online"]} | dict(tree["emas"] or {})
+        online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
+    found = {"online": tree["params"][online]} | dict(tree["emas"] or {})
 
     def shapes(tree: Any) -> Shapes:
         return {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()}
@@ -141,12 +142,14 @@ def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtype
     which: "online" or the name of an average.
     """
     tree = unflatten_dict(dict(abstract), sep="/")
-    item = {"params": {"online": tree}} if which == "online" else {"emas": {which: tree}}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     with _opened(saved.directory, whole=False) as manager:
+        online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
+        part, name = ("params", online) if which == "online" else ("emas", which)
+        item = {part: {name: tree}}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
         state = manager.restore(saved.step, args=ocp.args.Composite(state=args))["state"]
-    return names.by_name(state["params"]["online"] if which == "online" else state["emas"][which])
+    return names.by_name(state[part][name])
 
 
 def read_network(saved: Saved, which: str, abstract: Any) -> Any:
