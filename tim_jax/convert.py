@@ -24,7 +24,7 @@ from tim_jax.runs import workdir
 from tim_jax.system import files
 from tim_jax.training import checkpoints, warm_start
 from tim_jax.training.loop import on_mesh
-from tim_jax.training.state import create
+from tim_jax.training.state import first_state
 
 # Released files by name, and the configuration of each: shapes alone do not tell it.
 RELEASES = {
@@ -75,7 +75,7 @@ def fill(run: Run, params: dict, source: str, folder: epath.Path) -> None:
         new.rmtree(missing_ok=True)
         trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: create(lambda key: params, step.tx, step.emas, step.seed, step.parts)(),
+            lambda params: first_state(params, step.tx, step.emas, step.parts),
             out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):

@@ -259,7 +259,7 @@ def step_of(devices=1, **changes):
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, run.config.data.batch_size))
     before = jax.device_get(params)
     with on_mesh(run.mesh):
-        after, metrics, _ = trainer.jitted(state, batch, {})
+        after, metrics, _ = trainer.jitted(state, batch, trainer.seed_array, {})
     return jax.device_get(metrics), jax.tree.map(np.subtract, before, jax.device_get(after.params))
 
 

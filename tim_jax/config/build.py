@@ -107,7 +107,6 @@ def _trainer(
             schedule=make_schedule(optimizer),
             emas=dict(config.ema),
             conditions=_conditions(network),
-            seed=config.seed,
             condition_dropout=config.data.condition_dropout,
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
@@ -117,7 +116,7 @@ def _trainer(
     taken = step(network)
     # The model's operations are counted without what is computed again.
     counted = taken if network.remat == "none" else step(network.clone(remat="none"))
-    return Trainer(mesh, init, taken, counted)
+    return Trainer(mesh, init, taken, counted, config.seed)
 
 
 def _conditions(network: TiM) -> Callable:

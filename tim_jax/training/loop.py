@@ -26,7 +26,7 @@ from tim_jax.training.metrics import Progress, Writer
 from tim_jax.training.nonfinite import NonFinite
 from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.settings import CheckpointSettings, TrainingSettings
-from tim_jax.training.state import TrainState, create
+from tim_jax.training.state import TrainState, first_state, init_key
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.training.watch import Bins, Trace, memory
 from tim_jax.training.watchdog import Watchdog
@@ -61,6 +61,7 @@ class Trainer:
     init: Callable[[jax.Array], Any]
     step: StepSettings
     counted: StepSettings
+    seed: int = 0
     frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
 
     def asking(self, frozen: Mapping[str, FrozenNetwork]) -> "Trainer":
@@ -70,7 +71,7 @@ class Trainer:
         counted = step
         if self.counted is not self.step:
             counted = dataclasses.replace(self.counted, nets={**self.counted.nets, **nets})
-        return Trainer(self.mesh, self.init, step, counted, frozen)
+        return dataclasses.replace(self, step=step, counted=counted, frozen=frozen)
 
     @functools.cached_property
     def frozen_params(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Trainer:
     @functools.cached_property
     def abstract(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        shapes = jax.eval_shape(self._create())
+        shapes = jax.eval_shape(self._create, self.abstract_seed)
         boxed = jax.eval_shape(self.init, jax.random.key(0))
         student = sharding.shardings(self.mesh, boxed, shapes.params["online"])
         params = dict.fromkeys(shapes.params, student)
@@ -98,20 +99,35 @@ class Trainer:
     def shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
-    def _create(self) -> Callable[[], TrainState]:
-        step = self.step
-        return create(lambda key: nn.unbox(self.init(key)), step.tx, step.emas, step.seed, step.parts)
+    @functools.cached_property
+    def abstract_seed(self) -> jax.ShapeDtypeStruct:
+        """Shape, type and sharding of the seed as programs take it."""
+        return jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(self.mesh))
+
+    @functools.cached_property
+    def seed_array(self) -> jax.Array:
+        """The seed on the mesh."""
+        value = np.uint32(self.seed)
+        return jax.make_array_from_callback((), self.abstract_seed.sharding, lambda _: value)
+
+    def _create(self, seed: jax.Array) -> TrainState:
+        return first_state(nn.unbox(self.init(init_key(seed))), self.step.tx, self.step.emas, self.step.parts)
 
     def create(self) -> TrainState:
         """The first state, made in place on the mesh."""
         with on_mesh(self.mesh):
-            return jax.jit(self._create(), out_shardings=self.shardings)()
+            return jax.jit(self._create, out_shardings=self.shardings)(self.seed_array)
 
     @functools.cached_property
     def jitted(self):
         return jax.jit(
             functools.partial(train_step, self.step),
-            in_shardings=(self.shardings, None, jax.tree.map(lambda leaf: leaf.sharding, self.abstract_frozen)),
+            in_shardings=(
+                self.shardings,
+                None,
+                self.abstract_seed.sharding,
+                jax.tree.map(lambda leaf: leaf.sharding, self.abstract_frozen),
+            ),
             out_shardings=(self.shardings, sharding.replicated(self.mesh), sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
@@ -132,7 +148,7 @@ class Trainer:
         """The step of a batch of these shapes as a jaxpr, to be lowered and compiled."""
         jitted = self.jitted  # made outside of the mesh: devices that are not there run nothing
         with on_mesh(self.mesh):
-            return jitted.trace(self.abstract, batch, self.abstract_frozen)
+            return jitted.trace(self.abstract, batch, self.abstract_seed, self.abstract_frozen)
 
     def model_flops(self, batch: dict[str, jax.ShapeDtypeStruct], traced: jax.stages.Traced) -> int:
         """Operations of the step if nothing was recomputed, over all devices. traced: the step of that batch."""
@@ -165,7 +181,7 @@ class Trainer:
         """All that `train_step` returns, from the program compiled for this batch's shapes."""
         if _shapes(batch) not in self._compiled:
             self.compile([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)])
-        return self._compiled[_shapes(batch)](state, batch, self.frozen_params)
+        return self._compiled[_shapes(batch)](state, batch, self.seed_array, self.frozen_params)
 
 
 def _shapes(batch: dict) -> tuple:

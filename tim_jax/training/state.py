@@ -1,6 +1,6 @@
 """Everything that changes while training, as one tree."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
@@ -23,26 +23,33 @@ class TrainState:
     opt_state: Any
 
 
-def create(
-    init: Callable[[jax.Array], Any],
-    tx: optax.GradientTransformation,
-    emas: dict[str, float],
-    seed: int,
-    parts: tuple[str, ...] = (),
-):
-    """A function of no arguments that makes the first state; with boxed parameters under `jax.eval_shape`, too.
+def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the key of everything that a step draws. seed: uint32 scalar. step: steps done before, from 0 on."""
+    return jax.random.fold_in(jax.random.key(seed), step)
 
-    init: key → parameters of the student. parts: networks of its kind beside it, which start as copies of it.
+
+def init_key(seed: jax.Array) -> jax.Array:
+    """Returns the key of the first parameters, which no step has. seed: uint32 scalar."""
+    return jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
+
+
+def first_state(
+    online: Any, tx: optax.GradientTransformation, emas: Iterable[str], parts: Iterable[str] = ()
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        online: Parameters of the network that trains.
+        tx: Optimizer.
+        emas: Names of the EMAs; each starts as a copy of the parameters.
+        parts: Names of auxiliary networks of the same kind, which start as copies as well.
     """
 
-    def make() -> TrainState:
-        # Step keys are folded from the same seed by numbers from 0 on; initialisation has a branch of its own.
-        student = init(jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1)))
-        params = {"online": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
-        averages = {name: jax.tree.map(jnp.copy, student) for name in emas}
-        return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
+    def copies(names: Iterable[str]) -> dict[str, Any]:  # a step donates them all: no two may share memory
+        return {name: jax.tree.map(jnp.copy, online) for name in names}
 
-    return make
+    params = {"online": online} | copies(parts)
+    return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
 
 
 def update_emas(emas: dict[str, Any], params: Any, decays: dict[str, float], step: jax.Array) -> dict[str, Any]:

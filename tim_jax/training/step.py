@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tim_jax.training.state import TrainState, update_emas
+from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.types import Examples
 
 # What a step tells of every row: times, noise levels at both, unweighted error, loss.
@@ -27,7 +27,7 @@ class StepSettings:
     "float32" is the same in float32 at the highest matmul precision; averages go by "ema", frozen networks by their
     own names.
     objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
-    conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
+    conditions: (batch, is_null (B,)) → (condition, null condition). condition_dropout: share of
     rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches. parts:
     networks of the student's kind that train beside it.
     """
@@ -38,7 +38,6 @@ class StepSettings:
     schedule: optax.Schedule
     emas: Mapping[str, float]
     conditions: Conditions
-    seed: int
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
@@ -66,7 +65,11 @@ def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Arra
 
 
 def train_step(
-    settings: StepSettings, state: TrainState, batch: dict[str, jax.Array], frozen: Mapping[str, Any] = {}
+    settings: StepSettings,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    seed: jax.Array,
+    frozen: Mapping[str, Any] = {},
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and BY_ROW (B,) by name.
 
@@ -77,7 +80,7 @@ def train_step(
     "grad_norm" and "update_norm" are the student's; the gradient of another part has its own, such as
     "grad_norm_score".
     """
-    rows_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
+    rows_key, objective_key = jax.random.split(step_key(seed, state.step))
     rows = make_rows(settings, batch, rows_key)
 
     def loss(params, rows, key):
