@@ -24,7 +24,7 @@ from tim_jax.networks.attention.modules import ATTENTION, LINEAR_FROM, attention
 from tim_jax.networks.layers import wide
 from tim_jax.system import flops, timing
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import TrainState
 
 

@@ -23,7 +23,7 @@ from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.requests import read_size
 from tim_jax.system.topologies import topology
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.types import Query
 
 

@@ -21,7 +21,7 @@ from tim_jax.data import shard_files
 from tim_jax.runs import input_pipeline, measuring, shard_job, workdir
 from tim_jax.runs.generation import Generator, load_weights, open_generator, prompts_of
 from tim_jax.system import int64
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.training.step import make_rows, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian

@@ -138,7 +138,7 @@ def compile_for_ever():
     """A compiler that is busy for minutes, in one call, as with a large network."""
     import jax
 
-    from tim_jax.training.loop import Trainer
+    from tim_jax.training.trainer import Trainer
 
     def compile(self, batches):
         def program(x):

@@ -96,7 +96,7 @@ def step_of(bad):
     )
 
 
-def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_path, capsys):
+def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_path, caplog):
     folder = epath.Path(tmp_path)
     account = NonFinite(folder, most=3)
     account.see(2, *step_of((1, 2)))
@@ -110,7 +110,7 @@ def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_pa
     assert [line["step"] for line in lines] == [2, 4, 5, 6]
     assert [row["index"] for row in lines[0]["rows"]] == [41, 42]
     assert lines[0]["rows"][0] == {"t": 0.75, "r": 0.25, "loss": None, "index": 41} and lines[0]["loss"] is None
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "step 2" in said and "41 (t 0.75, t − r 0.5)" in said
     assert NonFinite(folder, most=3, start=4).count == 2, "a run that goes on from step 4 has left out two"
 

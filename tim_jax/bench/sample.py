@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tim_jax.bench.step import CASES, DTYPES, Case, check_names, make_state, read_numbers, step_settings
+from tim_jax.bench.step import CASES, Case, check_names, make_state, read_numbers, step_settings
 from tim_jax.system import timing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.sampler import (
@@ -28,7 +28,7 @@ from tim_jax.transitions.sampling.sampler import (
     start_noise,
     time_grid,
 )
-from tim_jax.types import Query
+from tim_jax.types import DTYPES, Query
 
 COLUMNS = (
     ("network", "{network}"),

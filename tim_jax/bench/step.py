@@ -35,7 +35,7 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Query
+from tim_jax.types import DTYPES, Query
 
 COLUMNS = (
     ("network", "{network}"),
@@ -48,7 +48,6 @@ COLUMNS = (
     ("temporary bytes", "{temporary_bytes:,}"),
     ("ratio", "{temporary_bytes_ratio:.3f}"),
 )
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ def stand_ins(run: Run, config: ConfigDict, said: str) -> dict[str, Found]:
 def asking(run: Run, found: Mapping[str, Found]) -> Run:
     """The run whose step asks these models. Raises ValueError for one that does not fit the run."""
     teachers = {name: make_teacher(run, model) for name, model in found.items()}
-    return dataclasses.replace(run, trainer=run.trainer.asking(teachers))
+    return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
 
 
 def make_teacher(run: Run, found: Found) -> FrozenModel:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import logging
+import logging as python_logging
 import os
 import sys
 import threading
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -22,8 +23,8 @@ DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when 
 NO_MANIFEST = "its checksums are missing"
 
 # Of a failed write, orbax logs many stacks, and asyncio one for every array; Saver says it in one line.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+python_logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def open_manager(
@@ -119,7 +120,7 @@ class Saver:
             reason = f"{reason[:100]} … {reason[-200:]}"
         self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
         self._clear()
-        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
+        logging.warning("%s; training goes on", self.failures[-1])
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> Any:
@@ -185,7 +186,7 @@ def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
     if jax.process_index() == 0:
         aside = manager.directory.parent / DAMAGED
         for step, reason in wrong.items():
-            print(f"warning: checkpoint of step {step} not used: {reason}; now in {aside}", file=sys.stderr, flush=True)
+            logging.warning("checkpoint of step %d not used: %s; now in %s", step, reason, aside)
             (aside / str(step)).rmtree(missing_ok=True)
             files.move_folder(manager.directory / str(step), aside / str(step))
     if wrong:

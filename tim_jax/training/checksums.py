@@ -30,6 +30,13 @@ def fingerprint(folder: epath.Path) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def former_fingerprint(folder: epath.Path) -> str:
+    """Returns what step grids were recorded with before they had `fingerprint`; it depends on how many processes
+    wrote the manifests."""
+    manifests = sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
+
+
 def has_manifest(folder: epath.Path) -> bool:
     """Whether the manifests of all processes are there."""
     found = [NAME.fullmatch(path.name) for path in folder.iterdir()]

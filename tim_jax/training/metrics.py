@@ -5,11 +5,12 @@ import hashlib
 import io
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from PIL import Image
 from tensorboardX import summary
@@ -42,6 +43,14 @@ class Writer:
                 self._log = files.Log(workdir / "metrics.jsonl")
                 (workdir / "events").mkdir(parents=True, exist_ok=True)
                 self._events = EventsWriter(str(workdir / "events" / "events"))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes images and numbers by name; see `picture` and `scalars`."""
+        images = {name: value for name, value in values.items() if isinstance(value, Image.Image)}
+        for name, image in images.items():
+            self.picture(step, name, image)
+        if len(images) < len(values):
+            self.scalars(step, {name: value for name, value in values.items() if name not in images})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """values: name → number. Numbers that are not finite are written as null, which JSON has a word for."""
@@ -81,7 +90,7 @@ class Writer:
         try:
             yield
         except Exception as error:  # object storage has errors of its own kinds
-            print(f"\nwarning: metrics could not be written: {error}; training goes on", file=sys.stderr, flush=True)
+            logging.warning("metrics could not be written: %s; training goes on", error)
 
     def close(self) -> None:
         with self._told():

@@ -2,11 +2,11 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -61,17 +61,14 @@ class NonFinite:
             f"{row['index']} (t {row['t']:.4g}, t − r {row['t'] - row['r']:.4g})" for row in listed[:LISTED]
         )
         more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-        print(
-            f"\nwarning: step {step}: loss {metrics['loss']:g}, gradient {metrics['grad_norm']:g}: update left out; "
-            f"{told} {few}{more}",
-            file=sys.stderr,
-            flush=True,
-        )
+        loss, gradient = metrics["loss"], metrics["grad_norm"]
+        listing = f"{told} {few}{more}"
+        logging.warning("step %d: loss %g, gradient %g: update left out; %s", step, loss, gradient, listing)
         try:
             self.log.add(json.dumps(line))
             self.log.close()
         except OSError as error:
-            print(f"warning: {self.path} could not be written: {error}", file=sys.stderr, flush=True)
+            logging.warning("%s could not be written: %s", self.path, error)
 
 
 def _global(values: jax.Array) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The device mesh and the one table from logical axis names (in the networks) to its axes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +60,13 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     else:
         placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """A context in which the logical axis names of networks mean axes of the mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
 
 
 def batch_shards(mesh: Mesh) -> int:
