@@ -361,7 +361,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(tmp_pa
     lines = [json.loads(line) for line in (run.workdir / "nonfinite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 6, 9, 10, 11]
     assert all(len(line["rows"]) == 1 and set(line["rows"][0]) == {"t", "r", "loss", "index"} for line in lines)
-    assert f"step 4: loss nan, gradient nan: update left out; rows {lines[0]['rows'][0]['index']} (t " in said
+    assert f"step 4: loss nan, gradient nan: update left out; examples {lines[0]['rows'][0]['index']} (t " in said
     metrics = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["nonfinite"] for line in metrics[:8]] == [0, 0, 0, 1, 1, 2, 2, 2]
 

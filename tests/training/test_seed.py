@@ -57,4 +57,4 @@ def test_the_program_of_a_step_does_not_hold_the_seed():
 def test_a_seed_is_a_number_of_32_bits(seed):
     with pytest.raises(ValueError, match=f"^seed is {seed}; it must lie in 0 … 4294967295$"):
         make_run(seed)
-    assert make_run(2**32 - 1).trainer.seed_array == 2**32 - 1
+    assert int(make_run(2**32 - 1).trainer.seed_array) == 2**32 - 1

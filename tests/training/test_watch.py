@@ -43,10 +43,10 @@ def test_bins_are_means_of_their_rows():
     for _ in range(3):
         t = rng.uniform(0, 1, 40)
         r = np.where(rng.uniform(size=40) < 0.5, t, t * rng.uniform(size=40))
-        by_row = {"t": t, "r": r, "level_t": t, "level_r": r, "error": rng.uniform(size=40)}
-        by_row["error"][0] = np.nan  # rows that are not finite are listed elsewhere
-        bins.add(by_row)
-        rows += [row for row in zip(t, r, by_row["error"], strict=True) if np.isfinite(row[2])]
+        per_example = {"t": t, "r": r, "level_t": t, "level_r": r, "error": rng.uniform(size=40)}
+        per_example["error"][0] = np.nan  # rows that are not finite are listed elsewhere
+        bins.add(per_example)
+        rows += [row for row in zip(t, r, per_example["error"], strict=True) if np.isfinite(row[2])]
     found = bins.take()
     for k in range(BINS):
         low, high = k / BINS, (k + 1) / BINS

@@ -146,8 +146,8 @@ def train(
             with monitor.waiting_for_data():
                 batch, index = next(batches)
             monitor.before(step)
-            state, metrics, by_row = trainer.detailed(state, batch)
-            monitor.launched(Launched(step, metrics, by_row, index), len(batch["x"]), trainer.flops(batch))
+            state, metrics, per_example = trainer.detailed(state, batch)
+            monitor.launched(Launched(step, metrics, per_example, index), len(batch["x"]), trainer.flops(batch))
 
             stopped, ended = agreement(stop.asked is not None), step == settings.steps
             unsaved = unsaved or step % checkpoint.every == 0

@@ -25,13 +25,13 @@ class Launched:
     Attributes:
         number: Of the step, from 1 on.
         metrics: Its scalar metrics, on the devices.
-        by_row: What is known of each example, arrays (B,) by name, on the devices.
+        per_example: What is known of each example, arrays (B,) by name, on the devices.
         index: Numbers of the examples in the source as halves, (B, 2).
     """
 
     number: int
     metrics: Mapping[str, jax.Array]
-    by_row: Mapping[str, jax.Array]
+    per_example: Mapping[str, jax.Array]
     index: jax.Array
 
 
@@ -126,7 +126,7 @@ class Monitor(contextlib.ExitStack):
         self._watchdog.step()
         self.goodput.step()
         self._trace.after(done.number)
-        self._bins.add(done.by_row)
+        self._bins.add(done.per_example)
         logged = done.number % self._settings.log_every == 0 or done.number == self._settings.steps
         if not left_out:
             self.nonfinite.streak = 0
@@ -134,7 +134,7 @@ class Monitor(contextlib.ExitStack):
             return
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         if left_out:
-            self.nonfinite.see(done.number, values, done.by_row, done.index)
+            self.nonfinite.see(done.number, values, done.per_example, done.index)
         if logged:
             values |= {"nonfinite": self.nonfinite.count, "goodput": self.goodput.share}
             values |= self._progress.show(done.number, values["loss"])

@@ -1,7 +1,7 @@
 """Everything that changes while training, as one tree."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -11,16 +11,26 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: steps done, int32 scalar. params: {part: tree}, "online" and what trains beside it. emas: {name: tree of
-    the student}. opt_state: optax's.
+    """The state of a run.
 
-    Rows, noise and times of a step follow from (seed, step), so that this tree is all that a run is.
+    Examples, noise and times of a step follow from (seed, step), so that this tree is all that a run is. Trees of the
+    same structure may hold other leaves, such as shapes and shardings.
+
+    Attributes:
+        step: Number of steps done, int32 scalar.
+        params: Parameters of each trained network by its name: "online", and the auxiliary networks of the objective.
+        emas: Exponential moving averages of the online network's parameters by name.
+        opt_state: State of the optimizer, optax's own.
     """
 
-    step: jax.Array
+    step: Any
     params: dict[str, Any]
     emas: dict[str, Any]
     opt_state: Any
+
+    if TYPE_CHECKING:  # flax.struct gives every dataclass this method, which a type checker does not see
+
+        def replace(self, **changes: Any) -> "TrainState": ...
 
 
 def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
@@ -52,14 +62,20 @@ def first_state(
     return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
 
 
-def update_emas(emas: dict[str, Any], params: Any, decays: dict[str, float], step: jax.Array) -> dict[str, Any]:
-    """Averages after a step: decay · average + (1 − decay) · parameters.
+def update_emas(emas: Mapping[str, Any], params: Any, decays: Mapping[str, float], step: jax.Array) -> dict[str, Any]:
+    """Returns the EMAs after a step: decay · EMA + (1 − decay) · parameters.
 
-    The decay starts low, min(decay, (1 + step)/(10 + step)), so that the first weights are soon forgotten.
+    The decay starts low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten.
+
+    Args:
+        emas: The EMAs before, by name.
+        params: Parameters of the online network after the step.
+        decays: The decays by name, in [0, 1).
+        step: Number of steps done before.
     """
 
-    def average(name):
+    def update(name: str) -> Any:
         decay = jnp.minimum(decays[name], (1.0 + step) / (10.0 + step))
         return jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), emas[name], params)
 
-    return {name: average(name) for name in emas}
+    return {name: update(name) for name in emas}

@@ -16,10 +16,10 @@ class Bins:
     def __init__(self):
         self.sums, self.counts = np.zeros((2, BINS + 1)), np.zeros((2, BINS + 1))
 
-    def add(self, by_row: Mapping[str, jax.Array]) -> None:
-        """Takes the rows of a step into account; by_row: `BY_ROW` of a step, the same on every process."""
-        t, r, error = (np.asarray(by_row[name], np.float64) for name in ("level_t", "level_r", "error"))
-        equal = np.asarray(by_row["t"]) == np.asarray(by_row["r"])
+    def add(self, per_example: Mapping[str, jax.Array]) -> None:
+        """Takes the rows of a step into account; per_example: `BY_ROW` of a step, the same on every process."""
+        t, r, error = (np.asarray(per_example[name], np.float64) for name in ("level_t", "level_r", "error"))
+        equal = np.asarray(per_example["t"]) == np.asarray(per_example["r"])
         for i, (value, last) in enumerate(((t, False), (t - r, equal))):
             place = np.where(last, BINS, np.clip(np.floor(value * BINS), 0, BINS - 1)).astype(int)
             kept = np.isfinite(error)
