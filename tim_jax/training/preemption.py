@@ -1,4 +1,4 @@
-"""Ending a process that is asked to: between two steps where it trains, at once everywhere else."""
+"""How a process ends when a signal asks for it: between two steps where it trains, at once everywhere else."""
 
 import contextlib
 import os
@@ -21,14 +21,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop(contextlib.ContextDecorator):
     """A context, or a decorator, in which SIGTERM and SIGINT end the process with exit code 75.
 
-    They do so at once, whatever it is doing (compiling, loading, sampling), but within `held()` only set `asked`: there
-    the caller ends the process when it has saved its work. A second SIGINT ends it at once. before: called before the
-    process ends at once. Outside the main thread, where signals cannot be caught, the context does nothing. Enter it
-    after jax.distributed.initialize, which takes SIGTERM for itself.
+    They do so at once, whatever it is doing (compiling, loading, sampling). Within `held()` they only set `asked`, and
+    the caller ends the process when it has saved its work; a second SIGINT ends it at once. Outside the main thread,
+    where signals cannot be caught, the context does nothing. It must be entered after jax.distributed.initialize,
+    which takes SIGTERM for itself.
+
+    Attributes:
+        asked: Name of the signal that has come, or None.
+        before: Function that is called before the process ends at once.
     """
 
-    def __init__(self):
-        self.asked: str | None = None  # the signal's name
+    def __init__(self) -> None:
+        self.asked: str | None = None
         self.before: Callable[[], None] = lambda: None
         self._held = False
         self._lock = threading.Lock()
@@ -55,7 +59,7 @@ class Stop(contextlib.ContextDecorator):
 
     @contextlib.contextmanager
     def held(self, held: bool = True):
-        """Within it, a signal waits for the caller to look at `asked`."""
+        """A context in which a signal waits for the caller to look at `asked`. held: False for the opposite."""
         with self._lock:
             self._held = held
             if self.asked and not held:
@@ -67,7 +71,7 @@ class Stop(contextlib.ContextDecorator):
                 self._held = not held
 
     def released(self):
-        """Within it, inside `held()`, a signal ends the process at once again."""
+        """A context inside `held()` in which a signal ends the process at once again."""
         return self.held(False)
 
     def _watch(self) -> None:
@@ -87,14 +91,14 @@ class Stop(contextlib.ContextDecorator):
 
 
 def leave(code: int) -> None:
-    """Ends the process at once, whatever its threads do."""
+    """Ends the process at once, whatever its threads do. code: Its exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class Agreement:
-    """Whether any process was asked to stop, known to all processes after the same step; one step late with several.
+    """Tells all processes after the same step whether any of them was asked to stop, one step late with several.
 
     JAX's own preemption service takes SIGTERM for itself, and would not tell while the process compiles or samples.
     """
@@ -103,10 +107,14 @@ class Agreement:
         self._count = mesh.size
         self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._pending = None
+        self._pending: jax.Array | None = None
 
     def __call__(self, asked: bool) -> bool:
-        """To be called by all processes after every step."""
+        """Returns whether any process was asked; all processes must call it after every step.
+
+        Args:
+            asked: Whether this one was.
+        """
         if jax.process_count() == 1:
             return asked
         flags = jax.make_array_from_callback((self._count,), self._rows, lambda _: np.array([asked]))
