@@ -98,7 +98,7 @@ def test_attention_among_devices_is_attention(sizes, heads, kinds, implementatio
         return jax.shard_map(here, in_specs=spec, out_specs=spec, axis_names={"data", "sequence"})(*qkv)
 
     inputs = jax.device_put(make_inputs(heads), NamedSharding(mesh, INPUTS))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AMONG_SAME_ROWS):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AMONG_SAME_EXAMPLES):
         program = jax.jit(functools.partial(derivatives, attend)).lower(inputs).compile()
         assert_close(program(inputs), exact(heads))
     found = collectives.read(program.as_text())

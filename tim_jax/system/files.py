@@ -1,4 +1,4 @@
-"""Files on a disk or in object storage (gs://…), where a file is an object that is written whole and cannot grow."""
+"""Files on a disk or in object storage (gs://…). There a file is an object that is written whole and cannot grow."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ UNFINISHED = re.compile(r"\..+\.(\d+\.)?new")  # what `appearing` calls a file b
 
 
 def is_local(path: os.PathLike | str) -> bool:
-    """Whether a path is on a disk of this machine, or mounted as one."""
+    """Returns whether a path is on a disk of this machine, or mounted as one."""
     return "://" not in str(path)
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The path from the root; object storage has no other."""
+    """Returns the path from the root, the only kind that object storage has."""
     return path.expanduser().resolve() if is_local(path) else path
 
 
@@ -60,7 +60,7 @@ def replace(path: os.PathLike | str, data: bytes) -> None:
 
 
 def move_folder(folder: epath.Path, to: epath.Path) -> None:
-    """Moves a folder to a new place, whose parents are made; in object storage file by file."""
+    """Moves a folder to a new place, whose parents are made. In object storage it goes file by file."""
     if is_local(folder):
         to.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(to)
@@ -81,11 +81,12 @@ def copy_folder(folder: epath.Path, to: epath.Path) -> None:
 class Log:
     """A text file to which lines are added; what is there stays.
 
-    In object storage it is written anew every `seconds` at most, and by `close`. A process that is killed leaves out
-    the lines of that time.
+    In object storage it is written anew after some time, and by `close`; a process that is killed loses the lines of
+    that time.
     """
 
     def __init__(self, path: epath.Path, seconds: float = SECONDS):
+        """Reads what is there, in object storage. seconds: From one write to the next there, at least."""
         self.path, self.seconds = path, seconds
         self._text = "" if is_local(path) or not path.exists() else path.read_text()
         self._written, self._waiting = -float("inf"), False
@@ -102,7 +103,7 @@ class Log:
             self.close()
 
     def close(self) -> None:
-        """Writes what waits. Lines may be added afterwards, too."""
+        """Writes what waits. Lines may be added afterwards as well."""
         if self._waiting:
             replace(self.path, self._text.encode())
             self._written, self._waiting = time.monotonic(), False

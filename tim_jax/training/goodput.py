@@ -5,6 +5,7 @@ Steps that are made again after a restart count once, since a checkpoint carries
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 
 class Goodput:
@@ -30,7 +31,7 @@ class Goodput:
         self._since = now
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self) -> Iterator[None]:
         """A context whose time, for reading, sampling or saving, is not productive."""
         began = time.perf_counter()
         yield

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Stop(contextlib.ContextDecorator):
         self._held = False
         self._lock = threading.Lock()
 
-    def __enter__(self):
+    def __enter__(self) -> "Stop":
         self.asked, self._held = None, False
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
@@ -50,7 +50,7 @@ class Stop(contextlib.ContextDecorator):
             threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._active:
             signal.set_wakeup_fd(self._former_fd)
             for number, handler in self._former.items():
@@ -58,7 +58,7 @@ class Stop(contextlib.ContextDecorator):
             self._write.close()
 
     @contextlib.contextmanager
-    def held(self, held: bool = True):
+    def held(self, held: bool = True) -> Iterator[None]:
         """A context in which a signal waits for the caller to look at `asked`. held: False for the opposite."""
         with self._lock:
             self._held = held
@@ -70,7 +70,7 @@ class Stop(contextlib.ContextDecorator):
             with self._lock:
                 self._held = not held
 
-    def released(self):
+    def released(self) -> contextlib.AbstractContextManager[None]:
         """A context inside `held()` in which a signal ends the process at once again."""
         return self.held(False)
 

@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from tim_jax.system.exit_codes import RESTART
 
@@ -46,7 +47,7 @@ class Watchdog:
         self._since, self._waited = now, 0.0
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """A context, for sampling or waiting for a checkpoint, in which no step is expected to end."""
         self._paused += 1
         began = time.monotonic()
