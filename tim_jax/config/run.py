@@ -13,8 +13,8 @@ from tim_jax.data.settings import Inputs
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import TiM
 from tim_jax.training import sharding
-from tim_jax.training.loop import Trainer
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
+from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.sampling.sampler import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
