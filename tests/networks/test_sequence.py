@@ -129,7 +129,7 @@ def outputs(mesh, net, queries):
     params = jax.tree.map(lambda x: 0.15 * rng.standard_normal(x.shape, np.float32), nn.unbox(boxed))
     placed = jax.device_put(params, sharding.shardings(mesh, boxed, params))
     with on_mesh(mesh):
-        apply = functools.partial(sharding.apply_by_rows, mesh, init, net, hidden=True)
+        apply = functools.partial(sharding.apply_on_mesh, mesh, init, net, hidden=True)
         return jax.device_get(jax.jit(apply)(placed, queries))
 
 

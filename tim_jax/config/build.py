@@ -99,7 +99,7 @@ def _trainer(
 ) -> Trainer:
     """The compiled pieces of a run."""
     init = initialiser(config, network)
-    by_rows = functools.partial(sharding.apply_by_rows, mesh, init)
+    by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
     def step(network: TiM) -> StepSettings:
         return StepSettings(

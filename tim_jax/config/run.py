@@ -62,7 +62,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
+        return lambda queries: sharding.apply_on_mesh(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
         """The parameters of that name: "online" or an EMA; those that `sampling.ema` names by default."""

@@ -132,7 +132,7 @@ def make_teacher(run: Run, found: Found) -> FrozenModel:
                 own = f"is {leaf.shape} by its own configuration and {there.get(name)} there"
                 raise ValueError(f"{found.said}; {name} {own}: the checkpoint must be one of that run")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
-    apply = functools.partial(sharding.apply_by_rows, run.mesh, init)
+    apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
     return FrozenModel(found, frozen_net(network, plain, apply), abstract)
 
 

@@ -56,7 +56,7 @@ class Writer:
         images = {name: value for name, value in values.items() if isinstance(value, Image.Image)}
         for name, image in images.items():
             self.picture(step, name, image)
-        if len(images) < len(values):
+        if not images or len(images) < len(values):
             self.scalars(step, {name: value for name, value in values.items() if name not in images})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

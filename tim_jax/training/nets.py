@@ -22,7 +22,7 @@ def make_nets(
     Args:
         network: A module with `clone` and `apply`.
         hidden: Whether the online network returns hidden states as well.
-        apply: How the network runs: `sharding.apply_by_rows` on a mesh.
+        apply: How the network runs: `sharding.apply_on_mesh` on a mesh.
         frozen: Patterns of parameters of the online network that get no gradient.
     """
     float32 = network.clone(dtype=jnp.float32)

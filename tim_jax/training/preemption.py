@@ -105,7 +105,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh):
         self._count = mesh.size
-        self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._pending: jax.Array | None = None
 
@@ -117,6 +117,6 @@ class Agreement:
         """
         if jax.process_count() == 1:
             return asked
-        flags = jax.make_array_from_callback((self._count,), self._rows, lambda _: np.array([asked]))
+        flags = jax.make_array_from_callback((self._count,), self._spread, lambda _: np.array([asked]))
         before, self._pending = self._pending, self._any(flags)
         return before is not None and bool(before)

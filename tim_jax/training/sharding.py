@@ -184,7 +184,7 @@ def _of(mesh: Mesh, name: str) -> NamedSharding:
     return replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
 
 
-def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
+def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
     """Applies a network, every device to its own examples and its own tokens of them.
 
     Nothing but parameters and gradients passes between devices that hold other examples: each layer gathers its

@@ -137,15 +137,17 @@ def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
     if not wrong:
         return wanted
 
-    def told(name: str) -> str:
+    def described(name: str) -> str:
         if name not in there:
             return f"{name} is not there"
         if name not in here:
             return f"{name} is there alone"
         return f"{name} is {there[name]} there and {here[name]} here"
 
-    told_all = ", ".join(map(told, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
-    raise ValueError(f"{told_all}; what is to start from scratch must be in start.reinitialise")
+    listed = ", ".join(map(described, wrong[:SHOWN])) + (
+        f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    )
+    raise ValueError(f"{listed}; what is to start from scratch must be in start.reinitialise")
 
 
 def resume(saved: Saved, abstract: TrainState) -> TrainState:
