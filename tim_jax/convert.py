@@ -23,8 +23,9 @@ from tim_jax.config.run import Run
 from tim_jax.runs import workdir
 from tim_jax.system import files
 from tim_jax.training import checkpoints, warm_start
-from tim_jax.training.loop import on_mesh
-from tim_jax.training.state import create
+from tim_jax.training.sharding import on_mesh
+from tim_jax.training.state import first_state
+from tim_jax.types import DTYPES
 
 # Released files by name, and the configuration of each: shapes alone do not tell it.
 RELEASES = {
@@ -32,7 +33,6 @@ RELEASES = {
     "c2i_model_512.safetensors": "released_imagenet512",
     "t2i_model.bin": "released_t2i",
 }
-DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 ALIGNMENT = "projector.0.weight"  # of the head that only training uses, and files may lack
 WITHOUT_ALIGNMENT = {"data.features_width": "0", "objective.alignment_weight": "0.0"}
 
@@ -75,7 +75,7 @@ def fill(run: Run, params: dict, source: str, folder: epath.Path) -> None:
         new.rmtree(missing_ok=True)
         trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: create(lambda key: params, step.tx, step.emas, step.seed, step.parts)(),
+            lambda params: first_state(params, step.tx, step.emas, step.parts),
             out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):

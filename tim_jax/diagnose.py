@@ -19,8 +19,8 @@ from tim_jax.runs.generation import check_by_class, load_weights
 from tim_jax.runs.input_pipeline import images_of_one_shape
 from tim_jax.system import cluster
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
 from tim_jax.training.preemption import Stop
+from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.derivative import central_difference, jvp
 from tim_jax.transitions.target import transition_target
 

@@ -24,7 +24,7 @@ from tim_jax.networks.attention.modules import ATTENTION, LINEAR_FROM, attention
 from tim_jax.networks.layers import wide
 from tim_jax.system import flops, timing
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import TrainState
 
 
@@ -259,7 +259,7 @@ def step_of(devices=1, **changes):
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, run.config.data.batch_size))
     before = jax.device_get(params)
     with on_mesh(run.mesh):
-        after, metrics, _ = trainer.jitted(state, batch, {})
+        after, metrics, _ = trainer.jitted(state, batch, trainer.seed_array, {})
     return jax.device_get(metrics), jax.tree.map(np.subtract, before, jax.device_get(after.params))
 
 

@@ -23,7 +23,7 @@ from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.requests import read_size
 from tim_jax.system.topologies import topology
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.types import Query
 
 
@@ -98,7 +98,7 @@ def test_attention_among_devices_is_attention(sizes, heads, kinds, implementatio
         return jax.shard_map(here, in_specs=spec, out_specs=spec, axis_names={"data", "sequence"})(*qkv)
 
     inputs = jax.device_put(make_inputs(heads), NamedSharding(mesh, INPUTS))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AMONG_SAME_ROWS):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.AMONG_SAME_EXAMPLES):
         program = jax.jit(functools.partial(derivatives, attend)).lower(inputs).compile()
         assert_close(program(inputs), exact(heads))
     found = collectives.read(program.as_text())
@@ -129,7 +129,7 @@ def outputs(mesh, net, queries):
     params = jax.tree.map(lambda x: 0.15 * rng.standard_normal(x.shape, np.float32), nn.unbox(boxed))
     placed = jax.device_put(params, sharding.shardings(mesh, boxed, params))
     with on_mesh(mesh):
-        apply = functools.partial(sharding.apply_by_rows, mesh, init, net, hidden=True)
+        apply = functools.partial(sharding.apply_on_mesh, mesh, init, net, hidden=True)
         return jax.device_get(jax.jit(apply)(placed, queries))
 
 

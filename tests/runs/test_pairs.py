@@ -21,8 +21,8 @@ from tim_jax.data import shard_files
 from tim_jax.runs import input_pipeline, measuring, shard_job, workdir
 from tim_jax.runs.generation import Generator, load_weights, open_generator, prompts_of
 from tim_jax.system import int64
-from tim_jax.training.loop import on_mesh
-from tim_jax.training.step import make_rows, train_step
+from tim_jax.training.sharding import on_mesh
+from tim_jax.training.step import make_examples, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.objectives import OBJECTIVES
@@ -219,7 +219,9 @@ def test_training_sees_the_noise_that_is_stored(made):
     state, step = run.trainer.create(), run.trainer.step
     params = jax.tree.map(lambda leaf: leaf + 0.01, state.params)
     with on_mesh(run.mesh):
-        _, _, found = jax.jit(functools.partial(train_step, step))(state.replace(params=params), batch)
+        _, _, found = jax.jit(functools.partial(train_step, step))(
+            state.replace(params=params), batch, run.trainer.seed_array
+        )
         t = found["t"][:, None, None, None]
         x_t = (1 - t) * batch["x"] + t * batch["noise"]
         query = Query(x_t, found["t"], found["t"], {"label": batch["label"]})
@@ -232,8 +234,8 @@ def test_other_draws_are_what_they_are_without_stored_noise(made):
     settings = dataclasses.replace(student(made).trainer.step, condition_dropout=0.5, dropout=True)
     batch = made_up_batch(student(made).config, 64)
     assert batch["noise"].shape == batch["x"].shape and np.abs(batch["noise"] - batch["x"]).min() > 0
-    with_noise = make_rows(settings, batch, jax.random.key(3))
-    without = make_rows(settings, {name: batch[name] for name in ("x", "label")}, jax.random.key(3))
+    with_noise = make_examples(settings, batch, jax.random.key(3))
+    without = make_examples(settings, {name: batch[name] for name in ("x", "label")}, jax.random.key(3))
     np.testing.assert_array_equal(with_noise.noise, batch["noise"])
     assert np.abs(without.noise - batch["noise"]).max() > 0.1
     for a, b in zip(jax.tree.leaves(with_noise._replace(noise=None)), jax.tree.leaves(without._replace(noise=None))):
@@ -260,7 +262,7 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
         return tuple(Output((1 - std) / ((1 - q.t) * std + q.t)[:, None, None, None] * q.x_t) for q in queries)
 
     def error(batch):
-        rows = make_rows(run.trainer.step, batch, jax.random.key(0))
+        rows = make_examples(run.trainer.step, batch, jax.random.key(0))
         nets = dict.fromkeys(("online", "float32", "slow"), net)
         return OBJECTIVES[name](transport)(nets, rows, jnp.int32(0), jax.random.key(1))[1]["error"]
 

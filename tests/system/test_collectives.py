@@ -152,7 +152,7 @@ WHERE = [("cpu:8", "float32"), tpu("v5e:2x4", "bfloat16")]
 
 
 @pytest.mark.parametrize("name, dtype", WHERE)
-@pytest.mark.parametrize("mesh, remat", [((1, 8), "full"), ((2, 4), "none")])
+@pytest.mark.parametrize("mesh, remat", [((1, 8), "full"), pytest.param((2, 4), "none", marks=pytest.mark.slow)])
 def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dtype, mesh, remat):
     """Half of the rows have r = t and half carry a tangent: two row groups, for which a layer's parameters come once in
     the forward pass and once in the backward pass, whether that computes the block anew or not. No activations do."""
@@ -168,7 +168,7 @@ def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dt
 
 
 @pytest.mark.parametrize("name, dtype", WHERE)
-@pytest.mark.parametrize("mesh", [(1, 8), (8, 1)])
+@pytest.mark.parametrize("mesh", [(1, 8), pytest.param((8, 1), marks=pytest.mark.slow)])
 def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
     """The minimum. Fully sharded, N parameters over n devices: each is gathered in the forward pass, gathered once more
     in the backward pass, and its gradient is scattered, in the type that the network computes in: 3 N (n − 1)/n

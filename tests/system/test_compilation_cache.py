@@ -69,23 +69,33 @@ def test_a_second_process_compiles_nothing_anew(tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.slow
-def test_where_programs_are_kept_can_be_said(tmp_path):
-    named = tmp_path / "named"
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "given"), "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+@pytest.fixture
+def kept_at_once():
+    """Every program is kept, however short its compilation; afterwards all is as it was."""
+    folder, seconds = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    compilation_cache._change(folder)
+
+
+def test_where_programs_are_kept_can_be_said(tmp_path, monkeypatch, kept_at_once):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    given, named, processor = str(tmp_path / "given"), tmp_path / "named", compilation_cache.processor()
     found = set()
-    for option, folder, other in (
-        ("auto", tmp_path / "given", {}),
-        (named, named / compilation_cache.processor(), {}),
-        ("", None, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "another")}),
-        (
-            "auto",
-            tmp_path / "xdg" / "tim_jax" / "xla" / compilation_cache.processor(),
-            {"JAX_COMPILATION_CACHE_DIR": ""},
-        ),
+    for number, (setting, environment, folder) in enumerate(
+        [
+            ("auto", given, tmp_path / "given"),
+            (str(named), given, named / processor),
+            ("", given, None),
+            ("auto", None, tmp_path / "xdg" / "tim_jax" / "xla" / processor),
+        ]
     ):
-        train(tmp_path, "--check", f"--config.training.compilation_cache={option}", **environment | other)
-        before, found = found, {path.parent for path in tmp_path.rglob("jit_train_step*-cache")}
+        compilation_cache._change(environment)  # as JAX does with JAX_COMPILATION_CACHE_DIR
+        line = compilation_cache.use(setting)
+        assert line == (f"compiled programs are kept in {folder}" if folder else "compiled programs are not kept")
+        jax.jit(lambda x: x + number)(1.0).block_until_ready()  # noqa: B023
+        before, found = found, {path.parent for path in tmp_path.rglob("*-cache")}
         assert found - before == ({folder} if folder else set())
 
 

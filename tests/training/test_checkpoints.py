@@ -160,7 +160,7 @@ def test_processes_share_the_work(tmp_path):
         assert [report for report in reports if report] == ["4 is altered"]
 
 
-def test_damaged_checkpoints_are_set_aside_and_their_steps_saved_again(workdir, capsys):
+def test_damaged_checkpoints_are_set_aside_and_their_steps_saved_again(workdir, caplog):
     saved(workdir, [1, 2, 3])
     for step in (2, 3):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "state" / "d")
@@ -168,7 +168,7 @@ def test_damaged_checkpoints_are_set_aside_and_their_steps_saved_again(workdir, 
     step, wrong = checkpoints.latest_good(manager)
     assert step == 1 and sorted(wrong) == [2, 3]
     checkpoints.set_aside(manager, wrong)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "step 2" in said and "step 3" in said and "is missing" in said
     saver = checkpoints.Saver(manager)
     saver.save(2, state(2), RECORD)
@@ -205,7 +205,7 @@ def test_restored_states_and_records_are_what_was_saved(workdir):
     manager.close()
 
 
-def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir, capsys):
+def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir, caplog):
     saved(workdir, [1])
     saver = checkpoints.Saver(checkpoints.open_manager(workdir, 1, 1))
     rng = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(saver.failures) == 1 and "checkpoint of step 2 could not be written" in saver.failures[0]
-    assert saver.failures[0] in capsys.readouterr().err
+    assert saver.failures[0] in caplog.text
     assert names(workdir) == [1], "nothing is left of what was begun"
     assert found(workdir) == (1, {})
     saver.save(3, large, RECORD)  # there is room again

@@ -55,9 +55,24 @@ def one_device(request):
     return request.param, run(request.param, (1, 1, 1, 1), {})
 
 
-@pytest.mark.slow
+# A mesh for each axis that is left after the default tests; all of them are a matter of many minutes.
+SOME = {"class": [(2, 4, 1, 1), (1, 2, 2, 2)], "text": [(2, 2, 2, 1), (1, 2, 1, 4)]}
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_a_mesh_gives_the_numbers_of_one_device(mesh, one_device, monkeypatch):
+def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device, monkeypatch):
+    check(mesh, one_device, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(2))
+def test_a_mesh_gives_the_numbers_of_one_device(which, one_device, monkeypatch):
+    check(SOME[one_device[0]][which], one_device, monkeypatch)
+
+
+def check(mesh, one_device, monkeypatch):
+    """Compares the steps on a mesh with those on one device."""
     monkeypatch.setattr(blockwise, "BLOCK", 4)  # so that few tokens are several blocks
     kind, (history, params) = one_device
     here, params_here = run(kind, mesh, MESHES[mesh])

@@ -67,8 +67,7 @@ def same(a, b):
         assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.nightly)])
 def test_processes_give_the_numbers_of_one(count, alone, tmp_path):
     """They stop after two steps, and one process goes on from their checkpoint."""
     folder, expected = alone

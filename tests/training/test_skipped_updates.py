@@ -29,8 +29,8 @@ def make_run(devices=1, **changes):
 
 def after(run, state, rows):
     """State and account of one step; the state that was given is spent."""
-    state, metrics, by_row = run.trainer.detailed(state, sharding.put_batch(run.mesh, rows))
-    return state, {name: float(value) for name, value in metrics.items()}, jax.device_get(by_row)
+    state, metrics, per_example = run.trainer.detailed(state, sharding.put_batch(run.mesh, rows))
+    return state, {name: float(value) for name, value in metrics.items()}, jax.device_get(per_example)
 
 
 def same(a, b):
@@ -50,13 +50,13 @@ def test_a_row_that_is_not_finite_changes_nothing_but_the_step(changes):
     good = made_up_batch(run.config, 16)
     bad = good | {"x": good["x"].copy()}
     bad["x"][5, 2, 3] = np.nan
-    state, metrics, by_row = after(run, run.trainer.create(), good)
-    assert metrics["nonfinite"] == 0 and np.isfinite(by_row["loss"]).all()
+    state, metrics, per_example = after(run, run.trainer.create(), good)
+    assert metrics["nonfinite"] == 0 and np.isfinite(per_example["loss"]).all()
     before = jax.device_get(state)
-    state, metrics, by_row = after(run, state, bad)
+    state, metrics, per_example = after(run, state, bad)
     assert metrics["nonfinite"] == 1 and int(state.step) == int(before.step) + 1
-    assert np.flatnonzero(~np.isfinite(by_row["loss"])).tolist() == [5], "rows are in the batch's order"
-    assert (by_row["t"] >= by_row["r"]).all() and by_row["t"].shape == (16,)
+    assert np.flatnonzero(~np.isfinite(per_example["loss"])).tolist() == [5], "rows are in the batch's order"
+    assert (per_example["t"] >= per_example["r"]).all() and per_example["t"].shape == (16,)
     kept = (state.params, state.emas, state.opt_state)
     assert same(jax.device_get(kept), (before.params, before.emas, before.opt_state))
     for leaf in jax.tree.leaves(kept):  # every device's own copy, not only the one that device_get takes
@@ -96,9 +96,9 @@ def step_of(bad):
     )
 
 
-def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_path, capsys):
+def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_path, caplog):
     folder = epath.Path(tmp_path)
-    account = NonFinite(folder, most=3)
+    account = NonFinite(folder, max_streak=3)
     account.see(2, *step_of((1, 2)))
     account.streak = 0  # step 3 is made
     account.see(4, *step_of((0,)))
@@ -110,15 +110,15 @@ def test_left_out_updates_are_counted_and_listed_until_there_are_too_many(tmp_pa
     assert [line["step"] for line in lines] == [2, 4, 5, 6]
     assert [row["index"] for row in lines[0]["rows"]] == [41, 42]
     assert lines[0]["rows"][0] == {"t": 0.75, "r": 0.25, "loss": None, "index": 41} and lines[0]["loss"] is None
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "step 2" in said and "41 (t 0.75, t − r 0.5)" in said
-    assert NonFinite(folder, most=3, start=4).count == 2, "a run that goes on from step 4 has left out two"
+    assert NonFinite(folder, max_streak=3, start=4).count == 2, "a run that goes on from step 4 has left out two"
 
 
 def test_rows_are_all_listed_where_only_the_gradient_is_not_finite(tmp_path):
     folder = epath.Path(tmp_path)
-    metrics, by_row, index = step_of(())
-    NonFinite(folder, most=3).see(1, metrics | {"nonfinite": 1.0, "grad_norm": np.inf}, by_row, index)
+    metrics, per_example, index = step_of(())
+    NonFinite(folder, max_streak=3).see(1, metrics | {"nonfinite": 1.0, "grad_norm": np.inf}, per_example, index)
     (line,) = (folder / "nonfinite.jsonl").read_text().splitlines()
     assert [row["index"] for row in json.loads(line)["rows"]] == [40, 41, 42, 43]
     assert json.loads(line)["grad_norm"] is None

@@ -214,7 +214,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
             dict(checkpoint__resume="{}/run", optimizer__learning_rate=0.5),
             ["config.optimizer.learning_rate is 0.5", "checkpoints/3", "0.001"],
         ),
-        (dict(start__checkpoint="{}/run", start__ema="fast"), ["start.ema", "fast", "student, slow"]),
+        (dict(start__checkpoint="{}/run", start__ema="fast"), ["start.ema", "fast", "online, slow"]),
         (
             dict(start__checkpoint="{}/run", start__reinitialise="('label_embeder',)"),
             ["start.reinitialise", "'label_embeder'", "label_embedder"],
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_touched(changes, named, train
 def test_what_a_run_started_from_may_not_change_in_its_workdir():
     before = make_run(start__checkpoint="there").config
     for changes in (dict(), dict(start__checkpoint="there", start__reinitialise="('blocks',)")):
-        with pytest.raises(ValueError, match=r"config.start.(weights|new) is "):
+        with pytest.raises(ValueError, match=r"config.start.(checkpoint|reinitialise) is "):
             keys.compare_identity(workdir.to_json(before), make_run(**changes).config, "WORKDIR")
     named = make_run(start__checkpoint="there", checkpoint__resume="elsewhere").config
     keys.compare_identity(workdir.to_json(before), named, "WORKDIR")
@@ -294,7 +294,7 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
 def slots(opt_state):
     """For every array that an optimizer remembers of a parameter, that parameter."""
     arrays = (names.name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state) if leaf.ndim)
-    return sorted(name.split("/student/")[-1] for name in arrays if not name.endswith("/ns_coeffs"))
+    return sorted(name.split("/online/")[-1] for name in arrays if not name.endswith("/ns_coeffs"))
 
 
 def test_muon_has_no_memory_for_frozen_parts():
@@ -311,9 +311,9 @@ def test_an_optimizer_remembers_of_a_parameter_where_that_lies(name, count):
     abstract = make_run(4, mesh__data=1, mesh__fsdp=2, mesh__tensor=2, optimizer__name=name).trainer.abstract
     lies = {key: leaf.sharding for key, leaf in names.by_name(abstract.params["online"]).items()}
     memory = [
-        (names.name_of(path).split("/student/")[-1], leaf)
+        (names.name_of(path).split("/online/")[-1], leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.opt_state)
-        if leaf.ndim and names.name_of(path).split("/student/")[-1] in lies
+        if leaf.ndim and names.name_of(path).split("/online/")[-1] in lies
     ]
     assert len(memory) == count and all(leaf.sharding == lies[key] for key, leaf in memory)
     assert any(not sharding.is_fully_replicated for sharding in lies.values())

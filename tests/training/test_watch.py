@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tim_jax import train
-from tim_jax.config.batches import made_up_batch
+from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.system.chips import CHIPS, chip_of
@@ -43,10 +43,10 @@ def test_bins_are_means_of_their_rows():
     for _ in range(3):
         t = rng.uniform(0, 1, 40)
         r = np.where(rng.uniform(size=40) < 0.5, t, t * rng.uniform(size=40))
-        by_row = {"t": t, "r": r, "level_t": t, "level_r": r, "error": rng.uniform(size=40)}
-        by_row["error"][0] = np.nan  # rows that are not finite are listed elsewhere
-        bins.add(by_row)
-        rows += [row for row in zip(t, r, by_row["error"], strict=True) if np.isfinite(row[2])]
+        per_example = {"t": t, "r": r, "level_t": t, "level_r": r, "error": rng.uniform(size=40)}
+        per_example["error"][0] = np.nan  # rows that are not finite are listed elsewhere
+        bins.add(per_example)
+        rows += [row for row in zip(t, r, per_example["error"], strict=True) if np.isfinite(row[2])]
     found = bins.take()
     for k in range(BINS):
         low, high = k / BINS, (k + 1) / BINS
@@ -74,9 +74,8 @@ def test_utilisation_counts_the_operations_of_the_model_whatever_is_recomputed()
     for remat in ("none", "full"):
         given = [flag.removeprefix("--config.").split("=") for flag in SMALL]
         run = build(load_config("digits", dict(given) | {"model.remat": remat}))
-        batch = sharding.put_batch(run.mesh, made_up_batch(run.config, 32))
-        run.trainer(run.trainer.create(), batch)
-        counts.append(run.trainer.flops(batch))
+        batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, 32, (8, 8)))
+        counts.append(run.trainer.model_flops(batch, run.trainer.trace(batch)))
     assert counts[0] == counts[1] > 0
 
 

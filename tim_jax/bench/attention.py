@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from tim_jax.bench.step import DTYPES, check_names, read_numbers
+from tim_jax.bench.step import check_names, read_numbers
 from tim_jax.networks.attention.modules import ATTENTION
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.system import timing, topologies
+from tim_jax.types import DTYPES
 
 COLUMNS = (
     ("implementation", "{implementation}"),

@@ -24,7 +24,7 @@ from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_sett
 from tim_jax.networks import SIZES, TiM
 from tim_jax.system import timing
 from tim_jax.training import sharding
-from tim_jax.training.loop import Trainer
+from tim_jax.training.trainer import Trainer
 from tim_jax.types import Query
 
 COLUMNS = (

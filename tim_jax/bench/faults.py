@@ -60,12 +60,15 @@ class Trial:
         }
         flags = [f"--config.{key}={value}" for key, value in settings.items()]
         self.command = [sys.executable, "-m", "tim_jax.train", "--config=digits", f"--workdir={self.workdir}", *flags]
-        self.environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}  # unless the environment names another folder
+        self.environment = (
+            compiled
+            | os.environ
+            | {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+        )
 
     def start(self) -> None:
         self.began = time.monotonic()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tim_jax.bench.step import CASES, DTYPES, Case, check_names, first_state, read_numbers, step_settings
+from tim_jax.bench.step import CASES, Case, check_names, make_state, read_numbers, step_settings
 from tim_jax.system import timing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.sampler import (
@@ -28,7 +28,7 @@ from tim_jax.transitions.sampling.sampler import (
     start_noise,
     time_grid,
 )
-from tim_jax.types import Query
+from tim_jax.types import DTYPES, Query
 
 COLUMNS = (
     ("network", "{network}"),
@@ -115,7 +115,7 @@ def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) ->
     """A row per number of steps; sampler and bare passes take turns."""
     transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
     settings = step_settings(case.network, "flow_matching")
-    params = jax.jit(lambda: first_state(case, settings).params["online"])()
+    params = jax.jit(lambda: make_state(case, settings).params["online"])()
     draw, passes = sampler(case, guidance), bare_passes(case, guidance)
 
     def row(count):

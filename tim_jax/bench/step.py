@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from tim_jax.networks import SIZES, TiM
@@ -26,7 +27,7 @@ from tim_jax.networks.block import REMAT
 from tim_jax.system import flops, timing
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
-from tim_jax.training.state import TrainState, create
+from tim_jax.training.state import TrainState, first_state, init_key
 from tim_jax.training.step import StepSettings, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import jvp
@@ -34,7 +35,7 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Query
+from tim_jax.types import DTYPES, Query
 
 COLUMNS = (
     ("network", "{network}"),
@@ -47,7 +48,6 @@ COLUMNS = (
     ("temporary bytes", "{temporary_bytes:,}"),
     ("ratio", "{temporary_bytes_ratio:.3f}"),
 )
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,8 @@ def taught(name: str) -> Callable[[Transport], Objective]:
     return lambda transport: dataclasses.replace(OBJECTIVES[name](transport), velocity="teacher")
 
 
+SEED = np.uint32(0)
+
 KNOWN = OBJECTIVES | {f"{name}_teacher": taught(name) for name in ("tim", "mean_flow")} | VARIANTS
 
 
@@ -142,7 +144,6 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),
-        seed=0,
         parts=objective.parts,
     )
 
@@ -156,9 +157,9 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
     return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
 
 
-def first_state(case: Case, settings: StepSettings) -> TrainState:
-    init = functools.partial(initial, network_for(case.network, settings.objective), case.latent)
-    return create(init, settings.tx, settings.emas, settings.seed, settings.parts)()
+def make_state(case: Case, settings: StepSettings) -> TrainState:
+    online = initial(network_for(case.network, settings.objective), case.latent, init_key(SEED))
+    return first_state(online, settings.tx, settings.emas, settings.parts)
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
@@ -175,22 +176,22 @@ def made_up_batch(case: Case) -> dict[str, jax.Array]:
 def trace_step(case: Case, variant: str) -> jax.stages.Traced:
     """The step's jaxpr, as the training loop traces it on one device."""
     settings = step_settings(case.network, variant)
-    state = jax.eval_shape(functools.partial(first_state, case, settings))
+    state = jax.eval_shape(functools.partial(make_state, case, settings))
     batch = jax.eval_shape(functools.partial(made_up_batch, case))
     frozen = jax.eval_shape(functools.partial(frozen_params, case, settings))
-    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch, frozen)
+    return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch, SEED, frozen)
 
 
 def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable[[], Any]:
     """A function that makes one step on made-up rows and goes on from there when called again."""
     settings = step_settings(case.network, variant)
-    state = jax.jit(functools.partial(first_state, case, settings))()
+    state = jax.jit(functools.partial(make_state, case, settings))()
     batch = jax.jit(functools.partial(made_up_batch, case))()
     frozen = jax.jit(functools.partial(frozen_params, case, settings))()
 
     def train() -> Any:
         nonlocal state
-        state, metrics, _ = compiled(state, batch, frozen)
+        state, metrics, _ = compiled(state, batch, SEED, frozen)
         return state, metrics
 
     return train

@@ -18,11 +18,11 @@ from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.networks import TiM
 from tim_jax.training import names, sharding
-from tim_jax.training.loop import Trainer
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
 from tim_jax.training.step import StepSettings
+from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.objective import Objective
 
 
@@ -89,6 +89,8 @@ def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
     check_unused(config, default)
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed is {config.seed}; it must lie in 0 … 4294967295")
     return config, default
 
 
@@ -97,7 +99,7 @@ def _trainer(
 ) -> Trainer:
     """The compiled pieces of a run."""
     init = initialiser(config, network)
-    by_rows = functools.partial(sharding.apply_by_rows, mesh, init)
+    by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
     def step(network: TiM) -> StepSettings:
         return StepSettings(
@@ -107,17 +109,15 @@ def _trainer(
             schedule=make_schedule(optimizer),
             emas=dict(config.ema),
             conditions=_conditions(network),
-            seed=config.seed,
             condition_dropout=config.data.condition_dropout,
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
             parts=objective.parts,
         )
 
-    taken = step(network)
-    # The model's operations are counted without what is computed again.
-    counted = taken if network.remat == "none" else step(network.clone(remat="none"))
-    return Trainer(mesh, init, taken, counted)
+    compiled = step(network)
+    without_remat = compiled if network.remat == "none" else step(network.clone(remat="none"))
+    return Trainer(mesh, init, compiled, without_remat, config.seed)
 
 
 def _conditions(network: TiM) -> Callable:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config import loading
 from tim_jax.config.overrides import override
+from tim_jax.system import logs
 from tim_jax.system.exit_codes import FAILED, USER_ERROR
 
 
@@ -42,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """(arguments, {"section.key": text} overrides)."""
+        logs.install()
         args, rest = self.parse_known_args(argv)
         overrides = {}
         for given in rest:

@@ -13,8 +13,8 @@ from tim_jax.data.settings import Inputs
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import TiM
 from tim_jax.training import sharding
-from tim_jax.training.loop import Trainer
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
+from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.sampling.sampler import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
@@ -62,7 +62,7 @@ class Run:
 
     def net(self, params: Any) -> Callable:
         """The network with given parameters, as samplers take it."""
-        return lambda queries: sharding.apply_by_rows(self.mesh, self.trainer.init, self.network, params, queries)
+        return lambda queries: sharding.apply_on_mesh(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
         """The parameters of that name: "online" or an EMA; those that `sampling.ema` names by default."""

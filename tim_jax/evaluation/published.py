@@ -6,7 +6,6 @@ arr_0: images uint8 (n, h, w, 3); arr_1: their labels. Reference batches may hol
 
 import contextlib
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,11 +27,14 @@ def write_images(
 ) -> None:
     """Writes images uint8 of that shape (n, h, w, 3), which come in batches, and their labels (n,), in one move."""
     path = epath.Path(path)
-    new = path.parent / f".{path.name}.{os.getpid()}.new" if files.is_local(path) else path
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(size) for size in shape)}
     written = 0
-    with new.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        files.appearing(path) as new,
+        new.open("wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             for batch in batches:
@@ -42,10 +44,8 @@ def write_images(
                 written += len(batch)
         with archive.open(f"{LABELS}.npy", "w") as stream:
             np.lib.format.write_array(stream, np.asarray(labels, np.int64), allow_pickle=False)
-    if written != shape[0]:
-        raise ValueError(f"images: {written} came, {shape[0]} were announced")
-    if new != path:
-        new.replace(path)
+        if written != shape[0]:
+            raise ValueError(f"images: {written} came, {shape[0]} were announced")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, Texts, decoder_of, texts_of
 from tim_jax.training import checkpoints, sharding, warm_start
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
 

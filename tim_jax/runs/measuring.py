@@ -26,7 +26,7 @@ from tim_jax.runs.generation import Generator, cycle_labels, open_generator, pro
 from tim_jax.runs.input_pipeline import open_rows
 from tim_jax.runs.reference_data import ImageSet, of_data, of_file
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 
 SHOWN = 20  # samples of a step count in pictures
 Stream = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]  # ({output: (n, d)}, numbers of the images (n,))

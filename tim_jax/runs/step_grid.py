@@ -1,7 +1,6 @@
 """Step grids found for a run's weights, kept in its workdir by python -m tim_jax.grid."""
 
 import dataclasses
-import hashlib
 import json
 
 import jax
@@ -19,10 +18,18 @@ SMALL_STEPS = 4  # steps of the path that jumps are measured against, from a can
 
 
 def fingerprint(run: Run, folder: epath.Path, step: int) -> dict:
-    """What a grid belongs to: the weights, by their checkpoint's checksums, and the sampler."""
-    manifests = [path for path in (folder / "checkpoints" / str(step)).iterdir() if checksums.NAME.fullmatch(path.name)]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(manifests))).hexdigest()
-    return {"step": step, "checkpoint": digest, "weights": run.sampling.ema, "sampler": run.sampling.sampler}
+    """Returns what a grid belongs to: the weights, by their checkpoint's fingerprint, and the sampler."""
+    checkpoint = checksums.fingerprint(folder / "checkpoints" / str(step))
+    return {"step": step, "checkpoint": checkpoint, "weights": run.sampling.ema, "sampler": run.sampling.sampler}
+
+
+def known_as(run: Run, folder: epath.Path, step: int) -> dict[str, tuple]:
+    """Returns all values by which `fingerprint` has ever named the same, so that grids found earlier stay valid."""
+    now = fingerprint(run, folder, step)
+    then = {"checkpoint": checksums.former_fingerprint(folder / "checkpoints" / str(step))}
+    if run.sampling.ema == "online":
+        then["weights"] = "student"
+    return {key: (value, then[key]) if key in then else (value,) for key, value in now.items()}
 
 
 def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
@@ -36,11 +43,11 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
     if not (folder / FILE).exists():
         raise ValueError(f"sampling.grid is 'optimal', but {folder} holds no {FILE}: {command}")
     record = json.loads((folder / FILE).read_text())
-    for key, value in fingerprint(run, folder, step).items():
-        if record["of"].get(key) != value:
+    for key, values in known_as(run, folder, step).items():
+        if record["of"].get(key) not in values:
             raise ValueError(
                 f"sampling.grid is 'optimal', but {folder / FILE} was found for {key} {record['of'].get(key)}, "
-                f"not {value}: {command}"
+                f"not {values[0]}: {command}"
             )
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, found=found))

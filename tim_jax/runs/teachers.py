@@ -107,7 +107,7 @@ def stand_ins(run: Run, config: ConfigDict, said: str) -> dict[str, Found]:
 def asking(run: Run, found: Mapping[str, Found]) -> Run:
     """The run whose step asks these models. Raises ValueError for one that does not fit the run."""
     teachers = {name: make_teacher(run, model) for name, model in found.items()}
-    return dataclasses.replace(run, trainer=run.trainer.asking(teachers))
+    return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
 
 
 def make_teacher(run: Run, found: Found) -> FrozenModel:
@@ -132,7 +132,7 @@ def make_teacher(run: Run, found: Found) -> FrozenModel:
                 own = f"is {leaf.shape} by its own configuration and {there.get(name)} there"
                 raise ValueError(f"{found.said}; {name} {own}: the checkpoint must be one of that run")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
-    apply = functools.partial(sharding.apply_by_rows, run.mesh, init)
+    apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
     return FrozenModel(found, frozen_net(network, plain, apply), abstract)
 
 

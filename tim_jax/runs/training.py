@@ -21,7 +21,8 @@ from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
-from tim_jax.training.loop import End, train
+from tim_jax.training.formats import UnknownFormat
+from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
@@ -104,23 +105,23 @@ def fit(
     feed = dataclasses.replace(feed, account=account)
     if jax.process_index() == 0:
         print(summary.summary(feed.source, feed.plan), flush=True)
-    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints):
+    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
-        figures = measuring.while_training(run, measurement) if measurement else None
+        pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
+        measure = measuring.while_training(run, measurement) if measurement else None
         return train(
             run.trainer,
             run.training,
             run.checkpoint,
             folder,
             feed,
-            record,
             first,
-            draw,
-            stop,
-            first_start,
-            profile,
-            figures,
-            run.evaluation.periodic.every,
+            record=record,
+            pictures=pictures,
+            figures=Periodic(measure, run.evaluation.periodic.every) if measure else None,
+            stop=stop,
+            first_start=first_start,
+            profile=profile,
         )
 
 

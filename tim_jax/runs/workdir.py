@@ -14,7 +14,7 @@ from tim_jax.config import keys
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.system import files
-from tim_jax.training.checkpoints import FORMAT
+from tim_jax.training.formats import FORMAT
 
 CONFIG, STARTS = "config.json", "starts.jsonl"
 PACKAGES = ("tim-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")

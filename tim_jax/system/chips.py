@@ -1,4 +1,4 @@
-"""What one chip of each kind can do: for the planner, and for the utilisation of the chips that are there."""
+"""What one chip of each kind can do, for the planner and for the utilisation of the chips that are there."""
 
 import dataclasses
 
@@ -9,9 +9,13 @@ GiB = 2**30
 class Chip:
     """Published figures of one chip.
 
-    memory: bytes that programs may use. flops: bfloat16 operations per second. memory_bandwidth: bytes per second.
-    link: bytes per second that a chip can receive from its island, over all of its links together: a TPU slice (ICI)
-    or the GPUs of one node (NVLink). network: bytes per second that a chip can receive from other islands.
+    Attributes:
+        memory: Bytes that programs may use.
+        flops: bfloat16 operations per second.
+        memory_bandwidth: Bytes per second.
+        link: Bytes per second that a chip can receive from its island, over all of its links together. An island is a
+            TPU slice (ICI) or the GPUs of one node (NVLink).
+        network: Bytes per second that a chip can receive from other islands.
     """
 
     memory: int
@@ -31,7 +35,7 @@ CHIPS = {
     "cpu": Chip(16 * GiB, 1e12, 50e9, 10e9, 1e9),  # round numbers, not a machine: to try the planner without a compiler
 }
 
-# How devices call themselves.
+# What devices call themselves.
 KINDS = {
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -46,6 +50,6 @@ KINDS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a device is by its `device_kind`, or None for one that is not known."""
+    """Returns the chip that a device is, by its `device_kind`, or None where that is not known."""
     found = [kind for kind in KINDS if device_kind.startswith(kind)]
     return CHIPS[KINDS[max(found, key=len)]] if found else None

@@ -1,5 +1,5 @@
-"""How the processes of one run find each other: `join`, called before anything else touches a device. And what they
-agree on."""
+"""How the processes of one run find each other, and what they agree on. `join` comes before all else that touches a
+device."""
 
 import os
 from collections.abc import Mapping
@@ -28,9 +28,13 @@ def join() -> None:
 
     Processes are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set (each
     process then has all GPUs of its host, or those of JAX_LOCAL_DEVICE_IDS), and else as JAX finds them under srun and
-    on TPU slices. Raises ValueError, naming the variable, for one that is wrong or missing beside the others.
+    on TPU slices.
+
+    Raises:
+        ValueError: For a variable that is wrong, or that is missing while others are set; it names the variable.
     """
-    on_tpu = "tpu" in (jax.config.jax_platforms or "")  # JAX writes it there when it finds TPUs
+    config: Any = jax.config  # whose options type checkers do not see
+    on_tpu = "tpu" in (config.jax_platforms or "")  # JAX writes it there when it finds TPUs
     found = processes(os.environ, on_tpu)
     if found is None or jax.distributed.is_initialized():
         return
@@ -43,7 +47,15 @@ def join() -> None:
 
 
 def processes(environ: Mapping[str, str], on_tpu: bool = False) -> dict[str, Any] | None:
-    """Arguments for jax.distributed.initialize, which finds out what is missing in them; None: a lone process."""
+    """Returns arguments for jax.distributed.initialize, which finds out what is missing, or None for a lone process.
+
+    Args:
+        environ: Variables of the environment.
+        on_tpu: Whether this host has TPUs.
+
+    Raises:
+        ValueError: As `join`.
+    """
     by_hand = [name for name in BY_HAND if environ.get(name)]
     if by_hand:
         _all_set(environ, BY_HAND, f"{by_hand[0]} is; set all of {', '.join(BY_HAND)} or none")
@@ -95,7 +107,7 @@ def _index(environ: Mapping[str, str], name: str, count: int, of: str) -> int:
 
 
 def summed(counts: np.ndarray) -> np.ndarray:
-    """The sum of counts (n,), int64, over all processes; all must call it."""
+    """Returns the sum of counts (n,), int64, over all processes; all must call it."""
     if jax.process_count() == 1:
         return counts
     return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 from etils import epath
@@ -13,15 +14,21 @@ KEY = "training.compilation_cache"
 
 
 def use(setting: str) -> str:
-    """Turns JAX's persistent cache on as `training.compilation_cache` says, and returns what that is, in one line.
+    """Turns JAX's persistent cache on, before anything large is compiled, and returns a line that says where it is.
 
-    To be called before anything large is compiled. Only programs that take a second or more to compile are kept, and
-    of several processes the first one writes. Raises ValueError for a folder that cannot be made.
+    Only programs that take a second or more to compile are kept, and of several processes the first one writes.
+
+    Args:
+        setting: `training.compilation_cache`: a folder, "auto", or "" for none.
+
+    Raises:
+        ValueError: For a folder that cannot be made.
     """
     if setting == "":
         _change(None)
         return "compiled programs are not kept"
-    given = jax.config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
+    config: Any = jax.config  # whose options type checkers do not see
+    given = config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
     if setting == "auto" and given:
         return f"compiled programs are kept in {given}"
     folder = epath.Path(default() if setting == "auto" else setting)
@@ -38,20 +45,23 @@ def use(setting: str) -> str:
 
 
 def _change(folder: str | None) -> None:
-    """Sets the folder also where JAX has begun to use another."""
+    """Sets the folder, also where JAX has begun to use another one."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def default() -> pathlib.Path:
-    """The user's own folder: others who may write to it could make this program run what they like."""
+    """Returns a folder of the user's own: others who may write to it could make this program run what they like."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
     return pathlib.Path(base) / "tim_jax" / "xla"
 
 
 def processor() -> str:
-    """A name for this kind of processor. XLA compiles for the instructions that it finds, and a program from another
-    kind may not run here, though a home folder or a bucket is shared by both."""
+    """Returns a name for this kind of processor.
+
+    XLA compiles for the instructions that it finds. A program from another kind may not run here, though a home folder
+    or a bucket is shared by both.
+    """
     known = pathlib.Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else [platform.processor()]
     named = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}) or lines

@@ -12,7 +12,7 @@ from jax.extend import core
 
 
 def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
-    """Operations of matrix products, over all devices together."""
+    """Returns the operations of matrix products, over all devices together."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     return sum(_equation(eqn) for eqn in jaxpr.eqns)
 
@@ -40,6 +40,6 @@ def _equation(eqn: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list:
-    """The programs inside an equation, but not the rules by which one would be differentiated."""
+    """Returns the programs inside an equation, without the rules by which one would be differentiated."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, core.ClosedJaxpr | core.Jaxpr))
     return [leaf for leaf in leaves if isinstance(leaf, core.ClosedJaxpr | core.Jaxpr)]

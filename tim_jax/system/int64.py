@@ -4,11 +4,11 @@ import numpy as np
 
 
 def to_halves(numbers: np.ndarray) -> np.ndarray:
-    """int32 (…, 2) of int64 (…), 0 ≤ number < 2⁶²."""
+    """Returns int32 (…, 2) for int64 (…), 0 ≤ number < 2⁶²."""
     return np.stack([numbers >> 31, numbers & 0x7FFFFFFF], axis=-1).astype(np.int32)
 
 
 def from_halves(halves: np.ndarray) -> np.ndarray:
-    """int64 (…) of whole numbers (…, 2)."""
+    """Returns int64 (…) for whole numbers (…, 2)."""
     high, low = np.moveaxis(np.asarray(halves).astype(np.int64), -1, 0)
     return (high << 31) + low

@@ -19,11 +19,19 @@ BEAT = 10.0  # seconds between signs of life where files cannot be locked (objec
 
 @contextlib.contextmanager
 def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = "--workdir"):
-    """Within it, no other run works in the folder, which is made. Raises ValueError if one does.
+    """A context in which no other run works in the folder, which is made.
 
-    The lead process of the `count` of a run takes the lock for all of them; each must enter. A local file is locked by
-    the operating system, which lets go of it when the process ends, however it ends. Elsewhere a file is rewritten
-    every BEAT seconds, and one that does not change any more is taken over. option: what named the folder.
+    A local file is locked by the operating system, which lets go of it when the process ends, however it ends.
+    Elsewhere a file is rewritten every BEAT seconds, and one that does not change any more is taken over.
+
+    Args:
+        folder: Of the run.
+        lead: Whether this process takes the lock for all processes of its run; each of them must enter.
+        count: Number of processes of the run.
+        option: Option of the command line that named the folder, for errors.
+
+    Raises:
+        ValueError: If another run works there.
     """
     with contextlib.ExitStack() as stack:
         refused = stack.enter_context(_taken(folder)) if lead else None
@@ -37,7 +45,7 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
 
 @contextlib.contextmanager
 def _taken(folder: epath.Path):
-    """Takes the lock; gives None, or who has it."""
+    """A context that holds the lock and gives None, or that gives who has it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     if "://" in str(folder):
@@ -59,7 +67,7 @@ def _taken(folder: epath.Path):
 
 @contextlib.contextmanager
 def _alive(path: epath.Path):
-    """The same by signs of life."""
+    """The same where files cannot be locked, by signs of life."""
     before = path.read_text() if path.exists() else None
     if before is not None:
         end = time.monotonic() + 3 * BEAT

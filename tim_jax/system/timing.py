@@ -16,19 +16,27 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """seconds: median of the repeats. spread: half the distance between their quartiles, in seconds."""
+    """How long something takes.
+
+    Attributes:
+        seconds: Median of the repeats.
+        spread: Half the distance between their quartiles, in seconds.
+    """
 
     seconds: float
     spread: float
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
+    """Returns timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
 
-    calls: name → function of no arguments, whose result is waited for. Every round starts with another of them.
+    Args:
+        calls: Functions without arguments by name, whose results are waited for. Every round starts with another one.
+        repeats: Rounds that count.
+        warmup: Rounds before them.
     """
     names = list(calls)
-    seconds = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
@@ -40,18 +48,19 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: in
 
 
 def summary(seconds: list[float]) -> Timing:
-    """Median and spread of some repeats."""
+    """Returns median and spread of some repeats."""
     low, middle, high = np.percentile(seconds, [25, 50, 75])
     return Timing(float(middle), float(high - low) / 2)
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """Memory that a compiled program needs besides arguments and results."""
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    """Returns the bytes that a compiled program needs besides arguments and results."""
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes)
 
 
 def machine() -> dict[str, Any]:
-    """What the measurements were made on."""
+    """Returns what the measurements were made on."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -65,5 +74,5 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
+    """Returns the versions of Python and of the packages that matter."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}

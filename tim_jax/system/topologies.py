@@ -29,8 +29,14 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """name: as it was written. chip: figures of one. devices: to compile for. island: devices joined by fast links,
-    which are consecutive in `devices`."""
+    """Devices that programs are compiled for and that need not be there.
+
+    Attributes:
+        name: As it was written.
+        chip: Figures of one of its chips.
+        devices: To compile for.
+        island: How many devices are joined by fast links; they are consecutive in `devices`.
+    """
 
     name: str
     chip: Chip
@@ -39,7 +45,7 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """The topology called `name`. Raises ValueError if there is none, or if what it needs is not installed."""
+    """Returns the topology called `name`. Raises ValueError if there is none, or what it needs is not installed."""
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"--topology has {name!r}; it must be CHIP:SHAPE, such as {', '.join(EXAMPLES)}")
@@ -53,7 +59,7 @@ def topology(name: str) -> Topology:
 
 
 def host_devices(names: list[str]) -> None:
-    """Makes room for the CPU devices of the topologies `names`; to be called before JAX has started."""
+    """Makes room for the CPU devices of the topologies `names`, before JAX has started."""
     counts = [int(count) for count in re.findall(r"\bcpu:(\d+)", ",".join(names))]
     jax.config.update("jax_platforms", "cpu")
     if counts and max(counts) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -91,14 +97,15 @@ def _gpus(name: str, kind: str, sizes: tuple[int, ...]) -> list:
 
 def _find_cuda_tools() -> None:
     """Puts the assembler of the nvidia-cuda-nvcc package on the path of this process."""
-    for folder in importlib.util.find_spec("nvidia").submodule_search_locations:
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package and package.submodule_search_locations) or ():
         for assembler in pathlib.Path(folder).glob("cu*/bin/ptxas"):
             if str(assembler.parent) not in os.environ["PATH"].split(os.pathsep):
                 os.environ["PATH"] = f"{assembler.parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def gpu_description(kind: str) -> str:
-    """A GPU in the text form of XLA's GpuTargetConfigProto."""
+    """Returns a GPU in the text form of XLA's GpuTargetConfigProto."""
     title, capability, cores, clock, units, shared, shared_most, cache = GPUS[kind]
     chip = CHIPS[kind]
     device = {

@@ -1,1 +1,2 @@
-"""State, pure train step, loop, sharding, checkpoints, metrics. Receives built objects; reads no configuration."""
+"""State, pure train step, loop, sharding, checkpoints and metrics. This room gets built objects and reads no
+configuration."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import logging
+import logging as python_logging
 import os
 import sys
 import threading
@@ -11,29 +11,35 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
-from tim_jax.training import checksums
+from tim_jax.training import checksums, formats
 
-FORMAT = 1  # of what a checkpoint holds; a change that old checkpoints do not survive adds one
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
 
 # Of a failed write, orbax logs many stacks, and asyncio one for every array; Saver says it in one line.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+python_logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def open_manager(
     workdir: epath.Path, keep: int, every: int, keep_every: int = 0, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, one due every `every` steps.
+    """Opens the checkpoints of a workdir.
 
-    The latest `keep` stay, and for good those whose step is a multiple of `keep_every` (0: none). Orbax writes to a
-    temporary folder, renames it, and only then deletes what is not to stay.
+    Orbax writes to a temporary folder, renames it, and only then deletes what is not to stay.
+
+    Args:
+        workdir: The run's folder.
+        keep: How many of the latest checkpoints stay, at least 1.
+        every: Steps from one checkpoint to the next.
+        keep_every: Checkpoints whose step is a multiple of this stay for good; 0 for none.
+        read_only: Whether nothing may be written or cleaned up.
     """
     latest = preservation_policy.LatestN(keep)
     for_good = [preservation_policy.EveryNSteps(keep_every)] if keep_every else []
@@ -48,13 +54,15 @@ def open_manager(
 
 
 class DamagedCheckpoints(ValueError):
-    """There are checkpoints, but none that can be used."""
+    """A workdir has checkpoints, but none that can be used."""
 
 
 class Saver:
-    """Saves in the background, one checkpoint at a time. What cannot be written is told at once; training goes on.
+    """Saves in the background, one checkpoint at a time. A failure is logged at once, and training goes on.
 
-    saved: the latest step that is complete, with its manifest, or None. failures: what could not be written.
+    Attributes:
+        saved: The latest step whose checkpoint is complete, with its manifest, or None.
+        failures: What could not be written, a line each.
     """
 
     def __init__(self, manager: ocp.CheckpointManager):
@@ -65,9 +73,12 @@ class Saver:
         self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: Any, record: dict) -> None:
-        """Saves the state of a step once the checkpoint before it is done. record: JSON, such as the configuration.
+        """Saves the state of a step, once the checkpoint before it is done. The data position is the step itself.
 
-        The data position is the step itself.
+        Args:
+            step: Of the state.
+            state: A tree of arrays on the mesh.
+            record: What the checkpoint says of the run that made it, such as its configuration; JSON.
         """
         self._settle()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
@@ -85,13 +96,13 @@ class Saver:
             self._thread.join()
 
     def close(self) -> None:
-        """Waits, too."""
+        """Waits as well, and closes the checkpoints."""
         self._settle()
         self.manager.close()
 
     def _settle(self) -> None:
         self.wait()
-        if self.failures:  # the manager tells each thread of an error once, and has dropped what it meant to delete
+        if self.failures:  # the manager raises an error once in each thread, and has dropped what it meant to delete
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
             self._clear()  # again: threads of a failed write may have gone on for a while
@@ -108,7 +119,7 @@ class Saver:
             self.saved = step
 
     def _clear(self) -> None:
-        """Removes what was begun: it must not take room from what comes next."""
+        """Removes what was begun, which must not take room from what comes next."""
         if jax.process_index() == 0:
             for path in self.manager.directory.glob("[0-9]*.*"):
                 with contextlib.suppress(OSError):
@@ -120,34 +131,50 @@ class Saver:
             reason = f"{reason[:100]} … {reason[-200:]}"
         self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
         self._clear()
-        print(f"\nwarning: {self.failures[-1]}; training goes on", file=sys.stderr, flush=True)
+        logging.warning("%s; training goes on", self.failures[-1])
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> Any:
-    """The state of a checkpoint (the latest by default), on the shardings of `abstract`.
+    """Returns the state of a checkpoint, with today's names whatever format it has.
 
-    abstract: a tree of jax.ShapeDtypeStruct with shardings; it may be on another mesh than the one that saved.
-    Raises ValueError if there is no such checkpoint.
+    Args:
+        manager: The checkpoints.
+        abstract: A tree of jax.ShapeDtypeStruct with shardings, on any mesh.
+        step: Which checkpoint; the latest by default.
+
+    Raises:
+        ValueError: If there is no such checkpoint.
+        UnknownFormat: If it was written by a later version.
     """
     step = manager.latest_step() if step is None else step
     if step is None or step not in manager.all_steps():
         found = ", ".join(map(str, manager.all_steps())) or "none"
         raise ValueError(f"checkpoint step {step}: not in {manager.directory}, which has {found}")
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+    format = format_of(manager, step)
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.state_then(abstract, format)))
+    return formats.state_today(manager.restore(step, args=wanted)["state"], format)
+
+
+def format_of(manager: ocp.CheckpointManager, step: int) -> int:
+    """Returns the format of a checkpoint. Raises UnknownFormat for one of a later version."""
+    return formats.of_record(read_record(manager, step), manager.directory / str(step))
 
 
 def read_record(manager: ocp.CheckpointManager, step: int) -> dict:
-    """What a checkpoint says of what made it."""
+    """Returns what a checkpoint says of the run that made it."""
     return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
 
 def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str]]:
-    """(the latest step whose checkpoint matches its manifest, what is wrong with each later one).
+    """Returns the latest step whose checkpoint matches its manifest, and what is wrong with each later one.
 
-    A checkpoint without a manifest, whose process ended before it was written, counts as good where no other is.
-    To be called by all processes, which share the reading. Raises DamagedCheckpoints if there are some, all damaged.
+    A checkpoint without a manifest, whose process ended before it was written, counts as good where no other is. All
+    processes must call this; they share the reading.
+
+    Raises:
+        DamagedCheckpoints: If there are checkpoints and all are damaged.
     """
-    wrong = {}
+    wrong: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         found = damage(manager.directory / str(step))
         if found is None:
@@ -163,7 +190,7 @@ def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, s
 
 
 def damage(folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint, or None; the same on all processes, which share the reading."""
+    """Returns what is wrong with a checkpoint, or None; the same on all processes, which share the reading."""
     process, count = jax.process_index(), jax.process_count()
     found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
     if count > 1:
@@ -175,11 +202,16 @@ def damage(folder: epath.Path) -> str | None:
 
 
 def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
-    """Moves checkpoints to the folder DAMAGED of the workdir, so that their steps can be saved again, and says so."""
+    """Moves checkpoints to the folder DAMAGED of the workdir, so that their steps can be saved again.
+
+    Args:
+        manager: The checkpoints.
+        wrong: What is wrong, by step; it is logged.
+    """
     if jax.process_index() == 0:
         aside = manager.directory.parent / DAMAGED
         for step, reason in wrong.items():
-            print(f"warning: checkpoint of step {step} not used: {reason}; now in {aside}", file=sys.stderr, flush=True)
+            logging.warning("checkpoint of step %d not used: %s; now in %s", step, reason, aside)
             (aside / str(step)).rmtree(missing_ok=True)
             files.move_folder(manager.directory / str(step), aside / str(step))
     if wrong:
@@ -189,7 +221,7 @@ def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:
-    """Shapes and shardings as one tree of jax.ShapeDtypeStruct."""
+    """Returns shapes and shardings, trees of one structure, as a tree of jax.ShapeDtypeStruct."""
 
     def leaf(shape, sharding):
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
@@ -199,7 +231,7 @@ def abstract_state(shapes: Any, shardings: Any) -> Any:
 
 @functools.cache
 def _hush_closed_loops() -> None:
-    """Writes under way when a save fails find the loop closed that waited for them, and hundreds would say so."""
+    """Keeps quiet the writes that find the event loop closed when a save fails; there may be hundreds."""
     former = sys.unraisablehook
 
     def hook(about: Any) -> None:

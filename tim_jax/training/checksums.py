@@ -1,4 +1,4 @@
-"""A folder's checksums, in the form of `sha256sum`, so that one altered byte in any of its files is found.
+"""Checksums of a folder, in the form of `sha256sum`, so that one altered byte in any of its files is found.
 
 Process p of P writes `manifest-p-of-P.sha256` for every P-th file; the last line is a checksum of the lines before it.
 """
@@ -15,14 +15,22 @@ OWN = re.compile(NAME.pattern + "|" + files.UNFINISHED.pattern)
 
 
 def write(folder: epath.Path, process: int = 0, count: int = 1) -> None:
-    """Writes the share of process `process` of `count`. The files must not change any more."""
+    """Writes the manifest of one process. The files must not change any more.
+
+    Args:
+        folder: Whose files are summed up.
+        process: Number of this process, from 0 on.
+        count: Number of processes, which share the files.
+    """
     lines = "".join(f"{digest(folder / name)}  {name}\n" for name in _files(folder)[process::count])
     files.replace(folder / f"manifest-{process}-of-{count}.sha256", (lines + _last_line(lines)).encode())
 
 
 def fingerprint(folder: epath.Path) -> str | None:
-    """What tells a folder from every other by its manifests alone, however many processes wrote them and wherever the
-    folder lies; None without manifests."""
+    """Returns what identifies a folder, read from its manifests alone, or None without manifests.
+
+    It does not depend on how many processes wrote them, nor on where the folder lies.
+    """
     if not has_manifest(folder):
         return None
     manifests = [path.read_text() for path in folder.iterdir() if NAME.fullmatch(path.name)]
@@ -30,19 +38,29 @@ def fingerprint(folder: epath.Path) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def former_fingerprint(folder: epath.Path) -> str:
+    """Returns what step grids were recorded with before they had `fingerprint`; it depends on how many processes
+    wrote the manifests."""
+    manifests = sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
+
+
 def has_manifest(folder: epath.Path) -> bool:
-    """Whether the manifests of all processes are there."""
+    """Returns whether the manifests of all processes are there."""
     found = [NAME.fullmatch(path.name) for path in folder.iterdir()]
     parts = {(int(name[1]), int(name[2])) for name in found if name}
     return any({(p, count) for p in range(count)} <= parts for _, count in parts)
 
 
 def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a folder that has a manifest, or None: a file that is missing, altered or cut short.
+    """Returns what is wrong with a folder that has a manifest, or None: a file is missing, altered or cut short.
 
-    The manifests are always checked; of the other files, process `process` of `count` checks every count-th.
+    Args:
+        folder: Which folder.
+        process: Number of this process, from 0 on. It checks all manifests, and every `count`-th of the other files.
+        count: Number of processes.
     """
-    expected = {}
+    expected: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
         lines, mark, last = path.read_bytes().decode("utf-8", "replace").rpartition("# ")
         if mark + last != _last_line(lines):
@@ -57,12 +75,13 @@ def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
 
 
 def digest(path: epath.Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: epath.Path, prefix: str = "") -> list[str]:
-    """Names, relative to the folder, of all files below it but manifests, sorted."""
+    """Returns the names, relative to the folder, of all files below it but manifests, sorted."""
     names = []
     for path in folder.iterdir():
         name = f"{prefix}{path.name}"

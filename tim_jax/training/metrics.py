@@ -5,11 +5,12 @@ import hashlib
 import io
 import json
 import math
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 from PIL import Image
 from tensorboardX import summary
@@ -21,13 +22,20 @@ from tim_jax.system import files
 
 
 class Writer:
-    """Writes metrics and pictures of one run; appends to what is there. Only one process of a run writes.
+    """Writes metrics and pictures of one run, and appends to what is there. Only one process of a run writes.
 
-    What cannot be written, on a full disk for example, is told; training goes on. project: of Weights & Biases, which
-    gets the metrics as well; "": none. record: what it is told of the run.
+    What cannot be written, on a full disk for example, is logged, and training goes on.
     """
 
     def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
+        """Opens the files.
+
+        Args:
+            workdir: The run's folder.
+            active: Whether this process writes.
+            project: Project of Weights & Biases that gets the metrics as well; "" for none.
+            record: What that project learns of the run.
+        """
         self.workdir, self.active = workdir, active
         self._events = self._wandb = None
         self._flushed = time.monotonic()
@@ -37,19 +45,27 @@ class Writer:
             folder = str(workdir) if files.is_local(workdir) else None
             name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run goes on
             self._wandb = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(record))
-        with self._told():
+        with self._warned():
             if active:
                 self._log = files.Log(workdir / "metrics.jsonl")
                 (workdir / "events").mkdir(parents=True, exist_ok=True)
                 self._events = EventsWriter(str(workdir / "events" / "events"))
 
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes images and numbers by name; see `picture` and `scalars`."""
+        images = {name: value for name, value in values.items() if isinstance(value, Image.Image)}
+        for name, image in images.items():
+            self.picture(step, name, image)
+        if not images or len(images) < len(values):
+            self.scalars(step, {name: value for name, value in values.items() if name not in images})
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """values: name → number. Numbers that are not finite are written as null, which JSON has a word for."""
+        """Writes numbers by name. Those that are not finite are written as null, since JSON has no word for them."""
         if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._told():
+        with self._warned():
             self._log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
         self._add(step, [summary.scalar(name, value) for name, value in values.items()])
         if self._wandb is not None:
@@ -61,14 +77,14 @@ class Writer:
             return
         folder, png = self.workdir / "samples", io.BytesIO()
         image.save(png, "PNG")
-        with self._told():
+        with self._warned():
             folder.mkdir(parents=True, exist_ok=True)
             files.replace(folder / f"{name}_{step:08d}.png", png.getvalue())
         self._add(step, [summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")])
 
     def _add(self, step: int, summaries: list) -> None:
-        """Adds to TensorBoard's events. (Its own writer's thread ends at the first error, and then blocks its user.)"""
-        with self._told():
+        """Adds to TensorBoard's events, not by its own writer, whose thread ends at an error and blocks its user."""
+        with self._warned():
             if self._events is not None:
                 for each in summaries:
                     self._events.write_event(Event(wall_time=time.time(), step=step, summary=each))
@@ -77,17 +93,18 @@ class Writer:
                     self._flushed = time.monotonic()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _warned(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # object storage has errors of its own kinds
-            print(f"\nwarning: metrics could not be written: {error}; training goes on", file=sys.stderr, flush=True)
+            logging.warning("metrics could not be written: %s; training goes on", error)
 
     def close(self) -> None:
-        with self._told():
+        """Writes what waits, and closes the files."""
+        with self._warned():
             if self.active:
                 self._log.close()
-        with self._told():
+        with self._warned():
             if self._events is not None:
                 self._events.close()
         if self._wandb is not None:
@@ -95,12 +112,17 @@ class Writer:
 
 
 class Progress:
-    """A progress bar with time left, the loss, images per second and the share of time spent waiting for data.
-
-    peak: operations per second that all devices can do, NaN where it is not known. Silent on all processes but one.
-    """
+    """A progress bar with time left, the loss, images per second and the share of time spent waiting for data."""
 
     def __init__(self, start: int, total: int, peak: float = math.nan, active: bool = True):
+        """Shows the bar.
+
+        Args:
+            start: Steps done before.
+            total: Steps in all.
+            peak: Operations per second that all devices can do; NaN where it is not known.
+            active: Whether this process shows the bar.
+        """
         self.peak = peak
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True)
         self._forget()
@@ -109,14 +131,24 @@ class Progress:
         self.began, self.waited, self.images, self.flops = time.perf_counter(), 0.0, 0, 0
 
     def advance(self, step: int, images: int, flops: int) -> None:
-        """A step of so many images and operations of the model has been handed to the devices."""
+        """Is called when a step has been handed to the devices.
+
+        Args:
+            step: Its number.
+            images: Examples in its batch.
+            flops: The model's operations in it, over all devices.
+        """
         self.images += images
         self.flops += flops
         self.bar.update(step - self.bar.n)
 
     def show(self, step: int, loss: float) -> dict[str, float]:
-        """Shows the loss of a step; returns, since it was called before: images_per_second, data_wait (a share),
-        model_tflops_per_second, and mfu, the share of the devices' peak that these are, where it is known."""
+        """Shows the loss of a step.
+
+        Returns:
+            Since the last call: images_per_second, data_wait (a share of the time), model_tflops_per_second and, where
+            the devices' peak is known, mfu, the share of it that these are.
+        """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         rate, wait, flops = self.images / seconds, self.waited / seconds, self.flops / seconds
         utilisation = {} if math.isnan(self.peak) else {"mfu": flops / self.peak}
@@ -125,18 +157,19 @@ class Progress:
         return {"images_per_second": rate, "data_wait": wait, "model_tflops_per_second": flops / 1e12} | utilisation
 
     @contextlib.contextmanager
-    def waiting(self):
-        """What happens within is waiting for data."""
+    def waiting(self) -> Iterator[None]:
+        """A context that waits for data."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def paused(self):
-        """Leaves what happens within (pictures) out of the rates."""
+    def paused(self) -> Iterator[None]:
+        """A context, for sampling or saving, whose time is left out of the rates."""
         began = time.perf_counter()
         yield
         self.began += time.perf_counter() - began
 
     def close(self) -> None:
+        """Ends the bar."""
         self.bar.close()

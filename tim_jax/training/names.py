@@ -12,29 +12,35 @@ import jax
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """{name: leaf} of a tree of parameters."""
+    """Returns the leaves of a tree of parameters by name."""
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def name_of(path: tuple) -> str:
-    """The name that belongs to a path of keys."""
+    """Returns the name that belongs to a path of keys."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns means the name."""
+    """Returns whether one of the patterns matches the name."""
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
 
 
 def select(tree: Any, patterns: Sequence[str]) -> Any:
-    """A tree of the same structure that says of every parameter whether one of the patterns means it."""
+    """Returns a tree of the same structure: whether one of the patterns matches the parameter's name."""
     return jax.tree_util.tree_map_with_path(lambda path, _: matches(name_of(path), patterns), tree)
 
 
 def check_patterns(key: str, patterns: Any, known: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest names, for a pattern that means none of the known names.
+    """Checks that each pattern matches a name.
 
-    key: of the configuration that has the patterns, for the message.
+    Args:
+        key: Key of the configuration that has the patterns, for errors.
+        patterns: Texts.
+        known: The names.
+
+    Raises:
+        ValueError: For a pattern that matches none; it has the nearest names.
     """
     known = list(known)
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""What a train step calls, from a network module: functions params → network, and conditions from a batch."""
+"""What a train step calls, from a network module: functions of parameters that return a network, and conditions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,53 +10,62 @@ from tim_jax.training import names
 
 
 def apply_alone(network: Any, params: Any, queries: Any, **options: Any) -> Any:
-    """A network on one device."""
+    """Applies a network on one device."""
     return network.apply({"params": params}, queries, **options)
 
 
 def make_nets(
     network: Any, hidden: bool = False, apply: Callable = apply_alone, frozen: tuple[str, ...] = ()
 ) -> dict[str, Callable]:
-    """{name: params → network on a tuple of Queries}, as `StepSettings.nets`. hidden: the student also returns hidden
-    states. network: a module with `clone` and `apply`. apply: how it runs, `sharding.apply_by_rows` on a mesh.
-    frozen: patterns of parameters of the student that get no gradient."""
-    precise = network.clone(dtype=jnp.float32)
+    """Returns functions of parameters that return the network on a tuple of Queries, as `StepSettings.nets`.
 
-    def at_highest_precision(params):
+    Args:
+        network: A module with `clone` and `apply`.
+        hidden: Whether the online network returns hidden states as well.
+        apply: How the network runs: `sharding.apply_on_mesh` on a mesh.
+        frozen: Patterns of parameters of the online network that get no gradient.
+    """
+    float32 = network.clone(dtype=jnp.float32)
+
+    def at_highest_precision(params: Any) -> Callable:
         def net(queries):
             with jax.default_matmul_precision("highest"):
-                return apply(precise, params, queries)
+                return apply(float32, params, queries)
 
         return net
 
-    def hold(params):
-        held = names.select(params, frozen)
-        return jax.tree.map(lambda hold, leaf: jax.lax.stop_gradient(leaf) if hold else leaf, held, params)
+    def stop_frozen(params: Any) -> Any:
+        selected = names.select(params, frozen)
+        return jax.tree.map(lambda stop, leaf: jax.lax.stop_gradient(leaf) if stop else leaf, selected, params)
 
     return {
-        "online": lambda params: lambda queries: apply(network, hold(params), queries, hidden=hidden),
+        "online": lambda params: lambda queries: apply(network, stop_frozen(params), queries, hidden=hidden),
         "ema": lambda params: lambda queries: apply(network, params, queries),
         "float32": at_highest_precision,
     }
 
 
 def frozen_net(network: Any, guidance: tuple[float, float, float], apply: Callable = apply_alone) -> Callable:
-    """params → network on a tuple of Queries, of a network that is only asked: without dropout.
+    """Returns a function of parameters that returns a network which is never trained, without dropout.
 
-    guidance: the scale and the times between which it holds, for a network that is told these; whatever queries say.
+    Args:
+        network: A module with `apply`.
+        guidance: The guidance scale and the times between which it applies, for a network that has them as inputs;
+            they replace those of the queries.
+        apply: As in `make_nets`.
     """
 
-    def put(query):
+    def with_guidance(query):
         condition = query.condition
         if network.guidance_input:
             condition = condition | {"guidance": jnp.tile(jnp.asarray([guidance], query.t.dtype), (len(query.t), 1))}
         return query._replace(condition=condition, key=None)
 
-    return lambda params: lambda queries: apply(network, params, tuple(map(put, queries)))
+    return lambda params: lambda queries: apply(network, params, tuple(map(with_guidance, queries)))
 
 
 def class_conditions(num_classes: int) -> Callable:
-    """Labels, with the null label num_classes where a row's condition is dropped."""
+    """Returns `StepSettings.conditions` of labels; `num_classes` is the null label, where a condition is dropped."""
 
     def conditions(batch, is_null):
         null = jnp.full_like(batch["label"], num_classes)
@@ -65,8 +74,11 @@ def class_conditions(num_classes: int) -> Callable:
     return conditions
 
 
-def text_conditions(batch, is_null):
-    """Text features and their mask, with those of the empty prompt where a row's condition is dropped."""
+def text_conditions(batch: dict[str, jax.Array], is_null: jax.Array) -> tuple[dict, dict]:
+    """Is `StepSettings.conditions` of text features (B, M, T) and their mask (B, M).
+
+    Where a condition is dropped, they are those of the empty prompt, "null_text" (1, M, T) and "null_mask" (1, M).
+    """
     text, mask = batch["text"], batch["mask"]
     null_text = jnp.broadcast_to(batch["null_text"], text.shape)
     null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)

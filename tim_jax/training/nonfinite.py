@@ -2,17 +2,18 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax.system import files, int64
 
-LISTED = 8  # rows told on standard error; the file has all
+LISTED = 8  # examples that a warning names; the file has all
 
 
 class TooManyNonFinite(RuntimeError):
@@ -20,66 +21,77 @@ class TooManyNonFinite(RuntimeError):
 
 
 class NonFinite:
-    """Counts left-out updates and lists their rows, times and intervals in nonfinite.jsonl.
+    """Counts updates that were left out, and lists their examples, times and intervals in nonfinite.jsonl.
 
-    workdir: of the run. most: in a row; more end the run. start: the step that the run goes on from.
-    count: left-out updates up to now, those of earlier starts included. streak: the latest of them in a row, which the
-    caller sets to 0 when an update is made.
+    Attributes:
+        count: Updates left out up to now, those of earlier starts included.
+        streak: The latest of them in a row, which the caller sets to 0 when an update is made.
     """
 
-    def __init__(self, workdir: epath.Path, most: int, start: int = 0):
-        self.path, self.most, self.streak = workdir / "nonfinite.jsonl", most, 0
+    def __init__(self, workdir: epath.Path, max_streak: int, start: int = 0):
+        """Reads what earlier starts have listed.
+
+        Args:
+            workdir: Of the run.
+            max_streak: Updates left out in a row that end the run.
+            start: The step that the run goes on from.
+        """
+        self.path, self.max_streak, self.streak = workdir / "nonfinite.jsonl", max_streak, 0
         self.log = files.Log(self.path)
         lines = self.path.read_text().splitlines() if self.path.exists() else ()
         self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
 
-    def see(self, step: int, metrics: Mapping[str, float], by_row: Mapping[str, jax.Array], index: jax.Array) -> None:
-        """Takes a left-out update into account; to be called by all processes.
+    def see(
+        self, step: int, metrics: Mapping[str, float], per_example: Mapping[str, jax.Array], index: jax.Array
+    ) -> None:
+        """Takes an update that was left out into account; all processes must call it.
 
-        metrics: numbers on the host. by_row: "t", "r", "loss" and more, global (B,). index: the rows' numbers in
-        the source as halves, global (B, 2). Raises TooManyNonFinite.
+        Args:
+            step: Of the update.
+            metrics: Numbers on the host, "loss" and "grad_norm" among them.
+            per_example: "t", "r", "loss" and more, global arrays (B,).
+            index: Numbers of the examples in the source as halves, global (B, 2).
+
+        Raises:
+            TooManyNonFinite: If as many in a row were left out as may not be.
         """
         self.count, self.streak = self.count + 1, self.streak + 1
-        rows = {name: _global(by_row[name]) for name in ("t", "r", "loss")}
-        rows["index"] = int64.from_halves(_global(index))
+        examples = {name: _global(per_example[name]) for name in ("t", "r", "loss")}
+        examples["index"] = int64.from_halves(_global(index))
         if jax.process_index() == 0:
-            self._write(step, metrics, rows)
-        if self.streak >= self.most:
+            self._write(step, metrics, examples)
+        if self.streak >= self.max_streak:
             raise TooManyNonFinite(
                 f"{self.streak} updates in a row, up to step {step}, had a loss or gradient that is not finite "
-                f"(training.max_nonfinite); {self.path} lists their rows; the last good checkpoint is kept"
+                f"(training.max_nonfinite); {self.path} lists their examples; the last good checkpoint is kept"
             )
 
-    def _write(self, step: int, metrics: Mapping[str, float], rows: dict[str, np.ndarray]) -> None:
-        wrong = np.flatnonzero(~np.isfinite(rows["loss"]))
-        told = "rows"
-        if not wrong.size:  # finite rows with a gradient that is not: it may be any of them
-            wrong, told = np.arange(len(rows["loss"])), "all rows"
-        listed = [{name: _json(values[i]) for name, values in rows.items()} for i in wrong]
-        line = {"step": step, "loss": _json(metrics["loss"]), "grad_norm": _json(metrics["grad_norm"]), "rows": listed}
-        few = ", ".join(
-            f"{row['index']} (t {row['t']:.4g}, t − r {row['t'] - row['r']:.4g})" for row in listed[:LISTED]
-        )
+    def _write(self, step: int, metrics: Mapping[str, float], examples: dict[str, np.ndarray]) -> None:
+        wrong = np.flatnonzero(~np.isfinite(examples["loss"]))
+        of = "examples"
+        if not wrong.size:  # every loss is finite and a gradient is not: it may be that of any of them
+            wrong, of = np.arange(len(examples["loss"])), "all examples"
+        listed = [{name: _json(values[i]) for name, values in examples.items()} for i in wrong]
+        t, r, index = (examples[name][wrong[:LISTED]] for name in ("t", "r", "index"))
+        few = ", ".join(f"{k} (t {a:.4g}, t − r {a - b:.4g})" for k, a, b in zip(index, t, r, strict=True))
         more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-        print(
-            f"\nwarning: step {step}: loss {metrics['loss']:g}, gradient {metrics['grad_norm']:g}: update left out; "
-            f"{told} {few}{more}",
-            file=sys.stderr,
-            flush=True,
-        )
+        loss, gradient = metrics["loss"], metrics["grad_norm"]
+        listing = f"{of} {few}{more}"
+        logging.warning("step %d: loss %g, gradient %g: update left out; %s", step, loss, gradient, listing)
+        line = {"step": step, "loss": _json(loss), "grad_norm": _json(gradient), "rows": listed}
         try:
             self.log.add(json.dumps(line))
             self.log.close()
         except OSError as error:
-            print(f"warning: {self.path} could not be written: {error}", file=sys.stderr, flush=True)
+            logging.warning("%s could not be written: %s", self.path, error)
 
 
 def _global(values: jax.Array) -> np.ndarray:
-    """The rows of all processes, in the batch's order."""
+    """Returns the values of all processes, in the batch's order."""
     return np.asarray(multihost_utils.process_allgather(values, tiled=True) if jax.process_count() > 1 else values)
 
 
-def _json(value) -> float | int | None:
-    """JSON has no word for what is not finite: null."""
+def _json(value: Any) -> float | int | None:
+    """Returns a number as JSON has it, which has no word for what is not finite: null."""
     value = value.item() if hasattr(value, "item") else value
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW or Muon, a schedule, clipping; one transformation per part of the parameters."""
+"""The optimizer: AdamW or Muon, a schedule and clipping, for each trained network by itself."""
 
 import dataclasses
 import math
@@ -67,8 +67,14 @@ class OptimizerSettings:
                 )
 
     def check_names(self, parameters: Iterable[str]) -> None:
-        """Raises ValueError if frozen or learning_rate_factors mean none of these parameters, or nothing is left to
-        train."""
+        """Checks the patterns of names.
+
+        Args:
+            parameters: Names of the network's parameters.
+
+        Raises:
+            ValueError: If a pattern matches none of them, or nothing is left to train.
+        """
         parameters = list(parameters)
         names.check_patterns("optimizer.frozen", self.frozen, parameters)
         names.check_patterns(
@@ -79,7 +85,7 @@ class OptimizerSettings:
 
 
 def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up from 0, then constant, or down to 0 at decay_steps."""
+    """Returns the learning rate by step: a linear warm-up from 0, then constant, or down to 0 at decay_steps."""
     peak, warmup, decay = settings.learning_rate, settings.warmup_steps, settings.decay_steps - settings.warmup_steps
     after = {
         "constant": lambda: optax.constant_schedule(peak),
@@ -92,7 +98,7 @@ def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-    """Which axes of a parameter form the matrix that Muon orthogonalises; None: AdamW's business.
+    """Returns which axes of a parameter form the matrix that Muon orthogonalises, or None where AdamW updates it.
 
     Blocks are stacked on axis 0, and q, k, v on the axis after the input: each is a matrix of its own. Embedders,
     modulations' output layers' biases, norms, the patch and final layers stay with AdamW, as is usual for Muon.
@@ -111,10 +117,13 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
 
 
 def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("online",)) -> optax.GradientTransformation:
-    """A transformation for parameters {part: tree}, each part by itself: its own memory, its gradients clipped by their
-    own norm. Names in `settings` are those of every part.
+    """Returns an optimizer of several networks, each with a state of its own and gradients clipped by their own norm.
 
-    What `settings.frozen` means has no part in any of it: no update, no memory, no share in the clipped norm.
+    Parameters that `settings.frozen` matches get no update, have no state and do not count in the clipped norm.
+
+    Args:
+        settings: Kind and numbers; patterns of names are of every network's parameters.
+        parts: Names of the networks; parameters are {name: tree}.
     """
     schedule = make_schedule(settings)
     if settings.name == "adamw":
@@ -140,14 +149,14 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("onlin
         return tx
 
     def labels(params: dict[str, Any]) -> dict[str, Any]:
-        held = {part: names.select(tree, settings.frozen) for part, tree in params.items()}
-        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", held)
+        selected = {part: names.select(tree, settings.frozen) for part, tree in params.items()}
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", selected)
 
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
 
 
 def clip_parts(norm: float) -> optax.GradientTransformation:
-    """Scales the gradients of every part in {part: tree} down to a global norm."""
+    """Returns a transformation that scales the gradients of each network in {name: tree} down to a global norm."""
     clip = optax.clip_by_global_norm(norm)
 
     def clip_each(gradients: dict[str, Any], params: Any) -> dict[str, Any]:
@@ -157,7 +166,11 @@ def clip_parts(norm: float) -> optax.GradientTransformation:
 
 
 def scale_by_name(factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Multiplies updates {part: tree} by the factor of the first pattern that means the parameter; others stay."""
+    """Returns a transformation that multiplies updates {part: tree} by factors; others stay.
+
+    Args:
+        rates: (pattern, factor); the first pattern that matches a parameter counts.
+    """
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:
         name = names.name_of(path[1:])

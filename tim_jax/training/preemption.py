@@ -1,4 +1,4 @@
-"""Ending a process that is asked to: between two steps where it trains, at once everywhere else."""
+"""How a process ends when a signal asks for it: between two steps where it trains, at once everywhere else."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop(contextlib.ContextDecorator):
     """A context, or a decorator, in which SIGTERM and SIGINT end the process with exit code 75.
 
-    They do so at once, whatever it is doing (compiling, loading, sampling), but within `held()` only set `asked`: there
-    the caller ends the process when it has saved its work. A second SIGINT ends it at once. before: called before the
-    process ends at once. Outside the main thread, where signals cannot be caught, the context does nothing. Enter it
-    after jax.distributed.initialize, which takes SIGTERM for itself.
+    They do so at once, whatever it is doing (compiling, loading, sampling). Within `held()` they only set `asked`, and
+    the caller ends the process when it has saved its work; a second SIGINT ends it at once. Outside the main thread,
+    where signals cannot be caught, the context does nothing. It must be entered after jax.distributed.initialize,
+    which takes SIGTERM for itself.
+
+    Attributes:
+        asked: Name of the signal that has come, or None.
+        before: Function that is called before the process ends at once.
     """
 
-    def __init__(self):
-        self.asked: str | None = None  # the signal's name
+    def __init__(self) -> None:
+        self.asked: str | None = None
         self.before: Callable[[], None] = lambda: None
         self._held = False
         self._lock = threading.Lock()
 
-    def __enter__(self):
+    def __enter__(self) -> "Stop":
         self.asked, self._held = None, False
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
@@ -46,7 +50,7 @@ class Stop(contextlib.ContextDecorator):
             threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._active:
             signal.set_wakeup_fd(self._former_fd)
             for number, handler in self._former.items():
@@ -54,8 +58,8 @@ class Stop(contextlib.ContextDecorator):
             self._write.close()
 
     @contextlib.contextmanager
-    def held(self, held: bool = True):
-        """Within it, a signal waits for the caller to look at `asked`."""
+    def held(self, held: bool = True) -> Iterator[None]:
+        """A context in which a signal waits for the caller to look at `asked`. held: False for the opposite."""
         with self._lock:
             self._held = held
             if self.asked and not held:
@@ -66,8 +70,8 @@ class Stop(contextlib.ContextDecorator):
             with self._lock:
                 self._held = not held
 
-    def released(self):
-        """Within it, inside `held()`, a signal ends the process at once again."""
+    def released(self) -> contextlib.AbstractContextManager[None]:
+        """A context inside `held()` in which a signal ends the process at once again."""
         return self.held(False)
 
     def _watch(self) -> None:
@@ -87,28 +91,32 @@ class Stop(contextlib.ContextDecorator):
 
 
 def leave(code: int) -> None:
-    """Ends the process at once, whatever its threads do."""
+    """Ends the process at once, whatever its threads do. code: Its exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class Agreement:
-    """Whether any process was asked to stop, known to all processes after the same step; one step late with several.
+    """Tells all processes after the same step whether any of them was asked to stop, one step late with several.
 
     JAX's own preemption service takes SIGTERM for itself, and would not tell while the process compiles or samples.
     """
 
     def __init__(self, mesh: Mesh):
         self._count = mesh.size
-        self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._pending = None
+        self._pending: jax.Array | None = None
 
     def __call__(self, asked: bool) -> bool:
-        """To be called by all processes after every step."""
+        """Returns whether any process was asked; all processes must call it after every step.
+
+        Args:
+            asked: Whether this one was.
+        """
         if jax.process_count() == 1:
             return asked
-        flags = jax.make_array_from_callback((self._count,), self._rows, lambda _: np.array([asked]))
+        flags = jax.make_array_from_callback((self._count,), self._spread, lambda _: np.array([asked]))
         before, self._pending = self._pending, self._any(flags)
         return before is not None and bool(before)

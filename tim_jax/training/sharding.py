@@ -1,6 +1,7 @@
 """The device mesh and the one table from logical axis names (in the networks) to its axes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from tim_jax.types import Output
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Rows go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
+# Examples go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("tokens", "sequence"),
@@ -24,16 +25,21 @@ RULES = (
     ("qkv", None),
 )
 
-ROWS = ("data", "fsdp")
-BATCH = PartitionSpec(ROWS)
-# The rules among devices that hold the same rows and tokens.
-AMONG_SAME_ROWS = tuple((name, axis if axis == "tensor" else None) for name, axis in RULES)
+EXAMPLES = ("data", "fsdp")
+BATCH = PartitionSpec(EXAMPLES)
+# The rules among devices that hold the same examples and tokens.
+AMONG_SAME_EXAMPLES = tuple((name, axis if axis == "tensor" else None) for name, axis in RULES)
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
-    """A mesh over all devices; one size may be −1 for the rest. Raises ValueError if the sizes do not multiply up.
+    """Returns a mesh. The compiler places what the rules leave open (automatic axes).
 
-    The compiler places what the rules leave open (automatic axes).
+    Args:
+        sizes: Of each axis in AXES; one may be −1 for the rest.
+        devices: All by default.
+
+    Raises:
+        ValueError: If the sizes do not multiply up to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
@@ -61,15 +67,22 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """A context in which the logical axis names of networks mean axes of the mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
 def batch_shards(mesh: Mesh) -> int:
-    """Over how many devices the rows of a batch lie."""
+    """Returns over how many devices the examples of a batch lie."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shards_here(mesh: Mesh) -> tuple[int, ...]:
-    """Which of the `batch_shards` equal parts of a batch's rows lie on devices of this process.
+    """Returns which of the `batch_shards` equal parts of a batch lie on devices of this process.
 
-    On a slice they need not be neighbours, and processes that share rows by the other axes have the same.
+    On a TPU slice they need not be neighbours, and processes that share examples by the other axes have the same.
     """
     parts = mesh.devices.reshape(batch_shards(mesh), -1)
     here = jax.process_index()
@@ -77,15 +90,26 @@ def shards_here(mesh: Mesh) -> tuple[int, ...]:
 
 
 def shardings(mesh: Mesh, boxed: Any, shapes: Any) -> Any:
-    """The sharding of every parameter: axis names from the boxed tree, shapes from the plain one."""
+    """Returns the sharding of every parameter.
+
+    Args:
+        mesh: The devices.
+        boxed: Parameters with axis names, as flax's `init` gives them.
+        shapes: The same without the boxes.
+    """
     named = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     return jax.tree.map(lambda sharding, leaf: _fitting(sharding, leaf.shape), named, shapes)
 
 
 def like_parameters(opt_state: Any, params: Any, other: NamedSharding) -> Any:
-    """The sharding of every leaf of an optimizer's state: that of the parameter it belongs to, or `other`.
+    """Returns the sharding of every leaf of an optimizer's state: that of the parameter it belongs to, or `other`.
 
-    A leaf belongs to a parameter whose path ends its own. opt_state: shapes. params: the parameters' shardings.
+    A leaf belongs to a parameter whose path ends its own.
+
+    Args:
+        opt_state: Shapes.
+        params: The parameters' shardings.
+        other: For leaves that belong to no parameter, and for scalars.
     """
     known = dict(jax.tree_util.tree_leaves_with_path(params))
 
@@ -97,7 +121,7 @@ def like_parameters(opt_state: Any, params: Any, other: NamedSharding) -> Any:
 
 
 def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """An axis that its mesh axes do not divide stays whole."""
+    """Returns a sharding in which an axis that its mesh axes do not divide stays whole."""
     mesh = sharding.mesh
 
     def fits(size: int, axes) -> bool:
@@ -111,20 +135,23 @@ def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
+    """Returns the sharding of a batch: examples over data and fsdp."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the sharding of what is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(mesh: Mesh, batch: dict) -> dict:
-    """A global batch from the rows of this process's devices (numpy, in the order of `shards_here`), rows over data
-    and fsdp.
+    """Returns a global batch on the mesh, its examples over data and fsdp.
 
-    What belongs to all rows ("null_…", the null condition) is on every device.
+    What belongs to all examples ("null_…", the null condition) is on every device.
+
+    Args:
+        mesh: The devices.
+        batch: Arrays by name with the examples of this process's devices, in the order of `shards_here`.
     """
     here, count = shards_here(mesh), batch_shards(mesh)
 
@@ -132,19 +159,24 @@ def put_batch(mesh: Mesh, batch: dict) -> dict:
         where = _of(mesh, name)
         if where.is_fully_replicated:
             return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
-        rows = len(value) // len(here)
+        size = len(value) // len(here)
 
         def part(index):
-            first = here.index((index[0].start or 0) // rows) * rows
-            return value[first : first + rows]
+            first = here.index((index[0].start or 0) // size) * size
+            return value[first : first + size]
 
-        return jax.make_array_from_callback((rows * count, *value.shape[1:]), where, part)
+        return jax.make_array_from_callback((size * count, *value.shape[1:]), where, part)
 
     return {name: put(name, value) for name, value in batch.items()}
 
 
 def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch as `put_batch` makes it, for compiling. spec: {name: (global shape, type)}."""
+    """Returns the shapes of a global batch as `put_batch` makes it, for compiling.
+
+    Args:
+        mesh: The devices.
+        spec: (global shape, type) by name.
+    """
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of(mesh, name)) for name, (shape, dtype) in spec.items()}
 
 
@@ -152,14 +184,22 @@ def _of(mesh: Mesh, name: str) -> NamedSharding:
     return replicated(mesh) if name.startswith("null_") else batch_sharding(mesh)
 
 
-def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
-    """network.apply({"params": params}, queries, **options), every device on its own rows and its own tokens of them.
+def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries: Any, **options: Any) -> Any:
+    """Applies a network, every device to its own examples and its own tokens of them.
 
-    init: key → boxed parameters. Nothing but parameters and gradients passes between devices that hold other rows:
-    each layer gathers its parameters from `fsdp`, in the type that it computes in, once for all row groups in the
-    forward pass and once more where the backward pass needs them, and scatters the sum of their gradients back. All
-    other parameters are gathered once a step. Devices that hold other tokens of the same rows exchange what
-    attention needs (tim_jax/networks/attention/sequence.py), and each has all of F.
+    Nothing but parameters and gradients passes between devices that hold other examples: each layer gathers its
+    parameters from `fsdp`, in the type that it computes in, once for all groups of examples in the forward pass and
+    once more where the backward pass needs them, and scatters the sum of their gradients back. All other parameters
+    are gathered once a step. Devices that hold other tokens of the same examples exchange what attention needs
+    (tim_jax/networks/attention/sequence.py), and each has all of F.
+
+    Args:
+        mesh: The devices.
+        init: Function of a key that returns boxed parameters.
+        network: A module with `apply`, `clone` and the fields `read`, `tokens` and `dtype`.
+        params: Its parameters.
+        queries: A tuple of Queries.
+        **options: Of `network.apply`.
     """
     tokens = () if mesh.shape["sequence"] == 1 else ("sequence",)
     if batch_shards(mesh) == 1 and not tokens:
@@ -168,7 +208,7 @@ def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     placed = shardings(mesh, boxed, params)
     specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
     # In the scan over layers a block has lost its first axis.
-    split = (*ROWS, *tokens)
+    split = (*EXAMPLES, *tokens)
     block_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
 
     def apply(params, queries):
@@ -176,19 +216,25 @@ def apply_by_rows(mesh: Mesh, init: Callable, network: Any, params: Any, queries
         others = {name: gather(part, specs[name], split) for name, part in params.items() if name != "blocks"}
         read = lambda block: gather(block, block_specs, split, network.dtype)  # noqa: E731
         local = network.clone(read=read, tokens=tokens[0] if tokens else None)
-        with nn.logical_axis_rules(AMONG_SAME_ROWS):
+        with nn.logical_axis_rules(AMONG_SAME_EXAMPLES):
             return local.apply({"params": blocks | others}, queries, **options)
 
-    out_specs = (Output(BATCH, PartitionSpec(ROWS, *tokens), BATCH),) * len(queries)
+    output: Any = Output
+    out_specs = (output(BATCH, PartitionSpec(EXAMPLES, *tokens), BATCH),) * len(queries)
     return jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=out_specs, axis_names=set(split))(params, queries)
 
 
 def gather(params: Any, specs: Any, split: tuple[str, ...], dtype: Any = None) -> Any:
-    """Whole parameters from a device's part of them, within `jax.shard_map` over the axes `split`; in `dtype` what has
-    to be gathered.
+    """Returns whole parameters from a device's part of them, within `jax.shard_map`.
 
     Gradients go back the same way: summed over what a device does with a parameter, scattered over `fsdp`, and summed
     over the other axes.
+
+    Args:
+        params: The part.
+        specs: How the parameters lie over the mesh, a tree of PartitionSpec.
+        split: Axes of the `shard_map`.
+        dtype: Type in which parameters are gathered; their own by default.
     """
 
     def whole(part, spec):

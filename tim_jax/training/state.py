@@ -1,7 +1,7 @@
 """Everything that changes while training, as one tree."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -11,48 +11,71 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: steps done, int32 scalar. params: {part: tree}, "online" and what trains beside it. emas: {name: tree of
-    the student}. opt_state: optax's.
+    """The state of a run.
 
-    Rows, noise and times of a step follow from (seed, step), so that this tree is all that a run is.
+    Examples, noise and times of a step follow from (seed, step), so that this tree is all that a run is. Trees of the
+    same structure may hold other leaves, such as shapes and shardings.
+
+    Attributes:
+        step: Number of steps done, int32 scalar.
+        params: Parameters of each trained network by its name: "online", and the auxiliary networks of the objective.
+        emas: Exponential moving averages of the online network's parameters by name.
+        opt_state: State of the optimizer, optax's own.
     """
 
-    step: jax.Array
+    step: Any
     params: dict[str, Any]
     emas: dict[str, Any]
     opt_state: Any
 
+    if TYPE_CHECKING:  # flax.struct gives every dataclass this method, which a type checker does not see
 
-def create(
-    init: Callable[[jax.Array], Any],
-    tx: optax.GradientTransformation,
-    emas: dict[str, float],
-    seed: int,
-    parts: tuple[str, ...] = (),
-):
-    """A function of no arguments that makes the first state; with boxed parameters under `jax.eval_shape`, too.
+        def replace(self, **changes: Any) -> "TrainState": ...
 
-    init: key → parameters of the student. parts: networks of its kind beside it, which start as copies of it.
+
+def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the key of everything that a step draws. seed: uint32 scalar. step: steps done before, from 0 on."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def init_key(seed: jax.Array) -> jax.Array:
+    """Returns the key of the first parameters, which no step has. seed: uint32 scalar."""
+    return jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
+
+
+def first_state(
+    online: Any, tx: optax.GradientTransformation, emas: Iterable[str], parts: Iterable[str] = ()
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        online: Parameters of the network that trains.
+        tx: Optimizer.
+        emas: Names of the EMAs; each starts as a copy of the parameters.
+        parts: Names of auxiliary networks of the same kind, which start as copies as well.
     """
 
-    def make() -> TrainState:
-        # Step keys are folded from the same seed by numbers from 0 on; initialisation has a branch of its own.
-        student = init(jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1)))
-        params = {"online": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
-        averages = {name: jax.tree.map(jnp.copy, student) for name in emas}
-        return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
+    def copies(names: Iterable[str]) -> dict[str, Any]:  # a step donates them all: no two may share memory
+        return {name: jax.tree.map(jnp.copy, online) for name in names}
 
-    return make
+    params = {"online": online} | copies(parts)
+    return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
 
 
-def update_emas(emas: dict[str, Any], params: Any, decays: dict[str, float], step: jax.Array) -> dict[str, Any]:
-    """Averages after a step: decay · average + (1 − decay) · parameters.
+def update_emas(emas: Mapping[str, Any], params: Any, decays: Mapping[str, float], step: jax.Array) -> dict[str, Any]:
+    """Returns the EMAs after a step: decay · EMA + (1 − decay) · parameters.
 
-    The decay starts low, min(decay, (1 + step)/(10 + step)), so that the first weights are soon forgotten.
+    The decay starts low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten.
+
+    Args:
+        emas: The EMAs before, by name.
+        params: Parameters of the online network after the step.
+        decays: The decays by name, in [0, 1).
+        step: Number of steps done before.
     """
 
-    def average(name):
+    def update(name: str) -> Any:
         decay = jnp.minimum(decays[name], (1.0 + step) / (10.0 + step))
         return jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), emas[name], params)
 
-    return {name: average(name) for name in emas}
+    return {name: update(name) for name in emas}

@@ -1,4 +1,4 @@
-"""The train step: a pure function of (state, batch), whatever the objective and the mesh."""
+"""The train step: a pure function of state, batch and seed, whatever the objective and the mesh."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,28 +8,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tim_jax.training.state import TrainState, update_emas
+from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.types import Examples
 
-# What a step tells of every row: times, noise levels at both, unweighted error, loss.
-BY_ROW = ("t", "r", "level_t", "level_r", "error", "loss")
+# What a step returns of every example: times, noise levels at both, unweighted error, loss.
+PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss")
 
-COMMON = {*BY_ROW, "denoising", "tangent", "alignment"}  # what every objective tells of a row
+COMMON = {*PER_EXAMPLE, "denoising", "tangent", "alignment"}  # what every objective returns of an example
 
 Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a step is made of, besides state and batch.
+    """What a step is made of, besides state, batch and seed.
 
-    nets: name → function (params of the student or an average) → network on a tuple of Queries. "online" trains;
-    "float32" is the same in float32 at the highest matmul precision; averages go by "ema", frozen networks by their
-    own names.
-    objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
-    conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
-    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches. parts:
-    networks of the student's kind that train beside it.
+    Attributes:
+        nets: Functions of parameters that return a network on a tuple of Queries, by name: "online" for every network
+            that trains, "float32" for the online network in float32 at the highest matmul precision, "ema" for all
+            EMAs, and one for each frozen network by its own name.
+        objective: Function (nets, examples, step, key) → (loss (B,), metrics (B,) by name).
+        tx: Optimizer.
+        schedule: Learning rate by step, for the metrics.
+        emas: Decays of the EMAs by name.
+        conditions: Function (batch, is_null (B,)) → (condition, null condition).
+        condition_dropout: Share of examples with the null condition, in [0, 1].
+        dropout: Whether the network needs a key for each example.
+        accumulation: Number of microbatches.
+        parts: Names of auxiliary networks of the same kind that train as well.
     """
 
     nets: Mapping[str, Callable]
@@ -38,17 +44,18 @@ class StepSettings:
     schedule: optax.Schedule
     emas: Mapping[str, float]
     conditions: Conditions
-    seed: int
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
     parts: tuple[str, ...] = ()
 
 
-def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
-    """A batch with noise, unless it brings its own, dropped conditions and row keys, each drawn over the global batch
-    by a key of its own."""
-    noise_key, null_key, rows_key = jax.random.split(key, 3)
+def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
+    """Returns a batch with noise, unless it brings its own, dropped conditions and keys of examples.
+
+    Each is drawn over the global batch by a key of its own, so that it does not depend on the mesh.
+    """
+    noise_key, null_key, examples_key = jax.random.split(key, 3)
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
@@ -61,48 +68,60 @@ def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Arra
         features=batch.get("features"),
         features_mask=batch.get("features_mask"),
         weight=batch.get("weight", jnp.ones(x.shape[:1], x.dtype)),
-        keys=jax.random.split(rows_key, x.shape[0]) if settings.dropout else None,
+        keys=jax.random.split(examples_key, x.shape[0]) if settings.dropout else None,
     )
 
 
 def train_step(
-    settings: StepSettings, state: TrainState, batch: dict[str, jax.Array], frozen: Mapping[str, Any] = {}
+    settings: StepSettings,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    seed: jax.Array,
+    frozen: Mapping[str, Any] = {},
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
-    """One update. batch: {"x": (B, h, w, C), …}. Returns the next state, scalar metrics and BY_ROW (B,) by name.
+    """Makes one update.
 
-    frozen: {name: parameters} of networks that the objective asks and nothing changes.
-    An update with a loss or gradient that is not finite, of whichever part, is left out, with "nonfinite" 1 among the
-    metrics: parameters, averages and optimizer are what they were, and only the step goes on. It depends on global
-    sums, so that all devices decide alike.
-    "grad_norm" and "update_norm" are the student's; the gradient of another part has its own, such as
-    "grad_norm_score".
+    An update whose loss or gradient is not finite, of whichever network, is left out, with "nonfinite" 1 among the
+    metrics: parameters, EMAs and optimizer are what they were, and only the step goes on. That depends on global sums,
+    so that all devices decide alike.
+
+    Args:
+        settings: What the step is made of.
+        state: The state before.
+        batch: {"x": (B, h, w, C), …}.
+        seed: Of everything that is drawn, uint32 scalar. It is an argument, so that another one compiles nothing.
+        frozen: Parameters by name of networks that the objective calls and nothing changes.
+
+    Returns:
+        The next state, scalar metrics by name, and `PER_EXAMPLE`, arrays (B,) by name. "grad_norm" and "update_norm"
+        are those of the online network; an auxiliary one has its own, such as "grad_norm_score".
     """
-    rows_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
-    rows = make_rows(settings, batch, rows_key)
+    examples_key, objective_key = jax.random.split(step_key(seed, state.step))
+    examples = make_examples(settings, batch, examples_key)
 
-    def loss(params, rows, key):
+    def loss(params, examples, key):
         nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
-        nets |= {name: settings.nets[name](asked) for name, asked in frozen.items()}
-        nets |= {part: settings.nets["online"](trained) for part, trained in params.items()}
+        nets |= {name: settings.nets[name](values) for name, values in frozen.items()}
+        nets |= {part: settings.nets["online"](values) for part, values in params.items()}
         nets["float32"] = settings.nets["float32"](jax.lax.stop_gradient(params["online"]))
-        loss_B, metrics = settings.objective(nets, rows, state.step, key)
-        total = jnp.sum(loss_B * rows.weight) / jnp.maximum(rows.weight.sum(), 1.0)
-        by_row = {name: (metrics | {"loss": loss_B})[name] for name in BY_ROW}
-        return total, ({"loss": total, **summarise(metrics, rows.weight)}, by_row)
+        loss_B, metrics = settings.objective(nets, examples, state.step, key)
+        total = jnp.sum(loss_B * examples.weight) / jnp.maximum(examples.weight.sum(), 1.0)
+        per_example = {name: (metrics | {"loss": loss_B})[name] for name in PER_EXAMPLE}
+        return total, ({"loss": total, **summarise(metrics, examples.weight)}, per_example)
 
     grad = jax.grad(loss, has_aux=True)
     if settings.accumulation == 1:
-        grads, (metrics, by_row) = grad(state.params, rows, objective_key)
+        grads, (metrics, per_example) = grad(state.params, examples, objective_key)
     else:
-        grads, metrics, by_row = accumulate(grad, state.params, rows, objective_key, settings.accumulation)
+        grads, metrics, per_example = accumulate(grad, state.params, examples, objective_key, settings.accumulation)
 
     grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     emas = update_emas(state.emas, params["online"], settings.emas, state.step)
-    changed, kept = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
-    params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
+    after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
+    params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     metrics |= {
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
@@ -110,31 +129,48 @@ def train_step(
         "learning_rate": settings.schedule(state.step),
         "nonfinite": 1.0 - finite,
     }
-    return TrainState(state.step + 1, params, emas, opt_state), metrics, by_row
+    return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
 
 
-def accumulate(grad: Callable, params: Any, rows: Examples, key: jax.Array, count: int) -> tuple[Any, dict, dict]:
-    """Mean gradients and metrics over microbatches, and what is known by row; microbatch m holds rows m, m + count, …
+def accumulate(
+    grad: Callable, params: Any, examples: Examples, key: jax.Array, count: int
+) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns mean gradients and metrics over microbatches, and what is known of each example.
 
-    Interleaving leaves every device its own rows.
+    Microbatch m holds the examples m, m + count, m + 2 count, …, which leaves every device its own.
+
+    Args:
+        grad: Function (params, examples, key) → (gradients, (metrics, arrays of each example)).
+        params: Parameters.
+        examples: The whole batch; `count` divides B.
+        key: From which each microbatch gets a key of its own.
+        count: Number of microbatches.
     """
-    micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
+    micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), examples)
 
     def add(total, inputs):
-        m, rows = inputs
-        grads, (metrics, by_row) = grad(params, rows, jax.random.fold_in(key, m))
-        return jax.tree.map(jnp.add, total, (grads, metrics)), by_row
+        m, part = inputs
+        grads, (metrics, per_example) = grad(params, part, jax.random.fold_in(key, m))
+        return jax.tree.map(jnp.add, total, (grads, metrics)), per_example
 
     grads, (metrics, _) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
-    total, by_row = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
+    total, per_example = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
     grads, metrics = jax.tree.map(lambda x: x / count, total)
-    return grads, metrics, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), by_row)
+    return grads, metrics, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), per_example)
 
 
 def summarise(metrics: dict[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:
-    """Scalars from an objective's per-row metrics: unweighted row errors for r = t and r ≠ t apart, tangent size, and
-    the mean of each that this objective alone has."""
+    """Returns scalars from an objective's metrics of each example.
+
+    Args:
+        metrics: Arrays (B,) by name.
+        weight: (B,), 0 for padding.
+
+    Returns:
+        Unweighted errors for r = t and r ≠ t separately, the size of the tangent, and the mean of each metric that
+        this objective alone has.
+    """
     equal = metrics["t"] == metrics["r"]
 
     def mean(values, mask):

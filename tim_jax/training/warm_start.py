@@ -1,4 +1,4 @@
-"""Starting from another run's checkpoint: its whole state, or its weights, all or in part."""
+"""Starting from another run's checkpoint: from its whole state, or from its weights, all or some of them."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tim_jax.system import files
-from tim_jax.training import checkpoints, names
+from tim_jax.training import checkpoints, formats, names
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -21,7 +21,12 @@ SHOWN = 4  # parameters that an error names
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint of some run. directory: of all its checkpoints. step: which one."""
+    """A checkpoint of some run.
+
+    Attributes:
+        directory: Folder of all its checkpoints.
+        step: Which one.
+    """
 
     directory: epath.Path
     step: int
@@ -45,7 +50,7 @@ def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.Checkpoin
 
 
 def latest(workdir: epath.Path) -> Saved | None:
-    """A workdir's latest checkpoint, damaged or not, or None."""
+    """Returns a workdir's latest checkpoint, damaged or not, or None."""
     directory = files.absolute(workdir) / "checkpoints"
     if not directory.exists():
         return None
@@ -55,10 +60,14 @@ def latest(workdir: epath.Path) -> Saved | None:
 
 
 def find(path: str, key: str) -> Saved:
-    """The checkpoint that a path means: the latest good one of a workdir, or the one whose folder it is.
+    """Returns the checkpoint that a path names; all processes must call this.
 
-    key: of the configuration that has the path. To be called by all processes. Raises ValueError if there is none, or
-    it is damaged.
+    Args:
+        path: A workdir, for its latest good checkpoint, or the folder of one checkpoint.
+        key: Key or option that has the path, for errors.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
     """
     given = files.absolute(epath.Path(path))
     named = given.name.isdigit() and not (given / "checkpoints").exists()
@@ -79,13 +88,16 @@ def find(path: str, key: str) -> Saved:
 
 
 def record(saved: Saved) -> dict[str, Any]:
-    """What a checkpoint says of the run that made it."""
+    """Returns what a checkpoint says of the run that made it."""
     with _opened(saved.directory) as manager:
         return checkpoints.read_record(manager, saved.step)
 
 
 def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
-    """The latest checkpoint of a workdir whose record can be read, and the record, or None; without a checksum."""
+    """Returns the latest checkpoint of a workdir whose record can be read, and the record, or None.
+
+    Checksums are not looked at.
+    """
     latest_one = latest(workdir)
     if latest_one is None:
         return None
@@ -97,71 +109,89 @@ def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
 
 
 def weights_of(saved: Saved) -> dict[str, Shapes]:
-    """{"online" or the name of an average: shapes} of all weights that a checkpoint holds."""
+    """Returns the shapes of all weights that a checkpoint holds, by "online" or the name of an EMA."""
     with _opened(saved.directory, whole=False) as manager:
         tree = manager.item_metadata(saved.step)["state"]
-    found = {"online": tree["params"]["online"]} | dict(tree["emas"] or {})
+        online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
+    found = {"online": tree["params"][online]} | dict(tree["emas"] or {})
 
     def shapes(tree: Any) -> Shapes:
         return {name: tuple(leaf.shape) for name, leaf in names.by_name(tree).items()}
 
-    return {which: shapes(tree) for which, tree in found.items()}
+    return {ema: shapes(tree) for ema, tree in found.items()}
 
 
 def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
-    """The parameters to take from there: all that no pattern of `new` means.
+    """Returns the names of the parameters to take from there: all that no pattern of `new` matches.
 
-    Raises ValueError, naming them, if some of those are missing, left over or of another shape there.
+    Args:
+        here: Shapes of the run that starts.
+        there: Shapes of the weights that it starts from.
+        new: Patterns of names that start from scratch.
+
+    Raises:
+        ValueError: If some of those are missing, left over or of another shape there; it names them.
     """
     wanted = {name for name in here.keys() | there.keys() if not names.matches(name, new)}
     wrong = [name for name in sorted(wanted) if here.get(name) != there.get(name)]
     if not wrong:
         return wanted
 
-    def told(name: str) -> str:
+    def described(name: str) -> str:
         if name not in there:
             return f"{name} is not there"
         if name not in here:
             return f"{name} is there alone"
         return f"{name} is {there[name]} there and {here[name]} here"
 
-    told_all = ", ".join(map(told, wrong[:SHOWN])) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
-    raise ValueError(f"{told_all}; what is to start from scratch must be in start.reinitialise")
+    listed = ", ".join(map(described, wrong[:SHOWN])) + (
+        f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    )
+    raise ValueError(f"{listed}; what is to start from scratch must be in start.reinitialise")
 
 
 def resume(saved: Saved, abstract: TrainState) -> TrainState:
-    """The whole state of a checkpoint, on the shardings of `abstract`."""
+    """Returns the whole state of a checkpoint, on the shardings of `abstract`."""
     with _opened(saved.directory) as manager:
         return checkpoints.restore(manager, abstract, saved.step)
 
 
-def read_weights(saved: Saved, which: str, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """{name: value} of the parameters in `abstract`, on its shardings; nothing else is read.
+def read_weights(saved: Saved, ema: str, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Returns parameters by name; nothing else is read.
 
-    which: "online" or the name of an average.
+    Args:
+        saved: The checkpoint.
+        ema: "online" or the name of an EMA.
+        abstract: Shapes, types and shardings of the parameters to read, by name.
     """
     tree = unflatten_dict(dict(abstract), sep="/")
-    item = {"params": {"online": tree}} if which == "online" else {"emas": {which: tree}}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     with _opened(saved.directory, whole=False) as manager:
+        online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
+        part, name = ("params", online) if ema == "online" else ("emas", ema)
+        item = {part: {name: tree}}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
         state = manager.restore(saved.step, args=ocp.args.Composite(state=args))["state"]
-    return names.by_name(state["params"]["online"] if which == "online" else state["emas"][which])
+    return names.by_name(state[part][name])
 
 
-def read_network(saved: Saved, which: str, abstract: Any) -> Any:
-    """As `read_weights`, all parameters of a network, as the tree that `abstract` is."""
-    return unflatten_dict(read_weights(saved, which, names.by_name(abstract)), sep="/")
+def read_network(saved: Saved, ema: str, abstract: Any) -> Any:
+    """Returns all parameters of a network as the tree that `abstract` is; see `read_weights`."""
+    return unflatten_dict(read_weights(saved, ema, names.by_name(abstract)), sep="/")
 
 
 def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
-    """A first state with some of the student's parameters in place of its own; averages and the parts beside the
-    student are copies of it."""
-    student = jax.tree_util.tree_map_with_path(
+    """Returns a first state whose online network has other parameters; EMAs and auxiliary networks are copies of it.
+
+    Args:
+        state: The first state.
+        weights: Parameters by name; those that are not there stay.
+    """
+    online = jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["online"]
     )
 
     def copies(names):  # a step donates them all: no sharing
-        return {name: jax.tree.map(jnp.copy, student) for name in names}
+        return {name: jax.tree.map(jnp.copy, online) for name in names}
 
-    return state.replace(params=copies(state.params) | {"online": student}, emas=copies(state.emas))
+    return state.replace(params=copies(state.params) | {"online": online}, emas=copies(state.emas))

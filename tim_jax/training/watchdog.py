@@ -1,4 +1,4 @@
-"""A step that hangs ends the process, which is better than a pod that waits for ever."""
+"""A step that hangs ends its process, which is better than a pod that waits for ever."""
 
 import collections
 import contextlib
@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from tim_jax.system.exit_codes import RESTART
 
@@ -17,36 +18,37 @@ FACTOR = 10  # a step hangs when it takes this many times the usual
 class Watchdog:
     """A context that dumps all stacks and ends the process with exit code 75 when a step takes far longer than usual.
 
-    seconds: the least that counts as far longer; 0: never. The usual is the median of the last steps; before the first
-    it is `seconds`, so that a run's first step has FACTOR times as long.
+    Usual is the median of the latest steps. Before the first step it is the minimum, so that a run's first step has
+    FACTOR times as long.
     """
 
     def __init__(self, seconds: float):
+        """Prepares a watchdog. seconds: The minimum that counts as far longer; 0 for no watchdog."""
         self.seconds = seconds
-        self._steps = collections.deque(maxlen=101)
+        self._steps: collections.deque[float] = collections.deque(maxlen=101)
         self._paused = 0
         self._since = time.monotonic()
         self._waited = 0.0  # counted in ticks: a process that is suspended does not hang
         self._ended = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> "Watchdog":
         if self.seconds:
             self._since = time.monotonic()
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
 
     def step(self) -> None:
-        """A step is done."""
+        """Is called when a step is done."""
         now = time.monotonic()
         self._steps.append(now - self._since)
         self._since, self._waited = now, 0.0
 
     @contextlib.contextmanager
-    def paused(self):
-        """Within it (compiling, sampling, waiting for a checkpoint), no step is expected to end."""
+    def paused(self) -> Iterator[None]:
+        """A context, for sampling or waiting for a checkpoint, in which no step is expected to end."""
         self._paused += 1
         began = time.monotonic()
         yield

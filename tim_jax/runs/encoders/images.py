@@ -8,7 +8,7 @@ import numpy as np
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders.module import FrozenModule, in_tiles, open_module
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 
 
 class Pixels:

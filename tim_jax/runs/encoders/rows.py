@@ -11,7 +11,7 @@ from tim_jax.runs.encoders.images import decoder_of
 from tim_jax.runs.encoders.module import FrozenModule, by_tiles, in_tiles, open_module
 from tim_jax.runs.encoders.texts import texts_of
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 
 
 class Encoder:

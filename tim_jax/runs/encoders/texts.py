@@ -14,7 +14,7 @@ from tim_jax.codecs.tokenizer import BYTES, Tokenizer, open_tokenizer
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 
 
 class Texts:

@@ -20,7 +20,7 @@ from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Encoder, FrozenModule
 from tim_jax.runs.encoding.work import Work
 from tim_jax.training import sharding
-from tim_jax.training.loop import on_mesh
+from tim_jax.training.sharding import on_mesh
 
 # What a device takes at a time, at most: few enough that it fits, and that little of a shard's last batches is filling.
 PIXELS, TOKENS, MOST = 2**20, 2**12, 32

@@ -1,0 +1,22 @@
+"""How messages of libraries look on a terminal where a command runs: one line each, beside its progress bar."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+
+class Handler(logging.Handler):
+    """Writes messages to standard error as "warning: …", above a progress bar that is shown there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def install() -> None:
+    """Gives the messages of all libraries to `Handler`; for commands, since a library leaves this to its user."""
+    if not any(isinstance(handler, Handler) for handler in logging.root.handlers):
+        logging.root.addHandler(Handler())
