@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
-from tim_jax.codecs import configs, hub
+from tim_jax.codecs import configs, hub, tensors
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -123,13 +122,10 @@ def read_parameters(
 
 
 def opened(file: pathlib.Path) -> Any:
-    """A safetensors file whose header fits its length; nothing else is read yet. Raises ValueError that names it."""
+    """Opens one safetensors file of a published folder (see `tensors.open_safetensors`). Raises ValueError."""
     if not file.exists():
         raise ValueError(f"{file}: is not there, although the index beside it names it")
-    try:
-        return safe_open(file, "numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: is truncated or no safetensors file ({error}); fetch it again") from None
+    return tensors.open_safetensors(file)
 
 
 def renamed(name: str, renames: Sequence[tuple[str, str | None]]) -> str | None:
