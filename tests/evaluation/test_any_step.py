@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax.evaluation import anystep, kept, metrics
+from tim_jax.evaluation import anystep, metrics, summaries
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick, gather, needs_of
 
@@ -27,8 +27,10 @@ def yardstick():
     chosen = metrics.chosen(("features",))
     parts = {}
     for end, seed, n in (("", 0, 300), (HELD_OUT, 1, 100)):
-        parts[end] = Reference({}, gather(flat(seed, n), needs_of(chosen, reference=True), kept.choose(n, 1000)))
-    return Yardstick(chosen, parts, rows=1000)
+        parts[end] = Reference(
+            {}, gather(flat(seed, n), needs_of(chosen, reference=True), summaries.choose_images(n, 1000))
+        )
+    return Yardstick(chosen, parts, max_images=1000)
 
 
 def measured(yardstick, error):
