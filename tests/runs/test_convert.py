@@ -206,10 +206,10 @@ def stand_in(monkeypatch, tmp_path):
     return package
 
 
-def test_files_of_the_hub_come_with_their_licence(stand_in, tmp_path, capsys):
+def test_files_of_the_hub_come_with_their_licence(stand_in, tmp_path, caplog):
     assert hub.local("a/b.bin") == pathlib.Path("a/b.bin")
     assert hub.local("hf://me/mine/w.bin") == tmp_path / "me_mine" / "w.bin"
-    assert "licence apache-2.0" in capsys.readouterr().err
+    assert "licence apache-2.0" in caplog.text
     assert hub.local("hf://me/mine/sub") == tmp_path / "sub"
     assert hub.local("hf://me/mine") == tmp_path
 
