@@ -27,7 +27,7 @@ PER_STAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings by their published names, stages from the finest to the coarsest. Scaled latents are z · scaling_factor."""
+    """Settings by their published names, stages from the finest to the coarsest. Latents are z · scaling_factor."""
 
     in_channels: int = 3
     latent_channels: int = 32

@@ -159,7 +159,7 @@ def resized(table_hwD, h: int, w: int, antialias: bool):
 
 
 def bicubic(n: int, m: int, a: float = -0.75) -> np.ndarray:
-    """Returns (m, n) weights that interpolate n samples at m places, with pixel centres at halves and edges repeated."""
+    """Returns (m, n) weights that interpolate n samples at m places: pixel centres at halves, edges repeated."""
     place = (np.arange(m) + 0.5) * n / m - 0.5
     left = np.floor(place).astype(int)
     weights = np.zeros((m, n), np.float32)

@@ -12,8 +12,8 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
     """Fetches a path from the hub, if it is one there, and logs its licence.
 
     Args:
-        path: a path on this machine, which is returned as it is; or hf://owner/repository, perhaps with a file or folder
-            in it.
+        path: a path on this machine, which is returned as it is; or hf://owner/repository, perhaps followed by a file
+            or folder in it.
 
     Returns:
         A path on this machine.

@@ -7,7 +7,6 @@ that came before it.
 """
 
 import collections
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -232,7 +231,7 @@ def _array(name: str, view: _View, stored: Mapping[str, bytes]) -> np.ndarray:
     if len(data) // wide != storage.size:
         raise ValueError(f"storage {storage.name} has {len(data) // wide} values, not {storage.size}")
     # Offset and strides come from the file: nothing outside of its own storage may be read.
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if math.prod(shape) else 0
-    if min((offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= storage.size):
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
         raise ValueError(f"{name}, of shape {shape}, reaches beyond its storage of {storage.size} values")
     return np.ndarray(shape, storage.dtype, data, offset * wide, tuple(step * wide for step in strides))

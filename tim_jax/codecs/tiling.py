@@ -1,4 +1,4 @@
-"""Tiling applies a function of images or latents, too large for an accelerator, to overlapping tiles and blends them."""
+"""Tiling: a function of images or latents that are too large for an accelerator, on overlapping tiles, blended."""
 
 import math
 from collections.abc import Callable
