@@ -57,20 +57,20 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
 
 
-def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_device):
-    """A variant's own workdir, beside the variants, has the figures that the variant has."""
+def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one_device):
+    """A variant's own workdir, as a baseline, has the figures that the variant has."""
     folder, words = tmp_path / "runs", arguments(tmp_path)
     workdirs.workdir(tmp_path / "wide", "digits", **TINY | {"model.width": "32", "sampling.ema": "online"})
     workdirs.workdir(tmp_path / "long", "digits", **TINY | {"data.height": "16"})
-    beside = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
+    baselines = {"again": str(folder / "a" / "seed_0"), "wide": f"{tmp_path}/wide/checkpoints/0"}
 
-    write_file(tmp_path, {"a": {}}, beside=beside)  # what is to stand beside is not there yet
-    assert "beside 'again'" in fails(words, capsys) and not folder.exists()
+    write_file(tmp_path, {"a": {}}, baselines=baselines)  # the baseline is not there yet
+    assert "baseline 'again'" in fails(words, capsys) and not folder.exists()
     ablate.main([*words, "--only=a"])
     capsys.readouterr()
-    write_file(tmp_path, {"a": {}}, beside={"long": str(tmp_path / "long")})
+    write_file(tmp_path, {"a": {}}, baselines={"long": str(tmp_path / "long")})
     error = fails(words, capsys)
-    assert "beside 'long'" in error and "data.height is 16, must be 8" in error and not (folder / "long").exists()
+    assert "baseline 'long'" in error and "data.height is 16, must be 8" in error and not (folder / "long").exists()
 
     def rows(name):
         found = json.loads((folder / name / "seed_0" / "result.json").read_text())
@@ -78,18 +78,20 @@ def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_devic
             del row["seconds_per_image"]
         return found["table"]["rows"]
 
-    write_file(tmp_path, {"a": {}}, beside=beside)
+    write_file(tmp_path, {"a": {}}, baselines=baselines)
     ablate.main(words)
     said = capsys.readouterr().out
     assert "[2/3] again/seed_0: measured alone" in said and "[3/3] wide/seed_0" in said and "[1/3]" not in said
     assert rows("again") == rows("a") != rows("wide")
-    of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["beside"] for name in beside}
+    of = {name: json.loads((folder / name / "seed_0" / "result.json").read_text())["baseline"] for name in baselines}
     prints = {name: one.pop("fingerprint") for name, one in of.items()}
-    assert of["again"] == {"weights": beside["again"], "steps": 4, "which": "slow"}
-    assert of["wide"] == {"weights": beside["wide"], "steps": 0, "which": "online"}
+    assert of["again"] == {"checkpoint": baselines["again"], "steps": 4, "ema": "slow"}
+    assert of["wide"] == {"checkpoint": baselines["wide"], "steps": 0, "ema": "online"}
     assert prints["wide"] == checksums.fingerprint(tmp_path / "wide" / "checkpoints" / "0") != prints["again"]
     found = json.loads((folder / "ablation.json").read_text())
-    assert found["beside"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()
+    assert (
+        found["baselines"]["wide"]["finished"] == 1 and (folder / "wide" / "seed_0" / "any_step_samples.png").exists()
+    )
 
     # What is finished is not measured again, what is not goes on; figures of two checkpoints are never mixed.
     kept, file = (folder / "wide" / "seed_0" / "result.json").stat().st_mtime_ns, folder / "again/seed_0/result.json"
@@ -101,13 +103,13 @@ def test_a_finished_run_beside_is_measured_as_it_was(tmp_path, capsys, one_devic
     capsys.readouterr()
     record = json.loads(file.read_text())
     for changed, told in (({"steps": 3}, "step 3"), ({"fingerprint": "0" * 64}, f"(fingerprint {'0' * 12})")):
-        file.write_text(json.dumps(record | {"beside": record["beside"] | changed}))
+        file.write_text(json.dumps(record | {"baseline": record["baseline"] | changed}))
         error = fails([*words, "--only=again"], capsys)
         assert "now step 4" in error and told in error.split("is of")[1]
     ablate.main([*words, "--report"])  # looks at no checkpoint
     for variants, named in (({}, {"again": str(tmp_path / "wide")}), ({"wide": {"model.depth": 2}}, {})):
-        write_file(tmp_path, {"a": {}} | variants, beside=named)
-        assert "was measured as beside" in fails([*words, "--report"], capsys)
+        write_file(tmp_path, {"a": {}} | variants, baselines=named)
+        assert "was measured as a baseline" in fails([*words, "--report"], capsys)
 
 
 @pytest.mark.slow
