@@ -10,7 +10,7 @@ from etils import epath
 from tests.helpers.ablations import arguments, fails, tiny, write_file
 from tim_jax import ablate
 from tim_jax.ablation import Ablation, budget, settings
-from tim_jax.config import loading
+from tim_jax.config import loading, renames
 from tim_jax.config.build import build
 from tim_jax.system import timing
 
@@ -160,3 +160,17 @@ def test_what_was_planned_may_not_change(tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=word.replace("[", r"\[")):
             budget.check(changed, budget.read(folder), folder)
+
+
+def test_what_was_planned_by_older_names_is_understood(tmp_path):
+    folder, old_names = epath.Path(tmp_path), {new: old for old, new in renames.KEYS.items()}
+    variants = {"a": {}, "b": {"objective.name": "mean_flow", "objective.adaptive.power": 0.75}}
+    budget.make(Ablation(tiny(), variants, equal="steps"), folder, ["a", "b"], lambda line: None)
+    planned = budget.read(folder)
+    for about in planned["variants"].values():
+        about["definition"] = {old_names.get(key, key): value for key, value in about["definition"].items()}
+    assert "objective.adaptive_power" in planned["variants"]["b"]["definition"]
+    budget.check(Ablation(tiny(), variants, equal="steps"), planned, folder)
+    variants["b"] |= {"objective.adaptive.power": 0.5}
+    with pytest.raises(ValueError, match="objective.adaptive.power is 0.5, but .* was planned with 0.75"):
+        budget.check(Ablation(tiny(), variants, equal="steps"), planned, folder)

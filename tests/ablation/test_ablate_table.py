@@ -103,3 +103,11 @@ def test_a_baseline_is_shown_and_wins_nothing(tmp_path):
     means = [np.mean([rows[k]["frechet"] for rows in by_seed]) for k in range(3)]
     assert [cell.split(" ±")[0] for cell in cells] == [f"{mean:.3g}" for mean in means]
     assert "weights 'slow' at step 4,600, from runs/t" in text and "- gone: 0 of 2 runs" in text
+
+
+def test_results_of_version_0_1_are_read(tmp_path):
+    of = {"weights": "runs/t", "which": "slow", "steps": 4600, "fingerprint": "ab"}
+    folder, one = epath.Path(tmp_path), result(np.random.default_rng(3)) | {"beside": of}
+    (folder / runs.FILE).write_text(json.dumps(one))
+    now = {"checkpoint": "runs/t", "ema": "slow", "steps": 4600, "fingerprint": "ab"}
+    assert runs.read(folder) == {name: value for name, value in one.items() if name != "beside"} | {"baseline": now}

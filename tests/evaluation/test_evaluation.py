@@ -243,7 +243,7 @@ def test_inception_score_of_known_predictions(classes):
 
 def test_inception_score_is_the_published_mean_over_splits(monkeypatch):
     """Against the formula written out, with a last split that is not full."""
-    monkeypatch.setattr("SPLIT", 8)
+    monkeypatch.setattr(summaries, "SPLIT", 8)
     logits = 3 * np.random.default_rng(0).standard_normal((20, 6))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scores = []

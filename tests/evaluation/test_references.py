@@ -88,7 +88,7 @@ def test_published_images_are_what_numpy_reads(tmp_path, monkeypatch):
         parts = list(published.read_images(tmp_path / name))
         assert [len(part) for part in parts] == [7, 7, 6]
         np.testing.assert_array_equal(np.concatenate(parts), images)
-    with pytest.raises(ValueError, match="3 came, 20 were announced"):
+    with pytest.raises(ValueError, match="3 were given; shape says 20"):
         published.write_images(tmp_path / "few.npz", [images[:3]], images.shape, labels)
     assert not (tmp_path / "few.npz").exists()
 
@@ -269,7 +269,7 @@ def test_evaluation_while_training_changes_no_number_of_it(place):
              for name in ("frechet", "kernel", "precision", "recall") for part in ("", "_held_out")}  # fmt: skip
     for line in figures:
         assert set(line) == names | {"step", "time"}
-    assert figures[0]["evaluation/student/2/frechet"] != figures[1]["evaluation/student/2/frechet"]
+    assert figures[0]["evaluation/online/2/frechet"] != figures[1]["evaluation/online/2/frechet"]
     trained = [line for line in found if "loss" in line]
     assert [line["loss"] for line in trained] == [line["loss"] for line in plain]
     states = [checkpoint_arrays(place / name) for name in ("plain", "measured")]

@@ -110,7 +110,7 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
     unaligned = flags(convert.WITHOUT_ALIGNMENT)
     start = [f"--config.start.checkpoint={work}", "--config.training.steps=1", f"--config.loader.directory={tmp_path}"]
     training.main(["--config=released_imagenet256", f"--workdir={tmp_path / 'on'}", *keys, *unaligned, *more, *start])
-    convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--which=student"])
+    convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--which=online"])
     exported = load_file(tmp_path / "back.safetensors")
     assert exported.keys() == state.keys()
     moved = [name for name in state if not np.array_equal(exported[name], state[name])]

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax.ablation.settings import Ablation
-from tim_jax.config import keys, loading
+from tim_jax.config import keys, loading, renames
 from tim_jax.config.batches import batch_spec, made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.objective import resolved
@@ -63,7 +63,8 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
     for name in ablation.variants:
         if name not in before["variants"]:
             continue
-        then, now = default | before["variants"][name]["definition"], ablation.definition(name)
+        then = default | renames.renamed(before["variants"][name]["definition"])
+        now = ablation.definition(name)
         for key, value in now.items():
             if then.get(key) != value:
                 raise ValueError(
