@@ -84,8 +84,8 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
     config.sampling.ema = ema
     config.evaluation.batch_size = reference.evaluation.batch_size
-    for place in keys.PLACES:
-        config.codecs[place] = reference.codecs[place]
+    for codec in keys.CODECS:
+        config.codecs[codec] = reference.codecs[codec]
     try:
         run = build(config)
         runs.network_evaluations(run, ablation.sampler_steps)
