@@ -137,8 +137,8 @@ def test_a_plan_that_fits(capsys, tmp_path):
     )
     assert code == 0
     shown = capsys.readouterr()
-    assert "cpu:8: 8 chips, mesh data 2×fsdp 4; 32 rows a step" in shown.out
-    assert "compiling for cpu:8, 32 rows" in shown.err
+    assert "cpu:8: 8 chips, mesh data 2×fsdp 4; 32 examples a step" in shown.out
+    assert "compiling for cpu:8, 32 examples" in shown.err
     assert shown.out.count("all-gather") >= 2 and "images/s" in shown.out
     plans = json.loads(file.read_text())
     assert [(plan["topology"], plan["chips"], plan["fits"], plan["largest_batch"]) for plan in plans] == [

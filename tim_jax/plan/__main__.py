@@ -1,6 +1,6 @@
 """python -m tim_jax.plan --config=configs/imagenet256_xl.py --topology=v5p:4x4x8[,h100:4x8,…] [--json FILE]
 
-Of an objective that learns from a teacher, --teacher=CONFIG says what it is, in place of its weights.
+For an objective that learns from a teacher, --teacher=CONFIG gives its configuration in place of a checkpoint.
 """
 
 from collections.abc import Mapping
@@ -18,23 +18,26 @@ from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
 
 
-def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.Plan:
-    """Compiles the step of a configuration and, if it does not fit, searches the largest batch that does.
+def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.PlanReport:
+    """Compiles the step of a configuration and, if it does not fit, searches for the largest batch that does.
 
-    models: those that it learns from.
+    Args:
+        config: the configuration.
+        devices: what the step is compiled for.
+        models: the models that it learns from (see `models_of`).
     """
     step = compile_step(config, devices, models=models)
     found = collectives.read(step.text) if step.text else []
-    least = bounds(step, devices, found) if step.text else None
-    plan = report.Plan(devices, step, found, least, config.training.steps)
+    best = bounds(step, devices, found) if step.text else None
+    plan = report.PlanReport(devices, step, found, best, config.training.steps)
     if plan.fits:
         return plan
 
-    def measure(rows: int) -> int:
-        return compile_step(config, devices, rows, models).memory.total
+    def measure(batch_size: int) -> int:
+        return compile_step(config, devices, batch_size, models).memory.total
 
-    largest, _ = largest_batch(measure, step.rows, step.memory.total, devices.chip.memory, step.unit)
-    return report.Plan(devices, step, found, least, config.training.steps, largest)
+    largest, _ = largest_batch(measure, step.batch_size, step.memory.total, devices.chip.memory, step.unit)
+    return report.PlanReport(devices, step, found, best, config.training.steps, largest)
 
 
 def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, Found]:

@@ -1,4 +1,4 @@
-"""The real train step of a configuration, compiled for given devices without running anything."""
+"""Compiles the real train step of a configuration for given devices, without running anything."""
 
 import contextlib
 import dataclasses
@@ -22,8 +22,8 @@ from tim_jax.system import flops
 from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
 
-# Triton's tiles for a product are found by trying them on the GPU; without one, some products have none, and the
-# compiler fails. The library's products need none.
+# Triton finds tiles for a product by trying them on the GPU. Without a GPU some products have none, and the compiler
+# fails; the products of the library need none.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
@@ -31,13 +31,20 @@ OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 class Step:
     """A compiled step.
 
-    shapes: of the parameters, an abstract tree. text: its HLO, None if the compiler refused for want of memory.
-    executed_flops, model_flops: of matrix products on all chips, with and without what the backward pass recomputes.
-    seconds: to compile. unit: what the rows of another batch would have to be a multiple of.
+    Attributes:
+        mesh: of the devices.
+        batch_size: examples in a batch.
+        unit: what the size of another batch would have to be a multiple of.
+        shapes: abstract tree of the parameters.
+        memory: bytes on one chip.
+        text: optimised HLO, None if the compiler refused the step because it does not fit.
+        executed_flops: operations of matrix products on all chips.
+        model_flops: the same without what the backward pass recomputes.
+        seconds: that compilation took.
     """
 
     mesh: Mesh
-    rows: int
+    batch_size: int
     unit: int
     shapes: Any
     memory: Memory
@@ -48,44 +55,52 @@ class Step:
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
+        """Number of parameters."""
         return sum(x.size for x in jax.tree.leaves(self.shapes))
 
     @property
     def unsharded(self) -> int:
-        """How many parameters every chip holds whole."""
+        """Number of parameters of which every chip holds a whole copy."""
         return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
 
 
 def compile_step(
-    config: ConfigDict, topology: Topology, rows: int | None = None, models: Mapping[str, teachers.Found] = {}
+    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
 ) -> Step:
-    """The train step of `config` for rows of its own height and width, as many as it says of these, or `rows`.
+    """Compiles the train step of a configuration for images of its own height and width.
 
-    models: those that the objective learns from, of which nothing but shapes is looked at. Raises ValueError for a
-    configuration that does not fit the devices, RuntimeError if the compiler fails.
+    Args:
+        config: the configuration.
+        topology: the devices.
+        batch_size: examples in a batch; by default those of the configuration.
+        models: the models that the objective learns from, of which nothing but shapes is used.
+
+    Raises:
+        ValueError: for a configuration that does not fit the devices.
+        RuntimeError: if the compiler fails.
     """
     run = teachers.asking(build(config, topology.devices), models)
     shape = run.image_shape[:2]
-    rows = rows or run.inputs.rows(shape)
-    batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, rows, shape))
+    batch_size = batch_size or run.inputs.rows(shape)
+    batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, batch_size, shape))
     state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
-    with progress(f"compiling for {topology.name}, {rows} rows"):
-        traced = run.trainer.trace(batch)
+    with progress(f"compiling for {topology.name}, {batch_size} examples"):
+        traced, text = run.trainer.trace(batch), None
         try:
             compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
             needed, text = memory.of_step(state, batch, compiled, frozen), compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
-            needed, text = memory.of_refusal(state, batch, str(error), frozen), None
-            if needed is None:
+            refused = memory.of_refusal(state, batch, str(error), frozen)
+            if refused is None:
                 raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
+            needed = refused
     seconds = time.monotonic() - began
-    # Whole numbers of rows with r = t on every device, as long as the batch has them.
+    # Every device has a whole number of examples with r = t, if the batch has that.
     whole = run.batch_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
-        rows=rows,
-        unit=whole if rows % whole == 0 else run.batch_multiple,
+        batch_size=batch_size,
+        unit=whole if batch_size % whole == 0 else run.batch_multiple,
         shapes=state.params,
         memory=needed,
         text=text,
@@ -97,18 +112,23 @@ def compile_step(
 
 @contextlib.contextmanager
 def progress(what: str, stream=None):
-    """Says what is going on and for how long: in place on a terminal, else every half minute."""
+    """Shows what is being done and for how long: in one line on a terminal, else every half minute.
+
+    Args:
+        what: the text that is shown.
+        stream: where it is shown; by default standard error.
+    """
     stream = stream or sys.stderr
     began, done = time.monotonic(), threading.Event()
     start, end, every = ("\r", "", 1) if stream.isatty() else ("", "\n", 30)
 
-    def tell():
+    def show():
         print(f"{start}{what} … {time.monotonic() - began:.0f} s", end=end, file=stream, flush=True)
 
     def run():
-        tell()
+        show()
         while not done.wait(every):
-            tell()
+            show()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
