@@ -4,6 +4,7 @@ For an objective that learns from a teacher, --teacher=CONFIG gives its configur
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from tim_jax.plan.memory import largest_batch
 from tim_jax.runs.teachers import Found, find, stand_ins
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
+from tim_jax.transitions.objective import Objective
 
 
 def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.PlanReport:
@@ -41,14 +43,24 @@ def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found]
 
 
 def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, Found]:
-    """What a configuration learns from: the configuration called `teacher`, or what its own keys name.
+    """Finds the models that a configuration learns from.
 
-    Raises ValueError if it learns from a teacher and there is neither, or from none and there is one.
+    Args:
+        config: the configuration.
+        teacher: name of the teacher's configuration, None for the checkpoint that `config` names.
+        devices: what the step will be compiled for.
+
+    Returns:
+        {name: model}, empty if it learns from none.
+
+    Raises:
+        ValueError: if it learns from a teacher and there is neither, or from none and there is one.
     """
     run = build(config, devices.devices)
     if teacher is not None:
         return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
-    if run.trainer.step.objective.learns_from and not run.config.teacher.checkpoint:
+    objective = cast(Objective, run.trainer.step.objective)
+    if objective.learns_from and not run.config.teacher.checkpoint:
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
             "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"

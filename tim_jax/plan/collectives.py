@@ -1,7 +1,7 @@
 """Collectives of a compiled step, read from its HLO text: kind, mesh axes, bytes, how often.
 
-A collective inside a loop counts once per iteration. Bytes are those that a chip receives, for n chips in a group and an
-array of S bytes (gathered, or before it is reduced and scattered):
+A collective inside a loop counts once per iteration. Bytes are those that a chip receives, for n chips in a group and
+an array of S bytes (gathered, or before it is reduced and scattered):
 
     all-gather, reduce-scatter, all-to-all   S (n − 1)/n
     all-reduce                               2 S (n − 1)/n
@@ -119,7 +119,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
-    """Returns the iterations of a while loop: as the compiler states, or the limit of its counter, which begins at 0."""
+    """Returns the iterations of a while loop: as the compiler states, or the limit of its counter, from 0 on."""
     known = re.search(r"known_trip_count[^0-9]*(\d+)", line)
     if known:
         return int(known.group(1))

@@ -22,7 +22,7 @@ class Timing:
     spread: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
+def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[Any, Timing]:
     """Timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
 
     calls: name → function of no arguments, whose result is waited for. Every round starts with another of them.
