@@ -96,12 +96,7 @@ CASES = {
         batch=128,
     ),
     # Full width, but two blocks, so that two cores can run it; --depth=12 is the whole network.
-    "B/4": Case(
-        "B/4",
-        TiM(patch_size=4, **B_SHORT),
-        (32, 32, 4),
-        batch=16,
-    ),
+    "B/4": Case("B/4", TiM(patch_size=4, **B_SHORT), (32, 32, 4), batch=16),
 }
 
 
@@ -236,9 +231,7 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
     timings = {}
     if repeats:
         calls = {key: trainer(case, key[0], compiled[key]) for key, case in steps.items()}
-        timings = dict(
-            zip(steps, timing.interleaved({str(key): call for key, call in calls.items()}, repeats).values())
-        )
+        timings = timing.interleaved(calls, repeats)
     rows = []
     for key in steps:
         timed = timings.get(key)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
+from tim_jax.config.run import Run
 from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.runs import teachers
@@ -40,7 +41,7 @@ class Step:
         text: optimised HLO, None if the compiler refused the step because it does not fit.
         executed_flops: operations of matrix products on all chips.
         model_flops: the same without what the backward pass recomputes.
-        seconds: that compilation took.
+        seconds: that tracing and compilation took.
     """
 
     mesh: Mesh
@@ -64,6 +65,45 @@ class Step:
         return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
 
 
+class Traced(NamedTuple):
+    """A step that is traced but not compiled.
+
+    Attributes:
+        run: of the configuration.
+        batch: abstract batch.
+        program: the traced step.
+    """
+
+    run: Run
+    batch: dict[str, jax.ShapeDtypeStruct]
+    program: jax.stages.Traced
+
+    @property
+    def executed_flops(self) -> int:
+        """Operations of matrix products on all chips."""
+        return flops.count(self.program.jaxpr)
+
+    @property
+    def model_flops(self) -> int:
+        """The same without what the backward pass recomputes."""
+        return self.run.trainer.model_flops(self.batch, self.program)
+
+
+def trace_step(
+    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
+) -> Traced:
+    """Traces the train step of a configuration; arguments and errors are those of `compile_step`."""
+    run, batch = _run_and_batch(config, topology, batch_size, models)
+    return Traced(run, batch, run.trainer.trace(batch))
+
+
+def _run_and_batch(config, topology, batch_size, models) -> tuple[Run, dict[str, jax.ShapeDtypeStruct]]:
+    run = teachers.asking(build(config, topology.devices), models)
+    shape = run.image_shape[:2]
+    spec = batch_spec(run.config, batch_size or run.inputs.rows(shape), shape)
+    return run, sharding.abstract_batch(run.mesh, spec)
+
+
 def compile_step(
     config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
 ) -> Step:
@@ -79,15 +119,14 @@ def compile_step(
         ValueError: for a configuration that does not fit the devices.
         RuntimeError: if the compiler fails.
     """
-    run = teachers.asking(build(config, topology.devices), models)
-    shape = run.image_shape[:2]
-    batch_size = batch_size or run.inputs.rows(shape)
-    batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, batch_size, shape))
-    state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
+    run, batch = _run_and_batch(config, topology, batch_size, models)
+    batch_size = batch["x"].shape[0]
+    state, frozen, text = run.trainer.abstract, run.trainer.abstract_frozen, None
+    began = time.monotonic()
     with progress(f"compiling for {topology.name}, {batch_size} examples"):
-        traced, text = run.trainer.trace(batch), None
+        traced = Traced(run, batch, run.trainer.trace(batch))
         try:
-            compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
+            compiled = traced.program.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
             needed, text = memory.of_step(state, batch, compiled, frozen), compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
             refused = memory.of_refusal(state, batch, str(error), frozen)
@@ -104,8 +143,8 @@ def compile_step(
         shapes=state.params,
         memory=needed,
         text=text,
-        executed_flops=flops.count(traced.jaxpr),
-        model_flops=run.trainer.model_flops(batch, traced),
+        executed_flops=traced.executed_flops,
+        model_flops=traced.model_flops,
         seconds=seconds,
     )
 
