@@ -11,6 +11,7 @@ from tim_jax.system.user_errors import ArgumentParser, user_errors
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs the benchmark that the command line names."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m tim_jax.bench NAME [--json FILE] …\nNAME: {', '.join(BENCHES)}")

@@ -82,6 +82,7 @@ def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtyp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--implementations", help=f"of {', '.join(ATTENTION)}; default: all that the device has")
     parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="default: %(default)s")

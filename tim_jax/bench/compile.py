@@ -96,6 +96,7 @@ def compile_buckets(case: Case, buckets: int) -> tuple[float, float, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default="small,XL/2", help=f"of {', '.join(NETWORKS)}; default: %(default)s")
     parser.add_argument("--depths", default="7,28", help="blocks; default: %(default)s")
     parser.add_argument("--buckets", default="1,4", help="shapes of examples; default: %(default)s")

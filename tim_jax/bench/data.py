@@ -94,6 +94,7 @@ def measure(workers: int) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads of both sides")
 
 

@@ -158,6 +158,7 @@ def state_leaves(workdir: pathlib.Path, abstract: Any, step: int | None = None) 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--kills", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 

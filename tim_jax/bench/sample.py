@@ -86,6 +86,7 @@ def conditions(case: Case) -> tuple[dict, dict]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
     parser.add_argument("--steps", default="1,4,16", help="default: %(default)s")

@@ -110,6 +110,7 @@ class SeparateDerivative(Objective):
     derivative: str = "dde"
 
     def apart(self, net, path):
+        """Returns dF/dt (B, h, w, C) along a path, from a pass of its own."""
         return jvp(net, *path)[2]
 
 
@@ -254,6 +255,7 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument(
         "--variants",

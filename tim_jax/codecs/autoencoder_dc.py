@@ -118,6 +118,8 @@ class AutoencoderDC(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Maps images (B, H, W, 3) to latents (B, H/f, W/f, C) that are not scaled."""
+
     config: Config
     dtype: Any
 
@@ -142,6 +144,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Maps latents (B, h, w, C) that are not scaled to images (B, f h, f w, 3)."""
+
     config: Config
     dtype: Any
 
@@ -202,6 +206,8 @@ class Up(nn.Module):
 
 
 class ResBlock(nn.Module):
+    """Two convolutions and a norm, added to the input."""
+
     width: int
     norm: str
     act: str
@@ -215,6 +221,8 @@ class ResBlock(nn.Module):
 
 
 class EfficientViTBlock(nn.Module):
+    """Linear attention, then a gated convolution (Cai et al., arXiv 2205.14756)."""
+
     head_dim: int
     scales: tuple[int, ...]
     norm: str
@@ -272,6 +280,8 @@ class Convolved(nn.Module):
 
 
 class GatedConv(nn.Module):
+    """A gated depthwise convolution between two pointwise ones, added to the input."""
+
     dtype: Any
 
     @nn.compact

@@ -122,6 +122,8 @@ class AutoencoderKL(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Maps images (B, H, W, 3) to moments (B, H/f, W/f, 2 C): means, then log variances."""
+
     config: Config
     dtype: Any
 
@@ -143,6 +145,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Maps z (B, h, w, C) to images (B, f h, f w, 3)."""
+
     config: Config
     dtype: Any
 
@@ -176,6 +180,8 @@ class Middle(nn.Module):
 
 
 class Resnet(nn.Module):
+    """Two normalised convolutions, added to the input."""
+
     width: int
     groups: int
     dtype: Any

@@ -119,6 +119,8 @@ class Dino(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and an MLP, each scaled channel by channel and added to the input."""
+
     config: Config
     norm: Any
     dtype: Any

@@ -167,6 +167,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """A gated MLP, (B, M, D) to (B, M, D)."""
+
     width: int
     dtype: Any
 

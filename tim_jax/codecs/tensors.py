@@ -157,12 +157,15 @@ class _Unpickler(pickle.Unpickler):
         self.storages = {}
 
     def view(self, storage, offset, shape, strides, *_):
+        """Stands for torch._utils._rebuild_tensor_v2."""
         return _View(storage, offset, tuple(shape), tuple(strides))
 
     def parameter(self, tensor, *_):
+        """Stands for torch._utils._rebuild_parameter."""
         return tensor
 
     def find_class(self, module, name):
+        """Returns what a name stands for. Raises ValueError for all but the few that are known."""
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): self.view,
@@ -175,6 +178,7 @@ class _Unpickler(pickle.Unpickler):
         raise ValueError(f"it asks for {module}.{name}, which no file of weights needs; it is not run")
 
     def persistent_load(self, pid):
+        """Returns the storage that a tensor speaks of. Raises ValueError for anything else."""
         kind, values, name, _, size, *view_of = pid
         if kind != "storage" or not isinstance(values, _Kind) or any(part is not None for part in view_of):
             raise ValueError("it holds something else than tensors")

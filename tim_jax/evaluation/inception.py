@@ -81,6 +81,7 @@ class Block(nn.Module):
 
 
 def block_a(pooled):
+    """Returns the branches of a block at 35 × 35 places; `pooled` is the width of the last."""
     return (
         (Layer("branch1x1", 64),),
         (Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, (5, 5))),
@@ -97,6 +98,7 @@ BLOCK_B = (
 
 
 def block_c(width):
+    """Returns the branches of a block at 17 × 17 places; `width` is that of its inner layers."""
     return (
         (Layer("branch1x1", 192),),
         (Layer("branch7x7_1", width), Layer("branch7x7_2", width, (1, 7)), Layer("branch7x7_3", 192, (7, 1))),
@@ -124,6 +126,7 @@ BLOCK_D = (
 
 
 def block_e(pool):
+    """Returns the branches of a block at 8 × 8 places; `pool` is the pooling of the last."""
     return (
         (Layer("branch1x1", 320),),
         (Layer("branch3x3_1", 384), (Layer("branch3x3_2a", 384, (1, 3)), Layer("branch3x3_2b", 384, (3, 1)))),

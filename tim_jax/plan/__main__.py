@@ -69,6 +69,7 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Plans a run; returns the exit code, FAILED if it does not fit somewhere."""
     parser = Parser(prog="python -m tim_jax.plan", description="Plans a run for devices that are not there.")
     parser.add_argument("--config", required=True, help="a configuration, such as configs/imagenet256_xl.py")
     parser.add_argument("--topology", required=True, help=f"one or more of CHIP:SHAPE, such as {','.join(EXAMPLES)}")
