@@ -10,7 +10,7 @@ import time
 import jax
 from etils import epath
 
-from tim_jax.ablation import beside, launch, plan, report, runs, settings
+from tim_jax.ablation import baselines, budget, launch, report, runs, settings
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, user_errors
@@ -46,21 +46,21 @@ def main(argv: list[str] | None = None) -> None:
         with user_errors():
             ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
             members = chosen(ablation, args.only)
-            plan.check(ablation, plan.read(folder), folder)
-            beside.check(ablation, folder)
-            if args.report and plan.read(folder) is None:
+            budget.check(ablation, budget.read(folder), folder)
+            baselines.check(ablation, folder)
+            if args.report and budget.read(folder) is None:
                 raise ValueError(f"--workdir={folder}: holds no ablation")
             if not args.report:
                 validate(ablation, folder)
-                for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.beside):
-                    beside.find(ablation, name, folder)
+                for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.baselines):
+                    baselines.find(ablation, name, folder)
             if args.launch:
                 return print_commands(args, overrides, title, ablation, members)
         failed = 0
         if not args.report:
             with user_errors():
                 trained = dict.fromkeys(member.variant for member in members if member.variant in ablation.variants)
-                planned = plan.make(ablation, folder, list(trained), say)
+                planned = budget.make(ablation, folder, list(trained), say)
             failed = 0 if args.plan else run_all(ablation, planned, folder, members, stop)
         if jax.process_index() == 0 and not args.plan:
             print(report.write(ablation, folder, title))
@@ -71,12 +71,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def chosen(ablation: Ablation, only: str) -> list[Member]:
-    """The runs that `--only` names, also beside the variants; all for an empty text. Raises ValueError."""
+    """Returns the runs that `--only` names, of variants and baselines; all for an empty text. Raises ValueError."""
     members = ablation.members()
     if not only:
         return members
     by_name = {str(member): [member] for member in members}
-    names = (*ablation.variants, *ablation.beside)
+    names = (*ablation.variants, *ablation.baselines)
     by_name |= {name: [member for member in members if member.variant == name] for name in names}
     for name in only.split(","):
         if name not in by_name:
@@ -87,8 +87,12 @@ def chosen(ablation: Ablation, only: str) -> list[Member]:
 
 
 def validate(ablation: Ablation, folder: epath.Path) -> None:
-    """Raises ValueError, naming the variant, unless all can be built, their data and the weights that they start from
-    are there, and what is begun of them in the folder learnt from the same teachers."""
+    """Checks all variants before anything is trained.
+
+    Raises:
+        ValueError: naming the variant, if it cannot be built, if its data or the weights that it starts from are
+            missing, or if what was begun of it in the folder has learnt from another teacher.
+    """
     opened = []
     for name in ablation.variants:
         try:
@@ -110,23 +114,23 @@ def validate(ablation: Ablation, folder: epath.Path) -> None:
 def print_commands(
     args: argparse.Namespace, overrides: dict[str, str], title: str, ablation: Ablation, members: list[Member]
 ) -> None:
-    """The command with `--launch`. Raises ValueError if times are to be equal and have not been measured."""
+    """Prints the commands of `--launch`. Raises ValueError if times are to be equal and have not been measured."""
     arguments = [f"--config={args.config}", f"--workdir={args.workdir}"]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("seeds", "equal") if getattr(args, name) is not None]
     arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
     lines = launch.commands(args.launch, title, arguments, members)
-    planned = (plan.read(epath.Path(args.workdir)) or {"variants": {}})["variants"]
-    missing = sorted({member.variant for member in members} - planned.keys() - ablation.beside.keys())
+    planned = (budget.read(epath.Path(args.workdir)) or {"variants": {}})["variants"]
+    missing = sorted({member.variant for member in members} - planned.keys() - ablation.baselines.keys())
     if ablation.equal == "time" and missing:
         raise ValueError(
             f"--launch is {args.launch!r}; equal is 'time', and how long a step of {missing[0]} takes is not in "
-            f"{args.workdir}/{plan.FILE}: give --plan first, on one of the machines, or --equal=flops"
+            f"{args.workdir}/{budget.FILE}: give --plan first, on one of the machines, or --equal=flops"
         )
     print("\n".join(lines))
 
 
 def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list[Member], stop: Stop) -> int:
-    """Trains and measures what is not finished yet. Returns how many runs failed, which does not end the others."""
+    """Trains and measures what is not finished yet, and returns how many runs failed, which does not end the others."""
     began, failed = time.perf_counter(), 0
     results = {member: runs.read(folder / str(member)) for member in members}
     waiting = [member for member in members if "table" not in (results[member] or {})]
@@ -151,9 +155,20 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
 
 
 def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: Member, stop: Stop) -> dict:
-    """A run's result, which is written; {"failure": one line} if it failed. Raises SystemExit if asked to stop.
+    """Trains and measures one run, and writes its result.
 
-    about: what is planned of its variant, None for a model that is not trained here.
+    Args:
+        ablation: the ablation.
+        about: its variant in the budget, None for a baseline.
+        folder: of the ablation.
+        member: the run.
+        stop: tells whether the process was asked to stop.
+
+    Returns:
+        The result, {"failure": one line} if the run failed.
+
+    Raises:
+        SystemExit: if the process was asked to stop.
     """
     place = folder / str(member)
     with contextlib.ExitStack() as stack:
@@ -161,7 +176,7 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
             stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
         try:
             if about is None:
-                result = beside.measured(ablation, member, folder)
+                result = baselines.measure(ablation, member, folder)
             elif "failure" in about:
                 raise RuntimeError(about["failure"])
             else:

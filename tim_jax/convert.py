@@ -14,8 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import save
 
-from tim_jax.codecs import hub, torch_file
-from tim_jax.codecs.loading import opened
+from tim_jax.codecs import hub, tensors
 from tim_jax.codecs.official import from_official, to_official
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, failures, load_config, user_errors
@@ -45,10 +44,7 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
     """{official name: array} of a file. Raises ValueError with one line that names it."""
     if not file.is_file():
         raise ValueError(f"{file}: is no file on this machine")
-    if file.suffix != ".safetensors":
-        return torch_file.read(file)
-    handle = opened(file)
-    return {name: handle.get_tensor(name) for name in handle.keys()}
+    return tensors.read(file)
 
 
 def configure(file: pathlib.Path, state: dict[str, np.ndarray], name: str, overrides: dict[str, str]):

@@ -152,7 +152,7 @@ def table(plan: measuring.Measurement, generator: Generator, weights, training_s
 
 def warn(plan: measuring.Measurement, count: int) -> None:
     """Tells where figures are of too few samples for their features."""
-    for need, value in plan.yardstick.parts[""].summary.items():
+    for need, value in plan.yardstick.references[""].summary.items():
         if need[1] == "moments" and count <= np.size(value.mean):
             print(f"note: {count} samples for {np.size(value.mean)} {need[0]}: Fréchet distances are far too high")
 

@@ -58,5 +58,5 @@ def get_ablation():
             "rcm": weighs | {"objective.name": "rcm"},
             "tbcm": weighs | {"objective.name": "tbcm"},
         },
-        beside={"teacher": TEACHER},
+        baselines={"teacher": TEACHER},
     )

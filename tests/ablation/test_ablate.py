@@ -9,8 +9,8 @@ from etils import epath
 
 from tests.helpers.ablations import arguments, fails, tiny, write_file
 from tim_jax import ablate
-from tim_jax.ablation import Ablation, plan, settings
-from tim_jax.config import loading
+from tim_jax.ablation import Ablation, budget, settings
+from tim_jax.config import loading, renames
 from tim_jax.config.build import build
 from tim_jax.system import timing
 
@@ -49,9 +49,10 @@ def test_the_published_ablations_are_there():
         ({"seeds": 0}, ["seeds", "0"]),
         ({"sampler_steps": (0, 1)}, ["sampler_steps", "0"]),
         ({"base": {}}, ["base", "dict"]),
-        ({"beside": {"The-1": "runs"}}, ["beside 'The-1'", "letters"]),
-        ({"beside": {"a": "runs"}}, ["beside 'a'", "variant"]),
-        ({"beside": {"b": ""}}, ["beside 'b'", "workdir"]),
+        ({"baselines": {"The-1": "runs"}}, ["baseline 'The-1'", "letters"]),
+        ({"baselines": {"a": "runs"}}, ["baseline 'a'", "variant"]),
+        ({"baselines": {"b": ""}}, ["baseline 'b'", "workdir"]),
+        ({"beside": {"b": "runs"}}, ["beside", "baselines"]),
     ],
 )
 def test_what_cannot_be_is_named(fields, named):
@@ -98,7 +99,7 @@ def test_runs_of_one_seed_come_before_the_next():
     assert [str(member) for member in ablate.chosen(ablation, "")] == names
     assert [str(member) for member in ablate.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
     assert [ablation.config("a", seed).seed for seed in (0, 1)] == [0, 1]
-    ablation = dataclasses.replace(ablation, beside={"c": "runs/c"})
+    ablation = dataclasses.replace(ablation, baselines={"c": "runs/c"})
     assert [str(member) for member in ablate.chosen(ablation, "c,a/seed_1")] == ["c/seed_0", "a/seed_1", "c/seed_1"]
 
 
@@ -122,19 +123,19 @@ def test_equal_time_is_the_ratio_of_medians(tmp_path, monkeypatch):
     seconds = {"reference": 0.2, "own": 0.1}
     timed = lambda calls, repeats: {name: timing.Timing(seconds.get(name, 0.2), 0.01) for name in calls}  # noqa: E731
     monkeypatch.setattr(timing, "interleaved", timed)
-    monkeypatch.setattr(plan, "stepper", lambda run: None)
+    monkeypatch.setattr(budget, "stepper", lambda run: None)
     ablation = Ablation(tiny(), {"a": {}, "b": {"objective.derivative": "dde"}}, equal="time")
-    planned = plan.make(ablation, epath.Path(tmp_path), ["b"], lambda line: None)["variants"]
+    planned = budget.make(ablation, epath.Path(tmp_path), ["b"], lambda line: None)["variants"]
     assert {name: (entry["steps"], entry["cost"]) for name, entry in planned.items()} == {"a": (4, 1.0), "b": (8, 0.5)}
-    assert planned["b"]["step_seconds"] == pytest.approx(0.1 / plan.STEPS)
-    monkeypatch.setattr(plan, "by_time", None)  # nothing is measured twice
-    assert plan.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"] == planned
+    assert planned["b"]["step_seconds"] == pytest.approx(0.1 / budget.STEPS)
+    monkeypatch.setattr(budget, "by_time", None)  # nothing is measured twice
+    assert budget.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"] == planned
 
 
 def test_equal_operations_are_those_of_the_model(tmp_path):
     variants = {"a": {}, "b": {"times.share_equal": 1.0, "times.share_min": 0.0, "objective.velocity": "data"}}
     ablation = Ablation(tiny(training__steps="1000"), variants, equal="flops")
-    planned = plan.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"]
+    planned = budget.make(ablation, epath.Path(tmp_path), ["a", "b"], lambda line: None)["variants"]
     spent = {name: entry["steps"] * entry["step_flops"] for name, entry in planned.items()}
     assert planned["a"]["steps"] == 1000 < planned["b"]["steps"]
     assert spent["b"] == pytest.approx(spent["a"], rel=1e-3)
@@ -143,12 +144,12 @@ def test_equal_operations_are_those_of_the_model(tmp_path):
 def test_what_was_planned_may_not_change(tmp_path, capsys):
     folder = epath.Path(tmp_path)
     one = Ablation(tiny(), {"a": {}, "b": {"objective.epsilon": 0.1, "objective.derivative": "dde"}}, equal="steps")
-    plan.make(one, folder, ["a", "b"], lambda line: None)
-    plan.check(one, plan.read(folder), folder)
+    budget.make(one, folder, ["a", "b"], lambda line: None)
+    budget.check(one, budget.read(folder), folder)
     more = {"a": {}, "c": {"model.depth": 2}}
-    plan.check(Ablation(tiny(), more, equal="steps"), plan.read(folder), folder)
+    budget.check(Ablation(tiny(), more, equal="steps"), budget.read(folder), folder)
     harmless = tiny(training__log_every="7", evaluation__batch_size="3", model__attention="xla")
-    plan.check(Ablation(harmless, one.variants, equal="steps"), plan.read(folder), folder)
+    budget.check(Ablation(harmless, one.variants, equal="steps"), budget.read(folder), folder)
     for changed, word in (
         (Ablation(tiny(), one.variants | {"b": {}}, equal="steps"), "objective.derivative is 'jvp'"),
         (Ablation(tiny(training__steps="5"), one.variants, equal="steps"), "training.steps is 5"),
@@ -158,4 +159,18 @@ def test_what_was_planned_may_not_change(tmp_path, capsys):
         (Ablation(tiny(), {"b": one.variants["b"]}, equal="steps"), "reference is 'b'"),
     ):
         with pytest.raises(ValueError, match=word.replace("[", r"\[")):
-            plan.check(changed, plan.read(folder), folder)
+            budget.check(changed, budget.read(folder), folder)
+
+
+def test_what_was_planned_by_older_names_is_understood(tmp_path):
+    folder, old_names = epath.Path(tmp_path), {new: old for old, new in renames.KEYS.items()}
+    variants = {"a": {}, "b": {"objective.name": "mean_flow", "objective.adaptive.power": 0.75}}
+    budget.make(Ablation(tiny(), variants, equal="steps"), folder, ["a", "b"], lambda line: None)
+    planned = budget.read(folder)
+    for about in planned["variants"].values():
+        about["definition"] = {old_names.get(key, key): value for key, value in about["definition"].items()}
+    assert "objective.adaptive_power" in planned["variants"]["b"]["definition"]
+    budget.check(Ablation(tiny(), variants, equal="steps"), planned, folder)
+    variants["b"] |= {"objective.adaptive.power": 0.5}
+    with pytest.raises(ValueError, match="objective.adaptive.power is 0.5, but .* was planned with 0.75"):
+        budget.check(Ablation(tiny(), variants, equal="steps"), planned, folder)

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.ablations import tiny
-from tim_jax.ablation import Ablation, plan, report, runs
+from tim_jax.ablation import Ablation, budget, report, runs
 from tim_jax.ablation.settings import Member
 
 
@@ -27,7 +27,7 @@ def result(rng, steps=(1, 4)):
 def test_the_table_holds_what_numpy_says(tmp_path):
     ablation = Ablation(tiny(), {"a": {}, "b": {"model.depth": 2}, "c": {"model.depth": 3}}, equal="steps")
     folder, rng = epath.Path(tmp_path), np.random.default_rng(0)
-    plan.make(ablation, folder, list(ablation.variants), lambda line: None)
+    budget.make(ablation, folder, list(ablation.variants), lambda line: None)
     given = {}
     for member in ablation.members():
         if member == Member("b", 1):
@@ -74,10 +74,10 @@ def test_columns_are_network_evaluations(tmp_path):
     assert all(about["second"] is None for about in winners.values())
 
 
-def test_what_stands_beside_is_shown_and_wins_nothing(tmp_path):
-    ablation = Ablation(tiny(), {"a": {}}, equal="steps", seeds=2, beside={"teacher": "runs/t", "gone": "runs/g"})
+def test_a_baseline_is_shown_and_wins_nothing(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}}, equal="steps", seeds=2, baselines={"teacher": "runs/t", "gone": "runs/g"})
     folder, rng, given = epath.Path(tmp_path), np.random.default_rng(2), {}
-    plan.make(ablation, folder, ["a"], lambda line: None)
+    budget.make(ablation, folder, ["a"], lambda line: None)
     alone = report.write(ablation, folder, "mine")
     assert "| teacher |  | not trained here |  |" in alone and "- teacher: 0 of 2 runs" in alone
     for member in ablation.members():
@@ -87,14 +87,14 @@ def test_what_stands_beside_is_shown_and_wins_nothing(tmp_path):
             table = result(rng, steps=(1, 4, 8))["table"]
             for row in table["rows"]:
                 row |= {name: row[name] / 10 for name in ("frechet", "frechet_held_out")}
-            of = {"weights": "runs/t", "steps": 4600, "which": "slow"}
-            given[member] = {"seconds": 1.0, "table": table, "beside": of}
+            of = {"checkpoint": "runs/t", "steps": 4600, "ema": "slow"}
+            given[member] = {"seconds": 1.0, "table": table, "baseline": of}
     for member, one in given.items():
         runs.write(folder / str(member), one)
 
     text = report.write(ablation, folder, "mine")
     found = json.loads((folder / "ablation.json").read_text())
-    assert list(found["variants"]) == ["a"] and list(found["beside"]) == ["teacher", "gone"]
+    assert list(found["variants"]) == ["a"] and list(found["baselines"]) == ["teacher", "gone"]
     assert {nfe: about["variant"] for nfe, about in found["winners"]["frechet"].items()} == {"1": "a", "4": "a"}
     line = next(line for line in text.splitlines() if line.startswith("| teacher |"))
     name, steps, cost, seconds, *cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -103,3 +103,11 @@ def test_what_stands_beside_is_shown_and_wins_nothing(tmp_path):
     means = [np.mean([rows[k]["frechet"] for rows in by_seed]) for k in range(3)]
     assert [cell.split(" ±")[0] for cell in cells] == [f"{mean:.3g}" for mean in means]
     assert "weights 'slow' at step 4,600, from runs/t" in text and "- gone: 0 of 2 runs" in text
+
+
+def test_results_of_version_0_1_are_read(tmp_path):
+    of = {"weights": "runs/t", "which": "slow", "steps": 4600, "fingerprint": "ab"}
+    folder, one = epath.Path(tmp_path), result(np.random.default_rng(3)) | {"beside": of}
+    (folder / runs.FILE).write_text(json.dumps(one))
+    now = {"checkpoint": "runs/t", "ema": "slow", "steps": 4600, "fingerprint": "ab"}
+    assert runs.read(folder) == {name: value for name, value in one.items() if name != "beside"} | {"baseline": now}

@@ -225,7 +225,7 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
             ["step", "--variants=tim_teache"],
             "--variants has 'tim_teache': no such name; did you mean tim_teacher?",
         ),
-        (["step", "--variants=tbcm", "--batch=12"], "--batch: 12 rows of small; tbcm takes a multiple of 8"),
+        (["step", "--variants=tbcm", "--batch=12"], "--batch: 12 examples of small; tbcm takes a multiple of 8"),
         (["step", "--repeats=0"], "--repeats is 0; it must be at least 1"),
         (["step", "--tokens=64,0"], "--tokens is '64,0'; it must be numbers of at least 1, with commas between"),
         (["step", "--remat=none,som"], "--remat has 'som': no such name; did you mean none?"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax.evaluation import anystep, kept, metrics
+from tim_jax.evaluation import anystep, metrics, summaries
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick, gather, needs_of
 
@@ -27,8 +27,10 @@ def yardstick():
     chosen = metrics.chosen(("features",))
     parts = {}
     for end, seed, n in (("", 0, 300), (HELD_OUT, 1, 100)):
-        parts[end] = Reference({}, gather(flat(seed, n), needs_of(chosen, reference=True), kept.choose(n, 1000)))
-    return Yardstick(chosen, parts, rows=1000)
+        parts[end] = Reference(
+            {}, gather(flat(seed, n), needs_of(chosen, reference=True), summaries.choose_images(n, 1000))
+        )
+    return Yardstick(chosen, parts, max_images=1000)
 
 
 def measured(yardstick, error):
@@ -94,6 +96,23 @@ def test_a_set_against_itself(yardstick):
     ]
     for name, value in yardstick.figures(batches, 300).items():
         assert value == pytest.approx(figures[name], rel=1e-9, abs=1e-9), "it does not matter how samples come"
+
+
+def test_a_line_in_metrics_is_all_that_a_metric_needs(monkeypatch):
+    """The distance of the means, as a new file would have it, in the table, the floor and the markdown."""
+    mean = metrics.Metric("mean", "features", "moments", lambda m: m.mean, lambda a, b: float(np.abs(a - b).mean()))
+    monkeypatch.setitem(metrics.METRICS, "mean", mean)
+    chosen, references = metrics.chosen(("features",), ("mean",)), {}
+    for suffix, seed in (("", 0), (HELD_OUT, 1)):
+        summary = gather(flat(seed, 200), needs_of(chosen, reference=True), summaries.choose_images(200, 100))
+        references[suffix] = Reference({}, summary)
+    yardstick = Yardstick(chosen, references, max_images=100)
+    table = anystep.any_step_table(measured(yardstick, lambda s: 0.5 / s), [1, 2], [0], 200, yardstick.floor([0]))
+    x, y = (data(seed, 200).reshape(200, -1) for seed in (0, 1))
+    assert table["floor"]["mean_held_out"] == pytest.approx(np.abs(x.mean(0) - y.mean(0)).mean())
+    samples = data(1000, 200).reshape(200, -1) + 0.5
+    assert table["rows"][0]["mean"] == pytest.approx(np.abs(samples.mean(0) - x.mean(0)).mean(), rel=1e-5)
+    assert table["monotone"]["metric"] == "mean" and "| mean | mean, held out |" in anystep.to_markdown(table)
 
 
 def test_one_seed_has_no_spread(yardstick):

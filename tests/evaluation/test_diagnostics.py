@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import diagnose, train
+from tests.helpers import workdirs
+from tim_jax import diagnose
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.evaluation import diagnostics
-from tim_jax.training import sharding
 from tim_jax.types import Output
 
 TINY = {
@@ -117,21 +117,16 @@ def test_nodes_are_equal_noise_levels_of_every_transport(name):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    flags = [f"--config.{key}={value}" for key, value in TINY.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-        train.main(
-            ["--config=digits", f"--workdir={folder / 'run'}", f"--config.loader.directory={folder / 'data'}", *flags]
-        )
-        yield folder / "run"
+    with workdirs.one_device():
+        yield workdirs.workdir(tmp_path_factory.mktemp("run") / "run", "digits", **TINY)
 
 
 def test_the_command_writes_numbers_and_pictures(workdir):
     diagnose.main([f"--workdir={workdir}", "--rows=4", "--nodes=3", "--epsilons=0.01,0.001"])
     found = json.loads((workdir / "diagnostics.json").read_text())
-    assert found["step"] == 2 and found["rows"] == 4 and found["transport"] == "ot_fm"
+    assert found["step"] == 0 and found["rows"] == 4 and found["transport"] == "ot_fm"
     assert len(found["error"]) == 3 and found["error"][0][1] is None and found["error"][2][0] > 0
+    assert found["tangent"][2][0] > 0 and found["derivative"]["time"]["float32"]["0.001"][2] > 0
     assert set(found["derivative"]["time"]) == {"float32", "bfloat16"}
     assert set(found["derivative"]["interval"]["bfloat16"]) == {"0.001", "0.01", "exact"}
     for name in diagnostics.NAMES[1:]:

@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tim_jax.evaluation import FEATURES, METRICS, distances, kept, metrics, neighbours, score, statistics
+from tim_jax.evaluation import FEATURES, METRICS, distances, metrics, neighbours, score, statistics, summaries
 
 DISTANCES = ("frechet", "sfid", "kernel")
 SHARES = ("precision", "recall")
@@ -65,40 +65,45 @@ def test_merge_does_not_depend_on_order():
     np.testing.assert_array_equal(statistics.merge(a, empty).mean, a.mean)
 
 
-@given(cuts=st.lists(st.integers(0, 60), max_size=6), rows=st.integers(1, 70), seed=st.integers(0, 9))
-def test_summaries_of_any_split_merge_to_that_of_the_whole(cuts, rows, seed):
-    """Every kind that is kept, parts without images among them, merged from the left and from the right."""
+@given(cuts=st.lists(st.integers(0, 60), max_size=6), most=st.integers(1, 70), seed=st.integers(0, 9))
+def test_summaries_of_any_split_merge_to_that_of_the_whole(cuts, most, seed):
+    """Every kind of summary, parts without images among them, merged from the left and from the right."""
     rng = np.random.default_rng(seed)
     outputs = {"features": rng.standard_normal((60, 5)) + 100, "logits": 4 * rng.standard_normal((60, 7))}
-    needs = (("features", "moments"), ("features", "rows"), ("logits", "splits"))
-    chosen, indices = kept.choose(60, rows), 3 * kept.SPLIT - 30 + np.arange(60)  # over the border of a split
+    needs = (("features", "moments"), ("features", "raw"), ("logits", "splits"))
+    chosen, indices = (
+        summaries.choose_images(60, most),
+        3 * summaries.SPLIT - 30 + np.arange(60),
+    )  # over the border of a split
     chosen = np.concatenate([np.zeros(indices[0], bool), chosen])
-    whole = kept.summarise(outputs, indices, needs, chosen)
+    whole = summaries.summarise(outputs, indices, needs, chosen)
     bounds = [0, *sorted(cuts), 60]
     parts = []
     for low, high in zip(bounds, bounds[1:]):
         some = {name: x[low:high] for name, x in outputs.items()}
-        parts.append(kept.summarise(some, indices[low:high], needs, chosen) if high > low else {})
+        parts.append(summaries.summarise(some, indices[low:high], needs, chosen) if high > low else {})
     forwards, backwards = {}, {}
     for part in parts:
-        forwards = kept.merge(forwards, part)
+        forwards = summaries.merge(forwards, part)
     for part in reversed(parts):
-        backwards = kept.merge(part, backwards)
+        backwards = summaries.merge(part, backwards)
     for merged in (forwards, backwards):
         assert merged.keys() == whole.keys()
         assert merged["features", "moments"].count == 60
-        np.testing.assert_array_equal(merged["features", "rows"].values, outputs["features"][chosen[indices]])
+        np.testing.assert_array_equal(merged["features", "raw"].values, outputs["features"][chosen[indices]])
         assert merged["logits", "splits"].counts.tolist() == [0, 0, 30, 30]
         for need in (("features", "moments"), ("logits", "splits")):
             for a, b in zip(merged[need], whole[need], strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-10)
 
 
-def test_so_many_rows_are_kept():
+def test_so_many_images_are_chosen():
     for count, most in ((10, 4), (10, 10), (10, 99)):
-        assert kept.choose(count, most).sum() == min(count, most)
-    assert (kept.choose(1000, 100) == kept.choose(1000, 100)).all()
-    assert set(np.flatnonzero(kept.choose(1000, 100)) % 10) == set(range(10)), "of labels in turn, all are there"
+        assert summaries.choose_images(count, most).sum() == min(count, most)
+    assert (summaries.choose_images(1000, 100) == summaries.choose_images(1000, 100)).all()
+    assert set(np.flatnonzero(summaries.choose_images(1000, 100)) % 10) == set(range(10)), (
+        "of labels in turn, all are there"
+    )
 
 
 # Distances
@@ -186,7 +191,7 @@ def test_kernel_is_unbiased():
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws)) < 3 * error
     assert min(draws) < 0 < max(draws)
-    # With the diagonal kept, the bias would be far outside that band.
+    # With the diagonal the bias would be far outside that band.
     assert 8 * (1 / 30 + 1 / 20) > 30 * error
 
 
@@ -225,7 +230,7 @@ def test_shares_of_known_sets(name):
     # Samples of half the data are precise, and recall half of it.
     halves = np.concatenate([a, a + 100])
     assert METRICS["precision"](a, halves) == 1 and METRICS["recall"](a, halves) == 0.5
-    assert METRICS[name].higher and not METRICS["frechet"].higher
+    assert METRICS[name].higher_is_better and not METRICS["frechet"].higher_is_better
 
 
 @pytest.mark.parametrize("classes", [1, 4, 10])
@@ -238,14 +243,16 @@ def test_inception_score_of_known_predictions(classes):
 
 def test_inception_score_is_the_published_mean_over_splits(monkeypatch):
     """Against the formula written out, with a last split that is not full."""
-    monkeypatch.setattr(kept, "SPLIT", 8)
+    monkeypatch.setattr(summaries, "SPLIT", 8)
     logits = 3 * np.random.default_rng(0).standard_normal((20, 6))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scores = []
     for part in (p[:8], p[8:16], p[16:]):
         divergence = part * (np.log(part) - np.log(part.mean(axis=0, keepdims=True)))
         scores.append(np.exp(divergence.sum(axis=1).mean()))
-    assert score.inception_score(kept.splits_of(logits, np.arange(20))) == pytest.approx(np.mean(scores), rel=1e-12)
+    assert score.inception_score(summaries.splits_of(logits, np.arange(20))) == pytest.approx(
+        np.mean(scores), rel=1e-12
+    )
 
 
 def test_metrics_are_those_that_features_can_serve():
@@ -262,7 +269,7 @@ def test_metrics_are_those_that_features_can_serve():
     "a, b, message",
     [
         (np.zeros((5, 3)), np.zeros((5, 4)), "widths [34] and [34]"),
-        (np.full((5, 3), np.nan), np.zeros((5, 3)), "5 of 5 rows are not finite"),
+        (np.full((5, 3), np.nan), np.zeros((5, 3)), "5 of 5 vectors are not finite"),
         (np.zeros((1, 3)), np.zeros((5, 3)), "at least [24]"),
         (np.zeros((5, 3, 1)), np.zeros((5, 3)), "expected \\(n, d\\)"),
     ],

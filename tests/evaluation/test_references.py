@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from tests.evaluation.test_inception import made_up_weights
 from tim_jax import evaluate, sample, train
-from tim_jax.evaluation import FEATURES, METRICS, kept, published, references, statistics
+from tim_jax.evaluation import FEATURES, METRICS, published, references, statistics, summaries
 from tim_jax.evaluation.references import Reference
 from tim_jax.training import checkpoints, sharding
 
@@ -26,8 +26,8 @@ FINGERPRINT = {"data": "digits ab", "split": "train", "images": 30, "size": "8x8
 def summary(seed=0):
     rng = np.random.default_rng(seed)
     outputs = {"features": rng.standard_normal((30, 5)), "logits": rng.standard_normal((30, 4))}
-    needs = (("features", "moments"), ("features", "rows"), ("logits", "splits"))
-    return kept.summarise(outputs, np.arange(30), needs, kept.choose(30, 20))
+    needs = (("features", "moments"), ("features", "raw"), ("logits", "splits"))
+    return summaries.summarise(outputs, np.arange(30), needs, summaries.choose_images(30, 20))
 
 
 def test_a_reference_is_read_as_it_was_written(tmp_path):
@@ -40,6 +40,8 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
         for a, b in zip(found.summary[need], value, strict=True):
             np.testing.assert_array_equal(a, b)
     assert found.summary["features", "moments"].count == 30
+    with np.load(path) as stored:  # by the names that references of earlier versions have
+        assert {"features/moments/count", "features/rows/values", "logits/splits/sums"} < set(stored.files)
     needs = list(reference.summary)
     assert references.cached(path, FINGERPRINT, needs) is not None
     assert references.cached(path, FINGERPRINT, [*needs, ("spatial", "moments")]) is None
@@ -49,9 +51,9 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("key", FINGERPRINT)
 def test_what_differs_is_named(key):
-    references.same(FINGERPRINT, dict(FINGERPRINT), "x")
+    references.check_same(FINGERPRINT, dict(FINGERPRINT), "x")
     with pytest.raises(ValueError, match=f"x is of {key} 'other', not {FINGERPRINT[key]!r}"):
-        references.same(FINGERPRINT | {key: "other"}, FINGERPRINT, "x")
+        references.check_same(FINGERPRINT | {key: "other"}, FINGERPRINT, "x")
     assert references.name_of(FINGERPRINT) != references.name_of(FINGERPRINT | {key: "other"})
 
 
@@ -86,7 +88,7 @@ def test_published_images_are_what_numpy_reads(tmp_path, monkeypatch):
         parts = list(published.read_images(tmp_path / name))
         assert [len(part) for part in parts] == [7, 7, 6]
         np.testing.assert_array_equal(np.concatenate(parts), images)
-    with pytest.raises(ValueError, match="3 came, 20 were announced"):
+    with pytest.raises(ValueError, match="3 were given; shape says 20"):
         published.write_images(tmp_path / "few.npz", [images[:3]], images.shape, labels)
     assert not (tmp_path / "few.npz").exists()
 
@@ -267,7 +269,7 @@ def test_evaluation_while_training_changes_no_number_of_it(place):
              for name in ("frechet", "kernel", "precision", "recall") for part in ("", "_held_out")}  # fmt: skip
     for line in figures:
         assert set(line) == names | {"step", "time"}
-    assert figures[0]["evaluation/student/2/frechet"] != figures[1]["evaluation/student/2/frechet"]
+    assert figures[0]["evaluation/online/2/frechet"] != figures[1]["evaluation/online/2/frechet"]
     trained = [line for line in found if "loss" in line]
     assert [line["loss"] for line in trained] == [line["loss"] for line in plain]
     states = [checkpoint_arrays(place / name) for name in ("plain", "measured")]

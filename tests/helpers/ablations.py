@@ -17,7 +17,7 @@ from tim_jax.ablation import Ablation
 
 def get_ablation():
     base = loading.load("digits").get_config()
-    return Ablation(base, {variants}, equal="{equal}", seeds={seeds}, sampler_steps=(1, 2), beside={beside})
+    return Ablation(base, {variants}, equal="{equal}", seeds={seeds}, sampler_steps=(1, 2), baselines={baselines})
 """
 
 
@@ -25,9 +25,9 @@ def tiny(**more):
     return load_config("digits", TINY | {name.replace("__", "."): value for name, value in more.items()})
 
 
-def write_file(folder, variants, equal="steps", seeds=1, beside=None):
+def write_file(folder, variants, equal="steps", seeds=1, baselines=None):
     path = folder / "tiny.py"
-    path.write_text(FILE.format(variants=variants, equal=equal, seeds=seeds, beside=beside or {}))
+    path.write_text(FILE.format(variants=variants, equal=equal, seeds=seeds, baselines=baselines or {}))
     return path
 
 

@@ -17,7 +17,7 @@ from tim_jax.networks import TiM
 from tim_jax.plan import __main__ as command
 from tim_jax.plan import bounds, memory
 from tim_jax.plan.collectives import Collective
-from tim_jax.plan.compile import compile_step, progress
+from tim_jax.plan.compile import compile_step, progress, trace_step
 from tim_jax.system import flops, topologies
 from tim_jax.system.chips import CHIPS, Chip
 from tim_jax.training import sharding
@@ -85,7 +85,7 @@ def test_operations_of_the_network_are_those_of_its_formula():
 
 def test_operations_are_the_same_on_every_mesh():
     config = load_config("digits", SMALL | {"mesh.data": "1", "mesh.fsdp": "-1", "times.share_equal": "0.5"})
-    eight, one = (compile_step(config, topologies.topology(name)) for name in ("cpu:8", "cpu:1"))
+    eight, one = (trace_step(config, topologies.topology(name)) for name in ("cpu:8", "cpu:1"))
     assert eight.model_flops == one.model_flops
 
 
@@ -94,10 +94,10 @@ def test_a_step_costs_three_passes_and_the_tangent():
     devices = topologies.topology("cpu:1")
     small = SMALL | {"mesh.data": "1", "mesh.fsdp": "1", "times.share_equal": "0.5", "objective.velocity": "data"}
     small |= {"model.remat": "none"}
-    step = compile_step(load_config("digits", small), devices)
-    plain = compile_step(load_config("digits", small | {"times.share_equal": "1.0", "times.share_min": "0.0"}), devices)
+    step = trace_step(load_config("digits", small), devices)
+    plain = trace_step(load_config("digits", small | {"times.share_equal": "1.0", "times.share_min": "0.0"}), devices)
     assert 7 / 6 <= step.model_flops / plain.model_flops < 7 / 6 * 1.1
-    recomputed = compile_step(load_config("digits", small | {"model.remat": "full"}), devices)
+    recomputed = trace_step(load_config("digits", small | {"model.remat": "full"}), devices)
     assert recomputed.model_flops == step.model_flops == step.executed_flops
     assert 1.1 * step.executed_flops < recomputed.executed_flops < 1.5 * step.executed_flops
 
@@ -137,8 +137,8 @@ def test_a_plan_that_fits(capsys, tmp_path):
     )
     assert code == 0
     shown = capsys.readouterr()
-    assert "cpu:8: 8 chips, mesh data 2×fsdp 4; 32 rows a step" in shown.out
-    assert "compiling for cpu:8, 32 rows" in shown.err
+    assert "cpu:8: 8 chips, mesh data 2×fsdp 4; 32 examples a step" in shown.out
+    assert "compiling for cpu:8, 32 examples" in shown.err
     assert shown.out.count("all-gather") >= 2 and "images/s" in shown.out
     plans = json.loads(file.read_text())
     assert [(plan["topology"], plan["chips"], plan["fits"], plan["largest_batch"]) for plan in plans] == [

@@ -1,8 +1,8 @@
-"""Comparisons: variants of one base configuration, trained at equal cost and measured by one table.
+"""Ablations: variants of one base configuration, trained at equal cost and measured by one table.
 
-`settings` says what an ablation is, `plan` how many steps each variant takes, `runs` trains and measures one of them,
-`beside` measures models that are trained elsewhere, `report` makes the table and the plot, `launch` writes commands
-for clusters.
+`settings` defines an ablation, `budget` finds how many steps each variant takes, `runs` trains and measures one of
+them, `baselines` measures models that were trained elsewhere, `report` makes the table and the plot, and `launch`
+writes commands for clusters.
 """
 
 from tim_jax.ablation.settings import Ablation

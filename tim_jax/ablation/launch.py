@@ -1,4 +1,4 @@
-"""An ablation as commands that can be typed: one for every run, here or on a cluster."""
+"""The commands of an ablation: one for every run, for this machine or for a cluster."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,23 @@ from collections.abc import Iterable, Sequence
 from tim_jax.ablation.settings import Member
 
 KINDS = ("print", "slurm", "kubernetes")
-LONGEST = 40  # of a JobSet's name, so that those of its hosts stay below the limit of 63
+MAX_NAME = 40  # characters of a JobSet's name, so that those of its hosts stay below the limit of 63
 
 
 def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[Member]) -> list[str]:
-    """Lines of a shell script, to be run from the root of the repository.
+    """Writes the lines of a shell script, to be run from the root of the repository.
 
-    title: of the ablation; jobs are named after it. arguments: of `python -m tim_jax.ablate`, without those that pick
-    runs. Raises ValueError for a kind that is not there, or a name that is too long for Kubernetes.
+    Args:
+        kind: one of KINDS.
+        title: of the ablation, after which jobs are named.
+        arguments: of `python -m tim_jax.ablate`, without those that pick runs.
+        members: the runs.
+
+    Returns:
+        A line for every run, then a comment and the command that makes the table.
+
+    Raises:
+        ValueError: for an unknown kind, or a name that is too long for Kubernetes.
     """
     if kind not in KINDS:
         raise ValueError(f"--launch is {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -21,8 +30,8 @@ def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[
     for member in members:
         own = shlex.join([*arguments, f"--only={member}"])
         name = f"{title}-{member.variant}-{member.seed}".replace("_", "-").lower()
-        if kind == "kubernetes" and len(name) > LONGEST:
-            raise ValueError(f"variant {member.variant!r}: a JobSet would be {name}; at most {LONGEST} characters fit")
+        if kind == "kubernetes" and len(name) > MAX_NAME:
+            raise ValueError(f"variant {member.variant!r}: a JobSet would be {name}; at most {MAX_NAME} characters fit")
         lines.append(
             {
                 "print": f"python -m tim_jax.ablate {own}",

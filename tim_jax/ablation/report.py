@@ -1,4 +1,4 @@
-"""The table and the plot of an ablation, from the results of its runs."""
+"""The report of an ablation: its table and its plot, from the results of its runs."""
 
 import json
 import math
@@ -8,32 +8,37 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.ablation import plan, runs
+from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.evaluation import curves
 from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
 NOT_TRAINED = "not trained here"
-BESIDE = "#8a8a8a"  # colour of what was not trained here
-PARTS = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
+BASELINE_COLOUR = "#8a8a8a"
+DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
 def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
-    """What is known of an ablation, as JSON holds it.
+    """Collects all that is known of an ablation.
 
-    {"equal", "reference", "seeds", "floor", "variants", "beside", "winners"}; see `summarise` and `winners`. What
-    stands beside wins nothing, since it had other training.
+    Args:
+        ablation: the ablation.
+        folder: its folder.
+
+    Returns:
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "variants", "baselines",
+        "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
     """
-    planned = (plan.read(folder) or {"variants": {}})["variants"]
-    variants, beside, tables = {}, {}, []
-    for name in (*ablation.variants, *ablation.beside):
+    planned = (budget.read(folder) or {"variants": {}})["variants"]
+    variants, baselines, tables = {}, {}, []
+    for name in (*ablation.variants, *ablation.baselines):
         results = [runs.read(folder / str(Member(name, seed))) for seed in range(ablation.seeds)]
         good = [result for result in results if result and "table" in result]
         tables += [result["table"] for result in good]
-        if name in ablation.beside:
-            about = good[0]["beside"] if good else {"weights": ablation.beside[name]}
-            beside[name] = {**about, **summarise(results)}
+        if name in ablation.baselines:
+            about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
+            baselines[name] = {**about, **summarise(results)}
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
             variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
@@ -45,21 +50,25 @@ def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
         "samples": tables[0]["samples"] if tables else None,
         "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
         "variants": variants,
-        "beside": beside,
+        "baselines": baselines,
         "winners": winners(variants),
     }
 
 
 def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
-    """Of the results of a variant's runs, None for those that are not finished: {"finished", "failures": {seed: line},
-    "train_seconds": mean, for those that were trained here, "rows"}.
+    """Summarises the runs of a variant or of a baseline.
 
-    rows, in ascending network evaluations: "steps" of the sampler, "nfe", and for every distance NAME its mean over
-    runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
+    Args:
+        results: of its runs by seed, None for those that are not finished.
+
+    Returns:
+        {"finished": number of runs, "failures": {seed: line}, "train_seconds": mean, for what was trained here,
+        "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every distance
+        NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
     """
     good = [result for result in results if result and "table" in result]
     failures = {seed: result["failure"] for seed, result in enumerate(results) if result and "failure" in result}
-    about = {"finished": len(good), "failures": failures, "rows": []}
+    about: dict[str, Any] = {"finished": len(good), "failures": failures, "rows": []}
     if not good:
         return about
     if "train_seconds" in good[0]:
@@ -76,14 +85,19 @@ def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def winners(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{distance: {network evaluations: {"variant", "second", "lead", "lead_spread"}}}, of the smallest means.
+    """Finds the variant with the smallest mean for every distance and number of network evaluations.
 
-    lead: how much larger the second one's mean is; lead_spread: standard deviation of that difference from seed to
-    seed. second and lead are None where one variant stands alone.
+    Args:
+        variants: {name: what `summarise` returned}.
+
+    Returns:
+        {distance: {network evaluations: {"variant", "second", "lead", "lead_spread"}}}. The lead is how much larger the
+        second variant's mean is, and lead_spread the standard deviation of that difference from seed to seed; they and
+        "second" are None where there is one variant only.
     """
-    found = {}
-    for name in PARTS:
-        columns = {}
+    found: dict[str, dict] = {}
+    for name in DISTANCES:
+        columns: dict[int, list] = {}
         for variant, about in variants.items():
             for row in about["rows"]:
                 columns.setdefault(row["nfe"], []).append((row[name], row[f"{name}_spread"], variant))
@@ -100,28 +114,32 @@ def winners(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def to_markdown(found: Mapping[str, Any], title: str) -> str:
-    """The table: a line per variant, a column per number of network evaluations, for both parts."""
+    """Returns the report as markdown: for both distances a line per variant and a column per network evaluations."""
     text = [f"# {title}", ""]
-    for name, part in PARTS.items():
-        text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_part(found, name), ""]
-    seeds, everything = found["seeds"], found["variants"] | found["beside"]
+    for name, part in DISTANCES.items():
+        text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_table(found, name), ""]
+    seeds, everything = found["seeds"], found["variants"] | found["baselines"]
     over = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds of training and of noise"
-    rule = {"time": "the same time on a quiet machine", "flops": "the same operations", "steps": "steps as they say"}
+    rule = {
+        "time": "the same time on a quiet machine",
+        "flops": "the same operations",
+        "steps": "the steps of their configurations",
+    }
     text += [
         f"{over.capitalize()}, {found['samples']} samples of each. All variants got {rule[found['equal']]}; "
         f"a step's cost is relative to that of {found['reference']}, seconds are those of training as it ran. Bold: "
         "the smallest mean. Floor: two halves of the training part, half as many images; under held out, training "
         "part against held-out part."
     ]
-    for name, about in found["beside"].items():
-        of = f"its weights {about['which']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
+    for name, about in found["baselines"].items():
+        of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
         text += [
             "",
-            f"{name} was not trained here, but measured like the variants: {of}, from {about['weights']}, with the "
-            "noise of each seed. It stands outside the comparison.",
+            f"{name} is a baseline: it was not trained here, but measured like the variants: {of}, from "
+            f"{about['checkpoint']}, with the noise of each seed. It is not part of the comparison.",
         ]
     if len(found["variants"]) > 1:
-        text += ["", *(_verdict(found, name) for name in PARTS)]
+        text += ["", *(_verdict(found, name) for name in DISTANCES)]
     missing = {name: about for name, about in everything.items() if about["finished"] < seeds}
     if missing:
         text += ["", "Not finished:", ""]
@@ -131,9 +149,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
     return "\n".join(text) + "\n"
 
 
-def _part(found: Mapping[str, Any], name: str) -> list[str]:
-    """Lines of a markdown table for one distance."""
-    everything = found["variants"] | found["beside"]
+def _table(found: Mapping[str, Any], name: str) -> list[str]:
+    """Returns the lines of a markdown table for one distance."""
+    everything = found["variants"] | found["baselines"]
     columns = [str(nfe) for nfe in sorted({row["nfe"] for about in everything.values() for row in about["rows"]})]
     lines = [["variant", "steps", "cost of a step", "seconds", *columns]]
     lines += [[":---", *["---:"] * (len(lines[0]) - 1)]]
@@ -141,7 +159,7 @@ def _part(found: Mapping[str, Any], name: str) -> list[str]:
         rows = {str(row["nfe"]): row for row in about["rows"]}
         cells = [
             f"{about['steps']:,}" if "steps" in about else "",
-            NOT_TRAINED if variant in found["beside"] else f"{about['cost']:.2f}" if "cost" in about else "",
+            NOT_TRAINED if variant in found["baselines"] else f"{about['cost']:.2f}" if "cost" in about else "",
             f"{about['train_seconds']:.0f}" if "train_seconds" in about else "",
         ]
         for nfe in columns:
@@ -159,7 +177,7 @@ def _part(found: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _verdict(found: Mapping[str, Any], name: str) -> str:
-    """One sentence on who is ahead at every number of evaluations, and whether seeds could turn it round."""
+    """Returns a sentence on who is ahead at every number of evaluations, and whether other seeds could change that."""
     texts = []
     for nfe, about in found["winners"][name].items():
         lead = ""
@@ -167,30 +185,33 @@ def _verdict(found: Mapping[str, Any], name: str) -> str:
             close = found["seeds"] > 1 and about["lead"] <= about["lead_spread"]
             lead = f" (within the spread of {about['second']})" if close else ""
         texts.append(f"{nfe}: {about['variant']}{lead}")
-    return f"Ahead {PARTS[name]}, by network evaluations: {', '.join(texts) or 'none yet'}."
+    return f"Ahead {DISTANCES[name]}, by network evaluations: {', '.join(texts) or 'none yet'}."
 
 
 def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
-    """Fréchet distance by network evaluations for both parts, a colour per variant, the spread as a band. PNG.
+    """Plots both distances by network evaluations, as PNG: a colour per variant, grey for baselines, spread as a band.
 
-    Models that were not trained here are grey.
+    Args:
+        found: what `collect` returned.
+        path: where the picture is written.
+        title: above it.
     """
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (name, part) in zip(panels, PARTS.items(), strict=True):
-        ticks = set()
-        for i, (variant, about) in enumerate((found["variants"] | found["beside"]).items()):
+    for axes, (name, part) in zip(panels, DISTANCES.items(), strict=True):
+        ticks: set[int] = set()
+        for i, (variant, about) in enumerate((found["variants"] | found["baselines"]).items()):
             if not about["rows"]:
                 continue
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
-            beside = variant in found["beside"]
-            colour = BESIDE if beside else curves.COLOURS[i % len(curves.COLOURS)]
+            is_baseline = variant in found["baselines"]
+            colour = BASELINE_COLOUR if is_baseline else curves.COLOURS[i % len(curves.COLOURS)]
             dashes = ("-", "--", ":")[i // len(curves.COLOURS) % 3]  # where there are more variants than colours
             marker = curves.MARKERS[i % len(curves.MARKERS)]
-            label = f"{variant}, {NOT_TRAINED}" if beside else variant
+            label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
         if name in found["floor"]:
@@ -206,11 +227,11 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
-    """Writes table and plot into an ablation's folder and returns the markdown."""
+    """Writes the report into an ablation's folder and returns its markdown. `title` is its heading."""
     found = collect(ablation, folder)
     text = to_markdown(found, title)
     files.replace(folder / "ablation.md", text.encode())
     files.replace(folder / "ablation.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    if any(about["rows"] for about in (found["variants"] | found["beside"]).values()):
+    if any(about["rows"] for about in (found["variants"] | found["baselines"]).values()):
         plot(found, folder / "ablation.png", title)
     return text

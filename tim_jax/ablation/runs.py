@@ -1,4 +1,4 @@
-"""One run of an ablation: an ordinary training workdir, measured when it is trained."""
+"""One run of an ablation: an ordinary training workdir, which is measured when it has been trained."""
 
 import json
 import time
@@ -22,16 +22,23 @@ from tim_jax.training.preemption import Stop
 from tim_jax.transitions.sampling.sampler import evaluations
 
 FILE = "result.json"
+OLD_NAMES = {"weights": "checkpoint", "which": "ema"}  # of the fields of a baseline in version 0.1.0
 
 
 def read(folder: epath.Path) -> dict[str, Any] | None:
-    """A run's result: what `train_and_measure` returned, or {"failure"}; None while there is none."""
+    """Reads a run's result: what `train_and_measure` or `baselines.measure` returned, or {"failure"}; None if none."""
     path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    if "beside" in result:  # as version 0.1.0 wrote the results of baselines
+        of = result.pop("beside")
+        result["baseline"] = {OLD_NAMES.get(name, name): value for name, value in of.items()}
+    return result
 
 
 def write(folder: epath.Path, result: dict[str, Any]) -> None:
-    """Writes a run's result. Only the first process writes."""
+    """Writes a run's result into its folder, from the first process only."""
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         files.replace(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
@@ -40,10 +47,22 @@ def write(folder: epath.Path, result: dict[str, Any]) -> None:
 def train_and_measure(
     config: Any, folder: epath.Path, seed: int, sampler_steps: tuple[int, ...], stop: Stop
 ) -> dict[str, Any]:
-    """{"steps", "train_seconds", "seconds": of this start, "table"}; training goes on from the folder's checkpoint.
+    """Trains a run, from its folder's checkpoint if there is one, and measures it. The caller holds the folder's lock.
 
-    seed: of the noise of the samples. The caller holds the folder's lock. Raises ValueError for what is wrong before
-    training, RuntimeError for a run that is not saved, SystemExit as training does, with RESTART if asked to stop.
+    Args:
+        config: of the run.
+        folder: its workdir.
+        seed: of the noise that samples are drawn from.
+        sampler_steps: step counts that are measured.
+        stop: tells whether the process was asked to stop.
+
+    Returns:
+        {"steps", "train_seconds", "seconds" of this start, "table"}, the last an any-step table.
+
+    Raises:
+        ValueError: for what is wrong before training.
+        RuntimeError: if the run could not be saved.
+        SystemExit: as training does, with RESTART if the process was asked to stop.
     """
     began = time.perf_counter()
     run = build(config)
@@ -74,7 +93,19 @@ def train_and_measure(
 def table_of(
     measurement: measuring.Measurement, run: Run, weights: Any, nfe: dict[int, int], seed: int, folder: epath.Path
 ) -> dict[str, Any]:
-    """The any-step table of a run's weights on noise of that seed; a picture of its samples goes into the folder."""
+    """Measures weights of a run, and draws a picture of its samples into a folder.
+
+    Args:
+        measurement: how samples are measured.
+        run: the run.
+        weights: parameters that are sampled from.
+        nfe: {steps: network evaluations per image}, see `network_evaluations`.
+        seed: of the noise.
+        folder: where the picture is written.
+
+    Returns:
+        The any-step table.
+    """
     count = measuring.count_of(measurement)
     generator = measuring.generator_of(run, count)
     table, shown = measuring.any_step_table(measurement, generator, weights, nfe, [seed], count)
@@ -84,5 +115,5 @@ def table_of(
 
 
 def network_evaluations(run: Run, sampler_steps: tuple[int, ...]) -> dict[int, int]:
-    """Evaluations per image by steps of the run's sampler. Raises ValueError for steps that it cannot take."""
+    """Returns {steps: network evaluations per image} of a run's sampler. Raises ValueError for steps it cannot take."""
     return {steps: evaluations(run.transport, steps, run.sampling) for steps in sampler_steps}

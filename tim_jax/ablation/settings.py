@@ -1,4 +1,4 @@
-"""What an ablation is: a base configuration and variants that change a few of its keys."""
+"""The definition of an ablation: a base configuration, and variants that change a few of its keys."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from tim_jax.config.overrides import override
 
 RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-# What a variant is, beside the identity of its run. Batches of samples and the rest change no number.
+# Sections that define a variant, besides the identity of its run. Batch sizes of samples change no number.
 DEFINING = (*keys.IDENTITY, "sampling", "evaluation")
-NOT_DEFINING = (*keys.NOT_IDENTITY, "evaluation.batch_size", "sampling.batch_size")
+NOT_DEFINING = (*keys.CHANGEABLE, "evaluation.batch_size", "sampling.batch_size")
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
 IN_STEPS = (
     "optimizer.warmup_steps",
@@ -29,7 +29,7 @@ IN_STEPS = (
 
 
 class Member(NamedTuple):
-    """One run of an ablation. Its folder in the ablation's has its name."""
+    """One run of an ablation: a variant or a baseline, with a seed. Its name is that of its folder."""
 
     variant: str
     seed: int
@@ -40,13 +40,18 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """What a file in configs/ablations/ returns from `get_ablation()`.
+    """An ablation, which a file in configs/ablations/ returns from `get_ablation()`.
 
-    base: a configuration; its `training.steps` are those of the first variant, the reference, and its
-    `evaluation.num_samples` are drawn for every number of steps in `sampler_steps`. variants: name → {"section.key":
-    value}. equal: what all variants get the same of: "time" (on the device, by calibration), "flops" or "steps". seeds:
-    runs of each variant; run n trains with seed base.seed + n and is measured on noise of seed n. beside: name → a
-    workdir, or one of its checkpoints; not trained here, but measured like the variants, such as their teacher.
+    Attributes:
+        base: a configuration. Its `training.steps` are those of the first variant, the reference, and its
+            `evaluation.num_samples` are drawn for every number of steps in `sampler_steps`.
+        variants: {name: {"section.key": value}}.
+        equal: what all variants get the same amount of: "time" (on the device, by calibration), "flops" or "steps".
+        seeds: runs of each variant. Run n trains with seed base.seed + n and is measured on noise of seed n.
+        sampler_steps: step counts at which samples are measured.
+        baselines: {name: a workdir, or one of its checkpoints}: models that are not trained here, such as the variants'
+            teacher, but measured as the variants are.
+        beside: the name that `baselines` had in version 0.1.0; refused.
     """
 
     base: ConfigDict
@@ -54,14 +59,20 @@ class Ablation:
     equal: str = "time"
     seeds: int = 3
     sampler_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    baselines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: dataclasses.InitVar[Any] = None
+
+    def __post_init__(self, beside: Any):
+        if beside is not None:
+            raise ValueError("beside is now called baselines; give Ablation(…, baselines=…)")
 
     @property
     def reference(self) -> str:
+        """The name of the first variant, to whose cost the others are matched."""
         return next(iter(self.variants))
 
     def check(self) -> None:
-        """Raises ValueError, naming the field or the variant and its key."""
+        """Checks all fields. Raises ValueError, naming the field or the variant and its key."""
         if not isinstance(self.base, ConfigDict):
             raise ValueError(f"base is {type(self.base).__name__}; it must be a configuration, such as digits.py gives")
         if not self.variants:
@@ -72,27 +83,33 @@ class Ablation:
             raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
         if not self.sampler_steps or min(self.sampler_steps) < 1:
             raise ValueError(f"sampler_steps is {self.sampler_steps}; it must be numbers of at least 1")
-        for kind, names in (("variant", self.variants), ("beside", self.beside)):
+        for kind, names in (("variant", self.variants), ("baseline", self.baselines)):
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(f"{kind} {name!r}: the name must be of small letters, digits and _, such as tim_2")
-        for name, path in self.beside.items():
+        for name, path in self.baselines.items():
             if name in self.variants:
-                raise ValueError(f"beside {name!r}: a variant has that name; give another")
+                raise ValueError(f"baseline {name!r}: a variant has that name; give another")
             if not isinstance(path, str) or not path:
-                raise ValueError(f"beside {name!r} is {path!r}; it must be a workdir, or one of its checkpoints/STEP")
+                raise ValueError(f"baseline {name!r} is {path!r}; it must be a workdir, or one of its checkpoints/STEP")
         for name, changes in self.variants.items():
             if "seed" in changes:
-                raise ValueError(f"variant {name!r}: changes seed, which runs of all variants go through alike")
+                raise ValueError(f"variant {name!r}: changes seed; all variants are run with the same seeds")
             if "training.steps" in changes and self.equal != "steps":
-                raise ValueError(f"variant {name!r}: changes training.steps, which equal {self.equal!r} sets")
+                raise ValueError(f"variant {name!r}: changes training.steps; equal is {self.equal!r}, which sets them")
             if self.config(name).model.condition != "class":
                 raise ValueError(f"variant {name!r}: model.condition is 'text'; it must be 'class' to be measured")
 
     def config(self, name: str, seed: int = 0, steps: int | None = None) -> ConfigDict:
-        """The configuration of a variant. steps: to train, which its schedules are stretched to; None: as it says.
+        """Returns the configuration of a variant.
 
-        Raises ValueError for a key that is not there, or a value of the wrong type.
+        Args:
+            name: of the variant.
+            seed: number of the run, which is added to the base's seed.
+            steps: to train, to which schedules are stretched; by default those of the configuration.
+
+        Raises:
+            ValueError: for a key that does not exist, or a value of the wrong type.
         """
         texts = {key: value if isinstance(value, str) else repr(value) for key, value in self.variants[name].items()}
         try:
@@ -105,19 +122,19 @@ class Ablation:
         return config
 
     def members(self) -> list[Member]:
-        """The runs, all of one seed before the next, so that what is done can be compared; those beside come last."""
-        return [Member(name, seed) for seed in range(self.seeds) for name in (*self.variants, *self.beside)]
+        """Returns all runs: those of one seed before the next, so that they can be compared early; baselines last."""
+        return [Member(name, seed) for seed in range(self.seeds) for name in (*self.variants, *self.baselines)]
 
     def definition(self, name: str) -> dict[str, Any]:
-        """What a variant's figures depend on, flat, as JSON gives it back."""
+        """Returns {key: value} of all that a variant's figures depend on, as JSON gives it back."""
         flat = keys.flatten(resolved(self.config(name)))
-        kept = {key: flat[key] for key in flat if key.split(".")[0] in DEFINING and key not in NOT_DEFINING}
-        kept |= {"training.steps": flat["training.steps"], "sampler_steps": self.sampler_steps}
-        return json.loads(json.dumps(kept))
+        defining = {key: flat[key] for key in flat if key.split(".")[0] in DEFINING and key not in NOT_DEFINING}
+        defining |= {"training.steps": flat["training.steps"], "sampler_steps": self.sampler_steps}
+        return json.loads(json.dumps(defining))
 
 
 def stretch_steps(config: ConfigDict, steps: int) -> None:
-    """Sets `training.steps`, and with them every key that counts steps."""
+    """Sets `training.steps` of a configuration, and scales every key in IN_STEPS with them."""
     factor, values = steps / config.training.steps, keys.flatten(resolved(config))
     for key in IN_STEPS:
         if not values[key]:
@@ -127,15 +144,21 @@ def stretch_steps(config: ConfigDict, steps: int) -> None:
         for name in sections:
             section = section[name]
         section[last] = max(1, round(values[key] * factor))
-    if config.optimizer.decay_steps:  # rounding must not let them meet
+    if config.optimizer.decay_steps:  # rounding must not make them equal
         config.optimizer.decay_steps = max(config.optimizer.decay_steps, config.optimizer.warmup_steps + 1)
     config.training.steps = steps
 
 
 def load(name: str, overrides: dict[str, str], **fields: Any) -> Ablation:
-    """An ablation file's Ablation, with changes of keys of its base and of its own fields, those that are not None.
+    """Loads an ablation file and changes what the command line gives.
 
-    Raises ValueError with one line.
+    Args:
+        name: of the file.
+        overrides: {"section.key": text} for the base configuration.
+        **fields: of the Ablation; those that are None change nothing.
+
+    Raises:
+        ValueError: with one line.
     """
     ablation = read_file(name, "get_ablation")
     if not isinstance(ablation, Ablation):

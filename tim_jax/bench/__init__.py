@@ -1,9 +1,10 @@
 """Benchmarks: `python -m tim_jax.bench NAME [--json FILE]` prints a table and writes JSON.
 
-A benchmark is a module with `add_arguments(parser)`, `run(args)` → rows, and COLUMNS, what its table shows.
+A benchmark is a module with `add_arguments(parser)`, `run(args)`, which returns the rows of a table as dicts, and
+COLUMNS, (heading, format of a row) pairs that say what the table shows. Its docstring is what --help prints.
 """
 
-# Modules by name, imported when asked for.
+# Modules by name, each imported only when it is run.
 BENCHES = {
     "step": "tim_jax.bench.step",
     "sample": "tim_jax.bench.sample",

@@ -1,17 +1,18 @@
-"""What attention costs: output, output and tangent, and with the gradient of the output, by number of tokens.
+"""The cost of attention by number of tokens: of its output, of output and tangent, and with the gradient of the output.
 
-Memory is that of the compiled program, which is made for every number of tokens; time is taken up to --run-to tokens.
-With --target nothing runs: programs are compiled for a device of a topology that need not be there, as in the planner.
+Memory is that of the compiled program, which is made for every number of tokens; time is measured up to --run-to
+tokens. With --target nothing runs: programs are compiled for a device of a topology that need not be there, as in the
+planner.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -32,17 +33,17 @@ TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 def forward(attention: Callable, qkv: tuple, dots: tuple) -> Any:
-    """The output, as in sampling."""
+    """Computes the output, as sampling does."""
     return attention(*qkv)
 
 
 def jvp(attention: Callable, qkv: tuple, dots: tuple) -> Any:
-    """(output, tangent)."""
+    """Computes (output, tangent)."""
     return jax.jvp(lambda *qkv: attention(*qkv, moving=True), qkv, dots)
 
 
 def jvp_grad(attention: Callable, qkv: tuple, dots: tuple) -> Any:
-    """(tangent, gradients) of a loss that takes the tangent as a constant, as the objective does."""
+    """Computes (tangent, gradients) of a loss in which the tangent is a constant, as it is in the objective."""
 
     def loss(qkv):
         o, o_dot = jvp(attention, qkv, dots)
@@ -59,7 +60,15 @@ MODES = {"forward": forward, "jvp": jvp, "jvp_grad": jvp_grad}
 def compile_mode(
     implementation: str, mode: str, shape: tuple[int, int, int, int], dtype: Any, device: jax.Device | None = None
 ) -> jax.stages.Compiled:
-    """The program of a mode for q, k, v and their tangents of `shape` (B, N, H, K), for a device, here or not."""
+    """Compiles a mode.
+
+    Args:
+        implementation: a name in ATTENTION.
+        mode: a name in MODES.
+        shape: (B, N, H, K) of q, k, v and their tangents.
+        dtype: their type.
+        device: what the program is for, which need not be there; by default the first device.
+    """
     mesh = Mesh(np.array([device or jax.devices()[0]]), ("one",))
     three = (jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())),) * 3
     run = lambda qkv, dots: MODES[mode](ATTENTION[implementation], qkv, dots)  # noqa: E731
@@ -68,17 +77,18 @@ def compile_mode(
 
 
 def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtype: Any) -> Callable[[], Any]:
-    """A function that runs a program on random numbers."""
+    """Returns a function that runs a program on random numbers."""
     numbers = [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 6)]
     return lambda: compiled(tuple(numbers[:3]), tuple(numbers[3:]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--implementations", help=f"of {', '.join(ATTENTION)}; default: all that the device has")
     parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="default: %(default)s")
     parser.add_argument("--run-to", type=int, default=2048, help="most tokens that are timed; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=1, help="rows; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=1, help="examples; default: %(default)s")
     parser.add_argument("--heads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--head-width", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: %(default)s")
@@ -87,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row per implementation, mode and number of tokens. Raises ValueError for arguments that cannot be."""
+    """Measures a row per implementation, mode and number of tokens. Raises ValueError for wrong arguments."""
     check_names("modes", args.modes, MODES)
     if args.implementations is not None:
         check_names("implementations", args.implementations, ATTENTION)
@@ -102,18 +112,18 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
         args.implementations = ",".join(some)
         if "pallas" not in some:
-            print(f"without pallas, which has no kernels for {device.device_kind}", file=sys.stderr)
+            logging.warning("pallas is left out: it has no kernels for %s", device.device_kind)
     return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 
 def target(name: str) -> jax.Device:
-    """A device of a topology, for its compiler."""
+    """Returns a device of a topology, for its compiler."""
     topologies.host_devices([name])
     return topologies.topology(name).devices[0]
 
 
 def measure_case(args: argparse.Namespace, mode: str, tokens: int, device: jax.Device) -> list[dict[str, Any]]:
-    """A row per implementation; their times are taken in turn, and are null above --run-to tokens."""
+    """Measures a row per implementation; they are timed in turn, and times are None above --run-to tokens."""
     shape, dtype = (args.batch, tokens, args.heads, args.head_width), DTYPES[args.dtype]
     names = args.implementations.split(",")
     compiled = {name: compile_mode(name, mode, shape, dtype, device) for name in names}

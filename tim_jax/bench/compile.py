@@ -1,7 +1,7 @@
-"""How long the step of a run is traced and compiled, cold and from the persistent cache, by depth and buckets.
+"""The time to trace and compile the step of a run, cold and from the persistent cache, by depth and buckets.
 
-The trainer compiles as at the start of a run, the programs of several buckets side by side. Seconds are of the clock;
-processor seconds are summed over all threads and say little of what else the machine does.
+The trainer compiles as it does at the start of a run, the programs of several buckets in parallel. Seconds are those of
+the clock; processor seconds are summed over all threads and depend little on what else the machine does.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,15 @@ COLUMNS = (
     ("compiled", "{compiled}"),
     ("read", "{read}"),
 )
-XL = TiM(**SIZES["XL"], remat="full", dtype=jnp.bfloat16)
+XL = TiM(**cast(dict[str, Any], SIZES["XL"]), remat="full", dtype=jnp.bfloat16)
 NETWORKS = CASES | {"XL/2": Case("XL/2", XL, (32, 32, 4), batch=8)}
 HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 
 
 @contextlib.contextmanager
 def cache_in(folder: str) -> Iterator[collections.Counter]:
-    """Within it, every compiled program is kept in `folder`; gives a count of JAX's events."""
-    events = collections.Counter()
+    """Within this context every compiled program is cached in `folder`; yields a count of JAX's events."""
+    events: collections.Counter = collections.Counter()
     settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in settings}
 
@@ -69,7 +69,7 @@ def cache_in(folder: str) -> Iterator[collections.Counter]:
 
 
 def make_trainer(case: Case) -> Trainer:
-    """Of a fused step, on one device."""
+    """Returns the trainer of a fused step, on one device."""
     settings = step_settings(case.network, "tim_fused")
     x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
     query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
@@ -78,15 +78,15 @@ def make_trainer(case: Case) -> Trainer:
 
 
 def compile_buckets(case: Case, buckets: int) -> tuple[float, float, float]:
-    """Seconds to trace, to compile and of processors, for the steps of as many shapes of rows."""
+    """Returns seconds (to trace, to compile, of processors) for the steps of so many shapes of examples."""
     trainer = make_trainer(case)
     height, width, channels = case.latent
 
-    def batch(i):
+    def batch_of(i):
         shape = case.batch, height + i * case.network.patch_size, width, channels
         return sharding.abstract_batch(trainer.mesh, {"x": (shape, np.float32), "label": ((case.batch,), np.int32)})
 
-    batches = [batch(i) for i in range(buckets)]
+    batches = [batch_of(i) for i in range(buckets)]
     busy, began = time.process_time(), time.perf_counter()
     for batch in batches:
         trainer.trace(batch)
@@ -96,30 +96,31 @@ def compile_buckets(case: Case, buckets: int) -> tuple[float, float, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default="small,XL/2", help=f"of {', '.join(NETWORKS)}; default: %(default)s")
     parser.add_argument("--depths", default="7,28", help="blocks; default: %(default)s")
-    parser.add_argument("--buckets", default="1,4", help="shapes of rows; default: %(default)s")
+    parser.add_argument("--buckets", default="1,4", help="shapes of examples; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Two rows for each network, depth and number of buckets. Raises ValueError for arguments that cannot be."""
+    """Measures two rows for each network, depth and number of buckets. Raises ValueError for wrong arguments."""
     check_names("networks", args.networks, NETWORKS)
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
-    numbers = (read_numbers(name, getattr(args, name)) for name in ("depths", "buckets"))
-    cases = list(itertools.product(args.networks.split(","), *numbers))
+    depths, buckets_of = read_numbers("depths", args.depths), read_numbers("buckets", args.buckets)
+    cases = list(itertools.product(args.networks.split(","), depths, buckets_of))
     with tempfile.TemporaryDirectory() as folder, cache_in(folder):
-        compile_buckets(CASES["small"], 1)  # what only the first compilation of a process does
+        compile_buckets(CASES["small"], 1)  # pays for what only the first compilation of a process does
     results = collections.defaultdict(list)
-    for _, case in tqdm(list(itertools.product(range(args.repeats), cases)), unit="case"):
-        for cache, result in measure_case(*case).items():
-            results[case, cache].append(result)
-    return [row(*case, cache, of) for (case, cache), of in results.items()]
+    for _, (name, depth, buckets) in tqdm(list(itertools.product(range(args.repeats), cases)), unit="case"):
+        for cache, result in measure_case(name, depth, buckets).items():
+            results[name, depth, buckets, cache].append(result)
+    return [row(name, depth, buckets, cache, of) for (name, depth, buckets, cache), of in results.items()]
 
 
 def measure_case(name: str, depth: int, buckets: int) -> dict[str, tuple]:
-    """(seconds to trace, to compile, of processors, programs compiled, programs read), "cold" and "cached"."""
+    """Returns {"cold", "cached": (seconds to trace, to compile, of processors, programs compiled, programs read)}."""
     network = NETWORKS[name].network
     network = network.clone(depth=depth, encoder_depth=min(depth, network.encoder_depth))
     case, found = dataclasses.replace(NETWORKS[name], network=network), {}
@@ -132,7 +133,7 @@ def measure_case(name: str, depth: int, buckets: int) -> dict[str, tuple]:
 
 
 def row(name: str, depth: int, buckets: int, cache: str, results: list[tuple]) -> dict[str, Any]:
-    """Medians of the repeats."""
+    """Returns the row of the table for some repeats, with their medians."""
     trace, compile, busy, compiled, read = np.median(results, axis=0).tolist()
     together = timing.summary([result[0] + result[1] for result in results])
     return {

@@ -1,7 +1,7 @@
-"""How fast rows come: the whole pipeline against the bare decoding and resizing of the same images.
+"""The speed of the input pipeline, against bare decoding and resizing of the same images.
 
 Images are JPEG crops of the embedded photographs at many aspect ratios, in class folders. Both sides read the same
-files with the same number of threads and bring each image to the same bucket; the bare side does nothing else.
+files with the same number of threads and fit each image to the same bucket; the bare side does nothing else.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from tim_jax.data.sources.photos import PHOTOGRAPHS
 IMAGES = 240
 SIDES = (300, 500)  # square root of the area of an image, in pixels
 AREA = 256 * 256  # of a bucket
-ROWS = 16
-STEPS = 48
-ROUNDS = 5
+BATCH = 16  # images in a batch
+STEPS = 48  # batches in a round
+ROUNDS = 5  # of both sides in turn
 COLUMNS = (
     ("workers", "{workers}"),
-    ("rows/s", "{rows_per_second:.1f}"),
-    ("bare rows/s", "{bare_rows_per_second:.1f}"),
+    ("images/s", "{rows_per_second:.1f}"),
+    ("bare images/s", "{bare_rows_per_second:.1f}"),
     ("ratio", "{ratio:.3f}"),
     ("spread of the ratio", "{spread:.3f}"),
 )
@@ -48,25 +48,29 @@ def write_images(folder: Path) -> None:
 
 
 def bare(task: tuple[str, tuple[int, int]]) -> None:
-    """Decodes a file, resizes it to cover (h, w) and crops the middle."""
+    """Decodes the file of a task (path, (h, w)), resizes it to cover h × w pixels and crops the middle."""
     path, (h, w) = task
     with open(path, "rb") as file, Image.open(io.BytesIO(file.read())) as image:
-        image = image.convert("RGB")
-    scale = max(h / image.height, w / image.width)
-    left, top = (image.width - w / scale) / 2, (image.height - h / scale) / 2
-    box = (max(left, 0), max(top, 0), min(left + w / scale, image.width), min(top + h / scale, image.height))
-    np.asarray(image.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
+        colours = image.convert("RGB")
+    scale = max(h / colours.height, w / colours.width)
+    left, top = (colours.width - w / scale) / 2, (colours.height - h / scale) / 2
+    box = (max(left, 0), max(top, 0), min(left + w / scale, colours.width), min(top + h / scale, colours.height))
+    np.asarray(colours.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
 
 
 def measure(workers: int) -> dict[str, float]:
-    """{"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers"}: medians over rounds in turn; spread is
-    the largest ratio less the smallest."""
+    """Measures both sides with so many threads each.
+
+    Returns:
+        {"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers"}: medians over rounds, of images per
+        second and of their ratio, whose spread is the largest less the smallest.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_images(root / "images")
         source = data.open_source("folder", str(root / "tables"), path=str(root / "images"))
         sizes = data.read_sizes(source, root / "tables")
-        how = data.Bucketing(area=AREA, max_buckets=8, batch_size=ROWS, grid=data.Grid(side=16))
+        how = data.Bucketing(area=AREA, max_buckets=8, batch_size=BATCH, grid=data.Grid(side=16))
         plan = data.make_plan(source, sizes, how, root / "tables")
         batches = data.global_batches(source, plan, seed=0)[:STEPS]
         tasks = []
@@ -74,12 +78,12 @@ def measure(workers: int) -> dict[str, float]:
             batch = batches[step]
             shape = tuple(batch["bucket"].tolist())
             tasks += [(str(root / "images" / source.identity(i)), shape) for i in batch["index"].tolist()]
-        rates = {"rows_per_second": [], "bare_rows_per_second": []}
+        rates: dict[str, list[float]] = {"rows_per_second": [], "bare_rows_per_second": []}
         for _ in range(ROUNDS):
             began = time.perf_counter()
             stream = data.iterate(batches, 0, threads=workers, prefetch=2 * workers)
-            rows = sum(len(batch["index"]) for batch in stream)
-            rates["rows_per_second"].append(rows / (time.perf_counter() - began))
+            images = sum(len(batch["index"]) for batch in stream)
+            rates["rows_per_second"].append(images / (time.perf_counter() - began))
             began = time.perf_counter()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(bare, tasks))
@@ -90,11 +94,12 @@ def measure(workers: int) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads of both sides")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, float]]:
-    """One row. Raises ValueError for no workers."""
+    """Measures one row. Raises ValueError for no workers."""
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; it must be at least 1")
     return [measure(args.workers)]

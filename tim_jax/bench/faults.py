@@ -1,8 +1,9 @@
-"""What a run survives: it is killed at random moments, started again each time, and compared with an undisturbed one.
+"""Kills a run at random moments, starts it again each time, and compares it with an undisturbed one.
 
-The run is `python -m tim_jax.train` on the digits with a tiny network, on the processor. A third of the kills comes
-while a checkpoint is written, a third between checkpoints, a third while the program starts. The checkpoint that every
-kill left to go on from, and at the end the whole state, must be that of the undisturbed run, bit for bit.
+The run is `python -m tim_jax.train` on the digits with a tiny network, on the processor. A third of the kills happen
+while a checkpoint is written, a third between checkpoints, and a third while the program starts. The checkpoint from
+which the run goes on after every kill, and at the end the whole state, must be those of the undisturbed run, bit for
+bit.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,15 +42,22 @@ TINY = {
     "optimizer.warmup_steps": "0", "optimizer.schedule": "constant", "optimizer.decay_steps": "0",
 }  # fmt: skip
 EVERY = 4  # steps between checkpoints
-MOST = 6  # checkpoints from a start to its kill, about
-FOR_EVER = 10**9  # steps of a run that is killed, so that it cannot end before
+MAX_CHECKPOINTS = 6  # from a start to its kill, about
+FOREVER = 10**9  # steps of a run that is to be killed, so that it cannot end before
 PATIENCE = 900.0  # seconds to wait for anything
 
 
 class Trial:
-    """A run in a folder of its own, started again as often as it is killed."""
+    """A run in a folder of its own, which can be started again as often as it is killed.
 
-    process: subprocess.Popen | None = None
+    Attributes:
+        workdir: its folder.
+        log: file to which its output goes.
+        process: that was started last.
+    """
+
+    process: subprocess.Popen
+    started = False
 
     def __init__(self, root: pathlib.Path, name: str, steps: int, keep: int = 2):
         self.workdir, self.log = root / name, root / f"{name}.txt"
@@ -71,20 +80,27 @@ class Trial:
         )
 
     def start(self) -> None:
+        """Starts the process."""
         self.began = time.monotonic()
         with self.log.open("a") as log:
             self.process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
+        self.started = True
 
-    def wait_until(self, happened) -> None:
-        """Raises RuntimeError if the process ends before, or does not get there."""
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Waits until something has happened. Raises RuntimeError if the process ends before, or takes too long."""
         while not happened():
             if self.process.poll() is not None or time.monotonic() - self.began > PATIENCE:
                 self.end()
                 raise RuntimeError(f"run ended with {self.process.wait()}: …{self.log.read_text()[-2000:]}")
             time.sleep(0.002)
 
-    def stop_while(self, happening, after) -> None:
-        """Halts the process while that happens, `after()` seconds from its being seen; tried until it is so."""
+    def stop_while(self, happening: Callable[[], bool], after: Callable[[], float]) -> None:
+        """Halts the process while something happens, and tries again if that was over.
+
+        Args:
+            happening: whether it happens.
+            after: seconds between seeing that it happens and halting the process.
+        """
         while True:
             self.wait_until(happening)
             time.sleep(after())
@@ -95,29 +111,29 @@ class Trial:
             self.process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Leaves no process behind, whatever has happened."""
-        if self.process is not None:
+        """Ends the process, whatever has happened, so that none is left behind."""
+        if self.started:
             self.process.kill()
             self.process.wait()
 
     def kill(self) -> None:
-        """Raises RuntimeError if the process had ended before."""
+        """Kills the process. Raises RuntimeError if it had ended before."""
         self.process.kill()
         if self.process.wait() != -9:
             raise RuntimeError(f"run ended with {self.process.returncode} before it was killed")
 
     def finish(self) -> None:
-        """Waits for the end. Raises RuntimeError unless it is the right one."""
+        """Waits for the end. Raises RuntimeError unless the exit code is 0."""
         if self.process.wait(PATIENCE) != 0:
             raise RuntimeError(f"run ended with {self.process.returncode}: …{self.log.read_text()[-2000:]}")
 
     def latest(self) -> int:
-        """The latest checkpoint's step, or 0."""
+        """Returns the step of the latest checkpoint, or 0."""
         folder = self.workdir / "checkpoints"
         return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
     def saving(self) -> bool:
-        """Whether a checkpoint is begun and not complete with its manifest."""
+        """Returns whether a checkpoint has been begun but is not complete with its manifest."""
         folder = self.workdir / "checkpoints"
         begun = any(not path.name.isdigit() and path.name[0].isdigit() for path in folder.glob("*"))
         latest = epath.Path(folder / str(self.latest()))
@@ -125,7 +141,16 @@ class Trial:
 
 
 def state_leaves(workdir: pathlib.Path, abstract: Any, step: int | None = None) -> tuple[int, list[bytes]]:
-    """(step, its state's leaves) of a checkpoint; by default of the one that a start would go on from, 0 for none."""
+    """Reads the state of a checkpoint.
+
+    Args:
+        workdir: of the run.
+        abstract: abstract training state.
+        step: of the checkpoint; by default that of the one from which a start would go on.
+
+    Returns:
+        (step, bytes of each leaf); (0, []) if there is no checkpoint.
+    """
     if not (workdir / "checkpoints").exists():
         return 0, []
     manager = checkpoints.open_manager(epath.Path(workdir), 1, 1, read_only=True)
@@ -136,23 +161,24 @@ def state_leaves(workdir: pathlib.Path, abstract: Any, step: int | None = None) 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--kills", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row. Raises ValueError for arguments that cannot be, RuntimeError if a run does not end as it should."""
+    """Measures one row. Raises ValueError for wrong arguments, RuntimeError if a run does not end as it should."""
     if args.kills < 1:
         raise ValueError(f"--kills is {args.kills}; it must be at least 1")
     began, rng = time.perf_counter(), random.Random(args.seed)
     abstract = build(load_config("digits", TINY), jax.devices()[:1]).trainer.abstract
     row = {"kills": args.kills, "during_save": 0, "during_start": 0}
-    left = []  # (step, leaves) that each kill left to go on from, and the end
+    left = []  # (step, leaves) of the checkpoint to go on from after each kill, and of the end
     with contextlib.ExitStack() as stack:
         root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bar = stack.enter_context(tqdm(total=args.kills, unit="kill"))
         starting = interval = 0.0  # seconds to a start's first checkpoint, and from one to the next
-        killed = Trial(root, "killed", FOR_EVER)
+        killed = Trial(root, "killed", FOREVER)
         stack.callback(killed.end)
         for i in range(args.kills):
             start_at = killed.latest()
@@ -161,7 +187,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             if kind == "start":
                 time.sleep(rng.uniform(0.0, starting))
             else:
-                first, target = start_at + EVERY, start_at + EVERY * rng.randint(2, MOST)
+                first, target = start_at + EVERY, start_at + EVERY * rng.randint(2, MAX_CHECKPOINTS)
                 killed.wait_until(lambda: killed.latest() >= first)  # noqa: B023
                 starting = time.monotonic() - killed.began
                 killed.wait_until(lambda: killed.latest() >= target)  # noqa: B023
@@ -175,7 +201,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             row["during_start"] += killed.latest() == start_at
             left.append(state_leaves(killed.workdir, abstract))
             bar.update()
-        # How many steps it came to is known now: it ends a few later, and so does a run that nothing disturbs.
+        # The number of steps is known only now: the run ends a few later, and so does one that nothing disturbs.
         steps = killed.latest() + EVERY
         killed, whole = Trial(root, "killed", steps), Trial(root, "whole", steps, keep=steps)
         for trial in (killed, whole):

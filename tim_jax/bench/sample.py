@@ -1,8 +1,8 @@
-"""What an image costs by steps, guidance and batch, and what the sampler costs over the bare passes of the network.
+"""The cost of an image by steps, guidance and batch, and of the sampler over bare passes of the network.
 
-The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts, the plan of the
-steps made once for all batches. The bare passes are as many calls of a program that holds nothing but the network, each
-on the output of the one before.
+The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts, and a plan of the
+steps that is made once for all batches. The bare passes are as many calls of a program that holds nothing but the
+network, each applied to the output of the one before.
 """
 
 import argparse
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]:
-    """(params, plan, steps) → images of a batch, from one program for all step counts."""
+    """Returns a function from (params, plan, steps) to a batch of images, one program for all step counts."""
     condition, null = conditions(case)
 
     @jax.jit
@@ -56,14 +56,19 @@ def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]
 
 
 def bare_passes(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
-    """(params, steps) → the network's output after as many passes, without and with the null condition if guided."""
+    """Returns a function from (params, steps) to the network's output after so many passes.
+
+    With guidance each of them is a pass with the condition and one with the null condition.
+    """
     condition, null = conditions(case)
     times = jnp.ones((case.batch,)), jnp.zeros((case.batch,))
 
     @jax.jit
     def apply(params, x):
         queries = [Query(x, *times, c) for c in ([condition] if guidance == 1 else [condition, null])]
-        return sum(output.F for output in case.network.apply({"params": params}, tuple(queries)))  # needed, so computed
+        return sum(
+            output.F for output in case.network.apply({"params": params}, tuple(queries))
+        )  # so that all are computed
 
     def passes(params, steps):
         x = jnp.zeros((case.batch, *case.latent))
@@ -75,11 +80,13 @@ def bare_passes(case: Case, guidance: float) -> Callable[[Any, int], jax.Array]:
 
 
 def conditions(case: Case) -> tuple[dict, dict]:
+    """Returns the condition of a batch, and the null condition."""
     label = jnp.arange(case.batch) % case.network.num_classes
     return {"label": label}, {"label": jnp.full_like(label, case.network.num_classes)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
     parser.add_argument("--steps", default="1,4,16", help="default: %(default)s")
@@ -90,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each network, batch, guidance and number of steps. Raises ValueError for arguments that cannot be."""
+    """Measures a row for each network, batch, guidance and number of steps. Raises ValueError for wrong arguments."""
     for name, known in (("networks", CASES), ("dtype", DTYPES)):
         check_names(name, getattr(args, name), known)
     for name in ("depth", "repeats"):
@@ -108,11 +115,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         depth = args.depth or net.depth
         net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
         cases.append((Case(name, net, CASES[name].latent, batch), guidance))
-    return [row for case in tqdm(cases, unit="case") for row in measure_case(*case, steps, args.repeats)]
+    return [row for case in tqdm(cases, unit="case") for row in measure_case(case[0], case[1], steps, args.repeats)]
 
 
 def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:
-    """A row per number of steps; sampler and bare passes take turns."""
+    """Measures a row per number of steps; sampler and bare passes are timed in turn."""
     transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
     settings = step_settings(case.network, "flow_matching")
     params = jax.jit(lambda: make_state(case, settings).params["online"])()

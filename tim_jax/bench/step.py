@@ -1,11 +1,12 @@
-"""What the derivative costs: a train step of flow matching beside three of transition models.
+"""The cost of the derivative: a train step of flow matching beside three of transition models.
 
-The whole step is measured: gradient, optimizer and averages. Half of the rows have r = t, a tenth r = T_min. Memory is
-that of the compiled program, operations are those of matrix products, counted from the step's jaxpr with all layers and
-blocks; both are known for every number of tokens. Time is taken up to --run-to tokens.
+The whole step is measured: gradient, optimizer and EMAs. Half of the examples have r = t, a tenth r = T_min. Memory is
+that of the compiled program, and operations are those of matrix products, counted in the step's jaxpr over all layers
+and blocks; both are known for every number of tokens. Time is measured up to --run-to tokens.
 
---variants also takes the objectives by name, each as its paper has it, on the OT-FM transport: what a step costs over
-one of flow matching. A teacher, for those that learn from one, has the student's architecture and random weights.
+--variants also takes objectives by name, each with the settings of its paper, on the OT-FM transport, to compare the
+cost of their steps with that of flow matching. Where an objective learns from a teacher, the teacher has the same
+architecture and random weights.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -48,11 +49,19 @@ COLUMNS = (
     ("temporary bytes", "{temporary_bytes:,}"),
     ("ratio", "{temporary_bytes_ratio:.3f}"),
 )
+B_SHORT: dict[str, Any] = SIZES["B"] | {"depth": 2, "encoder_depth": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network at the size it is measured at; latent: (h, w, C) of a row, batch: rows."""
+    """A network at the size at which it is measured.
+
+    Attributes:
+        name: in CASES.
+        network: the network.
+        latent: (h, w, C) of an example.
+        batch: examples in a batch.
+    """
 
     name: str
     network: TiM
@@ -61,6 +70,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
+        """Tokens of an example."""
         return self.latent[0] * self.latent[1] // self.network.patch_size**2
 
     def __str__(self) -> str:
@@ -68,8 +78,10 @@ class Case:
         return f"{self.name}: {net.depth} blocks of width {net.width}, {self.tokens} tokens, batch {self.batch}"
 
     def with_tokens(self, tokens: int) -> "Case":
-        """The same network on rows of another size, as square as can be; as many positions in all, in an even number
-        of rows, since half of them have r = t."""
+        """Returns the same network on examples with another number of tokens, as square as possible.
+
+        The batch has as many positions in all, and an even number of examples, since half of them have r = t.
+        """
         height = max(side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0)
         sides = (height * self.network.patch_size, tokens // height * self.network.patch_size)
         batch = max(2, self.batch * self.tokens // tokens // 2 * 2)
@@ -84,24 +96,26 @@ CASES = {
         batch=128,
     ),
     # Full width, but two blocks, so that two cores can run it; --depth=12 is the whole network.
-    "B/4": Case("B/4", TiM(patch_size=4, **SIZES["B"] | {"depth": 2, "encoder_depth": 2}), (32, 32, 4), batch=16),
+    "B/4": Case("B/4", TiM(patch_size=4, **B_SHORT), (32, 32, 4), batch=16),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class SeparateDerivative(Objective):
-    """The objective with dF/dt from a pass of its own, through nets["float32"], beside the training pass.
+    """The objective with dF/dt from a separate pass through nets["float32"], as in the published code.
 
-    So does the published code. Here the pass has only the rows that need it.
+    Here that pass has only the examples that need it.
     """
 
     derivative: str = "dde"
 
     def apart(self, net, path):
+        """Returns dF/dt (B, h, w, C) along a path, from a pass of its own."""
         return jvp(net, *path)[2]
 
 
 def times(transport: Transport, share_equal: float = 0.5, share_min: float = 0.1) -> Times:
+    """Returns the time distribution of a transport, with these shares of examples at r = t and at r = T_min."""
     return Times(transport.distribution, transport.P_mean, transport.P_std, share_equal, share_min)
 
 
@@ -113,23 +127,23 @@ VARIANTS = {
 }
 
 
-def taught(name: str) -> Callable[[Transport], Objective]:
-    """A named objective with a teacher's velocity in place of the data's."""
+def distilled(name: str) -> Callable[[Transport], Objective]:
+    """Returns a named objective with a teacher's velocity in place of the data's."""
     return lambda transport: dataclasses.replace(OBJECTIVES[name](transport), velocity="teacher")
 
 
 SEED = np.uint32(0)
 
-KNOWN = OBJECTIVES | {f"{name}_teacher": taught(name) for name in ("tim", "mean_flow")} | VARIANTS
+KNOWN = OBJECTIVES | {f"{name}_teacher": distilled(name) for name in ("tim", "mean_flow")} | VARIANTS
 
 
 def network_for(network: TiM, objective: Objective) -> TiM:
-    """A network with the heads and inputs that the objective asks of it."""
+    """Returns a network with the heads and inputs that an objective needs."""
     return network.clone(output_heads=objective.heads, guidance_input=objective.input_guidance.active)
 
 
 def step_settings(network: TiM, variant: str) -> StepSettings:
-    """The objective that `variant` means on the OT-FM transport, with the published optimizer."""
+    """Returns settings of a step: a variant in KNOWN on the OT-FM transport, with the published optimizer."""
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
     nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.learns_from}
@@ -149,7 +163,7 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
 
 
 def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
-    """Random parameters of a network for rows of that shape."""
+    """Returns random parameters of a network for examples of shape (h, w, C)."""
     x, time = jnp.zeros((1, *latent)), jnp.zeros((1,))
     condition = {"label": jnp.zeros((1,), jnp.int32)}
     if network.guidance_input:
@@ -158,23 +172,25 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
 
 
 def make_state(case: Case, settings: StepSettings) -> TrainState:
+    """Returns the training state before the first step."""
     online = initial(network_for(case.network, settings.objective), case.latent, init_key(SEED))
     return first_state(online, settings.tx, settings.emas, settings.parts)
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
-    """{name: random parameters} of the networks that the objective learns from."""
-    names = settings.objective.learns_from
+    """Returns {name: random parameters} of the networks that the objective learns from."""
+    names = cast(Objective, settings.objective).learns_from
     return {name: initial(case.network, case.latent, jax.random.key(i)) for i, name in enumerate(names)}
 
 
 def made_up_batch(case: Case) -> dict[str, jax.Array]:
+    """Returns a batch of random examples with labels."""
     x = jax.random.normal(jax.random.key(1), (case.batch, *case.latent))
     return {"x": x, "label": jnp.arange(case.batch) % case.network.num_classes}
 
 
 def trace_step(case: Case, variant: str) -> jax.stages.Traced:
-    """The step's jaxpr, as the training loop traces it on one device."""
+    """Traces the step, as the training loop does on one device."""
     settings = step_settings(case.network, variant)
     state = jax.eval_shape(functools.partial(make_state, case, settings))
     batch = jax.eval_shape(functools.partial(made_up_batch, case))
@@ -183,7 +199,7 @@ def trace_step(case: Case, variant: str) -> jax.stages.Traced:
 
 
 def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable[[], Any]:
-    """A function that makes one step on made-up rows and goes on from there when called again."""
+    """Returns a function that makes one step on random examples, and goes on from there when called again."""
     settings = step_settings(case.network, variant)
     state = jax.jit(functools.partial(make_state, case, settings))()
     batch = jax.jit(functools.partial(made_up_batch, case))()
@@ -198,7 +214,14 @@ def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable
 
 
 def measure_case(case: Case, variants: list[str], remats: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row per variant and rematerialisation, with ratios to the first of them. repeats: 0 for no time."""
+    """Measures a row per variant and rematerialisation, with ratios to the first of them.
+
+    Args:
+        case: the network.
+        variants: names in KNOWN.
+        remats: names in REMAT.
+        repeats: timed calls of each step; with 0 nothing is timed.
+    """
     steps = {
         (variant, remat): dataclasses.replace(case, network=case.network.clone(remat=remat))
         for variant in variants
@@ -213,7 +236,7 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
     rows = []
     for key in steps:
         timed = timings.get(key)
-        row = {
+        row: dict[str, Any] = {
             "name": key[0],
             "remat": key[1],
             "network": str(case),
@@ -232,23 +255,26 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the benchmark."""
     parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument(
         "--variants",
         default=",".join(VARIANTS),
         help="also objectives, tim_teacher, mean_flow_teacher; ratios are to the first; default: %(default)s",
     )
-    parser.add_argument("--tokens", help="such as 64,256,1024, with fewer rows where more; default: each network's own")
+    parser.add_argument(
+        "--tokens", help="such as 64,256,1024, with fewer examples where there are more; default: each network's own"
+    )
     parser.add_argument("--run-to", type=int, default=1024, help="most tokens that are timed; default: %(default)s")
     parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
-    parser.add_argument("--batch", type=int, help="rows, instead of each network's own number")
+    parser.add_argument("--batch", type=int, help="examples, instead of each network's own number")
     parser.add_argument("--dtype", default="float32", help=f"compute type: {', '.join(DTYPES)}")
     parser.add_argument("--remat", default="none", help=f"what the backward pass recomputes: {', '.join(REMAT)}")
     parser.add_argument("--repeats", type=int, default=10, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows. Raises ValueError for arguments that cannot be."""
+    """Measures all rows. Raises ValueError for wrong arguments."""
     for name, known in (("networks", CASES), ("variants", KNOWN), ("dtype", DTYPES), ("remat", REMAT)):
         check_names(name, getattr(args, name), known)
     for name in ("depth", "batch", "repeats"):
@@ -259,7 +285,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in args.networks.split(","):
         case = CASES[name]
         depth = args.depth or case.network.depth
-        changes = {"depth": depth, "encoder_depth": min(depth, case.network.encoder_depth)}
+        changes: dict[str, Any] = {"depth": depth, "encoder_depth": min(depth, case.network.encoder_depth)}
         case = dataclasses.replace(case, network=case.network.clone(**changes, dtype=DTYPES[args.dtype]))
         sized = [case.with_tokens(tokens) for tokens in read_numbers("tokens", args.tokens)] if args.tokens else [case]
         cases += [dataclasses.replace(case, batch=args.batch or case.batch) for case in sized]
@@ -268,7 +294,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         group = KNOWN[variant](TRANSPORTS["ot_fm"]()).row_group
         for case in cases:
             if case.batch % group:
-                raise ValueError(f"--batch: {case.batch} rows of {case.name}; {variant} takes a multiple of {group}")
+                raise ValueError(
+                    f"--batch: {case.batch} examples of {case.name}; {variant} takes a multiple of {group}"
+                )
     rows = []
     for case in tqdm(cases, unit="case"):
         rows += measure_case(case, variants, remats, args.repeats if case.tokens <= args.run_to else 0)
@@ -276,15 +304,15 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def read_numbers(argument: str, text: str) -> list[int]:
-    """The numbers in "64,256". Raises ValueError for others than whole ones of at least 1."""
+    """Reads the numbers in "64,256". Raises ValueError for others than whole ones of at least 1."""
     numbers = text.split(",")
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise ValueError(f"--{argument} is {text!r}; it must be numbers of at least 1, with commas between")
     return [int(number) for number in numbers]
 
 
-def check_names(argument: str, text: str, known: dict) -> None:
-    """Raises ValueError, with the nearest right one, for a name in a comma-separated text that is not known."""
+def check_names(argument: str, text: str, known: Collection[str]) -> None:
+    """Raises ValueError, with the nearest known name, for an unknown one in a comma-separated text."""
     for name in text.split(","):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -27,7 +27,7 @@ PER_STAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings by their published names, stages from the finest to the coarsest; latents are z scaling_factor."""
+    """Settings by their published names, stages from the finest to the coarsest. Latents are z · scaling_factor."""
 
     in_channels: int = 3
     latent_channels: int = 32
@@ -52,7 +52,9 @@ class Config:
     def __post_init__(self):
         stages = len(self.encoder_block_out_channels)
         if len(self.decoder_block_out_channels) != stages:
-            raise ValueError(f"encoder_block_out_channels has {stages} stages; decoder_block_out_channels others")
+            raise ValueError(
+                f"encoder_block_out_channels has {stages} stages; decoder_block_out_channels must have as many"
+            )
         for name in PER_STAGE:
             value = getattr(self, name)
             if isinstance(value, str):
@@ -75,14 +77,17 @@ ONLY = {
 
 
 class AutoencoderDC(nn.Module):
-    """Images (B, H, W, 3) in [-1, 1] <-> latents (B, H/f, W/f, C), in float32 outside whatever `dtype` is."""
+    """An autoencoder between images (B, H, W, 3) in [-1, 1] and latents (B, H/f, W/f, C).
+
+    Inputs and outputs are float32, whatever `dtype` it computes in.
+    """
 
     config: Config
     dtype: Any = jnp.float32
 
     @property
     def factor(self) -> int:
-        """Pixels per latent, along each side."""
+        """f, the pixels per latent along each side."""
         return 2 ** (len(self.config.encoder_block_out_channels) - 1)
 
     def setup(self):
@@ -90,15 +95,16 @@ class AutoencoderDC(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def example(self):
+        """Returns small inputs, from which shapes of parameters are inferred."""
         return (jnp.zeros((1, self.factor, self.factor, self.config.in_channels)),)
 
     def __call__(self, images):
         return self.decode(self.encode(images))
 
     def encode(self, images, keys_B=None):
-        """Scaled latents. There is nothing to sample: `keys_B` is there for the sake of autoencoders that do.
+        """Encodes images to scaled latents. Raises ValueError if a side of the images is no multiple of `factor`.
 
-        Raises ValueError if a side of the images is no multiple of `factor`.
+        There is nothing to sample; `keys_B` is ignored, and is there because other autoencoders take it.
         """
         check_sides(images, self.factor)
         with exactly(self.dtype):
@@ -106,12 +112,14 @@ class AutoencoderDC(nn.Module):
         return z.astype(jnp.float32) * self.config.scaling_factor
 
     def decode(self, latents):
-        """Images of scaled latents; they may leave [-1, 1] a little."""
+        """Returns the images (B, H, W, 3) of scaled latents (B, H/f, W/f, C); they may leave [-1, 1] a little."""
         with exactly(self.dtype):
             return self.decoder((latents / self.config.scaling_factor).astype(self.dtype)).astype(jnp.float32)
 
 
 class Encoder(nn.Module):
+    """Maps images (B, H, W, 3) to latents (B, H/f, W/f, C) that are not scaled."""
+
     config: Config
     dtype: Any
 
@@ -136,6 +144,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Maps latents (B, h, w, C) that are not scaled to images (B, f h, f w, 3)."""
+
     config: Config
     dtype: Any
 
@@ -162,7 +172,7 @@ class Decoder(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size. Published names say how: "pixel_unshuffle" after a convolution, or one with stride 2."""
+    """Halves the size: by "pixel_unshuffle" after a convolution, or by a convolution with stride 2, as published."""
 
     width: int
     unshuffle: bool
@@ -179,7 +189,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size: a convolution after nearest neighbours, or before its channels become places."""
+    """Doubles the size: by a convolution after nearest neighbours, or by one whose channels become places."""
 
     width: int
     interpolate: bool
@@ -196,6 +206,8 @@ class Up(nn.Module):
 
 
 class ResBlock(nn.Module):
+    """Two convolutions and a norm, added to the input."""
+
     width: int
     norm: str
     act: str
@@ -209,6 +221,8 @@ class ResBlock(nn.Module):
 
 
 class EfficientViTBlock(nn.Module):
+    """Linear attention, then a gated convolution (Cai et al., arXiv 2205.14756)."""
+
     head_dim: int
     scales: tuple[int, ...]
     norm: str
@@ -221,7 +235,7 @@ class EfficientViTBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """ReLU attention, (v relu(k)^T) relu(q) / (sum relu(k)^T relu(q)), also on convolved q, k, v (`scales`)."""
+    """ReLU attention, (v relu(k)ᵀ) relu(q) / (Σ relu(k)ᵀ relu(q)), also of q, k, v convolved with sizes `scales`."""
 
     head_dim: int
     scales: tuple[int, ...]
@@ -237,7 +251,7 @@ class LinearAttention(nn.Module):
         for i, size in enumerate(self.scales):
             convolved = Convolved(size, 3 * width // self.head_dim, self.dtype, name=f"to_qkv_multiscale.{i}")
             heads.append(convolved(heads[0]))
-        # As published, a head is a run of three times head_dim of all these channels, whatever they were made as.
+        # As published, a head is a run of 3 · head_dim of all these channels, wherever they came from.
         heads = jnp.concatenate(heads, axis=-1).reshape(B, h * w, -1, 3 * self.head_dim).astype(jnp.float32)
         q, k, v = jnp.split(heads, 3, axis=-1)
         q, k = nn.relu(q), nn.relu(k)
@@ -266,6 +280,8 @@ class Convolved(nn.Module):
 
 
 class GatedConv(nn.Module):
+    """A gated depthwise convolution between two pointwise ones, added to the input."""
+
     dtype: Any
 
     @nn.compact
@@ -279,7 +295,7 @@ class GatedConv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the moments that training left behind."""
+    """Batch normalisation by the moments stored in training."""
 
     dtype: Any
 
@@ -307,12 +323,12 @@ def _norm(norm, dtype, name):
 
 
 def _means(x, channels):
-    """Means over runs of neighbouring channels, `channels` of them."""
+    """Returns the means over `channels` runs of neighbouring channels."""
     return x.reshape(*x.shape[:-1], channels, -1).mean(-1)
 
 
 def _unshuffled(x):
-    """Places of 2 x 2 squares as channels: (B, 2 h, 2 w, C) -> (B, h, w, 4 C), the four of a channel together."""
+    """Turns places of 2 × 2 squares into channels, (B, 2 h, 2 w, C) to (B, h, w, 4 C), those of a channel together."""
     B, H, W, C = x.shape
     return x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 5, 2, 4).reshape(B, H // 2, W // 2, 4 * C)
 

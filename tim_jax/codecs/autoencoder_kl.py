@@ -18,7 +18,7 @@ LOG_VARIANCE = (-30.0, 20.0)  # what published code clips log variances to
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings by their published names; latents are (z - shift_factor) scaling_factor."""
+    """Settings by their published names. Scaled latents are (z − shift_factor) · scaling_factor."""
 
     block_out_channels: tuple
     in_channels: int = 3
@@ -40,7 +40,7 @@ class Config:
             )
 
 
-ONLY = {
+ONLY: dict[str, list] = {
     "act_fn": ["silu"],
     "down_block_types": ["DownEncoderBlock2D"],
     "up_block_types": ["UpDecoderBlock2D"],
@@ -50,14 +50,17 @@ ONLY = {
 
 
 class AutoencoderKL(nn.Module):
-    """Images (B, H, W, 3) in [-1, 1] <-> latents (B, H/f, W/f, C), in float32 outside whatever `dtype` is."""
+    """An autoencoder between images (B, H, W, 3) in [-1, 1] and latents (B, H/f, W/f, C).
+
+    Inputs and outputs are float32, whatever `dtype` it computes in.
+    """
 
     config: Config
     dtype: Any = jnp.float32
 
     @property
     def factor(self) -> int:
-        """Pixels per latent, along each side."""
+        """f, the pixels per latent along each side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def setup(self):
@@ -70,15 +73,20 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=self.dtype)
 
     def example(self):
+        """Returns small inputs, from which shapes of parameters are inferred."""
         return (jnp.zeros((1, self.factor, self.factor, self.config.in_channels)),)
 
     def __call__(self, images):
         return self.decode(self.encode(images))
 
     def moments(self, images):
-        """(mean, log variance) of what the encoder says of z, both (B, h, w, C), not scaled.
+        """Encodes images (B, H, W, 3) to the distribution of z.
 
-        Raises ValueError if a side of the images is no multiple of `factor`.
+        Returns:
+            (mean, log variance), both (B, h, w, C) and not scaled.
+
+        Raises:
+            ValueError: if a side of the images is no multiple of `factor`.
         """
         check_sides(images, self.factor)
         with exactly(self.dtype):
@@ -88,11 +96,11 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(logvar, *LOG_VARIANCE)
 
     def encode(self, images, keys_B=None):
-        """Scaled latents: the mean, or, with a random key for each row, a sample."""
+        """Encodes images to scaled latents: the mean, or a sample where there is a random key (B,) for each image."""
         return self.latents(*self.moments(images), keys_B)
 
     def latents(self, mean, logvar, keys_B=None):
-        """Scaled latents of moments: the mean, or, with a random key for each row, a sample."""
+        """Returns scaled latents of the moments of z: the mean, or a sample where there is a key for each image."""
         z = mean
         if keys_B is not None:
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
@@ -100,12 +108,12 @@ class AutoencoderKL(nn.Module):
         return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def scaled(self, mean, logvar):
-        """The moments of scaled latents, of those of z."""
+        """Returns the moments (mean, log variance) of scaled latents from those of z."""
         scale = self.config.scaling_factor
         return (mean - (self.config.shift_factor or 0.0)) * scale, logvar + 2 * math.log(abs(scale))
 
     def decode(self, latents):
-        """Images of scaled latents; they may leave [-1, 1] a little."""
+        """Returns the images (B, H, W, 3) of scaled latents (B, H/f, W/f, C); they may leave [-1, 1] a little."""
         z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
         with exactly(self.dtype):
             z = z.astype(self.dtype)
@@ -114,6 +122,8 @@ class AutoencoderKL(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Maps images (B, H, W, 3) to moments (B, H/f, W/f, 2 C): means, then log variances."""
+
     config: Config
     dtype: Any
 
@@ -125,7 +135,7 @@ class Encoder(nn.Module):
             for j in range(c.layers_per_block):
                 x = Resnet(width, c.norm_num_groups, self.dtype, name=f"down_blocks.{i}.resnets.{j}")(x)
             if i < len(widths) - 1:
-                # Published code pads below and to the right alone.
+                # Published code pads below and to the right only.
                 pad = ((0, 1), (0, 1))
                 down = nn.Conv(width, (3, 3), 2, pad, dtype=self.dtype, name=f"down_blocks.{i}.downsamplers.0.conv")
                 x = down(x)
@@ -135,6 +145,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Maps z (B, h, w, C) to images (B, f h, f w, 3)."""
+
     config: Config
     dtype: Any
 
@@ -168,6 +180,8 @@ class Middle(nn.Module):
 
 
 class Resnet(nn.Module):
+    """Two normalised convolutions, added to the input."""
+
     width: int
     groups: int
     dtype: Any
@@ -184,7 +198,7 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head as wide as the features."""
+    """Attention among all places, with one head as wide as the features."""
 
     groups: int
     dtype: Any

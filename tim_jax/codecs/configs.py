@@ -1,4 +1,4 @@
-"""Frozen configurations, made of the config.json that published models come with."""
+"""Frozen dataclasses made from the config.json that published models come with."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Settings that say nothing of what a network computes: the files' own history, training, and generating text.
+# Settings that change nothing that a network computes: the history of the files, training, and generating text.
 SILENT = frozenset(
     "architectures attention_dropout attention_probs_dropout_prob bos_token_id cache_implementation "
     "chunk_size_feed_forward drop_path_rate dtype eos_token_id hidden_dropout_prob id2label initializer_range "
@@ -17,7 +17,7 @@ SILENT = frozenset(
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """A config.json as it stands. Raises ValueError that names the file if it is none."""
+    """Reads a config.json as a dict. Raises ValueError, naming the file, if it is missing or no JSON object."""
     try:
         values = json.loads(path.read_text())
     except OSError:
@@ -36,11 +36,20 @@ def make(
     only: Mapping[str, Collection] = {},
     ignored: Collection[str] = (),
 ) -> Any:
-    """The frozen dataclass `cls` whose fields are keys of `values`; lists become tuples.
+    """Makes a frozen dataclass from a config.json.
 
-    only: keys, fields or not, that may have certain values alone (a list: its entries). ignored: keys without effect,
-    besides SILENT ones and those that start with an underscore. source: the file, for messages. Raises ValueError with
-    one line for a key that is missing, unknown, of another type or not supported.
+    Args:
+        cls: the dataclass, whose fields have the names of keys.
+        values: the content of the config.json. Lists become tuples.
+        source: the file, for messages.
+        only: keys, fields or not, that may have certain values alone, or lists whose entries may.
+        ignored: keys without effect, besides those in SILENT and those that start with an underscore.
+
+    Returns:
+        The instance of `cls`.
+
+    Raises:
+        ValueError: with one line for a key that is missing, unknown, of another type or not supported.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     found = {}
@@ -69,8 +78,8 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         value = float(value)
     value = _tuples(value)
     if type(value) not in kinds:
-        told = " or ".join("null" if k is type(None) else "a list" if k is tuple else k.__name__ for k in kinds)
-        raise ValueError(f"{name} is {value!r}; it must be {told}")
+        types = " or ".join("null" if k is type(None) else "a list" if k is tuple else k.__name__ for k in kinds)
+        raise ValueError(f"{name} is {value!r}; it must be {types}")
     return value
 
 

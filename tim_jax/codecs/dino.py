@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., arXiv 2304.07193), with or without registers (arXiv 2309.16588), as image encoder."""
+"""DINOv2 (Oquab et al., arXiv 2304.07193), with or without registers (arXiv 2309.16588), as an image encoder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings by their published names. antialias: whether position embeddings are interpolated so."""
+    """Settings by their published names, and whether position embeddings are interpolated with antialiasing."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -41,7 +41,7 @@ class Config:
             )
 
 
-ONLY = {"hidden_act": ["gelu"], "use_swiglu_ffn": [False], "num_channels": [3]}
+ONLY: dict[str, list] = {"hidden_act": ["gelu"], "use_swiglu_ffn": [False], "num_channels": [3]}
 # How training began, and what other uses of the same files need.
 IGNORED = [
     "apply_layernorm",
@@ -55,14 +55,14 @@ IGNORED = [
 
 
 def read_config(values: Mapping[str, Any], source: str) -> Config:
-    """The Config of a config.json. Raises ValueError with one line."""
+    """Makes the Config of a config.json. Raises ValueError with one line."""
     registers = values.get("model_type") == "dinov2_with_registers"
     values = {"num_register_tokens": 4 if registers else 0, **values, "antialias": registers}
     return configs.make(Config, values, source, ONLY, IGNORED)
 
 
 class Dino(nn.Module):
-    """Normalised images (B, H, W, 3) -> tokens (B, 1 + registers + N, D): class, registers, patches row by row."""
+    """Maps normalised images (B, H, W, 3) to tokens (B, 1 + registers + N, D): class, registers, patches row by row."""
 
     config: Config
     dtype: Any = jnp.float32
@@ -73,6 +73,7 @@ class Dino(nn.Module):
         return self.config.hidden_size
 
     def example(self):
+        """Returns small inputs, from which shapes of parameters are inferred."""
         return (jnp.zeros((1, self.config.patch_size, self.config.patch_size, 3)),)
 
     @nn.compact
@@ -101,9 +102,14 @@ class Dino(nn.Module):
             return norm(name="layernorm")(x)
 
     def features(self, images, grid: tuple[int, int]):
-        """Features (B, h w, D) of images (B, H, W, 3) in [-1, 1], one for each place of a grid (h, w).
+        """Computes a feature for each place of a grid.
 
-        The images are resized so that a patch stands for a place of the grid: that of the network's own tokens.
+        Args:
+            images: (B, H, W, 3) in [-1, 1]. They are resized so that a patch stands for a place of the grid.
+            grid: (h, w), as a rule that of the tokens of the network which is aligned to the features.
+
+        Returns:
+            (B, h w, D) float32.
         """
         size = [side * self.config.patch_size for side in grid]
         x = jax.image.resize(images, (images.shape[0], *size, 3), "cubic")
@@ -113,6 +119,8 @@ class Dino(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and an MLP, each scaled channel by channel and added to the input."""
+
     config: Config
     norm: Any
     dtype: Any
@@ -135,9 +143,16 @@ class Block(nn.Module):
 
 
 def resized(table_hwD, h: int, w: int, antialias: bool):
-    """A table of position embeddings at another size, by bicubic interpolation as published code has it.
+    """Resizes a table of position embeddings by bicubic interpolation, as the published code does.
 
-    With antialiasing its cubic is that of jax.image (a = -1/2), without one of PyTorch's own (a = -3/4).
+    Args:
+        table_hwD: the table.
+        h: rows of the result.
+        w: columns of the result.
+        antialias: with it, the cubic is that of jax.image (a = −1/2), without it that of PyTorch (a = −3/4).
+
+    Returns:
+        (h, w, D).
     """
     if antialias:
         return jax.image.resize(table_hwD, (h, w, table_hwD.shape[-1]), "cubic")
@@ -146,7 +161,7 @@ def resized(table_hwD, h: int, w: int, antialias: bool):
 
 
 def bicubic(n: int, m: int, a: float = -0.75) -> np.ndarray:
-    """(m, n) weights that interpolate n samples at m places, pixel centres at halves, edges repeated."""
+    """Returns (m, n) weights that interpolate n samples at m places: pixel centres at halves, edges repeated."""
     place = (np.arange(m) + 0.5) * n / m - 0.5
     left = np.floor(place).astype(int)
     weights = np.zeros((m, n), np.float32)

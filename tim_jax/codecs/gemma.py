@@ -21,8 +21,8 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 class Config:
     """Settings by their published names.
 
-    layer_types: LOCAL or GLOBAL for each layer. rope_theta, rope_factor: of global layers, positions being divided by
-    the latter. rope_local_base_freq: of local layers.
+    layer_types has LOCAL or GLOBAL for each layer. rope_theta and rope_factor belong to global layers, where positions
+    are divided by the latter; rope_local_base_freq belongs to local layers.
     """
 
     vocab_size: int
@@ -50,19 +50,19 @@ class Config:
             )
 
 
-ONLY = {
+ONLY: dict[str, list] = {
     "layer_types": [LOCAL, GLOBAL],
     "hidden_activation": ["gelu_pytorch_tanh"],
     "attention_bias": [False],
     "attn_logit_softcapping": [None],
     "use_bidirectional_attention": [False],
 }
-# These speak of the words that follow, and of how many are allowed.
+# These concern the words that are generated, and how many are allowed.
 IGNORED = ["final_logit_softcapping", "max_position_embeddings"]
 
 
 def read_config(values: Mapping[str, Any], source: str) -> Config:
-    """The Config of a config.json in any of its published forms. Raises ValueError with one line."""
+    """Makes the Config of a config.json in any of its published forms. Raises ValueError with one line."""
     values = dict(values)
     pattern = values.pop("sliding_window_pattern", values.pop("_sliding_window_pattern", 6))
     scaling = values.pop("rope_scaling", None) or {}
@@ -85,24 +85,30 @@ def read_config(values: Mapping[str, Any], source: str) -> Config:
 
 
 class Hidden(NamedTuple):
-    """Hidden states (B, M, D): after the last layer and norm, and before the last layer."""
+    """Hidden states.
+
+    Attributes:
+        last: (B, M, D) after the last layer and norm.
+        second_to_last: (B, M, D) before the last layer.
+    """
 
     last: jax.Array
     second_to_last: jax.Array
 
 
 class Gemma(nn.Module):
-    """Token numbers (B, M) and their mask (B, M), padded on the right -> Hidden, in `dtype`.
+    """Maps token numbers (B, M) and their mask (B, M), padded on the right, to Hidden in `dtype`.
 
-    Each token sees those before it and itself, a local layer's the nearest `sliding_window` of them. A padding token
-    sees nothing, so that its hidden state is the same vector at all places of all captions: what the published
-    text-to-image weights, which do not mask, were trained with.
+    Each token attends to itself and to those before it, in local layers to the nearest `sliding_window` of them. A
+    padding token attends to nothing, so that its hidden state is the same vector at all places of all captions: the
+    published text-to-image weights, which do not mask, were trained with that.
     """
 
     config: Config
     dtype: Any = jnp.float32
 
     def example(self):
+        """Returns small inputs, from which shapes of parameters are inferred."""
         return jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
 
     @nn.compact
@@ -127,7 +133,7 @@ class Gemma(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention, several heads to one key and value, with normed and rotated q and k."""
+    """Causal attention, with several heads to one key and value, and q and k normalised and rotated."""
 
     config: Config
     local: bool
@@ -161,6 +167,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """A gated MLP, (B, M, D) to (B, M, D)."""
+
     width: int
     dtype: Any
 
@@ -172,14 +180,14 @@ class MLP(nn.Module):
 
 
 def rope(length: int, width: int, theta: float, factor: float):
-    """(cos, sin), each (length, width / 2), of the angles (position / factor) theta^(-2 i / width)."""
+    """Returns (cos, sin), each (length, width / 2), of the angles (position / factor) · theta^(−2 i / width)."""
     frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = (jnp.arange(length, dtype=jnp.float32) / factor)[:, None] * frequency[None]
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotated(x_BMHK, table):
-    """The halves (a, b) of each head turned by its angles: (a cos - b sin, b cos + a sin)."""
+    """Rotates the halves (a, b) of each head by the angles of a table: (a cos − b sin, b cos + a sin)."""
     cos, sin = (part[None, :, None, :] for part in table)
     a, b = jnp.split(x_BMHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BMHK.dtype)

@@ -1,16 +1,25 @@
-"""Files by path, or as hf://owner/repository/file from the Hugging Face hub."""
+"""Files on this machine, or on the Hugging Face hub as hf://owner/repository/file."""
 
 import pathlib
-import sys
+
+from absl import logging
 
 SCHEME = "hf://"
-PARTS = ["*.json", "*.safetensors", "tokenizer.model"]  # of a repository that is asked for as a folder
+FILES = ["*.json", "*.safetensors", "tokenizer.model"]  # that are fetched of a repository without a file name
 
 
 def local(path: str | pathlib.Path) -> pathlib.Path:
-    """The path itself, or where a file or folder of the hub now lies on this machine; then its licence is told.
+    """Fetches a path from the hub, if it is one there, and logs its licence.
 
-    Raises ValueError that says which file to put where, if it cannot be fetched.
+    Args:
+        path: a path on this machine, which is returned as it is; or hf://owner/repository, perhaps followed by a file
+            or folder in it.
+
+    Returns:
+        A path on this machine.
+
+    Raises:
+        ValueError: if it cannot be fetched, saying which file to put where instead.
     """
     if not str(path).startswith(SCHEME):
         return pathlib.Path(path)
@@ -19,7 +28,7 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
     if not owner or not name:
         raise ValueError(f"{path}: must be {SCHEME}owner/repository, perhaps with a file or folder in it")
     repository = f"{owner}/{name}"
-    what = inside or f"its {', '.join(PARTS)}"
+    what = inside or f"its {', '.join(FILES)}"
     by_hand = f"put {what} of https://huggingface.co/{repository} on this machine and give that path instead"
     try:
         import huggingface_hub
@@ -30,11 +39,11 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
         if pathlib.PurePosixPath(inside).suffix:
             there = huggingface_hub.hf_hub_download(repository, inside)
         else:
-            patterns = [f"{inside}/{part}" if inside else part for part in PARTS]
+            patterns = [f"{inside}/{file}" if inside else file for file in FILES]
             there = pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns)) / inside
     except Exception as error:  # of the package, of the network below it, or of the disk
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{path}: cannot be fetched ({reason}); {by_hand}") from None
-    licence = (info.card_data or {}).get("license") or "not told"
-    print(f"{path}: licence {licence}; see https://huggingface.co/{repository}", file=sys.stderr, flush=True)
+    licence = (info.card_data or {}).get("license") or "unknown"
+    logging.warning("%s: licence %s; see https://huggingface.co/%s", path, licence, repository)
     return pathlib.Path(there)

@@ -1,4 +1,4 @@
-"""What several frozen networks share."""
+"""Layers that several frozen networks share."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def check_sides(images_BHWC, factor: int) -> None:
 
 
 def doubled(x_BhwC):
-    """Every place of x four times: nearest neighbours at twice the size."""
+    """Returns x (B, h, w, C) at twice the size, (B, 2 h, 2 w, C), by nearest neighbours."""
     return x_BhwC.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (offset + scale), and a bias if `bias`; computed in float32, returned in `dtype`."""
+    """x / sqrt(mean(x²) + eps) · (offset + scale), plus a bias if `bias`; computed in float32, returned in `dtype`."""
 
     eps: float
     offset: float = 0.0

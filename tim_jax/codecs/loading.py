@@ -1,8 +1,8 @@
-"""Published weights (safetensors with their config.json) -> a Flax module and its parameters.
+"""Loads published weights (safetensors with their config.json) into a Flax module.
 
-Modules here bear the names that their parameters have in the files, dots included, so that the path of a parameter,
-joined by dots, is its published name. What remains is the last part of the name (LEAVES), the order of a kernel's axes,
-and the renaming that files of other versions need (Kind.renames).
+Modules have the names that their parameters have in the files, dots included, so that the path of a parameter, joined
+by dots, is its published name. What remains to convert is the last part of the name (LEAVES), the order of a kernel's
+axes, and names in files of other versions (Kind.renames).
 """
 
 import contextlib
@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
-from tim_jax.codecs import configs, hub
+from tim_jax.codecs import configs, hub, tensors
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -29,9 +28,11 @@ STEMS = ("model", "diffusion_pytorch_model")  # of the files that published fold
 class Kind(NamedTuple):
     """A family of published models.
 
-    module: (config, dtype) -> Flax module, with a method `example` that returns small inputs. config: (config.json as a
-    dict, its path) -> frozen dataclass. renames: (regular expression, replacement) pairs that lead from any published
-    name to the one here, in this order; a replacement None means that the parameter is not used.
+    Attributes:
+        module: maps (config, dtype) to a Flax module with a method `example` that returns small inputs.
+        config: maps (config.json as a dict, its path) to a frozen dataclass.
+        renames: (regular expression, replacement) pairs that turn any published name into the one used here, applied in
+            this order; a replacement None means that the parameter is not used.
     """
 
     module: Callable[[Any, Any], nn.Module]
@@ -40,12 +41,19 @@ class Kind(NamedTuple):
 
 
 def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> tuple[nn.Module, dict]:
-    """(module, parameters) of the published model at `path`.
+    """Loads a published model.
 
-    path: a folder with config.json and safetensors, whole or in shards with their index; or one safetensors file beside
-    its config.json; or either on the hub, as hf://owner/repository. kinds: by the `_class_name` or `model_type` that
-    config.json says. dtype: float32 or bfloat16, of parameters and computation. The parameters are NumPy arrays, to be
-    placed where they are wanted. Raises ValueError with one line that names the file and what is wrong with it.
+    Args:
+        path: a folder with config.json and safetensors, whole or in shards with their index; or one safetensors file
+            beside its config.json; or either on the hub, as hf://owner/repository.
+        kinds: the kinds of models that are accepted, by the `_class_name` or `model_type` in config.json.
+        dtype: float32 or bfloat16, of parameters and computation.
+
+    Returns:
+        (module, parameters). The parameters are NumPy arrays, not placed on any device yet.
+
+    Raises:
+        ValueError: with one line that names the file and what is wrong with it.
     """
     path = hub.local(path)
     module, kind = _described(path, kinds, dtype)
@@ -53,26 +61,26 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
 
 
 def describe(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> nn.Module:
-    """The module that config.json speaks of, without its parameters; arguments and errors as `load` has them."""
+    """Returns the module that config.json describes, without parameters; arguments and errors are those of `load`."""
     return _described(hub.local(path), kinds, dtype)[0]
 
 
 def _described(path: pathlib.Path, kinds: Mapping[str, Kind], dtype: Any) -> tuple[nn.Module, Kind]:
     config_file = find(path)[0] / "config.json"
     values = configs.read(config_file)
-    name = values.get("_class_name", values.get("model_type"))
+    name: Any = values.get("_class_name", values.get("model_type"))
     if name not in kinds:
         raise ValueError(f"{config_file}: is that of {name!r}; known here are {', '.join(kinds)}")
     return kinds[name].module(kinds[name].config(values, str(config_file)), dtype), kinds[name]
 
 
 def shapes_of(module: nn.Module) -> dict:
-    """The parameters of a module as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    """Returns the parameters of a module as `jax.ShapeDtypeStruct`s; nothing is computed."""
     return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
 
 
 def find(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
-    """(folder, safetensors files) of a published model. Raises ValueError that says what is not there."""
+    """Returns (folder, safetensors files) of a published model. Raises ValueError that says what is missing."""
     if path.is_file():
         if path.suffix != ".safetensors":
             raise ValueError(f"{path}: must be a folder with config.json and safetensors, or a .safetensors file")
@@ -95,12 +103,22 @@ def find(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
 def read_parameters(
     files: Sequence[pathlib.Path], shapes: Mapping, renames: Sequence[tuple[str, str | None]] = (), dtype=jnp.float32
 ) -> dict:
-    """Parameters shaped as `shapes`, of `dtype`, from safetensors files.
+    """Reads parameters from safetensors files.
 
-    Raises ValueError that names the file if it is truncated or something else, and every parameter that is missing,
-    unknown, of another shape or not of floating point, the first few by name.
+    Args:
+        files: the files, which together hold every parameter once.
+        shapes: a nested dict of leaves with a shape, as the module has its parameters.
+        renames: see `Kind`.
+        dtype: of the parameters that are returned.
+
+    Returns:
+        A nested dict of NumPy arrays like `shapes`.
+
+    Raises:
+        ValueError: naming a file that is truncated or of another kind, or the first few parameters that are missing,
+            unknown, of another shape or not of floating point.
     """
-    found = {}
+    found: dict[str, tuple[Any, str]] = {}
     for file in files:
         handle = opened(file)
         for name in handle.keys():
@@ -123,17 +141,14 @@ def read_parameters(
 
 
 def opened(file: pathlib.Path) -> Any:
-    """A safetensors file whose header fits its length; nothing else is read yet. Raises ValueError that names it."""
+    """Opens one safetensors file of a published folder (see `tensors.open_safetensors`). Raises ValueError."""
     if not file.exists():
         raise ValueError(f"{file}: is not there, although the index beside it names it")
-    try:
-        return safe_open(file, "numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: is truncated or no safetensors file ({error}); fetch it again") from None
+    return tensors.open_safetensors(file)
 
 
 def renamed(name: str, renames: Sequence[tuple[str, str | None]]) -> str | None:
-    """A published name as it is here, None if it is not used."""
+    """Returns the name used here of a published name, None if the parameter is not used."""
     for pattern, replacement in renames:
         if replacement is None and re.search(pattern, name):
             return None
@@ -141,8 +156,8 @@ def renamed(name: str, renames: Sequence[tuple[str, str | None]]) -> str | None:
     return name
 
 
-def told(faults: Mapping[str, Sequence[str]]) -> str:
-    """Lists of names in one line, the first few of each: "missing: a, b and 7 more; unknown: c"."""
+def listed(faults: Mapping[str, Sequence[str]]) -> str:
+    """Returns lists of names as one line with the first few of each: "missing: a, b and 7 more; unknown: c"."""
     return "; ".join(
         f"{fault}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         for fault, names in faults.items()
@@ -151,7 +166,7 @@ def told(faults: Mapping[str, Sequence[str]]) -> str:
 
 
 def exactly(dtype) -> contextlib.AbstractContextManager:
-    """Within it, float32 is multiplied as float32 also where an accelerator would rather round it."""
+    """Returns a context in which float32 is multiplied as float32, even on accelerators that round by default."""
     return jax.default_matmul_precision("highest") if dtype == jnp.float32 else contextlib.nullcontext()
 
 
@@ -172,4 +187,4 @@ def _check(files, found, wanted):
     }
     if any(faults.values()):
         where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
-        raise ValueError(f"{where}: does not fit its config.json: {told(faults)}")
+        raise ValueError(f"{where}: does not fit its config.json: {listed(faults)}")

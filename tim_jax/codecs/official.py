@@ -1,8 +1,8 @@
-"""Published TiM weights <-> parameters of `networks.TiM`.
+"""Converts published TiM weights to parameters of `networks.TiM` and back.
 
 Published weights are a flat dict of arrays by PyTorch name, a linear weight being (out, in) and a convolution weight
 (out, in, kh, kw). Parameters here are a nested dict, a kernel being (in ..., out ...), in which all blocks are stacked
-along a first axis. TABLE is the whole difference.
+along a first axis. TABLE is the only difference between the two.
 """
 
 import re
@@ -13,7 +13,12 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """load: (official array, shape here) -> array here. save: its inverse."""
+    """How the layout of an array changes.
+
+    Attributes:
+        load: maps (official array, shape here) to the array here.
+        save: its inverse.
+    """
 
     load: Callable
     save: Callable
@@ -39,7 +44,7 @@ def _swiglu(official, ours):
     return [row for a, b in parts.items() for row in _linear(f"{official}.{a}", f"{ours}/{b}")]
 
 
-# (official name with * for the number of a block, path here, layout). A network has a part of these.
+# (official name with * for the number of a block, path here, layout). A network has some of these.
 TABLE = [
     *_linear("x_embedder.proj", "patch", PATCH),
     *_linear("t_embedder.mlp.0", "t_embedder/in"),
@@ -70,10 +75,17 @@ TABLE = [
 
 
 def from_official(state: dict[str, np.ndarray], template) -> dict:
-    """The parameters that hold `state`, shaped and typed as `template`.
+    """Converts official weights to parameters.
 
-    template: unboxed parameters of the network to be filled, or their shapes from `jax.eval_shape`.
-    Raises ValueError when the depths differ, or naming every array that is missing, unknown or of another shape.
+    Args:
+        state: {official name: array}.
+        template: unboxed parameters of the network to be filled, or their shapes from `jax.eval_shape`.
+
+    Returns:
+        Parameters with the values of `state` and the shapes and types of `template`.
+
+    Raises:
+        ValueError: if the depths differ, or naming every array that is missing, unknown or of another shape.
     """
     shapes = _flatten(template)
     blank = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in shapes.items()}
@@ -92,16 +104,17 @@ def from_official(state: dict[str, np.ndarray], template) -> dict:
 
 
 def to_official(params) -> dict[str, np.ndarray]:
-    """The same weights under official names, in official layouts. params: unboxed.
+    """Converts unboxed parameters to {official name: array in its official layout}.
 
-    Raises ValueError naming every parameter that has no official counterpart.
+    Raises:
+        ValueError: naming every parameter that has no official counterpart.
     """
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
     return {name: np.ascontiguousarray(array) for name, array in _flat_to_official(arrays).items()}
 
 
 def depth_of(state: dict[str, np.ndarray]) -> int:
-    """The number of blocks that the official names speak of."""
+    """Returns the number of blocks in official weights, by their names."""
     numbers = [int(m[1]) for m in map(re.compile(r"blocks\.(\d+)\.").match, state) if m]
     return max(numbers, default=-1) + 1
 
@@ -133,8 +146,8 @@ def _check_names(state, expected):
         ],
     }
     if any(faults.values()):
-        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
-        raise ValueError(f"official weights do not fit the network: {told}")
+        lines = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"official weights do not fit the network: {lines}")
 
 
 def _flatten(tree, prefix=""):

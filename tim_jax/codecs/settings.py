@@ -1,4 +1,4 @@
-"""What the `codecs` section of a configuration says."""
+"""The `codecs` section of a configuration: the pretrained models that a run uses."""
 
 import dataclasses
 from typing import Any
@@ -46,9 +46,18 @@ class CodecSettings:
             raise ValueError(f"codecs.tile is {self.tile}; it must be at least 0")
 
     def factor_of_images(self, encode: bool, condition: str, features_width: int) -> int:
-        """Pixels of the images that are read per position of the rows made of them; 1 where rows are not encoded.
+        """Returns how many pixels of an image become one position of an example, along each side.
 
-        encode, condition, features_width: as the configuration has them. Raises ValueError if a part is not named.
+        Args:
+            encode: `data.encode`, whether images are encoded as they are read.
+            condition: `model.condition`.
+            features_width: `data.features_width`.
+
+        Returns:
+            The autoencoder's factor, or 1 where images are not encoded.
+
+        Raises:
+            ValueError: if a model that is needed is not named, or cannot be read.
         """
         if not encode:
             return 1
@@ -59,11 +68,11 @@ class CodecSettings:
                 f"codecs.image_encoder is ''; data.encode needs one where data.features_width is {features_width}"
             )
         if not (self.autoencoder or self.text_encoder or self.image_encoder):
-            raise ValueError("data.encode is True; codecs names nothing to encode rows by")
+            raise ValueError("data.encode is True; codecs names nothing to encode examples by")
         return self.describe().factor if self.autoencoder else 1
 
     def describe(self) -> nn.Module:
-        """The autoencoder without its weights. Raises ValueError with one line that says what is wrong with it."""
+        """Returns the autoencoder without its weights. Raises ValueError with one line that says what is wrong."""
         module = codecs.describe(self.autoencoder, codecs.AUTOENCODERS, DTYPES[self.dtype])
         if self.latents == "sample" and not hasattr(module, "moments"):
             raise ValueError(
@@ -77,13 +86,13 @@ class CodecSettings:
         return module
 
     def describe_text_encoder(self) -> nn.Module:
-        """The text encoder without its weights. Raises ValueError with one line."""
+        """Returns the text encoder without its weights. Raises ValueError with one line."""
         if self.text_encoder == stand_in.NAME:
             return stand_in.describe(DTYPES[self.dtype])
         return codecs.describe(self.text_encoder, codecs.TEXT_ENCODERS, DTYPES[self.dtype])
 
     def load(self, part: str) -> tuple[nn.Module, Any]:
-        """(module, parameters) of "autoencoder", "text_encoder" or "image_encoder". Raises ValueError."""
+        """Loads (module, parameters) of "autoencoder", "text_encoder" or "image_encoder". Raises ValueError."""
         path, dtype = getattr(self, part), DTYPES[self.dtype]
         if part == "text_encoder" and path == stand_in.NAME:
             return stand_in.load(dtype)

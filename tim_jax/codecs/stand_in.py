@@ -1,7 +1,7 @@
 """A small text encoder of Gemma's architecture with fixed random weights, which reads bytes.
 
-It takes the place of a published one where there is none: captions that differ have features that differ, and what is
-trained on them goes through the same code. It knows nothing of language.
+It takes the place of a published encoder where there is none. Different captions have different features, and training
+on them goes through the same code, but it knows nothing of language.
 """
 
 import jax
@@ -27,11 +27,11 @@ CONFIG = gemma.Config(
 
 
 def describe(dtype=jnp.float32) -> gemma.Gemma:
-    """The module without its parameters."""
+    """Returns the module without its parameters."""
     return gemma.Gemma(CONFIG, dtype)
 
 
 def load(dtype=jnp.float32) -> tuple[gemma.Gemma, dict]:
-    """(module, parameters), the same everywhere."""
+    """Returns (module, parameters); the parameters are the same on every machine."""
     params = jax.jit(gemma.Gemma(CONFIG).init)(jax.random.key(SEED), *gemma.Gemma(CONFIG).example())["params"]
     return describe(dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -1,131 +1,241 @@
-"""Named arrays from files of weights: safetensors, npz, and PyTorch's pth without running what its pickle asks for."""
+"""The one reader of files of weights: safetensors, npz and PyTorch files, of which nothing is ever executed.
+
+A PyTorch file (.pth, .pt, .bin) is a pickle with raw storages beside it, and a pickle may name any function of any
+module and have it called. Here the only names that it may use are tensors, their storages and ordered dictionaries, and
+what they stand for is made in this file. Both layouts are read: the zip archive of PyTorch 1.6 and later, and the one
+that came before it.
+"""
 
 import collections
-import math
 import pickle
 import zipfile
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
 
-# Types of PyTorch's storages.
-TYPES = {
+from tim_jax.system import files
+
+# Types of the values in PyTorch's storages.
+DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
-    "BFloat16Storage": jnp.bfloat16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": np.int64,
     "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of files from before PyTorch 1.6, pickled
+OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in a file from before PyTorch 1.6, pickled
 
 
 def read(path: Any) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors, .npz, .pth, .pt or .bin file.
+    """Reads all arrays of a file of weights.
 
-    Raises ValueError, in one line that names the file, if it is missing, cut off, damaged, of another kind, or holds
-    anything but arrays.
+    Args:
+        path: a .safetensors, .npz, .pth, .pt or .bin file, at any place that epath knows. A PyTorch file must hold one
+            flat dictionary of tensors.
+
+    Returns:
+        {name: array}. The arrays of a PyTorch file are read-only, and those that share a storage there share it here.
+
+    Raises:
+        ValueError: in one line that names the file, if it is missing, truncated, damaged or of another kind, if it
+            holds anything but arrays, or if it asks for anything to be run.
     """
     path = epath.Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"{path}: there is no such file")
-    readers = {".safetensors": _safetensors, ".npz": _npz, ".pth": _torch, ".pt": _torch, ".bin": _torch}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: weights must be in a file of {', '.join(readers)}")
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: weights must be in a file of {', '.join(READERS)}")
+    return READERS[path.suffix](path)
+
+
+def open_safetensors(path: Any) -> Any:
+    """Opens a local safetensors file and checks its header against its length, without reading the arrays.
+
+    Args:
+        path: a file on this machine.
+
+    Returns:
+        A handle with `keys()`, `get_slice(name)` and `get_tensor(name)`, the last a NumPy array.
+
+    Raises:
+        ValueError: in one line that names the file, if it is truncated or of another kind.
+    """
     try:
-        return readers[path.suffix](path)
+        return safetensors.safe_open(path, "numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors file", error) from None
+
+
+def _damaged(path: Any, kind: str, error: Exception) -> ValueError:
+    return ValueError(f"{path}: is truncated or no {kind} ({error}); fetch it again")
+
+
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+    if files.is_local(path):
+        handle = open_safetensors(path)
+        return {name: handle.get_tensor(name) for name in handle.keys()}
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors file", error) from None
+
+
+def _read_npz(path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except ValueError as error:  # of object arrays, which only a pickle could make
+        raise ValueError(f"{path}: is not read: {error}") from None
+    except Exception as error:  # whatever a damaged archive leads to
+        raise _damaged(path, "npz file", error) from None
+
+
+def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            is_archive = file.read(2) == b"PK"
+            file.seek(0)
+            content, stored = _load_archive(file) if is_archive else _load_old(file)
+        return _arrays(content, stored)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, "PyTorch file", error) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (OSError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError,
-            zipfile.BadZipFile, pickle.UnpicklingError, safetensors.SafetensorError) as error:  # fmt: skip
-        raise ValueError(f"{path}: damaged or not complete ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path}: is not read: {error}") from None
+    except Exception as error:  # whatever a damaged or made-up pickle leads to
+        raise ValueError(f"{path}: is not read: its pickle is broken ({type(error).__name__}: {error})") from None
 
 
-def _safetensors(path):
-    return safetensors.numpy.load(path.read_bytes())
+READERS: Mapping[str, Callable[[epath.Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".bin": _read_torch,
+}
 
 
-def _npz(path):
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+class _Kind(NamedTuple):
+    """The type of a storage's values, which stands for a class such as torch.FloatStorage."""
+
+    dtype: Any
 
 
 class _Storage(NamedTuple):
-    dtype: Any
-    key: str
+    """A storage that a pickle speaks of: `size` values of one type, whose bytes lie elsewhere in the file."""
+
+    dtype: np.dtype
+    name: str
+    size: int
 
 
-class _Tensor(NamedTuple):
+class _View(NamedTuple):
+    """A tensor that a pickle speaks of: where its values lie in a storage, in numbers of values."""
+
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-class _Reader(pickle.Unpickler):
-    """A pickle reader to whom dicts, tensors and storages are all there is."""
+class _Unpickler(pickle.Unpickler):
+    """An unpickler for which tensors, storages and ordered dictionaries are all that there is."""
+
+    storages: dict[str, _Storage]
+
+    def __init__(self, stream: IO[bytes]):
+        super().__init__(stream)
+        self.storages = {}
+
+    def view(self, storage, offset, shape, strides, *_):
+        """Stands for torch._utils._rebuild_tensor_v2."""
+        return _View(storage, offset, tuple(shape), tuple(strides))
+
+    def parameter(self, tensor, *_):
+        """Stands for torch._utils._rebuild_parameter."""
+        return tensor
 
     def find_class(self, module, name):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
-        if module == "torch" and name in TYPES:
-            return np.dtype(TYPES[name])
-        raise ValueError(f"asks for {module}.{name}, which is not a weight; nothing of it was run")
+        """Returns what a name stands for. Raises ValueError for all but the few that are known."""
+        known = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): self.view,
+            ("torch._utils", "_rebuild_parameter"): self.parameter,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module == "torch" and name in DTYPES:
+            return _Kind(DTYPES[name])
+        raise ValueError(f"it asks for {module}.{name}, which no file of weights needs; it is not run")
 
     def persistent_load(self, pid):
-        _, dtype, key, *_ = pid
-        return _Storage(dtype, key)
+        """Returns the storage that a tensor speaks of. Raises ValueError for anything else."""
+        kind, values, name, _, size, *view_of = pid
+        if kind != "storage" or not isinstance(values, _Kind) or any(part is not None for part in view_of):
+            raise ValueError("it holds something else than tensors")
+        return self.storages.setdefault(str(name), _Storage(np.dtype(values.dtype), str(name), size))
 
 
-def _torch(path):
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            file.seek(0)
-            return _old_torch(file)
-        with zipfile.ZipFile(file) as archive:
-            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            folder = pickled.removesuffix("data.pkl")
-            with archive.open(pickled) as stream:
-                found = _Reader(stream).load()
-            return _arrays(found, lambda storage: archive.read(f"{folder}data/{storage.key}"))
+def _load_archive(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
+    """(content of the pickle, {storage: its bytes}) of a zip archive as PyTorch writes it."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip archive, but not one of PyTorch")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("it was written on a machine of the other byte order")
+        with archive.open(pickles[0]) as stream:
+            unpickler = _Unpickler(stream)
+            content = unpickler.load()
+        return content, {name: archive.read(f"{root}data/{name}") for name in unpickler.storages}
 
 
-def _old_torch(file):
-    magic, _, _ = (_Reader(file).load() for _ in range(3))
+def _load_old(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
+    """The same of a file from before PyTorch 1.6: pickles one after the other, then every storage with its size."""
+    magic, _, system = (_Unpickler(file).load() for _ in range(3))
     if magic != OLD_MAGIC:
-        raise ValueError("not a file of PyTorch's")
-    found = _Reader(file).load()
-    keys = _Reader(file).load()
-    types = {tensor.storage.key: tensor.storage.dtype for tensor in found.values() if isinstance(tensor, _Tensor)}
-    stored = {}
-    for key in keys:
-        size = int(np.frombuffer(file.read(8), "<i8")[0]) * types[key].itemsize
-        stored[key] = file.read(size)
-        if len(stored[key]) != size:
-            raise ValueError("damaged or not complete: it ends early")
-    return _arrays(found, lambda storage: stored[storage.key])
+        raise ValueError("it is no file of PyTorch")
+    if not system.get("little_endian", True):
+        raise ValueError("it was written on a machine of the other byte order")
+    unpickler = _Unpickler(file)
+    content, names, stored = unpickler.load(), _Unpickler(file).load(), {}
+    for name in names:
+        storage = unpickler.storages[name]
+        size = int(np.frombuffer(file.read(8), "<i8")[0])
+        if size != storage.size:
+            raise ValueError(f"storage {name} has {size} values, not {storage.size}")
+        stored[name] = file.read(size * storage.dtype.itemsize)
+    return content, stored
 
 
-def _arrays(found, stored):
-    if not isinstance(found, dict):
-        raise ValueError("holds no table of arrays")
-    arrays = {}
-    for name, tensor in found.items():
-        if not isinstance(tensor, _Tensor):
-            raise ValueError(f"{name!r} is not an array")
-        data = np.frombuffer(stored(tensor.storage), tensor.storage.dtype)[tensor.offset :]
-        # Strides come from the file: nothing outside of its own storage may be read.
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-        if math.prod(tensor.shape) and not 0 <= last < len(data) or min((*tensor.strides, *tensor.shape, 0)) < 0:
-            raise ValueError(f"damaged or not complete: {name} reaches beyond its storage")
-        strides = tuple(stride * data.itemsize for stride in tensor.strides)
-        arrays[name] = np.lib.stride_tricks.as_strided(data, tensor.shape, strides, writeable=False).copy()
-    return arrays
+def _arrays(content: Any, stored: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """{name: array} of a dictionary of tensors, as views of the storages."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary of tensors")
+    others = [str(name) for name, value in content.items() if not isinstance(value, _View)]
+    if others:
+        raise ValueError(f"it holds things that are no tensors: {', '.join(others[:4])}")
+    return {str(name): _array(str(name), view, stored) for name, view in content.items()}
+
+
+def _array(name: str, view: _View, stored: Mapping[str, bytes]) -> np.ndarray:
+    storage, offset, shape, strides = view
+    data, wide = stored[storage.name], storage.dtype.itemsize
+    if len(data) // wide != storage.size:
+        raise ValueError(f"storage {storage.name} has {len(data) // wide} values, not {storage.size}")
+    # Offset and strides come from the file: nothing outside of its own storage may be read.
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
+        raise ValueError(f"{name}, of shape {shape}, reaches beyond its storage of {storage.size} values")
+    return np.ndarray(shape, storage.dtype, data, offset * wide, tuple(step * wide for step in strides))

@@ -1,4 +1,4 @@
-"""Images too large for an accelerator: a function of images or latents on overlapping tiles, blended."""
+"""Tiling: a function of images or latents that are too large for an accelerator, on overlapping tiles, blended."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,22 @@ import numpy as np
 
 
 def tiled(f: Callable, x_BHWC, tile: int, overlap: int):
-    """f(x) put together from f of overlapping tiles, one after the other.
+    """Computes f(x) from f of overlapping tiles, one after the other.
 
-    f: (B, h, w, C) -> (B, s h, s w, D), s the same for all sizes and less than 1 for an encoder. tile, overlap: sides
-    in places of x. Neighbouring tiles fade into one another over at least `overlap` places, so that where they differ
-    (norms and attention see a tile alone) there is no seam. An x no larger than a tile is passed to f as it is. Raises
-    ValueError if overlap is not in 1 ... tile / 2, or a side of f's result is no whole number.
+    Neighbouring tiles fade into one another over at least `overlap` places, so that there is no seam where they differ
+    (norms and attention see one tile only). An x no larger than a tile is passed to f as it is.
+
+    Args:
+        f: maps (B, h, w, C) to (B, s h, s w, D), with the same s for all sizes, less than 1 for an encoder.
+        x_BHWC: images or latents.
+        tile: side of a tile, in places of x.
+        overlap: of neighbouring tiles, in places of x.
+
+    Returns:
+        (B, s H, s W, D).
+
+    Raises:
+        ValueError: if overlap is not in 1 ... tile / 2, or a side of f's result is no whole number.
     """
     if not 1 <= overlap <= tile // 2:
         raise ValueError(f"overlap of tiles is {overlap}; it must be from 1 to half of the tile's side, {tile}")
@@ -46,7 +56,7 @@ def tiled(f: Callable, x_BHWC, tile: int, overlap: int):
 
 
 def _along(size: int, tile: int, overlap: int, scale: Fraction) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, weights) of tiles along one side: (n,) in places of x, and (n, scale tile), which add up to 1."""
+    """Returns (starts, weights) of tiles along one side: (n,) in places of x, and (n, scale · tile), summing to 1."""
     n = 1 if size == tile else math.ceil((size - overlap) / (tile - overlap))
     unit = scale.denominator
     starts = np.rint(np.linspace(0, (size - tile) // unit, n)).astype(np.int32) * unit
@@ -56,7 +66,7 @@ def _along(size: int, tile: int, overlap: int, scale: Fraction) -> tuple[np.ndar
         span = slice(int(start * scale), int(start * scale) + side)
         inner = np.arange(side) + 0.5  # distance from a side of the tile
         near = np.minimum(inner if start else np.inf, inner[::-1] if start + tile < size else np.inf)
-        # What is next to a side that is none of the image's is left out: convolutions saw zeros beyond it.
+        # Places next to a side that is not the image's have no weight: convolutions saw zeros beyond it.
         weights.append(np.sin(0.5 * np.pi * np.clip((near / width - 0.25) / 0.5, 0, 1)) ** 2 * np.ones(side))
         total[span] += weights[-1]
         spans.append(span)

@@ -1,4 +1,4 @@
-"""Texts -> token numbers, padded: by the SentencePiece model that Gemma comes with, or by bytes."""
+"""Tokenizers turn texts into padded token numbers, by the SentencePiece model of Gemma, or by bytes."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,12 @@ SHOWN = 60  # characters of a prompt that an error shows
 
 
 class Tokens(NamedTuple):
-    """Token numbers (B, M), int32, padded on the right, and where they are tokens (B, M), bool."""
+    """Tokens of B texts.
+
+    Attributes:
+        ids: (B, M) int32, padded on the right.
+        mask: (B, M) bool, False at padding.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
@@ -23,9 +28,13 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Texts -> Tokens: the token that begins a text, then its own.
+    """A function from texts to Tokens: the token that begins a text, then those of the text.
 
-    numbers: texts -> the numbers of each, all below vocab_size. begin, pad: the tokens before and after them.
+    Attributes:
+        numbers: maps texts to the token numbers of each, all below vocab_size.
+        vocab_size: number of different tokens.
+        begin: the token before each text.
+        pad: the token after it, up to the length that is asked for.
     """
 
     numbers: Callable[[list[str]], list[list[int]]]
@@ -34,14 +43,22 @@ class Tokenizer:
     pad: int
 
     def count(self, text: str) -> int:
-        """The number of tokens of a text, the one that begins it included."""
+        """Returns the number of tokens of a text, including the one that begins it."""
         return 1 + len(self._checked([text])[0])
 
     def __call__(self, texts: Sequence[str], length: int, strict: bool = False) -> Tokens:
-        """Tokens of `length` columns. Longer texts lose their end; the empty text is the token that begins it.
+        """Tokenizes texts.
 
-        strict: for prompts that someone typed: raises ValueError, naming it, for one that is empty or too long. Raises
-        ValueError for a text that is no text in any case.
+        Args:
+            texts: B texts. The empty text is the token that begins a text.
+            length: M, the number of columns. Longer texts lose their end.
+            strict: whether empty and longer texts are refused, as they should be where somebody typed them.
+
+        Returns:
+            Tokens (B, length).
+
+        Raises:
+            ValueError: for something that is no text, and for what `strict` refuses, naming the prompt.
         """
         rows = [[self.begin, *numbers] for numbers in self._checked(texts)]
         ids = np.full((len(rows), length), self.pad, np.int32)
@@ -50,8 +67,8 @@ class Tokenizer:
             if strict and not texts[i].strip():
                 raise ValueError(f"prompt {i + 1} of {len(rows)} is empty")
             if strict and len(row) > length:
-                told = f"{len(row)} tokens, more than {length}: {_shown(texts[i])}"
-                raise ValueError(f"prompt {i + 1} of {len(rows)} has {told}")
+                excess = f"{len(row)} tokens, more than {length}"
+                raise ValueError(f"prompt {i + 1} of {len(rows)} has {excess}: {_shown(texts[i])}")
             row = row[:length]
             ids[i, : len(row)], mask[i, : len(row)] = row, True
         return Tokens(ids, mask)
@@ -66,10 +83,14 @@ class Tokenizer:
 
 
 def open_tokenizer(path: str | pathlib.Path, vocab_size: int | None = None) -> Tokenizer:
-    """The SentencePiece model at `path`, a tokenizer.model or the folder that holds it.
+    """Opens a SentencePiece model.
 
-    vocab_size: of the text encoder, in which the numbers must lie. Raises ValueError if the file is none, or has no
-    token to begin with or to pad with, or does not fit.
+    Args:
+        path: a tokenizer.model, the folder that holds it, or either on the hub.
+        vocab_size: of the text encoder, within which the token numbers must lie; None for no check.
+
+    Raises:
+        ValueError: if the file is missing or of another kind, has no token to begin or to pad with, or does not fit.
     """
     path = hub.local(path)
     path = path / FILE if path.is_dir() else path
@@ -94,7 +115,7 @@ def _bytes(texts: list[str]) -> list[list[int]]:
     return [[2 + byte for byte in text.encode()] for text in texts]
 
 
-BYTES = Tokenizer(_bytes, vocab_size=2 + 256, begin=1, pad=0)  # each byte of a text, as UTF-8 has it, is a token
+BYTES = Tokenizer(_bytes, vocab_size=2 + 256, begin=1, pad=0)  # each byte of a text in UTF-8 is a token
 
 
 def _shown(text: str) -> str:

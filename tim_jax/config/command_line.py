@@ -1,9 +1,7 @@
 """What all command lines share: configurations with overrides, and errors of users as one line and exit code 2."""
 
 import argparse
-import contextlib
 import difflib
-import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,35 +9,13 @@ from ml_collections import ConfigDict
 from tim_jax.config import loading
 from tim_jax.config.overrides import override
 from tim_jax.system import logs
-from tim_jax.system.exit_codes import FAILED, USER_ERROR
+from tim_jax.system.user_errors import ArgumentParser
+from tim_jax.system.user_errors import failures as failures
+from tim_jax.system.user_errors import user_errors as user_errors
 
 
-@contextlib.contextmanager
-def user_errors(kind: type[ValueError] = ValueError):
-    """Within it, an error of that kind is a user's: one line on standard error, exit code 2."""
-    try:
-        yield
-    except kind as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
-
-
-@contextlib.contextmanager
-def failures(*kinds: type[Exception]):
-    """Within it, errors of these kinds are a run's that cannot go on: one line on standard error, exit code 1."""
-    try:
-        yield
-    except kinds as error:
-        print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(FAILED) from None
-
-
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """An argument parser that takes `--config.section.key=value` besides its own arguments."""
-
-    def error(self, message: str):
-        print(f"error: {message}; see --help", file=sys.stderr)
-        raise SystemExit(USER_ERROR)
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """(arguments, {"section.key": text} overrides)."""

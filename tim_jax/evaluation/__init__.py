@@ -1,7 +1,7 @@
 """How good samples are: features, metrics, references, the any-step table, pictures.
 
-FEATURES: name -> function from a file of weights to Features, what images are compared by.
-METRICS: name -> Metric, a figure of samples, most of them against a reference. Every metric that the features can serve
+FEATURES maps a name to a function from a file of weights to Features, which say what images are compared by. METRICS
+maps a name to a Metric, a figure of samples, most of them against a reference. Every metric that the features can serve
 becomes columns of the any-step table.
 """
 

@@ -14,23 +14,30 @@ TOLERANCE = 0.05  # a figure that is worse by more than this share counts agains
 
 
 def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, reference=None):
-    """Figures of samples by number of steps.
+    """Measures samples by number of steps.
 
-    measure: (steps, seed) -> ({name: figure} of `count` samples, seconds that sampling took). Sample i of a seed has
-        the same noise and condition at every step count. Names are those of METRICS, "NAME" against the training part
-        and "NAME_held_out" against the held-out part.
-    steps, seeds: whole numbers. floor: {name: figure} of real images (see Yardstick.floor).
-    nfe: steps -> network evaluations per image, which guidance doubles where it acts.
-    progress: called as progress(done, total, line) after every set of samples.
-    reference: fingerprint of what the figures are against; tables of different ones are not plotted together.
+    The Fréchet distance of finite sets is biased upward, nearly as one over their size: the floor's halves score almost
+    twice what full-sized sets would, so that good samples can lie below it. The kernel distance has no such bias.
 
-    Returns a dict that JSON can hold. rows, in ascending steps: steps, nfe, seconds_per_image (median over seeds) and,
-    for every figure, NAME (mean over seeds), NAME_spread (standard deviation) and NAME_seeds. floor. samples, seeds,
-    reference. monotone: see there, of the first metric. The Fréchet distance of finite sets is biased upward, nearly as
-    one over their size: the floor's halves score almost twice what full-sized sets would, so good samples can lie below
-    it. The kernel distance has no such bias.
+    Args:
+        measure: maps (steps, seed) to ({name: figure} of `count` samples, seconds that sampling took). Sample i of a
+            seed has the same noise and condition at every step count. Names are those of METRICS: "NAME" against the
+            training part, "NAME_held_out" against the held-out part.
+        steps: numbers of steps, at least 1.
+        seeds: seeds of the noise, whole numbers.
+        count: number of samples per step count and seed.
+        floor: {name: figure} of real images (see `Yardstick.floor`).
+        nfe: maps steps to network evaluations per image, which guidance doubles where it acts.
+        progress: called as progress(done, total, line) after every set of samples.
+        reference: fingerprint of what the figures are against; tables of different ones are not plotted together.
 
-    ValueError for steps below one and an empty list.
+    Returns:
+        A dict that JSON can hold. "rows", in ascending steps, hold steps, nfe, seconds_per_image (median over seeds)
+        and, for every figure, NAME (mean over seeds), NAME_spread (standard deviation) and NAME_seeds. The others are
+        floor, samples, seeds, reference, and monotone (see there) of the first metric.
+
+    Raises:
+        ValueError: for an empty list, or a step count below one.
     """
     steps, seeds = sorted({int(s) for s in steps}), [int(seed) for seed in seeds]
     if not steps or steps[0] < 1:
@@ -62,13 +69,19 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
 
 
 def monotone(rows, name="frechet", title="Fréchet distance", tolerance=TOLERANCE):
-    """Whether more steps never cost quality: the step counts between which the mean of a metric becomes worse.
+    """Finds the step counts between which the mean of a metric becomes worse: more steps should never cost quality.
 
-    rows: in ascending steps. name: of the metric; title: what to call it. Returns {"metric": name, "rises":
-    [[from_steps, to_steps, ratio], ...], "verdict": one sentence}; a rise is one beyond `tolerance` from a step count
-    to the next, a fall where higher is better.
+    Args:
+        rows: of an any-step table, in ascending steps.
+        name: of the metric.
+        title: what to call the metric in the verdict.
+        tolerance: the share by which a mean may become worse from a step count to the next without being counted.
+
+    Returns:
+        {"metric": name, "rises": [[from_steps, to_steps, ratio], ...], "verdict": one sentence}. A rise is a fall where
+        higher figures are better.
     """
-    higher, rises = METRICS[name].higher, []
+    higher, rises = METRICS[name].higher_is_better, []
     verb = "falls" if higher else "rises"
     for a, b in zip(rows, rows[1:]):
         margin = tolerance * abs(a[name])
@@ -84,7 +97,7 @@ def monotone(rows, name="frechet", title="Fréchet distance", tolerance=TOLERANC
 
 
 def titles(table):
-    """{name: title} of a table's columns: each metric against the training part, then each against the held-out one."""
+    """Returns {name: title} of a table's columns: all metrics against the training part, then against the held-out."""
     features = table.get("reference", {}).get("features", "pixels").split()[0]
     own = {name: TITLES.get((features, name), metric.title) for name, metric in METRICS.items()}
     both = own | {f"{name}{HELD_OUT}": f"{title}, held out" for name, title in own.items()}
@@ -92,13 +105,13 @@ def titles(table):
 
 
 def long_title(table, name):
-    """What to call a metric in a sentence."""
+    """Returns what to call a metric of a table in a sentence."""
     title = titles(table)[name]
     return f"{title} distance" if title in ("Fréchet", "kernel") else title
 
 
 def to_markdown(table):
-    """The table as markdown: one line per step count, then the floor, the verdict and what it was measured on."""
+    """Returns a table as markdown: a line per step count and the floor, then the verdict and what was measured."""
     names = titles(table)
     header = ("steps", "NFE", *names.values(), "ms per image")
     lines = [header, ["---:"] * len(header)]
@@ -122,14 +135,19 @@ def to_markdown(table):
 
 
 def plot(tables, path):
-    """The first metric, the Fréchet distance as a rule, to the training part by network evaluations. PNG.
+    """Plots the first metric of some tables against the training part, by network evaluations, as PNG.
 
-    tables: {name: table}: one curve each, the floors dashed. ValueError, naming what differs, if tables were measured
-    against different references.
+    Args:
+        tables: {name: table}, of which each becomes a curve, with its floor as a dashed line. Their first metric is
+            that of the first table, the Fréchet distance as a rule.
+        path: where the picture is written.
+
+    Raises:
+        ValueError: naming what differs, if tables were measured against different references.
     """
     known = {name: table["reference"] for name, table in tables.items() if "reference" in table}
     for name, fingerprint in known.items():
-        references.same(fingerprint, next(iter(known.values())), f"the reference of {name}")
+        references.check_same(fingerprint, next(iter(known.values())), f"the reference of {name}")
     metric = next(iter(tables.values()))["monotone"].get("metric", "frechet")
     series = {
         name: tuple([row[key] for row in table["rows"]] for key in ("nfe", metric, f"{metric}_spread"))
@@ -144,7 +162,12 @@ def plot(tables, path):
 def write(table, workdir, name=None):
     """Writes any_step.json, any_step.md and any_step.png into a workdir, each in one move.
 
-    An earlier any_step.json is kept as any_step.1.json, any_step.2.json, ... name: of the curve; the workdir's if None.
+    An earlier any_step.json that differs becomes any_step.1.json, any_step.2.json, and so on.
+
+    Args:
+        table: what `any_step_table` returned.
+        workdir: the folder.
+        name: of the curve in the plot; by default the folder's.
     """
     workdir = epath.Path(workdir)
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Curves on logarithmic axes, as PNG to any path epath knows."""
+"""Curves on logarithmic axes, as PNG at any path that epath knows."""
 
 import io
 
@@ -6,15 +6,21 @@ import numpy as np
 
 from tim_jax.system import files
 
-# Okabe & Ito's colours, told apart with every common colour blindness; yellow left out, too pale on white.
+# Okabe & Ito's colours, which remain distinct with every common colour blindness, without yellow, too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 
 
 def curves(series, floor, path, x_label, y_label, floor_label="floor"):
-    """Curves with error bars on two logarithmic axes, as PNG.
+    """Draws curves with error bars on two logarithmic axes, as PNG.
 
-    series: {name: (x, y, spread)}. floor: {name: height} of dashed lines; equal heights are drawn once.
+    Args:
+        series: {name: (x, y, spread)}, three sequences of equal length for each curve.
+        floor: {name: height} of dashed lines; equal heights are drawn once.
+        path: where the picture is written.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        floor_label: what to call a dashed line in the legend.
     """
     from matplotlib.figure import Figure  # slow to import
 
@@ -40,7 +46,7 @@ def curves(series, floor, path, x_label, y_label, floor_label="floor"):
 
 
 def logarithmic(axes, ticks):
-    """Powers of two along x, with a tick at each of `ticks`, and plain numbers along a logarithmic y."""
+    """Gives axes powers of two along x, with a tick at each of `ticks`, and plain numbers along a logarithmic y."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -57,7 +63,7 @@ def logarithmic(axes, ticks):
 
 
 def save(figure, path):
-    """Writes a figure of matplotlib, whole or not at all."""
+    """Writes a figure of matplotlib as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     files.replace(path, buffer.getvalue())

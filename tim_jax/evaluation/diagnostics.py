@@ -1,11 +1,11 @@
-"""What a trained network does by time and interval: errors, sizes and accuracy of dF/dt, as numbers and as pictures.
+"""Diagnostics of a trained network by time and interval: errors, sizes and accuracy of dF/dt, in numbers and pictures.
 
-All is known at pairs of nodes: matrices (n, n) over the node of t and that of r, NaN where r > t. Nodes are noise
-levels from 0 (data) to 1 (noise), in which transports can be compared.
+Everything is measured at pairs of nodes and stored in matrices (n, n) over the node of t and that of r, NaN where
+r > t. Nodes are noise levels from 0 (data) to 1 (noise), in which transports can be compared.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,34 @@ from tim_jax.evaluation.curves import COLOURS, MARKERS, save
 from tim_jax.system import files
 
 NAMES = ("diagnostics.json", "diagnostics_error.png", "diagnostics_tangent.png", "diagnostics_derivative.png")
-EXACT = "exact"  # in place of a half step: forward mode in the type of computation
+EXACT = "exact"  # stands in the place of a half step for forward mode in the type of computation
 
 
 def pairs(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (of t, of r) of all pairs of nodes with r ≤ t."""
+    """Returns the indices (of t, of r) of all pairs of nodes with r ≤ t."""
     return np.tril_indices(nodes)
 
 
 def matrix(nodes: int, values: np.ndarray) -> np.ndarray:
-    """(nodes, nodes) of values in the order of `pairs`, NaN where r > t."""
+    """Returns the matrix (nodes, nodes) of values in the order of `pairs`, NaN where r > t."""
     full = np.full((nodes, nodes), np.nan)
     full[pairs(nodes)] = values
     return full
 
 
 def relative(difference: np.ndarray, size: np.ndarray, by: str) -> np.ndarray:
-    """(n,) relative errors by "interval" (difference of the nodes) or "time" (node of t).
+    """Returns relative errors by interval or by time.
 
-    difference, size: (n, n) mean squares. What falls together is summed before the ratio is taken, so that places where
-    dF/dt is nearly 0 do not outweigh the others.
+    Mean squares of one group are summed before the ratio is taken, so that places where dF/dt is nearly 0 do not
+    outweigh the others.
+
+    Args:
+        difference: (n, n) mean squares of what dF/dt differs by.
+        size: (n, n) mean squares of dF/dt.
+        by: "interval" groups pairs by the difference of their nodes, "time" by the node of t.
+
+    Returns:
+        (n,) the root of the ratio for each group.
     """
     t, r = pairs(len(size))
     group = t - r if by == "interval" else t
@@ -45,9 +53,12 @@ def relative(difference: np.ndarray, size: np.ndarray, by: str) -> np.ndarray:
 def write(found: Mapping[str, Any], folder: epath.Path) -> None:
     """Writes diagnostics.json and the pictures.
 
-    found: {"levels": (n,), "error", "tangent", "square": (n, n), "difference": {type: {half step or EXACT: (n, n)}},
-    and whatever else is to be told}. error: mean square of F − F*; tangent: root mean square of dF/dt and square that
-    of its square; difference: mean square of what dF/dt differs by.
+    Args:
+        found: "levels" (n,) are the nodes; "error" (n, n) is the mean square of F − F*; "tangent" (n, n) and "square"
+            (n, n) are the root mean square and the mean square of dF/dt; "difference" is {type: {half step or EXACT:
+            (n, n)}}, mean squares of what dF/dt differs by; "step" and "rows" are the training step and the images in
+            each cell. Anything else goes into the JSON as it is.
+        folder: where the files are written.
     """
     levels = np.asarray(found["levels"])
     curves = {
@@ -60,14 +71,14 @@ def write(found: Mapping[str, Any], folder: epath.Path) -> None:
     shown = {name: value for name, value in found.items() if name not in ("square", "difference")}
     text = json.dumps(plain(shown | {"derivative": curves}), indent=2, allow_nan=False)
     files.replace(folder / NAMES[0], (text + "\n").encode())
-    about = f"step {found['step']}, {found['rows']} held-out rows in each cell"
-    heat_map(found["error"], levels, "Row error: mean of (F − F*)²", about, folder / NAMES[1])
+    about = f"step {found['step']}, {found['rows']} held-out images in each cell"
+    heat_map(found["error"], levels, "Error: mean of (F − F*)²", about, folder / NAMES[1])
     heat_map(found["tangent"], levels, "Size of dF/dt: root mean square", about, folder / NAMES[2])
     derivative_curves(curves, levels, about, folder / NAMES[3])
 
 
 def plain(value: Any) -> Any:
-    """Arrays as lists, numbers that are not finite as null."""
+    """Returns a value as JSON can hold it: arrays as lists, numbers that are not finite as None."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -78,7 +89,15 @@ def plain(value: Any) -> Any:
 
 
 def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, path: epath.Path) -> None:
-    """A cell for every pair of nodes, its number written into it, on a logarithmic scale of colours. PNG."""
+    """Draws a cell for every pair of nodes with its number in it, on a logarithmic scale of colours, as PNG.
+
+    Args:
+        values: (n, n), NaN where there is no cell.
+        levels: (n,) noise levels of the nodes.
+        title: first line above the picture.
+        about: second line.
+        path: where the picture is written.
+    """
     from matplotlib.colors import LogNorm  # slow to import
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -107,8 +126,16 @@ def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, pat
     save(figure, path)
 
 
-def derivative_curves(curves: Mapping[str, Any], levels: Sequence[float], about: str, path: epath.Path) -> None:
-    """Relative errors of dF/dt by interval and time, a colour per half step, dashed in the network's type. PNG."""
+def derivative_curves(curves: Mapping[str, Any], levels: np.ndarray, about: str, path: epath.Path) -> None:
+    """Draws relative errors of dF/dt by interval and by time, as PNG.
+
+    Args:
+        curves: {"interval" or "time": {type: {half step or EXACT: (n,)}}}. A half step has a colour, and a type other
+            than float32 is dashed.
+        levels: (n,) noise levels of the nodes.
+        about: what was measured, for the title.
+        path: where the picture is written.
+    """
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""Features: what images are compared by. A plug is a pure function of weights and images (n, h, w, C) in [-1, 1]."""
+"""Features: what images are compared by, pure functions of weights and images (n, h, w, C) in [-1, 1]."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,15 @@ WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as the releases of github.co
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """apply: (variables, images (n, h, w, C) float32) -> {output: (n, d) float32}, for every name in outputs.
+    """A way to turn images into vectors.
 
-    preprocessing: what is done to images before. identity: of the network and its weights. Both are for fingerprints.
+    Attributes:
+        name: its name in FEATURES.
+        outputs: names of the vectors that it makes of an image.
+        preprocessing: what is done to images before, for fingerprints.
+        identity: of the network and its weights, for fingerprints.
+        variables: the weights, passed to `apply`.
+        apply: maps (variables, images (n, h, w, C) float32) to {output: (n, d) float32} for every name in outputs.
     """
 
     name: str
@@ -31,7 +37,7 @@ class Features:
 
 
 def pixels(weights: str = "") -> Features:
-    """The pixels themselves, for small images. There are no weights."""
+    """Returns the pixels themselves as features, for small images; there are no weights."""
     return Features("pixels", ("features",), "none", "pixels", {}, _flat)
 
 
@@ -40,9 +46,13 @@ def _flat(_, images):
 
 
 def inception(weights: str) -> Features:
-    """The published Inception network of FID. weights: its file, with arrays under the published names.
+    """Returns the features of the published Inception network of FID.
 
-    Raises ValueError, in one line, if the file is missing, damaged or another network's.
+    Args:
+        weights: the file of the weights, with arrays under their published names (see `tensors.read`).
+
+    Raises:
+        ValueError: in one line, if the file is missing, damaged or another network's.
     """
     if not epath.Path(weights).expanduser().exists():
         raise ValueError(

@@ -1,8 +1,8 @@
 """The Inception network of FID (Szegedy et al. 2015; the weights of 2015-12-05 that Heusel et al. 2017 published).
 
-It differs from other Inception-v3 networks: averages leave padding out, the last block pools by maximum, there are 1008
-classes, and images are resized as TensorFlow 1 did. Layers have the published names (Mixed_5b.branch1x1, …), so
-that `from_published` is a change of layout only.
+It differs from other Inception-v3 networks: average pooling leaves padding out, the last block pools by maximum, there
+are 1008 classes, and images are resized as TensorFlow 1 did. Layers have the published names (Mixed_5b.branch1x1, …),
+so that `from_published` changes nothing but layouts.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ EXACT = jax.lax.Precision.HIGHEST  # accelerators would round to 10 bits otherwi
 
 
 class Layer(NamedTuple):
-    """A convolution with its batch normalisation. stride 2 goes without padding, as published."""
+    """A convolution with its batch normalisation; a stride of 2 goes without padding, as published."""
 
     name: str
     width: int
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
 
 class Convolution(nn.Module):
-    """Convolution, normalisation by stored statistics, ReLU."""
+    """A convolution, normalisation by stored statistics, and ReLU."""
 
     layer: Layer
 
@@ -43,22 +43,22 @@ class Convolution(nn.Module):
 
 
 def average(x):
-    """Of 3 × 3 neighbours; padding does not count."""
+    """Pools 3 × 3 neighbours by their average; padding does not count."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
 def largest(x):
-    """Of 3 × 3 neighbours."""
+    """Pools 3 × 3 neighbours by their maximum."""
     return nn.max_pool(x, (3, 3), (1, 1), "SAME")
 
 
 def halved(x):
-    """The largest of 3 × 3 neighbours at every second place."""
+    """Pools 3 × 3 neighbours by their maximum at every second place."""
     return nn.max_pool(x, (3, 3), (2, 2), "VALID")
 
 
 class Block(nn.Module):
-    """Branches side by side. A branch: Layers and poolings in turn; a tuple within it: Layers side by side."""
+    """Branches whose outputs are concatenated: Layers and poolings in turn, or tuples of Layers side by side."""
 
     branches: tuple[tuple[Layer | Callable | tuple[Layer, ...], ...], ...]
 
@@ -81,6 +81,7 @@ class Block(nn.Module):
 
 
 def block_a(pooled):
+    """Returns the branches of a block at 35 × 35 places; `pooled` is the width of the last."""
     return (
         (Layer("branch1x1", 64),),
         (Layer("branch5x5_1", 48), Layer("branch5x5_2", 64, (5, 5))),
@@ -97,6 +98,7 @@ BLOCK_B = (
 
 
 def block_c(width):
+    """Returns the branches of a block at 17 × 17 places; `width` is that of its inner layers."""
     return (
         (Layer("branch1x1", 192),),
         (Layer("branch7x7_1", width), Layer("branch7x7_2", width, (1, 7)), Layer("branch7x7_3", 192, (7, 1))),
@@ -124,6 +126,7 @@ BLOCK_D = (
 
 
 def block_e(pool):
+    """Returns the branches of a block at 8 × 8 places; `pool` is the pooling of the last."""
     return (
         (Layer("branch1x1", 320),),
         (Layer("branch3x3_1", 384), (Layer("branch3x3_2a", 384, (1, 3)), Layer("branch3x3_2b", 384, (3, 1)))),
@@ -162,11 +165,13 @@ BLOCKS = {
 
 
 class Inception(nn.Module):
-    """Images (n, h, w, 3) in [0, 255], whole numbers of any type → a dict of float32:
+    """The network, a function of images (n, h, w, 3) in [0, 255], whole numbers of any type.
 
-    features (n, 2048): the last averages (pool3), for FID, precision and recall.
-    spatial (n, 2023): seven channels at 17 × 17 places, for sFID; order row, column, channel.
-    logits (n, 1008): without the bias, as the Inception score takes them.
+    It returns a dict of float32 arrays:
+
+        features: (n, 2048) the last averages (pool3), for FID, precision and recall.
+        spatial: (n, 2023) seven channels at 17 × 17 places in the order row, column, channel, for sFID.
+        logits: (n, 1008) without the bias, as the Inception score takes them.
     """
 
     @nn.compact
@@ -185,16 +190,16 @@ class Inception(nn.Module):
 
 
 def resize(images):
-    """Images (n, h, w, C) → (n, 299, 299, C), bilinear as in TensorFlow 1: place i comes from i · h/299.
+    """Resizes images (n, h, w, C) to (n, 299, 299, C) bilinearly, as TensorFlow 1 does.
 
-    No half pixels, and no smoothing where images are made smaller.
+    Place i comes from i · h/299, without half pixels, and nothing is smoothed where images become smaller.
     """
     rows, columns = (_interpolation(size) for size in images.shape[1:3])
     return jnp.einsum("ih,nhwc,jw->nijc", rows, images, columns, precision=EXACT)
 
 
 def _interpolation(size: int) -> np.ndarray:
-    """(299, size) float32: the weights of a line's places in the resized line."""
+    """Returns (299, size) float32, the weights of a line's places in the resized line."""
     at = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
     below = np.floor(at).astype(int)
     share = at - below
@@ -213,11 +218,11 @@ ARRAYS = {
     "bn.running_var": ("batch_stats", "bn/var"),
     "fc.weight": ("params", "fc/kernel"),
 }
-UNUSED = ("fc.bias", "num_batches_tracked")  # ends of published names that no output needs
+UNUSED = ("fc.bias", "num_batches_tracked")  # suffixes of published names that no output needs
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """{published name: published shape} of all that the outputs need."""
+    """Returns {published name: published shape} of all arrays that the outputs need."""
     blank = jax.eval_shape(Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.uint8))
     found = {}
     for collection, tree in blank.items():
@@ -231,9 +236,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def from_published(weights: dict[str, np.ndarray]) -> Any:
-    """The variables of `Inception` from arrays under their published names, in PyTorch's layouts.
+    """Converts published weights to the variables of `Inception`.
 
-    Raises ValueError, in one line, if arrays are missing or of another shape, or if there are others.
+    Args:
+        weights: {published name: array in PyTorch's layout}.
+
+    Raises:
+        ValueError: in one line, if arrays are missing or of another shape, or if there are others.
     """
     expected = shapes()
     given = {name: value for name, value in weights.items() if not name.endswith(UNUSED)}
@@ -247,7 +256,7 @@ def from_published(weights: dict[str, np.ndarray]) -> Any:
     if wrong:
         more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise ValueError(f"not the Inception network of FID: {', '.join(wrong[:2])}{more}")
-    variables = {"params": {}, "batch_stats": {}}
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name in expected:
         end = next(end for end in ARRAYS if name.endswith(end))
         collection, place = ARRAYS[end]

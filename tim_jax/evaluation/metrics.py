@@ -1,20 +1,29 @@
-"""A metric: what it needs of two sets of images, and how it compares them.
+"""Metrics: what each of them needs of two sets of images, and how it compares them.
 
-Sets are summarised once (see kept.py), prepared once, and then compared, so that a reference costs nothing twice.
+A set is summarised once (see summaries.py) and prepared once, and is then compared any number of times, so that a
+reference is never paid for twice. To add a metric, write a file with its `prepare` and `compare`, and give it a line in
+METRICS: the any-step table, the floor, stored references and evaluation while training take it from there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tim_jax.evaluation import distances, kept, neighbours, score
+from tim_jax.evaluation import distances, neighbours, score, summaries
 
 
 class Metric(NamedTuple):
-    """title: of its column. output, kind: what it needs of a set. prepare: value of that kind -> prepared.
+    """One metric.
 
-    compare: (prepared samples, prepared reference) -> float. alone: the reference is not looked at. higher: better.
+    Attributes:
+        title: heading of its column.
+        output: the output of the features that it looks at.
+        kind: the kind of summary that it needs of a set (see `summaries.KINDS`).
+        prepare: maps a summary of that kind to what is compared.
+        compare: maps what was prepared of the samples and of the reference to the figure.
+        reference_free: whether the reference is not looked at.
+        higher_is_better: whether larger figures are better.
     """
 
     title: str
@@ -22,39 +31,54 @@ class Metric(NamedTuple):
     kind: str
     prepare: Callable[[Any], Any]
     compare: Callable[[Any, Any], float]
-    alone: bool = False
-    higher: bool = False
+    reference_free: bool = False
+    higher_is_better: bool = False
 
     @property
-    def need(self) -> kept.Need:
+    def need(self) -> summaries.Need:
+        """The (output, kind) pair that a summary must have."""
         return self.output, self.kind
 
     def of(self, features: np.ndarray) -> Any:
-        """Features (n, d) of a whole set, prepared."""
-        return self.prepare(kept.KEPT[self.kind].of(features, np.arange(len(features))))
+        """Summarises and prepares the features (n, d) of a whole set."""
+        return self.prepare(summaries.KINDS[self.kind].of(features, np.arange(len(features))))
 
     def __call__(self, samples: np.ndarray, reference: np.ndarray) -> float:
-        """The figure of features (n, d) of samples and (m, d) of a reference."""
+        """Returns the figure of the features (n, d) of samples against the features (m, d) of a reference."""
         return self.compare(self.of(samples), self.of(reference))
 
 
 METRICS = {
     "frechet": Metric("Fréchet", "features", "moments", distances.gaussian, distances.frechet_distance),
     "sfid": Metric("sFID", "spatial", "moments", distances.gaussian, distances.frechet_distance),
-    "kernel": Metric("kernel", "features", "rows", distances.kernel_set, distances.kernel_distance),
+    "kernel": Metric("kernel", "features", "raw", distances.kernel_set, distances.kernel_distance),
     "inception_score": Metric(
-        "Inception score", "logits", "splits", score.inception_score, lambda a, _: a, alone=True, higher=True
+        "Inception score",
+        "logits",
+        "splits",
+        score.inception_score,
+        lambda a, _: a,
+        reference_free=True,
+        higher_is_better=True,
     ),
-    "precision": Metric("precision", "features", "rows", neighbours.balls, neighbours.precision, higher=True),
-    "recall": Metric("recall", "features", "rows", neighbours.balls, neighbours.recall, higher=True),
+    "precision": Metric("precision", "features", "raw", neighbours.balls, neighbours.precision, higher_is_better=True),
+    "recall": Metric("recall", "features", "raw", neighbours.balls, neighbours.recall, higher_is_better=True),
 }
-TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID"}  # by features, where they have a name
+TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID"}  # (features, metric) with a name of its own
 
 
-def chosen(outputs, names=()) -> dict[str, Metric]:
-    """The metrics of these names, all where there are none, that features with these outputs can serve.
+def chosen(outputs: Collection[str], names: Collection[str] = ()) -> dict[str, Metric]:
+    """Chooses the metrics that the features can serve.
 
-    Raises ValueError for a name that is not in METRICS, or needs an output that the features do not have.
+    Args:
+        outputs: names of the features' outputs.
+        names: the metrics that are wanted; all that can be served if there are none.
+
+    Returns:
+        {name: Metric} in the order of METRICS.
+
+    Raises:
+        ValueError: for a name that is not in METRICS, or that needs an output which the features do not have.
     """
     for name in names:
         if name not in METRICS:

@@ -1,32 +1,43 @@
 """Precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019), in float64.
 
-The set's support is taken to be the union of balls around its members, each as wide as the distance to the member's
-third neighbour. Precision: the share of samples within the reference's. Recall: the other way round.
+The support of a set is taken to be the union of balls around its members, each as wide as the distance to the member's
+third neighbour. Precision is the share of samples within the support of the reference, and recall is the share of the
+reference within the support of the samples.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from tim_jax.evaluation import statistics
-from tim_jax.evaluation.kept import Rows
+from tim_jax.evaluation.summaries import RawFeatures
 
 K = 3
-BLOCK = 2**23  # entries of the matrix of distances that are held at a time
+BLOCK = 2**23  # entries of the matrix of distances that are in memory at a time
 ROUNDING = 1e-12  # of a squared distance, relative to the squared norms that it is made of
 
 
 class Balls(NamedTuple):
-    """centres (n, d), norms: their squares (n,), squares: of the radii (n,); float64."""
+    """Balls around n features of width d, all in float64.
+
+    Attributes:
+        centres: (n, d).
+        norms: (n,) squared norms of the centres.
+        squares: (n,) squared radii.
+    """
 
     centres: np.ndarray
     norms: np.ndarray
     squares: np.ndarray
 
 
-def balls(rows: Rows) -> Balls:
-    """Balls around features (n, d), n ≥ 4, each reaching its third neighbour. Time n²d, memory in blocks."""
-    features = statistics.finite(rows.values)
+def balls(raw: RawFeatures) -> Balls:
+    """Returns balls around features (n, d), n ≥ 4, each reaching its third neighbour.
+
+    It takes time n²d, and memory in blocks. Raises ValueError for fewer features.
+    """
+    features = statistics.finite(raw.values)
     if len(features) <= K:
         raise ValueError(f"count {len(features)}: precision and recall need at least {K + 1} features")
     norms = (features**2).sum(axis=1)
@@ -36,12 +47,12 @@ def balls(rows: Rows) -> Balls:
 
 
 def precision(samples: Balls, reference: Balls) -> float:
-    """The share of samples that lie in one of the reference's balls, in [0, 1]."""
+    """Returns the share of samples that lie in one of the reference's balls, in [0, 1]."""
     return _share(samples, reference)
 
 
 def recall(samples: Balls, reference: Balls) -> float:
-    """The share of the reference that lies in one of the samples' balls, in [0, 1]."""
+    """Returns the share of the reference that lies in one of the samples' balls, in [0, 1]."""
     return _share(reference, samples)
 
 
@@ -57,9 +68,9 @@ def _share(points: Balls, support: Balls) -> float:
     return inside / len(points.centres)
 
 
-def _squares(x, x_norms, y, y_norms):
-    """Squared distances (some rows of x, all of y), block by block."""
-    rows = max(1, BLOCK // len(y))
-    for first in range(0, len(x), rows):
-        part = slice(first, first + rows)
+def _squares(x: np.ndarray, x_norms: np.ndarray, y: np.ndarray, y_norms: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields squared distances (some of x, all of y), block by block."""
+    size = max(1, BLOCK // len(y))
+    for first in range(0, len(x), size):
+        part = slice(first, first + size)
         yield x_norms[part, None] + y_norms[None, :] - 2 * (x[part] @ y.T)

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, samples beside their nearest training images. PNG, to any path epath knows."""
+"""Pictures: grids of images, and samples beside their nearest training images, as PNG at any path epath knows."""
 
 import io
 
@@ -13,9 +13,16 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
 def to_uint8(images):
-    """Images (..., h, w, C) in [-1, 1] -> uint8 (..., h, w, 3). Values outside are clipped, NaN is mid-grey.
+    """Converts images to bytes.
 
-    ValueError unless C is 1 or 3: latents have other channel counts and are not pictures.
+    Args:
+        images: (..., h, w, C) in [-1, 1], C 1 or 3. Values outside are clipped, and NaN becomes mid-grey.
+
+    Returns:
+        uint8 (..., h, w, 3).
+
+    Raises:
+        ValueError: for other numbers of channels: latents are not pictures.
     """
     images = np.asarray(images, np.float32)
     if images.ndim < 3 or images.shape[-1] not in (1, 3):
@@ -25,12 +32,20 @@ def to_uint8(images):
 
 
 def grid(images, columns, path=None, scale=None, row_labels=None):
-    """A grid of images, row by row.
+    """Puts images into a grid, row by row.
 
-    images: (n, h, w, C) in [-1, 1], C 1 or 3. columns: images per row; the last row may be short. scale: whole
-    factor of enlargement, nearest neighbour; None enlarges images below 64 pixels. row_labels: one text per row,
-    drawn at the left. path: where to write a PNG, if anywhere. Returns a PIL image. ValueError for other channel
-    counts, no images, columns or scale below one, or a wrong number of labels.
+    Args:
+        images: (n, h, w, C) in [-1, 1], C 1 or 3.
+        columns: images per row; the last row may be short.
+        path: where to write a PNG, if anywhere.
+        scale: whole factor of enlargement, by nearest neighbours; None enlarges images below 64 pixels.
+        row_labels: one text per row, drawn at the left.
+
+    Returns:
+        A PIL image.
+
+    Raises:
+        ValueError: for other numbers of channels, no images, columns or scale below one, or a wrong number of labels.
     """
     tiles = _enlarge(images, scale)
     if columns < 1:
@@ -54,10 +69,19 @@ def grid(images, columns, path=None, scale=None, row_labels=None):
 
 
 def any_step_grid(images_by_steps, path=None, scale=None):
-    """One row per step count, labelled; images in a column come from the same noise and condition.
+    """Puts samples into a grid with a labelled row per step count; a column has one noise and one condition.
 
-    images_by_steps: {steps: (n, h, w, C)}, or a list of n images (h, w, C) whose shapes differ from column to column;
-    equal n. Returns a PIL image.
+    Args:
+        images_by_steps: {steps: (n, h, w, C)} in [-1, 1], or lists of n images (h, w, C) whose shapes differ from
+            column to column; n is the same for all.
+        path: where to write a PNG, if anywhere.
+        scale: as in `grid`.
+
+    Returns:
+        A PIL image.
+
+    Raises:
+        ValueError: for different numbers of images.
     """
     counts = {len(images) for images in images_by_steps.values()}
     if len(counts) != 1:
@@ -85,10 +109,18 @@ def any_step_grid(images_by_steps, path=None, scale=None):
 
 
 def nearest(samples, training, count=None):
-    """For the first `count` samples (all if None) the nearest training image in pixels.
+    """Finds the nearest training image, in pixels, of some samples.
 
-    samples (n, h, w, C), training (m, h, w, C). Returns indices (count,) into training and Euclidean distances
-    (count,) float64 over all pixels. ValueError if the images differ in shape.
+    Args:
+        samples: (n, h, w, C).
+        training: (m, h, w, C).
+        count: how many of the samples, the first ones; by default all.
+
+    Returns:
+        Indices (count,) into training, and Euclidean distances (count,) over all pixels in float64.
+
+    Raises:
+        ValueError: if the images differ in shape.
     """
     if np.shape(samples)[1:] != np.shape(training)[1:]:
         shapes = np.shape(samples)[1:], np.shape(training)[1:]
@@ -103,9 +135,17 @@ def nearest(samples, training, count=None):
 
 
 def nearest_images(samples, batches):
-    """For every sample (n, h, w, C) the nearest of the images that come in batches (m, h, w, C), and its distance.
+    """Finds the nearest of the images that come in batches, in pixels, of every sample.
 
-    Returns images (n, h, w, C) and Euclidean distances (n,) over all pixels. ValueError if there are no images.
+    Args:
+        samples: (n, h, w, C).
+        batches: of images (m, h, w, C).
+
+    Returns:
+        Images (n, h, w, C), and Euclidean distances (n,) over all pixels in float64.
+
+    Raises:
+        ValueError: if there are no images, or they differ in shape.
     """
     found, distances = None, np.full(len(samples), np.inf)
     for batch in batches:
@@ -119,10 +159,20 @@ def nearest_images(samples, batches):
 
 
 def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None):
-    """Pairs sample | nearest training image for the first `count` samples, the pixel distance under each pair.
+    """Draws pairs sample | nearest training image, with their distance over all pixels below each pair.
 
-    batches: of training images, as in `nearest_images`. A sampler that has learnt its data by heart shows equal pairs
-    and distances near zero. Returns a PIL image.
+    A sampler that has learnt its data by heart shows equal pairs and distances near zero.
+
+    Args:
+        samples: (n, h, w, C) in [-1, 1].
+        batches: of training images, as in `nearest_images`.
+        count: how many of the samples, the first ones.
+        columns: pairs per row.
+        path: where to write a PNG, if anywhere.
+        scale: as in `grid`.
+
+    Returns:
+        A PIL image.
     """
     samples = np.asarray(samples)[:count]
     found, distances = nearest_images(samples, batches)

@@ -1,7 +1,8 @@
 """Files of images and statistics as the published evaluations exchange them (Dhariwal & Nichol 2021, ADM).
 
-arr_0: images uint8 (n, h, w, 3); arr_1: their labels. Reference batches may hold mu, sigma (of pool3) and mu_s, sigma_s
-(of the spatial features) of a larger set. Both are read and written in parts: 50,000 images need not fit in memory.
+Such an npz file holds images in arr_0, uint8 (n, h, w, 3), and their labels in arr_1. Reference batches may also hold
+the moments of a larger set: mu and sigma of pool3, mu_s and sigma_s of the spatial features. Images are read and
+written in parts, so that 50,000 of them need not fit in memory.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation.kept import Summary
 from tim_jax.evaluation.statistics import Statistics
+from tim_jax.evaluation.summaries import Summary
 from tim_jax.system import files
 
 IMAGES, LABELS = "arr_0", "arr_1"
@@ -25,7 +26,17 @@ PART = 256  # images that are read at a time
 def write_images(
     path: Any, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int], labels: np.ndarray
 ) -> None:
-    """Writes images uint8 of that shape (n, h, w, 3), which come in batches, and their labels (n,), in one move."""
+    """Writes a file of images and labels in one move.
+
+    Args:
+        path: the npz file; missing folders are made.
+        batches: the images in order, uint8 (any number, h, w, 3).
+        shape: (n, h, w, 3) of all of them together.
+        labels: (n,) whole numbers.
+
+    Raises:
+        ValueError: for images of another type or shape, or another number of them.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(size) for size in shape)}
@@ -45,11 +56,12 @@ def write_images(
         with archive.open(f"{LABELS}.npy", "w") as stream:
             np.lib.format.write_array(stream, np.asarray(labels, np.int64), allow_pickle=False)
         if written != shape[0]:
-            raise ValueError(f"images: {written} came, {shape[0]} were announced")
+            raise ValueError(f"images: {written} were given; shape says {shape[0]}")
 
 
 @contextlib.contextmanager
-def _told(path: Any):
+def _reading(path: Any) -> Iterator[None]:
+    """Turns what reading a damaged file raises into a ValueError of one line."""
     try:
         yield
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -58,14 +70,14 @@ def _told(path: Any):
 
 
 def names(path: Any) -> list[str]:
-    """Names of a file's arrays. Raises ValueError, in one line, for a file that is not npz."""
-    with _told(path), _opened(path) as archive:
+    """Returns the names of a file's arrays. Raises ValueError, in one line, for a file that is not npz."""
+    with _reading(path), _opened(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def image_shape(path: Any) -> tuple[int, int, int, int] | None:
-    """(n, h, w, 3) of a file's images, None if it has none. Raises ValueError, in one line, for another file."""
-    with _told(path), _opened(path) as archive:
+    """Returns (n, h, w, 3) of a file's images, None if it has none. Raises ValueError, in one line."""
+    with _reading(path), _opened(path) as archive:
         if f"{IMAGES}.npy" not in archive.namelist():
             return None
         with archive.open(f"{IMAGES}.npy") as stream:
@@ -73,8 +85,8 @@ def image_shape(path: Any) -> tuple[int, int, int, int] | None:
 
 
 def read_images(path: Any) -> Iterator[np.ndarray]:
-    """The images of a file, uint8 (≤ 256, h, w, 3), in order. Raises ValueError, in one line."""
-    with _told(path), _opened(path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+    """Yields the images of a file in order, uint8 (≤ 256, h, w, 3). Raises ValueError, in one line."""
+    with _reading(path), _opened(path) as archive, archive.open(f"{IMAGES}.npy") as stream:
         count, *shape = _header(stream)
         for first in range(0, count, PART):
             size = (min(PART, count - first), *shape)
@@ -85,21 +97,21 @@ def read_images(path: Any) -> Iterator[np.ndarray]:
 
 
 def read_moments(path: Any) -> Summary:
-    """Summary of the moments that a file holds; {} if it holds none. Raises ValueError, in one line."""
-    summary = {}
-    with _told(path), epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    """Returns the summary of the moments that a file holds, {} if it holds none. Raises ValueError, in one line."""
+    summary: Summary = {}
+    with _reading(path), epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         for output, (mean, covariance) in MOMENTS.items():
             if mean in stored.files and covariance in stored.files:
                 mu, sigma = np.asarray(stored[mean], np.float64), np.asarray(stored[covariance], np.float64)
                 if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
                     raise ValueError(f"{mean} is {mu.shape} and {covariance} {sigma.shape}, must be (d,) and (d, d)")
-                # How many images they are of is not told: 2, so that scatter and covariance are the same.
+                # The file does not say of how many images: 2 makes scatter and covariance the same.
                 summary[output, "moments"] = Statistics(2, mu, sigma)
     return summary
 
 
 def digest(path: Any) -> str:
-    """A short digest of a file's content."""
+    """Returns a short digest of a file's content, 16 hexadecimal digits."""
     found = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while part := file.read(2**22):
@@ -108,12 +120,13 @@ def digest(path: Any) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: Any) -> Iterator[zipfile.ZipFile]:
     with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         yield archive
 
 
-def _header(stream):
+def _header(stream: Any) -> tuple[int, int, int, int]:
+    """Reads the header of arr_0 and returns its shape."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)

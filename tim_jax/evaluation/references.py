@@ -1,6 +1,7 @@
 """References: summaries of real images, stored with a fingerprint of what they are of, and refused where it differs.
 
-A fingerprint is a dict of texts and numbers: data, split, images, size, preprocessing, features, rows.
+A fingerprint is a dict of texts and numbers: data, split, images (their number), size, preprocessing, features, and
+rows, the most images of which raw features are stored.
 """
 
 import dataclasses
@@ -14,20 +15,33 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation.kept import KEPT, Need, Summary
+from tim_jax.evaluation.summaries import KINDS, Need, Summary
 from tim_jax.system import files
 
 FINGERPRINT = "fingerprint"
+STORED = {"raw": "rows"}  # kinds of summaries that have another name in files, which are older than theirs here
+KIND_OF = {STORED.get(kind, kind): kind for kind in KINDS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
+    """The summary of a set of real images, and the fingerprint that says which images and features it is of."""
+
     fingerprint: Mapping[str, Any]
     summary: Summary
 
 
-def same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError, in one line that names what differs, unless two fingerprints are equal."""
+def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Checks that two fingerprints are equal.
+
+    Args:
+        found: the fingerprint that is checked.
+        expected: the fingerprint that it must equal.
+        what: what the first one belongs to, for the message.
+
+    Raises:
+        ValueError: in one line that names what differs.
+    """
     for key in [*expected, *(key for key in found if key not in expected)]:
         if found.get(key) != expected.get(key):
             raise ValueError(
@@ -36,45 +50,55 @@ def same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> No
 
 
 def name_of(fingerprint: Mapping[str, Any]) -> str:
-    """A file name for a reference, by its fingerprint."""
+    """Returns the name of the file in which the reference with this fingerprint is stored."""
     text = json.dumps(fingerprint, sort_keys=True)
     return f"reference-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
 
 def write(path: Any, reference: Reference) -> None:
-    """Writes a reference, in one move, as npz without pickle."""
+    """Writes a reference in one move, as npz without pickle. Missing folders are made."""
     arrays = {FINGERPRINT: np.array(json.dumps(reference.fingerprint))}
     for (output, kind), value in reference.summary.items():
-        arrays |= {f"{output}/{kind}/{field}": array for field, array in value._asdict().items()}
+        prefix = f"{output}/{STORED.get(kind, kind)}"
+        arrays |= {f"{prefix}/{field}": array for field, array in value._asdict().items()}
     data = io.BytesIO()
-    np.savez(data, **arrays)
+    np.savez(data, allow_pickle=False, **arrays)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, data.getvalue())
 
 
 def read(path: Any) -> Reference:
-    """A reference that `write` wrote. Raises ValueError, in one line, for a file that is not one, or is damaged."""
+    """Reads a reference that `write` wrote. Raises ValueError, in one line, for another file or a damaged one."""
     path = epath.Path(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             fingerprint = json.loads(str(stored[FINGERPRINT]))
             arrays = {name: stored[name] for name in stored.files if name != FINGERPRINT}
         summary = {}
-        for output, kind in {tuple(name.split("/")[:2]) for name in arrays}:
-            value = KEPT[kind].value
-            fields = (arrays[f"{output}/{kind}/{field}"] for field in value._fields)
-            summary[output, kind] = value(*(array if array.ndim else array.item() for array in fields))
+        for output, name in {tuple(name.split("/")[:2]) for name in arrays}:
+            value = KINDS[KIND_OF[name]].value
+            fields = (arrays[f"{output}/{name}/{field}"] for field in value._fields)
+            summary[output, KIND_OF[name]] = value(*(array if array.ndim else array.item() for array in fields))
         return Reference(fingerprint, summary)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a reference, or damaged ({type(error).__name__}: {error})") from None
 
 
 def cached(path: epath.Path, fingerprint: Mapping[str, Any], needs: Iterable[Need]) -> Reference | None:
-    """The reference at a path if it is there, whole, of this fingerprint and with all that is needed."""
+    """Looks for a reference that was computed before.
+
+    Args:
+        path: where it would be stored.
+        fingerprint: of the reference that is wanted.
+        needs: the (output, kind) pairs that its summary must have.
+
+    Returns:
+        The reference, or None if it is not there, damaged, of another fingerprint, or lacks something.
+    """
     try:
         found = read(path)
-        same(found.fingerprint, fingerprint, str(path))
+        check_same(found.fingerprint, fingerprint, str(path))
     except ValueError:
         return None
     return found if set(needs) <= found.summary.keys() else None

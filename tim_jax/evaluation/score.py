@@ -3,13 +3,17 @@
 import numpy as np
 import scipy.special
 
-from tim_jax.evaluation.kept import Splits
+from tim_jax.evaluation.summaries import Splits
 
 
 def inception_score(splits: Splits) -> float:
-    """The mean over splits of exp(Σₙ Σₖ pₙₖ log pₙₖ / N − Σₖ p̄ₖ log p̄ₖ), as published: in splits of 5,000 images.
+    """Returns the Inception score, which looks at no reference.
 
-    Between 1 and the number of classes. It looks at no reference.
+    It is the mean over splits, as published of 5,000 images each, of
+
+        exp(Σₙ Σₖ pₙₖ log pₙₖ / N − Σₖ p̄ₖ log p̄ₖ),
+
+    and lies between 1 and the number of classes.
     """
     counts = splits.counts[splits.counts > 0]
     means = splits.sums[splits.counts > 0] / counts[:, None]

@@ -72,9 +72,9 @@ class EvaluationSettings:
             )
         if not set(self.metrics) <= set(METRICS):
             raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {', '.join(METRICS)}")
-        for name, least in (("batch_size", 1), ("max_images", MIN_IMAGES)):
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, minimum in (("batch_size", 1), ("max_images", MIN_IMAGES)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {minimum}")
         if self.num_samples != 0 and self.num_samples < MIN_IMAGES:
             raise ValueError(f"evaluation.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}")
         self.periodic.check(emas)

@@ -1,5 +1,5 @@
-"""Plans a run for devices that are not there: compiles the real train step for them and reads what it needs.
+"""The planner: compiles the real train step of a run for devices that are not there, and reads what it needs.
 
-topologies and chips: the devices. compile: the step. memory, flops, collectives: what it needs. bounds: how fast it
-can be at best. report: all of it as text and JSON.
+`compile` makes the step, `memory` and `collectives` read what it needs, `bounds` says how fast it can be at best, and
+`report` shows all of it as text and JSON. The devices are described in `system/topologies.py` and `system/chips.py`.
 """

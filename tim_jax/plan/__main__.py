@@ -1,9 +1,10 @@
 """python -m tim_jax.plan --config=configs/imagenet256_xl.py --topology=v5p:4x4x8[,h100:4x8,…] [--json FILE]
 
-Of an objective that learns from a teacher, --teacher=CONFIG says what it is, in place of its weights.
+For an objective that learns from a teacher, --teacher=CONFIG gives its configuration in place of a checkpoint.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -16,36 +17,50 @@ from tim_jax.plan.memory import largest_batch
 from tim_jax.runs.teachers import Found, find, stand_ins
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
+from tim_jax.transitions.objective import Objective
 
 
-def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.Plan:
-    """Compiles the step of a configuration and, if it does not fit, searches the largest batch that does.
+def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.PlanReport:
+    """Compiles the step of a configuration and, if it does not fit, searches for the largest batch that does.
 
-    models: those that it learns from.
+    Args:
+        config: the configuration.
+        devices: what the step is compiled for.
+        models: the models that it learns from (see `models_of`).
     """
     step = compile_step(config, devices, models=models)
     found = collectives.read(step.text) if step.text else []
-    least = bounds(step, devices, found) if step.text else None
-    plan = report.Plan(devices, step, found, least, config.training.steps)
+    best = bounds(step, devices, found) if step.text else None
+    plan = report.PlanReport(devices, step, found, best, config.training.steps)
     if plan.fits:
         return plan
 
-    def measure(rows: int) -> int:
-        return compile_step(config, devices, rows, models).memory.total
+    def measure(batch_size: int) -> int:
+        return compile_step(config, devices, batch_size, models).memory.total
 
-    largest, _ = largest_batch(measure, step.rows, step.memory.total, devices.chip.memory, step.unit)
-    return report.Plan(devices, step, found, least, config.training.steps, largest)
+    largest, _ = largest_batch(measure, step.batch_size, step.memory.total, devices.chip.memory, step.unit)
+    return report.PlanReport(devices, step, found, best, config.training.steps, largest)
 
 
 def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, Found]:
-    """What a configuration learns from: the configuration called `teacher`, or what its own keys name.
+    """Finds the models that a configuration learns from.
 
-    Raises ValueError if it learns from a teacher and there is neither, or from none and there is one.
+    Args:
+        config: the configuration.
+        teacher: name of the teacher's configuration, None for the checkpoint that `config` names.
+        devices: what the step will be compiled for.
+
+    Returns:
+        {name: model}, empty if it learns from none.
+
+    Raises:
+        ValueError: if it learns from a teacher and there is neither, or from none and there is one.
     """
     run = build(config, devices.devices)
     if teacher is not None:
         return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
-    if run.trainer.step.objective.learns_from and not run.config.teacher.checkpoint:
+    objective = cast(Objective, run.trainer.step.objective)
+    if objective.learns_from and not run.config.teacher.checkpoint:
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
             "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"
@@ -54,6 +69,7 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Plans a run; returns the exit code, FAILED if it does not fit somewhere."""
     parser = Parser(prog="python -m tim_jax.plan", description="Plans a run for devices that are not there.")
     parser.add_argument("--config", required=True, help="a configuration, such as configs/imagenet256_xl.py")
     parser.add_argument("--topology", required=True, help=f"one or more of CHIP:SHAPE, such as {','.join(EXAMPLES)}")

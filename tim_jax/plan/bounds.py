@@ -1,4 +1,4 @@
-"""How fast a step can be at best: what compute, memory and interconnect each allow."""
+"""Bounds: how fast a step can be at best, as compute, memory and interconnect each allow."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,11 +12,13 @@ from tim_jax.system.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds that a step takes at least, were nothing else in its way.
+    """Seconds that a step takes at least, if one resource alone limits it.
 
-    compute: matrix products at the peak of bfloat16. memory: state read and written, teachers and batch read,
-    temporaries and gathered arrays written and read once each. interconnect: every byte at full speed, over links
-    within an island and over the network between islands.
+    Attributes:
+        compute: of matrix products at the peak speed of bfloat16.
+        memory: of reading and writing the state, reading teachers and batch, and writing and reading temporaries and
+            gathered arrays once each.
+        interconnect: of moving every byte at full speed, over links within an island and the network between islands.
     """
 
     compute: float
@@ -25,16 +27,18 @@ class Bounds:
 
     @property
     def step(self) -> float:
-        """Seconds of a step if the three overlap wholly."""
+        """Seconds of a step if the three overlap completely."""
         return max(dataclasses.astuple(self))
 
     @property
     def name(self) -> str:
-        """Which of them binds."""
-        return max(dataclasses.asdict(self), key=dataclasses.asdict(self).get)
+        """The name of the largest."""
+        seconds = dataclasses.asdict(self)
+        return max(seconds, key=lambda name: seconds[name])
 
 
 def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) -> Bounds:
+    """Returns the bounds of a compiled step on a topology, whose chips give the speeds."""
     chip, memory = topology.chip, step.memory
     gathers = [(whole(c), c.count) for c in collectives if c.kind == "all-gather"]
     temporaries = max(0.0, memory.activations - sum(size for size, _ in gathers))
@@ -50,15 +54,19 @@ def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) ->
 
 
 def whole(collective: Collective) -> float:
-    """Bytes of the array that a collective among n chips gathers or scatters, of which a chip receives (n − 1)/n."""
+    """Returns the bytes of the array that n chips gather or scatter, of which each receives (n − 1)/n."""
     n = collective.groups.shape[1]
     return collective.bytes * n / (n - 1)
 
 
 def network_bytes(collective: Collective, island: int) -> float:
-    """Bytes per chip, of those that it receives each time, that must come from other islands.
+    """Returns how many of the bytes that a chip receives each time must come from other islands.
 
-    h islands with m chips each: of S bytes an island needs the (h − 1)/h that it does not have, over m chips' network.
+    Of S bytes gathered among h islands of m chips, an island lacks (h − 1)/h, which come over the network of m chips.
+
+    Args:
+        collective: the collective.
+        island: chips of an island, which are consecutive.
     """
     islands = collective.groups // island
     h = max(len(np.unique(group)) for group in islands)

@@ -1,13 +1,14 @@
 """Collectives of a compiled step, read from its HLO text: kind, mesh axes, bytes, how often.
 
-A collective inside a loop counts as often as the loop turns. Bytes are those that a chip receives, for n chips in a
-group and an array of S bytes (gathered, or before it is reduced and scattered):
+A collective inside a loop counts once per iteration. Bytes are those that a chip receives, for n chips in a group and
+an array of S bytes (gathered, or before it is reduced and scattered):
 
     all-gather, reduce-scatter, all-to-all   S (n − 1)/n
     all-reduce                               2 S (n − 1)/n
     collective-permute                       S
 
-No algorithm moves less for a gather, a scatter or an all-reduce, so that dividing by a link's speed bounds the time.
+No algorithm moves less for a gather, a scatter or an all-reduce, so that dividing by the speed of a link bounds the
+time.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 
-DTYPE_BITS = {"pred": 8, "bf16": 16}  # the others say their bits in their name: f32, s8, u4, f8e4m3fn
+DTYPE_BITS = {"pred": 8, "bf16": 16}  # other types have their bits in their name: f32, s8, u4, f8e4m3fn
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
@@ -33,10 +34,14 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 class Collective:
     """One collective of a step.
 
-    kind: a name in KINDS. arrays: (dtype, shape) of what it returns, several where the compiler joined some. groups:
-    the chips that take part together, (number of groups, n), as positions in the mesh's flat list; of a permutation the
-    pairs (from, to). bytes: received by a chip each time. count: times per step. source: the operation of the program
-    that it belongs to.
+    Attributes:
+        kind: a name in KINDS.
+        arrays: (dtype, shape) of each result; there are several where the compiler combined some collectives.
+        groups: (number of groups, n) chips that take part together, as positions in the mesh's flat list; the pairs
+            (from, to) of a permutation.
+        bytes: received by a chip each time.
+        count: times per step.
+        source: name of the operation in the program that it belongs to.
     """
 
     kind: str
@@ -48,7 +53,7 @@ class Collective:
 
     @property
     def dtype(self) -> str:
-        """Of its largest array."""
+        """The type of its largest array."""
         return max(self.arrays, key=lambda array: _bytes(*array))[0]
 
     def axes(self, mesh: Mesh) -> tuple[str, ...]:
@@ -59,10 +64,15 @@ class Collective:
 
 
 def read(text: str) -> list[Collective]:
-    """The collectives of a compiled program, but not those of a chip with itself.
+    """Reads the collectives of a compiled program, except those of a chip with itself.
 
-    Raises ValueError for a loop or a group that it cannot read.
-    The TPU compiler may cut one collective into a chain of pieces, to do other work between them: it counts once.
+    The TPU compiler may cut one collective into a chain of pieces, to do other work between them; it counts once.
+
+    Args:
+        text: the optimised HLO of the program.
+
+    Raises:
+        ValueError: for a loop or a group that cannot be read.
     """
     computations, entry = split(text)
     found = {}
@@ -76,8 +86,9 @@ def read(text: str) -> list[Collective]:
 
 
 def split(text: str) -> tuple[dict[str, list[str]], str]:
-    """({computation: its lines}, the name of the first one called)."""
-    computations, entry, current = {}, "", None
+    """Returns ({computation: its lines}, the name of the entry computation) of HLO text."""
+    computations: dict[str, list[str]] = {}
+    entry, current = "", None
     for line in text.splitlines():
         head = _COMPUTATION.match(line)
         if head:
@@ -89,8 +100,8 @@ def split(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """How often a computation runs per step."""
-    times = {}
+    """Returns how often each computation runs per step."""
+    times: dict[str, int] = {}
 
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
@@ -108,17 +119,17 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trip_count(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a while loop turns: said by the compiler, or the number that its counter, from 0 on, is compared to."""
+    """Returns the iterations of a while loop: as the compiler states, or the limit of its counter, from 0 on."""
     known = re.search(r"known_trip_count[^0-9]*(\d+)", line)
     if known:
         return int(known.group(1))
-    condition = re.search(r"condition=%?([\w.-]+)", line).group(1)
+    (condition,) = re.findall(r"condition=%?([\w.-]+)", line)
     lines = list(computations[condition])
     for callee in [name for line in computations[condition] for name in _CALLED.findall(line)]:
         lines += computations.get(callee, [])
     limits = {int(n) for line in lines for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", line)}
     if len(limits) != 1:
-        raise ValueError(f"loop with condition {condition}: cannot tell how often it turns")
+        raise ValueError(f"loop with condition {condition}: cannot tell how often it runs")
     return limits.pop()
 
 
@@ -133,7 +144,7 @@ def _collective(line: str, computation: list[str], times: int) -> Collective | N
         return None
     arrays = _arrays(instruction.group(2))
     if started and kind != "all-reduce":
-        # What an asynchronous one returns first holds its operands, then its results (and then maybe counters).
+        # The result of an asynchronous one holds its operands, then its results (and then maybe counters).
         arrays = [array for array in arrays if array[1]] if kind == "collective-permute" else arrays
         arrays = arrays[len(arrays) // 2 :]
     groups = _groups(line, kind)
@@ -152,20 +163,20 @@ def _collective(line: str, computation: list[str], times: int) -> Collective | N
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of every array in a result type, layouts left out."""
+    """Returns (dtype, shape) of every array in a result type, without layouts."""
     text = re.sub(r"\{[^{}]*\}", "", text)
     return [(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in _ARRAY.findall(text)]
 
 
 def _bytes(dtype: str, shape: Iterable[int]) -> float:
-    bits = DTYPE_BITS.get(dtype) or int(re.match(r"[a-z]+(\d+)", dtype).group(1))
+    bits = DTYPE_BITS.get(dtype) or int(re.findall(r"^[a-z]+(\d+)", dtype)[0])
     return math.prod(shape) * bits / 8
 
 
 def _groups(line: str, kind: str) -> np.ndarray:
-    """Groups of devices (number, n), in any of the ways that HLO writes them."""
+    """Returns groups of devices (number, n), from any of the forms in which HLO writes them."""
     if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line).group(1)
+        (pairs,) = re.findall(r"source_target_pairs=\{(\{.*?\})\}", line)
         return np.array([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs)])
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
     if listed:
@@ -184,7 +195,7 @@ def _groups(line: str, kind: str) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """The numbers 0, 1, … of "[8,4]T(1,0)": in that shape, transposed, flat again."""
+    """Returns the numbers 0, 1, … of "[8,4]T(1,0)": in that shape, transposed, and flat again."""
     shape, _, order = text.partition("T")
     dims = [int(n) for n in shape.strip("[]").split(",")]
     numbers = np.arange(math.prod(dims)).reshape(dims)

@@ -1,4 +1,4 @@
-"""The real train step of a configuration, compiled for given devices without running anything."""
+"""Compiles the real train step of a configuration for given devices, without running anything."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
+from tim_jax.config.run import Run
 from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.runs import teachers
@@ -22,8 +23,8 @@ from tim_jax.system import flops
 from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
 
-# Triton's tiles for a product are found by trying them on the GPU; without one, some products have none, and the
-# compiler fails. The library's products need none.
+# Triton finds tiles for a product by trying them on the GPU. Without a GPU some products have none, and the compiler
+# fails; the products of the library need none.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
@@ -31,13 +32,20 @@ OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 class Step:
     """A compiled step.
 
-    shapes: of the parameters, an abstract tree. text: its HLO, None if the compiler refused for want of memory.
-    executed_flops, model_flops: of matrix products on all chips, with and without what the backward pass recomputes.
-    seconds: to compile. unit: what the rows of another batch would have to be a multiple of.
+    Attributes:
+        mesh: of the devices.
+        batch_size: examples in a batch.
+        unit: what the size of another batch would have to be a multiple of.
+        shapes: abstract tree of the parameters.
+        memory: bytes on one chip.
+        text: optimised HLO, None if the compiler refused the step because it does not fit.
+        executed_flops: operations of matrix products on all chips.
+        model_flops: the same without what the backward pass recomputes.
+        seconds: that tracing and compilation took.
     """
 
     mesh: Mesh
-    rows: int
+    batch_size: int
     unit: int
     shapes: Any
     memory: Memory
@@ -48,67 +56,118 @@ class Step:
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
+        """Number of parameters."""
         return sum(x.size for x in jax.tree.leaves(self.shapes))
 
     @property
     def unsharded(self) -> int:
-        """How many parameters every chip holds whole."""
+        """Number of parameters of which every chip holds a whole copy."""
         return sum(x.size for x in jax.tree.leaves(self.shapes) if x.sharding.shard_shape(x.shape) == x.shape)
 
 
-def compile_step(
-    config: ConfigDict, topology: Topology, rows: int | None = None, models: Mapping[str, teachers.Found] = {}
-) -> Step:
-    """The train step of `config` for rows of its own height and width, as many as it says of these, or `rows`.
+class Traced(NamedTuple):
+    """A step that is traced but not compiled.
 
-    models: those that the objective learns from, of which nothing but shapes is looked at. Raises ValueError for a
-    configuration that does not fit the devices, RuntimeError if the compiler fails.
+    Attributes:
+        run: of the configuration.
+        batch: abstract batch.
+        program: the traced step.
     """
+
+    run: Run
+    batch: dict[str, jax.ShapeDtypeStruct]
+    program: jax.stages.Traced
+
+    @property
+    def executed_flops(self) -> int:
+        """Operations of matrix products on all chips."""
+        return flops.count(self.program.jaxpr)
+
+    @property
+    def model_flops(self) -> int:
+        """The same without what the backward pass recomputes."""
+        return self.run.trainer.model_flops(self.batch, self.program)
+
+
+def trace_step(
+    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
+) -> Traced:
+    """Traces the train step of a configuration; arguments and errors are those of `compile_step`."""
+    run, batch = _run_and_batch(config, topology, batch_size, models)
+    return Traced(run, batch, run.trainer.trace(batch))
+
+
+def _run_and_batch(config, topology, batch_size, models) -> tuple[Run, dict[str, jax.ShapeDtypeStruct]]:
     run = teachers.asking(build(config, topology.devices), models)
     shape = run.image_shape[:2]
-    rows = rows or run.inputs.batch_size_of(shape)
-    batch = sharding.abstract_batch(run.mesh, batch_spec(run.config, rows, shape))
-    state, frozen, began = run.trainer.abstract, run.trainer.abstract_frozen, time.monotonic()
-    with progress(f"compiling for {topology.name}, {rows} rows"):
-        traced = run.trainer.trace(batch)
+    spec = batch_spec(run.config, batch_size or run.inputs.batch_size_of(shape), shape)
+    return run, sharding.abstract_batch(run.mesh, spec)
+
+
+def compile_step(
+    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
+) -> Step:
+    """Compiles the train step of a configuration for images of its own height and width.
+
+    Args:
+        config: the configuration.
+        topology: the devices.
+        batch_size: examples in a batch; by default those of the configuration.
+        models: the models that the objective learns from, of which nothing but shapes is used.
+
+    Raises:
+        ValueError: for a configuration that does not fit the devices.
+        RuntimeError: if the compiler fails.
+    """
+    run, batch = _run_and_batch(config, topology, batch_size, models)
+    batch_size = batch["x"].shape[0]
+    state, frozen, text = run.trainer.abstract, run.trainer.abstract_frozen, None
+    began = time.monotonic()
+    with progress(f"compiling for {topology.name}, {batch_size} examples"):
+        traced = Traced(run, batch, run.trainer.trace(batch))
         try:
-            compiled = traced.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
+            compiled = traced.program.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
             needed, text = memory.of_step(state, batch, compiled, frozen), compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
-            needed, text = memory.of_refusal(state, batch, str(error), frozen), None
-            if needed is None:
+            refused = memory.of_refusal(state, batch, str(error), frozen)
+            if refused is None:
                 raise RuntimeError(f"{topology.name}: the compiler failed: {str(error).splitlines()[0]}") from error
+            needed = refused
     seconds = time.monotonic() - began
-    # Whole numbers of rows with r = t on every device, as long as the batch has them.
+    # Every device has a whole number of examples with r = t, if the batch has that.
     whole = run.batch_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
-        rows=rows,
-        unit=whole if rows % whole == 0 else run.batch_multiple,
+        batch_size=batch_size,
+        unit=whole if batch_size % whole == 0 else run.batch_multiple,
         shapes=state.params,
         memory=needed,
         text=text,
-        executed_flops=flops.count(traced.jaxpr),
-        model_flops=run.trainer.model_flops(batch, traced),
+        executed_flops=traced.executed_flops,
+        model_flops=traced.model_flops,
         seconds=seconds,
     )
 
 
 @contextlib.contextmanager
 def progress(what: str, stream=None):
-    """Says what is going on and for how long: in place on a terminal, else every half minute."""
+    """Shows what is being done and for how long: in one line on a terminal, else every half minute.
+
+    Args:
+        what: the text that is shown.
+        stream: where it is shown; by default standard error.
+    """
     stream = stream or sys.stderr
     began, done = time.monotonic(), threading.Event()
     start, end, every = ("\r", "", 1) if stream.isatty() else ("", "\n", 30)
 
-    def tell():
+    def show():
         print(f"{start}{what} … {time.monotonic() - began:.0f} s", end=end, file=stream, flush=True)
 
     def run():
-        tell()
+        show()
         while not done.wait(every):
-            tell()
+            show()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Bytes that a step needs on each chip, and the largest batch that fits."""
+"""Memory: the bytes that a step needs on each chip, and the largest batch that fits."""
 
 import dataclasses
 import math
@@ -11,8 +11,17 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip. parameters, emas, optimizer, teachers, batch: from shapes and shardings. activations: what the
-    compiler needs besides them, gradients and gathered parameters among it. program: code, constants and padding."""
+    """Bytes on one chip.
+
+    Attributes:
+        parameters: of the state.
+        emas: of the state.
+        optimizer: of the state.
+        teachers: parameters of frozen networks.
+        batch: of the input.
+        activations: temporaries of the compiler, gradients and gathered parameters among them.
+        program: code, constants and padding.
+    """
 
     parameters: int
     emas: int
@@ -24,17 +33,25 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all of them."""
         return sum(dataclasses.astuple(self))
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on one chip."""
+    """Returns the bytes of a tree of abstract arrays on one chip, from shapes and shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled, teachers: Any = ()) -> Memory:
-    """Memory of a compiled step on an abstract state and batch, and abstract parameters of frozen networks."""
-    stats = compiled.memory_analysis()
+    """Returns the memory of a compiled step.
+
+    Args:
+        state: abstract training state.
+        batch: abstract batch.
+        compiled: the step, compiled for them.
+        teachers: abstract parameters of frozen networks.
+    """
+    stats: Any = compiled.memory_analysis()
     named = _named(state, batch, teachers)
     arguments = sum(named.values())
     extra = stats.argument_size_in_bytes - arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -43,14 +60,24 @@ def of_step(state: Any, batch: Any, compiled: jax.stages.Compiled, teachers: Any
 
 
 def of_refusal(state: Any, batch: Any, message: str, teachers: Any = ()) -> Memory | None:
-    """Memory of a step that the TPU compiler refused for want of it, from its message; None if it says nothing."""
+    """Returns the memory of a step that the TPU compiler refused because it does not fit.
+
+    Args:
+        state: abstract training state.
+        batch: abstract batch.
+        message: of the compiler's error.
+        teachers: abstract parameters of frozen networks.
+
+    Returns:
+        The memory that the message states, None if it states none.
+    """
     named = _named(state, batch, teachers)
     for pattern, besides in (
         (r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", sum(named.values())),
         (r"HLO temporaries \(([\d.]+)([KMG])\)", 0),
     ):
-        if said := re.search(pattern, message):
-            size = int(float(said[1]) * 1024 ** (1 + "KMG".index(said[2])))
+        if match := re.search(pattern, message):
+            size = int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2])))
             return Memory(**named, activations=max(size - besides, 0), program=0)
     return None
 
@@ -66,15 +93,26 @@ def _named(state: Any, batch: Any, teachers: Any) -> dict[str, int]:
 
 
 def largest_batch(
-    measure: Callable[[int], int], rows: int, used: int, capacity: int, unit: int, tries: int = 5
+    measure: Callable[[int], int], batch_size: int, used: int, capacity: int, unit: int, tries: int = 5
 ) -> tuple[int, int]:
-    """(rows, bytes) of a batch below `rows` that fits, the largest by extrapolation; (0, 0) if not even `unit` does.
+    """Searches for the largest batch that fits.
 
-    measure: rows → bytes per chip, by a compilation. used: bytes for `rows`, above `capacity`. Bytes are nearly linear
-    in rows: half of them gives a line, the line the largest batch (whole units), and a compilation confirms it.
+    Bytes are nearly linear in the size of the batch: half of it gives a line, the line gives the largest batch, and a
+    compilation confirms that.
+
+    Args:
+        measure: maps the size of a batch to bytes per chip, by a compilation.
+        batch_size: of a batch that does not fit.
+        used: bytes per chip that it needs.
+        capacity: bytes of a chip.
+        unit: what the size must be a multiple of.
+        tries: compilations at most.
+
+    Returns:
+        (size, bytes per chip) of the largest batch that was found; (0, 0) if not even `unit` fits.
     """
-    low, low_bytes, high = 0, 0, rows  # the most rows that fit, the fewest that do not
-    last, need, guess = rows, used, rows // 2 // unit * unit
+    low, low_bytes, high = 0, 0, batch_size  # the largest size that fits, the smallest that does not
+    last, need, guess = batch_size, used, batch_size // 2 // unit * unit
     for turn in range(tries):
         if high - low <= unit:
             break

@@ -1,4 +1,4 @@
-"""What a plan says, as text and as JSON."""
+"""The report of the planner, as text and as JSON."""
 
 import dataclasses
 import json
@@ -16,12 +16,12 @@ DAY = 86_400
 COMPARISON = (
     ("topology", "{topology}"),
     ("mesh", "{mesh}"),
-    ("rows", "{rows}"),
+    ("examples", "{batch_size}"),
     ("fits", "{fits}"),
     ("GiB a chip", "{gib:.2f} of {capacity:.1f}"),
     ("parameters", "{parameters:.3f}"),
     ("optimizer", "{optimizer:.3f}"),
-    ("averages", "{emas:.3f}"),
+    ("EMAs", "{emas:.3f}"),
     ("teachers", "{teachers:.3f}"),
     ("activations", "{activations:.2f}"),
     ("compute ms", "{compute:.1f}"),
@@ -34,9 +34,17 @@ COMPARISON = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that is known of a configuration on a topology. largest: rows of the largest batch that fits, where `step`
-    does not; 0 if none does. bounds: None if the compiler refused the step, which then has no collectives either."""
+class PlanReport:
+    """All that is known of a configuration on a topology.
+
+    Attributes:
+        topology: the devices.
+        step: compiled for them.
+        collectives: of the step; none if the compiler refused it.
+        bounds: how fast the step can be at best; None if the compiler refused it.
+        steps: that are trained.
+        largest: examples in the largest batch that fits, where the step's does not; 0 if none does.
+    """
 
     topology: Topology
     step: Step
@@ -47,28 +55,32 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether the step was compiled and fits into the memory of a chip."""
         return self.step.text is not None and self.step.memory.total <= self.topology.chip.memory
 
     @property
     def images_per_second(self) -> float:
-        return self.step.rows / self.bounds.step if self.bounds else float("nan")
+        """At most; NaN if the compiler refused the step."""
+        return self.step.batch_size / self.bounds.step if self.bounds else float("nan")
 
     @property
     def days(self) -> float:
+        """Of training, at least; NaN if the compiler refused the step."""
         return self.steps * self.bounds.step / DAY if self.bounds else float("nan")
 
 
 def mesh_text(step: Step) -> str:
+    """Returns the axes of the mesh that have more than one device, as text."""
     sizes = {axis: size for axis, size in step.mesh.shape.items() if size > 1}
     return "×".join(f"{axis} {size}" for axis, size in sizes.items()) or "one device"
 
 
-def show(plan: Plan) -> str:
-    """A plan in some lines."""
+def show(plan: PlanReport) -> str:
+    """Returns the report as lines of text."""
     step, topology, memory = plan.step, plan.topology, plan.step.memory
     chips, capacity = len(topology.devices), topology.chip.memory
     lines = [
-        f"{topology.name}: {chips} chips, mesh {mesh_text(step)}; {step.rows} rows a step, "
+        f"{topology.name}: {chips} chips, mesh {mesh_text(step)}; {step.batch_size} examples a step, "
         f"{step.parameters:,} parameters; compiled in {step.seconds:.0f} s",
         "",
         "memory of a chip, GiB",
@@ -82,7 +94,7 @@ def show(plan: Plan) -> str:
         )
     if plan.largest is not None:
         lines.append(
-            f"  the largest batch that fits, compiled to be sure: {plan.largest} rows"
+            f"  the largest batch that fits, compiled to be sure: {plan.largest} examples"
             if plan.largest
             else "  no batch fits on this mesh: shard further (mesh.fsdp, mesh.tensor) or recompute (model.remat)"
         )
@@ -114,9 +126,9 @@ COLLECTIVES = (
 )
 
 
-def collective_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Collectives summed by kind, mesh axes and type, the most bytes first."""
-    rows = {}
+def collective_rows(plan: PlanReport) -> list[dict[str, Any]]:
+    """Returns the collectives summed by kind, mesh axes and type, those with the most bytes first."""
+    rows: dict[tuple, dict[str, Any]] = {}
     for c in plan.collectives:
         axes = "+".join(c.axes(plan.step.mesh)) or "none"
         row = rows.setdefault(
@@ -127,8 +139,8 @@ def collective_rows(plan: Plan) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["bytes"])
 
 
-def compare(plans: Sequence[Plan]) -> str:
-    """Plans side by side; memory in GiB, times of a step at least, images a second at most."""
+def compare(plans: Sequence[PlanReport]) -> str:
+    """Returns a table with a line per report: memory in GiB, times of a step at least, images a second at most."""
     rows = []
     for plan in plans:
         memory, bounds = plan.step.memory, plan.bounds
@@ -136,8 +148,8 @@ def compare(plans: Sequence[Plan]) -> str:
             {
                 "topology": plan.topology.name,
                 "mesh": mesh_text(plan.step),
-                "rows": plan.step.rows,
-                "fits": "yes" if plan.fits else f"no; {plan.largest} rows do" if plan.largest else "no",
+                "batch_size": plan.step.batch_size,
+                "fits": "yes" if plan.fits else f"no; {plan.largest} examples do" if plan.largest else "no",
                 "gib": gib(memory.total),
                 "capacity": gib(plan.topology.chip.memory),
                 "images_per_second": plan.images_per_second,
@@ -153,23 +165,24 @@ def compare(plans: Sequence[Plan]) -> str:
     return table(rows, COMPARISON)
 
 
-def write(path: str, plans: Sequence[Plan]) -> None:
-    """Writes a list of plans as JSON: bytes, seconds and operations as plain numbers."""
+def write(path: str, plans: Sequence[PlanReport]) -> None:
+    """Writes a list of reports as JSON: bytes, seconds and operations as plain numbers."""
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps([record(plan) for plan in plans], indent=2) + "\n")
 
 
-def record(plan: Plan) -> dict[str, Any]:
+def record(plan: PlanReport) -> dict[str, Any]:
+    """Returns a report as JSON holds it; "rows" are the examples in a batch."""
     step = plan.step
     return {
         "topology": plan.topology.name,
         "chips": len(plan.topology.devices),
         "mesh": dict(step.mesh.shape),
-        "rows": step.rows,
+        "rows": step.batch_size,
         "parameters": step.parameters,
         "fits": plan.fits,
-        "largest_batch": plan.step.rows if plan.fits else plan.largest,
+        "largest_batch": plan.step.batch_size if plan.fits else plan.largest,
         "memory": dataclasses.asdict(step.memory) | {"total": step.memory.total, "chip": plan.topology.chip.memory},
         "executed_flops": step.executed_flops,
         "model_flops": step.model_flops,
@@ -182,4 +195,5 @@ def record(plan: Plan) -> dict[str, Any]:
 
 
 def gib(size: float) -> float:
+    """Returns bytes as GiB."""
     return size / 2**30

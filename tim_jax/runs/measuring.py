@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tim_jax.config.run import Run
-from tim_jax.evaluation import FEATURES, anystep, kept, metrics, published, references, yardstick
+from tim_jax.evaluation import FEATURES, anystep, metrics, published, references, summaries, yardstick
 from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
@@ -126,7 +126,9 @@ class Measurement:
         found = references.cached(path, part.fingerprint, needs)
         if not _everywhere(found is not None):
             stream = self.extractor.real(part, "held-out part" if end else "reference")
-            summary = yardstick.gather(stream, needs, kept.choose(part.count, self.run.evaluation.max_images))
+            summary = yardstick.gather(
+                stream, needs, summaries.choose_images(part.count, self.run.evaluation.max_images)
+            )
             found = Reference(part.fingerprint, summary | part.given)
             references.write(path, found)
         return found
@@ -163,7 +165,7 @@ def plan(run: Run) -> Measurement:
     elif _is_stored(reference := str(epath.Path(settings.reference).expanduser())):
         stored = references.read(reference)
         neighbours = of_data(run, features, run.data.split)
-        references.same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")
+        references.check_same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")
         chosen = _served(chosen, stored.summary.keys(), run)
     else:
         parts[""] = neighbours = of_file(run, features, reference)
@@ -186,7 +188,7 @@ def _is_stored(path: str) -> bool:
 
 
 def _served(chosen, have, run):
-    lacking = [name for name, metric in chosen.items() if not metric.alone and metric.need not in have]
+    lacking = [name for name, metric in chosen.items() if not metric.reference_free and metric.need not in have]
     if set(lacking) & set(run.evaluation.metrics) or len(lacking) == len(chosen):
         raise ValueError(
             f"evaluation.reference is {run.evaluation.reference!r}; it lacks what {', '.join(lacking)} would need"

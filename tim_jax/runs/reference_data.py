@@ -9,7 +9,7 @@ from etils import epath
 
 from tim_jax import data
 from tim_jax.config.run import Run
-from tim_jax.evaluation import kept, published
+from tim_jax.evaluation import published, summaries
 from tim_jax.evaluation.features import Features
 from tim_jax.runs.input_pipeline import one_shape
 
@@ -22,7 +22,7 @@ class ImageSet:
     fingerprint: dict[str, Any]
     count: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    given: kept.Summary = dataclasses.field(default_factory=dict)
+    given: summaries.Summary = dataclasses.field(default_factory=dict)
 
 
 def picture_shape(run: Run) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ class Timing:
     spread: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
+def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[Any, Timing]:
     """Returns timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
 
     Args:
@@ -36,7 +36,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: in
         warmup: Rounds before them.
     """
     names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[Any, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:

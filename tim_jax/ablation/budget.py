@@ -1,22 +1,23 @@
-"""How many steps each variant takes, so that all cost the same; written to plan.json and read again by later starts.
+"""The budget of an ablation: how many steps each variant takes, so that all cost the same.
 
-The cost of a step is measured against the reference's, the two called in turn in one process: whatever else the machine
-does falls on both, and the step counts are those of a quiet machine.
+It is written to plan.json in the ablation's folder and read again by later starts. The cost of a step is measured
+against the reference's, with the two called in turn in one process: whatever else the machine does falls on both, so
+that the step counts are those of a quiet machine.
 """
 
 import contextlib
 import functools
 import json
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax.ablation.settings import Ablation
-from tim_jax.config import keys, loading
+from tim_jax.config import keys, loading, renames
 from tim_jax.config.batches import batch_spec, made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.objective import resolved
@@ -26,20 +27,29 @@ from tim_jax.system import files, lock, timing
 from tim_jax.training import sharding
 
 FILE = "plan.json"
-STEPS = 4  # of a call that is timed
-REPEATS = 15
+STEPS = 4  # training steps in a call that is timed
+REPEATS = 15  # such calls of each variant
+
+
+Progress = Callable[[str], None]
 
 
 def read(folder: epath.Path) -> dict[str, Any] | None:
-    """What was planned in an ablation's folder, or None."""
+    """Reads the budget in an ablation's folder; None if there is none. See `make` for what it holds."""
     path = folder / FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Path) -> None:
-    """Raises ValueError if what was planned in a folder is another ablation than this one.
+    """Checks that a folder belongs to this ablation. Variants may come and go, but one that stays must be what it was.
 
-    Variants may come and go, but one that stays must be what it was.
+    Args:
+        ablation: the ablation.
+        before: the budget in the folder (see `read`), or None.
+        folder: the folder, for messages.
+
+    Raises:
+        ValueError: naming what differs.
     """
     if before is None:
         return
@@ -53,7 +63,8 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
     for name in ablation.variants:
         if name not in before["variants"]:
             continue
-        then, now = default | before["variants"][name]["definition"], ablation.definition(name)
+        then = default | renames.renamed(before["variants"][name]["definition"])
+        now = ablation.definition(name)
         for key, value in now.items():
             if then.get(key) != value:
                 raise ValueError(
@@ -62,23 +73,31 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
                 )
 
 
-def make(ablation: Ablation, folder: epath.Path, variants: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """The plan, with these variants added to what is there. To be called by all processes.
+def make(ablation: Ablation, folder: epath.Path, variants: list[str], progress: Progress) -> dict[str, Any]:
+    """Adds variants to the budget in a folder. All processes must call it.
 
-    {"equal", "reference", "machine", "variants": {name: {"steps", "cost": of a step, the reference's being 1,
-    "step_seconds", "spread", "definition"}}}; "failure" in place of "steps" for one whose step cannot be made. A
-    failure is not written, so that it is tried again.
+    Args:
+        ablation: the ablation.
+        folder: its folder.
+        variants: names of the variants that are needed.
+        progress: called with a line for every variant that is measured.
+
+    Returns:
+        {"equal", "reference", "machine", "variants": {name: {"steps", "cost" of a step, where the reference's is 1,
+        "step_seconds", "spread", "definition"}}}. A variant whose step cannot be made has "failure", one line, in place
+        of "steps"; that is not written, so that the variant is tried again.
     """
-    # What is counted comes out alike everywhere, but times must not be measured twice.
+    # Operations are the same for every process that counts them, but times must not be measured twice.
     alone = lock.locked(folder, jax.process_index() == 0, jax.process_count()) if ablation.equal == "time" else None
     with alone or contextlib.nullcontext():
-        found = read(folder) or {"equal": ablation.equal, "reference": ablation.reference, "variants": {}}
+        empty: dict[str, Any] = {"equal": ablation.equal, "reference": ablation.reference, "variants": {}}
+        found = read(folder) or empty
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the plan is read")
+            multihost_utils.sync_global_devices("the budget is read")
         missing = [name for name in dict.fromkeys([ablation.reference, *variants]) if name not in found["variants"]]
         if not missing:
             return found
-        costs = {"time": by_time, "flops": by_flops, "steps": by_steps}[ablation.equal](ablation, missing, say)
+        costs = {"time": by_time, "flops": by_flops, "steps": by_steps}[ablation.equal](ablation, missing, progress)
         failed = {name: cost for name, cost in costs.items() if "failure" in cost}
         found["machine"] = timing.machine()
         found["variants"] |= {
@@ -90,25 +109,25 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], say: Calla
             folder.mkdir(parents=True, exist_ok=True)
             files.replace(folder / FILE, (json.dumps(found, indent=2) + "\n").encode())
         if jax.process_count() > 1:  # each has measured times of its own
-            multihost_utils.sync_global_devices("the plan is written")
-            found = read(folder)
+            multihost_utils.sync_global_devices("the budget is written")
+            found = read(folder) or found
         return found | {"variants": failed | found["variants"]}
 
 
 def steps_of(ablation: Ablation, name: str, cost: float) -> int:
-    """Steps of a variant whose step costs so many of the reference's."""
+    """Returns the steps of a variant whose step costs `cost` steps of the reference."""
     if ablation.equal == "steps":
         return ablation.config(name).training.steps
     return max(1, round(ablation.base.training.steps / cost))
 
 
-def by_steps(ablation: Ablation, missing: list[str], say: Callable[[str], None]) -> dict[str, dict]:
-    """Every step costs the same."""
+def by_steps(ablation: Ablation, missing: list[str], progress: Progress) -> dict[str, dict]:
+    """Returns {name: {"cost": 1.0}}: every step costs the same."""
     return {name: {"cost": 1.0} for name in missing}
 
 
-def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None]) -> dict[str, dict]:
-    """A step costs the model's operations in it."""
+def by_flops(ablation: Ablation, missing: list[str], progress: Progress) -> dict[str, dict]:
+    """Returns {name: {"cost", "step_flops"}}: a step costs the operations of the model in it."""
 
     @functools.cache
     def flops(name: str) -> int:
@@ -120,39 +139,42 @@ def by_flops(ablation: Ablation, missing: list[str], say: Callable[[str], None])
 
     reference, costs = flops(ablation.reference), {}
     for name in missing:
-        say(f"counting operations of {name}")
+        progress(f"counting operations of {name}")
         costs[name] = _or_failure(lambda name: {"cost": flops(name) / reference, "step_flops": flops(name)}, name)
     return costs
 
 
-def by_time(ablation: Ablation, missing: list[str], say: Callable[[str], None]) -> dict[str, dict]:
-    """A step costs its median seconds, measured by turns with the reference's; two states are held at a time."""
-    say(f"compiling {ablation.reference}, to which the others are compared")
-    reference, costs = stepper(with_teachers(build(ablation.config(ablation.reference)))), {}
+def by_time(ablation: Ablation, missing: list[str], progress: Progress) -> dict[str, dict]:
+    """Returns {name: {"cost", "step_seconds", "spread", …}}: a step costs its median seconds.
+
+    Each variant is timed in turn with the reference; two training states are in memory at a time.
+    """
+    progress(f"compiling {ablation.reference}, to which the others are compared")
+    costs: dict[str, dict] = {}
+    reference = stepper(with_teachers(build(ablation.config(ablation.reference))))
     for i, name in enumerate(missing):
         if name == ablation.reference:
             seconds = timing.interleaved({name: reference}, REPEATS)[name]
             costs[name] = {"cost": 1.0, "step_seconds": seconds.seconds / STEPS, "spread": seconds.spread / STEPS}
         else:
-            say(f"calibrating {name} [{i + 1}/{len(missing)}]")
+            progress(f"calibrating {name} [{i + 1}/{len(missing)}]")
             costs[name] = _or_failure(_time_cost, ablation, name, reference)
     return costs
 
 
 def _time_cost(ablation: Ablation, name: str, reference: Callable[[], Any]) -> dict:
     calls = {"reference": reference, "own": stepper(with_teachers(build(ablation.config(name))))}
-    found = timing.interleaved(calls, REPEATS)
-    own, reference = found["own"], found["reference"]
+    timed = timing.interleaved(calls, REPEATS)
     return {
-        "cost": own.seconds / reference.seconds,
-        "step_seconds": own.seconds / STEPS,
-        "spread": own.spread / STEPS,
-        "reference_step_seconds": reference.seconds / STEPS,
+        "cost": timed["own"].seconds / timed["reference"].seconds,
+        "step_seconds": timed["own"].seconds / STEPS,
+        "spread": timed["own"].spread / STEPS,
+        "reference_step_seconds": timed["reference"].seconds / STEPS,
     }
 
 
 def stepper(run: Run) -> Callable[[], Any]:
-    """A function that trains for STEPS steps on made-up rows, and goes on from there when called again."""
+    """Returns a function that trains a run for STEPS steps on made-up examples, and goes on when called again."""
     rows = run.inputs.batch_size_of(run.image_shape[:2])
     here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, here))
@@ -171,5 +193,5 @@ def _or_failure(cost: Callable[..., dict], *args: Any) -> dict:
     try:
         return cost(*args)
     except Exception as error:  # one variant's failure is not the others'
-        print(f"failed: {error}", file=sys.stderr, flush=True)
+        logging.error("the cost of a step could not be found: %s", error)
         return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}

@@ -1,0 +1,136 @@
+"""Summaries of a set of images, gathered while the features of its images stream by.
+
+A summary is a dict {(output, kind): value}: for outputs of the features ("features", "spatial", "logits") and for the
+kinds in KINDS it holds a NamedTuple of arrays. The summaries of two disjoint sets merge to that of their union, however
+a set was split, since all sums are in float64.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.special
+
+from tim_jax.evaluation import statistics
+
+SPLIT = 5000  # consecutive images over which one Inception score is taken, as published
+
+
+class SummaryKind(NamedTuple):
+    """One way to summarise features.
+
+    Attributes:
+        value: the NamedTuple of arrays that holds the summary.
+        of: maps features (n, d) and the numbers (n,) that their images have in the set to a value.
+        merge: maps the values of two disjoint sets to that of their union.
+    """
+
+    value: Any
+    of: Callable[[np.ndarray, np.ndarray], Any]
+    merge: Callable[[Any, Any], Any]
+
+
+class RawFeatures(NamedTuple):
+    """The features themselves, (n, d), for metrics that compare single images."""
+
+    values: np.ndarray
+
+
+class Splits(NamedTuple):
+    """Sums over class probabilities p (K,) for each of S splits of a set.
+
+    Attributes:
+        counts: (S,) number of images in a split.
+        sums: (S, K) sums of p.
+        negentropies: (S,) sums of Σₖ pₖ log pₖ.
+    """
+
+    counts: np.ndarray
+    sums: np.ndarray
+    negentropies: np.ndarray
+
+
+def splits_of(logits: np.ndarray, indices: np.ndarray) -> Splits:
+    """Summarises class probabilities split by split.
+
+    Args:
+        logits: (n, K), of which the softmax gives probabilities.
+        indices: (n,) numbers of the images; image i belongs to split i // SPLIT.
+
+    Returns:
+        The Splits, of which those before the first image are empty.
+    """
+    logs = scipy.special.log_softmax(statistics.finite(logits), axis=1)
+    probabilities, split = np.exp(logs), np.asarray(indices) // SPLIT
+    value = Splits(*(np.zeros((split.max() + 1, *more)) for more in ((), (logs.shape[1],), ())))
+    np.add.at(value.counts, split, 1)
+    np.add.at(value.sums, split, probabilities)
+    np.add.at(value.negentropies, split, (probabilities * logs).sum(axis=1))
+    return value
+
+
+def _merge_splits(a: Splits, b: Splits) -> Splits:
+    def add(x, y):
+        longer, shorter = (x, y) if len(x) >= len(y) else (y, x)
+        total = longer.copy()
+        total[: len(shorter)] += shorter
+        return total
+
+    return Splits(*(add(x, y) for x, y in zip(a, b, strict=True)))
+
+
+KINDS = {
+    "moments": SummaryKind(statistics.Statistics, lambda features, _: statistics.of(features), statistics.merge),
+    "raw": SummaryKind(
+        RawFeatures,
+        lambda features, _: RawFeatures(np.asarray(features)),
+        lambda a, b: RawFeatures(np.concatenate([a.values, b.values])),
+    ),
+    "splits": SummaryKind(Splits, splits_of, _merge_splits),
+}
+
+Need = tuple[str, str]  # (output, kind)
+Summary = dict[Need, Any]
+
+
+def summarise(
+    outputs: dict[str, np.ndarray], indices: np.ndarray, needs: Iterable[Need], chosen: np.ndarray
+) -> Summary:
+    """Summarises a batch of images.
+
+    Args:
+        outputs: {name: (n, d)} features of the images.
+        indices: (n,) numbers of the images in their set.
+        needs: the (output, kind) pairs that the summary is to have.
+        chosen: (N,) bool over the whole set: the images whose raw features are stored (see `choose_images`).
+
+    Returns:
+        The summary. It lacks the kind "raw" where none of the images is chosen.
+    """
+    summary, some = {}, chosen[indices]
+    for output, kind in needs:
+        of = some if kind == "raw" else np.ones(len(indices), bool)
+        if of.any():
+            summary[output, kind] = KINDS[kind].of(outputs[output][of], indices[of])
+    return summary
+
+
+def merge(a: Summary, b: Summary) -> Summary:
+    """Returns the summary of the union of two disjoint sets; {} is the summary of no images."""
+    both = {need: KINDS[need[1]].merge(a[need], b[need]) for need in a.keys() & b.keys()}
+    return {**a, **b, **both}
+
+
+def choose_images(count: int, max_images: int) -> np.ndarray:
+    """Chooses the images of a set whose raw features are stored, at random and always the same.
+
+    Args:
+        count: images in the set.
+        max_images: how many of them are chosen at most.
+
+    Returns:
+        (count,) bool.
+    """
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(0).permutation(count)[:max_images]] = True
+    return chosen
