@@ -75,7 +75,7 @@ def fill(run: Run, params: dict, source: str, folder: epath.Path) -> None:
         new.rmtree(missing_ok=True)
         trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: create(lambda key: params, step.tx, step.emas, step.seed, step.parts)(),
+            lambda params: create(lambda key: params, step.tx, step.emas, step.seed, step.auxiliary)(),
             out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):

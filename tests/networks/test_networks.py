@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.modules import attention
-from tim_jax.networks.block import REMAT, row_dropout
+from tim_jax.networks.block import REMAT, keyed_dropout
 from tim_jax.networks.embeddings import INTERVALS
 from tim_jax.networks.tim import HEADS
 from tim_jax.types import Query
@@ -178,9 +178,9 @@ def with_tangent(net, params, plain, query, hidden=False):
 def test_tangent_in_one_group(condition, remat):
     net = make_net(condition=condition, remat=remat)
     params, a, b = make_params(net), make_query(net, 0), make_query(net, 1)
-    moving = jit(functools.partial(with_tangent, net, hidden=True))
-    outputs, tangents = moving(params, (a,), b)
-    assert_close((outputs[1:], tangents[1:]), moving(params, (), b))
+    both = jit(functools.partial(with_tangent, net, hidden=True))
+    outputs, tangents = both(params, (a,), b)
+    assert_close((outputs[1:], tangents[1:]), both(params, (), b))
     assert_close(outputs[:1], run(net, a, hidden=True))
     assert not any(leaf.any() for leaf in jax.tree.leaves(tangents[0]))
 
@@ -290,7 +290,7 @@ def test_dropout_is_the_same_in_a_pass_with_tangents():
 
 def test_layers_and_branches_drop_different_entries():
     keys, ones = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 64, 64))
-    drops = [row_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
+    drops = [keyed_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
     for i, a in enumerate(drops):
         np.testing.assert_allclose(a.mean(), 1, atol=0.03)
         assert all((a != b).mean() > 0.3 for b in drops[:i])
@@ -349,22 +349,22 @@ def test_memory_policies_and_unrolling_give_the_same_gradients(remat, unroll):
 # Complaints
 
 BAD_FIELDS = {
-    "heads = 3": {"heads": 3},
-    "heads = 16": {"heads": 16},
-    "encoder_depth = 0": {"encoder_depth": 0},
-    "encoder_depth = 4": {"encoder_depth": 4},
-    "dropout = 1.0": {"dropout": 1.0},
-    "patch_size = 0": {"patch_size": 0},
-    "condition = 'image'": {"condition": "image"},
-    "conditioning = 'r-t'": {"conditioning": "r-t"},
-    "rope_order = 'hilbert'": {"rope_order": "hilbert"},
-    "remat = 'some'": {"remat": "some"},
+    "heads is 3": {"heads": 3},
+    "heads is 16": {"heads": 16},
+    "encoder_depth is 0": {"encoder_depth": 0},
+    "encoder_depth is 4": {"encoder_depth": 4},
+    "dropout is 1.0": {"dropout": 1.0},
+    "patch_size is 0": {"patch_size": 0},
+    "condition is 'image'": {"condition": "image"},
+    "conditioning is 'r-t'": {"conditioning": "r-t"},
+    "rope_order is 'hilbert'": {"rope_order": "hilbert"},
+    "remat is 'some'": {"remat": "some"},
 }
 
 
 @pytest.mark.parametrize("message", BAD_FIELDS)
 def test_wrong_fields_are_named_in_one_line(message):
-    with pytest.raises(ValueError, match=f"^{message}: .*must") as error:
+    with pytest.raises(ValueError, match=f"^model.{message}; it must") as error:
         make_net(**BAD_FIELDS[message])
     assert "\n" not in str(error.value)
 

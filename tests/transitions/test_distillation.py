@@ -20,7 +20,7 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.types import Output
 
-LEARNERS = [name for name, make in OBJECTIVES.items() if make(TRANSPORTS["ot_fm"]()).learns_from]
+LEARNERS = [name for name, make in OBJECTIVES.items() if make(TRANSPORTS["ot_fm"]()).teachers]
 MOVING = Times("uniform", share_equal=0.0, share_min=0.0)
 
 
@@ -41,7 +41,7 @@ def taught_target(objective, x, noise, t, r, step=LATE):
     nets = nets_with_teacher()
     rows = rows_of(x, noise)
     if objective.velocity == "teacher":
-        rows = objective.taught(nets, rows, t)
+        rows = objective.distilled(nets, rows, t)
     base = prediction_target(objective.transport, rows.x, rows.noise, t)
     consistent = CONSISTENCIES[objective.consistency]
     return consistent(objective, nets, (), (rows, t, r, base), step, None)[1].target
@@ -247,7 +247,7 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     objective = dataclasses.replace(
         objective, trajectory_points=points, times=Times("uniform", share_equal=0.0, share_min=1.0)
     )
-    assert objective.row_group == points
+    assert objective.batch_multiple == points
 
     def teacher(queries):
         asked.extend(queries)
@@ -259,7 +259,7 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     level = jnp.linspace(transport.level(jnp.asarray(transport.T_max)), 0.05, points)
     t = jnp.tile(transport.time_of_level(level), groups).at[::points].set(transport.T_max)
     assert (r == transport.T_min).all()
-    taught = objective.taught({"teacher": teacher}, rows, t)
+    taught = objective.distilled({"teacher": teacher}, rows, t)
     x_t = interpolate(transport, taught.x, taught.noise, t).reshape(groups, points)
     start = (transport.sigma(jnp.asarray(transport.T_max)) * rows.noise[::points]).reshape(groups)
     np.testing.assert_allclose(x_t[:, 0], start, rtol=1e-9)

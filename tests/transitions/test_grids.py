@@ -49,7 +49,7 @@ def test_grids_that_cannot_be_are_refused():
     for start in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"start is {start}.*0 … 1"):
             time_grid(transport, 4, start=start)
-    found = Sampling(grid="optimal", found={2: (1.0, 0.7, 0.0)})
+    found = Sampling(grid="optimal", optimal_times={2: (1.0, 0.7, 0.0)})
     assert time_grid(transport, 2, found).tolist() == [1.0, 0.7, 0.0]
     with pytest.raises(ValueError, match="found for 2 steps, not for 4: python -m tim_jax.grid .*--steps=4"):
         time_grid(transport, 4, found)

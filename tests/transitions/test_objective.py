@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tim_jax.codecs.official import from_official
 from tim_jax.networks import TiM
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.groups import split_rows
+from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import interpolate, prediction_target
 from tim_jax.transitions.objective import Objective
@@ -173,8 +173,8 @@ def test_groups_and_masked_rows_give_the_same_numbers():
     split, masked = (
         dataclasses.replace(objective, shards=shards)(nets, rows, jnp.int32(0), jax.random.key(3)) for shards in (2, 4)
     )
-    assert split_rows(objective.times.assign(12)[0], 2).plain == (1, 3, 5)
-    assert split_rows(objective.times.assign(12)[0], 4).plain == ()
+    assert split_examples(objective.times.assign(12)[0], 2).selected == (1, 3, 5)
+    assert split_examples(objective.times.assign(12)[0], 4).selected == ()
     equal = np.asarray(split[1]["t"] == split[1]["r"])
     assert equal.sum() == 6
     for name in ("error", "denoising"):
@@ -188,13 +188,13 @@ def test_groups_and_masked_rows_give_the_same_numbers():
 def test_split_takes_and_merges_every_row_once(share, shards):
     equal = spread(share, 24)
     assert equal.sum() == int(24 * share + 1e-9)
-    split = split_rows(equal, shards)
+    split = split_examples(equal, shards)
     values = jnp.arange(24.0)
     parts = [split.take(values, group) for group in split.groups]
     np.testing.assert_array_equal(split.merge(parts), values)
-    if split.plain:
-        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.plain), int)], True)
-        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.moving), int)], False)
+    if split.selected:
+        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.selected), int)], True)
+        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.remaining), int)], False)
 
 
 @every_transport

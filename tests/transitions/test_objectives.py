@@ -70,7 +70,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     exact = ExactTeacher(gaussian=gaussian)
     objective = dataclasses.replace(objective, velocity="teacher", teacher=exact)
     objective.check()
-    assert objective.learns_from == ("teacher",)
+    assert objective.teachers == ("teacher",)
 
     def some_data(x_t, t):
         alpha, sigma = (f(t)[:, None, None, None] for f in (transport.alpha, transport.sigma))
@@ -127,7 +127,7 @@ def test_draws_and_split_points_stay_in_the_domain(name, transport):
     t, r = objective.draw(jax.random.key(0), 512, positions=16)
     assert ((transport.T_min <= r) & (r <= t) & (t <= transport.T_max)).all()
     np.testing.assert_array_equal((r == t)[objective.times.assign(512)[0]], True)
-    s = objective.bootstrap.between(t, r, jax.random.key(1))
+    s = objective.bootstrap.split_point(t, r, jax.random.key(1))
     assert ((r <= s) & (s <= t)).all()
 
 
@@ -173,7 +173,7 @@ def teacher(tmp_path_factory):
 
 def taught(run, teacher, config, overrides):
     """The run with what it learns from, if its objective asks a teacher."""
-    if not run.trainer.step.objective.learns_from:
+    if not run.trainer.step.objective.teachers:
         return run
     run.config.teacher.checkpoint = teacher(config, overrides)
     return teachers.with_teachers(run)

@@ -97,7 +97,7 @@ class SeparateDerivative(Objective):
 
     derivative: str = "dde"
 
-    def apart(self, net, path):
+    def separate_derivative(self, net, path):
         return jvp(net, *path)[2]
 
 
@@ -130,7 +130,7 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     """The objective that `variant` means on the OT-FM transport, with the published optimizer."""
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
-    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.learns_from}
+    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers}
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
         nets["float32"] = lambda params: nets["online"](jax.lax.optimization_barrier(params))
@@ -138,12 +138,12 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer, ("online", *objective.parts)),
+        tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),
         seed=0,
-        parts=objective.parts,
+        auxiliary=objective.auxiliary,
     )
 
 
@@ -158,12 +158,12 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
 
 def first_state(case: Case, settings: StepSettings) -> TrainState:
     init = functools.partial(initial, network_for(case.network, settings.objective), case.latent)
-    return create(init, settings.tx, settings.emas, settings.seed, settings.parts)()
+    return create(init, settings.tx, settings.emas, settings.seed, settings.auxiliary)()
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
     """{name: random parameters} of the networks that the objective learns from."""
-    names = settings.objective.learns_from
+    names = settings.objective.teachers
     return {name: initial(case.network, case.latent, jax.random.key(i)) for i, name in enumerate(names)}
 
 
@@ -264,7 +264,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         cases += [dataclasses.replace(case, batch=args.batch or case.batch) for case in sized]
     variants, remats = args.variants.split(","), args.remat.split(",")
     for variant in variants:
-        group = KNOWN[variant](TRANSPORTS["ot_fm"]()).row_group
+        group = KNOWN[variant](TRANSPORTS["ot_fm"]()).batch_multiple
         for case in cases:
             if case.batch % group:
                 raise ValueError(f"--batch: {case.batch} rows of {case.name}; {variant} takes a multiple of {group}")

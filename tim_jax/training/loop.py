@@ -100,7 +100,7 @@ class Trainer:
 
     def _create(self) -> Callable[[], TrainState]:
         step = self.step
-        return create(lambda key: nn.unbox(self.init(key)), step.tx, step.emas, step.seed, step.parts)
+        return create(lambda key: nn.unbox(self.init(key)), step.tx, step.emas, step.seed, step.auxiliary)
 
     def create(self) -> TrainState:
         """The first state, made in place on the mesh."""

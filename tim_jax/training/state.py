@@ -28,17 +28,17 @@ def create(
     tx: optax.GradientTransformation,
     emas: dict[str, float],
     seed: int,
-    parts: tuple[str, ...] = (),
+    auxiliary: tuple[str, ...] = (),
 ):
     """A function of no arguments that makes the first state; with boxed parameters under `jax.eval_shape`, too.
 
-    init: key → parameters of the student. parts: networks of its kind beside it, which start as copies of it.
+    init: key → parameters of the online network. auxiliary: networks of its kind, which start as copies of it.
     """
 
     def make() -> TrainState:
         # Step keys are folded from the same seed by numbers from 0 on; initialisation has a branch of its own.
         student = init(jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1)))
-        params = {"online": student} | {part: jax.tree.map(jnp.copy, student) for part in parts}
+        params = {"online": student} | {part: jax.tree.map(jnp.copy, student) for part in auxiliary}
         averages = {name: jax.tree.map(jnp.copy, student) for name in emas}
         return TrainState(jnp.zeros((), jnp.int32), params, averages, tx.init(params))
 

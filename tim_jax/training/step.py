@@ -28,8 +28,8 @@ class StepSettings:
     own names.
     objective: (nets, rows, step, key) → (loss per row, metrics). tx: optimizer. emas: decays by name.
     conditions: (batch, is_null (B,)) → (condition, null condition). seed: of all draws. condition_dropout: share of
-    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches. parts:
-    networks of the student's kind that train beside it.
+    rows with the null condition. dropout: whether the network needs row keys. accumulation: microbatches. auxiliary:
+    networks of the online network's kind that are trained together with it.
     """
 
     nets: Mapping[str, Callable]
@@ -42,7 +42,7 @@ class StepSettings:
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
-    parts: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
 
 
 def make_rows(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
