@@ -293,13 +293,13 @@ def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(atte
 
 
 def test_the_number_of_keys_chooses(monkeypatch):
-    asked = []
+    called = []
     for name in ATTENTION:
-        monkeypatch.setitem(ATTENTION, name, lambda q, *_, name=name: asked.append(name) or q)
+        monkeypatch.setitem(ATTENTION, name, lambda q, *_, name=name: called.append(name) or q)
     for keys in (LINEAR_FROM - 1, LINEAR_FROM):
         q, k = (jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32) for n in (3, keys))
         assert jax.eval_shape(attention, q, k, k).shape == q.shape
-    assert asked == ["xla", "blockwise"]
+    assert called == ["xla", "blockwise"]
 
 
 def test_without_kernels_pallas_is_blockwise_to_the_bit_and_says_so_once(capfd):

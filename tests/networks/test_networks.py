@@ -37,8 +37,8 @@ def make_query(net, seed=0, rows=2, h=4, w=8, tokens=5):
         "class": {"label": rng.integers(0, net.num_classes + 1, rows, np.int32)},
         "text": {"text": text, "mask": np.ones((rows, tokens), bool)},
     }
-    told = {"guidance": np.ones((rows, 3), np.float32)} if net.guidance_input else {}
-    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition] | told))
+    more = {"guidance": np.ones((rows, 3), np.float32)} if net.guidance_input else {}
+    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition] | more))
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def test_output_starts_at_zero_and_the_hidden_state_does_not(initial):
     assert not out.F.any() and out.hidden.any()
 
 
-# Path: standard deviation. A xavier uniform law has variance 2 / (fan in + fan out).
+# Path: standard deviation. A xavier uniform distribution has variance 2 / (fan in + fan out).
 SPREADS = {
     ("blocks", "attn", "qkv", "kernel"): (2 / (64 + 3 * 64)) ** 0.5,
     ("blocks", "attn", "out", "kernel"): (2 / (64 + 64)) ** 0.5,
@@ -430,11 +430,11 @@ def test_guidance_is_an_input_of_its_rows():
     query = make_query(net)
     with pytest.raises(ValueError, match="guidance"):
         run(net, make_query(make_net()))
-    asked = jnp.array([[1.0, 0.1, 0.9], [4.0, 0.1, 0.9]])
-    query = query._replace(condition=query.condition | {"guidance": asked})
+    guidance = jnp.array([[1.0, 0.1, 0.9], [4.0, 0.1, 0.9]])
+    query = query._replace(condition=query.condition | {"guidance": guidance})
     before = run(net, query)[0].F
     for column in range(3):
-        after = run(net, query._replace(condition=query.condition | {"guidance": asked.at[1, column].mul(1.1)}))[0].F
+        after = run(net, query._replace(condition=query.condition | {"guidance": guidance.at[1, column].mul(1.1)}))[0].F
         assert_close(after[0], before[0])
         assert jnp.abs(after[1] - before[1]).max() > 1e-4
 

@@ -95,8 +95,8 @@ def test_a_found_grid_is_better_than_an_even_one(transport, x64):
 
     def step(sampler, x, t, r):
         plan = SAMPLERS[sampler].plan(transport, np.array([t, r]))
-        asked = [jnp.full(len(x), time[0]) for time in (plan.t, plan.s)]
-        return plan.a[0, 0] * x + plan.b[0, 0] * np.asarray(flow.F(jnp.asarray(x), *asked))
+        evaluated_at = [jnp.full(len(x), time[0]) for time in (plan.t, plan.s)]
+        return plan.a[0, 0] * x + plan.b[0, 0] * np.asarray(flow.F(jnp.asarray(x), *evaluated_at))
 
     def costs(sampler):
         return jump_costs(path, lambda i, j: step(sampler, path[i], times[i], times[j]))

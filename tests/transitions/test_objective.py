@@ -68,7 +68,7 @@ def golden_case(golden, path, dtype):
 @pytest.mark.parametrize("derivative", ["jvp", "dde"])
 @pytest.mark.parametrize("name", ["ot_fm", "trigflow"])
 def test_published_derivative_loss_and_gradients(name, derivative, golden, request, x64):
-    path = request.path.parent / "golden" / "c2i_tiny.safetensors"
+    path = request.path.parents[1] / "golden" / "c2i_tiny.safetensors"
     arrays, order, params, rows = golden_case(golden, path, jnp.float64)
     expected = {
         key: arrays[f"{name}/{derivative}/{key}"]
@@ -159,7 +159,7 @@ def test_first_step_from_zero_output_is_finite(transport, derivative):
     assert jnp.abs(grads["final"]["linear"]["kernel"]).max() > 0
 
 
-def test_groups_and_masked_rows_give_the_same_numbers():
+def test_groups_and_masks_give_the_same_numbers():
     """Where a device's rows times the share is not whole, all rows carry the tangent, and nothing changes."""
     network, rng = TINY.clone(z_dim=0), np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 12, 4, 4, 4)), jnp.float32)
@@ -320,10 +320,10 @@ def test_guided_targets_hold_in_their_interval_and_from_their_step(transport):
     label = jnp.array([1, 2, 3, 10, 5, 6])
     x, noise = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 2, 2, 1)), jnp.float32)
     rows = make_rows(x, noise, label)
-    asked = []
+    times_seen = []
 
     def net(queries):
-        asked.extend(np.asarray(q.t) for q in queries if not isinstance(q.t, jax.core.Tracer))
+        times_seen.extend(np.asarray(q.t) for q in queries if not isinstance(q.t, jax.core.Tracer))
         heights = (jnp.where(q.condition["label"] == 10, 2.0, 10.0) for q in queries)
         return tuple(Output(jnp.ones_like(x) * height[:, None, None, None]) for height in heights)
 
@@ -336,5 +336,5 @@ def test_guided_targets_hold_in_their_interval_and_from_their_step(transport):
     guided = base + 0.75 * 10.0 - 0.75 * 2.0
     inside = np.array([False, True, True, False, True, False])[:, None, None, None]
     np.testing.assert_allclose(after, np.where(inside, guided, base), rtol=1e-5, atol=1e-6)
-    for times in asked:  # c_noise once
+    for times in times_seen:  # c_noise once
         np.testing.assert_allclose(times, transport.c_noise(t), rtol=1e-6)

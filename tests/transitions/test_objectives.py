@@ -171,7 +171,7 @@ def teacher(tmp_path_factory):
     return make
 
 
-def taught(run, teacher, config, overrides):
+def with_teacher(run, teacher, config, overrides):
     """The run with what it learns from, if its objective asks a teacher."""
     if not run.trainer.step.objective.teachers:
         return run
@@ -187,7 +187,7 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
     config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
-    run = taught(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
+    run = with_teacher(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
     t = jnp.full(64, 0.5)
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
@@ -217,7 +217,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
         config = loading.load("base").get_config()
         config = override(config, SMALL | sizes | {"objective.name": name})
         run = build(config, jax.devices()[: 8 if sizes else 1])
-        run = taught(run, teacher, "base", TEACHER)
+        run = with_teacher(run, teacher, "base", TEACHER)
         batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
         state, seen = run.trainer.create(), []
         for _ in range(5):
@@ -239,7 +239,7 @@ REACHED = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @every_objective
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
@@ -251,7 +251,7 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     config = override(loading.load("digits_small").network(), changes)
     learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
     own = {key: value for key, value in changes.items() if key not in learner}
-    run = taught(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
+    run = with_teacher(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
     samples = Generator(run, 600)(run.weights(trained(run)), steps, 0, cycle_labels(10, 600))
 
     def moments(images):

@@ -245,7 +245,7 @@ def test_guided_mean_flow_moves_along_the_guided_velocity(x64):
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
-def test_guidance_scales_have_their_law(power):
+def test_guidance_scales_have_their_distribution(power):
     scales = InputGuidance(max_scale=8.0, power=power).draw_scales(jax.random.key(0), 200_000)
     grid = np.linspace(1, 8, 100_001)
     mass = np.cumsum(grid**-power)
@@ -307,14 +307,14 @@ def test_contrast_draws_features_to_those_at_its_edge():
     t, r = objective.draw(jax.random.key(0), SHAPE[0], positions=4)
     low = np.asarray(t < objective.edge)
     np.testing.assert_array_equal(low, np.arange(SHAPE[0]) % 8 == 7)
-    asked = []
+    times_seen = []
 
     def net(queries):
-        asked.extend(q.t for q in queries)
+        times_seen.extend(q.t for q in queries)
         return tuple(answer(jnp.zeros_like(q.x_t), q.x_t) for q in queries)
 
     objective.loss({"online": net}, rows, t, r, LATE)
-    plain, below, anchor = asked
+    plain, below, anchor = times_seen
     np.testing.assert_array_equal(plain, t[~low])
     np.testing.assert_array_equal(below, t[low])
     np.testing.assert_allclose(anchor, objective.edge)
