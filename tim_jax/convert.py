@@ -71,7 +71,7 @@ def fill(run: Run, params: dict, source: str, folder: epath.Path) -> None:
         new.rmtree(missing_ok=True)
         trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: first_state(params, step.tx, step.emas, step.parts),
+            lambda params: first_state(params, step.tx, step.emas, step.auxiliary),
             out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):

@@ -48,8 +48,8 @@ def find(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         folder = epath.Path(args.workdir)
         run = build(workdir.load(folder, overrides))
         sampler = run.sampling.sampler
-        if not SAMPLERS[sampler].alone or run.sampling.stochasticity:
-            able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.alone)
+        if not SAMPLERS[sampler].single_step or run.sampling.stochasticity:
+            able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.single_step)
             raise ValueError(
                 f"sampling.sampler is {sampler!r} with stochasticity {run.sampling.stochasticity}; a grid is found "
                 f"from single steps of {able}, without stochasticity"

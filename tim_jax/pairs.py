@@ -178,7 +178,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
         )
     generator.load()
     of |= {"run": identity(run.config), "weights": fingerprint(run, folder, step)}
-    found = {"times": times.tolist()} if run.sampling.found else {}
+    found = {"times": times.tolist()} if run.sampling.optimal_times else {}
     of |= {"sampling": settings_of_samples(run, step, args.seed) | found}
     shard_job.say(kept)
     return Pairs(generator, weights, of, args.rows, args.steps, args.seed, args.rows_per_shard, source)

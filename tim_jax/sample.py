@@ -30,7 +30,7 @@ from tim_jax.runs.outputs.writer import Output
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import cluster, compilation_cache
 from tim_jax.training.preemption import Stop
-from tim_jax.transitions.sampling.sampler import between, make_plan, time_grid
+from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
 
 COUNT = 40  # images per step count where no labels are given
 
@@ -168,7 +168,7 @@ def start(
     if not args.interpolate:
         return None if given is None else x
     u = np.linspace(0, 1, args.interpolate)
-    return np.concatenate([between(*pair, u) for pair in zip(x, x[1:])])
+    return np.concatenate([slerp(*pair, u) for pair in zip(x, x[1:])])
 
 
 def in_line(asked: list[Request], given: np.ndarray | None, size: tuple[int, int], by: str) -> list[Request]:

@@ -1,6 +1,6 @@
 """The tuples that rooms hand to one another."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,33 +8,44 @@ import jax.numpy as jnp
 # Types of computation, by their names in configurations.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+PyTree: TypeAlias = Any  # a tree of arrays; JAX has no type for it
+
 
 class Query(NamedTuple):
-    """A group of rows put to a network.
+    """A group of examples that a network is called on.
 
-    x_t: (B, h, w, C). t, r: (B,), already passed through the transport's c_noise. condition: a pytree of (B, ...)
-    arrays, {"label"} or {"text", "mask"}. key: None, or (B,) random keys, one per row, for dropout.
+    Attributes:
+        x_t: States (B, h, w, C).
+        t, r: The times (B,) where the jump starts and ends, already passed through the transport's c_noise.
+        condition: A pytree of (B, ...) arrays: {"label"} or {"text", "mask"}.
+        key: Random keys (B,), one per example, for dropout; None turns dropout off.
     """
 
     x_t: jax.Array
     t: jax.Array
     r: jax.Array
-    condition: Any
+    condition: PyTree
     key: jax.Array | None = None
 
 
 class TangentQuery(Query):
-    """A Query inside a `jax.jvp` that has tangents for it.
+    """A Query inside a `jax.jvp` that carries tangents.
 
-    Not every attention knows this by itself: one with linear memory refuses `jax.jvp` for a plain Query, and for a
-    TangentQuery one reverse mode without `jax.jvp`.
+    An attention with linear memory cannot find this out by itself: it has one differentiation rule for a plain Query,
+    which refuses `jax.jvp`, and another one for a TangentQuery, which has no reverse mode outside `jax.jvp`.
     """
 
     __slots__ = ()
 
 
 class Output(NamedTuple):
-    """A network's answer to one Query: F (B, h, w, C), hidden (B, N, Z) for feature alignment or None, extra heads."""
+    """A network's output for one Query.
+
+    Attributes:
+        F: The prediction (B, h, w, C).
+        hidden: Hidden states (B, N, Z) for feature alignment, or None.
+        heads: A dictionary with the outputs of the extra heads, or None.
+    """
 
     F: jax.Array
     hidden: jax.Array | None = None
@@ -42,17 +53,23 @@ class Output(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A global batch as an objective sees it, one row per image.
+    """A global batch of B examples as an objective sees it.
 
-    x: (B, h, w, C) images or latents. noise: the same shape. condition, null_condition: pytrees of (B, ...) arrays.
-    is_null: (B,) bool, rows trained with the null condition. features: (B, N, Z) frozen image features or None, with
-    features_mask (B,). weight: (B,), 0 for padding rows. keys: None, or (B,) random keys for the network's dropout.
+    Attributes:
+        x: Images or latents (B, h, w, C).
+        noise: Noise of the same shape.
+        condition, null_condition: Pytrees of (B, ...) arrays.
+        is_null: (B,) bool, true for examples that are trained with the null condition.
+        features: Features (B, N, Z) of a frozen image encoder, or None.
+        features_mask: (B,), zero for examples without features; None where all have them.
+        weight: Loss weights (B,), zero for padding.
+        keys: Random keys (B,) for the network's dropout, or None.
     """
 
     x: jax.Array
     noise: jax.Array
-    condition: Any
-    null_condition: Any
+    condition: PyTree
+    null_condition: PyTree
     is_null: jax.Array
     features: jax.Array | None = None
     features_mask: jax.Array | None = None

@@ -77,7 +77,7 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     teacher, distils = loading.load("digits_flow_matching"), name.startswith("distillation/")
     assert f"--config=configs/{name}.py" in module.__doc__
     assert run.config.start.checkpoint == (teacher.WORKDIR if distils else "")
-    learns = run.trainer.step.objective.learns_from
+    learns = run.trainer.step.objective.teachers
     assert learns == (("teacher",) if distils and name != "distillation/reflow" else ())
     if distils:  # the network of the teacher, and perhaps heads
         own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["online"]

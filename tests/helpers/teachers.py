@@ -41,9 +41,9 @@ class Taught(Objective):
     beside: tuple[str, ...] = ()
     group: int = 1
     scale: float = 1.0
-    learns_from = property(lambda self: self.asks)
-    parts = property(lambda self: self.beside)
-    row_group = property(lambda self: self.group)
+    teachers = property(lambda self: self.asks)
+    auxiliary = property(lambda self: self.beside)
+    batch_multiple = property(lambda self: self.group)
 
     def loss(self, nets, rows, t, r, step, key=None):
         asked = (query(self.transport, interpolate(self.transport, rows.x, rows.noise, t), t, t, rows.condition),)

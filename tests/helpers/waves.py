@@ -15,7 +15,7 @@ every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 def plain_times(transport):
-    """The transport, with networks that are asked about t itself."""
+    """The transport, whose networks see t itself."""
     return dataclasses.replace(TRANSPORTS[transport](), c_noise=lambda t: t)
 
 

@@ -87,13 +87,13 @@ def results(attend, mask, dtype, inputs, through_tangent=False):
         o = attend(*qkv, mask)
         return jnp.sum((o * do).astype(wide(dtype))), o
 
-    def moving(qkv):
-        o, o_dot = jax.jvp(lambda *qkv: attend(*qkv, mask, moving=True), qkv, dots)
+    def in_jvp(qkv):
+        o, o_dot = jax.jvp(lambda *qkv: attend(*qkv, mask, in_jvp=True), qkv, dots)
         through = o_dot if through_tangent else jax.lax.stop_gradient(o_dot)
         return jnp.sum((o * do).astype(wide(dtype))) + jnp.sum(jnp.sin(through).astype(wide(dtype))), (o, o_dot)
 
     plain_grads, plain_o = jax.grad(plain, has_aux=True)(qkv)
-    grads, (o, o_dot) = jax.grad(moving, has_aux=True)(qkv)
+    grads, (o, o_dot) = jax.grad(in_jvp, has_aux=True)(qkv)
     names = ("plain output", "output", "tangent", *("plain " + x for x in ("dq", "dk", "dv")), "dq", "dk", "dv")
     return dict(zip(names, (plain_o, o, o_dot, *plain_grads, *grads), strict=True))
 
@@ -136,7 +136,7 @@ def test_output_tangent_and_gradients_are_those_of_float64(name, case, dtype, x6
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_single_key_gives_its_value_and_the_tangent_of_that(name):
     qkv, dots, _ = make_inputs(5, 21, 16)
-    o, o_dot = jax.jvp(lambda *qkv: LINEAR[name](*qkv, make_mask("one", 21), moving=True), qkv, dots)
+    o, o_dot = jax.jvp(lambda *qkv: LINEAR[name](*qkv, make_mask("one", 21), in_jvp=True), qkv, dots)
     for y, x in ((o, qkv[2]), (o_dot, dots[2])):
         np.testing.assert_allclose(y[0], np.broadcast_to(x[0, 10], y[0].shape), rtol=1e-6)
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_differentiated_is_refused():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(blockwise.attention, qkv, dots)
     with pytest.raises(NotImplementedError, match="reverse-mode"):
-        jax.grad(lambda qkv: blockwise.attention(*qkv, moving=True).sum())(qkv)
+        jax.grad(lambda qkv: blockwise.attention(*qkv, in_jvp=True).sum())(qkv)
 
 
 # Company
@@ -208,7 +208,7 @@ def test_in_layers_that_are_scanned_mapped_and_computed_anew(name):
 
     def loss(attend, w, x, x_dot, do):
         def layer(x, w):
-            return x + attend(*(x @ w[i] for i in range(3)), make_mask("prefix", 9), moving=True), None
+            return x + attend(*(x @ w[i] for i in range(3)), make_mask("prefix", 9), in_jvp=True), None
 
         y, y_dot = jax.jvp(lambda x: jax.lax.scan(jax.checkpoint(layer), x, w)[0], (x,), (x_dot,))
         return jnp.sum(do * y) + jnp.sum(jax.lax.stop_gradient(y_dot) * y)
@@ -293,13 +293,13 @@ def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(atte
 
 
 def test_the_number_of_keys_chooses(monkeypatch):
-    asked = []
+    called = []
     for name in ATTENTION:
-        monkeypatch.setitem(ATTENTION, name, lambda q, *_, name=name: asked.append(name) or q)
+        monkeypatch.setitem(ATTENTION, name, lambda q, *_, name=name: called.append(name) or q)
     for keys in (LINEAR_FROM - 1, LINEAR_FROM):
         q, k = (jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32) for n in (3, keys))
         assert jax.eval_shape(attention, q, k, k).shape == q.shape
-    assert asked == ["xla", "blockwise"]
+    assert called == ["xla", "blockwise"]
 
 
 def test_without_kernels_pallas_is_blockwise_to_the_bit_and_says_so_once(capfd):
@@ -332,7 +332,7 @@ def test_which_devices_have_kernels(platform, capability, width, has):
 def test_a_run_may_go_on_with_another_implementation():
     assert identity(load_config("digits", {"model.attention": "xla"})) == identity(load_config("digits", {}))
     with pytest.raises(
-        ValueError, match="^model.attention = 'flash': must be one of 'auto', 'xla', 'blockwise', 'pallas'$"
+        ValueError, match="^model.attention is 'flash'; it must be one of auto, xla, blockwise, pallas$"
     ):
         build(load_config("digits", {"model.attention": "flash"}), jax.devices()[:1])
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.modules import attention
-from tim_jax.networks.block import REMAT, row_dropout
+from tim_jax.networks.block import REMAT, keyed_dropout
 from tim_jax.networks.embeddings import INTERVALS
 from tim_jax.networks.tim import HEADS
 from tim_jax.types import Query
@@ -37,8 +37,8 @@ def make_query(net, seed=0, rows=2, h=4, w=8, tokens=5):
         "class": {"label": rng.integers(0, net.num_classes + 1, rows, np.int32)},
         "text": {"text": text, "mask": np.ones((rows, tokens), bool)},
     }
-    told = {"guidance": np.ones((rows, 3), np.float32)} if net.guidance_input else {}
-    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition] | told))
+    more = {"guidance": np.ones((rows, 3), np.float32)} if net.guidance_input else {}
+    return Query(*map(jnp.asarray, (x, t, r)), jax.tree.map(jnp.asarray, conditions[net.condition] | more))
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def test_output_starts_at_zero_and_the_hidden_state_does_not(initial):
     assert not out.F.any() and out.hidden.any()
 
 
-# Path: standard deviation. A xavier uniform law has variance 2 / (fan in + fan out).
+# Path: standard deviation. A xavier uniform distribution has variance 2 / (fan in + fan out).
 SPREADS = {
     ("blocks", "attn", "qkv", "kernel"): (2 / (64 + 3 * 64)) ** 0.5,
     ("blocks", "attn", "out", "kernel"): (2 / (64 + 64)) ** 0.5,
@@ -178,9 +178,9 @@ def with_tangent(net, params, plain, query, hidden=False):
 def test_tangent_in_one_group(condition, remat):
     net = make_net(condition=condition, remat=remat)
     params, a, b = make_params(net), make_query(net, 0), make_query(net, 1)
-    moving = jit(functools.partial(with_tangent, net, hidden=True))
-    outputs, tangents = moving(params, (a,), b)
-    assert_close((outputs[1:], tangents[1:]), moving(params, (), b))
+    both = jit(functools.partial(with_tangent, net, hidden=True))
+    outputs, tangents = both(params, (a,), b)
+    assert_close((outputs[1:], tangents[1:]), both(params, (), b))
     assert_close(outputs[:1], run(net, a, hidden=True))
     assert not any(leaf.any() for leaf in jax.tree.leaves(tangents[0]))
 
@@ -290,7 +290,7 @@ def test_dropout_is_the_same_in_a_pass_with_tangents():
 
 def test_layers_and_branches_drop_different_entries():
     keys, ones = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 64, 64))
-    drops = [row_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
+    drops = [keyed_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
     for i, a in enumerate(drops):
         np.testing.assert_allclose(a.mean(), 1, atol=0.03)
         assert all((a != b).mean() > 0.3 for b in drops[:i])
@@ -349,22 +349,22 @@ def test_memory_policies_and_unrolling_give_the_same_gradients(remat, unroll):
 # Complaints
 
 BAD_FIELDS = {
-    "heads = 3": {"heads": 3},
-    "heads = 16": {"heads": 16},
-    "encoder_depth = 0": {"encoder_depth": 0},
-    "encoder_depth = 4": {"encoder_depth": 4},
-    "dropout = 1.0": {"dropout": 1.0},
-    "patch_size = 0": {"patch_size": 0},
-    "condition = 'image'": {"condition": "image"},
-    "conditioning = 'r-t'": {"conditioning": "r-t"},
-    "rope_order = 'hilbert'": {"rope_order": "hilbert"},
-    "remat = 'some'": {"remat": "some"},
+    "heads is 3": {"heads": 3},
+    "heads is 16": {"heads": 16},
+    "encoder_depth is 0": {"encoder_depth": 0},
+    "encoder_depth is 4": {"encoder_depth": 4},
+    "dropout is 1.0": {"dropout": 1.0},
+    "patch_size is 0": {"patch_size": 0},
+    "condition is 'image'": {"condition": "image"},
+    "conditioning is 'r-t'": {"conditioning": "r-t"},
+    "rope_order is 'hilbert'": {"rope_order": "hilbert"},
+    "remat is 'some'": {"remat": "some"},
 }
 
 
 @pytest.mark.parametrize("message", BAD_FIELDS)
 def test_wrong_fields_are_named_in_one_line(message):
-    with pytest.raises(ValueError, match=f"^{message}: .*must") as error:
+    with pytest.raises(ValueError, match=f"^model.{message}; it must") as error:
         make_net(**BAD_FIELDS[message])
     assert "\n" not in str(error.value)
 
@@ -430,11 +430,11 @@ def test_guidance_is_an_input_of_its_rows():
     query = make_query(net)
     with pytest.raises(ValueError, match="guidance"):
         run(net, make_query(make_net()))
-    asked = jnp.array([[1.0, 0.1, 0.9], [4.0, 0.1, 0.9]])
-    query = query._replace(condition=query.condition | {"guidance": asked})
+    guidance = jnp.array([[1.0, 0.1, 0.9], [4.0, 0.1, 0.9]])
+    query = query._replace(condition=query.condition | {"guidance": guidance})
     before = run(net, query)[0].F
     for column in range(3):
-        after = run(net, query._replace(condition=query.condition | {"guidance": asked.at[1, column].mul(1.1)}))[0].F
+        after = run(net, query._replace(condition=query.condition | {"guidance": guidance.at[1, column].mul(1.1)}))[0].F
         assert_close(after[0], before[0])
         assert jnp.abs(after[1] - before[1]).max() > 1e-4
 

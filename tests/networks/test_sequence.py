@@ -49,12 +49,12 @@ def derivatives(attend, inputs):
     """Output and tangent of a call within a jvp, and the gradients of a sum that knows them and of a plain call."""
     qkv, dots, weight = inputs
 
-    def moving(qkv):
-        o, o_dot = jax.jvp(functools.partial(attend, moving=True), qkv, dots)
+    def in_jvp(qkv):
+        o, o_dot = jax.jvp(functools.partial(attend, in_jvp=True), qkv, dots)
         return jnp.sum(weight * o), (o, o_dot)
 
-    plain = jax.grad(lambda qkv: jnp.sum(weight * attend(*qkv, moving=False)))(qkv)
-    return plain, *jax.grad(moving, has_aux=True)(qkv)
+    plain = jax.grad(lambda qkv: jnp.sum(weight * attend(*qkv, in_jvp=False)))(qkv)
+    return plain, *jax.grad(in_jvp, has_aux=True)(qkv)
 
 
 def make_inputs(heads):
@@ -87,9 +87,9 @@ def test_attention_among_devices_is_attention(sizes, heads, kinds, implementatio
     monkeypatch.setattr(blockwise, "BLOCK", 5)
     mesh = make_mesh(**sizes)
 
-    def attend(*qkv, moving):
+    def attend(*qkv, in_jvp):
         def attend_here(*qkv):
-            call = functools.partial(modules.attention, moving=moving, implementation=implementation)
+            call = functools.partial(modules.attention, in_jvp=in_jvp, implementation=implementation)
             y = sequence.attend(call, *(nn.with_logical_constraint(x, modules.HEADS) for x in qkv), "sequence")
             return nn.with_logical_constraint(y, modules.HEADS)
 

@@ -20,7 +20,7 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.types import Output
 
-LEARNERS = [name for name, make in OBJECTIVES.items() if make(TRANSPORTS["ot_fm"]()).learns_from]
+DISTILLED = [name for name, make in OBJECTIVES.items() if make(TRANSPORTS["ot_fm"]()).teachers]
 MOVING = Times("uniform", share_equal=0.0, share_min=0.0)
 
 
@@ -36,12 +36,12 @@ def nets_with_teacher(net=by_wave):
     return student(net) | {"teacher": teacher}
 
 
-def taught_target(objective, x, noise, t, r, step=LATE):
+def distilled_target(objective, x, noise, t, r, step=LATE):
     """The target of rows with r < t, learnt from `some_velocity`."""
     nets = nets_with_teacher()
     rows = rows_of(x, noise)
     if objective.velocity == "teacher":
-        rows = objective.taught(nets, rows, t)
+        rows = objective.distilled(nets, rows, t)
     base = prediction_target(objective.transport, rows.x, rows.noise, t)
     consistent = CONSISTENCIES[objective.consistency]
     return consistent(objective, nets, (), (rows, t, r, base), step, None)[1].target
@@ -51,8 +51,8 @@ def column(t):
     return t[:, None, None, None]
 
 
-def test_the_learners():
-    assert LEARNERS == ["scm_distillation", "ayf_eulerian", "ayf_lagrangian", "ctm", "rcm", "tbcm"]
+def test_which_objectives_have_teachers():
+    assert DISTILLED == ["scm_distillation", "ayf_eulerian", "ayf_lagrangian", "ctm", "rcm", "tbcm"]
 
 
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
@@ -68,7 +68,7 @@ def test_scm_distillation_moves_along_the_teacher(w, x64):
     F, dF = jax.jvp(lambda x, t: wave(x, t, r), (x_t, t), along)
     g = -(jnp.cos(T) ** 2) * (F - v) - w * (jnp.cos(T) * jnp.sin(T) * x_t + dF)
     norm = jnp.sqrt(jnp.mean(g**2, axis=(1, 2, 3), keepdims=True))
-    target = taught_target(objective, x, noise, t, r, step=jnp.int32(1000 * w))
+    target = distilled_target(objective, x, noise, t, r, step=jnp.int32(1000 * w))
     np.testing.assert_allclose(target, F + g / (norm + 0.1), rtol=1e-9)
 
 
@@ -86,13 +86,13 @@ def test_align_your_flow_by_hand(step, x64):
     exact = {"ayf_eulerian": v - F - w * (T - R) * D, "ayf_lagrangian": end - F + w * (T - R) * D_r}
     for name, g in exact.items():
         norm = jnp.sqrt(jnp.mean(g**2, axis=(1, 2, 3), keepdims=True))
-        target = taught_target(OBJECTIVES[name](plain_times("ot_fm")), x, noise, t, r, jnp.int32(step))
+        target = distilled_target(OBJECTIVES[name](plain_times("ot_fm")), x, noise, t, r, jnp.int32(step))
         np.testing.assert_allclose(target, F + g / (norm + 0.1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ayf_eulerian", "ayf_lagrangian"])
 @pytest.mark.parametrize("head", [0.0, 1.0])
-def test_all_rows_learn_the_teachers_velocity(name, head, x64):
+def test_all_examples_learn_the_teachers_velocity(name, head, x64):
     """The head in all of them, the network where r = t; the data's own is nowhere to be seen."""
     transport = plain_times("ot_fm")
     objective = OBJECTIVES[name](transport)
@@ -172,7 +172,7 @@ def test_ctm_jumps_on_from_where_the_teacher_leads(x64):
     transport = plain_times("ot_fm")
     objective = OBJECTIVES["ctm"](transport)
     bootstrap = dataclasses.replace(objective.bootstrap, ema="online", split="half", solver_steps=1)
-    target = taught_target(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
+    target = distilled_target(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
     T, S = column(t), column((t + r) / 2)
     x_t = (1 - T) * x + T * noise
     v = some_velocity(x_t, t)
@@ -203,15 +203,15 @@ def test_guidance_of_a_teacher(x64):
     assert auto.names == ("teacher", "weaker")
     np.testing.assert_allclose(auto(nets, transport, x_t, t, rows), here * label * 1.5, rtol=1e-9, atol=1e-12)
     assert jax.grad(lambda x: auto(nets, transport, x, t, rows).sum())(x_t).any() == False  # noqa: E712
-    for wrong, said in ((Teacher(guidance=-1.0), "guidance is -1"),
+    for wrong, message in ((Teacher(guidance=-1.0), "guidance is -1"),
                         (Teacher(guidance=2.0, guidance_low=0.5, guidance_high=0.4), "0.5, 0.4"),
                         (Teacher(weak_checkpoint="weak"), "must not be 1")):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             wrong.check()
 
 
 @pytest.mark.parametrize(
-    "name, changes, said",
+    "name, changes, message",
     [
         (
             "ctm",
@@ -230,10 +230,10 @@ def test_guidance_of_a_teacher(x64):
         ),
     ],
 )
-def test_guidance_that_a_teachers_way_would_not_have_is_refused(name, changes, said):
+def test_guidance_of_examples_that_follow_a_teacher_is_refused(name, changes, message):
     objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
     objective.check()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(objective, **changes).check()
 
 
@@ -241,16 +241,16 @@ def test_guidance_that_a_teachers_way_would_not_have_is_refused(name, changes, s
 def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     """Of a group's first row and condition, one call of the teacher a row, and with many points on the exact way."""
     transport = plain_times(transport)
-    gaussian, asked = Gaussian(transport, mean=0.3, std=0.6), []
+    gaussian, queries_seen = Gaussian(transport, mean=0.3, std=0.6), []
     points, groups = 400, 3
     objective = OBJECTIVES["tbcm"](transport)
     objective = dataclasses.replace(
         objective, trajectory_points=points, times=Times("uniform", share_equal=0.0, share_min=1.0)
     )
-    assert objective.row_group == points
+    assert objective.batch_multiple == points
 
     def teacher(queries):
-        asked.extend(queries)
+        queries_seen.extend(queries)
         return tuple(Output(gaussian.F(q.x_t, q.t, q.t)) for q in queries)
 
     count = points * groups
@@ -259,8 +259,8 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     level = jnp.linspace(transport.level(jnp.asarray(transport.T_max)), 0.05, points)
     t = jnp.tile(transport.time_of_level(level), groups).at[::points].set(transport.T_max)
     assert (r == transport.T_min).all()
-    taught = objective.taught({"teacher": teacher}, rows, t)
-    x_t = interpolate(transport, taught.x, taught.noise, t).reshape(groups, points)
+    distilled = objective.distilled({"teacher": teacher}, rows, t)
+    x_t = interpolate(transport, distilled.x, distilled.noise, t).reshape(groups, points)
     start = (transport.sigma(jnp.asarray(transport.T_max)) * rows.noise[::points]).reshape(groups)
     np.testing.assert_allclose(x_t[:, 0], start, rtol=1e-9)
     times = t.reshape(groups, points)
@@ -268,8 +268,8 @@ def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
         [gaussian.flow_map(start, jnp.full(groups, transport.T_max), times[:, k]) for k in range(points)], 1
     )
     np.testing.assert_allclose(x_t, exact, atol=0.02)
-    np.testing.assert_array_equal(taught.condition["label"], jnp.repeat(rows.condition["label"][::points], points))
-    assert len(asked) == 1 and len(asked[0].t) == groups  # one call in the scan over points
+    np.testing.assert_array_equal(distilled.condition["label"], jnp.repeat(rows.condition["label"][::points], points))
+    assert len(queries_seen) == 1 and len(queries_seen[0].t) == groups  # one call in the scan over points
 
 
 def test_times_of_trajectories_fall_from_noise():
@@ -301,7 +301,7 @@ class Toy:
         return distillation.sum(), fit.sum()
 
 
-def test_gradients_of_student_and_score_are_apart(x64):
+def test_gradients_of_student_and_score_are_separate(x64):
     for rollout in (1, 3):
         toy = Toy(rollout)
         of_student = jax.jacrev(toy.terms, argnums=0)(0.8, 0.5)
@@ -361,7 +361,7 @@ def test_rollouts_of_the_exact_flow_map_are_data(transport, rollout):
     assert abs(x.mean() - 0.3) < 0.02 and abs(x.std() - 0.6) < 0.02
 
 
-@pytest.mark.parametrize("name", ["tim", "mean_flow", *LEARNERS])
+@pytest.mark.parametrize("name", ["tim", "mean_flow", *DISTILLED])
 def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     """From zero, with features of which the flow map is made and others, learnt from the exact flow of a Gaussian."""
     transport = plain_times("ot_fm")

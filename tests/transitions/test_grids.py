@@ -49,7 +49,7 @@ def test_grids_that_cannot_be_are_refused():
     for start in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"start is {start}.*0 … 1"):
             time_grid(transport, 4, start=start)
-    found = Sampling(grid="optimal", found={2: (1.0, 0.7, 0.0)})
+    found = Sampling(grid="optimal", optimal_times={2: (1.0, 0.7, 0.0)})
     assert time_grid(transport, 2, found).tolist() == [1.0, 0.7, 0.0]
     with pytest.raises(ValueError, match="found for 2 steps, not for 4: python -m tim_jax.grid .*--steps=4"):
         time_grid(transport, 4, found)
@@ -95,8 +95,8 @@ def test_a_found_grid_is_better_than_an_even_one(transport, x64):
 
     def step(sampler, x, t, r):
         plan = SAMPLERS[sampler].plan(transport, np.array([t, r]))
-        asked = [jnp.full(len(x), time[0]) for time in (plan.t, plan.s)]
-        return plan.a[0, 0] * x + plan.b[0, 0] * np.asarray(flow.F(jnp.asarray(x), *asked))
+        evaluated_at = [jnp.full(len(x), time[0]) for time in (plan.t, plan.s)]
+        return plan.a[0, 0] * x + plan.b[0, 0] * np.asarray(flow.F(jnp.asarray(x), *evaluated_at))
 
     def costs(sampler):
         return jump_costs(path, lambda i, j: step(sampler, path[i], times[i], times[j]))

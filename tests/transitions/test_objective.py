@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tim_jax.codecs.official import from_official
 from tim_jax.networks import TiM
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.groups import split_rows
+from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import interpolate, prediction_target
 from tim_jax.transitions.objective import Objective
@@ -68,7 +68,7 @@ def golden_case(golden, path, dtype):
 @pytest.mark.parametrize("derivative", ["jvp", "dde"])
 @pytest.mark.parametrize("name", ["ot_fm", "trigflow"])
 def test_published_derivative_loss_and_gradients(name, derivative, golden, request, x64):
-    path = request.path.parent / "golden" / "c2i_tiny.safetensors"
+    path = request.path.parents[1] / "golden" / "c2i_tiny.safetensors"
     arrays, order, params, rows = golden_case(golden, path, jnp.float64)
     expected = {
         key: arrays[f"{name}/{derivative}/{key}"]
@@ -159,7 +159,7 @@ def test_first_step_from_zero_output_is_finite(transport, derivative):
     assert jnp.abs(grads["final"]["linear"]["kernel"]).max() > 0
 
 
-def test_groups_and_masked_rows_give_the_same_numbers():
+def test_groups_and_masks_give_the_same_numbers():
     """Where a device's rows times the share is not whole, all rows carry the tangent, and nothing changes."""
     network, rng = TINY.clone(z_dim=0), np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 12, 4, 4, 4)), jnp.float32)
@@ -173,8 +173,8 @@ def test_groups_and_masked_rows_give_the_same_numbers():
     split, masked = (
         dataclasses.replace(objective, shards=shards)(nets, rows, jnp.int32(0), jax.random.key(3)) for shards in (2, 4)
     )
-    assert split_rows(objective.times.assign(12)[0], 2).plain == (1, 3, 5)
-    assert split_rows(objective.times.assign(12)[0], 4).plain == ()
+    assert split_examples(objective.times.assign(12)[0], 2).selected == (1, 3, 5)
+    assert split_examples(objective.times.assign(12)[0], 4).selected == ()
     equal = np.asarray(split[1]["t"] == split[1]["r"])
     assert equal.sum() == 6
     for name in ("error", "denoising"):
@@ -188,13 +188,13 @@ def test_groups_and_masked_rows_give_the_same_numbers():
 def test_split_takes_and_merges_every_row_once(share, shards):
     equal = spread(share, 24)
     assert equal.sum() == int(24 * share + 1e-9)
-    split = split_rows(equal, shards)
+    split = split_examples(equal, shards)
     values = jnp.arange(24.0)
     parts = [split.take(values, group) for group in split.groups]
     np.testing.assert_array_equal(split.merge(parts), values)
-    if split.plain:
-        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.plain), int)], True)
-        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.moving), int)], False)
+    if split.selected:
+        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.selected), int)], True)
+        np.testing.assert_array_equal(equal[np.asarray(split.take(values, split.remaining), int)], False)
 
 
 @every_transport
@@ -320,10 +320,10 @@ def test_guided_targets_hold_in_their_interval_and_from_their_step(transport):
     label = jnp.array([1, 2, 3, 10, 5, 6])
     x, noise = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 2, 2, 1)), jnp.float32)
     rows = make_rows(x, noise, label)
-    asked = []
+    times_seen = []
 
     def net(queries):
-        asked.extend(np.asarray(q.t) for q in queries if not isinstance(q.t, jax.core.Tracer))
+        times_seen.extend(np.asarray(q.t) for q in queries if not isinstance(q.t, jax.core.Tracer))
         heights = (jnp.where(q.condition["label"] == 10, 2.0, 10.0) for q in queries)
         return tuple(Output(jnp.ones_like(x) * height[:, None, None, None]) for height in heights)
 
@@ -336,5 +336,5 @@ def test_guided_targets_hold_in_their_interval_and_from_their_step(transport):
     guided = base + 0.75 * 10.0 - 0.75 * 2.0
     inside = np.array([False, True, True, False, True, False])[:, None, None, None]
     np.testing.assert_allclose(after, np.where(inside, guided, base), rtol=1e-5, atol=1e-6)
-    for times in asked:  # c_noise once
+    for times in times_seen:  # c_noise once
         np.testing.assert_allclose(times, transport.c_noise(t), rtol=1e-6)

@@ -70,7 +70,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     exact = ExactTeacher(gaussian=gaussian)
     objective = dataclasses.replace(objective, velocity="teacher", teacher=exact)
     objective.check()
-    assert objective.learns_from == ("teacher",)
+    assert objective.teachers == ("teacher",)
 
     def some_data(x_t, t):
         alpha, sigma = (f(t)[:, None, None, None] for f in (transport.alpha, transport.sigma))
@@ -127,7 +127,7 @@ def test_draws_and_split_points_stay_in_the_domain(name, transport):
     t, r = objective.draw(jax.random.key(0), 512, positions=16)
     assert ((transport.T_min <= r) & (r <= t) & (t <= transport.T_max)).all()
     np.testing.assert_array_equal((r == t)[objective.times.assign(512)[0]], True)
-    s = objective.bootstrap.between(t, r, jax.random.key(1))
+    s = objective.bootstrap.split_point(t, r, jax.random.key(1))
     assert ((r <= s) & (s <= t)).all()
 
 
@@ -171,9 +171,9 @@ def teacher(tmp_path_factory):
     return make
 
 
-def taught(run, teacher, config, overrides):
+def with_teacher(run, teacher, config, overrides):
     """The run with what it learns from, if its objective asks a teacher."""
-    if not run.trainer.step.objective.learns_from:
+    if not run.trainer.step.objective.teachers:
         return run
     run.config.teacher.checkpoint = teacher(config, overrides)
     return teachers.with_teachers(run)
@@ -187,7 +187,7 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
     config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
-    run = taught(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
+    run = with_teacher(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
     t = jnp.full(64, 0.5)
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
@@ -217,7 +217,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
         config = loading.load("base").get_config()
         config = override(config, SMALL | sizes | {"objective.name": name})
         run = build(config, jax.devices()[: 8 if sizes else 1])
-        run = taught(run, teacher, "base", TEACHER)
+        run = with_teacher(run, teacher, "base", TEACHER)
         batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
         state, seen = run.trainer.create(), []
         for _ in range(5):
@@ -239,7 +239,7 @@ REACHED = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @every_objective
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
@@ -251,7 +251,7 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     config = override(loading.load("digits_small").network(), changes)
     learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
     own = {key: value for key, value in changes.items() if key not in learner}
-    run = taught(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
+    run = with_teacher(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
     samples = Generator(run, 600)(run.weights(trained(run)), steps, 0, cycle_labels(10, 600))
 
     def moments(images):

@@ -245,8 +245,8 @@ def test_guided_mean_flow_moves_along_the_guided_velocity(x64):
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
-def test_guidance_scales_have_their_law(power):
-    scales = InputGuidance(max_scale=8.0, power=power).scales(jax.random.key(0), 200_000)
+def test_guidance_scales_have_their_distribution(power):
+    scales = InputGuidance(max_scale=8.0, power=power).draw_scales(jax.random.key(0), 200_000)
     grid = np.linspace(1, 8, 100_001)
     mass = np.cumsum(grid**-power)
     exact = np.interp([0.1, 0.5, 0.9], mass / mass[-1], grid)
@@ -257,7 +257,7 @@ def test_input_guidance_holds_in_its_interval_and_not_without_a_condition():
     transport, guidance = plain_times("ot_fm"), InputGuidance(max_scale=4.0)
     x, noise, t, _ = moving_rows()
     rows = rows_of(x, noise, label=jnp.arange(len(t)) % 2 * 9)
-    rows = guidance.ask(transport, rows, jax.random.key(0))
+    rows = guidance.add_inputs(transport, rows, jax.random.key(0))
     scale, low, high = rows.condition["guidance"].T
     assert ((1 <= scale) & (scale <= 4) & (low <= 0.5) & (0.5 <= high)).all()
 
@@ -307,14 +307,14 @@ def test_contrast_draws_features_to_those_at_its_edge():
     t, r = objective.draw(jax.random.key(0), SHAPE[0], positions=4)
     low = np.asarray(t < objective.edge)
     np.testing.assert_array_equal(low, np.arange(SHAPE[0]) % 8 == 7)
-    asked = []
+    times_seen = []
 
     def net(queries):
-        asked.extend(q.t for q in queries)
+        times_seen.extend(q.t for q in queries)
         return tuple(answer(jnp.zeros_like(q.x_t), q.x_t) for q in queries)
 
     objective.loss({"online": net}, rows, t, r, LATE)
-    plain, below, anchor = asked
+    plain, below, anchor = times_seen
     np.testing.assert_array_equal(plain, t[~low])
     np.testing.assert_array_equal(below, t[low])
     np.testing.assert_allclose(anchor, objective.edge)

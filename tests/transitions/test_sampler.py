@@ -18,13 +18,13 @@ from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.sampling.plans import STOCHASTIC, host_transport
 from tim_jax.transitions.sampling.sampler import (
     Sampling,
-    between,
     evaluations,
     guided_times,
     image_keys,
     make_plan,
     padded,
     sample,
+    slerp,
     start_noise,
     steps_for,
     time_grid,
@@ -35,7 +35,7 @@ from tim_jax.types import Output, Query
 CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-upwards = pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.upwards])
+upwards = pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.invertible])
 # The power of the step that the error falls with; nothing for those that are exact, or random.
 ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2s": 2, "dpm_solver_3m": 3}
 
@@ -326,11 +326,11 @@ def test_the_way_between_two_noises_keeps_their_length():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 8, 8, 3))
     u = np.linspace(0, 1, 5)
-    way = between(x, y, u)
+    way = slerp(x, y, u)
     np.testing.assert_allclose(way[[0, -1]], [x, y], atol=1e-12)
     lengths = np.linalg.norm(way.reshape(5, -1), axis=1)
     np.testing.assert_allclose(lengths, (1 - u) * lengths[0] + u * lengths[-1], rtol=1e-12)
     steps = np.linalg.norm(np.diff((way / lengths[:, None, None, None]).reshape(5, -1), axis=0), axis=1)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-9, err_msg="equal angles")
-    np.testing.assert_allclose(between(x, x, u), np.stack([x] * 5))
-    assert np.isfinite(between(x, -x, u)).all()
+    np.testing.assert_allclose(slerp(x, x, u), np.stack([x] * 5))
+    assert np.isfinite(slerp(x, -x, u)).all()

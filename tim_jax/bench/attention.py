@@ -39,7 +39,7 @@ def forward(attention: Callable, qkv: tuple, dots: tuple) -> Any:
 
 def jvp(attention: Callable, qkv: tuple, dots: tuple) -> Any:
     """Computes (output, tangent)."""
-    return jax.jvp(lambda *qkv: attention(*qkv, moving=True), qkv, dots)
+    return jax.jvp(lambda *qkv: attention(*qkv, in_jvp=True), qkv, dots)
 
 
 def jvp_grad(attention: Callable, qkv: tuple, dots: tuple) -> Any:

@@ -109,7 +109,7 @@ class SeparateDerivative(Objective):
 
     derivative: str = "dde"
 
-    def apart(self, net, path):
+    def separate_derivative(self, net, path):
         """Returns dF/dt (B, h, w, C) along a path, from a pass of its own."""
         return jvp(net, *path)[2]
 
@@ -146,7 +146,7 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     """Returns settings of a step: a variant in KNOWN on the OT-FM transport, with the published optimizer."""
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
-    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.learns_from}
+    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers}
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
         nets["float32"] = lambda params: nets["online"](jax.lax.optimization_barrier(params))
@@ -154,11 +154,11 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer, ("online", *objective.parts)),
+        tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),
-        parts=objective.parts,
+        auxiliary=objective.auxiliary,
     )
 
 
@@ -174,12 +174,12 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
 def make_state(case: Case, settings: StepSettings) -> TrainState:
     """Returns the training state before the first step."""
     online = initial(network_for(case.network, settings.objective), case.latent, init_key(SEED))
-    return first_state(online, settings.tx, settings.emas, settings.parts)
+    return first_state(online, settings.tx, settings.emas, settings.auxiliary)
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
     """Returns {name: random parameters} of the networks that the objective learns from."""
-    names = cast(Objective, settings.objective).learns_from
+    names = cast(Objective, settings.objective).teachers
     return {name: initial(case.network, case.latent, jax.random.key(i)) for i, name in enumerate(names)}
 
 
@@ -291,7 +291,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         cases += [dataclasses.replace(case, batch=args.batch or case.batch) for case in sized]
     variants, remats = args.variants.split(","), args.remat.split(",")
     for variant in variants:
-        group = KNOWN[variant](TRANSPORTS["ot_fm"]()).row_group
+        group = KNOWN[variant](TRANSPORTS["ot_fm"]()).batch_multiple
         for case in cases:
             if case.batch % group:
                 raise ValueError(

@@ -56,7 +56,7 @@ def build(config: ConfigDict, devices: list | None = None) -> Run:
     check_teacher(config, default, objective)
     network = make_network(config, objective)
     warn_of_attention(network, mesh)
-    batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.row_group
+    batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple
     check_batch_size(data, mesh, optimizer, objective)
     run = Run(
         config=config,
@@ -105,14 +105,14 @@ def _trainer(
         return StepSettings(
             nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen),
             objective=objective,
-            tx=make_optimizer(optimizer, ("online", *objective.parts)),
+            tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
             schedule=make_schedule(optimizer),
             emas=dict(config.ema),
             conditions=_conditions(network),
             condition_dropout=config.data.condition_dropout,
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
-            parts=objective.parts,
+            auxiliary=objective.auxiliary,
         )
 
     compiled = step(network)

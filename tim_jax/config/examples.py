@@ -15,7 +15,7 @@ from tim_jax.transitions.objective import Objective
 
 def check_batch_size(data: DataSettings, mesh: Mesh, optimizer: OptimizerSettings, objective: Objective) -> None:
     """Raises ValueError for a batch that devices, microbatches and groups of the objective do not divide."""
-    shards, group = sharding.batch_shards(mesh), objective.row_group
+    shards, group = sharding.batch_shards(mesh), objective.batch_multiple
     if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation * group):
         groups = f" × {group} examples of a group" if group > 1 else ""
         raise ValueError(

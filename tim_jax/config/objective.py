@@ -93,7 +93,7 @@ def check_networks(objective: Objective, emas: Mapping[str, float]) -> None:
         if value not in choices:
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
     for name in emas:
-        if name in objective.learns_from + objective.parts:
+        if name in objective.teachers + objective.auxiliary:
             raise ValueError(
                 f"ema.{name} is {emas[name]}; it must have another name, since the objective {objective.name!r} has a "
                 f"network called {name!r}"
@@ -102,7 +102,7 @@ def check_networks(objective: Objective, emas: Mapping[str, float]) -> None:
 
 def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective) -> None:
     """Raises ValueError for what `teacher` says by itself; its files are not touched."""
-    if not objective.learns_from:
+    if not objective.teachers:
         name, velocity = config.objective.name, config.objective.velocity
         reason = f"objective.name is {name!r} with velocity {velocity!r}, which learns from no teacher"
         check_left([f"teacher.{key}" for key in config.teacher], reason, config, default)

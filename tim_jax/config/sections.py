@@ -86,7 +86,8 @@ SECTIONS = {
     "mesh": Section("Devices per mesh axis; -1: all the rest.", (MeshSettings,)),
     "training": Section("The training loop.", (TrainingSettings,)),
     "checkpoint": Section("Checkpoints.", (CheckpointSettings,)),
-    "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"}, ("found", "guidance_input")),
+    "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"},
+                        ("optimal_times", "guidance_input")),
     "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
                           (EvaluationSettings,)),
 }  # fmt: skip

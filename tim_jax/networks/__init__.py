@@ -3,13 +3,13 @@
 Every array in a network carries logical axis names, for parameters by `nn.with_logical_partitioning` and for
 activations by `nn.with_logical_constraint`; without rules and a mesh they change nothing. The names are
 
-    batch   rows                        heads   attention heads
+    batch   examples                    heads   attention heads
     tokens  patches of an image         head    the width K of one head
     embed   the residual width D        mlp     hidden width of any MLP
     layers  stacked blocks              qkv     the two or three of (q, k, v)
 
-and None for what is never split: pixels of a patch, sinusoids, caption features and tokens, classes. In a list of
-rules `batch` should stand before `embed`, so that both may go to one mesh axis: activations then split by rows, and
+and None for axes that are never split: pixels of a patch, sinusoids, caption features and tokens, classes. In a list of
+rules `batch` should come before `embed`, so that both may go to one mesh axis: activations then split by examples, and
 parameters by width.
 
 `module.init(key, groups)["params"]` returns boxed parameters: `nn.get_partition_spec` reads the axis names from them,
@@ -19,6 +19,8 @@ parameters by width.
 import dataclasses
 
 from tim_jax.networks.tim import TiM
+
+__all__ = ["NETWORKS", "SIZES", "TiM"]
 
 NETWORKS = {"tim": TiM}
 

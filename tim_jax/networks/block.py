@@ -1,4 +1,4 @@
-"""One transformer block, and how it may be rematerialised."""
+"""One transformer block, and the policies by which it may be rematerialised."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
 STREAM = ("batch", "tokens", "embed")
 
-# What a block keeps for the backward pass: everything; its input alone; its input and the output of blockwise
-# attention; these and the results of weight products.
+# What the backward pass finds of a block: everything; its input alone; its input and the output of blockwise attention;
+# these and the results of products with weights.
 ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT = {
@@ -26,8 +26,16 @@ REMAT = {
 
 
 class Context(NamedTuple):
-    """What a group of rows shows to every block: c and delta (B, D), the RoPE table, and None where absent:
-    normed captions (B, M, D), their mask (B, M), dropout keys (B,)."""
+    """What all blocks see of a group of examples besides its stream.
+
+    Attributes:
+        c: The condition (B, D) of the modulation: times, class and guidance.
+        delta: The embedding (B, D) of the interval.
+        rope: The RoPE table, see `rope.rope_table`.
+        text: Normalised captions (B, M, D), or None.
+        mask: The mask (B, M) of the captions, or None.
+        key: Random keys (B,) for dropout, or None.
+    """
 
     c: jax.Array
     delta: jax.Array
@@ -37,9 +45,23 @@ class Context(NamedTuple):
     key: jax.Array | None
 
 
-def row_dropout(y_BND, key_B, rate: float, layer, branch: int, tokens: str | None = None):
-    """Dropout whose mask depends on the row's key, the layer, the branch and the token's number in the row, never on
-    the row's place or on the device."""
+def keyed_dropout(
+    y_BND: jax.Array,
+    key_B: jax.Array | None,
+    rate: float,
+    layer: jax.Array | int,
+    branch: int,
+    tokens: str | None = None,
+) -> jax.Array:
+    """Dropout by a key of each example, so that its mask depends neither on the batch nor on the device.
+
+    Args:
+        y_BND: The activations of a residual branch.
+        key_B: One random key per example; None drops nothing.
+        rate: The probability of a drop, in [0, 1).
+        layer, branch: The numbers of the layer and of the branch in it.
+        tokens: The mesh axis over which the tokens lie, see `sequence`.
+    """
     if key_B is None or rate == 0:
         return y_BND
 
@@ -55,9 +77,19 @@ class Block(nn.Module):
     """Residual branches x + gate * f(modulate(x, shift, scale)), f: self-attention, (cross-attention,) SwiGLU.
 
     Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
-    One call takes the streams of all row groups, so that its parameters are there once for all of them. moving: for
-    each group, whether the call is inside a `jax.jvp`. attention: "auto" or a name in ATTENTION. tokens: the mesh axis
-    over which the tokens lie, see `sequence`.
+    One call takes the streams of all groups of examples, so that its parameters are read once for all of them.
+
+    Attributes:
+        heads: The number H of attention heads.
+        bottleneck: The hidden width of the modulation.
+        cross_attention: Whether there is a branch with attention to captions.
+        interval_aware: Whether the embedding of the interval enters q, k and v.
+        qk_norm: Whether q and k are normalised.
+        dropout: The rate of dropout on each branch, for groups with keys.
+        dtype: The type of the computation.
+        in_jvp: For each group, whether the call is inside a `jax.jvp` with tangents for it.
+        attention: "auto" or a name in ATTENTION.
+        tokens: The mesh axis over which the tokens lie, see `sequence`.
     """
 
     heads: int
@@ -67,30 +99,32 @@ class Block(nn.Module):
     qk_norm: bool
     dropout: float
     dtype: Any
-    moving: tuple[bool, ...]
+    in_jvp: tuple[bool, ...]
     attention: str = "auto"
     tokens: str | None = None
 
     @nn.compact
-    def __call__(self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer):
+    def __call__(
+        self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer: jax.Array
+    ) -> tuple[jax.Array, ...]:
         width = streams[0].shape[-1]
-        how = (self.qk_norm, self.dtype, self.attention)
-        attn = SelfAttention(self.heads, self.interval_aware, *how, self.tokens, name="attn")
+        options = (self.qk_norm, self.dtype, self.attention)
+        attn = SelfAttention(self.heads, self.interval_aware, *options, self.tokens, name="attn")
         mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
-        branches = [lambda z, c, moving: attn(z, c.delta, c.rope, moving), lambda z, *_: mlp(z)]
+        branches = [lambda z, c, in_jvp: attn(z, c.delta, c.rope, in_jvp), lambda z, *_: mlp(z)]
         if self.cross_attention:
-            cross = CrossAttention(self.heads, *how, name="cross")
-            branches.insert(1, lambda z, c, moving: cross(z, c.text, c.mask, c.rope, moving))
+            cross = CrossAttention(self.heads, *options, name="cross")
+            branches.insert(1, lambda z, c, in_jvp: cross(z, c.text, c.mask, c.rope, in_jvp))
         n = 3 * len(branches)
         modulations = modulation(self.bottleneck, n * width, self.dtype)
 
-        def group(x_BND, context, moving):
+        def apply(x_BND: jax.Array, context: Context, in_jvp: bool) -> jax.Array:
             chunks = jnp.split(modulations(context.c), n, axis=-1)
             for i, branch in enumerate(branches):
                 shift, scale, gate = chunks[3 * i : 3 * i + 3]
-                y_BND = branch(modulate(x_BND, shift, scale), context, moving)
-                y_BND = row_dropout(y_BND, context.key, self.dropout, layer, i, self.tokens)
+                y_BND = branch(modulate(x_BND, shift, scale), context, in_jvp)
+                y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, self.tokens)
                 x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
             return x_BND
 
-        return tuple(map(group, streams, contexts, self.moving))
+        return tuple(map(apply, streams, contexts, self.in_jvp))

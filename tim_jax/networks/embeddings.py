@@ -1,4 +1,4 @@
-"""Embeddings of times, of the interval between them, of classes and of captions."""
+"""Embeddings of times, of the interval between them, of guidance, of classes and of captions."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tim_jax.networks.layers import INITS, LayerNorm, Linear, SwiGLU, wide
 
-# The interval's embedding by name, from the embedders T of times and D of intervals (TiM, arXiv 2509.04394).
+# The embedding of the interval by name, from the embedders T of times and D of intervals (TiM, arXiv 2509.04394).
 INTERVALS = {
     "t-r": lambda T, D, t, r: D(t - r),
     "r": lambda T, D, t, r: D(r),
@@ -20,8 +20,8 @@ INTERVALS = {
 }
 
 
-def sinusoids(t, width: int = 256):
-    """(B,) -> (B, width): cosines, then sines, of t * 10000^(-2 i / width), in float32 at least."""
+def sinusoids(t: jax.Array, width: int = 256) -> jax.Array:
+    """Returns (B, width) cosines, then sines, of t * 10000^(-2 i / width) for times (B,), in float32 at least."""
     dtype = wide(t.dtype)
     frequency = jnp.exp(-math.log(10000) * jnp.arange(width // 2, dtype=dtype) / (width // 2))
     angle = t.astype(dtype)[:, None] * frequency[None, :]
@@ -39,34 +39,39 @@ class TimeEmbedder(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, t):
-        options = {"kernel_init": self.kernel_init, "dtype": wide(self.dtype), "precision": jax.lax.Precision.HIGHEST}
+    def __call__(self, t: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {
+            "kernel_init": self.kernel_init,
+            "dtype": wide(self.dtype),
+            "precision": jax.lax.Precision.HIGHEST,
+        }
         h = Linear((self.width,), (None, "mlp"), **options, name="in")(sinusoids(t))
         return Linear((self.width,), ("mlp", "embed"), **options, name="out")(nn.silu(h))
 
 
 class GuidanceEmbedder(nn.Module):
-    """(B, 3), a guidance scale and the times between which it holds -> (B, width): an embedder for each, summed."""
+    """A guidance scale and the interval of times in which it holds, (B, 3) -> (B, width): an embedder each, summed."""
 
     width: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, guidance):
+    def __call__(self, guidance: jax.Array) -> jax.Array:
         scale, low, high = guidance.T
-        parts = {"scale": jnp.log(scale), "low": low, "high": high}
-        return sum(TimeEmbedder(self.width, "normal", self.dtype, name=name)(x) for name, x in parts.items())
+        inputs = {"scale": jnp.log(scale), "low": low, "high": high}
+        embedded = [TimeEmbedder(self.width, "normal", self.dtype, name=name)(x) for name, x in inputs.items()]
+        return sum(embedded[1:], start=embedded[0])
 
 
 class LabelEmbedder(nn.Module):
-    """A row per class, and a last one for the null class. (B,) in 0 .. num_classes -> (B, width); NaN outside."""
+    """A vector per class, and a last one for the null class: (B,) in 0 .. num_classes -> (B, width), NaN outside."""
 
     num_classes: int
     width: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, label):
+    def __call__(self, label: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(INITS["normal"], (None, "embed"))
         table = self.param("table", init, (self.num_classes + 1, self.width), wide(self.dtype))
         # Look up in the whole table: gathering its columns afterwards would move activations instead.
@@ -81,7 +86,7 @@ class CaptionEmbedder(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, text_BMT):
+    def __call__(self, text_BMT: jax.Array) -> jax.Array:
         y = LayerNorm(name="norm")(text_BMT.astype(wide(self.dtype)))
-        rows = ("batch", None)
-        return SwiGLU(4 * self.width, self.width, rows, None, "normal", "normal", self.dtype, name="mlp")(y)
+        leading = ("batch", None)
+        return SwiGLU(4 * self.width, self.width, leading, None, "normal", "normal", self.dtype, name="mlp")(y)

@@ -1,4 +1,4 @@
-"""Layers that every part of the network is made of."""
+"""Layers that all parts of the network are made of."""
 
 import math
 from typing import Any
@@ -14,32 +14,32 @@ INITS = {
 }
 
 
-def wide(dtype):
-    """`dtype`, but at least float32: the precision of parameters, norms, softmax and time embeddings."""
+def wide(dtype: Any) -> Any:
+    """Returns `dtype`, but at least float32: the type of parameters, norms, softmax and time embeddings."""
     return jnp.promote_types(jnp.float32, dtype)
 
 
-def standardise(x, eps: float):
-    """(x - mean) / sqrt(variance + eps) over the last axis, in float32 at least."""
+def standardise(x: jax.Array, eps: float) -> jax.Array:
+    """Returns (x - mean) / sqrt(variance + eps) over the last axis, in float32 at least."""
     x = x.astype(wide(x.dtype))
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
-def modulate(x_BND, shift_BD, scale_BD):
-    """LayerNorm(x) (1 + scale) + shift, the norm without affine, in the dtype of `shift`."""
+def modulate(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """Returns LayerNorm(x) (1 + scale) + shift, the norm without parameters, in the type of `shift`."""
     y_BND = standardise(x_BND, 1e-6) * (1 + scale_BD[:, None]) + shift_BD[:, None]
     return y_BND.astype(shift_BD.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with scale and bias over the last axis, whose logical name is `axis`. Returns float32 at least."""
+    """Layer norm with scale and bias over the last axis, which is called `axis`; its output is float32 at least."""
 
     axis: str | None = None
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = standardise(x, self.eps)
         shape = (1,) * (x.ndim - 1) + x.shape[-1:]
         scale = self.param("scale", self._init(nn.initializers.ones), x.shape[-1:], y.dtype)
@@ -51,9 +51,15 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x W + b over the last axes of x; W has the logical `axes`, of which the last ones are the `features`.
+    """x W + b over the last axes of x. Parameters are float32 at least; biases start at zero.
 
-    kernel_init: a name in INITS; biases start at zero. Computes in `dtype`, keeps parameters in float32 at least.
+    Attributes:
+        features: The sizes of the output axes.
+        axes: The logical names of all axes of W, those of the input first.
+        kernel_init: A name in INITS.
+        use_bias: Whether there is a bias b.
+        dtype: The type of the computation.
+        precision: The precision of the product, as `jnp.tensordot` takes it.
     """
 
     features: tuple[int, ...]
@@ -64,7 +70,7 @@ class Linear(nn.Module):
     precision: Any = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         n_out = len(self.features)
         n_in = len(self.axes) - n_out
         shape = x.shape[x.ndim - n_in :] + self.features
@@ -86,29 +92,35 @@ class Linear(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down, each with a bias.
+    """(silu(x W_gate) * x W_up) W_down, each product with a bias.
 
-    rows: logical names of the leading axes of x. axis_in: that of its last one; the output's is embed.
+    Attributes:
+        hidden: The hidden width.
+        features: The width of the output, whose logical name is embed.
+        leading: The logical names of all axes of x but the last.
+        axis_in: The logical name of the last axis of x.
+        kernel_init, down_init: Names in INITS, for the first two products and for the last.
+        dtype: The type of the computation.
     """
 
     hidden: int
     features: int
-    rows: tuple[str | None, ...]
+    leading: tuple[str | None, ...]
     axis_in: str | None = "embed"
     kernel_init: str = "xavier"
     down_init: str = "xavier"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         axes = (self.axis_in, "mlp")
         gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
         up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
-        h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.rows, "mlp"))
+        h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.leading, "mlp"))
         y = Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
-        return nn.with_logical_constraint(y, (*self.rows, "embed"))
+        return nn.with_logical_constraint(y, (*self.leading, "embed"))
 
 
-def modulation(bottleneck: int, features: int, dtype):
-    """The SwiGLU, zero at first, that turns a condition (B, D) into shifts, scales and gates (adaLN-Zero)."""
+def modulation(bottleneck: int, features: int, dtype: Any) -> SwiGLU:
+    """Returns the SwiGLU, zero at first, that turns a condition (B, D) into shifts, scales and gates (adaLN-Zero)."""
     return SwiGLU(bottleneck, features, ("batch",), down_init="zeros", dtype=dtype, name="modulation")

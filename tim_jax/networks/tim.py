@@ -1,9 +1,10 @@
-"""The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer that knows t and r."""
+"""The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer with both times, t and r."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from tim_jax.networks.attention import sequence
@@ -28,17 +29,20 @@ UNUSED = {
 }
 
 
-def keep_all_but_gathered(primitive, *_, **__) -> bool:
-    """What the backward pass keeps where nothing is rematerialised: not the parameters that were gathered from other
-    devices, which would be those of all layers at once. They are gathered again."""
+def keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of `jax.checkpoint` for networks that are not rematerialised but gather their parameters.
+
+    It saves everything except for parameters that were gathered from other devices, which would be those of all layers
+    at once. They are gathered again.
+    """
     return "all_gather" not in primitive.name
 
 
 class TiM(nn.Module):
-    """F(x_t, t, r, condition) for a tuple of row groups, all inside one scan over the layers.
+    """F(x_t, t, r, condition) for a tuple of groups of examples, all inside one scan over the layers.
 
     In the scan each layer's parameters are read once and applied to every group in turn; a group without tangents in
-    a `jax.jvp` costs no tangent work. Parameters are float32 (float64 if `dtype` is), whatever `dtype`.
+    a `jax.jvp` costs no tangent work. Parameters are float32, or float64 where `dtype` is.
     """
 
     width: int = 768  # D; heads divide it
@@ -70,38 +74,41 @@ class TiM(nn.Module):
     z_dim: int = 0  # width of image features; 0: no projector
     text_width: int = 1152  # of text features
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
-    output_heads: tuple[str, ...] = ()  # names in HEADS: what a query is told besides F
-    # What turns the stored parameters of a block into those that it works with, such as a gather from other devices.
+    output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
+    # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
-    # Within `jax.shard_map`: the mesh axis over which the tokens of a row lie, see `sequence`.
+    # Within `jax.shard_map`: the mesh axis over which the tokens of an example lie, see `sequence`.
     tokens: str | None = None
     unroll: bool = False  # unroll the scan, so that the compiler's count of FLOPs sees all layers
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_fields(self)
 
     @nn.compact
     def __call__(self, groups: tuple[Query, ...], hidden: bool = False) -> tuple[Output, ...]:
-        """One Output per Query.
+        """Predicts F for every query. Initialisation always makes the projector's parameters.
 
-        groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
-            "mask": (B, M)}, and (B,) keys or None. B, h and w may differ between groups. TangentQuery ones stand
-            inside a
-            `jax.jvp` with tangents for them.
-        hidden: also return the projected states (B, N, z_dim) after block `encoder_depth`, tokens row by row, those of
-            this device where `tokens` is given; all else is whole.
-        Returns F (B, h, w, C), hidden and heads in float32 at least. Initialisation always makes the projector's
-        parameters.
-        Raises ValueError for inputs that do not fit the fields.
+        Args:
+            groups: Queries with x_t (B, h, w, C), t and r (B,), condition {"label": (B,)} or {"text": (B, M, T),
+                "mask": (B, M)}, and keys (B,) or None. B, h and w may differ between groups. A TangentQuery is inside a
+                `jax.jvp` with tangents for it.
+            hidden: Whether to return the projected states (B, N, z_dim) after block `encoder_depth`, too. Tokens are
+                laid out row by row; where `tokens` is given they are those of this device. All else is whole.
+
+        Returns:
+            One Output per Query, with F (B, h, w, C), hidden states and heads in float32 at least.
+
+        Raises:
+            ValueError: The inputs do not fit the fields.
         """
         groups = _check_groups(self, groups, hidden)
         hidden = bool(self.z_dim) and (hidden or self.is_initializing())
         tapped = hidden or "pooled" in self.output_heads
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
-        patches = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
-        streams = tuple(map(embed, patches))
+        cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
+        streams = tuple(map(embed, cut))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -126,29 +133,29 @@ class TiM(nn.Module):
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
         patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
         Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
-        heads = [{} for _ in groups]
+        heads: list[dict[str, jax.Array]] = [{} for _ in groups]
         for name in self.output_heads:
             head = HEADS[name](self)
-            for told, x, ctx, q, tap in zip(heads, streams, contexts, groups, taps or streams):
-                told[name] = head(x, ctx, q, tap)
-        hiddens = [None] * len(groups)
+            for outputs, x, ctx, q, tap in zip(heads, streams, contexts, groups, taps or streams):
+                outputs[name] = head(x, ctx, q, tap)
+        hiddens: list[jax.Array | None] = [None] * len(groups)
         if hidden:
             projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
             hiddens = [projector(tap) for tap in taps]
         return tuple(map(Output, Fs, hiddens, heads))
 
-    def _block(self, groups):
-        block, policy = Block, REMAT[self.remat]
-        if self.read is not None and not self.is_initializing():
-            block = nn.map_variables(Block, "params", lambda variables: {"params": self.read(variables["params"])})
+    def _block(self, groups: tuple[Query, ...]) -> nn.Module:
+        block, policy, read = Block, REMAT[self.remat], self.read
+        if read is not None and not self.is_initializing():
+            block = nn.map_variables(Block, "params", lambda variables: {"params": read(variables["params"])})
             policy = policy or keep_all_but_gathered
         # Inside a rolled scan nothing can merge a recomputation with the first pass; unrolled, it must be prevented.
         make = block if policy is None else nn.remat(block, policy=policy, prevent_cse=self.unroll)
         fields = (self.heads, self.bottleneck, self.condition == "text", self.interval_aware, self.qk_norm)
-        moving = tuple(isinstance(q, TangentQuery) for q in groups)
-        return make(*fields, self.dropout, self.dtype, moving, self.attention, self.tokens, name="blocks")
+        in_jvp = tuple(isinstance(q, TangentQuery) for q in groups)
+        return make(*fields, self.dropout, self.dtype, in_jvp, self.attention, self.tokens, name="blocks")
 
-    def _contexts(self, groups):
+    def _contexts(self, groups: tuple[Query, ...]) -> tuple[Context, ...]:
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
         if self.separate_interval_embedder:
             D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
@@ -159,7 +166,7 @@ class TiM(nn.Module):
         else:
             caption_embedder = CaptionEmbedder(self.width, self.dtype, name="caption_embedder")
 
-        def context(q):
+        def context(q: Query) -> Context:
             delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
             c, text, mask = T(q.t) + delta, None, None
             if self.guidance_input:
@@ -172,22 +179,22 @@ class TiM(nn.Module):
                 mask = q.condition["mask"] if self.use_text_mask else None
             c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
             h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
-            rope = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
-            rope = tuple(sequence.part(table, self.tokens) for table in rope)
-            return Context(c, delta, rope, text, mask, q.key)
+            tables = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
+            cos, sin = (sequence.part(table, self.tokens) for table in tables)
+            return Context(c, delta, (cos, sin), text, mask, q.key)
 
         return tuple(context(q) for q in groups)
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a linear map to patches: (B, N, D) -> (B, N, p, p, C). Starts at zero."""
+    """A modulated norm and a linear map to patches, (B, N, D) -> (B, N, p, p, C), which starts at zero."""
 
     patch_size: int
     channels: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BND, c_BD):
+    def __call__(self, x_BND: jax.Array, c_BD: jax.Array) -> jax.Array:
         width = x_BND.shape[-1]
         shift, scale = jnp.split(modulation(width // 2, 2 * width, self.dtype)(c_BD), 2, axis=-1)
         features = (self.patch_size, self.patch_size, self.channels)
@@ -196,54 +203,61 @@ class FinalLayer(nn.Module):
 
 
 class Projector(nn.Module):
-    """Three linear layers with SiLU between, from hidden states to the width of image features (REPA)."""
+    """Three linear layers with SiLU between them, from hidden states to the width of image features (REPA)."""
 
     hidden: int
     features: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BND):
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
         h = nn.silu(Linear((self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="in")(x_BND))
         h = nn.silu(Linear((self.hidden,), ("mlp", None), dtype=self.dtype, name="mid")(h))
         return Linear((self.features,), (None, None), dtype=self.dtype, name="out")(h).astype(wide(self.dtype))
 
 
-def velocity_head(net: TiM):
-    """A second prediction like F, from the same last states: (B, h, w, C)."""
+Head: TypeAlias = Callable[[jax.Array, Context, Query, jax.Array], jax.Array]  # of last states and of tapped states
+
+
+def velocity_head(net: TiM) -> Head:
+    """Returns the head with a second prediction like F (B, h, w, C), from the same last states."""
     final = FinalLayer(net.patch_size, net.channels, net.dtype, name="velocity_head")
     return lambda x, ctx, q, tap: unpatchify(sequence.whole(final(x, ctx.c), net.tokens), q.x_t.shape)
 
 
-def log_variance_head(net: TiM):
-    """u(t) of a learned weight e^{-u} L + u (sCM, arXiv 2410.11081), 0 at first: (B,)."""
+def log_variance_head(net: TiM) -> Head:
+    """Returns the head u(t) (B,) of a learned weight e^{-u} L + u (sCM, arXiv 2410.11081), which starts at 0."""
     linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="log_variance_head")
     return lambda x, ctx, q, tap: sequence.mean(linear(sinusoids(q.t))[:, 0], net.tokens)
 
 
-def pooled_head(net: TiM):
-    """The mean over patches of the states after block `encoder_depth`: (B, D). No parameters."""
+def pooled_head(net: TiM) -> Head:
+    """Returns the head with the mean (B, D) over patches of the states after block `encoder_depth`; no parameters."""
     return lambda x, ctx, q, tap: sequence.mean(tap.astype(wide(net.dtype)).mean(axis=1), net.tokens)
 
 
-# What objectives may ask for besides F: name -> network -> function of (last states, context, query, tapped states).
-HEADS = {"velocity": velocity_head, "log_variance": log_variance_head, "pooled": pooled_head}
+# Outputs that objectives may need besides F, by name.
+HEADS: dict[str, Callable[[TiM], Head]] = {
+    "velocity": velocity_head,
+    "log_variance": log_variance_head,
+    "pooled": pooled_head,
+}
 
 
-def patchify(x, p: int):
-    """(B, h, w, C) -> (B, N, p, p, C), patches row by row."""
+def patchify(x: jax.Array, p: int) -> jax.Array:
+    """Cuts images (B, h, w, C) into patches (B, N, p, p, C), row by row."""
     B, h, w, C = x.shape
     return x.reshape(B, h // p, p, w // p, p, C).swapaxes(2, 3).reshape(B, -1, p, p, C)
 
 
-def unpatchify(y, shape):
-    """The inverse of `patchify`, to `shape` = (B, h, w, C)."""
+def unpatchify(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Joins patches (B, N, p, p, C) to images of `shape` (B, h, w, C): the inverse of `patchify`."""
     B, h, w, C = shape
     p = y.shape[2]
     return y.reshape(B, h // p, w // p, p, p, C).swapaxes(2, 3).reshape(shape)
 
 
-def _check_fields(net: TiM):
+def _check_fields(net: TiM) -> None:
     for name in ("patch_size", "channels", "width", "depth", "heads", "bottleneck"):
         if getattr(net, name) < 1:
             raise ValueError(f"model.{name} is {getattr(net, name)}; it must be at least 1")
@@ -264,25 +278,25 @@ def _check_fields(net: TiM):
             raise ValueError(f"model.{name} is {getattr(net, name)!r}; it must be one of {', '.join(known)}")
     for name in net.output_heads:
         if name not in HEADS:
-            raise ValueError(f"output_heads has {name!r}: each must be one of {', '.join(map(repr, HEADS))}")
+            raise ValueError(f"output_heads has {name!r}; each must be one of {', '.join(HEADS)}")
 
 
-def _check_groups(net: TiM, groups, hidden: bool) -> tuple[Query, ...]:
+def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
     if isinstance(groups, Query):
-        raise ValueError("groups = a single Query: must be a tuple of Queries")
+        raise ValueError("groups is a single Query; it must be a tuple of Queries")
     if hidden and not net.z_dim:
-        raise ValueError("hidden = True: needs a network with z_dim > 0")
+        raise ValueError("hidden is True; it needs a network with z_dim > 0")
     groups = tuple(q if isinstance(q, Query) else Query(*q) for q in groups)
     p, C = net.patch_size, net.channels
     for q in groups:
         shape = q.x_t.shape
         if len(shape) != 4 or shape[1] % p or shape[2] % p or shape[3] != C:
-            raise ValueError(f"x_t has shape {shape}: must be (B, h, w, {C}) with h and w multiples of patch_size {p}")
+            raise ValueError(f"x_t has shape {shape}; it must be (B, h, w, {C}), h and w multiples of patch_size {p}")
         if q.t.shape != shape[:1] or q.r.shape != shape[:1]:
-            raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}: must be {shape[:1]}, one time per row of x_t")
+            raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}; both must be {shape[:1]}, as x_t has it")
         needed = {"label"} if net.condition == "class" else {"text", "mask"} if net.use_text_mask else {"text"}
         needed |= {"guidance"} if net.guidance_input else set()
         found = set(q.condition or ())
         if not needed <= found:
-            raise ValueError(f"condition has {sorted(found)}: must have {sorted(needed)}")
+            raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")
     return groups

@@ -60,7 +60,7 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
     if teacher is not None:
         return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
     objective = cast(Objective, run.trainer.step.objective)
-    if objective.learns_from and not run.config.teacher.checkpoint:
+    if objective.teachers and not run.config.teacher.checkpoint:
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
             "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"

@@ -98,7 +98,8 @@ class Tim:
         if guidance is not None:
             config = override(run.config, {"sampling.guidance": str(guidance)})
             sampling = make_sampling(config, run.trainer.step.objective)
-            run = dataclasses.replace(run, sampling=dataclasses.replace(sampling, found=run.sampling.found))
+            sampling = dataclasses.replace(sampling, optimal_times=run.sampling.optimal_times)
+            run = dataclasses.replace(run, sampling=sampling)
         key = rows, run.sampling.guidance
         if key not in self._generators:
             self._generators[key] = Generator(run, rows, self._texts, self._decode)

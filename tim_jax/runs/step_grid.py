@@ -50,7 +50,7 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
                 f"not {values[0]}: {command}"
             )
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
-    return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, found=found))
+    return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
 
 
 def measure_jumps(generator: Generator, weights, times: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:

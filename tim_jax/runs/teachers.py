@@ -63,12 +63,12 @@ def with_teachers(run: Run) -> Run:
     To be called by all processes. Reads the records of their checkpoints, and all files for their checksums; weights
     come later. Raises ValueError, naming the key.
     """
-    return asking(run, find(run)) if run.trainer.step.objective.learns_from else run
+    return asking(run, find(run)) if run.trainer.step.objective.teachers else run
 
 
 def find(run: Run) -> dict[str, Found]:
     """{name: what the configuration means by it} of every frozen network that its objective asks. Raises ValueError."""
-    return {name: _find(run.config, *KEYS[name]) for name in run.trainer.step.objective.learns_from}
+    return {name: _find(run.config, *KEYS[name]) for name in run.trainer.step.objective.teachers}
 
 
 def _find(config: ConfigDict, key: str, which_key: str) -> Found:
@@ -98,7 +98,7 @@ def stand_ins(run: Run, config: ConfigDict, said: str) -> dict[str, Found]:
 
     Raises ValueError if none is asked.
     """
-    asked = run.trainer.step.objective.learns_from
+    asked = run.trainer.step.objective.teachers
     if not asked:
         raise ValueError(f"{said}, but objective.name {run.config.objective.name!r} asks no teacher: leave it out")
     return dict.fromkeys(asked, Found(said, resolved(config)))

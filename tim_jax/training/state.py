@@ -44,7 +44,7 @@ def init_key(seed: jax.Array) -> jax.Array:
 
 
 def first_state(
-    online: Any, tx: optax.GradientTransformation, emas: Iterable[str], parts: Iterable[str] = ()
+    online: Any, tx: optax.GradientTransformation, emas: Iterable[str], auxiliary: Iterable[str] = ()
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -52,13 +52,13 @@ def first_state(
         online: Parameters of the network that trains.
         tx: Optimizer.
         emas: Names of the EMAs; each starts as a copy of the parameters.
-        parts: Names of auxiliary networks of the same kind, which start as copies as well.
+        auxiliary: Names of auxiliary networks of the same kind, which start as copies as well.
     """
 
     def copies(names: Iterable[str]) -> dict[str, Any]:  # a step donates them all: no two may share memory
         return {name: jax.tree.map(jnp.copy, online) for name in names}
 
-    params = {"online": online} | copies(parts)
+    params = {"online": online} | copies(auxiliary)
     return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
 
 

@@ -35,7 +35,7 @@ class StepSettings:
         condition_dropout: Share of examples with the null condition, in [0, 1].
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
-        parts: Names of auxiliary networks of the same kind that train as well.
+        auxiliary: Names of auxiliary networks of the same kind that train as well.
     """
 
     nets: Mapping[str, Callable]
@@ -47,7 +47,7 @@ class StepSettings:
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
-    parts: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:

@@ -113,7 +113,7 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def _first_state(self, seed: jax.Array) -> TrainState:
-        return first_state(nn.unbox(self.init(init_key(seed))), self.step.tx, self.step.emas, self.step.parts)
+        return first_state(nn.unbox(self.init(init_key(seed))), self.step.tx, self.step.emas, self.step.auxiliary)
 
     def create(self) -> TrainState:
         """Returns the first state, made in place on the mesh."""

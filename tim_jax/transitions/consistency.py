@@ -1,31 +1,57 @@
-"""What makes jumps consistent with one another, and so gives the rows with r ≠ t their targets.
+"""Consistencies: what makes jumps agree with one another, and so gives examples with r ≠ t their targets.
 
-    eulerian    the end of a jump does not change when its start moves along the path: target.py  (TiM, MeanFlow, sCM)
-    lagrangian  the end of a jump moves with the teacher's velocity when r does: target.py  (Align Your Flow)
-    semigroup   two jumps t → s → r are one jump t → r:
+    eulerian    The end of a jump does not change when its start moves along the path: see `target.py`.
+                (TiM, MeanFlow, sCM)
+    lagrangian  The end of a jump moves with the teacher's velocity when r does: see `target.end_target`.
+                (Align Your Flow)
+    semigroup   Two jumps t → s → r are one jump t → r:
                 F* = (f_{s→r}(f_{t→s}(x_t)) − A_{t,r} x_t) / B_{t,r}                    (Shortcut, SplitMeanFlow)
-                f_{t→s} may be a teacher's ODE, solved                                  (CTM)
+                where f_{t→s} may be the solution of a teacher's ODE.                   (CTM)
 
-Each calls the network once for all training rows, plain ones too, so that its parameters are read once.
+Each calls the online network once for all examples, those with r = t included, so that its parameters are read once.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.derivative import jvp_in_r, query
+from tim_jax.transitions.derivative import Net, Path, jvp_in_r, query
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, interpolate, jump
+from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.target import end_target, transition_change
+from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Output
+from tim_jax.types import Examples, Output, Query
 
 SPLITS = ("half", "uniform")
 
 
+class Group(NamedTuple):
+    """A group of examples with their times.
+
+    Attributes:
+        examples: The examples.
+        t, r: The times (B,) where their jumps start and end.
+        base: Their target (B, …) at r = t, perhaps guided.
+    """
+
+    examples: Examples
+    t: jax.Array
+    r: jax.Array
+    base: jax.Array
+
+
 class Prediction(NamedTuple):
-    """Rows with r ≠ t after the network: its output, their target, the root mean square of the derivative (0: none)."""
+    """What the network predicted for a group of examples, and what it should have predicted.
+
+    Attributes:
+        output: The network's output.
+        target: The target (B, …) of its F.
+        tangent: (B,) the root mean square of the derivative; 0 where there is none.
+    """
 
     output: Output
     target: jax.Array
@@ -42,10 +68,10 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Where the semigroup's two jumps come from, without gradient.
+    """Where the two jumps of "semigroup" come from; they have no gradient.
 
-    The first ends at s, in the middle ("half", Shortcut, arXiv 2410.12557) or uniform in (r, t) ("uniform",
-    SplitMeanFlow, arXiv 2507.16884); with solver steps it follows the teacher's velocity (CTM, arXiv 2310.02279).
+    The first ends at s, "half" way (Shortcut, arXiv 2410.12557) or at a "uniform" point of (r, t) (SplitMeanFlow,
+    arXiv 2507.16884). With solver steps it follows the teacher's velocity (CTM, arXiv 2310.02279).
     """
 
     ema: str = "online"  # whose two jumps are the target: "online" or the name of an EMA
@@ -54,7 +80,7 @@ class Bootstrap:
     solver_steps: int = 0  # of Heun's method along the teacher that make the first jump; 0: none
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, naming key and value, for invalid settings."""
         if self.split not in SPLITS:
             raise ValueError(f"objective.bootstrap.split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if not 0 <= self.min_interval < 1:
@@ -62,78 +88,168 @@ class Bootstrap:
         if self.solver_steps < 0:
             raise ValueError(f"objective.bootstrap.solver_steps is {self.solver_steps}; it must be at least 0")
 
-    def between(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
-        """s (B,), r ≤ s ≤ t."""
-        share = 0.5 if self.split == "half" else jax.random.uniform(key, t.shape, t.dtype)
-        return t + share * (r - t)
+    def split_point(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Returns the time s (B,), r ≤ s ≤ t, where the first jump ends. key: for uniform split points."""
+        if self.split == "half":
+            return t + 0.5 * (r - t)
+        assert key is not None, "uniform split points are drawn with a key"
+        return t + jax.random.uniform(key, t.shape, t.dtype) * (r - t)
+
+
+class ConsistentObjective(Protocol):
+    """What a consistency needs of an objective; the attributes are those of `objective.Objective`."""
+
+    @property
+    def transport(self) -> Transport: ...
+
+    @property
+    def velocity(self) -> str: ...
+
+    @property
+    def tangent(self) -> Tangent: ...
+
+    @property
+    def bootstrap(self) -> Bootstrap: ...
+
+    @property
+    def teacher(self) -> Teacher: ...
+
+    def differentiate(
+        self, nets: Mapping[str, Net], diagonal: tuple[Query, ...], path: Path
+    ) -> tuple[tuple[Output, ...], Output, jax.Array]:
+        """Returns the outputs of the `diagonal` queries, the output on the path, and dF/dt (B, …) there."""
+        ...
+
+
+class Consistency(Protocol):
+    """A function that predicts a group of examples with r ≠ t and gives them their targets."""
+
+    def __call__(
+        self,
+        objective: ConsistentObjective,
+        nets: Mapping[str, Net],
+        diagonal: tuple[Query, ...],
+        group: Group,
+        step: jax.Array,
+        key: jax.Array | None,
+    ) -> tuple[tuple[Output, ...], Prediction]:
+        """Calls the online network on the `diagonal` queries and on the group.
+
+        Args:
+            objective: The settings.
+            nets: The networks by name.
+            diagonal: Queries at r = t, which get no tangent.
+            group: The examples with r ≠ t.
+            step: The training step, a scalar.
+            key: A random key for split points, where the settings need one.
+
+        Returns:
+            The outputs of the `diagonal` queries, and the prediction for the group.
+        """
+        ...
 
 
 def eulerian(
-    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
-) -> tuple[tuple, Prediction]:
-    """Outputs of the plain queries, and the moving rows `group` = (rows, t, r, base) with the transition target."""
-    rows, t, r, base = group
-    transport, x, noise = objective.transport, rows.x, rows.noise
+    objective: ConsistentObjective,
+    nets: Mapping[str, Net],
+    diagonal: tuple[Query, ...],
+    group: Group,
+    step: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Output, ...], Prediction]:
+    """A Consistency with the transition target."""
+    examples, t, r, base = group
+    transport, x, noise = objective.transport, examples.x, examples.noise
     if objective.velocity != "data":  # base' and dF/dt go along the same path
         x_t = interpolate(transport, x, noise, t)
-        x, noise = data_and_noise(transport, x_t, direction(objective, nets, rows, x_t, t, base), t)
-    outputs, output, dF_dt = objective.differentiate(
-        nets, plain, (transport, x, noise, t, r, rows.condition, rows.keys)
-    )
-    held = objective.tangent.held(dF_dt, step)
-    change, q = transition_change(transport, x, noise, t, r, held)
+        x, noise = data_and_noise(transport, x_t, direction(objective, nets, examples, x_t, t, base), t)
+    path = Path(transport, x, noise, t, r, examples.condition, examples.keys)
+    outputs, output, dF_dt = objective.differentiate(nets, diagonal, path)
+    change, q = transition_change(transport, x, noise, t, r, objective.tangent.mix_stop_gradient(dF_dt, step))
     target = objective.tangent.target(base, change, q, output.F, step, r != t)
-    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dt**2))))
+    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dt**2))))
 
 
-def direction(objective: Any, nets: Any, rows: Any, x_t: jax.Array, t: jax.Array, base: jax.Array) -> jax.Array:
-    """The prediction at r = t along whose velocity dF/dt is taken, by `objective.velocity`; without gradient."""
-    if objective.velocity in ("target", "teacher"):  # the rows are the teacher's by now, and the base may be guided
+def direction(
+    objective: ConsistentObjective,
+    nets: Mapping[str, Net],
+    examples: Examples,
+    x_t: jax.Array,
+    t: jax.Array,
+    base: jax.Array,
+) -> jax.Array:
+    """Returns the prediction (B, …) at r = t along whose velocity dF/dt is taken, without gradient.
+
+    Args:
+        objective: Its `velocity` says which prediction.
+        nets: The networks by name.
+        examples: The examples; distilled already where `velocity` is 'teacher'.
+        x_t: Their states (B, …).
+        t: The times (B,) of the states.
+        base: Their target (B, …) at r = t, perhaps guided.
+    """
+    if objective.velocity in ("target", "teacher"):  # the examples are the teacher's by now, and may be guided
         return jax.lax.stop_gradient(base)
     head = objective.velocity == "head"
-    here = query(objective.transport, x_t, t, t, rows.condition, rows.keys)
+    here = query(objective.transport, x_t, t, t, examples.condition, examples.keys)
     (output,) = nets["online" if head else objective.velocity]((here,))
     return jax.lax.stop_gradient(output.heads["velocity"] if head else output.F)
 
 
 def lagrangian(
-    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
-) -> tuple[tuple, Prediction]:
-    """As `eulerian`, with the target of `target.end_target`."""
-    rows, t, r, base = group
-    transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
-    outputs, output, dF_dr = jvp_in_r(nets["online"], transport, x_t, t, r, rows.condition, rows.keys, plain=plain)
+    objective: ConsistentObjective,
+    nets: Mapping[str, Net],
+    diagonal: tuple[Query, ...],
+    group: Group,
+    step: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Output, ...], Prediction]:
+    """A Consistency with the target of `target.end_target`."""
+    examples, t, r, base = group
+    transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
+    outputs, output, dF_dr = jvp_in_r(
+        nets["online"], transport, x_t, t, r, examples.condition, examples.keys, diagonal=diagonal
+    )
     F = jax.lax.stop_gradient(output.F)
     x_r = jump(transport, x_t, F, t, r)
-    F_r = objective.teacher(nets, transport, x_r, r, rows)
+    F_r = objective.teacher(nets, transport, x_r, r, examples)
     end, q = end_target(transport, x_t, x_r, F_r, t, r)
-    change = -q * objective.tangent.held(dF_dr, step)
+    change = -q * objective.tangent.mix_stop_gradient(dF_dr, step)
     target = objective.tangent.target(end, change, q, F, step, r != t)
-    # Where r = t so are x_r and x_t, and the teacher has been asked there.
+    # Where r = t, x_r is x_t, and F_r is the teacher's prediction there.
     target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
-    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(row_mean(dF_dr**2))))
+    return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dr**2))))
 
 
 def semigroup(
-    objective: Any, nets: Any, plain: tuple, group: tuple, step: jax.Array, key: Any
-) -> tuple[tuple, Prediction]:
-    """As `eulerian`, with the target of two jumps by `objective.bootstrap`."""
-    rows, t, r, base = group
-    transport, x_t = objective.transport, interpolate(objective.transport, rows.x, rows.noise, t)
-    *outputs, output = nets["online"]((*plain, query(transport, x_t, t, r, rows.condition, rows.keys)))
-    s = objective.bootstrap.between(t, r, key)
+    objective: ConsistentObjective,
+    nets: Mapping[str, Net],
+    diagonal: tuple[Query, ...],
+    group: Group,
+    step: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Output, ...], Prediction]:
+    """A Consistency with the target of two jumps, which come from `objective.bootstrap`."""
+    examples, t, r, base = group
+    transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
+    here = query(transport, x_t, t, r, examples.condition, examples.keys)
+    *outputs, output = nets["online"]((*diagonal, here))
+    s = objective.bootstrap.split_point(t, r, key)
     net = nets[objective.bootstrap.ema]
     short = objective.bootstrap.min_interval * (transport.T_max - transport.T_min) * (1 + 1e-3)
 
-    def F(x, t, r):
-        asked = jnp.where(t - r <= short, t, r)
-        return net((query(transport, x, t, asked, rows.condition, rows.keys),))[0].F
+    def F(x: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
+        end = jnp.where(t - r <= short, t, r)
+        return net((query(transport, x, t, end, examples.condition, examples.keys),))[0].F
 
-    solver, x_s = objective.bootstrap.solver_steps, None
-    if solver:
-        x_s = objective.teacher.solve(nets, transport, x_t, t, s, rows, solver)
+    steps, x_s = objective.bootstrap.solver_steps, None
+    if steps:
+        x_s = objective.teacher.solve(nets, transport, x_t, t, s, examples, steps)
     target = semigroup_target(transport, x_t, t, s, r, F, base, x_s)
     return tuple(outputs), Prediction(output, target, jnp.zeros_like(t))
+
+
+PredictionFunction: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x, t, r) → F
 
 
 def semigroup_target(
@@ -142,31 +258,39 @@ def semigroup_target(
     t: jax.Array,
     s: jax.Array,
     r: jax.Array,
-    F: Any,
+    F: PredictionFunction,
     base: jax.Array,
     x_s: jax.Array | None = None,
 ) -> jax.Array:
-    """F* above, without gradient, from F: (x, t, r) → prediction; base where r = t, whose quotient is 0/0.
+    """Returns the target F* (B, …) of two jumps t → s → r, without gradient.
 
-    x_s: the end of the first jump, where F does not make it.
+    Args:
+        transport: The transport.
+        x_t: States (B, …).
+        t, s, r: The times (B,), r ≤ s ≤ t.
+        F: Predicts the jumps.
+        base: The target (B, …) at r = t, where the quotient is 0/0.
+        x_s: The end (B, …) of the first jump, where F does not make it.
     """
     first = None if x_s is not None else F(x_t, t, s)
-    second = F(jump(transport, x_t, first, t, s) if x_s is None else x_s, s, r)
+    middle = x_s if first is None else jump(transport, x_t, first, t, s)
+    assert middle is not None
+    second = F(middle, s, r)
     same = r == t
     # Another r keeps the quotient finite before it is discarded.
     other = jnp.where(same, jnp.where(t > transport.T_min, transport.T_min, transport.T_max), r)
     t, s, r = (expand(time, x_t) for time in (t, s, other))
     A_ts, A_sr, A_tr = (coefficient_A(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
     B_ts, B_sr, B_tr = (coefficient_B(transport, *pair) for pair in ((t, s), (s, r), (t, r)))
-    # Without x_s, which for short jumps is nearly x_t, no digits cancel.
-    way = A_sr * B_ts * first + (A_sr * A_ts - A_tr) * x_t if x_s is None else A_sr * x_s - A_tr * x_t
+    # Written without x_s, which for short jumps is nearly x_t, no digits cancel.
+    way = A_sr * middle - A_tr * x_t if first is None else A_sr * B_ts * first + (A_sr * A_ts - A_tr) * x_t
     F_star = (way + B_sr * second) / B_tr
     return jax.lax.stop_gradient(jnp.where(expand(same, x_t), base, F_star))
 
 
-CONSISTENCIES = {"eulerian": eulerian, "lagrangian": lagrangian, "semigroup": semigroup}
+CONSISTENCIES: dict[str, Consistency] = {"eulerian": eulerian, "lagrangian": lagrangian, "semigroup": semigroup}
 
 
-def row_mean(x: jax.Array) -> jax.Array:
-    """(B,) means over all but the first axis."""
+def example_mean(x: jax.Array) -> jax.Array:
+    """Returns the means (B,) over all axes but the first."""
     return x.reshape(len(x), -1).mean(axis=1)

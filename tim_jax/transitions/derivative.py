@@ -1,27 +1,39 @@
-"""F and its total derivative dF/dt along (dx_t/dt, 1, 0), by forward mode or by central difference, and ∂F/∂r.
+"""The derivatives of F: dF/dt along (dx_t/dt, 1, 0), by forward mode or by central difference, and ∂F/∂r.
 
-All take the rows that need a derivative together with the rows that do not ("plain"): a network maps over groups of
-rows inside one scan over its layers, so that each layer's parameters are read once for all of them, and no tangent is
-ever computed for plain rows.
+The forward-mode functions take the examples that need a derivative (off the diagonal, r ≠ t) together with queries that
+do not (`diagonal`, r = t): a network maps over groups of examples inside one scan over its layers, so that each layer's
+parameters are read once for all of them, and no tangent is ever computed for the queries on the diagonal.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Output, Query, TangentQuery
+from tim_jax.types import Output, PyTree, Query, TangentQuery
 
-Net = Callable[[tuple[Query, ...]], tuple[Output, ...]]
+Net: TypeAlias = Callable[[tuple[Query, ...]], tuple[Output, ...]]
+
+
+class Path(NamedTuple):
+    """The paths along which dF/dt is taken: the arguments of `jvp` and `central_difference` after the network."""
+
+    transport: Transport
+    x: jax.Array
+    noise: jax.Array
+    t: jax.Array
+    r: jax.Array
+    condition: PyTree
+    key: jax.Array | None = None
 
 
 def query(
-    transport: Transport, x_t: jax.Array, t: jax.Array, r: jax.Array, condition: Any, key: jax.Array | None = None
+    transport: Transport, x_t: jax.Array, t: jax.Array, r: jax.Array, condition: PyTree, key: jax.Array | None = None
 ) -> Query:
-    """The one place where times become what the network sees, c_noise(t) and c_noise(r)."""
+    """Returns a Query at times t, r (B,): the one place where times become c_noise(t) and c_noise(r)."""
     return Query(x_t, transport.c_noise(t), transport.c_noise(r), condition, key)
 
 
@@ -32,21 +44,34 @@ def jvp(
     noise: jax.Array,
     t: jax.Array,
     r: jax.Array,
-    condition: Any,
+    condition: PyTree,
     key: jax.Array | None = None,
-    plain: tuple[Query, ...] = (),
+    diagonal: tuple[Query, ...] = (),
 ) -> tuple[tuple[Output, ...], Output, jax.Array]:
-    """Outputs of the plain groups, the output of these rows, and dF/dt (B, …) exactly, in one pass of the network."""
+    """Evaluates F and its exact derivative dF/dt in one pass of the network.
 
-    def forward(x_t, t):
-        moving = TangentQuery(*query(transport, x_t, t, r, condition, key))
-        *plain_outputs, output = net((*plain, moving))
-        return output.F, (tuple(plain_outputs), output)
+    Args:
+        net: The network.
+        transport: The transport.
+        x, noise: Data and noise (B, …), which give the state x_t and its velocity.
+        t, r: The times (B,) where the jumps start and end.
+        condition: A pytree of (B, …) arrays.
+        key: Random keys (B,) for dropout, or None.
+        diagonal: Further queries, which get no tangent.
+
+    Returns:
+        The outputs of the `diagonal` queries, the output at (x_t, t, r), and dF/dt (B, …) there.
+    """
+
+    def forward(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[tuple[Output, ...], Output]]:
+        with_tangent = TangentQuery(*query(transport, x_t, t, r, condition, key))
+        *diagonal_outputs, output = net((*diagonal, with_tangent))
+        return output.F, (tuple(diagonal_outputs), output)
 
     x_t = interpolate(transport, x, noise, t)
     v_t = velocity(transport, x, noise, t)
-    _, dF_dt, (plain_outputs, output) = jax.jvp(forward, (x_t, t), (v_t, jnp.ones_like(t)), has_aux=True)
-    return plain_outputs, output, dF_dt
+    _, dF_dt, (diagonal_outputs, output) = jax.jvp(forward, (x_t, t), (v_t, jnp.ones_like(t)), has_aux=True)
+    return diagonal_outputs, output, dF_dt
 
 
 def jvp_in_r(
@@ -55,17 +80,21 @@ def jvp_in_r(
     x_t: jax.Array,
     t: jax.Array,
     r: jax.Array,
-    *asked: Any,
-    plain: tuple[Query, ...] = (),
+    condition: PyTree,
+    key: jax.Array | None = None,
+    diagonal: tuple[Query, ...] = (),
 ) -> tuple[tuple[Output, ...], Output, jax.Array]:
-    """As `jvp`, with ∂F/∂r, the derivative in the time where a jump ends. asked: condition and keys."""
+    """Evaluates F and ∂F/∂r, its derivative in the time where a jump ends, in one pass of the network.
 
-    def forward(r):
-        *plain_outputs, output = net((*plain, TangentQuery(*query(transport, x_t, t, r, *asked))))
-        return output.F, (tuple(plain_outputs), output)
+    Arguments and returns are those of `jvp`, with the state x_t (B, …) in place of data and noise.
+    """
 
-    _, dF_dr, (plain_outputs, output) = jax.jvp(forward, (r,), (jnp.ones_like(r),), has_aux=True)
-    return plain_outputs, output, dF_dr
+    def forward(r: jax.Array) -> tuple[jax.Array, tuple[tuple[Output, ...], Output]]:
+        *diagonal_outputs, output = net((*diagonal, TangentQuery(*query(transport, x_t, t, r, condition, key))))
+        return output.F, (tuple(diagonal_outputs), output)
+
+    _, dF_dr, (diagonal_outputs, output) = jax.jvp(forward, (r,), (jnp.ones_like(r),), has_aux=True)
+    return diagonal_outputs, output, dF_dr
 
 
 def central_difference(
@@ -75,15 +104,23 @@ def central_difference(
     noise: jax.Array,
     t: jax.Array,
     r: jax.Array,
-    condition: Any,
+    condition: PyTree,
     key: jax.Array | None = None,
     epsilon: float = 0.005,
 ) -> jax.Array:
-    """dF/dt (B, …) from F at t ± ε, x_{t±ε} rebuilt from the same (x, ε); error O(ε²).
+    """Returns dF/dt (B, …) from F at t ± ε, with x_{t±ε} rebuilt from the same (x, ε); the error is O(ε²).
 
-    Within ε of an end of the time domain the outer point is the end itself (error O(ε) there), so that the network is
-    never asked about times that do not exist. Give a float32 network: in bfloat16 the quotient divides rounding noise
-    by ε.
+    Within ε of an end of the time domain the outer point is the end itself, where the error is O(ε), so that the
+    network never sees a time outside the domain.
+
+    Args:
+        net: The network; in float32, since in bfloat16 the quotient divides rounding noise by ε.
+        transport: The transport.
+        x, noise: Data and noise (B, …) of the path.
+        t, r: The times (B,) where the jumps start and end.
+        condition: A pytree of (B, …) arrays.
+        key: Random keys (B,) for dropout, or None.
+        epsilon: Half the step of the difference, in units of time.
     """
     above = jnp.minimum(t + epsilon, transport.T_max)
     below = jnp.maximum(t - epsilon, transport.T_min)

@@ -1,4 +1,4 @@
-"""The exact flow map of a Gaussian: closed forms to test transports and objectives against, and to draw pictures with.
+"""The exact flow map of a Gaussian: closed forms that transports and objectives are tested against.
 
 For x ~ N(μ, s²) elementwise, x_t ~ N(α_t μ, S_t²) with S_t² = α_t² s² + σ_t², and the probability-flow map is
 
@@ -16,31 +16,36 @@ from tim_jax.transitions.transports import Transport
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """N(mean, std²), elementwise; mean and std broadcast against a state (B, …) without adding axes."""
+    """The distribution N(mean, std²), elementwise, under a transport.
+
+    Attributes:
+        transport: The transport.
+        mean, std: Broadcast against a state (B, …) without adding axes.
+    """
 
     transport: Transport
     mean: float | jax.Array = 0.0
     std: float | jax.Array = 1.0
 
     def marginal_std(self, t: jax.Array) -> jax.Array:
-        """S_t, elementwise."""
+        """Returns S_t, elementwise."""
         return jnp.sqrt(self.transport.alpha(t) ** 2 * self.std**2 + self.transport.sigma(t) ** 2)
 
     def flow_map(self, x_t: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
-        """x_r (B, …) on the path of x_t; t, r: (B,)."""
+        """Returns x_r (B, …) on the path of x_t, for times t, r (B,)."""
         t, r = expand(t, x_t), expand(r, x_t)
         centred = x_t - self.transport.alpha(t) * self.mean
         return self.transport.alpha(r) * self.mean + self.marginal_std(r) / self.marginal_std(t) * centred
 
     def posterior_means(self, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """E[x | x_t] and E[ε | x_t], each (B, …)."""
+        """Returns E[x | x_t] and E[ε | x_t], each (B, …)."""
         t = expand(t, x_t)
         alpha, sigma = self.transport.alpha(t), self.transport.sigma(t)
         whitened = (x_t - alpha * self.mean) / self.marginal_std(t) ** 2
         return self.mean + alpha * self.std**2 * whitened, sigma * whitened
 
     def F(self, x_t: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
-        """The prediction that a perfect network makes: (f_{t→r}(x_t) − A x_t)/B, and its limit at r = t."""
+        """Returns the prediction of a perfect network: (f_{t→r}(x_t) − A x_t)/B, and its limit at r = t."""
         at_equal = prediction_target(self.transport, *self.posterior_means(x_t, t), t)
         same = r == t
         # Where r = t the quotient is 0/0; a nearby r keeps it and its derivatives finite before it is discarded.

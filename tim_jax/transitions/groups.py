@@ -1,56 +1,75 @@
-"""Splitting a batch into the rows with r = t ("plain") and the others ("moving"), on every device alike.
+"""Static splits of a batch into two groups of examples, alike on every device.
 
-The split is static. A batch of B rows lies on `shards` devices in contiguous blocks; where every block holds the same
-pattern, the split happens inside the blocks and moves nothing between devices. Where it does not (rows per device
-times share is not whole), there are no plain rows: all of them carry the tangent, which changes no number, since the
-derivative's factor is 0 at r = t.
+An objective computes no tangent for examples on the diagonal (r = t), and therefore separates them from the others
+before it calls the network. A batch of B examples lies on `shards` devices in contiguous blocks. Where every block has
+the same pattern of flags, the split happens inside the blocks and moves nothing between devices. Where it has not (the
+examples of a device times the share is not whole), no example is selected and all of them take the general way, which
+changes no number: the factor of the derivative is 0 at r = t.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Tree = TypeVar("Tree")  # a pytree of arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Static row groups. plain, moving: row indices within a block; blocks: number of equal contiguous blocks."""
+    """Two static groups of examples.
 
-    plain: tuple[int, ...]
-    moving: tuple[int, ...]
+    Attributes:
+        selected: Indices, within a block, of examples that all have the flag; may be empty.
+        remaining: Indices, within a block, of all others.
+        blocks: The number of equal contiguous blocks.
+    """
+
+    selected: tuple[int, ...]
+    remaining: tuple[int, ...]
     blocks: int
 
-    def take(self, rows: Any, group: tuple[int, ...]) -> Any:
-        """The rows of one group from a pytree of (B, …) arrays."""
+    def take(self, examples: Tree, group: tuple[int, ...]) -> Tree:
+        """Returns the examples of one group from a pytree of (B, …) arrays."""
         index = np.array(group, int)
 
-        def pick(leaf):
+        def pick(leaf: jax.Array) -> jax.Array:
             blocked = leaf.reshape(self.blocks, -1, *leaf.shape[1:])
             return blocked[:, index].reshape(-1, *leaf.shape[1:])
 
-        return jax.tree.map(pick, rows)
+        picked: Tree = jax.tree.map(pick, examples)
+        return picked
 
     @property
     def groups(self) -> list[tuple[int, ...]]:
-        """The groups that hold rows, the moving one last."""
-        return [group for group in (self.plain, self.moving) if group]
+        """The groups that are not empty, `remaining` last."""
+        return [group for group in (self.selected, self.remaining) if group]
 
-    def merge(self, parts: list[jax.Array]) -> jax.Array:
-        """One array per group, each (rows of the group, …), as (B, …) in the batch's order again."""
+    def merge(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Joins one array per group, each (examples of the group, …), to one (B, …) in the batch's order."""
         blocked = [part.reshape(self.blocks, -1, *part.shape[1:]) for part in parts]
-        order = np.argsort(self.plain + self.moving)
+        order = np.argsort(self.selected + self.remaining)
         joined = jnp.concatenate(blocked, axis=1)[:, order]
         return joined.reshape(-1, *joined.shape[2:])
 
 
-def split_rows(equal: np.ndarray, shards: int = 1) -> Split:
-    """The split of rows whose r = t flags are `equal` (B,), lying on `shards` devices in contiguous blocks."""
-    rows = len(equal)
-    if rows % shards:
-        raise ValueError(f"a batch of {rows} rows does not divide over {shards} devices")
-    blocks = equal.reshape(shards, -1)
+def split_examples(flags: np.ndarray, shards: int = 1) -> Split:
+    """Returns the split of a batch by static flags.
+
+    Args:
+        flags: (B,) bool, true for the examples to select, such as those with r = t.
+        shards: The number of devices on which the batch lies in contiguous blocks.
+
+    Raises:
+        ValueError: The batch does not divide over the devices.
+    """
+    count = len(flags)
+    if count % shards:
+        raise ValueError(f"a batch of {count} examples does not divide over {shards} devices")
+    blocks = flags.reshape(shards, -1)
     if (blocks == blocks[0]).all():
         return Split(tuple(np.flatnonzero(blocks[0]).tolist()), tuple(np.flatnonzero(~blocks[0]).tolist()), shards)
-    return Split((), tuple(range(rows // shards)), shards)
+    return Split((), tuple(range(count // shards)), shards)

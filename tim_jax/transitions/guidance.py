@@ -1,7 +1,7 @@
-"""Guidance inside training: base targets that already contain classifier-free guidance.
+"""Guidance inside training: targets at r = t that already contain classifier-free guidance.
 
-`TargetGuidance`: of one scale (TiM, section 4.3; MeanFlow, arXiv 2505.13447, section 4.2). `InputGuidance`: of a scale
-that the network is told, so that it can be chosen when sampling (improved MeanFlow, arXiv 2512.02012).
+`TargetGuidance` has one scale (TiM, section 4.3; MeanFlow, arXiv 2505.13447, section 4.2). `InputGuidance` has a scale
+that is an input of the network, so that it can be chosen when sampling (improved MeanFlow, arXiv 2512.02012).
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class TargetGuidance:
-    """w_gt v + w_cond F(x_t, t, t | c) + (1 − w_gt − w_cond) F(x_t, t, t | ∅), for t in [t_low, t_high].
+    """The target w_gt v + w_cond F(x_t, t, t | c) + (1 − w_gt − w_cond) F(x_t, t, t | ∅) for t in [t_low, t_high].
 
-    The predictions come from the averaged weights called `ema`, or from "online", from step `start_step` on. Rows
-    trained with the null condition, and times outside the interval, keep the plain target v = α̂_t x + σ̂_t ε.
+    It is guided from step `start_step` on, with predictions by the weights called `ema`. Examples trained with the null
+    condition, and those at times outside the interval, keep v = α̂_t x + σ̂_t ε.
     """
 
     w_gt: float = 1.0  # 1 with w_cond = 0: none
@@ -43,10 +43,11 @@ class TargetGuidance:
 
     @property
     def active(self) -> bool:
+        """Whether the target differs from v at all."""
         return self.w_cond != 0 or self.w_gt != 1
 
     def check(self, transport: Transport) -> None:
-        """Raises ValueError for an interval outside the transport's times."""
+        """Raises ValueError, naming keys and values, for an interval outside the transport's times."""
         if self.active and not transport.T_min <= self.t_low <= self.t_high <= transport.T_max:
             raise ValueError(
                 f"objective.guidance.t_low, objective.guidance.t_high are {self.t_low}, {self.t_high}; they must be "
@@ -59,33 +60,42 @@ class TargetGuidance:
         transport: Transport,
         x_t: jax.Array,
         t: jax.Array,
-        rows: Examples,
+        examples: Examples,
         base: jax.Array,
         step: jax.Array,
     ) -> jax.Array:
-        """The guided base target (B, …). net: the averaged weights' network; base: v; step: a scalar."""
+        """Returns the guided target (B, …), without gradient.
 
-        def guided():
-            queries = [query(transport, x_t, t, t, rows.null_condition)]
+        Args:
+            net: The network with the weights called `ema`.
+            transport: The transport.
+            x_t: States (B, …).
+            t: Their times (B,).
+            examples: Give the conditions.
+            base: The unguided target v (B, …).
+            step: The training step, a scalar.
+        """
+
+        def guided() -> jax.Array:
+            queries = [query(transport, x_t, t, t, examples.null_condition)]
             if self.w_cond:
-                queries.append(query(transport, x_t, t, t, rows.condition))
+                queries.append(query(transport, x_t, t, t, examples.condition))
             outputs = [output.F for output in net(tuple(queries))]
             conditional = self.w_cond * outputs[1] if self.w_cond else 0.0
             return self.w_gt * base + conditional + (1 - self.w_gt - self.w_cond) * outputs[0]
 
         # A condition on the step, not a new program: nothing compiles when guidance sets in.
         target = jax.lax.cond(step >= self.start_step, guided, lambda: base)
-        applies = (t >= self.t_low) & (t <= self.t_high) & ~rows.is_null
+        applies = (t >= self.t_low) & (t <= self.t_high) & ~examples.is_null
         return jax.lax.stop_gradient(jnp.where(expand(applies, base), target, base))
 
 
 @dataclasses.dataclass(frozen=True)
 class InputGuidance:
-    """v + (1 − 1/ω)(F(x_t, t, t | c, ω) − F(x_t, t, t | ∅, ω)) for t in an interval; ω and the interval are inputs.
+    """The target v + (1 − 1/ω)(F(x_t, t, t | c, ω) − F(x_t, t, t | ∅, ω)) for t in an interval, both being inputs.
 
-    ω is drawn from p ∝ ω^{−power} on [1, max_scale], the interval's ends uniformly from the lower and the upper half
-    of the
-    times. max_scale = 1: none. Predictions are the student's; rows trained with the null condition keep v.
+    The scale ω is drawn from p ∝ ω^{−power} on [1, max_scale], the ends of the interval uniformly from the lower and
+    the upper half of the time domain. The online network predicts. Examples trained with the null condition keep v.
     """
 
     max_scale: float = 1.0  # scales 1 … max_scale are an input of the network; 1: none
@@ -93,43 +103,53 @@ class InputGuidance:
 
     @property
     def active(self) -> bool:
+        """Whether the network has a guidance input."""
         return self.max_scale > 1
 
     def check(self) -> None:
-        """Raises ValueError for scales that cannot be."""
+        """Raises ValueError, naming key and value, for invalid settings."""
         if self.max_scale < 1:
             raise ValueError(f"objective.input_guidance.max_scale is {self.max_scale}; it must be at least 1")
         if self.power < 0:
             raise ValueError(f"objective.input_guidance.power is {self.power}; it must be at least 0")
 
-    def scales(self, key: jax.Array, rows: int) -> jax.Array:
-        """ω (rows,), by the inverse of its distribution function."""
-        u, p = jax.random.uniform(key, (rows,)), 1 - self.power
+    def draw_scales(self, key: jax.Array, count: int) -> jax.Array:
+        """Draws ω (count,), by the inverse of its distribution function."""
+        u, p = jax.random.uniform(key, (count,)), 1 - self.power
         return self.max_scale**u if p == 0 else (1 + u * (self.max_scale**p - 1)) ** (1 / p)
 
-    def ask(self, transport: Transport, rows: Examples, key: jax.Array) -> Examples:
-        """The rows with {"guidance": (B, 3)}, ω and the interval's ends, among both conditions."""
+    def add_inputs(self, transport: Transport, examples: Examples, key: jax.Array) -> Examples:
+        """Returns the examples with {"guidance": (B, 3)}, ω and the ends of the interval, in both conditions."""
         scale_key, ends_key = jax.random.split(key)
-        count, middle = len(rows.x), 0.5 * (transport.T_min + transport.T_max)
+        count, middle = len(examples.x), 0.5 * (transport.T_min + transport.T_max)
         low, high = jax.random.uniform(ends_key, (2, count))
-        asked = jnp.stack(
+        inputs = jnp.stack(
             [
-                self.scales(scale_key, count),
+                self.draw_scales(scale_key, count),
                 transport.T_min + low * (middle - transport.T_min),
                 middle + high * (transport.T_max - middle),
             ],
             axis=1,
         )
-        told = {"guidance": asked.astype(rows.x.dtype)}
-        return rows._replace(condition=rows.condition | told, null_condition=rows.null_condition | told)
+        more = {"guidance": inputs.astype(examples.x.dtype)}
+        return examples._replace(condition=examples.condition | more, null_condition=examples.null_condition | more)
 
     def __call__(
-        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, rows: Examples, base: jax.Array
+        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, examples: Examples, base: jax.Array
     ) -> jax.Array:
-        """The guided base target (B, …) of rows that `ask` has made. base: v."""
-        conditions = (rows.condition, rows.null_condition)
+        """Returns the guided target (B, …), without gradient.
+
+        Args:
+            net: The online network.
+            transport: The transport.
+            x_t: States (B, …).
+            t: Their times (B,).
+            examples: Examples as `add_inputs` returns them.
+            base: The unguided target v (B, …).
+        """
+        conditions = (examples.condition, examples.null_condition)
         given, null = (output.F for output in net(tuple(query(transport, x_t, t, t, c) for c in conditions)))
-        scale, low, high = rows.condition["guidance"].T
-        applies = (t >= low) & (t <= high) & ~rows.is_null
+        scale, low, high = examples.condition["guidance"].T
+        applies = (t >= low) & (t <= high) & ~examples.is_null
         share = jnp.where(applies, 1 - 1 / scale, 0.0)
         return jax.lax.stop_gradient(base + expand(share, base) * (given - null))

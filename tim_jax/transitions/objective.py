@@ -1,21 +1,22 @@
-"""The loss of a row, whatever the objective: a few choices on the same axes (see `objectives.py` for the table).
+"""The loss of an example, whatever the objective: a few choices on the same axes (see `objectives.py` for the table).
 
     loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*)))
          + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features))
 
-base: α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`); the target F* where r = t. Elsewhere F* comes from a consistency
-(`consistency.py`). w: `TimeWeight`. a: `AdaptiveWeight`, or learned by the network, L → e^{−u} L + u.
+Here base is α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`), and the target F* where r = t; elsewhere F* comes from a
+consistency (`consistency.py`). w is a `TimeWeight` and a an `AdaptiveWeight`; or the network learns the weight,
+L → e^{−u} L + u.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Prediction, row_mean
-from tim_jax.transitions.derivative import Net, central_difference, jvp, query
-from tim_jax.transitions.groups import Split, split_rows
+from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Group, Prediction, example_mean
+from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
+from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
 from tim_jax.transitions.tangent import Tangent
@@ -23,9 +24,10 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
-from tim_jax.types import Examples, Output
+from tim_jax.types import Examples, Output, Query
 
 DERIVATIVES = ("jvp", "dde")
+
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
@@ -46,21 +48,19 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """objective(nets, rows, step, key) → (loss per row (B,), metrics).
+    """A training objective: objective(nets, examples, step, key) → (losses (B,), metrics).
 
-    consistency: a name in CONSISTENCIES; without rows r ≠ t (`times.share_equal` 1) it is flow matching.
-    velocity: along which dx_t/dt the derivative is taken: 'data', that of the row's own (x, ε); 'target', that of the
-    base target, guidance included; 'head', what the network's velocity head predicts; or the name of a network, whose
-    prediction at r = t stands for their conditional mean. The target's mean is the same; its variance is lower, since
-    a row's own velocity is noise to the network's Jacobian. The last two cost a forward pass of the moving rows. Or
-    'teacher': x̂ and ε̂ of nets["teacher"] at x_t take the place of all rows' (x, ε), in the base target as well, whose
-    guidance is included as by 'target'.
-    derivative: 'jvp' (exact) or 'dde' (central difference with `epsilon`). tangent: what becomes of it.
-    bootstrap: for 'semigroup'. direction: a name in DIRECTION_AXES, with `direction_weight`. head_weight: of a second
-    prediction of the base target by the network's velocity head, 0 for none. alignment_weight: 0 for none.
-    teacher: how it is asked. shards: over how many devices the rows lie.
-    nets holds "online", for 'dde' also "float32" (the same weights without gradient, in float32), averages by the
-    names that are used, and what `learns_from` and `parts` name.
+    `nets` holds the online network as "online"; for the derivative 'dde' also "float32", the same weights without
+    gradient in float32; the EMAs by the names that are used; and the networks that `teachers` and `auxiliary` name.
+
+    The derivative is taken along the velocity dx_t/dt of the example's own (x, ε) with `velocity` 'data', or of the
+    target at r = t, guidance included, with 'target'. With 'head' it is the prediction of the network's velocity head,
+    and with the name of a network its prediction at r = t, which stands for the conditional mean: the target has the
+    same mean and a lower variance, since an example's own velocity is noise to the network's Jacobian. These two cost a
+    forward pass of the examples with r ≠ t. With 'teacher', x̂ and ε̂ of nets["teacher"] at x_t take the place of (x, ε)
+    in all examples, and so in the target at r = t, whose guidance is included as with 'target'.
+
+    `shards` is the number of devices on which the batch lies.
     """
 
     transport: Transport
@@ -94,44 +94,44 @@ class Objective:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """What the network must tell besides F."""
+        """The heads that the network must have besides F."""
         velocity = self.head_weight > 0 or self.velocity == "head"
         return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
 
     @property
-    def learns_from(self) -> tuple[str, ...]:
-        """The frozen networks that it asks."""
-        return self.teacher.names if self.velocity == "teacher" or self._follows else ()
+    def teachers(self) -> tuple[str, ...]:
+        """The names of the frozen networks that the objective needs."""
+        return self.teacher.names if self.velocity == "teacher" or self._follows_teacher else ()
 
     @property
-    def _follows(self) -> bool:
-        """Whether the targets of rows with r ≠ t come from the teacher's own way."""
+    def _follows_teacher(self) -> bool:
+        """Whether the targets of examples with r ≠ t come from the teacher's own trajectories."""
         solved = self.consistency == "semigroup" and self.bootstrap.solver_steps > 0
         return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Networks of the student's kind that are trained beside it, each in nets under its name."""
+    def auxiliary(self) -> tuple[str, ...]:
+        """The names of further networks, of the online network's kind, that are trained together with it."""
         return ()
 
     @property
-    def row_group(self) -> int:
-        """Rows of a batch come in multiples of this."""
+    def batch_multiple(self) -> int:
+        """The number of examples that every batch must be a multiple of."""
         return 1
 
     @property
     def sampler(self) -> str:
-        """How a model that was trained like this is meant to be sampled, a name in SAMPLERS."""
+        """The sampler, a name in SAMPLERS, that suits a model with this objective."""
         if self.times.share_equal == 1:
             return "euler"
         return "consistency" if self.times.share_min == 1 else "flow_map"
 
     def check(self) -> None:
-        """Raises ValueError, naming key and value, for settings that cannot be."""
-        for part in (self.times, self.weight, self.guidance):
-            part.check(self.transport)
-        for part in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
-            part.check()
+        """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
+        for fitted in (self.times, self.weight, self.guidance):
+            fitted.check(self.transport)
+        for settings in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
+            settings.check()
         for name, known in (
             ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
         ):  # fmt: skip
@@ -154,7 +154,7 @@ class Objective:
                 f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with target "
                 "guidance (objective.guidance)"
             )
-        if self._follows and (self.guidance.active or self.input_guidance.active):
+        if self._follows_teacher and (self.guidance.active or self.input_guidance.active):
             given = f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1"
             if self.guidance.active:
                 given = "objective.guidance.w_gt, objective.guidance.w_cond are "
@@ -162,133 +162,163 @@ class Objective:
             raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
-        self, nets: Mapping[str, Net], rows: Examples, step: jax.Array, key: jax.Array
+        self, nets: Mapping[str, Net], examples: Examples, step: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        batch, height, width = rows.x.shape[:3]
+        """Draws times and returns the losses (B,) and metrics (B,) of the examples; see `loss`."""
+        batch, height, width = examples.x.shape[:3]
         t, r = self.draw(key, batch, height * width)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
-        return self.loss(nets, rows, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+        return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
 
-    def draw(self, key: jax.Array, rows: int, positions: int) -> tuple[jax.Array, jax.Array]:
-        """(t, r), each (rows,), for rows of `positions` height × width."""
-        return self.times.draw(self.transport, key, rows, positions)
+    def draw(self, key: jax.Array, count: int, positions: int) -> tuple[jax.Array, jax.Array]:
+        """Draws (t, r), each (count,), for examples of `positions` = height × width."""
+        return self.times.draw(self.transport, key, count, positions)
 
     def loss(
         self,
         nets: Mapping[str, Net],
-        rows: Examples,
+        examples: Examples,
         t: jax.Array,
         r: jax.Array,
         step: jax.Array,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss per row and metrics at given times t, r (B,), whose rows with r = t are those of `times.assign`.
+        """Computes the losses of examples at given times.
 
-        key: for split points and guidance scales, where the objective has any.
+        Args:
+            nets: The networks by name.
+            examples: A batch of B examples.
+            t, r: The times (B,); the examples with r = t must include those of `times.assign`.
+            step: The training step, a scalar.
+            key: A random key for split points and guidance scales, where the objective draws any.
+
+        Returns:
+            The losses (B,), and metrics by name, each (B,).
         """
         split_key, guidance_key = (None, None) if key is None else jax.random.split(key)
         if self.velocity == "teacher":
-            rows = self.taught(nets, rows, t)
-        x_t = interpolate(self.transport, rows.x, rows.noise, t)
-        base = prediction_target(self.transport, rows.x, rows.noise, t)
+            examples = self.distilled(nets, examples, t)
+        x_t = interpolate(self.transport, examples.x, examples.noise, t)
+        base = prediction_target(self.transport, examples.x, examples.noise, t)
         if self.input_guidance.active:
-            rows = self.input_guidance.ask(self.transport, rows, guidance_key)
-            base = self.input_guidance(nets["online"], self.transport, x_t, t, rows, base)
+            assert guidance_key is not None, "guidance scales are drawn with a key"
+            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key)
+            base = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base)
         if self.guidance.active:
-            base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, rows, base, step)
+            base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, examples, base, step)
 
         split = self.split(len(t))
-        groups = [split.take((rows, t, r, base), group) for group in split.groups]
-        predictions = self.predict(nets, groups, bool(split.moving), step, split_key)
-        terms = [self.terms(*group, *prediction) for group, prediction in zip(groups, predictions, strict=True)]
+        groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
+        predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
+        terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
         error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
-        loss = self.weight(self.transport, t, r) * self.weigh(denoising, rows.x) * denoising
+        loss = self.weight(self.transport, t, r) * self.adaptive_weight(denoising, examples.x) * denoising
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
-        loss = loss + self.head_weight * self.weigh(head, rows.x) * head + self.alignment_weight * alignment
+        head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
+        loss = loss + head_loss + self.alignment_weight * alignment
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
-    def split(self, rows: int) -> Split:
-        """The rows with r = t and the others."""
-        return split_rows(self.times.assign(rows)[0], self.shards)
+    def split(self, count: int) -> Split:
+        """Returns the split of a batch of `count` examples; those selected have r = t."""
+        return split_examples(self.times.assign(count)[0], self.shards)
 
-    def taught(self, nets: Mapping[str, Net], rows: Examples, t: jax.Array) -> Examples:
-        """The rows with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, the teacher's velocity.
+    def distilled(self, nets: Mapping[str, Net], examples: Examples, t: jax.Array) -> Examples:
+        """Returns the examples with the teacher's x̂ and ε̂ at x_t for data and noise: the same x_t, its velocity.
 
-        'lagrangian' asks where a jump with r ≠ t ends, and leaves those rows as they are unless a head learns from
-        them.
+        With 'lagrangian' the teacher predicts where a jump with r ≠ t ends. Such examples stay as they are, unless a
+        head learns from them.
         """
 
-        def ask(rows, t):
-            x_t = interpolate(self.transport, rows.x, rows.noise, t)
-            return data_and_noise(self.transport, x_t, self.teacher(nets, self.transport, x_t, t, rows), t)
+        def predict(examples: Examples, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x_t = interpolate(self.transport, examples.x, examples.noise, t)
+            return data_and_noise(self.transport, x_t, self.teacher(nets, self.transport, x_t, t, examples), t)
 
         split = self.split(len(t))
-        if self.consistency != "lagrangian" or self.head_weight or not split.moving:
-            x, noise = ask(rows, t)
+        if self.consistency != "lagrangian" or self.head_weight or not split.remaining:
+            x, noise = predict(examples, t)
         else:
-            own = [split.take((rows, t), group) for group in split.groups]
-            parts = [ask(*group) for group in own[:-1]] + [(own[-1][0].x, own[-1][0].noise)]
-            x, noise = (split.merge(list(part)) for part in zip(*parts, strict=True))
-        return rows._replace(x=x, noise=noise)
+            *diagonal, off_diagonal = [split.take((examples, t), group) for group in split.groups]
+            pairs = [predict(*group) for group in diagonal] + [(off_diagonal[0].x, off_diagonal[0].noise)]
+            x, noise = (split.merge(parts) for parts in zip(*pairs, strict=True))
+        return examples._replace(x=x, noise=noise)
 
-    def weigh(self, loss: jax.Array, x: jax.Array) -> jax.Array:
-        """The adaptive weight of losses (B,) that are means over the values of a row of x."""
+    def adaptive_weight(self, loss: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns the adaptive weights (B,) of losses (B,) that are means over the values of an example of x."""
         return self.adaptive(loss, values=x[0].size)
 
     def predict(
-        self, nets: Mapping[str, Net], groups: list, moving: bool, step: jax.Array, key: jax.Array | None
+        self,
+        nets: Mapping[str, Net],
+        groups: Sequence[Group],
+        off_diagonal: bool,
+        step: jax.Array,
+        key: jax.Array | None,
     ) -> list[Prediction]:
-        """Each group's output, target and size of dF/dt. moving: whether the last group has rows with r ≠ t."""
+        """Returns a prediction for each group.
+
+        Args:
+            nets: The networks by name.
+            groups: Groups of examples, all but the last with r = t.
+            off_diagonal: Whether the last group has examples with r ≠ t.
+            step: The training step, a scalar.
+            key: A random key for split points, where the objective draws any.
+        """
         queries = tuple(
-            query(self.transport, interpolate(self.transport, rows.x, rows.noise, t), t, r, rows.condition, rows.keys)
-            for rows, t, r, _ in groups
-        )
-        if moving:
+            query(
+                self.transport, interpolate(self.transport, examples.x, examples.noise, t), t, r,
+                examples.condition, examples.keys,
+            )
+            for examples, t, r, _ in groups
+        )  # fmt: skip
+        last: list[Prediction] = []
+        if off_diagonal:
             consistent = CONSISTENCIES[self.consistency]
-            outputs, last = consistent(self, nets, queries[:-1], groups[-1], step, key)
+            outputs, prediction = consistent(self, nets, queries[:-1], groups[-1], step, key)
+            last = [prediction]
         else:
-            outputs, last = nets["online"](queries), None
-        plain = [Prediction(output, group[3], jnp.zeros_like(group[1])) for output, group in zip(outputs, groups)]
-        return plain + [last] * moving
+            outputs = nets["online"](queries)
+        # With r ≠ t in the last group there is one output less than there are groups.
+        diagonal = zip(outputs, groups, strict=False)
+        return [Prediction(output, group.base, jnp.zeros_like(group.t)) for output, group in diagonal] + last
 
-    def differentiate(self, nets: Mapping[str, Net], plain: tuple, path: tuple) -> tuple[tuple, Output, jax.Array]:
-        """Outputs of the plain queries, of the rows on `path`, the arguments of `derivative.jvp`, and their dF/dt."""
+    def differentiate(
+        self, nets: Mapping[str, Net], diagonal: tuple[Query, ...], path: Path
+    ) -> tuple[tuple[Output, ...], Output, jax.Array]:
+        """Returns the outputs of the `diagonal` queries, the output on the path, and dF/dt (B, …) there."""
         if self.derivative == "jvp":
-            return jvp(nets["online"], *path, plain=plain)
-        transport, x, noise, t, r, condition, keys = path
-        x_t = interpolate(transport, x, noise, t)
-        *outputs, output = nets["online"]((*plain, query(transport, x_t, t, r, condition, keys)))
-        return tuple(outputs), output, self.apart(nets["float32"], path)
+            return jvp(nets["online"], *path, diagonal=diagonal)
+        x_t = interpolate(path.transport, path.x, path.noise, path.t)
+        here = query(path.transport, x_t, path.t, path.r, path.condition, path.key)
+        *outputs, output = nets["online"]((*diagonal, here))
+        return tuple(outputs), output, self.separate_derivative(nets["float32"], path)
 
-    def apart(self, net: Net, path: tuple) -> jax.Array:
-        """dF/dt from passes of its own."""
+    def separate_derivative(self, net: Net, path: Path) -> jax.Array:
+        """Returns dF/dt (B, …) on the path from passes of its own."""
         return central_difference(net, *path, epsilon=self.epsilon)
 
-    def terms(
-        self,
-        rows: Examples,
-        t: jax.Array,
-        r: jax.Array,
-        base: jax.Array,
-        output: Output,
-        target: jax.Array,
-        tangent: jax.Array,
-    ) -> jax.Array:
-        """(B, 6): errors of F, its direction and the velocity head, log variance, alignment error, size of dF/dt."""
+    def terms(self, group: Group, prediction: Prediction) -> jax.Array:
+        """Returns (B, 6): errors of F, direction and head, log variance, alignment error, size of dF/dt."""
+        output, target = prediction.output, prediction.target
         if not self.tangent.differentiate_steps:
             target = jax.lax.stop_gradient(target)
-        error = row_mean((output.F - target) ** 2)
+        error = example_mean((output.F - target) ** 2)
         direction = head = log_variance = alignment = jnp.zeros_like(error)
-        if DIRECTION_AXES[self.direction] is not None:
-            direction = direction_error(output.F, target, DIRECTION_AXES[self.direction])
+        axes = DIRECTION_AXES[self.direction]
+        if axes is not None:
+            direction = direction_error(output.F, target, axes)
         if self.head_weight:
-            head = row_mean((output.heads["velocity"] - jax.lax.stop_gradient(base)) ** 2)
+            head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:
             log_variance = output.heads["log_variance"]
         if self.alignment_weight:
-            alignment = alignment_error(output.hidden, rows.features, rows.features_mask)
-        return jnp.stack([error, direction, head, log_variance, alignment, tangent], axis=1)
+            alignment = self.alignment(output, group.examples)
+        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent], axis=1)
+
+    def alignment(self, output: Output, examples: Examples) -> jax.Array:
+        """Returns the alignment errors (B,) of the hidden states, where the examples have features."""
+        assert output.hidden is not None and examples.features is not None
+        return alignment_error(output.hidden, examples.features, examples.features_mask)

@@ -2,12 +2,15 @@
 
 An entry takes a transport and returns an `Objective` as its paper has it; fields may be changed with
 `dataclasses.replace`. Below, F* is the target of F(x_t, t, r), v = α̂_t x + σ̂_t ε the target at r = t (ε − x for
-OT-FM), q = B/Ḃ (t − r for OT-FM), D_v the total derivative along (dx_t/dt, 1, 0), sg without gradient.
+OT-FM), q = B/Ḃ (t − r for OT-FM), D_v the total derivative along (dx_t/dt, 1, 0), and sg means without gradient.
 
-Those that learn from a teacher come last; its velocity v_T may take v's place in others too (`velocity` "teacher").
+Those that learn from a teacher come last; its velocity v_T may take the place of v in others, too (`velocity`
+"teacher").
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 from tim_jax.transitions.consistency import Bootstrap
 from tim_jax.transitions.contrastive import LowNoiseContrastive
@@ -20,106 +23,129 @@ from tim_jax.transitions.trajectory import TrajectoryConsistency
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
 
-UNWEIGHTED = dict(weight=TimeWeight("constant"), adaptive=AdaptiveWeight(power=0.0), direction="none")
-PLAIN = Times(share_equal=1.0, share_min=0.0)
+DIAGONAL = Times(share_equal=1.0, share_min=0.0)
+Kind = TypeVar("Kind", bound=Objective)
+
+
+def unweighted(transport: Transport, times: Times) -> Objective:
+    """Returns an objective without any weight, and without the direction term."""
+    weight, adaptive = TimeWeight("constant"), AdaptiveWeight(power=0.0)
+    return Objective(transport, times, weight=weight, adaptive=adaptive, direction="none")
 
 
 def flow_matching(transport: Transport) -> Objective:
     """Flow matching, stochastic interpolants, SiT (arXiv 2210.02747, 2303.08797, 2401.08740): r = t only, F* = v."""
-    return Objective(transport, PLAIN, **UNWEIGHTED)
+    return unweighted(transport, DIAGONAL)
 
 
 def rectified_flow(transport: Transport) -> Objective:
     """Rectified flow with U-shaped times and the pseudo-Huber loss √(L + c²), c = 0.00054 (arXiv 2405.20320).
 
-    L is a mean over the values of a row. Reflow is this on a teacher's pairs of noise and sample (arXiv 2209.03003).
+    L is a mean over the values of an example. Reflow is this objective on a teacher's pairs of noise and sample (arXiv
+    2209.03003).
     """
-    times = dataclasses.replace(PLAIN, distribution="u_shaped")
-    return Objective(transport, times, **UNWEIGHTED | dict(adaptive=AdaptiveWeight(power=0.5, offset=0.00054**2)))
+    times = dataclasses.replace(DIAGONAL, distribution="u_shaped")
+    return dataclasses.replace(unweighted(transport, times), adaptive=AdaptiveWeight(power=0.5, offset=0.00054**2))
 
 
 def tim(transport: Transport) -> Objective:
-    """Transition models (arXiv 2509.04394): F* = v + q (v' − sg D_v F), half of the rows r = t, a tenth r = T_min."""
+    """Transition models (arXiv 2509.04394): F* = v + q (v' − sg D_v F).
+
+    Half of the examples have r = t, a tenth r = T_min.
+    """
     scale = "tan" if transport.T_max <= SCALE_LIMITS["tan"] else "noise_to_signal"
     return Objective(transport, Times(), weight=TimeWeight("sqrt", scale))
 
 
 def mean_flow(transport: Transport) -> Objective:
-    """MeanFlow (arXiv 2505.13447): F* = v − (t − r) sg D_v F, a quarter of the rows r ≠ t, each over sg(L + 1e-3).
+    """MeanFlow (arXiv 2505.13447): F* = v − (t − r) sg D_v F, with losses L/sg(L + 1e-3).
 
-    L is a sum over the values of a row. Where targets are guided, so is the velocity of the derivative.
+    A quarter of the examples have r ≠ t. L is a sum over the values of an example. Where targets are guided, so is the
+    velocity of the derivative.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.75, share_min=0.0)
-    choices = UNWEIGHTED | dict(velocity="target", adaptive=AdaptiveWeight(1.0, 1e-3, total=True))
-    return Objective(transport, times, **choices)
+    adaptive = AdaptiveWeight(1.0, 1e-3, total=True)
+    return dataclasses.replace(unweighted(transport, times), velocity="target", adaptive=adaptive)
 
 
 def improved_mean_flow(transport: Transport) -> Objective:
     """Improved MeanFlow (arXiv 2512.02012): ‖F + (t − r) sg D_u F − v_g‖² + ‖u − v_g‖², u the velocity head.
 
-    Each over sg(L + 0.01), L a sum over the values of a row. v_g is guided by a scale, 1 to 8, that is an input.
+    Each term L is divided by sg(L + 0.01), L a sum over the values of an example. v_g is guided by a scale, 1 to 8,
+    that is an input of the network.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
-    choices = UNWEIGHTED | dict(velocity="head", head_weight=1.0, adaptive=AdaptiveWeight(1.0, 1e-2, total=True))
-    return Objective(transport, times, **choices, input_guidance=InputGuidance(max_scale=8.0, power=1.0))
+    return dataclasses.replace(
+        unweighted(transport, times),
+        velocity="head",
+        head_weight=1.0,
+        adaptive=AdaptiveWeight(1.0, 1e-2, total=True),
+        input_guidance=InputGuidance(max_scale=8.0, power=1.0),
+    )
 
 
 def modular_mean_flow(transport: Transport) -> Objective:
     """Modular MeanFlow (arXiv 2508.17426): ‖F + (t − r) SG_λ[D_v F] − v‖², SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1.
 
-    The one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate_steps` steps.
+    This is the one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate_steps` steps.
     """
     return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate_steps=10_000))
 
 
 def scm(transport: Transport) -> Objective:
-    """sCM training (arXiv 2410.11081): r = T_min in all rows, F* = F⁻ + g/(‖g‖ + 0.1).
+    """sCM training (arXiv 2410.11081): r = T_min in all examples, F* = F⁻ + g/(‖g‖ + 0.1).
 
-    g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)] for TrigFlow, s and q of `tangent.py` for others; w warms up in
-    10,000 steps. The learned weight is e^{−u(t)} L + u(t), on the prior 1/tan t, kept between 1/1,000 and 1,000.
+    g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)] for TrigFlow; other transports have s and q of `tangent.py`. The
+    warm-up w takes 10,000 steps. The learned weight is e^{−u(t)} L + u(t), on the prior 1/tan t, which is kept between
+    1/1,000 and 1,000.
     """
     times = Times("log_normal", -1.0, 1.4, share_equal=0.0, share_min=1.0)
-    weight = TimeWeight("reciprocal", "noise_to_signal", difference=False, sigma_d=1e-3)
-    choices = UNWEIGHTED | dict(weight=weight, learned_weight=True)
-    return Objective(transport, times, **choices, tangent=Tangent(normalise=0.1, bounded=True, warmup_steps=10_000))
+    return dataclasses.replace(
+        unweighted(transport, times),
+        weight=TimeWeight("reciprocal", "noise_to_signal", difference=False, sigma_d=1e-3),
+        learned_weight=True,
+        tangent=Tangent(normalise=0.1, bounded=True, warmup_steps=10_000),
+    )
 
 
 def shortcut(transport: Transport) -> Objective:
-    """Shortcut models (arXiv 2410.12557): an eighth of the rows learn that two half jumps are one.
+    """Shortcut models (arXiv 2410.12557): an eighth of the examples learn that two half jumps are one.
 
-    For OT-FM F* = sg ½ [F(x_t, t, m) + F(x_m, m, r)], m the middle, t − r dyadic from 1 to 1/64, averaged weights.
+    For OT-FM F* = sg ½ [F(x_t, t, m) + F(x_m, m, r)] by an EMA, where m is the middle and t − r is dyadic from 1 to
+    1/64.
     """
     times = Times("uniform", share_equal=7 / 8, share_min=0.0, intervals="dyadic")
     bootstrap = Bootstrap("slow", "half", min_interval=1 / 128)
-    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
+    return dataclasses.replace(unweighted(transport, times), consistency="semigroup", bootstrap=bootstrap)
 
 
 def split_mean_flow(transport: Transport) -> Objective:
     """SplitMeanFlow (arXiv 2507.16884): F* = sg[(1 − λ) F(x_s, s, r) + λ F(x_t, t, s)] for OT-FM.
 
-    s = (1 − λ) t + λ r, λ uniform; half of the rows r = t.
+    s = (1 − λ) t + λ r with λ uniform; half of the examples have r = t.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
-    return Objective(transport, times, **UNWEIGHTED, consistency="semigroup", bootstrap=Bootstrap("online", "uniform"))
+    bootstrap = Bootstrap("online", "uniform")
+    return dataclasses.replace(unweighted(transport, times), consistency="semigroup", bootstrap=bootstrap)
 
 
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
-    return LowNoiseContrastive(transport, PLAIN, **UNWEIGHTED)
+    return _as(LowNoiseContrastive, unweighted(transport, DIAGONAL))
 
 
 def scm_distillation(transport: Transport) -> Objective:
-    """sCM distillation (arXiv 2410.11081): sCM with dx_t/dt the teacher's."""
+    """sCM distillation (arXiv 2410.11081): sCM with the teacher's dx_t/dt."""
     return dataclasses.replace(scm(transport), velocity="teacher")
 
 
 def ayf_eulerian(transport: Transport) -> Objective:
     """Align Your Flow, Eulerian (arXiv 2506.14603): F* = F⁻ + g/(‖g‖ + 0.1), g = v_T − F⁻ − w (t − r) sg D_v F.
 
-    w from 0 to 0.99 in 10,000 steps. The distribution of (t, r) is that of TiM.
+    w goes from 0 to 0.99 in 10,000 steps. The distribution of (t, r) is that of TiM.
     """
     tangent = Tangent(normalise=0.1, warmup_steps=10_000, max_share=0.99)
-    return Objective(transport, Times(), **UNWEIGHTED, velocity="teacher", tangent=tangent)
+    return dataclasses.replace(unweighted(transport, Times()), velocity="teacher", tangent=tangent)
 
 
 def ayf_lagrangian(transport: Transport) -> Objective:
@@ -133,10 +159,11 @@ def ayf_lagrangian(transport: Transport) -> Objective:
 def ctm(transport: Transport) -> Objective:
     """Consistency trajectory models without adversary (arXiv 2310.02279): f_{t→r}(x_t) = sg f_{u→r}(x_u).
 
-    x_u is the teacher's, by two steps of Heun's method, u uniform in (r, t); half of the rows learn v from data.
+    x_u comes from two steps of Heun's method along the teacher's velocity, u being uniform in (r, t); half of the
+    examples learn v from data.
     """
     bootstrap = Bootstrap("slow", "uniform", solver_steps=2)
-    return Objective(transport, Times(), **UNWEIGHTED, consistency="semigroup", bootstrap=bootstrap)
+    return dataclasses.replace(unweighted(transport, Times()), consistency="semigroup", bootstrap=bootstrap)
 
 
 def rcm(transport: Transport) -> Objective:
@@ -152,12 +179,12 @@ def tbcm(transport: Transport) -> Objective:
     return _as(TrajectoryConsistency, scm_distillation(transport))
 
 
-def _as(kind: type, objective: Objective) -> Objective:
-    """The same choices in an objective of another kind."""
+def _as(kind: type[Kind], objective: Objective) -> Kind:
+    """Returns the same choices in an objective of another kind."""
     return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "flow_matching": flow_matching,
     "rectified_flow": rectified_flow,
     "tim": tim,

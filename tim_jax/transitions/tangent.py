@@ -1,14 +1,15 @@
-"""What is done with dF/dt before it enters the target, by objectives that damp, normalise or differentiate it.
+"""How dF/dt enters the target, for objectives that damp, normalise or differentiate it.
 
-With the target's change g and the sensitivity q = B/Ḃ of `target.py`,
+With the target's change and the sensitivity q = B/Ḃ of `target.py`,
 
     g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + g / (‖g‖ + c)
 
-w, warm-up: 0 at the first step, `max_share` from `warmup_steps` on (sCM, arXiv 2410.11081; Align Your Flow, arXiv
-2506.14603, ends
-at 0.99). s = 1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM). c, normalisation (both), with the root
-mean square as norm. SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1 over `differentiate_steps` (Modular MeanFlow, arXiv
-2508.17426).
+    w     the warm-up: 0 at the first step, `max_share` from step `warmup_steps` on (sCM, arXiv 2410.11081; Align Your
+          Flow, arXiv 2506.14603, ends at 0.99)
+    s     1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM), else 1
+    c     `normalise`, the normalisation (both papers); ‖g‖ is the root mean square of an example
+    SG_λ  λ z + (1 − λ) sg z, with λ from 0 to 1 over `differentiate_steps` (Modular MeanFlow, arXiv 2508.17426)
+
 Without any of these F* = base + q (base' − dF/dt), the transition target.
 """
 
@@ -31,7 +32,7 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Tangent:
-    """What becomes of dF/dt. With `max_share` below 1 what is learnt is not quite the flow map."""
+    """Settings of the formula above. With `max_share` below 1 the network does not quite learn the flow map."""
 
     normalise: float = 0.0  # c of g/(‖g‖ + c), the change of F; 0: none
     bounded: bool = False  # g over 1 + (B/Ḃ)²
@@ -40,7 +41,7 @@ class Tangent:
     differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, naming key and value, for invalid settings."""
         for name in ("normalise", "warmup_steps", "differentiate_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
@@ -56,18 +57,27 @@ class Tangent:
     def _changes(self) -> bool:
         return bool(self.normalise or self.bounded or self.warmup_steps or self.max_share != 1)
 
-    def held(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
-        """SG_λ[dF/dt]."""
-        still = jax.lax.stop_gradient(dF_dt)
+    def mix_stop_gradient(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
+        """Returns SG_λ[dF/dt] (B, …), λ being that of the step."""
+        constant = jax.lax.stop_gradient(dF_dt)
         if not self.differentiate_steps:
-            return still
+            return constant
         share = jnp.minimum(jnp.asarray(step, dF_dt.dtype) / self.differentiate_steps, 1)
-        return share * dF_dt + (1 - share) * still
+        return share * dF_dt + (1 - share) * constant
 
     def target(
-        self, base: jax.Array, change: jax.Array, q: jax.Array, F: jax.Array, step: jax.Array, moving: jax.Array
+        self, base: jax.Array, change: jax.Array, q: jax.Array, F: jax.Array, step: jax.Array, off_diagonal: jax.Array
     ) -> jax.Array:
-        """F* (B, …) from base, change = q (base' − dF/dt), q (B, 1, …) and the network's F; base where not `moving`."""
+        """Returns the target F* (B, …).
+
+        Args:
+            base: The target (B, …) at r = t.
+            change: q (base' − SG_λ[dF/dt]) of shape (B, …).
+            q: The sensitivity (B, 1, …).
+            F: The network's prediction (B, …); it gets no gradient here.
+            step: The training step, a scalar.
+            off_diagonal: (B,) bool; the target is `base` where it is false.
+        """
         if not self._changes:
             return base + change
         share = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup_steps, 1) if self.warmup_steps else 1.0
@@ -79,4 +89,4 @@ class Tangent:
         if self.normalise:
             norm = jnp.sqrt(jnp.mean(g**2, axis=range(1, g.ndim), keepdims=True))
             g = g / (norm + self.normalise)
-        return jnp.where(expand(moving, base), F + g, base)
+        return jnp.where(expand(off_diagonal, base), F + g, base)

@@ -5,7 +5,7 @@ expectation given x_t. Solved for F, with the current network's derivative on th
 
     F* = α̂_t x + σ̂_t ε + (B/Ḃ)(α̂'_t x + σ̂'_t ε − dF⁻/dt),   Ḃ = ∂B_{t,r}/∂t
 
-dF/dt is the total derivative along (dx_t/dt, 1, 0) of F(x_t, t, r).
+dF/dt is the total derivative of F(x_t, t, r) along (dx_t/dt, 1, 0), and F⁻ is F without gradient.
 """
 
 import jax
@@ -16,7 +16,9 @@ from tim_jax.transitions.transports import Transport
 
 
 def interval_factor(transport: Transport, t: jax.Array, r: jax.Array) -> jax.Array:
-    """B/Ḃ, elementwise in t and r: t − r for OT-FM, tan(t − r) for TrigFlow; 0 at r = t."""
+    """Returns B/Ḃ, elementwise in t and r: t − r for OT-FM, tan(t − r) for TrigFlow, 0 at r = t for all."""
+    B: jax.Array
+    B_dot: jax.Array
     B, B_dot = jax.jvp(lambda t: coefficient_B(transport, t, r), (t,), (jnp.ones_like(t),))
     return B / B_dot
 
@@ -24,7 +26,17 @@ def interval_factor(transport: Transport, t: jax.Array, r: jax.Array) -> jax.Arr
 def transition_change(
     transport: Transport, x: jax.Array, noise: jax.Array, t: jax.Array, r: jax.Array, dF_dt: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(B/Ḃ)(α̂'_t x + σ̂'_t ε − dF/dt) of shape (B, …), and B/Ḃ of shape (B, 1, …)."""
+    """Returns what the transition target adds to the target at r = t.
+
+    Args:
+        transport: The transport.
+        x, noise: Data and noise (B, …) of the path.
+        t, r: The times (B,) where the jump starts and ends.
+        dF_dt: The network's total derivative (B, …) along the path.
+
+    Returns:
+        The change (B/Ḃ)(α̂'_t x + σ̂'_t ε − dF/dt) of shape (B, …), and the factor B/Ḃ of shape (B, 1, …).
+    """
     target_dot = jax.jvp(lambda t: prediction_target(transport, x, noise, t), (t,), (jnp.ones_like(t),))[1]
     factor = interval_factor(transport, expand(t, x), expand(r, x))
     return factor * (target_dot - dF_dt), factor
@@ -33,11 +45,20 @@ def transition_change(
 def end_target(
     transport: Transport, x_t: jax.Array, x_r: jax.Array, F_r: jax.Array, t: jax.Array, r: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(F (B, …), B/B' (B, 1, …)) for which the end x_r of a jump moves as the prediction F_r there says, B' = ∂B/∂r.
+    """Returns the F for which the end x_r of a jump moves with the velocity that a prediction F_r has there.
 
-    x_t, x_r, F_r: (B, …), F_r at (x_r, r, r); t, r: (B,), r < t, since at r = t both are without meaning.
-    A' x_t + B' F + B ∂F/∂r = dx_r/dr, solved for F but for its own last term: F* = F − (B/B') ∂F⁻/∂r (Lagrangian).
-    B/B' is r − t for OT-FM.
+    From A' x_t + B' F + B ∂F/∂r = dx_r/dr, with A' = ∂A/∂r and B' = ∂B/∂r, follows the Lagrangian target
+    F* = (dx_r/dr − A' x_t)/B' − (B/B') ∂F⁻/∂r. This function computes all of it but the last derivative.
+
+    Args:
+        transport: The transport.
+        x_t: States (B, …) where the jump starts.
+        x_r: States (B, …) where it ends.
+        F_r: Predictions (B, …) at (x_r, r, r).
+        t, r: The times (B,) of start and end, r < t: at r = t the outputs have no meaning.
+
+    Returns:
+        (dx_r/dr − A' x_t)/B' of shape (B, …), and B/B' of shape (B, 1, …), which is r − t for OT-FM.
     """
     v_r = velocity(transport, *data_and_noise(transport, x_r, F_r, r), r)
     t, r = expand(t, x_t), expand(r, x_t)
@@ -56,6 +77,14 @@ def transition_target(
     dF_dt: jax.Array,
     base: jax.Array | None = None,
 ) -> jax.Array:
-    """F* above. x, noise, dF_dt: (B, …); t, r: (B,). base: takes the place of α̂_t x + σ̂_t ε (guided targets)."""
+    """Returns the transition target F* (B, …).
+
+    Args:
+        transport: The transport.
+        x, noise: Data and noise (B, …) of the path.
+        t, r: The times (B,) where the jump starts and ends.
+        dF_dt: The network's total derivative (B, …) along the path.
+        base: Takes the place of α̂_t x + σ̂_t ε, for guided targets (B, …).
+    """
     base = prediction_target(transport, x, noise, t) if base is None else base
     return base + transition_change(transport, x, noise, t, r, dF_dt)[0]

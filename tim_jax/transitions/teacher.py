@@ -1,8 +1,8 @@
-"""A frozen teacher: its prediction, guided where it is to be, and states on the way that it leads.
+"""A frozen teacher: its prediction, with guidance if wanted, and states along its own trajectories.
 
     F_T = F_away + s (F_c − F_away)
 
-F_away is the null condition's, or a weaker model's (autoguidance, arXiv 2406.02507).
+F_away is the prediction under the null condition, or that of a weaker model (autoguidance, arXiv 2406.02507).
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """The teacher: which checkpoint, and how nets["teacher"] is evaluated.
+    """The teacher: its checkpoint, and how predictions of nets["teacher"] are made.
 
-    Its guidance is away from nets["weaker"], where a weaker checkpoint is named, else from the null condition.
+    F_away is the prediction of nets["weaker"], where a weaker checkpoint is named, else that under the null condition.
     """
 
     checkpoint: str = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
@@ -47,7 +47,7 @@ class Teacher:
         return bool(self.weak_checkpoint)
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, naming key and value, for invalid settings."""
         if self.guidance < 0:
             raise ValueError(f"teacher.guidance is {self.guidance}; it must be at least 0")
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
@@ -62,23 +62,32 @@ class Teacher:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The networks that are asked."""
+        """The names of the networks that the predictions need."""
         return ("teacher", "weaker") if self.weaker else ("teacher",)
 
     def __call__(
-        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, rows: Examples
+        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, examples: Examples
     ) -> jax.Array:
-        """F_T(x_t, t, t) (B, …) of x_t (B, …) at t (B,) under the rows' conditions, without gradient."""
-        here = query(transport, x_t, t, t, rows.condition)
+        """Returns the prediction F_T(x_t, t, t) (B, …), without gradient.
+
+        Args:
+            nets: The networks by name.
+            transport: The transport.
+            x_t: States (B, …).
+            t: Their times (B,).
+            examples: Give the conditions.
+        """
+        here = query(transport, x_t, t, t, examples.condition)
         if self.guidance == 1:
             (output,) = nets["teacher"]((here,))
             return jax.lax.stop_gradient(output.F)
         if self.weaker:
             (conditional,), (away,) = nets["teacher"]((here,)), nets["weaker"]((here,))
         else:
-            conditional, away = nets["teacher"]((here, here._replace(condition=rows.null_condition)))
-        hair = 1e-6 * transport.T_max
-        applies = (t >= self.guidance_low * transport.T_max - hair) & (t <= self.guidance_high * transport.T_max + hair)
+            conditional, away = nets["teacher"]((here, here._replace(condition=examples.null_condition)))
+        tolerance = 1e-6 * transport.T_max
+        low, high = self.guidance_low * transport.T_max, self.guidance_high * transport.T_max
+        applies = (t >= low - tolerance) & (t <= high + tolerance)
         scale = expand(jnp.where(applies, self.guidance, 1.0), x_t)
         return jax.lax.stop_gradient(away.F + scale * (conditional.F - away.F))
 
@@ -89,23 +98,29 @@ class Teacher:
         x_t: jax.Array,
         t: jax.Array,
         s: jax.Array,
-        rows: Examples,
+        examples: Examples,
         steps: int,
     ) -> jax.Array:
-        """x_s (B, …) from x_t by Heun's method (see `plans.heun`), in `steps` ≥ 1 steps of equal noise level.
+        """Returns x_s (B, …) on the teacher's trajectory through x_t, by Heun's method (see `plans.heun`).
 
-        t, s: (B,), T_min ≤ s ≤ t ≤ T_max.
+        Args:
+            nets: The networks by name.
+            transport: The transport.
+            x_t: States (B, …).
+            t, s: The times (B,) of start and end, T_min ≤ s ≤ t ≤ T_max.
+            examples: Give the conditions.
+            steps: The number of steps, at least 1, at equal differences of the noise level.
         """
         level_t, level_s = transport.level(t), transport.level(s)
 
-        def time(k):
+        def time(k: jax.Array) -> jax.Array:
             inside = jnp.clip(transport.time_of_level(level_t + k / steps * (level_s - level_t)), s, t)
             return jnp.where(k == 0, t, jnp.where(k == steps, s, inside))
 
-        def step(x, k):
+        def step(x: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
             now, then = time(k), time(k + 1)
-            y = jump(transport, x, self(nets, transport, x, now, rows), now, then)
-            back = jump(transport, y, self(nets, transport, y, then, rows), then, now)
+            y = jump(transport, x, self(nets, transport, x, now, examples), now, then)
+            back = jump(transport, y, self(nets, transport, y, then, examples), then, now)
             return y + 0.5 * (x - back), None
 
         return jax.lax.scan(step, x_t, jnp.arange(steps))[0]

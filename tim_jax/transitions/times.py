@@ -1,7 +1,7 @@
-"""Distributions of (t, r): two independent draws, t the larger, with exact static shares of r = t and r = T_min.
+"""Time distributions: t and r are two independent draws, t the larger, with exact static shares of r = t and r = T_min.
 
-Which rows belong to which share is a fixed interleave of the row index, so that every contiguous block of rows holds
-its part and each device splits its own rows alike.
+Which examples belong to which share is a fixed interleave of their index in the batch, so that every contiguous block
+of examples holds its part and each device splits its own examples alike.
 """
 
 import dataclasses
@@ -51,6 +51,8 @@ DISTRIBUTIONS = {
 }
 USES_NORMAL = ("logit_normal", "log_normal")
 INTERVALS = ("independent", "dyadic")
+MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
+
 UNUSED = {
     ("times.P_mean", "times.P_std"): (
         "times.distribution is not logit_normal or log_normal",
@@ -58,18 +60,16 @@ UNUSED = {
     ),
     ("times.intervals",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
 }
-FINEST = 6  # dyadic lengths go down to 2^-6 of the time domain
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """The joint distribution of (t, r).
+    """The joint distribution of the times (t, r) of a batch.
 
-    For examples with r ≠ t and "independent" intervals, t is the larger of two draws and r the other. With "dyadic"
-    ones
-    (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … FINEST, and t uniform on its
-    multiples. With `shift_reference` n, an image of m positions gets its noise-to-signal ratio multiplied by √(m/n),
-    which for OT-FM is t_m = s t/(1 + (s − 1)t).
+    Where r ≠ t and intervals are "independent", t is the larger of two draws and r the other. With "dyadic" ones
+    (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
+    its multiples. With `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
+    which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
     # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
@@ -82,7 +82,7 @@ class Times:
     shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
     def check(self, transport: Transport) -> None:
-        """Raises ValueError for a distribution or shares that cannot be."""
+        """Raises ValueError, naming key and value, for settings that are invalid or do not fit the transport."""
         if self.distribution not in ("default", *DISTRIBUTIONS):
             raise ValueError(
                 f"times.distribution is {self.distribution!r}; it must be one of default, {', '.join(DISTRIBUTIONS)}"
@@ -108,13 +108,20 @@ class Times:
             raise ValueError(f"times.shift_reference is {self.shift_reference}; it must be at least 0")
 
     def shift(self, transport: Transport, t: jax.Array, positions: int) -> jax.Array:
-        """t with its noise-to-signal ratio multiplied by √(positions/shift_reference)."""
+        """Returns t with its noise-to-signal ratio multiplied by √(positions/shift_reference), elementwise."""
         if not self.shift_reference:
             return t
         return transport.time_of_ratio(transport.ratio(t) * np.sqrt(positions / self.shift_reference))
 
     def draw_t(self, transport: Transport, key: jax.Array, shape: tuple[int, ...], positions: int = 1) -> jax.Array:
-        """Times of the given shape within [T_min, T_max]."""
+        """Draws independent times within [T_min, T_max].
+
+        Args:
+            transport: The transport.
+            key: A random key.
+            shape: The shape of the result.
+            positions: Height × width of the images, for the shift.
+        """
         times = self
         if self.distribution == "default":
             times = dataclasses.replace(
@@ -123,43 +130,59 @@ class Times:
         t = self.shift(transport, DISTRIBUTIONS[times.distribution](transport, times, key, shape), positions)
         return jnp.clip(t, transport.T_min, transport.T_max)
 
-    def draw(self, transport: Transport, key: jax.Array, rows: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:
-        """(t, r), each (rows,), T_min ≤ r ≤ t ≤ T_max, with the shares of `assign`."""
-        equal, minimal = self.assign(rows)
+    def draw(self, transport: Transport, key: jax.Array, count: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:
+        """Draws the times of a batch, with the shares of `assign`.
+
+        Args:
+            transport: The transport.
+            key: A random key.
+            count: The number B of examples.
+            positions: Height × width of the images, for the shift.
+
+        Returns:
+            t and r, each (B,), with T_min ≤ r ≤ t ≤ T_max.
+        """
+        equal, minimal = self.assign(count)
         if self.intervals == "dyadic":
             t_key, interval_key = jax.random.split(key)
-            t, r = dyadic(transport, interval_key, rows)
-            t = jnp.where(equal, self.draw_t(transport, t_key, (rows,), positions), t)
+            t, r = dyadic(transport, interval_key, count)
+            t = jnp.where(equal, self.draw_t(transport, t_key, (count,), positions), t)
         else:
-            pair = self.draw_t(transport, key, (2, rows), positions)
+            pair = self.draw_t(transport, key, (2, count), positions)
             t, r = pair.max(axis=0), pair.min(axis=0)
         r = jnp.where(equal, t, r)
         return t, jnp.where(minimal, transport.T_min, r)
 
-    def assign(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """(r = t, r = T_min) as boolean arrays (rows,), spread evenly over the row index.
+    def assign(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which of `count` examples have r = t and which have r = T_min, spread evenly over their index.
 
-        Of any first n rows, ⌊n·share_equal⌋ have r = t; of the others, every 1/share is r = T_min in the same way.
+        Of any first n examples, ⌊n·share_equal⌋ have r = t; of the others, every 1/share has r = T_min in the same way.
+
+        Returns:
+            Two boolean arrays (count,), never both true.
         """
-        equal = spread(self.share_equal, rows)
+        equal = spread(self.share_equal, count)
         others = np.flatnonzero(~equal)
-        minimal = np.zeros(rows, bool)
+        minimal = np.zeros(count, bool)
         if len(others):
             minimal[others] = spread(min(1.0, self.share_min / (1 - self.share_equal)), len(others))
         return equal, minimal
 
 
-def dyadic(transport: Transport, key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """(t, r), each (rows,), with t − r = 2^-k of the time domain and t on its multiples, k uniform in 0 … FINEST."""
+def dyadic(transport: Transport, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Draws (t, r), each (count,), with t − r = 2^-k of the time domain and t on the multiples of it.
+
+    k is uniform in 0 … MAX_HALVINGS.
+    """
     k_key, t_key = jax.random.split(key)
-    parts = 2 ** jax.random.randint(k_key, (rows,), 0, FINEST + 1)
-    upper = 1 + jnp.minimum((jax.random.uniform(t_key, (rows,)) * parts).astype(int), parts - 1)
+    parts = 2 ** jax.random.randint(k_key, (count,), 0, MAX_HALVINGS + 1)
+    upper = 1 + jnp.minimum((jax.random.uniform(t_key, (count,)) * parts).astype(int), parts - 1)
     low, domain = transport.T_min, transport.T_max - transport.T_min
     return low + domain * (upper / parts), low + domain * ((upper - 1) / parts)
 
 
-def spread(share: float, rows: int) -> np.ndarray:
-    """Boolean (rows,) with ⌊n·share⌋ ones among the first n, for every n."""
+def spread(share: float, count: int) -> np.ndarray:
+    """Returns a boolean array (count,) with ⌊n·share⌋ true among the first n, for every n."""
     exact = Fraction(share).limit_denominator(10_000)
-    reached = np.array([int(n * exact) for n in range(rows + 1)])
+    reached = np.array([int(n * exact) for n in range(count + 1)])
     return np.diff(reached) > 0

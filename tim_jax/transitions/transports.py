@@ -4,18 +4,18 @@
     F   ≈ α̂_t x + σ̂_t ε       what the network predicts
 
 Everything else (posterior means, jumps, targets) follows in `jump.py` and `target.py` for every transport alike.
-Table of transports: TiM, arXiv 2509.04394, appendix; EDM holds here for every σ_d, not only σ_d = 1.
+The table of transports is that of TiM (arXiv 2509.04394, appendix), with EDM for every σ_d, not only σ_d = 1.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Scalar = Callable[[jax.Array], jax.Array]
-
+Scalar: TypeAlias = Callable[[jax.Array], jax.Array]  # a scalar function, elementwise
 
 UNUSED = {("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm")}
 
@@ -24,9 +24,15 @@ UNUSED = {("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.tr
 class Transport:
     """Four coefficient functions of time and what belongs to them.
 
-    alpha, sigma, alpha_hat, sigma_hat: as above, elementwise. c_noise: the time the network sees. time_of_ratio: the
-    inverse of σ_t/α_t. T_min … T_max: the time domain, data at T_min. sigma_d: standard deviation of the data that
-    EDM's coefficients assume. distribution, P_mean, P_std: the published draw of t (see `times.py`).
+    Attributes:
+        name: The name in TRANSPORTS.
+        alpha, sigma: The coefficients α_t and σ_t of the state, elementwise.
+        alpha_hat, sigma_hat: The coefficients α̂_t and σ̂_t of the prediction, elementwise.
+        c_noise: Maps a time to the number that the network sees.
+        time_of_ratio: The inverse of the noise-to-signal ratio σ_t/α_t.
+        T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
+        sigma_d: The standard deviation of the data that EDM's coefficients assume.
+        distribution, P_mean, P_std: The published distribution of t, see `times.py`.
     """
 
     name: str  # ot_fm, trigflow, cosine, vp, ve, edm
@@ -44,15 +50,15 @@ class Transport:
     P_std: float = 1.0
 
     def ratio(self, t: jax.Array) -> jax.Array:
-        """Noise-to-signal ratio σ_t/α_t, which grows with t for every transport."""
+        """Returns the noise-to-signal ratio σ_t/α_t, elementwise; it grows with t for every transport."""
         return self.sigma(t) / self.alpha(t)
 
     def level(self, t: jax.Array) -> jax.Array:
-        """Noise level 2/π arctan(σ_t/α_t) in [0, 1], in which transports can be compared."""
+        """Returns the noise level 2/π arctan(σ_t/α_t) in [0, 1], elementwise, in which transports can be compared."""
         return 2 / jnp.pi * jnp.arctan2(self.sigma(t), self.alpha(t))
 
     def time_of_level(self, level: jax.Array) -> jax.Array:
-        """The inverse of `level`, elementwise, within the time domain."""
+        """Returns the time with a given noise level, elementwise: the inverse of `level` within the time domain."""
         level = jnp.clip(level, 0, 1)
         ratio = jnp.tan(jnp.pi / 2 * jnp.where(level == 1, 0.5, level))
         t = jnp.where(level == 1, self.T_max, self.time_of_ratio(ratio))
@@ -60,7 +66,7 @@ class Transport:
 
 
 def ot_fm() -> Transport:
-    """OT-FM: x_t = (1 − t) x + t ε, F ≈ ε − x, t in [0, 1]."""
+    """Returns OT-FM: x_t = (1 − t) x + t ε, F ≈ ε − x, t in [0, 1]."""
     return Transport(
         name="ot_fm",
         alpha=lambda t: 1 - t,
@@ -75,7 +81,7 @@ def ot_fm() -> Transport:
 
 
 def trigflow() -> Transport:
-    """TrigFlow: x_t = cos t x + sin t ε, F ≈ cos t ε − sin t x, t in [0, 1.57]."""
+    """Returns TrigFlow: x_t = cos t x + sin t ε, F ≈ cos t ε − sin t x, t in [0, 1.57]."""
     return Transport(
         name="trigflow",
         alpha=jnp.cos,
@@ -93,7 +99,7 @@ def trigflow() -> Transport:
 
 
 def cosine() -> Transport:
-    """Cosine: x_t = cos(πt/2) x + sin(πt/2) ε, F ≈ ε − x, t in [0, 1]."""
+    """Returns the cosine transport: x_t = cos(πt/2) x + sin(πt/2) ε, F ≈ ε − x, t in [0, 1]."""
     half_pi = math.pi / 2
     return Transport(
         name="cosine",
@@ -109,13 +115,18 @@ def cosine() -> Transport:
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, steps: int = 1000) -> Transport:
-    """VP: α = exp(−½∫β), σ = √(1 − α²), β linear from beta_min to beta_max; F ≈ ε, t in [1e-5, 1]."""
+    """Returns VP: α = exp(−½∫β), σ = √(1 − α²), F ≈ ε, t in [1e-5, 1].
+
+    Args:
+        beta_min, beta_max: The values between which β grows linearly.
+        steps: The number of times of the discrete process; the network sees c_noise = (steps − 1) t.
+    """
     slope = beta_max - beta_min
 
-    def integral(t):
+    def integral(t: jax.Array) -> jax.Array:
         return 0.5 * slope * t**2 + beta_min * t
 
-    def time_of_ratio(ratio):
+    def time_of_ratio(ratio: jax.Array) -> jax.Array:
         # ∫β = ln(1 + ratio²), solved for t in the form that does not cancel for small ratios.
         log_term = jnp.log1p(ratio**2)
         return 2 * log_term / (beta_min + jnp.sqrt(beta_min**2 + 2 * slope * log_term))
@@ -135,7 +146,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, steps: int = 1000) -> Tran
 
 
 def ve() -> Transport:
-    """VE: x_t = x + t ε, F ≈ −ε, t in [0.02, 100]."""
+    """Returns VE: x_t = x + t ε, F ≈ −ε, t in [0.02, 100]."""
     return Transport(
         name="ve",
         alpha=jnp.ones_like,
@@ -151,9 +162,9 @@ def ve() -> Transport:
 
 
 def edm(sigma_d: float = 0.5) -> Transport:
-    """EDM: x_t = (x + t ε)/s, F ≈ (t x/σ_d − σ_d ε)/s with s = √(t² + σ_d²), t in [0.01, 80], any σ_d > 0."""
+    """Returns EDM: x_t = (x + t ε)/s, F ≈ (t x/σ_d − σ_d ε)/s with s = √(t² + σ_d²), t in [0.01, 80], for σ_d > 0."""
 
-    def s(t):
+    def s(t: jax.Array) -> jax.Array:
         return jnp.sqrt(t**2 + sigma_d**2)
 
     return Transport(
@@ -171,3 +182,6 @@ def edm(sigma_d: float = 0.5) -> Transport:
         P_mean=-1.2,
         P_std=1.2,
     )
+
+
+TRANSPORTS = {"ot_fm": ot_fm, "trigflow": trigflow, "cosine": cosine, "vp": vp, "ve": ve, "edm": edm}

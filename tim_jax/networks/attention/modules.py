@@ -1,9 +1,11 @@
-"""Attention by name, and the two modules that use it."""
+"""Implementations of attention by name, and the two modules that use them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from tim_jax.networks.attention import blockwise, pallas, sequence, xla
 from tim_jax.networks.layers import LayerNorm, Linear
@@ -12,25 +14,49 @@ from tim_jax.networks.rope import rotate
 HEADS = ("batch", "tokens", "heads", "head")
 
 
-# Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `moving`,
+# Implementations by name. Each takes q (B, N, H, K), k and v (B, M, H, K), a key mask (B, M) or None, and `in_jvp`,
 # whether the call is inside a `jax.jvp`; it returns (B, N, H, K).
-ATTENTION = {"xla": xla.attention, "blockwise": blockwise.attention, "pallas": pallas.attention}
-# "auto" is "xla" below so many keys, and "blockwise" from there on. "pallas" has to be asked for by name: compilers for
-# TPUs and GPUs take its kernels and interpreted they are right, but they have not run on an accelerator yet.
+ATTENTION: dict[str, Callable[..., jax.Array]] = {
+    "xla": xla.attention,
+    "blockwise": blockwise.attention,
+    "pallas": pallas.attention,
+}
+# "auto" is "xla" below so many keys, and "blockwise" from there on. "pallas" must be chosen by name: compilers for TPUs
+# and GPUs accept its kernels, and interpreted they are right, but they have not run on an accelerator yet.
 LINEAR_FROM = 2048
 
 
-def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False, implementation: str = "auto"):
-    """softmax(q k^T / sqrt(K)) v by one of ATTENTION, or by the number of keys."""
+def attention(
+    q_BNHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    mask_BM: jax.Array | None = None,
+    in_jvp: bool = False,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Returns softmax(q k^T / sqrt(K)) v (B, N, H, K).
+
+    Args:
+        q_BNHK, k_BMHK, v_BMHK: Queries, keys and values.
+        mask_BM: bool, True where a key may be attended to; None where all may.
+        in_jvp: Whether the call is inside a `jax.jvp`.
+        implementation: A name in ATTENTION, or "auto", which chooses by the number of keys.
+    """
     if implementation == "auto":
         implementation = "xla" if k_BMHK.shape[1] < LINEAR_FROM else "blockwise"
-    return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, moving)
+    return ATTENTION[implementation](q_BNHK, k_BMHK, v_BMHK, mask_BM, in_jvp)
 
 
 class SelfAttention(nn.Module):
-    """Attention among patches, with q, k, v = z W + b (+ E W', E the interval's embedding), rotated q and k.
+    """Attention among patches, with q, k, v = z W + b (+ E W', E the embedding of the interval) and RoPE on q and k.
 
-    tokens: the mesh axis over which they lie, see `sequence`.
+    Attributes:
+        heads: The number H of heads.
+        interval_aware: Whether E enters q, k and v.
+        qk_norm: Whether q and k are normalised.
+        dtype: The type of the computation.
+        attention: "auto" or a name in ATTENTION.
+        tokens: The mesh axis over which the tokens lie, see `sequence`.
     """
 
     heads: int
@@ -41,7 +67,9 @@ class SelfAttention(nn.Module):
     tokens: str | None = None
 
     @nn.compact
-    def __call__(self, z_BND, delta_BD, rope, moving: bool = False):
+    def __call__(
+        self, z_BND: jax.Array, delta_BD: jax.Array, rope: tuple[jax.Array, jax.Array], in_jvp: bool = False
+    ) -> jax.Array:
         width = z_BND.shape[-1]
         features, axes = (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head")
         qkv = Linear(features, axes, dtype=self.dtype, name="qkv")(z_BND)
@@ -51,14 +79,21 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
-        attend = functools.partial(attention, moving=moving, implementation=self.attention)
+        attend = functools.partial(attention, in_jvp=in_jvp, implementation=self.attention)
         y = sequence.attend(attend, q, k, v, self.tokens)
         y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
 
 
 class CrossAttention(nn.Module):
-    """Attention from patches to captions (B, M, D) under mask_BM or None. Only q, which has a place, is rotated."""
+    """Attention from patches to captions, with RoPE on q alone, since captions have no place in the image.
+
+    Attributes:
+        heads: The number H of heads.
+        qk_norm: Whether q and k are normalised.
+        dtype: The type of the computation.
+        attention: "auto" or a name in ATTENTION.
+    """
 
     heads: int
     qk_norm: bool
@@ -66,7 +101,14 @@ class CrossAttention(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, z_BND, text_BMD, mask_BM, rope, moving: bool = False):
+    def __call__(
+        self,
+        z_BND: jax.Array,
+        text_BMD: jax.Array,
+        mask_BM: jax.Array | None,
+        rope: tuple[jax.Array, jax.Array],
+        in_jvp: bool = False,
+    ) -> jax.Array:
         width = z_BND.shape[-1]
         head = (self.heads, width // self.heads)
         q = Linear(head, ("embed", "heads", "head"), dtype=self.dtype, name="q")(z_BND)
@@ -76,6 +118,6 @@ class CrossAttention(nn.Module):
         if self.qk_norm:
             q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), k.astype(self.dtype)
-        y = attention(q, k, v, mask_BM, moving, self.attention)
+        y = attention(q, k, v, mask_BM, in_jvp, self.attention)
         y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)

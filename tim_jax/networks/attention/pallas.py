@@ -1,11 +1,11 @@
 """Attention as fused kernels, for TPUs (by Mosaic) and for NVIDIA GPUs (by Triton); elsewhere it is `blockwise`.
 
-All passes have one shape: a block that stays (of queries, or of keys for the gradients of k and v) meets, one after
-another, the blocks that pass by, and folds them into a state. A `Pass` says how; its arithmetic is that of `online`.
-`_on_tpu` and `_on_gpu` say where blocks and state live: on a TPU the blocks that pass by are the grid's last axis and
-the state stays in scratch memory; on a GPU they are a loop inside the kernel and the state is in registers.
+All passes have one form: a block that stays (of queries, or of keys for the gradients of k and v) meets, one after
+another, the blocks that pass by, and folds them into a state. A `Pass` defines the folding; its arithmetic is that of
+`online`. `_on_tpu` and `_on_gpu` place blocks and state: on a TPU the blocks that pass by are the last axis of the grid
+and the state stays in scratch memory; on a GPU they are a loop inside the kernel and the state is in registers.
 
-Compilers cannot split a kernel over devices, so under a mesh every device runs it on its own rows and heads.
+Compilers cannot split a kernel over devices, so under a mesh every device runs it on its own examples and heads.
 """
 
 import dataclasses
@@ -28,9 +28,16 @@ from tim_jax.networks.layers import wide
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """start(*stay) -> state; step(state, stay, by) -> state; finish(state) -> outputs, blocks like those that stay.
+    """How the blocks that pass by are folded into a state.
 
-    All are tuples of blocks: matrices (n, K) of n queries or keys, or rows (1, n) with a number for each of them.
+    All arguments and results are tuples of blocks: matrices (n, K) of n queries or keys, or rows (1, n) with a number
+    for each of them.
+
+    Attributes:
+        name: The name of the kernel.
+        start: (*stay) -> state.
+        step: (state, stay, by) -> state.
+        finish: state -> outputs, which are blocks like those that stay.
     """
 
     name: str
@@ -41,10 +48,14 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """How arrays are cut into blocks, and what folds them.
+    """How arrays are cut into blocks, and which kernels fold them.
 
-    call: `_on_tpu` or `_on_gpu`. block: the most queries or keys of a block; blocks are multiples of `unit`. power:
-    whether heads are padded to a power of two, at least 16. interpret: run on any platform, slowly, for tests.
+    Attributes:
+        call: `_on_tpu` or `_on_gpu`.
+        block: The largest number of queries or keys in a block.
+        unit: Blocks are multiples of this.
+        power: Whether heads are padded to a power of two, at least 16.
+        interpret: Whether to interpret the kernels, slowly and on any platform, for tests.
     """
 
     call: Callable
@@ -54,26 +65,26 @@ class Platform:
     interpret: bool = False
 
     def size(self, length: int) -> int:
-        """Of the blocks of so many queries or keys: all alike, with as little padding as can be."""
+        """Returns the size of the blocks of `length` queries or keys: equal blocks with the least padding."""
         number = math.ceil(length / self.block)
         return math.ceil(length / number / self.unit) * self.unit
 
     def run(self, of: Pass, stay: tuple, by: tuple):
-        """The outputs of a pass over arrays as the functions below make them."""
+        """Returns the outputs of a pass over arrays that the methods below have prepared."""
         return self.call(of, stay, by, (self.size(_length(stay)), self.size(_length(by))), self.interpret)
 
     def matrices(self, *arrays) -> list[jax.Array]:
-        """(B, H, N, K) as (B H, N, K), with zeros behind the last query or key and behind the head's width."""
+        """Returns (B, H, N, K) as (B H, N, K), with zeros after the last query or key and after the head's width."""
         width = arrays[0].shape[3]
         more = max(16, pl.next_power_of_2(width)) - width if self.power else 0
         return [self._padded(x, more) for x in arrays]
 
     def row(self, x) -> jax.Array:
-        """(B, H, N) as (B H, 1, N), with zeros behind the last."""
+        """Returns (B, H, N) as (B H, 1, N), with zeros after the last."""
         return self._padded(x[..., None], 0).swapaxes(1, 2)
 
     def keep(self, mask, k) -> jax.Array | None:
-        """(B, 1, M), 1 for a key that may be attended to, 0 for others and padding; None where there are none."""
+        """Returns (B, 1, M), 1 for keys that may be attended to, 0 for others and padding; None if there are none."""
         length = k.shape[2]
         if mask is None:
             if length % self.size(length) == 0:
@@ -88,7 +99,7 @@ class Platform:
         return x.reshape(-1, *x.shape[2:])
 
 
-# What is done with the blocks. keep: (1, m), 1 where a key may be attended to, else 0; None if all may.
+# The passes. keep: (1, m), 1 where a key may be attended to, else 0; None if all may.
 
 
 def _forward(scale, dtype):
@@ -144,8 +155,8 @@ def _true(keep):
     return None if keep is None else keep != 0
 
 
-# Where the blocks are. Arrays are (G, N, K) or rows (G, 1, N), G the rows of the batch times heads; N is a whole number
-# of blocks. An array that heads have in common has a shorter first axis.
+# The kernels. Arrays are (G, N, K) or rows (G, 1, N), G the number of examples times heads; N is a whole number of
+# blocks. An array that heads have in common has a shorter first axis.
 
 
 def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
@@ -185,8 +196,8 @@ def _on_tpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
 
 
 def _on_gpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
-    # Chosen from what the compiler says of registers and shared memory for an H100: up to 256 bytes of width nothing is
-    # spilled. The wider the rows, the fewer pass by at a time.
+    # Chosen from the compiler's report of registers and shared memory for an H100: up to 256 bytes of width nothing is
+    # spilled. The wider the heads, the fewer keys pass by at a time.
     width, itemsize = stay[0].shape[2], stay[0].dtype.itemsize
     passing = min(sizes[1], max(16, sizes[1] * 128 // (width * itemsize)))
     flat, tree = jax.tree.flatten((stay, by))
@@ -220,11 +231,11 @@ def _on_gpu(of: Pass, stay, by, sizes: tuple[int, int], interpret: bool):
 
 
 def _shapes(of: Pass, stay, inputs: list, size: int):
-    """(shapes of the state, shapes of the whole outputs)."""
+    """Returns the shapes of the state and those of the whole outputs."""
     block = lambda x: jax.ShapeDtypeStruct((1, size) if _is_row(x) else (size, x.shape[2]), x.dtype)  # noqa: E731
     state = jax.eval_shape(of.start, *jax.tree.map(block, stay))
     groups, length, _ = stay[0].shape
-    # Over which axes of a `jax.shard_map` the outputs differ: a kernel does not say so itself.
+    # The axes of a `jax.shard_map` over which the outputs differ: a kernel does not tell JAX by itself.
     varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in inputs))
 
     def whole(x):
@@ -235,7 +246,7 @@ def _shapes(of: Pass, stay, inputs: list, size: int):
 
 
 def _spec(x, size: int, groups: int, at: Callable) -> pl.BlockSpec:
-    """Blocks of `size` of x. at: indices of the grid -> (group, number of the block)."""
+    """Returns the blocks of `size` of x, for a function from indices of the grid to (group, number of the block)."""
     share = groups // x.shape[0]
 
     def index(*ids):
@@ -258,18 +269,18 @@ def _length(arrays) -> int:
     return arrays[0].shape[1]
 
 
-# The passes over whole arrays, as `rules` has them.
+# The passes over whole arrays, as `rules.differentiable` takes them.
 
 
 def forward(platform, q, k, v, mask):
-    """(output, L)."""
+    """Returns (output, L)."""
     of = _forward(q.shape[-1] ** -0.5, q.dtype)
     o, L = platform.run(of, platform.matrices(q), (*platform.matrices(k, v), platform.keep(mask, k)))
     return _cut(o, q), _cut_row(L, q)
 
 
 def forward_and_tangent(platform, q, k, v, q_dot, k_dot, v_dot, mask):
-    """(output, L, tangent of the output)."""
+    """Returns (output, L, tangent of the output)."""
     of = _forward_and_tangent(q.shape[-1] ** -0.5, q.dtype)
     keys = *platform.matrices(k, v, k_dot, v_dot), platform.keep(mask, k)
     o, L, o_dot = platform.run(of, platform.matrices(q, q_dot), keys)
@@ -277,18 +288,18 @@ def forward_and_tangent(platform, q, k, v, q_dot, k_dot, v_dot, mask):
 
 
 def backward(platform, q, k, v, mask, o, L, do):
-    """Gradients of q, k and v for the gradient `do` of the output."""
+    """Returns the gradients of q, k and v for the gradient `do` of the output."""
     scale, work = q.shape[-1] ** -0.5, wide(q.dtype)
     D = jnp.sum(do.astype(work) * o.astype(work), -1)
-    rows = *platform.matrices(q, do), platform.row(L), platform.row(D)
+    queries = *platform.matrices(q, do), platform.row(L), platform.row(D)
     keys = *platform.matrices(k, v), platform.keep(mask, k)
-    (dq,) = platform.run(_gradient_of_queries(scale, q.dtype), rows, keys)
-    dk, dv = platform.run(_gradients_of_keys(scale, q.dtype), keys, rows)
+    (dq,) = platform.run(_gradient_of_queries(scale, q.dtype), queries, keys)
+    dk, dv = platform.run(_gradients_of_keys(scale, q.dtype), keys, queries)
     return _cut(dq, q), _cut(dk, k), _cut(dv, v)
 
 
 def _cut(x, like):
-    """(G, N, K) without its padding, (B, H, N, K) as `like`."""
+    """Returns (G, N, K) without its padding, as (B, H, N, K) like `like`."""
     return x[:, : like.shape[2], : like.shape[3]].reshape(like.shape)
 
 
@@ -297,10 +308,10 @@ def _cut_row(x, like):
 
 
 def _by_device(run: Callable) -> Callable:
-    """`run` for the rows and heads of each device. It takes and gives (B, H, ...), and the mask (B, M) or None.
+    """Returns `run`, a function of (B, H, ...) arrays and a mask (B, M) or None, for each device's examples and heads.
 
-    To JAX's transformations it is one operation: a mapped axis becomes more rows, and `jax.checkpoint` saves or repeats
-    the whole. (What it saves from within a `jax.shard_map` inside another one, JAX 0.10 cannot lower.)
+    To JAX's transformations it is one operation: a mapped axis becomes more examples, and `jax.checkpoint` saves or
+    repeats the whole. (What it saves from within a `jax.shard_map` inside another one, JAX 0.10 cannot lower.)
     """
 
     @jax.custom_batching.custom_vmap
@@ -315,25 +326,25 @@ def _by_device(run: Callable) -> Callable:
         return jax.shard_map(run, in_specs=specs, out_specs=PartitionSpec(*split), axis_names=set(free))(*arrays)
 
     @each.def_vmap
-    def mapped(size, which, *arrays):
-        def rows(x, is_mapped):
+    def mapped(size, is_batched, *arrays):
+        def flattened(x, is_mapped):
             x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
-        outs = each(*jax.tree.map(rows, arrays, tuple(which)))
+        outs = each(*jax.tree.map(flattened, arrays, tuple(is_batched)))
         return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), outs), jax.tree.map(lambda _: True, outs)
 
     return each
 
 
 def _fitting(axes, size: int, free: dict[str, int]) -> tuple[str, ...] | None:
-    """Those of the axes that are free, if they divide the size."""
+    """Returns those of the axes that are free, if they divide the size."""
     axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis in free)
     return axes if size % math.prod(free[axis] for axis in axes) == 0 else None
 
 
 def attention_on(platform: Platform) -> Callable:
-    """`attention` by the kernels of one platform, wherever it is called."""
+    """Returns `attention` by the kernels of one platform, wherever it is called."""
     return rules.differentiable(
         *(_by_device(functools.partial(run, platform)) for run in (forward, forward_and_tangent, backward))
     )
@@ -341,35 +352,37 @@ def attention_on(platform: Platform) -> Callable:
 
 TPU = Platform(_on_tpu, block=512, unit=128, power=False)
 GPU = Platform(_on_gpu, block=64, unit=64, power=True)
-WIDEST_ON_GPU = 128  # head: the registers hold no more
+MAX_WIDTH_ON_GPU = 128  # of a head: the registers hold no more
 
 
 def has_kernels(device: jax.Device, width: int) -> bool:
-    """Whether the kernels are for heads of this width on a device like this one: any width on TPUs, and up to
-    WIDEST_ON_GPU on NVIDIA GPUs of compute capability 8.0 or more. Elsewhere `blockwise` takes over."""
+    """Returns whether there are kernels for heads of this width on a device like this one; else `blockwise` takes over.
+
+    On TPUs there are kernels for any width, on NVIDIA GPUs of compute capability 8.0 or more up to MAX_WIDTH_ON_GPU.
+    """
     if device.platform == "tpu":
         return True
     capability = str(getattr(device, "compute_capability", ""))  # AMD's begin with letters
-    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8 and width <= WIDEST_ON_GPU
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8 and width <= MAX_WIDTH_ON_GPU
 
 
 def _where_it_runs(run: Callable) -> Callable:
-    """A pass by the kernels for the platform that the program is compiled for, or as `blockwise` has it.
+    """Returns a pass by the kernels for the platform that the program is compiled for, else by `blockwise`.
 
     That need not be the platform of the process that traces it: the planner compiles for devices that are not there.
     """
-    otherwise = getattr(blockwise, run.__name__)
+    otherwise: Callable = getattr(blockwise, run.__name__)
 
     def each(q, *arrays):
         if q.dtype == jnp.float64:
             return otherwise(q, *arrays)
         kernels = {"tpu": functools.partial(run, TPU), "cuda": functools.partial(run, GPU)}
         width, here = q.shape[3], jax.local_devices()[0]
-        if width > WIDEST_ON_GPU or (here.platform == "gpu" and not has_kernels(here, width)):
+        if width > MAX_WIDTH_ON_GPU or (here.platform == "gpu" and not has_kernels(here, width)):
             del kernels["cuda"]
         return jax.lax.platform_dependent(q, *arrays, **kernels, default=otherwise)
 
     return _by_device(each)
 
 
-attention = rules.differentiable(*map(_where_it_runs, (forward, forward_and_tangent, backward)))
+attention = rules.differentiable(*(_where_it_runs(run) for run in (forward, forward_and_tangent, backward)))

@@ -1,7 +1,8 @@
 """Attention that JAX can differentiate, from three passes that it cannot.
 
-JAX differentiates a function by one rule of its own only, forward or reverse. So there are two: `plain`, for rows
-without tangent, and `in_jvp`, for rows that pass through one `jax.jvp`, within reverse mode or not.
+A function can have only one differentiation rule of its own, for forward or for reverse mode. So there are two
+functions: `outside_jvp` for groups without tangents, and `inside_jvp` for groups that pass through one `jax.jvp`,
+within reverse mode or not.
 """
 
 from collections.abc import Callable
@@ -13,36 +14,36 @@ from tim_jax.networks.attention import xla
 
 
 def differentiable(forward: Callable, forward_and_tangent: Callable, backward: Callable) -> Callable:
-    """attention(q (B, N, H, K), k (B, M, H, K), v (B, M, H, K), mask (B, M) or None, moving) -> (B, N, H, K).
+    """Returns attention(q (B, N, H, K), k (B, M, H, K), v (B, M, H, K), mask (B, M) or None, in_jvp) -> (B, N, H, K).
 
-    The passes take arrays (B, H, N or M, K), and L, the logarithm of a row's sum of exp(logit), is (B, H, N):
+    With `in_jvp`, for a call inside a `jax.jvp`, attention has no reverse mode outside `jax.jvp`; without, it has no
+    `jax.jvp`. The passes take arrays (B, H, N or M, K); L (B, H, N) is the logarithm of a query's sum of exp(logit).
 
-        forward(q, k, v, mask) -> (o, L)
-        forward_and_tangent(q, k, v, q_dot, k_dot, v_dot, mask) -> (o, L, o_dot)
-        backward(q, k, v, mask, o, L, do) -> (dq, dk, dv)
-
-    moving: for a call inside `jax.jvp`. Such a function has no reverse mode outside `jax.jvp`, the other no `jax.jvp`.
+    Args:
+        forward: (q, k, v, mask) -> (o, L).
+        forward_and_tangent: (q, k, v, q_dot, k_dot, v_dot, mask) -> (o, L, o_dot).
+        backward: (q, k, v, mask, o, L, do) -> (dq, dk, dv).
     """
 
-    def plain(q, k, v, mask):
+    def outside_jvp(q, k, v, mask):
         return output(q, k, v, mask, *_named(forward(*jax.lax.stop_gradient((q, k, v)), mask)))
 
     @jax.custom_jvp
-    def in_jvp(q, k, v, mask):
+    def inside_jvp(q, k, v, mask):
         return forward(q, k, v, mask)[0]
 
-    @in_jvp.defjvp
-    def in_jvp_rule(primals, tangents):
+    @inside_jvp.defjvp
+    def inside_jvp_rule(primals, tangents):
         q, k, v, mask = primals
         dots = tangents[:3]
         *result, o_dot = forward_and_tangent(*jax.lax.stop_gradient((q, k, v, *dots)), mask)
-        # Output and tangent come from one pass and go back by rules of their own: where a loss does not differentiate
-        # the tangent, JAX finds that rule, and all that the tangent comes from, without use.
+        # Output and tangent come from one pass and have reverse rules of their own: where a loss does not differentiate
+        # the tangent, JAX drops that rule together with everything that it needs.
         return output(q, k, v, mask, *_named(result)), _tangent(q, k, v, *dots, mask, o_dot)
 
     @jax.custom_vjp
     def output(q, k, v, mask, o, L):
-        """o, as a function of q, k and v."""
+        """Returns o, as a function of q, k and v."""
         return o
 
     def output_forward(q, k, v, mask, o, L):
@@ -53,21 +54,21 @@ def differentiable(forward: Callable, forward_and_tangent: Callable, backward: C
 
     output.defvjp(output_forward, output_backward)
 
-    def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False):
+    def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, in_jvp: bool = False):
         q, k, v = (x.swapaxes(1, 2) for x in (q_BNHK, k_BMHK, v_BMHK))
-        return (in_jvp if moving else plain)(q, k, v, mask_BM).swapaxes(1, 2)
+        return (inside_jvp if in_jvp else outside_jvp)(q, k, v, mask_BM).swapaxes(1, 2)
 
     return attention
 
 
 def _named(result):
-    """(o, L), all that the backward pass needs besides q, k and v, by a name for policies of `jax.checkpoint`."""
+    """Names (o, L), all that the backward pass needs besides q, k and v, for policies of `jax.checkpoint`."""
     return [checkpoint_name(x, "attention") for x in result]
 
 
 @jax.custom_vjp
 def _tangent(q, k, v, q_dot, k_dot, v_dot, mask, o_dot):
-    """o_dot, as a function of q, k, v and their tangents; its gradient comes from `xla`, with that one's memory."""
+    """Returns o_dot, as a function of q, k, v and their tangents; its gradient is that of `xla`, with its memory."""
     return o_dot
 
 

@@ -1,8 +1,8 @@
-"""The tokens of a row over the devices of a mesh axis: what a network within `jax.shard_map` must do about it.
+"""Sequence parallelism: the tokens of an example lie on the devices of a mesh axis, within `jax.shard_map`.
 
 `axis` is the mesh axis whose devices have equal parts of the tokens, in order, or None where a device has them all and
-nothing is to be done. A network works token by token, so that parts go through it like whole rows; only attention among
-tokens must exchange them. All of it is linear: tangents and gradients go the same ways.
+these functions do nothing. A network works token by token, so that parts go through it like whole examples; only
+attention among tokens must exchange them. All of this is linear: tangents and gradients go the same ways.
 """
 
 import functools
@@ -14,40 +14,41 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 
-def part(x, axis: str | None, dim: int = 0):
-    """A device's tokens of an array that has all of them along `dim`.
+def part(x: jax.Array, axis: str | None, dim: int = 0) -> jax.Array:
+    """Returns the tokens of this device from an array that has all of them along `dim`.
 
-    Raises ValueError if their number is no multiple of that of the devices.
+    Raises:
+        ValueError: The number of tokens is no multiple of the number of devices.
     """
     if axis is None:
         return x
     length, devices = x.shape[dim], jax.lax.axis_size(axis)
     if length % devices:
-        raise ValueError(f"a row has {length} tokens: must be a multiple of {devices}, the devices that share them")
+        raise ValueError(f"an example has {length} tokens; it must be a multiple of {devices}, the devices they lie on")
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * (length // devices), length // devices, dim)
 
 
-def whole(x_BN, axis: str | None):
-    """All tokens (B, N, …) on every device, from each one's own: the inverse of `part`."""
+def whole(x_BN: jax.Array, axis: str | None) -> jax.Array:
+    """Gathers all tokens (B, N, …) on every device, from each one's own: the inverse of `part`."""
     return x_BN if axis is None else jax.lax.all_gather(x_BN, axis, axis=1, tiled=True, to="invarying")
 
 
-def mean(x, axis: str | None):
-    """The mean over the devices, on all of them: of what is the same on each that itself, known to be the same."""
+def mean(x: jax.Array, axis: str | None) -> jax.Array:
+    """Returns the mean over the devices; of equal values that is the value itself, and known to be equal."""
     return x if axis is None else jax.lax.pmean(x, axis)
 
 
-def numbers(count: int, axis: str | None):
-    """(count,) which tokens of a row a device's `count` tokens are."""
+def numbers(count: int, axis: str | None) -> jax.Array:
+    """Returns the numbers (count,), within the example, of the `count` tokens of this device."""
     first = 0 if axis is None else jax.lax.axis_index(axis) * count
     return first + jnp.arange(count)
 
 
-def attend(attention: Callable, q_BNHK, k_BNHK, v_BNHK, axis: str | None):
-    """attention(q, k, v) of a device's tokens to all tokens of their rows.
+def attend(attention: Callable, q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, axis: str | None) -> jax.Array:
+    """Returns attention(q, k, v) of the tokens of this device to all tokens of their examples.
 
-    Where the devices divide the heads, each attends with all tokens in some heads (all-to-all; Jacobs et al., arXiv
-    2309.14509). Else keys and values of all tokens come to every device, and queries stay.
+    Where the number of devices divides the heads, each device attends with all tokens in some heads (all-to-all; Jacobs
+    et al., arXiv 2309.14509). Otherwise keys and values of all tokens come to every device, and queries stay.
     """
     if axis is None:
         return attention(q_BNHK, k_BNHK, v_BNHK)
@@ -63,11 +64,11 @@ def attend(attention: Callable, q_BNHK, k_BNHK, v_BNHK, axis: str | None):
 
 
 def _on_heads(count: int) -> tuple[int, Callable]:
-    """Of `count` heads, how many a device has, and what makes a collective one of these alone.
+    """Returns how many of `count` heads a device has, and a function that restricts a collective to these.
 
-    Heads may lie over another axis, which is left to the compiler: around a collective it would gather them.
+    Heads may lie over another mesh axis, which is left to the compiler: around a collective it would gather them.
     """
-    (axis,) = nn.logical_to_mesh_axes(("heads",))
+    (axis,) = nn.logical_to_mesh_axes(("heads",)) or (None,)
     devices = jax.sharding.get_abstract_mesh().shape.get(axis, 1)
     if devices == 1 or count % devices:
         return count, lambda collective: collective

@@ -1,4 +1,6 @@
-"""Attention as it is written down, all logits at once: the yardstick, differentiable in every way."""
+"""Attention as it is written down, with all logits at once: the reference, differentiable in every way."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,19 @@ import jax.numpy as jnp
 from tim_jax.networks.layers import wide
 
 
-def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False):
-    """softmax(q k^T / sqrt(K)) v, the softmax in float32 at least; returns (B, N, H, K).
+def attention(
+    q_BNHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    mask_BM: jax.Array | None = None,
+    in_jvp: bool = False,
+) -> jax.Array:
+    """Returns softmax(q k^T / sqrt(K)) v (B, N, H, K), the softmax in float32 at least.
 
-    mask_BM: bool, True where a key may be attended to. A row without any True gets zeros. moving: changes nothing.
+    Args:
+        q_BNHK, k_BMHK, v_BMHK: Queries, keys and values.
+        mask_BM: bool, True where a key may be attended to. An example without any such key gets zeros.
+        in_jvp: Has no effect here, see `modules.ATTENTION`.
     """
     # jax.nn.dot_product_attention would round the logits of float64 inputs to float32.
     dtype = q_BNHK.dtype
@@ -26,6 +37,6 @@ def attention(q_BNHK, k_BMHK, v_BMHK, mask_BM=None, moving: bool = False):
     return jnp.einsum("BHNM,BMHK->BNHK", weights_BHNM.astype(v_BMHK.dtype), v_BMHK)
 
 
-def precision(dtype):
-    """Of a product of two arrays of `dtype` with sums in float32: stated, it keeps backward products in bfloat16."""
+def precision(dtype: Any) -> Any:
+    """Returns the precision of products of `dtype` with sums in float32; it keeps backward products in bfloat16."""
     return jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if dtype == jnp.bfloat16 else None

@@ -1,15 +1,20 @@
-"""Step grids: at which times a sampler stops on its way from a start, T_max as a rule, down to T_min.
+"""Step grids: the times of a sampler's steps, from a start, T_max as a rule, down to T_min.
 
-A grid is a function of the transport, the start and fractions u from 1 to 0, and one line in GRIDS. The grid `optimal`
-is found on a trained model (see `optimal_grid.py`).
+A grid is a function of the transport, the start, fractions u (steps + 1,) from 1 to 0 and a shift, and one line in
+GRIDS. The grid `optimal` is found on a trained model (see `optimal_grid.py`).
 """
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from tim_jax.transitions.sampling.plans import host_transport, ratios
 from tim_jax.transitions.transports import Transport
 
-EDM_RATIOS = (0.002, 80.0)  # of noise to signal, where EDM's grid begins and ends
+Grid: TypeAlias = Callable[[Transport, float, np.ndarray, float], np.ndarray]
+
+EDM_RATIOS = (0.002, 80.0)  # of noise to signal, where EDM's grid ends and begins
 EDM_RHO = 7
 
 
@@ -19,7 +24,7 @@ def uniform(transport: Transport, start: float, u: np.ndarray, shift: float) -> 
 
 
 def shifted(transport: Transport, start: float, u: np.ndarray, shift: float) -> np.ndarray:
-    """Equal steps in u, then u → s u/(1 + (s − 1) u): more of them near noise for a shift s above 1."""
+    """Equal steps in u, then u → s u/(1 + (s − 1) u): the steps near noise are shorter for a shift s above 1."""
     return uniform(transport, start, shift * u / (1 + (shift - 1) * u), shift)
 
 
@@ -31,13 +36,23 @@ def edm(transport: Transport, start: float, u: np.ndarray, shift: float) -> np.n
     return host_transport(transport).time_of_ratio(root**EDM_RHO)
 
 
-GRIDS = {"uniform": uniform, "edm": edm, "shifted": shifted}
+GRIDS: dict[str, Grid] = {"uniform": uniform, "edm": edm, "shifted": shifted}
 
 
-def make_grid(name: str, transport: Transport, steps: int, start: float | None = None, shift: float = 1.0):
-    """(steps + 1,) float64 times of a grid in GRIDS, from start (T_max by default) to T_min, both exact.
+def make_grid(
+    name: str, transport: Transport, steps: int, start: float | None = None, shift: float = 1.0
+) -> np.ndarray:
+    """Returns the times (steps + 1,) float64 of a grid, with exact ends.
 
-    ValueError for less than one step and for a start that is not above T_min and at most T_max.
+    Args:
+        name: A name in GRIDS.
+        transport: The transport.
+        steps: The number of steps, at least 1.
+        start: The first time, in (T_min, T_max]; T_max by default. The last time is T_min.
+        shift: The shift s > 0 of "shifted".
+
+    Raises:
+        ValueError: The number of steps or the start is out of range.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")

@@ -1,11 +1,11 @@
-"""Sampling: from noise at T_max to data at T_min by a plan of network evaluations (see `plans.py`), as one loop.
+"""Sampling: from noise at T_max to data at T_min by a plan of network evaluations (see `plans.py`), in one loop.
 
-Noise is keyed by (seed, image index): an image does not depend on its batch.
+Noise is keyed by (seed, image index), so that an image does not depend on its batch.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.grids import GRIDS, make_grid
 from tim_jax.transitions.sampling.plans import SAMPLERS, STOCHASTIC, SamplingPlan, host_transport
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Query
+from tim_jax.types import PyTree, Query
+
+PADDED = 128  # evaluations that a padded plan has room for
+Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
 
 UNUSED = {
     ("sampling.guidance_low", "sampling.guidance_high", "sampling.exclusive_ends"): (
@@ -25,18 +28,18 @@ UNUSED = {
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
     ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
-PADDED = 128  # evaluations that a padded plan has room for
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample.
+    """Settings of a sampling run.
 
-    Guidance is F_∅ + s (F_c − F_∅) with the scale s, in an interval of times. `stochastic` tells how the flow map takes
-    fresh noise after each jump but the first and last: 'renoise' jumps further down and returns by the forward process,
-    which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form. Not keys of a
-    configuration: found, the times of the grid 'optimal' by number of steps, and guidance_input, whether the network
-    itself takes scale and interval, so that no second evaluation is needed.
+    Guidance is F_∅ + s (F_c − F_∅) with the scale s, in an interval of times. `stochastic` is how the flow map takes
+    fresh noise after each jump but the first and the last: 'renoise' jumps further down and returns by the forward
+    process, which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form.
+
+    Two attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of steps,
+    and `guidance_input`, whether the network itself takes scale and interval, and needs no second evaluation.
     """
 
     ema: str = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
@@ -50,12 +53,16 @@ class Sampling:
     exclusive_ends: bool = False  # the published code leaves the interval's ends out
     stochasticity: float = 0.0  # of the flow map; 0: none
     stochastic: str = "renoise"  # renoise, euler
-    found: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 
     def check(self) -> None:
-        """Raises ValueError, naming key and value, for settings that cannot be."""
-        names = {"sampler": SAMPLERS, "grid": [*GRIDS, "optimal"], "stochastic": STOCHASTIC}
+        """Raises ValueError, naming key and value, for invalid settings."""
+        names: dict[str, Collection[str]] = {
+            "sampler": SAMPLERS,
+            "grid": [*GRIDS, "optimal"],
+            "stochastic": STOCHASTIC,
+        }
         for key, table in names.items():
             if getattr(self, key) not in table:
                 raise ValueError(f"sampling.{key} is {getattr(self, key)!r}; it must be one of {', '.join(table)}")
@@ -81,47 +88,60 @@ class Sampling:
 def time_grid(
     transport: Transport, steps: int, sampling: Sampling | None = None, start: float | None = None
 ) -> np.ndarray:
-    """(steps + 1,) float64 times from start (T_max by default) down to T_min, uniform unless `sampling` says otherwise.
+    """Returns the times (steps + 1,) float64 of a sampling run, falling to T_min.
 
-    Raises ValueError for less than one step, a start outside the transport's times, and an optimal grid that has not
-    been found for so many steps or that start.
+    Args:
+        transport: The transport.
+        steps: The number of steps, at least 1.
+        sampling: Says which grid; uniform by default.
+        start: The first time, in (T_min, T_max]; T_max by default.
+
+    Raises:
+        ValueError: Steps or start are out of range, or an optimal grid has not been found for them.
     """
     sampling = sampling or Sampling()
     if sampling.grid != "optimal":
         return make_grid(sampling.grid, transport, steps, start, sampling.shift)
-    if steps not in sampling.found:
-        known = ", ".join(map(str, sorted(sampling.found))) or "no number of"
+    if steps not in sampling.optimal_times:
+        known = ", ".join(map(str, sorted(sampling.optimal_times))) or "no number of"
         raise ValueError(
             f"sampling.grid is 'optimal', which has been found for {known} steps, not for {steps}: "
             f"python -m tim_jax.grid --workdir=… --steps={steps} finds it"
         )
     if start not in (None, transport.T_max):
         raise ValueError(f"sampling.grid is 'optimal', which starts from noise; a start at {start} needs another grid")
-    return np.array(sampling.found[steps], np.float64)
+    return np.array(sampling.optimal_times[steps], np.float64)
 
 
 def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Boolean (n,): whether guidance acts on an evaluation at each time."""
+    """Returns (n,) bool, whether guidance acts on an evaluation at each of the times (n,)."""
     if sampling.guidance == 1.0 or sampling.guidance_input:
         return np.zeros(len(times), bool)
     low, high = sampling.guidance_low * transport.T_max, sampling.guidance_high * transport.T_max
-    # Grid times carry rounding errors: an end of the interval is met within a hair.
-    hair = 1e-9 * transport.T_max * (-1 if sampling.exclusive_ends else 1)
-    return (times >= low - hair) & (times <= high + hair)
+    # Grid times carry rounding errors, so that they meet the ends of the interval within a tolerance only.
+    tolerance = 1e-9 * transport.T_max * (-1 if sampling.exclusive_ends else 1)
+    inside: np.ndarray = (times >= low - tolerance) & (times <= high + tolerance)
+    return inside
 
 
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
-    """The plan that goes along times (steps + 1,), down, or up from data to noise.
+    """Returns the plan of a sampling run.
 
-    Raises ValueError for times that neither fall nor grow, and upwards for samplers that only go down.
+    Args:
+        transport: The transport.
+        times: (steps + 1,), falling towards data, or growing towards noise (inversion).
+        sampling: The settings.
+
+    Raises:
+        ValueError: The times neither fall nor grow, or the sampler cannot go from data to noise.
     """
     times = np.asarray(times, np.float64)
     falls, grows = (np.diff(times) < 0).all(), (np.diff(times) > 0).all()
     if len(times) < 2 or not (falls or grows):
         raise ValueError(f"times {times}: expected two or more that fall, or that grow")
     sampler = SAMPLERS[sampling.sampler]
-    if grows and (sampling.stochasticity or not sampler.upwards):
-        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.upwards)
+    if grows and (sampling.stochasticity or not sampler.invertible):
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.invertible)
         raise ValueError(
             f"sampling.sampler is {sampling.sampler!r} with stochasticity {sampling.stochasticity}; from data to noise "
             f"it must be one of {able}, without stochasticity"
@@ -135,91 +155,118 @@ def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Sa
 
 
 def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
-    """Network evaluations per image; those with guidance count twice."""
+    """Returns the number of network evaluations per image; those with guidance count twice."""
     plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
     return len(plan.t) + int(plan.guided.sum())
 
 
-def steps_for(transport: Transport, most: int, sampling: Sampling) -> int:
-    """The largest number of steps that takes at most so many network evaluations per image, to compare samplers by.
+def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) -> int:
+    """Returns the largest number of steps within a budget of network evaluations per image, to compare samplers by.
 
-    Raises ValueError if one step takes more.
+    Raises:
+        ValueError: One step needs more.
     """
-    for steps in range(most // SAMPLERS[sampling.sampler].evaluations, 0, -1):
-        if evaluations(transport, steps, sampling) <= most:
+    for steps in range(max_evaluations // SAMPLERS[sampling.sampler].evaluations, 0, -1):
+        if evaluations(transport, steps, sampling) <= max_evaluations:
             return steps
-    least = evaluations(transport, 1, sampling)
-    raise ValueError(f"evaluations is {most}; one step of {sampling.sampler} takes {least}")
+    needed = evaluations(transport, 1, sampling)
+    raise ValueError(f"evaluations is {max_evaluations}; one step of {sampling.sampler} takes {needed}")
 
 
 def padded(plan: SamplingPlan) -> SamplingPlan:
-    """The plan with evaluations appended that do not take place, to a length of PADDED or the next power of two."""
+    """Returns the plan with evaluations appended that do not take place, to PADDED or the next power of two."""
     count = len(plan.t)
     length = max(PADDED, 1 << (count - 1).bit_length())
     return SamplingPlan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))
 
 
 def image_keys(seed: int, indices: jax.Array) -> jax.Array:
-    """(B,) random keys, one per image index (B,) of a seed."""
-    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+    """Returns random keys (B,), one per image index (B,) of a seed."""
+    keys: jax.Array = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+    return keys
 
 
 def start_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """(B, …) standard normal noise of the given image shape, from each image's own key."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    """Returns standard normal noise (B, …) of a given image shape, each from its image's own key (B,)."""
+    noise: jax.Array = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    return noise
 
 
-def between(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """(len(u), …) points from x at u = 0 to y at u = 1 along the great circle, as noises are joined; x, y: one image.
+def slerp(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Interpolates between two noises: spherically in direction, linearly in length.
 
-    The length goes linearly from that of x to that of y. Where x and y point to (nearly) opposite sides, or the same,
-    the way is straight.
+    Where x and y point in (nearly) the same or opposite directions, the interpolation is linear.
+
+    Args:
+        x, y: The ends (…), one image each.
+        u: Positions (n,) from 0, at x, to 1, at y.
+
+    Returns:
+        The points (n, …).
     """
     norm_x, norm_y = np.linalg.norm(x), np.linalg.norm(y)
     u = u.reshape(-1, *[1] * x.ndim)
     angle = np.arccos(np.clip(np.sum(x * y, dtype=np.float64) / (norm_x * norm_y), -1, 1))
+    points: np.ndarray
     if min(angle, np.pi - angle) < 1e-6:
-        return (1 - u) * x + u * y
-    direction = (np.sin((1 - u) * angle) * x / norm_x + np.sin(u * angle) * y / norm_y) / np.sin(angle)
-    return ((1 - u) * norm_x + u * norm_y) * direction
+        points = (1 - u) * x + u * y
+    else:
+        direction = (np.sin((1 - u) * angle) * x / norm_x + np.sin(u * angle) * y / norm_y) / np.sin(angle)
+        points = ((1 - u) * norm_x + u * norm_y) * direction
+    return points
 
 
 def sample(
     net: Net,
     plan: SamplingPlan,
     x: jax.Array,
-    condition: Any,
-    null_condition: Any,
+    condition: PyTree,
+    null_condition: PyTree,
     keys: jax.Array,
     guidance: float = 1.0,
     trajectory: bool = False,
-    count: jax.Array | None = None,
+    count: jax.Array | int | None = None,
 ) -> jax.Array:
-    """Images (B, h, w, C) from states x of that shape, noise as a rule, or the trajectory (n + 1, B, h, w, C), x first.
+    """Runs a plan from given states.
 
-    condition, null_condition: pytrees of (B, …) arrays. keys: (B,) from `image_keys`, for samplers with fresh noise.
-    guidance: the scale where the plan is guided; 1 compiles no second evaluation. count: how many evaluations of the
-    plan take place, all by default and always for trajectories, which hold the state after every evaluation; so one
-    program serves all step counts up to the plan's length (see `padded`).
+    Args:
+        net: The network.
+        plan: The plan, of n evaluations.
+        x: The first states (B, h, w, C), noise as a rule.
+        condition, null_condition: Pytrees of (B, …) arrays.
+        keys: Random keys (B,) from `image_keys`, for samplers with fresh noise.
+        guidance: The scale where the plan is guided; 1 compiles no second evaluation.
+        trajectory: Whether to return all states.
+        count: The number of evaluations that take place; all by default, and always for trajectories. So one program
+            serves all step counts up to the plan's length (see `padded`).
+
+    Returns:
+        Images (B, h, w, C), or for a trajectory the states (n + 1, B, h, w, C) before and after every evaluation.
     """
 
-    def ask(x, t, s, condition):
+    def make_query(x: jax.Array, t: jax.Array, s: jax.Array, condition: PyTree) -> Query:
         times = jnp.full((2, len(x)), jnp.stack([t, s])[:, None])
         return Query(x, times[0], times[1], condition)
 
-    def predict(x, t, s, guided):
-        def plain():
-            return net((ask(x, t, s, condition),))[0].F
+    def predict(x: jax.Array, t: jax.Array, s: jax.Array, guided: jax.Array) -> jax.Array:
+        def without_guidance() -> jax.Array:
+            return net((make_query(x, t, s, condition),))[0].F
 
-        def with_guidance():
-            conditional, unconditional = net((ask(x, t, s, condition), ask(x, t, s, null_condition)))
+        def with_guidance() -> jax.Array:
+            conditional, unconditional = net((make_query(x, t, s, condition), make_query(x, t, s, null_condition)))
             return unconditional.F + guidance * (conditional.F - unconditional.F)
 
-        return plain() if guidance == 1.0 else jax.lax.cond(guided, with_guidance, plain)
+        if guidance == 1.0:
+            return without_guidance()
+        F: jax.Array = jax.lax.cond(guided, with_guidance, without_guidance)
+        return F
 
-    def evaluate(index, carry):
-        states, predictions = carry  # tuples, the latest first
-        t, s, a, b, c, guided = (part[index] for part in plan)
+    t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
+    guided_n = jnp.asarray(plan.guided)
+
+    def evaluate(index: jax.Array, carry: Carry) -> Carry:
+        states, predictions = carry  # the latest first
+        t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n, guided_n))
         predictions = (predict(states[0], t, s, guided).astype(x.dtype), *predictions[:-1])
         xi = jax.lax.cond(
             c > 0,
@@ -232,16 +279,16 @@ def sample(
         following = sum(a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)) + c * xi
         return (following, *states[:-1]), predictions
 
-    plan = SamplingPlan(*(jnp.asarray(part, x.dtype) for part in plan[:-1]), jnp.asarray(plan.guided))
-    length, memory = plan.a.shape
+    length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)
     carry = (x, *[nothing] * (memory - 1)), (nothing,) * memory
     if not trajectory:
-        return jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)[0][0]
+        last: Carry = jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)
+        return last[0][0]
 
-    def keep(carry, index):
+    def collect(carry: Carry, index: jax.Array) -> tuple[Carry, jax.Array]:
         carry = evaluate(index, carry)
         return carry, carry[0][0]
 
-    _, path = jax.lax.scan(keep, carry, jnp.arange(length))
-    return jnp.concatenate([x[None], path])
+    _, states = jax.lax.scan(collect, carry, jnp.arange(length))
+    return jnp.concatenate([x[None], states])
