@@ -1,1 +1,1 @@
-"""All that sees a built run: its start, input pipeline, teachers, sampling, measurement, workdir and Python interface."""
+"""All that sees a built run: start, input pipeline, teachers, sampling, measurement, workdir, the Python interface."""
