@@ -1,8 +1,10 @@
 """What mkdocs does besides rendering the pages: files that lie outside docs/, and the API reference.
 
 A page may link to any file of the repository as it would on a code host, such as ../notebooks/pictures/samples.png or
-../configs/base.py. Such files are copied to the site, and the links of the page are made to point there. The API
-reference has one page for each public module; the text of the page is rendered from the docstrings of the module.
+../configs/base.py. Such files are copied to the site, and the links of the page are made to point there. Markdown
+outside docs/ has a page that includes it instead.
+
+The API reference has one page for each public module. Its text is rendered from the docstrings of the module.
 """
 
 import ast
@@ -21,7 +23,7 @@ REPOSITORY = "repository"  # the folder of the site that files from outside docs
 
 def modules() -> dict[str, dict[str, pathlib.Path]]:
     """The files of the public modules by room and dotted name: all but commands, which have a page of their own."""
-    found = {"tim_jax": {f"tim_jax.{name}": PACKAGE / f"{file}.py" for name, file in (("types", "types"),)}}
+    found = {"tim_jax": {"tim_jax.types": PACKAGE / "types.py"}}
     rooms = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py")))
     rooms = [room for room in ROOMS if room in rooms] + [room for room in rooms if room not in ROOMS]
     for room in rooms:
@@ -43,7 +45,7 @@ def summary(path: pathlib.Path) -> str:
     """The first sentence of the docstring of a file."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     first = text.split("\n\n")[0].replace("\n", " ").replace("|", r"\|")
-    return re.split(r"(?<=[.:])\s", first, maxsplit=1)[0].rstrip(":")
+    return re.split(r"(?<=\.)\s", first, maxsplit=1)[0]
 
 
 def on_config(config):
