@@ -2,7 +2,7 @@
 
 Launch: bash launch/local.sh
 
-Where it leaves the published loss, and why (figures in the README):
+Where it leaves the published loss, and why (figures in docs/how_good.md):
 - No weight by a row's own error: in few dimensions it no longer aims at the conditional mean, and samples lose spread.
 - No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
 - dF/dt along the velocity that the network itself predicts at r = t, not along the row's own. The target's mean is the

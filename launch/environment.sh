@@ -63,6 +63,9 @@ prepare() {
     echo "installing tim_jax and what it needs into $venv"
     "$python" -m pip install --quiet --disable-pip-version-check --constraint "$(constraints)" --editable "$target"
     echo "$sum" | tee "$venv/installed-core" >"$venv/installed-$extra"
+    if [[ $extra == dev ]]; then
+        echo "$sum" >"$venv/installed-test" # which dev contains
+    fi
 }
 
 # The GPU compiler, for tests that read what it makes of the attention kernels. It lies apart from the environment:
