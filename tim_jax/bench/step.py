@@ -173,7 +173,8 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
 
 def make_state(case: Case, settings: StepSettings) -> TrainState:
     """Returns the training state before the first step."""
-    online = initial(network_for(case.network, settings.objective), case.latent, init_key(SEED))
+    objective = cast(Objective, settings.objective)
+    online = initial(network_for(case.network, objective), case.latent, init_key(jnp.asarray(SEED)))
     return first_state(online, settings.tx, settings.emas, settings.auxiliary)
 
 
