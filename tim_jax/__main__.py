@@ -6,6 +6,7 @@ It imports nothing but the command that is asked for, so that `tim-jax --help` a
 import difflib
 import importlib
 import sys
+from collections.abc import Callable
 
 from tim_jax.system.exit_codes import DONE, USER_ERROR
 
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int | None:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
         print(f"error: {name}: no such command; did you mean {near}? tim-jax --help lists them", file=sys.stderr)
         raise SystemExit(USER_ERROR)
-    return importlib.import_module(module_of(name)).main(arguments)
+    command: Callable[[list[str]], int | None] = importlib.import_module(module_of(name)).main
+    return command(arguments)
 
 
 if __name__ == "__main__":
