@@ -1,7 +1,7 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --export=FILE]"""
 
 from tim_jax.config.command_line import Parser, whole_numbers
-from tim_jax.runs.any_step import EvaluationSettings, open_evaluation
+from tim_jax.runs.any_step import AnyStepSettings, open_any_step
 from tim_jax.system import cluster
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
@@ -23,12 +23,12 @@ def main(argv: list[str] | None = None) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            evaluation = open_evaluation(EvaluationSettings(**vars(args)), overrides)
+            job = open_any_step(AnyStepSettings(**vars(args)), overrides)
         if args.export:
-            evaluation.export()
+            job.export()
         else:
             with failures(ValueError):
-                evaluation.table()
+                job.table()
 
 
 if __name__ == "__main__":

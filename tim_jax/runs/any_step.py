@@ -76,7 +76,7 @@ def any_step_table(
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class AnyStepSettings:
     """The arguments of the command.
 
     Attributes:
@@ -119,7 +119,7 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class AnyStepJob:
     """An evaluation that is about to begin; all that the user can have got wrong has been checked.
 
     Attributes:
@@ -132,7 +132,7 @@ class Evaluation:
         measurement: what samples are measured by; None where they are exported.
     """
 
-    settings: EvaluationSettings
+    settings: AnyStepSettings
     generator: Generator
     weights: Any
     step: int
@@ -199,7 +199,7 @@ class Evaluation:
         print("written: " + ", ".join(str(folder / name) for name in written))
 
 
-def open_evaluation(settings: EvaluationSettings, overrides: dict[str, str]) -> Evaluation:
+def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnyStepJob:
     """Checks all that a command asks for, and reads the weights.
 
     Args:
@@ -227,7 +227,7 @@ def open_evaluation(settings: EvaluationSettings, overrides: dict[str, str]) -> 
     nfe = {steps: evaluations(run.transport, steps, run.sampling) for steps in settings.steps}
     generator = measurement_generator(run, count)
     generator.load()
-    return Evaluation(settings, generator, weights, step, nfe, count, measurement)
+    return AnyStepJob(settings, generator, weights, step, nfe, count, measurement)
 
 
 class Progress:
