@@ -1,15 +1,34 @@
 """Transition Models (TiM) in JAX: one network F(x_t, t, r) that samples in any number of steps."""
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tim_jax.runs.interface import Tim
 
 __version__ = "0.1.0"
+__all__ = ["load"]
 
 
-def load(path: Any, **overrides: Any) -> Any:
-    """A trained run that draws images: tim = load("WORKDIR"); tim("a red bicycle", steps=4, size=(512, 768), seed=0).
+def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
+    """Loads a trained run, ready to draw images.
 
-    See tim_jax/runs/interface.py, which is imported here, with JAX, for a light `import tim_jax`.
+    ```python
+    tim = tim_jax.load("WORKDIR")
+    images = tim("a red bicycle", steps=4, size=(512, 768), seed=0)
+    ```
+
+    Args:
+        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        **overrides: sections of the configuration with the keys to change, such as `sampling={"guidance": 2.5}`.
+
+    Returns:
+        The run with its weights on its devices; see `tim_jax.runs.interface.Tim`.
+
+    Raises:
+        ValueError: one line that names what is wrong.
     """
-    from tim_jax.runs import interface
+    from tim_jax.runs import interface  # with JAX, for a light `import tim_jax`
 
     return interface.load(path, **overrides)

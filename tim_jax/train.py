@@ -7,22 +7,25 @@ from etils import epath
 
 from tim_jax.config import keys
 from tim_jax.config.build import build
-from tim_jax.config.command_line import Parser, load_config, user_errors
-from tim_jax.runs import measuring, workdir
+from tim_jax.config.command_line import Parser, load_config
+from tim_jax.runs import workdir
 from tim_jax.runs.input_pipeline import open_pipeline
+from tim_jax.runs.measuring import open_measurement
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.runs.training import can_draw, check, fit, last_line, sample_pictures
 from tim_jax.system import cluster, compilation_cache, files, lock
 from tim_jax.system.exit_codes import DONE, FAILED, RESTART
+from tim_jax.system.user_errors import user_errors
 from tim_jax.training.preemption import Stop, leave
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command; argv: its arguments, by default those of the process."""
     parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
     parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
     parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
-    parser.add_argument("--check", action="store_true", help="one step on made-up rows, nothing written")
+    parser.add_argument("--check", action="store_true", help="one step on made-up examples, nothing written")
     parser.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
     args, overrides = parser.parse(argv)
     with user_errors():
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
             run = build(load_config(args.config, overrides))
-            kept = compilation_cache.use(run.config.training.compilation_cache)
+            cache = compilation_cache.use(run.config.training.compilation_cache)
             if args.check:
                 return check(with_teachers(run))
             folder = epath.Path(args.workdir)
@@ -46,18 +49,18 @@ def main(argv: list[str] | None = None) -> None:
             for steps in run.config.training.sample_steps:
                 if steps < 1:
                     raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
-            measurement = measuring.plan(run) if run.evaluation.periodic.every else None
+            measurement = open_measurement(run) if run.evaluation.periodic.every else None
             if measurement is not None:
-                measuring.count_of(measurement)
+                measurement.sample_count()
             if run.sampling.grid == "optimal":
                 raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
             first = first_state(run, folder)
-            feed = open_pipeline(run)
-            draw = sample_pictures(run, feed) if can_draw(run) else None
+            pipeline = open_pipeline(run)
+            draw = sample_pictures(run, pipeline) if can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
-            print(kept, flush=True)
-        end = fit(run, feed, folder, first, stop, profile, measurement, draw)
+            print(cache, flush=True)
+        end = fit(run, pipeline, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_profile(text: str) -> tuple[int, int] | None:
-    """(first, last) step; None for an empty text. Raises ValueError."""
+    """The (first, last) step of --profile; None for an empty text. Raises ValueError."""
     if not text:
         return None
     first, _, last = text.partition(":")

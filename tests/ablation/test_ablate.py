@@ -8,8 +8,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.ablations import arguments, fails, tiny, write_file
-from tim_jax import ablate
-from tim_jax.ablation import Ablation, budget, settings
+from tim_jax.ablation import Ablation, budget, job, settings
 from tim_jax.config import loading, renames
 from tim_jax.config.build import build
 from tim_jax.system import timing
@@ -96,11 +95,11 @@ def test_a_file_that_gives_no_ablation_is_refused(tmp_path, capsys):
 def test_runs_of_one_seed_come_before_the_next():
     ablation = Ablation(tiny(), {"a": {}, "b": {}}, equal="steps", seeds=2)
     names = ["a/seed_0", "b/seed_0", "a/seed_1", "b/seed_1"]
-    assert [str(member) for member in ablate.chosen(ablation, "")] == names
-    assert [str(member) for member in ablate.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
+    assert [str(member) for member in job.chosen(ablation, "")] == names
+    assert [str(member) for member in job.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
     assert [ablation.config("a", seed).seed for seed in (0, 1)] == [0, 1]
     ablation = dataclasses.replace(ablation, baselines={"c": "runs/c"})
-    assert [str(member) for member in ablate.chosen(ablation, "c,a/seed_1")] == ["c/seed_0", "a/seed_1", "c/seed_1"]
+    assert [str(member) for member in job.chosen(ablation, "c,a/seed_1")] == ["c/seed_0", "a/seed_1", "c/seed_1"]
 
 
 # How many steps.

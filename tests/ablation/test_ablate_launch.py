@@ -9,7 +9,7 @@ import yaml
 
 from tests.helpers.ablations import arguments, fails, write_file
 from tim_jax import ablate
-from tim_jax.ablation import settings
+from tim_jax.ablation import job, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def only(words):
     """The runs that a command's words pick, as the command itself reads them."""
     ablation = settings.load(words[0].removeprefix("--config="), {}, seeds=2)
     (picked,) = [word.removeprefix("--only=") for word in words if word.startswith("--only=")]
-    return [str(member) for member in ablate.chosen(ablation, picked)]
+    return [str(member) for member in job.chosen(ablation, picked)]
 
 
 EVERY = ["a/seed_0", "b_2/seed_0", "a/seed_1", "b_2/seed_1"]

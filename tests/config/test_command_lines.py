@@ -146,7 +146,7 @@ def test_wrong_arguments_are_named(main, arguments, named, workdir, capsys):
 def test_check_takes_one_step_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.main(["--config=digits", "--check", *SMALL])
-    assert "one step of 32 rows" in capsys.readouterr().out
+    assert "one step of 32 examples" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

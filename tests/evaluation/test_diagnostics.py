@@ -14,6 +14,7 @@ from tim_jax import diagnose
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.evaluation import diagnostics
+from tim_jax.runs import diagnosis
 from tim_jax.types import Output
 
 TINY = {
@@ -54,7 +55,7 @@ def run():
 def test_every_number_is_that_of_a_known_network(run):
     rng = np.random.default_rng(3)
     x, labels, epsilon = rng.standard_normal((6, 8, 8, 1)).astype(np.float32), np.arange(6, dtype=np.int32), 0.05
-    found = diagnose.diagnose(run, None, x, labels, nodes=3, epsilons=[epsilon])
+    found = diagnosis.diagnose(run, None, x, labels, nodes=3, epsilons=[epsilon])
     times, noise = found["times"], np.random.default_rng(1).standard_normal(x.shape)
     np.testing.assert_allclose(times, [0, 0.5, 1], atol=1e-6)
 
@@ -109,7 +110,7 @@ def test_nodes_are_equal_noise_levels_of_every_transport(name):
     step = dataclasses.replace(run.trainer.step, nets={"float32": known, "ema": own})
     run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, step=step))
     x = np.ones((2, 8, 8, 1), np.float32)
-    found = diagnose.diagnose(run, None, x, np.zeros(2, np.int32), nodes=5, epsilons=[0.001])
+    found = diagnosis.diagnose(run, None, x, np.zeros(2, np.int32), nodes=5, epsilons=[0.001])
     times = jnp.array(found["times"], jnp.float32)
     assert (times[0], times[-1]) == (np.float32(run.transport.T_min), np.float32(run.transport.T_max))
     np.testing.assert_allclose(run.transport.level(times)[1:-1], found["levels"][1:-1], atol=1e-3)

@@ -43,16 +43,16 @@ def in_two(arguments):
 
 def signalled(name, first, delay, latest, arguments):
     """A process of the command that is sent a signal at that moment: see tests/helpers/signals.py."""
-    return start(["tests.signalled", name, str(first), str(delay), str(latest), *arguments])
+    return start(["tests.helpers.signals", name, str(first), str(delay), str(latest), *arguments])
 
 
-def killed(arguments, folder, kills, while_starting=()):
+def killed(arguments, folder, kills, while_starting=(), seed=0):
     """(shards after each kill, how many kills left half a file) of a command that is killed again and again.
 
-    Some kills come while it starts; the others when one or two shards more are written, as their next file is moved to
-    its place or at random after it.
+    Some kills come while it starts, by their numbers; the others when one or two shards more are written, as their next
+    file is moved to its place or at random after it; `seed` says which.
     """
-    rng, shards, halves = random.Random(0), [], 0
+    rng, shards, halves = random.Random(seed), [], 0
 
     def names():
         return {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -1,8 +1,8 @@
 """A command that writes shards and is sent a signal in the middle of it, however fast or slow the machine is.
 
-`python -m tests.signalled SIGKILL 3 0.01 5 tim_jax.encode …`: 0.01 seconds after its third file is about to be moved to
-its place, at the latest when the fifth is. 0 instead of 3: the seconds count from its start. A watching process could
-look too late, and find that everything is done.
+`python -m tests.helpers.signals SIGKILL 3 0.01 5 tim_jax.encode …`: 0.01 seconds after its third file is about to be
+moved to its place, at the latest when the fifth is. 0 instead of 3: the seconds count from its start. A watching
+process could look too late, and find that everything is done.
 """
 
 import os

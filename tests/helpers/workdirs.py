@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from tim_jax import convert
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.runs import conversion
 from tim_jax.training import sharding
 
 TINY = {
@@ -34,7 +34,7 @@ def workdir(folder, name, **changes):
         rng = np.random.default_rng(0)
         shapes = run.trainer.abstract.params["online"]
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-        convert.fill(run, params, "nothing", epath.Path(folder))
+        conversion.write_workdir(run, params, "nothing", epath.Path(folder))
     return folder
 
 

@@ -175,7 +175,7 @@ def test_samples_are_those_of_one_device():
         rng = np.random.default_rng(0)
         draw = lambda x: jax.device_put(0.1 * rng.standard_normal(x.shape, np.float32), x.sharding)  # noqa: E731
         weights = jax.tree.map(draw, run.trainer.abstract.params["online"])
-        return Generator(run, 4)(weights, 3, 0, np.arange(4), (8, 12))
+        return Generator(run, 4)(weights, np.arange(4), steps=3, size=(8, 12))
 
     assert_close(images(data=2, tensor=1, sequence=2), images(data=1))
 

@@ -369,7 +369,7 @@ def test_two_processes_take_a_training_step_under_slurm(slurm):
         *(f"--config.model.{key}={n}" for key, n in small.items()),
     )  # fmt: skip
     assert (code, record) == (DONE, ""), output
-    assert output.count("one step of 8 rows") == 2, output
+    assert output.count("one step of 8 examples") == 2, output
     losses = re.findall(r"\bloss (\S+),", output)
     assert len(losses) == 2 and losses[0] == losses[1], "both processes hold the same global loss"
 

@@ -17,7 +17,8 @@ from tim_jax import convert
 from tim_jax import sample as sampling
 from tim_jax import train as training
 from tim_jax.codecs import hub
-from tim_jax.training import sharding
+from tim_jax.runs import conversion
+from tim_jax.training import checkpoints, sharding
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 MODEL = {
@@ -107,7 +108,7 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
         array = rng.standard_normal((2, 4, 8, 8)).astype(np.float32)
         save_file({"latent": array, "label": np.array(0)}, latents / f"{i}.safetensors")
     more = [f"--config.data.path={tmp_path / 'latents'}", "--config.data.buckets.table=((8, 8),)"]
-    unaligned = flags(convert.WITHOUT_ALIGNMENT)
+    unaligned = flags(conversion.WITHOUT_ALIGNMENT)
     start = [f"--config.start.checkpoint={work}", "--config.training.steps=1", f"--config.loader.directory={tmp_path}"]
     training.main(["--config=released_imagenet256", f"--workdir={tmp_path / 'on'}", *keys, *unaligned, *more, *start])
     convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--which=online"])
@@ -180,7 +181,7 @@ def test_a_full_disk_leaves_nothing(released, tmp_path, monkeypatch, capsys):
 
     file, keys, _ = released("c2i_tiny")
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(convert.checkpoints.ocp.CheckpointManager, "save", fail)
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fail)
     with pytest.raises(SystemExit) as exit:
         convert.main(["import", str(file), str(tmp_path / "run"), *keys])
     assert exit.value.code == 1 and "No space left on device" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from tim_jax.data.fit import Augmentation, draws, fit
 from tim_jax.runs import input_pipeline, shard_job
 from tim_jax.runs.encoding import estimate
 from tim_jax.runs.encoding.job import Encoding
-from tim_jax.runs.encoding.settings import weights_of
+from tim_jax.runs.encoding.settings import module_identity
+from tim_jax.runs.encoding.work import local_run, open_work
 from tim_jax.system import lock
 
 ROWS, SIZES = 23, ((32, 32), (32, 48), (48, 32), (40, 70))
@@ -188,8 +189,8 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(keys, encoded, tmp
 
 
 def test_the_estimate_is_close_and_a_disk_without_room_is_told_before(keys, tmp_path, capsys, monkeypatch):
-    run = command.run_here(load_config("photos_t2i", keys))
-    work = command.open_work(run, 6)
+    run = local_run(load_config("photos_t2i", keys))
+    work = open_work(run, 6)
     size = Encoding(run, work).size_in_bytes()
     latents = features = 0
     for bucket in work.plan.buckets:
@@ -232,7 +233,7 @@ def test_classes_of_one_size_train_without_buckets(keys, tmp_path):
 
 
 def test_buckets_are_those_of_training_whatever_devices_encode(keys):
-    run = command.run_here(load_config("photos_t2i", keys | {"mesh.sequence": "2", "mesh.fsdp": "4"}))
+    run = local_run(load_config("photos_t2i", keys | {"mesh.sequence": "2", "mesh.fsdp": "4"}))
     assert run.mesh.devices.size == jax.local_device_count() and run.inputs.bucketing.grid.batch_multiple == 1
     assert run.inputs.bucketing.grid.tokens_multiple == 2
 
@@ -260,7 +261,9 @@ def test_text_needs_captions(keys, images, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     shutil.copytree(images, tmp_path / "images" / "class")
     changes = {"data.source": "folder", "data.path": str(tmp_path / "images")}
-    assert "the rows of images have no captions" in fails([*flags(keys | changes), f"--out={tmp_path / 'out'}"], capsys)
+    assert "the examples of images have no captions" in fails(
+        [*flags(keys | changes), f"--out={tmp_path / 'out'}"], capsys
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -274,7 +277,7 @@ def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     latents = {"data.source": "shards", "data.path": str(encoded)}
     told = fails([*flags(keys | latents | {"codecs.autoencoder": ""}), f"--out={tmp_path / 'again'}"], capsys)
-    assert "data.encode is True; the rows of shards are latents already" in told
+    assert "data.encode is True; the examples of shards are latents already" in told
 
 
 @pytest.mark.parametrize(
@@ -295,11 +298,11 @@ def test_going_on_with_other_settings_is_refused(change, told, keys, encoded, ca
 
 def test_other_weights_and_other_rows_are_told_apart(keys, encoded, tmp_path, capsys):
     vae = pathlib.Path(shutil.copytree(keys["codecs.autoencoder"], tmp_path / "vae"))
-    before = weights_of(str(vae))
+    before = module_identity(str(vae))
     content = bytearray((vae / "model.safetensors").read_bytes())
     content[500_000] ^= 1
     (vae / "model.safetensors").write_bytes(content)
-    assert weights_of(str(vae))["path"] == before["path"] and weights_of(str(vae)) != before
+    assert module_identity(str(vae))["path"] == before["path"] and module_identity(str(vae)) != before
     line = fails([*flags(keys | {"codecs.autoencoder": str(vae)}), f"--out={encoded}", "--rows-per-shard=6"], capsys)
     assert "codecs.autoencoder.fingerprint" in line
     assert "rows_per_shard 6" in fails([*flags(keys), f"--out={encoded}", "--rows-per-shard=7"], capsys)
@@ -351,12 +354,17 @@ def undisturbed(keys, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_ten_kills_give_the_shards_of_an_undisturbed_run(keys, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    "kills, while_starting, seed",
+    [pytest.param(2, (), 1, marks=pytest.mark.slow), pytest.param(10, (0, 5), 0, marks=pytest.mark.nightly)],
+)
+def test_kills_give_the_shards_of_an_undisturbed_run(kills, while_starting, seed, keys, undisturbed, tmp_path):
     folder = tmp_path / "shards"
-    shards, halves = killed(one_by_one(keys, folder), folder, 10, while_starting=(0, 5))
-    assert shards[0] == 0 and shards[5] == shards[4] and len(set(shards)) == 9 and shards == sorted(shards), shards
-    assert shards[-1] < ROWS and halves, (shards, halves)
+    shards, halves = killed(one_by_one(keys, folder), folder, kills, while_starting, seed)
+    for kill in while_starting:  # nothing has been made since the kill before
+        assert shards[kill] == (shards[kill - 1] if kill else 0), shards
+    assert shards == sorted(shards) and shards[-1] < ROWS and halves, (shards, halves)
+    assert len(set(shards)) == kills - sum(kill > 0 for kill in while_starting), shards
     print(f"shards after each kill: {shards}; {halves} kills left half a file")
     ends(start(one_by_one(keys, folder)))
     assert contents(folder) == contents(undisturbed)
@@ -369,7 +377,7 @@ def test_a_stop_leaves_whole_shards_and_the_same_command_goes_on(keys, undisturb
     assert "stopped by SIGTERM; no work is lost" in ends(process, 75)
     assert not (folder / "about.json").exists()
     said = ends(start(one_by_one(keys, folder)))
-    assert f"{ROWS} rows in {ROWS} shards" in said
+    assert f"{ROWS} examples in {ROWS} shards" in said
     assert contents(folder) == contents(undisturbed)
 
 
@@ -381,11 +389,12 @@ def test_two_processes_make_the_shards_of_one(keys, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_number_of_devices_gives_the_same_numbers(keys, undisturbed, tmp_path):
-    ends(start(one_by_one(keys, tmp_path / "shards"), devices=1))
-    one, two = (data.open_source("shards", "unused", path=str(f)) for f in (tmp_path / "shards", undisturbed))
+def test_another_number_of_devices_gives_the_same_numbers(keys, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda first=jax.local_devices()[:1]: first)
+    encode(keys, tmp_path / "shards")
+    one, eight = (data.open_source("shards", "unused", path=str(f)) for f in (tmp_path / "shards", encoded))
     for i in range(ROWS):
-        np.testing.assert_allclose(one[i]["image"], two[i]["image"], atol=1e-5)
+        np.testing.assert_allclose(one[i]["image"], eight[i]["image"], atol=1e-5)
 
 
 def test_a_second_encoder_in_the_same_folder_is_refused(keys, tmp_path, capsys):

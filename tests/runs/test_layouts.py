@@ -16,8 +16,8 @@ PROMPTS = ["a photo of a bench", "a photo of two cows", "a red bicycle"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return workdirs.workdir(tmp_path_factory.mktemp("text") / "run", "photos_t2i", **workdirs.TEXT)
+def folder(text_workdir):
+    return text_workdir
 
 
 @pytest.fixture(scope="module")

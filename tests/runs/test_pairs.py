@@ -19,7 +19,7 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.data import shard_files
 from tim_jax.runs import input_pipeline, measuring, shard_job, workdir
-from tim_jax.runs.generation import Generator, load_weights, open_generator, prompts_of
+from tim_jax.runs.generation import Generator, load_weights, open_generator, source_prompts
 from tim_jax.system import int64
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.step import make_examples, train_step
@@ -75,8 +75,8 @@ def test_rows_are_what_the_generator_gives(teacher, made):
     weights, _ = load_weights(run, epath.Path(teacher))
     labels = np.arange(ROWS) % 10
     noise = generator.noise(SEED, ROWS)
-    samples = generator.along(weights, generator.times(STEPS), labels, SEED, noise)
-    np.testing.assert_allclose(generator(weights, STEPS, SEED, labels), samples, atol=1e-5)
+    samples = generator.integrate(weights, generator.times(STEPS), labels, seed=SEED, start=noise)
+    np.testing.assert_allclose(generator(weights, labels, steps=STEPS, seed=SEED), samples, atol=1e-5)
     source = source_of(made)
     assert len(source) == ROWS and source.paired_noise and source.num_classes == 10 and source.image_shape == (8, 8, 1)
     rows = [source[i] for i in range(ROWS)]
@@ -273,21 +273,21 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"data.source": "digits", "data.path": ""}, "digits: its rows have no 'noise', which data.paired_noise needs"),
+        ({"data.source": "digits", "data.path": ""}, "digits: its examples have no 'noise', which data.paired_noise needs"),
         (
             {"data.condition_dropout": "0.1"},
             "data.condition_dropout is 0.1; it must be 0.0 where data.paired_noise is True",
         ),
         (ENCODED, "data.encode is True; it must be False where data.paired_noise is True"),
         ({"data.flip": "0.5"}, "data.flip is 0.5; it must be 0.0 where data.paired_noise is True"),
-        ({"data.flip": "0.5", "data.paired_noise": "False"}, "data.flip is 0.5; the rows of shards are pairs"),
+        ({"data.flip": "0.5", "data.paired_noise": "False"}, "data.flip is 0.5; the examples of shards are pairs"),
         ({"data.buckets.area": "64"}, "data.buckets.area is 64; it must be 0 where data.paired_noise is True"),
         ({"data.buckets.table": "((8, 8),)"}, "data.buckets.table is ((8, 8),); it must be ()"),
         ({"data.path": "/nowhere"}, "data.path is '/nowhere'"),
         ({"data.height": "16", "data.width": "16"}, "data.height is 16; it must be 8"),
         (
             {"evaluation.source": "", "evaluation.periodic.every": "1"},
-            "evaluation.source is ''; the rows of shards are samples",
+            "evaluation.source is ''; the examples of shards are samples",
         ),
         ({"evaluation.path": "here"}, "evaluation.path is 'here', but has no effect"),
     ],
@@ -310,24 +310,24 @@ def test_the_configuration_is_measured_against_the_digits_as_its_teacher(made):
     run = build(load_config("configs/distillation/reflow.py", {"data.path": str(made)}), jax.devices()[:1])
     teacher = build(load_config("digits_flow_matching", {}), jax.devices()[:1])
     assert run.config.data.paired_noise and run.config.start.checkpoint == "runs/digits_flow_matching"
-    plans = [measuring.plan(of) for of in (run, teacher)]
+    plans = [measuring.open_measurement(of) for of in (run, teacher)]
     assert plans[0].fingerprint == plans[1].fingerprint and plans[0].fingerprint["data"].startswith("digits")
     for part in ("", "_held_out"):
-        images = [plan.parts[part].read(np.arange(5))[0] for plan in plans]
+        images = [plan.image_sets[part].read(np.arange(5))[0] for plan in plans]
         np.testing.assert_array_equal(*images)
 
 
 # Texts.
 
 
-def test_pairs_of_a_text_run_bring_captions_and_features(tmp_path):
-    teacher = workdirs.workdir(tmp_path / "run", "photos_t2i", **workdirs.TEXT)
+def test_pairs_of_a_text_run_bring_captions_and_features(text_workdir, tmp_path):
+    teacher = text_workdir
     pairs.main(flags(teacher, tmp_path / "shards", rows=10, per_shard=5))
     run = build(workdir.load(epath.Path(teacher)))
     generator = open_generator(run, 8)
     weights, _ = load_weights(run, epath.Path(teacher))
-    prompts = prompts_of(input_pipeline.open_rows(run)[0], 10)
-    samples = generator(weights, STEPS, SEED, prompts)
+    prompts = source_prompts(input_pipeline.open_rows(run)[0], 10)
+    samples = generator(weights, prompts, steps=STEPS, seed=SEED)
     source = source_of(tmp_path / "shards", channels=3)
     features = generator.texts(prompts[:8])
     for i in range(10):
@@ -346,7 +346,7 @@ def test_pairs_of_a_text_run_bring_captions_and_features(tmp_path):
     batch, _ = batch_of(run)
     assert batch["noise"].shape == (8, 16, 16, 3) and batch["null_text"].shape == (1, 72, 96)
     assert batch.keys() == batch_spec(run.config, 8, (16, 16)).keys()
-    assert measuring.asked_of(run, 10) == prompts
+    assert measuring.sample_conditions(run, 10) == prompts
 
 
 # Real processes.
@@ -364,10 +364,10 @@ def undisturbed(teacher, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_kills_give_the_pairs_of_an_undisturbed_run(teacher, undisturbed, tmp_path):
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.nightly)])
+def test_kills_give_the_pairs_of_an_undisturbed_run(kills, teacher, undisturbed, tmp_path):
     folder = tmp_path / "shards"
-    shards, _ = killed(two_by_two(teacher, folder), folder, 5)
+    shards, _ = killed(two_by_two(teacher, folder), folder, kills)
     assert shards == sorted(set(shards)) and 0 < shards[0] and shards[-1] < 20, shards
     ends(start(two_by_two(teacher, folder)))
     assert contents(folder) == contents(undisturbed)

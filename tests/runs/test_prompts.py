@@ -15,19 +15,19 @@ from tests.helpers import workdirs
 from tim_jax import codecs, sample
 from tim_jax.config.build import build
 from tim_jax.runs import workdir
-from tim_jax.runs.encoders import Pixels, texts_of
-from tim_jax.runs.generation import Generator, load_weights, mixture
-from tim_jax.runs.outputs.batches import drawn
+from tim_jax.runs.encoders import Pixels, open_text_encoder
+from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
+from tim_jax.runs.outputs.batches import draw
 from tim_jax.runs.outputs.layouts import read_settings
 from tim_jax.runs.outputs.prompts import read_prompts
-from tim_jax.runs.outputs.requests import by_prompts
+from tim_jax.runs.outputs.requests import prompt_requests
 
 CAT, DOG, SEA = "a cat, a photograph", "a dog", "the sea at night"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return workdirs.workdir(tmp_path_factory.mktemp("text") / "run", "photos_t2i", **workdirs.TEXT)
+def folder(text_workdir):
+    return text_workdir
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +36,13 @@ def one_device():
         yield
 
 
-def images(folder, asked, batch_size, devices=1, steps=3, **changes):
-    """[images (count, 16 or so, …)] of what is asked, in float32."""
+def images(folder, requests, batch_size, devices=1, steps=3, **changes):
+    """[images (count, 16 or so, …)] of requests, in float32."""
     config = workdir.load(folder, {key.replace("__", "."): value for key, value in changes.items()})
     run = build(config, sharding_devices[:devices])
-    generator = Generator(run, batch_size, texts_of(run), Pixels())
+    generator = Generator(run, batch_size, open_text_encoder(run), Pixels())
     weights, _ = load_weights(run, folder)
-    found = {one.place: one.images for one in drawn(generator, weights, generator.times(steps), asked(run), 7)}
+    found = {one.place: one.images for one in draw(generator, weights, generator.times(steps), requests(run), seed=7)}
     return [found[i] for i in range(len(found))]
 
 
@@ -52,7 +52,7 @@ sharding_devices = jax.devices()
 def asking(*prompts):
     """What is asked of a run, of (prompt, size, count) triples."""
     named = [("", {"prompt": prompt, "size": size, "count": count}) for prompt, size, count in prompts]
-    return lambda run: by_prompts(named, (16, 16), 1, run)
+    return lambda run: prompt_requests(named, (16, 16), 1, run)
 
 
 def test_an_image_is_the_same_whatever_is_beside_it(folder):
@@ -71,12 +71,12 @@ def test_an_image_is_the_same_whatever_is_beside_it(folder):
 
 def test_image_j_of_a_prompt_starts_from_noise_j_of_the_seed(folder):
     run = build(workdir.load(folder), sharding_devices[:1])
-    generator = Generator(run, 3, texts_of(run))
+    generator = Generator(run, 3, open_text_encoder(run))
     weights, _ = load_weights(run, folder)
     times = generator.times(3)
-    x = mixture(run, times[0])[1] * generator.noise(7, 3)
-    expected = generator.along(weights, times, [CAT] * 3, x=x)
-    (found,) = drawn(generator, weights, times, asking((CAT, "16x16", 3))(run), 7)
+    x = alpha_sigma(run, times[0])[1] * generator.noise(7, 3)
+    expected = generator.integrate(weights, times, [CAT] * 3, start=x)
+    (found,) = draw(generator, weights, times, asking((CAT, "16x16", 3))(run), seed=7)
     np.testing.assert_allclose(found.images, expected, atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_the_command_writes_pictures_with_their_settings_and_the_program_gives_t
         "guidance": 2.0,
         "guidance_low": 0.25,
         "guidance_high": 1.0,
-        "weights": "slow",
+        "ema": "slow",
     }
     assert told == told | expected | {"sampler": "flow_map", "grid": "uniform"}
     together = read_settings(tmp_path / "out" / f"{name}.png")

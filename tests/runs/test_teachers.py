@@ -97,7 +97,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     assert json.loads(starts)["teachers"]["teacher"] == record
 
     train(tmp_path / "nothing", data, "--check", teacher__checkpoint=teacher)
-    assert "one step of 16 rows" in capsys.readouterr().out and not (tmp_path / "nothing").exists()
+    assert "one step of 16 examples" in capsys.readouterr().out and not (tmp_path / "nothing").exists()
 
     # A student is sampled without its teacher.
     moved = workdir_without(tmp_path / "run", "nowhere")
@@ -239,7 +239,7 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
     # A configuration in the place of weights that are not there.
     file = tmp_path / "teacher.py"
     file.write_text(
-        "from tim_jax import command_line\n"
+        "from tim_jax.config import command_line\n"
         f"def get_config():\n    return command_line.load_config('digits_flow_matching', {TEACHER!r})\n"
     )
     flags = [f"--config.{name}={text}" for name, text in small.items() if name != "teacher.checkpoint"]

@@ -15,7 +15,7 @@ from tests.helpers.teachers import (
     train,
 )
 from tests.helpers.workdirs import workdir
-from tim_jax import ablate
+from tim_jax.ablation import job
 from tim_jax.ablation.settings import Ablation
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
@@ -140,15 +140,15 @@ def ablation_of(data, **changes):
 )
 def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, said, data, tmp_path):
     with pytest.raises(ValueError, match=f"^variant 'other': {said}"):
-        ablate.validate(ablation_of(data, **changes), epath.Path(tmp_path))
+        job.validate(ablation_of(data, **changes), epath.Path(tmp_path))
 
 
 def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
     other = copied(teacher, tmp_path / "other", training__steps=7)
     train(tmp_path / "runs" / "other" / "seed_1", data, teacher__checkpoint=teacher)
     folder, changes = epath.Path(tmp_path / "runs"), dict(objective__name="taught")
-    ablate.validate(ablation_of(data, teacher__checkpoint=teacher, **changes), folder)
+    job.validate(ablation_of(data, teacher__checkpoint=teacher, **changes), folder)
     with pytest.raises(
         ValueError, match="^variant 'other': teacher.checkpoint is .*other.* but .*seed_1.* learnt from"
     ):
-        ablate.validate(ablation_of(data, teacher__checkpoint=other, **changes), folder)
+        job.validate(ablation_of(data, teacher__checkpoint=other, **changes), folder)

@@ -11,12 +11,11 @@ import sklearn.datasets
 from etils import epath
 
 from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
-from tim_jax import convert
 from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
-from tim_jax.runs import teachers
+from tim_jax.runs import conversion, teachers
 from tim_jax.runs.generation import Generator, cycle_labels
 from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
@@ -165,7 +164,7 @@ def teacher(tmp_path_factory):
             given = {"objective.name": "flow_matching", "ema.slow": "0.99"} | overrides
             run = build(load_config(config, given), jax.devices()[:1])
             made[key] = tmp_path_factory.mktemp("teacher") / "run"
-            convert.fill(run, run.weights(trained(run)), "nothing", epath.Path(made[key]))
+            conversion.write_workdir(run, run.weights(trained(run)), "nothing", epath.Path(made[key]))
         return str(made[key])
 
     return make
@@ -252,7 +251,7 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
     own = {key: value for key, value in changes.items() if key not in learner}
     run = with_teacher(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
-    samples = Generator(run, 600)(run.weights(trained(run)), steps, 0, cycle_labels(10, 600))
+    samples = Generator(run, 600)(run.weights(trained(run)), cycle_labels(10, 600), steps=steps)
 
     def moments(images):
         flat = images.reshape(len(images), -1).astype(np.float64)

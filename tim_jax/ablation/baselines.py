@@ -115,7 +115,7 @@ def measure(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str,
     compilation_cache.use(reference.config.training.compilation_cache)
     weights = warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract))
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
-    table = runs.table_of(measuring.plan(reference), run, weights, nfe, member.seed, folder / str(member))
+    table = runs.table_of(measuring.open_measurement(reference), run, weights, nfe, member.seed, folder / str(member))
     of = {"checkpoint": ablation.baselines[member.variant], "ema": run.sampling.ema} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "baseline": of}
 

@@ -12,6 +12,7 @@ from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, training, workdir
+from tim_jax.runs.any_step import any_step_table
 from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
@@ -70,10 +71,10 @@ def train_and_measure(
     if before is not None:
         keys.compare_identity(before, run.config, folder)
     run = with_teachers(run)
-    first, feed, measurement = first_state(run, folder), open_pipeline(run), measuring.plan(run)
+    first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
     nfe = network_evaluations(run, sampler_steps)
-    measuring.count_of(measurement)  # before training begins
-    end = training.fit(run, feed, folder, first, stop)
+    measurement.sample_count()  # before training begins
+    end = training.fit(run, pipeline, folder, first, stop)
     if end.stopped:
         if jax.process_index() == 0:
             print(training.last_line(end, folder), flush=True)
@@ -106,9 +107,9 @@ def table_of(
     Returns:
         The any-step table.
     """
-    count = measuring.count_of(measurement)
-    generator = measuring.generator_of(run, count)
-    table, shown = measuring.any_step_table(measurement, generator, weights, nfe, [seed], count)
+    count = measurement.sample_count()
+    generator = measuring.measurement_generator(run, count)
+    table, shown = any_step_table(measurement, generator, weights, nfe, [seed], count)
     if jax.process_index() == 0 and run.shows_images:
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     return table

@@ -12,7 +12,7 @@ SIDE = 64  # small images are enlarged to at least this many pixels
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-def to_uint8(images):
+def to_uint8(images: np.ndarray) -> np.ndarray:
     """Converts images to bytes.
 
     Args:

@@ -14,13 +14,13 @@ from tim_jax.plan import collectives, report
 from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.memory import largest_batch
-from tim_jax.runs.teachers import Found, find, stand_ins
+from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
 from tim_jax.transitions.objective import Objective
 
 
-def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found] = {}) -> report.PlanReport:
+def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, TeacherSource] = {}) -> report.PlanReport:
     """Compiles the step of a configuration and, if it does not fit, searches for the largest batch that does.
 
     Args:
@@ -42,7 +42,7 @@ def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Found]
     return report.PlanReport(devices, step, found, best, config.training.steps, largest)
 
 
-def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, Found]:
+def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, TeacherSource]:
     """Finds the models that a configuration learns from.
 
     Args:
@@ -58,14 +58,14 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
     """
     run = build(config, devices.devices)
     if teacher is not None:
-        return stand_ins(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
+        return planned_teachers(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
     objective = cast(Objective, run.trainer.step.objective)
     if objective.teachers and not run.config.teacher.checkpoint:
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
             "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"
         )
-    return find(run)
+    return find_teachers(run)
 
 
 def main(argv: list[str] | None = None) -> int:

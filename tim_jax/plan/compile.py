@@ -90,7 +90,10 @@ class Traced(NamedTuple):
 
 
 def trace_step(
-    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
+    config: ConfigDict,
+    topology: Topology,
+    batch_size: int | None = None,
+    models: Mapping[str, teachers.TeacherSource] = {},
 ) -> Traced:
     """Traces the train step of a configuration; arguments and errors are those of `compile_step`."""
     run, batch = _run_and_batch(config, topology, batch_size, models)
@@ -98,14 +101,17 @@ def trace_step(
 
 
 def _run_and_batch(config, topology, batch_size, models) -> tuple[Run, dict[str, jax.ShapeDtypeStruct]]:
-    run = teachers.asking(build(config, topology.devices), models)
+    run = teachers.with_models(build(config, topology.devices), models)
     shape = run.image_shape[:2]
     spec = batch_spec(run.config, batch_size or run.inputs.batch_size_of(shape), shape)
     return run, sharding.abstract_batch(run.mesh, spec)
 
 
 def compile_step(
-    config: ConfigDict, topology: Topology, batch_size: int | None = None, models: Mapping[str, teachers.Found] = {}
+    config: ConfigDict,
+    topology: Topology,
+    batch_size: int | None = None,
+    models: Mapping[str, teachers.TeacherSource] = {},
 ) -> Step:
     """Compiles the train step of a configuration for images of its own height and width.
 

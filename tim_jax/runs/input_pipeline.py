@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,51 +13,66 @@ from tim_jax import data
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.run import Run
 from tim_jax.data.settings import open_data
-from tim_jax.runs.encoders import Encoder
+from tim_jax.runs.encoders import BatchEncoder
 from tim_jax.system import int64
 from tim_jax.training import sharding
 
 DEPTH = 2  # batches on the devices before the one that trains
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class SourcePipeline:
-    """The data of a run, as the training loop takes it.
+    """The data of a run, as the training loop takes it: an `InputPipeline` of training/loop.py.
 
-    encoder: of rows that are encoded as they are read. account: of bad records; None before training.
+    Attributes:
+        run: whose configuration, mesh and seed say what batches are.
+        source: of examples.
+        plan: which bucket each example is in, and the order of batches.
+        encoder: of examples that are encoded as they are read; None where they are not.
+        account: of bad records; None before training.
     """
 
     run: Run
     source: data.Source
     plan: data.BucketPlan
-    encoder: Encoder | None = None
+    encoder: BatchEncoder | None = None
     account: data.Account | None = None
 
     @property
     def shapes(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """The global batch of every bucket, as shapes on the mesh."""
+        """The shapes of the global batch of every bucket, on the mesh."""
         config, mesh, factor = self.run.config, self.run.mesh, self.run.inputs.factor
-        specs = (batch_spec(config, b.batch_size, [side // factor for side in b.shape]) for b in self.plan.buckets)
+        specs = (batch_spec(config, b.batch_size, (b.height // factor, b.width // factor)) for b in self.plan.buckets)
         return [sharding.abstract_batch(mesh, spec) for spec in specs]
 
     @functools.cached_property
-    def dataset(self):
-        """Step → the rows of the global batch that this process's devices need (grain)."""
+    def dataset(self) -> Any:
+        """A grain MapDataset: step → the examples of the global batch that this process's devices need."""
         mesh, seed, augmentation = self.run.mesh, self.run.config.seed, self.run.inputs.augmentation
-        parts, count = sharding.shards_here(mesh), sharding.batch_shards(mesh)
-        return data.global_batches(self.source, self.plan, seed, parts, count, augmentation)
+        shards, count = sharding.shards_here(mesh), sharding.batch_shards(mesh)
+        return data.global_batches(self.source, self.plan, seed, shards, count, augmentation)
 
     def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
-        """(batch, its rows' numbers in the source as halves (B, 2)), both on the mesh, of every step from `start` on.
+        """The batches of all steps from `start` on.
 
-        Raises TooManyBadRecords, on all processes at the same step.
+        Args:
+            start: how many steps came before.
+
+        Yields:
+            The global batch, and the numbers of its examples in the source as halves (B, 2), both on the mesh.
+
+        Raises:
+            TooManyBadRecords: on all processes at the same step.
         """
+        assert self.account is not None, "training keeps an account of bad records"
         loader, training = self.run.config.loader, self.run.config.training
         names = tuple(self.shapes[0])
         stream = data.iterate(self.dataset, start, loader.threads, loader.prefetch, loader.workers)
         stream = data.count_bad_records(stream, self.account, start, training.log_every)
 
-        def put(numbered):
+        def put(numbered: tuple[int, dict[str, np.ndarray]]) -> tuple[dict[str, jax.Array], jax.Array]:
             step, batch = numbered
             index = sharding.put_batch(self.run.mesh, {"index": int64.to_halves(batch["index"])})["index"]
             if self.encoder is not None:
@@ -68,10 +83,11 @@ class SourcePipeline:
 
     def metrics(self) -> dict[str, float]:
         """Bad records by reason, over all processes, as of the last check."""
+        assert self.account is not None, "training keeps an account of bad records"
         return self.account.metrics
 
     def check(self) -> None:
-        """Raises ValueError unless the first batch is what the configuration says of its rows."""
+        """Raises ValueError unless the first batch is what the configuration says of its examples."""
         bucket, _ = data.Order(self.plan, self.run.config.seed).bucket(0)
         about, batch = self.plan.buckets[bucket], self.dataset[0]
         name = self.source.name
@@ -80,7 +96,7 @@ class SourcePipeline:
             spec = images_spec(self.run, len(batch["index"]), about.shape)
         for key, (shape, dtype) in spec.items():
             if key not in batch:
-                raise ValueError(f"{name}: its rows have no {key!r}, which {_ASKED[key]}")
+                raise ValueError(f"{name}: its examples have no {key!r}, which {_NEEDED_BY[key]}")
             if batch[key].shape != shape or not np.issubdtype(batch[key].dtype, dtype):
                 raise ValueError(
                     f"{name}: {key!r} of a batch is {batch[key].dtype} {batch[key].shape}; "
@@ -88,35 +104,49 @@ class SourcePipeline:
                 )
 
 
-def images_spec(run: Run, rows: int, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
-    """As `batch_spec`, of a batch that is still to be encoded; shape: that of its images."""
+def images_spec(run: Run, count: int, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """{name: (shape, type)} of a batch that is still to be encoded.
+
+    Args:
+        run: whose examples they are.
+        count: examples of the batch.
+        shape: (H, W) of their images.
+    """
     by_class = run.config.model.condition == "class"
-    condition = {"label": ((rows,), np.int32)} if by_class else {"caption": ((rows,), np.str_)}
-    return {"x": ((rows, *shape, run.inputs.channels), np.float32)} | condition
+    spec: dict[str, tuple[tuple[int, ...], type]] = {"x": ((count, *shape, run.inputs.channels), np.float32)}
+    if by_class:
+        spec["label"] = ((count,), np.int32)
+    else:
+        spec["caption"] = ((count,), np.str_)
+    return spec
 
 
-_ASKED = dict.fromkeys(("x", "label"), "every run needs")
-_ASKED |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
-_ASKED["caption"] = "model.condition 'text' needs"
-_ASKED["noise"] = "data.paired_noise needs: python -m tim_jax.pairs makes such rows"
-_ASKED |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
+# What needs each array of a batch, to say so where a source lacks it.
+_NEEDED_BY = dict.fromkeys(("x", "label"), "every run needs")
+_NEEDED_BY |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
+_NEEDED_BY["caption"] = "model.condition 'text' needs"
+_NEEDED_BY["noise"] = "data.paired_noise needs: python -m tim_jax.pairs makes such examples"
+_NEEDED_BY |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 
 def open_pipeline(run: Run) -> SourcePipeline:
     """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
-    feed = SourcePipeline(run, *open_rows(run))
-    feed.check()
-    return dataclasses.replace(feed, encoder=Encoder(run)) if run.config.data.encode else feed
+    pipeline = SourcePipeline(run, *open_source_and_plan(run))
+    pipeline.check()
+    return dataclasses.replace(pipeline, encoder=BatchEncoder(run)) if run.config.data.encode else pipeline
 
 
-def open_rows(run: Run) -> tuple[data.Source, data.BucketPlan]:
-    """The source of a run and its plan. Raises ValueError if it is not there, or not what the configuration says."""
+def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
+    """The source of a run and its bucket plan.
+
+    Raises ValueError if the source is not there, or not what the configuration says.
+    """
     source, plan = _one_after_another(lambda: open_data(run.inputs))
     if run.config.data.encode and source.latents:
-        raise ValueError(f"data.encode is True; the rows of {source.name} are latents already")
+        raise ValueError(f"data.encode is True; the examples of {source.name} are latents already")
     if run.inputs.augmentation.flip and source.paired_noise:
         raise ValueError(
-            f"data.flip is {run.inputs.augmentation.flip}; the rows of {source.name} are pairs, for which it must be 0"
+            f"data.flip is {run.inputs.augmentation.flip}; the examples of {source.name} are pairs, for which it must be 0"
         )
     classes = run.inputs.num_classes
     if classes and not source.num_classes:
@@ -130,20 +160,32 @@ def open_rows(run: Run) -> tuple[data.Source, data.BucketPlan]:
 
 
 def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray], np.ndarray]]:
-    """A split's source, and what brings one of its images to the shape that samples are drawn in, to be compared.
+    """A split of the data to compare samples with.
 
-    The source is that of training, unless `evaluation.source` names another. Images of other sizes are resized to cover
-    that shape and cropped in the middle, enlarged where they are smaller. Raises ValueError for samples of a model.
+    The source is that of training, unless `evaluation.source` names another.
+
+    Args:
+        run: whose samples are compared.
+        split: name of the split.
+
+    Returns:
+        The source, and a function that brings one of its images to the shape of the run's samples: images of other
+        sizes are resized to cover that shape and cropped in the middle, enlarged where they are smaller.
+
+    Raises:
+        ValueError: if there is no such split, or its examples are samples of a model.
     """
-    settings, of = run.inputs, run.evaluation
-    if of.source:
-        settings = dataclasses.replace(settings, source=of.source, path=of.path, mixture=(), section="evaluation")
+    settings, evaluation = run.inputs, run.evaluation
+    if evaluation.source:
+        settings = dataclasses.replace(
+            settings, source=evaluation.source, path=evaluation.path, mixture=(), section="evaluation"
+        )
     if settings.bucketing is None:
         source, _ = _one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
-                f"evaluation.source is {of.source!r}; the rows of {source.name} are samples of a model: name a source "
-                "of real images to compare with"
+                f"evaluation.source is {evaluation.source!r}; the examples of {source.name} are samples of a model: name a "
+                "source of real images to compare with"
             )
         return source, lambda image: image
     shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)
@@ -165,8 +207,8 @@ def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     return data.load_arrays(*one_shape(run, split))
 
 
-def _one_after_another(work: Any) -> Any:
-    """What work() returns, done by the first process before the others, which then find indices and plans written."""
+def _one_after_another(work: Callable[[], T]) -> T:
+    """What work() returns; the first process does it before the others, which then find indices and plans written."""
     if jax.process_count() == 1:
         return work()
     try:

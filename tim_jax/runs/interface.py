@@ -3,10 +3,9 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from PIL import Image
 
 from tim_jax.config.build import build
@@ -16,21 +15,31 @@ from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import pictures
 from tim_jax.runs import workdir
-from tim_jax.runs.encoders import decoder_of, texts_of
+from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator
-from tim_jax.runs.outputs.batches import batch_size, drawn
-from tim_jax.runs.outputs.requests import by_labels, by_prompts, read_size
+from tim_jax.runs.outputs.batches import batch_size, draw
+from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
-from tim_jax.training import names, warm_start
+from tim_jax.training import warm_start
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.sampler import make_plan, time_grid
 
 
-def load(path: str | os.PathLike, **overrides: Mapping[str, Any]) -> "Tim":
-    """The run in a workdir, at its latest checkpoint, or at the one that `path` is (WORKDIR/checkpoints/STEP).
+def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
+    """Loads a trained run, ready to draw images.
 
-    overrides: sections of the configuration with keys to change, such as codecs={"autoencoder": "DIR"},
-    sampling={"guidance": 2.5}, mesh={"data": 1}. Raises ValueError in one line.
+    Args:
+        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        **overrides: sections of the configuration with the keys to change, such as
+            `codecs={"autoencoder": "DIR"}`, `sampling={"guidance": 2.5}` or `mesh={"data": 1}`. Keys that make a run
+            what it is cannot be changed.
+
+    Returns:
+        The run with the weights that `sampling.ema` names, on its devices.
+
+    Raises:
+        ValueError: one line that names what is wrong: no checkpoint, an unknown key, a module that is not there.
     """
     saved = warm_start.find(str(path), "path")
     texts = {key: str(value) for key, value in flatten(overrides).items()}
@@ -41,66 +50,105 @@ def load(path: str | os.PathLike, **overrides: Mapping[str, Any]) -> "Tim":
 
 
 class Tim:
-    """A run with its weights on its devices, and the frozen parts that images of it need."""
+    """A trained run that draws images; `tim_jax.load` makes one.
+
+    ```python
+    tim = tim_jax.load("WORKDIR")
+    tim("a red bicycle", steps=4, size=(512, 768), seed=0)  # of a run conditioned on text
+    tim([3, 1, 4], steps=1)  # of a run conditioned on labels
+    ```
+
+    The weights lie on the devices of the run's mesh, beside the pretrained modules that images need. What is compiled
+    for one call is used again by calls with other seeds, prompts and numbers of steps.
+
+    Attributes:
+        run: all that the configuration says, built.
+    """
+
+    run: Run
 
     def __init__(self, run: Run, saved: warm_start.Saved):
-        self.run, self._decode = run, decoder_of(run)
-        if self._decode is None:
-            raise ValueError("codecs.autoencoder is ''; rows of this run are latents: name what decodes them")
-        self._texts = texts_of(run) if run.config.model.condition == "text" else None
-        abstract = names.by_name(run.trainer.abstract.params["online"])
-        self._weights = unflatten_dict(warm_start.read_weights(saved, run.sampling.ema, abstract), sep="/")
-        self._generators: dict[tuple, Generator] = {}
+        """Reads the weights of a run; see `load`.
+
+        Args:
+            run: the run.
+            saved: the checkpoint that has its weights.
+
+        Raises:
+            ValueError: one line, if images cannot be made: latents without `codecs.autoencoder`, prompts without
+                `codecs.text_encoder`.
+        """
+        decoder = open_decoder(run)
+        if decoder is None:
+            raise ValueError("codecs.autoencoder is ''; examples of this run are latents: name what decodes them")
+        self.run, self._decoder = run, decoder
+        self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
+        self._weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+        self._generators: dict[tuple[int, float], Generator] = {}
         self._generator(1, None).load()
 
     def __call__(
         self,
-        asked: str | int | Sequence[str] | Sequence[int],
+        conditions: str | int | Sequence[str] | Sequence[int],
         steps: int = 4,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         guidance: float | None = None,
         count: int = 1,
     ) -> list[Image.Image]:
-        """`count` images of each prompt, or of each label, one after the other.
+        """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
-        size: (height, width) in pixels; by default the run's, as is guidance. The images are those of
-        python -m tim_jax.sample with the same seed. Raises ValueError in one line.
+        Args:
+            conditions: a prompt or several, of a run conditioned on text; else a label or several.
+            steps: of the sampler, at least 1.
+            size: (height, width) in pixels; by default the run's.
+            seed: of the noise, 0 … 2³² − 1. Image j of a prompt starts from noise j of the seed; with labels, image i
+                of the call from noise i.
+            guidance: the guidance scale, 1 for none; by default that of the configuration.
+            count: images of each prompt or label.
+
+        Returns:
+            `count` images of the first prompt or label, then those of the next, and so on.
+
+        Raises:
+            ValueError: one line that names what is wrong.
         """
-        for name, value, least in (("steps", steps, 1), ("seed", seed, 0), ("count", count, 1)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        for name, value, minimum in (("steps", steps, 1), ("seed", seed, 0), ("count", count, 1)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
         if seed >= 2**32:
             raise ValueError(f"seed is {seed}; it must be below 2^32")
-        run, factor = self.run, self._decode.factor
-        rows = run.image_shape[:2]
+        run = self.run
+        shape = run.image_shape[:2]
         if size is not None:
-            rows = read_size("size is", "x".join(map(str, size)), run, factor)
-        asked = [asked] if isinstance(asked, str | int | np.integer) else list(asked)
-        if not asked:
+            shape = read_size("size is", "x".join(map(str, size)), run, self._decoder.factor)
+        given: list[Any] = [conditions] if isinstance(conditions, str | int | np.integer) else list(conditions)
+        if not given:
             raise ValueError("there must be at least one prompt or label")
         if self._texts:
-            self._texts.check(asked)
-            asked = by_prompts([("", {"prompt": prompt}) for prompt in asked], rows, int(count), run)
+            self._texts.check(given)
+            requests = prompt_requests([("", {"prompt": prompt}) for prompt in given], shape, int(count), run)
         else:
-            asked = by_labels([label for label in asked for _ in range(count)], rows, run.config.model.num_classes)
-        generator = self._generator(batch_size(run, asked), guidance)
+            labels = [label for label in given for _ in range(count)]
+            requests = label_requests(labels, shape, run.config.model.num_classes)
+        generator = self._generator(batch_size(run, requests), guidance)
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)
-        make_plan(run.transport, times, sampling)
-        images = [one.images for one in drawn(generator, self._weights, times, asked, int(seed))]
-        return [Image.fromarray(image) for image in pictures.to_uint8(np.concatenate(images))]
+        make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
+        drawn = draw(generator, self._weights, times, requests, seed=int(seed))
+        images = np.concatenate([samples.images for samples in drawn])
+        return [Image.fromarray(image) for image in pictures.to_uint8(images)]
 
     def _generator(self, count: int, guidance: float | None) -> Generator:
-        """One that is kept, so that calls with other numbers of images and steps compile little anew."""
-        rows = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
+        """A generator for so many images at a time; one for each power of two, so that calls share what is compiled."""
+        batch = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
         run = self.run
         if guidance is not None:
             config = override(run.config, {"sampling.guidance": str(guidance)})
-            sampling = make_sampling(config, run.trainer.step.objective)
+            sampling = make_sampling(config, cast(Objective, run.trainer.step.objective))
             sampling = dataclasses.replace(sampling, optimal_times=run.sampling.optimal_times)
             run = dataclasses.replace(run, sampling=sampling)
-        key = rows, run.sampling.guidance
+        key = batch, run.sampling.guidance
         if key not in self._generators:
-            self._generators[key] = Generator(run, rows, self._texts, self._decode)
+            self._generators[key] = Generator(run, batch, self._texts, self._decoder)
         return self._generators[key]

@@ -1,7 +1,7 @@
 """Real images that samples are compared with: a split of a run's data, or a published reference batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,14 @@ from tim_jax.runs.input_pipeline import one_shape
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Real images to compare with. read: numbers (n,) below count → (images (n, h, w, C) in [-1, 1], which of them
-    could be read (n,)). given: what is known of the part without reading images."""
+    """Real images to compare samples with.
+
+    Attributes:
+        fingerprint: what tells them from others.
+        count: how many there are.
+        read: numbers (n,) below count → (images (n, h, w, C) in [−1, 1], which of them could be read (n,) bool).
+        given: what is known of them without reading any.
+    """
 
     fingerprint: dict[str, Any]
     count: int
@@ -26,17 +32,17 @@ class ImageSet:
 
 
 def picture_shape(run: Run) -> tuple[int, int, int]:
-    """(H, W, c) of the images of a run's samples: rows, or what its autoencoder makes of them."""
+    """(H, W, c) of the images of a run's samples: its examples, or what its autoencoder decodes them to."""
     if not run.codecs.autoencoder:
         return run.image_shape
     factor = run.codecs.describe().factor
     return *(factor * side for side in run.image_shape[:2]), 3
 
 
-def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
+def _fingerprint(run: Run, features: Features, **source: Any) -> dict[str, Any]:
     size = "x".join(str(side) for side in picture_shape(run))
     fitted = "" if run.inputs.bucketing is None else "covered and cropped; "
-    return of | {
+    return source | {
         "size": size,
         "preprocessing": fitted + features.preprocessing,
         "features": features.identity,
@@ -44,18 +50,21 @@ def _fingerprint(run: Run, features: Features, **of: Any) -> dict[str, Any]:
     }
 
 
-def of_data(run: Run, features: Features, split: str) -> ImageSet:
-    """A split of the run's data. Raises ValueError if there is none."""
+def split_images(run: Run, features: Features, split: str) -> ImageSet:
+    """The images of a split of the run's data, brought to the shape of its samples.
+
+    Raises ValueError if there is no such split, or its examples are latents.
+    """
     source, fit = one_shape(run, split)
     if run.codecs.autoencoder and source.latents:
         key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
         raise ValueError(
-            f"evaluation.{key} is {run.config.evaluation[key]!r}; the rows of {source.name} are latents, and samples "
+            f"evaluation.{key} is {run.config.evaluation[key]!r}; the examples of {source.name} are latents, and samples "
             f"are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
         )
     shape = picture_shape(run)
 
-    def read(indices):
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, found = np.zeros((len(indices), *shape), np.float32), np.ones(len(indices), bool)
         for row, i in enumerate(indices):
             try:
@@ -64,12 +73,12 @@ def of_data(run: Run, features: Features, split: str) -> ImageSet:
                 found[row] = False
         return images, found
 
-    of = {"data": f"{source.name} {source.fingerprint()}", "split": split, "images": len(source)}
-    return ImageSet(_fingerprint(run, features, **of), len(source), read)
+    about = {"data": f"{source.name} {source.fingerprint()}", "split": split, "images": len(source)}
+    return ImageSet(_fingerprint(run, features, **about), len(source), read)
 
 
-def of_file(run: Run, features: Features, path: str) -> ImageSet:
-    """A published reference batch. Raises ValueError if it does not suit the run."""
+def reference_batch(run: Run, features: Features, path: str) -> ImageSet:
+    """The images of a published reference batch. Raises ValueError if it does not suit the run."""
     given = published.read_moments(path) if features.name == "inception" else {}
     for output, width in (("features", 2048), ("spatial", 2023)):
         if (output, "moments") in given and len(given[output, "moments"].mean) != width:
@@ -87,27 +96,30 @@ def of_file(run: Run, features: Features, path: str) -> ImageSet:
             f"evaluation.reference is {path!r}; its images are {size[0]}x{size[1]}, samples of this run are "
             f"{height}x{width}: they cannot be compared"
         )
-    images = _Ahead(path)
+    images = _InOrder(path)
 
-    def read(indices):
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = data.normalise(images[indices])[..., :channels]
         return found, np.ones(len(indices), bool)
 
-    of = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}
-    return ImageSet(_fingerprint(run, features, **of), count, read, given)
+    about = {"data": f"{epath.Path(path).name} {published.digest(path)}", "split": "all", "images": count}
+    return ImageSet(_fingerprint(run, features, **about), count, read, given)
 
 
-class _Ahead:
-    """The images of a file by number, in ascending order, no more than needed in memory."""
+class _InOrder:
+    """Reads the images of a file by number, in ascending order, with no more than needed in memory."""
 
     def __init__(self, path: str):
-        self._path, self._parts = path, None
+        self._path = path
+        self._batches: Iterator[np.ndarray] | None = None
+        self._held: np.ndarray | None = None
+        self._first = 0  # the number of the first image that is held
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        if self._parts is None or indices.min() < self._first:
-            self._parts, self._first, self._held = published.read_images(self._path), 0, None
+        if self._batches is None or indices.min() < self._first:
+            self._batches, self._first, self._held = published.read_images(self._path), 0, None
         while self._held is None or self._first + len(self._held) <= indices.max():
-            more = next(self._parts)
+            more = next(self._batches)
             if self._held is not None:
                 drop = min(max(int(indices.min()) - self._first, 0), len(self._held))
                 self._first += drop

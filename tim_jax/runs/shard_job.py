@@ -18,42 +18,80 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tim_jax import data
-from tim_jax.config.command_line import Parser, failures, user_errors
+from tim_jax.config.command_line import Parser
 from tim_jax.config.keys import flatten
+from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
 from tim_jax.system import cluster, lock
+from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
 Row = dict[str, Any]
 
 
 class Job(Protocol):
-    """What shards are made of.
+    """What shards are made of."""
 
-    doing: what is done to rows, for progress. settings: all that their bytes depend on, as JSON has it. counts: rows
-    that each shard is made of. max_bad_share: of rows that cannot be used. about: what `about.json` says of all rows.
-    null: features and mask of the empty prompt, {} without texts. train_with: what training on them needs to be told.
-    """
+    @property
+    def doing(self) -> str:
+        """What is done to examples, to be shown beside progress, such as "encoding"."""
+        ...
 
-    doing: str
-    settings: dict[str, Any]
-    counts: Sequence[int]
-    max_bad_share: float
-    about: dict[str, Any]
-    null: dict[str, np.ndarray]
-    train_with: str
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the bytes of the shards depend on, as JSON has it."""
+        ...
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many examples each shard is made of, bad records included."""
+        ...
+
+    @property
+    def max_bad_share(self) -> float:
+        """The largest share of examples that cannot be used."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What about.json says of all examples."""
+        ...
+
+    @property
+    def null(self) -> dict[str, np.ndarray]:
+        """Features and mask of the empty prompt; {} without texts."""
+        ...
+
+    @property
+    def train_with(self) -> str:
+        """The argument that training on the shards needs."""
+        ...
 
     def size_in_bytes(self) -> int:
         """About how many bytes all shards have."""
+        ...
 
-    def make(self, shards: Sequence[int], told: Callable[[], Any]) -> Iterator[tuple[list[Row], list[Row]]]:
-        """(rows as `shard_files.pack` takes them, lines of bad records) of one shard after another; `told` is called
-        as often as rows are done."""
+    def make(self, shards: Sequence[int], progress: Callable[[], Any]) -> Iterator[tuple[list[Row], list[Row]]]:
+        """Makes one shard after another.
+
+        Args:
+            shards: their numbers.
+            progress: called after every example.
+
+        Yields:
+            The shard's examples as `shard_files.pack` takes them, and its lines of bad records.
+        """
+        ...
 
 
 def parser(name: str, description: str) -> Parser:
-    """The arguments of such a command."""
+    """The arguments that all such commands have.
+
+    Args:
+        name: of the command's module.
+        description: of what it does.
+    """
     made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
     made.add_argument("--out", help="the folder that shards are written to")
     made.add_argument("--rows-per-shard", type=int, default=shard_files.EXAMPLES_PER_SHARD, help="default: %(default)s")
@@ -67,9 +105,13 @@ def command(
     open_job: Callable[[argparse.Namespace, dict[str, str]], Job],
     argv: list[str] | None = None,
 ) -> None:
-    """A command line that makes shards. needed: an argument that must be there, too.
+    """Runs a command that makes shards, or verifies those that are there.
 
-    open_job: (arguments, overrides) → what is to be made; raises ValueError for mistakes of the user.
+    Args:
+        parser: of its arguments.
+        needed: an argument without which nothing can be made.
+        open_job: (arguments, overrides) → what is to be made; raises ValueError for mistakes of the user.
+        argv: the arguments, by default those of the process.
     """
     args, overrides = parser.parse(argv)
     with user_errors():
@@ -89,13 +131,18 @@ def command(
 
 
 def run(job: Job, folder: Path) -> None:
-    """Makes all shards of a folder, or the rest of them, and tells what there is."""
+    """Makes all shards of a folder, or the rest of them, and prints what there is.
+
+    Raises:
+        SystemExit: with code 2 if the folder holds something else or too many records are bad, with code 1 if a file
+            cannot be written.
+    """
     lead = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         with user_errors():
             begun = compare(folder, job.settings)
             if begun and finished(folder):
-                return say(f"{folder}: was made before; nothing is left to do")
+                return print_once(f"{folder}: was made before; nothing is left to do")
             check_room(job, folder)
             stack.enter_context(lock.locked(folder, lead, jax.process_count(), "--out"))
             if lead and not begun:
@@ -108,23 +155,27 @@ def run(job: Job, folder: Path) -> None:
             if lead:
                 with user_errors():
                     about = shard_files.finish(folder, len(job.counts), job.about, job.null)
-                say(summary(job, about, folder))
+                print_once(summary(job, about, folder))
 
 
-def say(line: str) -> None:
-    """Tells it once, whatever the number of processes."""
+def print_once(line: str) -> None:
+    """Prints a line once, whatever the number of processes."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def compare(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether shards are being made in the folder by these settings.
+    """Compares the settings with those that a folder of shards was begun with.
 
-    Raises ValueError, naming the first that differs, if they are others, or if the folder holds something else.
+    Returns:
+        Whether the folder was begun before.
+
+    Raises:
+        ValueError: naming the first setting that differs, or what else the folder holds.
     """
     path = folder / shard_files.SETTINGS
     try:
-        before = flatten(json.loads(path.read_bytes()))
+        before = _renamed(json.loads(path.read_bytes()))
     except FileNotFoundError:
         others = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
         others = [name for name in others if name != lock.NAME and not name.startswith(".")]
@@ -143,6 +194,13 @@ def compare(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings, flat, with the keys of configurations in them by today's names."""
+    of_run = {f"run.{key}": value for key, value in renamed(settings.pop("run", {})).items()}
+    sampling = renamed({f"sampling.{key}": value for key, value in settings.pop("sampling", {}).items()})
+    return flatten(settings) | of_run | sampling
+
+
 def finished(folder: Path) -> bool:
     """Whether all shards are there."""
     try:
@@ -152,67 +210,69 @@ def finished(folder: Path) -> bool:
 
 
 def check_room(job: Job, folder: Path) -> None:
-    """Tells what will be made. Raises ValueError, on all processes, if the disk has no room for it."""
-    lacking = np.zeros(1, np.int64)
+    """Prints what will be made. Raises ValueError, on all processes, if the disk has no room for it."""
+    lacking = np.zeros(1, np.int64)  # bytes
     if jax.process_index() == 0:
         size, shards = job.size_in_bytes(), len(job.counts)
         records = (shard_files.read_record(folder, shard) for shard in range(shards))
         there, left = sum(record["bytes"] for record in records if record), free(folder)
-        say(
-            f"{sum(job.counts):,} rows in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} are "
+        print_once(
+            f"{sum(job.counts):,} examples in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} are "
             f"there; free: {in_words(left)}"
         )
         lacking[:] = max(size - there - left, 0)
-    lacking = int(cluster.summed(lacking)[0])
-    if lacking:
-        raise ValueError(f"--out={folder}: the disk lacks about {in_words(lacking)} for all shards; give another")
+    missing = int(cluster.summed(lacking)[0])
+    if missing:
+        raise ValueError(f"--out={folder}: the disk lacks about {in_words(missing)} for all shards; give another")
 
 
 def make_shards(job: Job, folder: Path) -> None:
     """Makes this process's share of the shards, but for those that are there and right.
 
-    Raises TooManyBadRecords, on all processes after the same shard.
+    Raises:
+        TooManyBadRecords: on all processes after the same shard.
     """
     index, count = jax.process_index(), jax.process_count()
     mine = range(index, len(job.counts), count)
     checked = tqdm(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
-    kept = {shard: bad_of(record) for shard in checked if (record := shard_files.read_verified_record(folder, shard))}
-    left = [shard for shard in mine if shard not in kept]
+    records = ((shard, shard_files.read_verified_record(folder, shard)) for shard in checked)
+    complete = {shard: counts_of(record) for shard, record in records if record}
+    left = [shard for shard in mine if shard not in complete]
     everything, counts = sum(job.counts[shard] for shard in mine), np.zeros(1 + len(REASONS), np.int64)
     done = everything - sum(job.counts[shard] for shard in left)
-    whose = f"{job.doing}, 1 of {count} processes" if count > 1 else job.doing
-    with tqdm(total=everything, initial=done, desc=whose, unit=" rows", disable=index > 0) as bar:
+    title = f"{job.doing}, 1 of {count} processes" if count > 1 else job.doing
+    with tqdm(total=everything, initial=done, desc=title, unit=" examples", disable=index > 0) as bar:
         made = job.make(left, bar.update)
         for first in range(0, len(job.counts), count):
             shard = first + index
-            if shard in kept:
-                counts += kept[shard]
+            if shard in complete:
+                counts += complete[shard]
             elif shard in mine:
-                counts += bad_of(shard_files.write_shard(folder, shard, *next(made)))
-            drawn, *bad = cluster.summed(counts).tolist()
+                counts += counts_of(shard_files.write_shard(folder, shard, *next(made)))
+            total, *bad = cluster.summed(counts).tolist()
             found = dict(zip(REASONS, bad, strict=True))
-            check_share(found, max(drawn, MIN_EXAMPLES), job.max_bad_share, f"{folder}/rows-*.json")
+            check_share(found, max(total, MIN_EXAMPLES), job.max_bad_share, f"{folder}/rows-*.json")
 
 
-def bad_of(record: dict[str, Any]) -> np.ndarray:
-    """(rows that a shard is made of, those that are bad by each of REASONS)."""
-    counts = Counter(line["reason"] for line in record["bad"])
-    return np.array([record["rows"] + len(record["bad"])] + [counts[reason] for reason in REASONS], np.int64)
+def counts_of(record: dict[str, Any]) -> np.ndarray:
+    """(1 + len(REASONS),) how many examples a shard is made of, and how many of them are bad for each reason."""
+    bad = Counter(line["reason"] for line in record["bad"])
+    return np.array([record["rows"] + len(record["bad"])] + [bad[reason] for reason in REASONS], np.int64)
 
 
 def summary(job: Job, about: dict[str, Any], folder: Path) -> str:
     """What was made, in a line or two."""
     size = in_words(sum(shard["bytes"] for shard in about["shards"]))
-    line = f"{about['rows']:,} rows in {len(about['shards']):,} shards, {size}: train with --config.data.source=shards "
+    line = f"{about['rows']:,} examples in {len(about['shards']):,} shards, {size}: train with --config.data.source=shards "
     line += f"--config.data.path={folder} {job.train_with}"
     bad = ", ".join(f"{reason} {count:,}" for reason, count in about["bad"].items())
     return line + (f"\nnot used: {bad}; listed in {folder / shard_files.BAD}" if bad else "")
 
 
 def verify(folder: Path) -> None:
-    """Compares all checksums. Raises ValueError."""
+    """Compares the checksums of all shards with their files. Raises ValueError, naming the first that differs."""
     about = shard_files.verify(folder)
-    print(f"{folder}: {about['rows']:,} rows in {len(about['shards']):,} shards, all as they were written")
+    print(f"{folder}: {about['rows']:,} examples in {len(about['shards']):,} shards, all as they were written")
 
 
 def free(folder: Path) -> int:

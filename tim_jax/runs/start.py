@@ -14,14 +14,24 @@ from tim_jax.training.state import TrainState
 
 
 def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
-    """Makes the state that the run starts from where its workdir has no checkpoint.
+    """Prepares the state that the run starts from where its workdir has no checkpoint.
 
-    All that can be wrong is found here, before anything is read or compiled. Raises ValueError, naming the key.
+    All that can be wrong is found here, before anything is read or compiled.
+
+    Args:
+        run: with its teachers.
+        workdir: its folder.
+
+    Returns:
+        A function that makes the state.
+
+    Raises:
+        ValueError: naming the key.
     """
     config, trainer = run.config, run.trainer
     if warm_start.latest(workdir) is not None:
-        if trainer.frozen and (found := warm_start.latest_record(workdir)):
-            saved, recorded = found
+        if trainer.frozen and (latest := warm_start.latest_record(workdir)):
+            saved, recorded = latest
             teachers.check_same(run, recorded, saved)
         return trainer.create  # never called
     if config.checkpoint.resume:
@@ -29,20 +39,20 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         recorded = warm_start.record(saved)
         compare_identity(to_json(restored(recorded["config"])), config, saved)
         teachers.check_same(run, recorded, saved)
-        return _telling(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
+        return _announced(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
     if not config.start.checkpoint:
         return trainer.create
 
-    weights, which = config.start.checkpoint, config.start.ema
+    weights, ema = config.start.checkpoint, config.start.ema
     saved = warm_start.find(weights, "start.checkpoint")
     found = warm_start.weights_of(saved)
-    if which not in found:
-        raise ValueError(f"start.ema is {which!r}; it must be one of {', '.join(found)}, which {saved} has")
+    if ema not in found:
+        raise ValueError(f"start.ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
     abstract = names.by_name(trainer.abstract.params["online"])
     here = {name: leaf.shape for name, leaf in abstract.items()}
-    names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | found[which].keys())
+    names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | found[ema].keys())
     try:
-        taken = warm_start.common(here, found[which], config.start.reinitialise)
+        taken = warm_start.common(here, found[ema], config.start.reinitialise)
     except ValueError as error:
         raise ValueError(f"start.checkpoint is {weights!r}: {error}") from None
     if not taken:
@@ -51,16 +61,18 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         )
 
     def make() -> TrainState:
-        values = warm_start.read_weights(saved, which, {name: abstract[name] for name in taken})
+        values = warm_start.read_weights(saved, ema, {name: abstract[name] for name in taken})
         return warm_start.replace_weights(trainer.create(), values)
 
-    return _telling(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {which}", make)
+    return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
 
 
-def _telling(line: str, make: Callable[[], TrainState]) -> Callable[[], TrainState]:
-    def tell() -> TrainState:
+def _announced(line: str, make: Callable[[], TrainState]) -> Callable[[], TrainState]:
+    """The function, which prints a line before it does its work."""
+
+    def announce() -> TrainState:
         if jax.process_index() == 0:
             print(line, flush=True)
         return make()
 
-    return tell
+    return announce

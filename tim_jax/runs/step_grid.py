@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,15 +10,47 @@ from etils import epath
 from tqdm import tqdm
 
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import Generator
+from tim_jax.runs.generation import Generator, cycle_labels
+from tim_jax.system import files
 from tim_jax.training import checksums
-from tim_jax.transitions.sampling.optimal_grid import jump_costs
+from tim_jax.transitions import SAMPLERS
+from tim_jax.transitions.sampling.optimal_grid import candidate_times, cheapest, jump_costs
 
 FILE = "grid.json"
 SMALL_STEPS = 4  # steps of the path that jumps are measured against, from a candidate to the next
 
 
-def fingerprint(run: Run, folder: epath.Path, step: int) -> dict:
+class StepGrid(NamedTuple):
+    """The grid found for a number of steps.
+
+    Attributes:
+        steps: how many.
+        times: (steps + 1,), falling.
+        error: the sum of the errors of its jumps.
+        uniform_error: the same of a grid at even noise levels.
+    """
+
+    steps: int
+    times: np.ndarray
+    error: float
+    uniform_error: float
+
+
+class FoundGrids(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        grids: in ascending steps.
+        times: (n,) the candidates.
+        cost: (n, n) the error of the jump from time i to time j, infinite where i ≥ j.
+    """
+
+    grids: list[StepGrid]
+    times: np.ndarray
+    cost: np.ndarray
+
+
+def fingerprint(run: Run, folder: epath.Path, step: int) -> dict[str, Any]:
     """Returns what a grid belongs to: the weights, by their checkpoint's fingerprint, and the sampler."""
     checkpoint = checksums.fingerprint(folder / "checkpoints" / str(step))
     return {"step": step, "checkpoint": checkpoint, "weights": run.sampling.ema, "sampler": run.sampling.sampler}
@@ -33,9 +66,15 @@ def known_as(run: Run, folder: epath.Path, step: int) -> dict[str, tuple]:
 
 
 def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
-    """The run, if `sampling.grid` is 'optimal' with the times found for the weights of this step.
+    """Returns the run, with the times that were found for it if `sampling.grid` is 'optimal'.
 
-    Raises ValueError, naming the command, if there are none for these weights and this sampler.
+    Args:
+        run: the run.
+        folder: its workdir.
+        step: of training, which its weights are of.
+
+    Raises:
+        ValueError: naming the command, if no times were found for these weights and this sampler.
     """
     if run.sampling.grid != "optimal":
         return run
@@ -53,16 +92,82 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
 
 
-def measure_jumps(generator: Generator, weights, times: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The costs of all jumps between candidate times (see `optimal_grid.py`), with a bar of progress."""
-    between = np.arange(SMALL_STEPS * (len(times) - 1) + 1) / SMALL_STEPS
-    fine = np.interp(between, np.arange(len(times)), times)
-    path = generator.along(weights, fine, labels, seed, trajectory=True)[::SMALL_STEPS]
+def check_sampler(run: Run) -> None:
+    """Raises ValueError unless the run's sampler is one whose steps can be measured one by one."""
+    sampler = run.sampling.sampler
+    if not SAMPLERS[sampler].single_step or run.sampling.stochasticity:
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.single_step)
+        raise ValueError(
+            f"sampling.sampler is {sampler!r} with stochasticity {run.sampling.stochasticity}; a grid is found "
+            f"from single steps of {able}, without stochasticity"
+        )
+
+
+def find_grids(run: Run, weights: Any, steps: list[int], *, candidates: int, count: int, seed: int) -> FoundGrids:
+    """Finds the grids of least error, each among all subsets of some candidate times.
+
+    Args:
+        run: conditioned on labels; see `check_sampler`.
+        weights: parameters of its network.
+        steps: step counts.
+        candidates: how many times grids are made of, more than the largest step count.
+        count: images that errors are measured on.
+        seed: of their noise.
+    """
+    generator = Generator(run, min(count, run.config.evaluation.batch_size))
+    labels = cycle_labels(run.config.model.num_classes, count)
+    times = candidate_times(run.transport, candidates)
+    cost = measure_jumps(generator, weights, times, labels, seed)
+    grids = []
+    for number in sorted(set(steps)):
+        chosen, total = cheapest(cost, number)
+        even = np.rint(np.linspace(0, candidates - 1, number + 1)).astype(int)
+        grids.append(StepGrid(number, times[chosen], total, float(cost[even[:-1], even[1:]].sum())))
+    return FoundGrids(grids, times, cost)
+
+
+def write(found: FoundGrids, run: Run, folder: epath.Path, step: int, *, count: int, seed: int) -> None:
+    """Writes grids into a workdir, for `with_found_grid`.
+
+    Args:
+        found: the grids.
+        run: that they were found for.
+        folder: its workdir.
+        step: of training.
+        count: images that errors were measured on.
+        seed: of their noise.
+    """
+    record = {
+        "of": fingerprint(run, folder, step),
+        "grids": {grid.steps: grid.times.tolist() for grid in found.grids},
+        "measured": {"guidance": run.sampling.guidance, "count": count, "seed": seed},
+        "times": found.times.tolist(),
+        "cost": [[value if np.isfinite(value) else None for value in row] for row in found.cost.tolist()],
+    }
+    files.replace(folder / FILE, (json.dumps(record) + "\n").encode())
+
+
+def measure_jumps(generator: Generator, weights: Any, times: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Measures the errors of all jumps between candidate times, with a progress bar.
+
+    Args:
+        generator: of the run.
+        weights: parameters of its network.
+        times: (n,) candidates, falling.
+        labels: of the images that errors are measured on.
+        seed: of their noise.
+
+    Returns:
+        (n, n) costs; see `optimal_grid.py`.
+    """
+    places = np.arange(SMALL_STEPS * (len(times) - 1) + 1) / SMALL_STEPS
+    fine = np.interp(places, np.arange(len(times)), times)
+    path = generator.integrate(weights, fine, labels, seed=seed, trajectory=True)[::SMALL_STEPS]
     total = len(times) * (len(times) - 1) // 2
     with tqdm(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
 
-        def step(i: int, j: int) -> np.ndarray:
+        def jump(i: int, j: int) -> np.ndarray:
             bar.update()
-            return generator.along(weights, times[[i, j]], labels, seed, x=path[i])
+            return generator.integrate(weights, times[[i, j]], labels, seed=seed, start=path[i])
 
-        return jump_costs(path, step)
+        return jump_costs(path, jump)

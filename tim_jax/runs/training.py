@@ -1,13 +1,15 @@
-"""A run as it trains: one step to try it, pictures of samples on the way, and the loop in a workdir."""
+"""A run as it trains: all that is checked before, one step to try it, pictures on the way, the loop in a workdir."""
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from PIL import Image
 
 from tim_jax import data
 from tim_jax.config.batches import made_up_batch
@@ -15,9 +17,10 @@ from tim_jax.config.command_line import failures, user_errors
 from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
-from tim_jax.runs import measuring, teachers, workdir
-from tim_jax.runs.generation import cycle_labels, open_generator, prompts_of
+from tim_jax.runs import teachers, workdir
+from tim_jax.runs.generation import cycle_labels, open_generator, source_prompts
 from tim_jax.runs.input_pipeline import SourcePipeline
+from tim_jax.runs.measuring import Measurement, measure_while_training
 from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
@@ -31,9 +34,12 @@ COLUMNS = 20  # images of a row in the pictures of samples
 
 
 def check(run: Run) -> None:
-    """One real step of the configuration on its mesh, on made-up rows."""
-    rows = run.inputs.batch_size_of(run.image_shape[:2])
-    here = rows * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
+    """Takes one real step of the configuration on its mesh, on made-up examples, and prints its metrics.
+
+    Raises SystemExit, with one line, if they are not finite.
+    """
+    batch_size = run.inputs.batch_size_of(run.image_shape[:2])
+    here = batch_size * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
     began = time.perf_counter()
     state = run.trainer.create()
@@ -41,80 +47,105 @@ def check(run: Run) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))
-    print(f"one step of {rows} rows, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
+    print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
     if not all(np.isfinite(value) for value in values.values()):
         raise SystemExit("the first step is not finite")
 
 
-def picture_sizes(run: Run, plan: data.BucketPlan, most: int = 5) -> list[tuple[int, int]]:
-    """Sizes (h, w) that rows are drawn in: of the buckets, the tallest, the widest and some between."""
+def picture_sizes(run: Run, plan: data.BucketPlan, max_sizes: int = 5) -> list[tuple[int, int]]:
+    """Sizes (h, w) that samples are drawn in: of the buckets, the tallest, the widest and some between."""
     shapes = sorted((bucket.shape for bucket in plan.buckets), key=lambda shape: shape[0] / shape[1])
     if len(shapes) == 1:
         return [run.image_shape[:2]]
-    chosen = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, most)})
-    return [tuple(side // run.inputs.factor for side in shapes[i]) for i in chosen]
+    chosen = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, max_sizes)})
+    factor = run.inputs.factor
+    return [(shapes[i][0] // factor, shapes[i][1] // factor) for i in chosen]
 
 
-def sample_pictures(run: Run, feed: SourcePipeline):
-    """state → {"samples": a grid, one row per step count}, of the weights that sampling uses."""
-    sizes = picture_sizes(run, feed.plan)
+def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState], dict[str, Image.Image]]:
+    """Prepares pictures of samples.
+
+    Returns:
+        A function of the state that gives {"samples": a grid with one row per step count}, of the weights that
+        sampling uses.
+
+    Raises:
+        ValueError: if a text encoder or an autoencoder cannot be read.
+    """
+    sizes = picture_sizes(run, pipeline.plan)
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
     generator, count = open_generator(run, each), each * len(sizes)
     generator.load()
     by_class = run.config.model.condition == "class"
-    asked = cycle_labels(run.config.model.num_classes, count) if by_class else prompts_of(feed.source, count)
+    conditions: np.ndarray | list[str] = (
+        cycle_labels(run.config.model.num_classes, count) if by_class else source_prompts(pipeline.source, count)
+    )
 
-    def draw(state):
+    def images_of(weights: Any, steps: int) -> list[np.ndarray]:
+        images: list[np.ndarray] = []
+        for i, size in enumerate(sizes):
+            some = conditions[i * each : (i + 1) * each]
+            images += list(generator.decode(generator(weights, some, steps=steps, size=size)))
+        return images
+
+    def draw(state: TrainState) -> dict[str, Image.Image]:
         weights = run.weights(state)
-        images = {
-            steps: [
-                image
-                for i, size in enumerate(sizes)
-                for image in generator.decode(generator(weights, steps, 0, asked[i * each : (i + 1) * each], size))
-            ]
-            for steps in run.training.sample_steps
-        }
+        images = {steps: images_of(weights, steps) for steps in run.training.sample_steps}
         return {"samples": pictures.any_step_grid(images)}
 
     return draw
 
 
 def can_draw(run: Run) -> bool:
-    """Whether pictures of samples can be made: of rows that are or become images, and prompts that are read here."""
+    """Whether pictures of samples can be made: examples are images or decoded to images, prompts can be read here."""
     return run.shows_images and (run.config.model.condition == "class" or bool(run.codecs.text_encoder))
 
 
 def fit(
     run: Run,
-    feed: SourcePipeline,
+    pipeline: SourcePipeline,
     folder: epath.Path,
     first: Callable[[], TrainState],
     stop: Stop,
     profile: tuple[int, int] | None = None,
-    measurement: measuring.Measurement | None = None,
-    draw: Callable[[TrainState], dict] | None = None,
+    measurement: Measurement | None = None,
+    draw: Callable[[TrainState], Mapping[str, Any]] | None = None,
 ) -> End:
-    """Trains in a workdir, from `first` if it has no checkpoint. draw: see `sample_pictures`.
+    """Trains in a workdir.
 
-    Ends the program with one line if too many records are bad or training cannot go on.
+    Args:
+        run: with its teachers.
+        pipeline: of its data.
+        folder: the workdir.
+        first: makes the state where there is no checkpoint.
+        stop: who asks for an end.
+        profile: first and last step of a trace, or None.
+        measurement: what `evaluation.periodic` asks for, or None.
+        draw: see `sample_pictures`; None for no pictures.
+
+    Returns:
+        How training ended.
+
+    Raises:
+        SystemExit: with one line, if too many records are bad or training cannot go on.
     """
     record = workdir.record_start(folder, run.config, teachers.record(run))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
-    feed = dataclasses.replace(feed, account=account)
+    pipeline = dataclasses.replace(pipeline, account=account)
     if jax.process_index() == 0:
-        print(summary.summary(feed.source, feed.plan), flush=True)
+        print(summary.summary(pipeline.source, pipeline.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
-        measure = measuring.while_training(run, measurement) if measurement else None
+        measure = measure_while_training(run, measurement) if measurement else None
         return train(
             run.trainer,
             run.training,
             run.checkpoint,
             folder,
-            feed,
+            pipeline,
             first,
             record=record,
             pictures=pictures,
@@ -126,7 +157,7 @@ def fit(
 
 
 def last_line(end: End, folder: epath.Path) -> str:
-    """What a run says at its end."""
+    """The line that a run ends with."""
     if end.stopped:
         saved = "which is saved" if end.saved else "which is not saved"
         line = f"stopped by {end.stopped} at step {end.step}, {saved}: start it again with the same command"

@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import pathlib
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -21,14 +23,14 @@ PACKAGES = ("tim-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 
 
 def to_json(config: ConfigDict) -> dict:
-    """A configuration as JSON holds it (tuples are lists)."""
+    """Returns a configuration as JSON holds it, with lists for tuples."""
     return json.loads(config.to_json())
 
 
 def recorded(workdir: epath.Path) -> dict | None:
-    """The configuration that a workdir's run was first started with, or None in a new one.
+    """Returns the configuration that a workdir's run was first started with, or None in a new one.
 
-    Keys that have come since are at their defaults.
+    It is by today's names, with the defaults of keys that have come since.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -37,15 +39,26 @@ def recorded(workdir: epath.Path) -> dict | None:
 
 
 def restored(values: dict) -> ConfigDict:
-    """The configuration that a workdir or a checkpoint has recorded; keys that have come since are at their defaults.
+    """Returns the configuration that a workdir or a checkpoint has recorded.
 
-    Raises ValueError for an objective or a transport that is no more.
+    It is by today's names, with the defaults of keys that have come since.
+
+    Raises:
+        ValueError: for an objective or a transport that is no more.
     """
     return resolved(ConfigDict(_with_tuples(keys.completed(values))))
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
-    """A workdir's configuration. Raises ValueError if it holds no run or an identity key is overridden."""
+    """Returns a workdir's configuration.
+
+    Args:
+        workdir: the folder.
+        overrides: {"section.key": text} of keys to change.
+
+    Raises:
+        ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
+    """
     values = recorded(workdir)
     if values is None:
         raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
@@ -54,10 +67,16 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     return config
 
 
-def record_start(workdir: epath.Path, config: ConfigDict, more: dict = {}) -> dict:
-    """Writes config.json if it is not there, appends to starts.jsonl, returns what checkpoints are to say.
+def record_start(workdir: epath.Path, config: ConfigDict, more: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Writes config.json if it is not there, and adds a line to starts.jsonl; only the first process writes.
 
-    more: that they are to say besides. Only the first process writes.
+    Args:
+        workdir: the folder, which is made if it is not there.
+        config: of the run.
+        more: what checkpoints are to say besides.
+
+    Returns:
+        What checkpoints are to say of the run.
     """
     values = to_json(config)
     record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit(), **more}
@@ -74,13 +93,13 @@ def record_start(workdir: epath.Path, config: ConfigDict, more: dict = {}) -> di
 
 
 def first_start(workdir: epath.Path) -> float:
-    """When a workdir's run was first started, in seconds since the epoch."""
+    """Returns when a workdir's run was first started, in seconds since the epoch."""
     with (workdir / STARTS).open() as file:
         return datetime.datetime.fromisoformat(json.loads(file.readline())["time"]).timestamp()
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on."""
+    """Returns the versions of the packages that numbers depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -91,10 +110,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the code runs from, with a + if it was changed; None outside a checkout."""
+    """Returns the commit of the checkout that the code runs from, with a + if it was changed; None outside of one."""
     folder = pathlib.Path(__file__).resolve().parents[1]
 
-    def git(*args):
+    def git(*args: str) -> str | None:
         done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=20)
         return done.stdout.strip() if done.returncode == 0 else None
 

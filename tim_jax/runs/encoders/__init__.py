@@ -1,9 +1,21 @@
-"""The frozen parts that a run's `codecs` section names, at work on a mesh: images to latents and back, texts and images
-to features. Weights are whole on every device, rows over data and fsdp."""
+"""The pretrained modules that a run's `codecs` section names, at work on a mesh.
 
-from tim_jax.runs.encoders.images import Decoder, Pixels, decoder_of
+They turn images into latents and back, and texts and images into features. Their weights are frozen and whole on every
+device; the examples of a batch lie over the mesh axes data and fsdp.
+"""
+
+from tim_jax.runs.encoders.batches import BatchEncoder
+from tim_jax.runs.encoders.images import Decoder, Pixels, open_decoder
 from tim_jax.runs.encoders.module import FrozenModule, open_module
-from tim_jax.runs.encoders.rows import Encoder
-from tim_jax.runs.encoders.texts import Texts, texts_of
+from tim_jax.runs.encoders.texts import TextEncoder, open_text_encoder
 
-__all__ = ["Decoder", "Encoder", "FrozenModule", "Pixels", "Texts", "decoder_of", "open_module", "texts_of"]
+__all__ = [
+    "BatchEncoder",
+    "Decoder",
+    "FrozenModule",
+    "Pixels",
+    "TextEncoder",
+    "open_decoder",
+    "open_module",
+    "open_text_encoder",
+]

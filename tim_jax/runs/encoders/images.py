@@ -1,6 +1,7 @@
-"""Rows as images, and images as rows."""
+"""Examples as images, and images as examples."""
 
 import functools
+from typing import Literal
 
 import jax
 import numpy as np
@@ -12,67 +13,73 @@ from tim_jax.training.sharding import on_mesh
 
 
 class Pixels:
-    """Images of rows that are images themselves."""
+    """The decoder of examples that are images themselves."""
 
     factor = 1
 
     def load(self) -> None:
         """There is nothing to read."""
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def __call__(self, examples: np.ndarray) -> np.ndarray:
+        """The examples."""
+        return examples
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The images."""
         return images
 
 
 class Decoder:
-    """Images (n, H, W, C) in about [−1, 1] of rows (n, h, w, C'), and back, by the run's autoencoder.
+    """The run's autoencoder: images (n, H, W, c) in about [−1, 1] from latents (n, h, w, C), and back.
 
-    factor: pixels per position of a row. Raises ValueError if the autoencoder is not one of the run's rows.
+    Raises ValueError if the autoencoder's latents are not the run's examples.
+
+    Attributes:
+        factor: pixels per position of a latent.
     """
 
     def __init__(self, run: Run):
-        self.run, self._module = run, run.codecs.describe()
-        self.factor = self._module.factor
-        found = self._module.config.latent_channels
-        if run.image_shape[-1] != found:
+        self.run = run
+        described = run.codecs.describe()
+        self.factor, channels = described.factor, described.config.latent_channels
+        if run.image_shape[-1] != channels:
             raise ValueError(
                 f"data.channels is {run.image_shape[-1]}; the latents of {run.codecs.autoencoder} "
-                f"(codecs.autoencoder) have {found}"
+                f"(codecs.autoencoder) have {channels}"
             )
         self._apply = jax.jit(
-            lambda part, x, method: in_tiles(run.codecs, part, method, x),
+            lambda module, x, method: in_tiles(run.codecs, module, method, x),
             static_argnums=2,
             out_shardings=sharding.replicated(run.mesh),
         )
 
     @functools.cached_property
-    def _part(self) -> FrozenModule:
+    def _module(self) -> FrozenModule:
         return open_module(self.run.codecs, "autoencoder", self.run.mesh)
 
     def load(self) -> None:
-        """Reads the weights, which otherwise the first call does. Raises ValueError."""
-        self._part  # noqa: B018
+        """Reads the weights now, which otherwise the first call does. Raises ValueError."""
+        _ = self._module
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """rows: known to every process."""
-        return self._of(rows, "decode")
+    def __call__(self, examples: np.ndarray) -> np.ndarray:
+        """Images (n, H, W, c) of latents (n, h, w, C) that every process knows."""
+        return self._run(examples, "decode")
 
-    def rows(self, images: np.ndarray) -> np.ndarray:
-        """Rows (n, h, w, C') of images (n, H, W, C) that every process knows: the means."""
-        return self._of(images, "encode")
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents (n, h, w, C), the means, of images (n, H, W, c) that every process knows."""
+        return self._run(images, "encode")
 
-    def _of(self, x: np.ndarray, method: str) -> np.ndarray:
+    def _run(self, x: np.ndarray, method: Literal["decode", "encode"]) -> np.ndarray:
         count, shards = len(x), sharding.batch_shards(self.run.mesh)
         x = np.resize(x, (-(-count // shards) * shards, *x.shape[1:]))
-        x = jax.make_array_from_callback(x.shape, sharding.batch_sharding(self.run.mesh), lambda index, x=x: x[index])
+        where = sharding.batch_sharding(self.run.mesh)
+        placed = jax.make_array_from_callback(x.shape, where, lambda index: x[index])
         with on_mesh(self.run.mesh):
-            return np.asarray(self._apply(self._part, x, method))[:count]
+            return np.asarray(self._apply(self._module, placed, method))[:count]
 
 
-def decoder_of(run: Run) -> Pixels | Decoder | None:
-    """Rows → images; None where rows are latents and no autoencoder is named. Raises ValueError."""
+def open_decoder(run: Run) -> Pixels | Decoder | None:
+    """What turns a run's examples into images; None for latents without `codecs.autoencoder`. Raises ValueError."""
     if run.codecs.autoencoder:
         return Decoder(run)
     return Pixels() if run.shows_images else None

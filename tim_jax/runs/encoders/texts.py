@@ -17,11 +17,17 @@ from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 
 
-class Texts:
-    """Captions and prompts → what a network that is conditioned on text takes of them.
+class TextEncoder:
+    """Turns captions and prompts into the condition of a network that is conditioned on text.
 
-    length: tokens of a text, padding included. width: of a feature. Raises ValueError if no text encoder is named, or
-    its states have another width.
+    Args:
+        settings: the section `codecs`.
+        mesh: whose devices share the texts of a batch.
+        length: M, tokens of a text, padding included.
+        width: T, of a token's feature.
+
+    Raises:
+        ValueError: if no text encoder is named, or its features have another width.
     """
 
     def __init__(self, settings: CodecSettings, mesh: Mesh, length: int, width: int):
@@ -38,46 +44,55 @@ class Texts:
             )
         stands_in = settings.text_encoder == stand_in.NAME
         self.tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
-        self._apply = jax.jit(lambda part, ids, mask: self.features(part, ids, mask))
+        self._apply = jax.jit(lambda module, ids, mask: self.features(module, ids, mask))
 
     @functools.cached_property
-    def part(self) -> FrozenModule:
-        """The text encoder, read when it is asked for. Raises ValueError."""
+    def module(self) -> FrozenModule:
+        """The text encoder with its weights, read when it is first wanted. Raises ValueError."""
         return open_module(self.settings, "text_encoder", self.mesh)
+
+    def load(self) -> None:
+        """Reads the weights now. Raises ValueError."""
+        _ = self.module
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises ValueError, naming it, for a prompt that is empty, too long or no text."""
         self.tokenizer(prompts, self.length, strict=True)
 
-    def features(self, part: FrozenModule, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """(B, M, T) float32 features of tokens (B, M); to be traced, with `self.part`."""
-        return getattr(part(ids, mask), self.settings.text_states).astype(jnp.float32)
+    def features(self, module: FrozenModule, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Float32 features (B, M, T) of tokens (B, M); to be traced, with `self.module`."""
+        return getattr(module(ids, mask), self.settings.text_states).astype(jnp.float32)
 
     def __call__(self, texts: Sequence[str]) -> dict[str, jax.Array]:
-        """{"text": (B, M, T), "mask": (B, M)} of texts that every process knows; their number a multiple of the
-        devices that rows lie on."""
+        """The condition of texts that every process knows.
+
+        Args:
+            texts: B of them, a multiple of the devices that share a batch.
+
+        Returns:
+            {"text": (B, M, T), "mask": (B, M)}.
+        """
         ids, mask = self.tokenizer(texts, self.length)
         where = sharding.batch_sharding(self.mesh)
         put = lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index])  # noqa: E731
-        ids, mask = put(ids), put(mask)
+        placed_ids, placed_mask = put(ids), put(mask)
         with on_mesh(self.mesh):
-            return {"text": self._apply(self.part, ids, mask), "mask": mask}
+            return {"text": self._apply(self.module, placed_ids, placed_mask), "mask": placed_mask}
 
     @functools.cached_property
     def null(self) -> dict[str, np.ndarray]:
-        """{"text": (1, M, T), "mask": (1, M)} of the empty prompt."""
+        """The condition of the empty prompt: {"text": (1, M, T), "mask": (1, M)}."""
         ids, mask = self.tokenizer([""], self.length)
         whole = jax.jit(lambda *args: self.features(*args), out_shardings=sharding.replicated(self.mesh))
         with on_mesh(self.mesh):
-            return {"text": np.asarray(whole(self.part, ids, mask)), "mask": mask}
+            return {"text": np.asarray(whole(self.module, ids, mask)), "mask": mask}
 
     @property
-    def first_null(self) -> dict[str, np.ndarray]:
-        """{"text": (M, T), "mask": (M,)} of the empty prompt, as shards keep it."""
+    def null_of_shards(self) -> dict[str, np.ndarray]:
+        """The condition of the empty prompt as shards keep it: {"text": (M, T), "mask": (M,)}."""
         return {name: value[0] for name, value in self.null.items()}
 
 
-def texts_of(run: Run) -> Texts:
+def open_text_encoder(run: Run) -> TextEncoder:
     """The text encoder of a run that is conditioned on text. Raises ValueError."""
-    data = run.config.data
-    return Texts(run.codecs, run.mesh, data.text_tokens, data.text_width)
+    return TextEncoder(run.codecs, run.mesh, run.data.text_tokens, run.data.text_width)

@@ -1,1 +1,1 @@
-"""Rows encoded once, by a run's frozen parts, to shards that training reads (tim_jax/data/sources/shards.py)."""
+"""Examples encoded once, by a run's pretrained modules, to shards that training reads (data/sources/shards.py)."""

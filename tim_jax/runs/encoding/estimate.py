@@ -6,19 +6,17 @@ import numpy as np
 
 from tim_jax.config.run import Run
 from tim_jax.data.shard_files import EXAMPLE_OVERHEAD, SHARD_OVERHEAD
-from tim_jax.runs.encoding.rows import RowEncoder, png
+from tim_jax.runs.encoding.examples import ExampleEncoder, png
 from tim_jax.runs.encoding.work import Reading, Work
 
-SAMPLED = 64  # rows of the source of which captions, and images that are kept, are looked at
+SAMPLED = 64  # examples of the source whose captions, and images where shards hold them, are looked at
 
 
-def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
-    """About how many bytes all shards have: latents and features by their shapes, texts and images by some of them."""
+def size_in_bytes(run: Run, work: Work, encoder: ExampleEncoder) -> int:
+    """Estimates the bytes of all shards: latents and features by their shapes, texts and images by some of them."""
     captions, tokens, per_pixel = sampled(work, encoder)
-    total = (
-        work.plan.images() * (EXAMPLE_OVERHEAD + captions + tokens * run.config.data.text_width * 2)
-        + work.shards * SHARD_OVERHEAD
-    )
+    each = EXAMPLE_OVERHEAD + captions + tokens * run.config.data.text_width * 2
+    total = work.plan.images() * each + work.shards * SHARD_OVERHEAD
     for bucket in work.plan.buckets:
         pixels, row = math.prod(bucket.shape), 0.0
         if encoder.keeps_images:
@@ -31,8 +29,8 @@ def size_in_bytes(run: Run, work: Work, encoder: RowEncoder) -> int:
     return int(total)
 
 
-def sampled(work: Work, encoder: RowEncoder) -> tuple[float, float, float]:
-    """(bytes of captions of a row, their tokens, bytes of a file per pixel), on average over rows that can be used."""
+def sampled(work: Work, encoder: ExampleEncoder) -> tuple[float, float, float]:
+    """Means over examples that can be used: bytes of their captions, tokens of them, bytes of a file per pixel."""
     rows = np.flatnonzero(work.bucket >= 0)
     reading = Reading.of(work, rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int))])
     found = [row for row in map(reading, range(len(reading.rows))) if "bad" not in row]

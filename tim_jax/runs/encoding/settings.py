@@ -11,8 +11,8 @@ from tim_jax.runs.encoding.work import Work
 START = 2**20  # bytes of a file of weights that tell it from others: its header and the first weights
 
 
-def settings_of(run: Run, work: Work) -> dict[str, Any]:
-    """All that the shards of a run depend on, as JSON has it."""
+def shard_settings(run: Run, work: Work) -> dict[str, Any]:
+    """Returns all that the shards of a run depend on, as JSON has it."""
     config, codecs = run.config, run.codecs
     by_text = config.model.condition == "text"
     used = {
@@ -26,14 +26,22 @@ def settings_of(run: Run, work: Work) -> dict[str, Any]:
         "buckets": {f"{bucket.height}x{bucket.width}": sum(bucket.images) for bucket in work.plan.buckets},
         "features": {"width": config.data.features_width, "side": run.inputs.augmentation.side},
         "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} if by_text else None,
-        "codecs": {name: weights_of(getattr(codecs, name)) if of else None for name, of in used.items()}
+        "codecs": {name: module_identity(getattr(codecs, name)) if needed else None for name, needed in used.items()}
         | {"latents": codecs.latents, "dtype": codecs.dtype, "tile": codecs.tile},
     }
     return json.loads(json.dumps(settings))
 
 
-def weights_of(path: str) -> dict[str, Any]:
-    """{"path", "fingerprint"} of a published model: its configuration, and each file's name, size and beginning."""
+def module_identity(path: str) -> dict[str, Any]:
+    """Tells a pretrained module from others.
+
+    Args:
+        path: as `codecs` has it: a folder, hf://…, or the name of the stand-in.
+
+    Returns:
+        {"path", "fingerprint"}; the fingerprint is of the module's configuration and of the name, size and beginning
+        of each file of weights.
+    """
     if path == stand_in.NAME:
         return {"path": path, "fingerprint": digest(stand_in.CONFIG, stand_in.SEED)}
     folder, files = loading.find(hub.local(path))

@@ -1,4 +1,4 @@
-"""What is to be encoded: the rows of a source in their order, in shards of so many consecutive rows."""
+"""What is to be encoded: the examples of a source in their order, in shards of consecutive examples."""
 
 import dataclasses
 import functools
@@ -6,20 +6,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from tim_jax import data
 from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.data.sources.base import PickledByFields
-from tim_jax.runs.input_pipeline import open_rows
+from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Work(PickledByFields):
-    """source, plan: whose rows, and the buckets they are brought to. rows_per_shard: consecutive rows of the source,
-    of which those in no bucket are left out."""
+    """The examples to encode, by shards.
+
+    Attributes:
+        source: of the examples.
+        plan: the buckets that they are brought to.
+        rows_per_shard: consecutive examples of the source in a shard; those in no bucket are left out.
+    """
 
     source: data.Source
     plan: data.BucketPlan
@@ -27,12 +33,12 @@ class Work(PickledByFields):
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """How many shards there are."""
         return -(-len(self.source) // self.rows_per_shard)
 
     @functools.cached_property
     def bucket(self) -> np.ndarray:
-        """The bucket of every row of the source, −1 where it is in none."""
+        """(len(source),) the bucket of every example of the source, −1 where it is in none."""
         found = np.full(len(self.source), -1, np.int16)
         for k, bucket in enumerate(self.plan.buckets):
             (images,) = bucket.images
@@ -40,15 +46,21 @@ class Work(PickledByFields):
         return found
 
     def rows(self, shard: int) -> np.ndarray:
-        """The rows of the source that make up a shard."""
+        """The numbers of the examples that make up a shard."""
         first = shard * self.rows_per_shard
         return first + np.flatnonzero(self.bucket[first : first + self.rows_per_shard] >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading(PickledByFields):
-    """i → row rows[i] of the source, fitted to its bucket: {"image": uint8 (H, W, c), "label", perhaps "captions"}; or
-    {"bad": its line in the list of bad records}. bucket: of each of `rows`, both (n,)."""
+    """Reads examples, fitted to their buckets; a picklable function of i.
+
+    Attributes:
+        source: of the examples.
+        plan: the buckets.
+        rows: (n,) numbers of the examples to read.
+        bucket: (n,) the bucket of each.
+    """
 
     source: data.Source
     plan: data.BucketPlan
@@ -57,9 +69,15 @@ class Reading(PickledByFields):
 
     @classmethod
     def of(cls, work: Work, rows: np.ndarray) -> "Reading":
+        """Reads these examples of some work."""
         return cls(work.source, work.plan, rows, work.bucket[rows])
 
     def __call__(self, i: int) -> dict[str, Any]:
+        """Reads example rows[i].
+
+        Returns:
+            {"image": uint8 (H, W, c), "label", perhaps "captions"}, or {"bad": its line in the list of bad records}.
+        """
         index, shape = int(self.rows[i]), self.plan.buckets[self.bucket[i]].shape
         try:
             row = self.source.read(index)
@@ -71,14 +89,16 @@ class Reading(PickledByFields):
         return {"image": image, "label": row["label"]} | captions
 
 
-def run_here(config: Any) -> Run:
-    """The run of a configuration that encodes rows, on this process's devices, which share the rows of a batch.
+def local_run(config: ConfigDict) -> Run:
+    """The run of a configuration that encodes its examples, on this process's devices, which share each batch.
 
-    Its buckets are those of training but for the mesh: they depend on no machine. Raises ValueError for a configuration
-    that encodes nothing, or whose rows no shards can stand for.
+    Its buckets are those of training but for the mesh, so that they depend on no machine.
+
+    Raises:
+        ValueError: for a configuration that encodes nothing, or whose examples cannot be stored in shards.
     """
     if not config.data.encode:
-        raise ValueError("data.encode is False; it must be True, for rows that `codecs` encode")
+        raise ValueError("data.encode is False; it must be True, for examples that `codecs` encode")
     if config.data.mixture:
         raise ValueError("data.mixture is given; encode each of its sources by itself, then mix the shards")
     if config.data.random_crop:
@@ -90,14 +110,15 @@ def run_here(config: Any) -> Run:
     settings = run.inputs
     if sequence > 1 and settings.bucketing:
         grid = dataclasses.replace(settings.bucketing.grid, tokens_multiple=sequence)
-        settings = dataclasses.replace(settings, bucketing=dataclasses.replace(settings.bucketing, grid=grid))
-        settings.bucketing.check()
+        bucketing = dataclasses.replace(settings.bucketing, grid=grid)
+        bucketing.check()
+        settings = dataclasses.replace(settings, bucketing=bucketing)
     return dataclasses.replace(run, mesh=sharding.make_mesh(dict(mesh), here), inputs=settings)
 
 
 def open_work(run: Run, rows_per_shard: int) -> Work:
-    """The rows of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
-    source, plan = open_rows(run)
+    """The examples of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
+    source, plan = open_source_and_plan(run)
     if run.config.model.condition == "text" and not source.captions:
-        raise ValueError(f"model.condition is 'text'; the rows of {source.name} have no captions")
+        raise ValueError(f"model.condition is 'text'; the examples of {source.name} have no captions")
     return Work(source, plan, rows_per_shard)

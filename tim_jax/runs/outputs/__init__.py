@@ -1,1 +1,1 @@
-"""What is asked for, drawn and written: prompts and labels, images in batches, files as evaluators read them."""
+"""From what is asked for to files: prompts and labels, images in batches, layouts that evaluators read."""

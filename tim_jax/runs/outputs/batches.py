@@ -1,4 +1,4 @@
-"""Images of what is asked for, size by size and in batches: each is the same whatever else is asked for beside it."""
+"""Images of requests, size by size and in batches; each is the same whatever else is asked for beside it."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,57 +7,77 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import Generator, cycled
+from tim_jax.runs.generation import Generator, repeated
 from tim_jax.runs.outputs.requests import Request
 
 
-class Drawn(NamedTuple):
-    """place: in the list of what is asked. rows (count, h, w, C), and the images (count, H, W, c) that they become."""
+class Samples(NamedTuple):
+    """All images of one request.
+
+    Attributes:
+        place: of the request in its list.
+        examples: (count, h, w, C), as the network draws them.
+        images: (count, H, W, c), what they are decoded to.
+    """
 
     place: int
-    rows: np.ndarray
+    examples: np.ndarray
     images: np.ndarray
 
 
-def batch_size(run: Run, asked: Sequence[Request]) -> int:
-    """Of all batches: as many as there are of one size, at most `sampling.batch_size`."""
-    counts = {size: sum(of.count for of in asked if of.size == size) for size in {of.size for of in asked}}
-    return min(max(counts.values()), run.config.sampling.batch_size)
+def batch_size(run: Run, requests: Sequence[Request]) -> int:
+    """The size of all batches: as many images as are asked for of one size, at most `sampling.batch_size`."""
+    sizes = {request.size for request in requests}
+    counts = [sum(request.count for request in requests if request.size == size) for size in sizes]
+    return min(max(counts), run.config.sampling.batch_size)
 
 
-def drawn(
+def draw(
     generator: Generator,
     weights: Any,
     times: np.ndarray,
-    asked: Sequence[Request],
+    requests: Sequence[Request],
+    *,
     seed: int = 0,
-    x: np.ndarray | None = None,
-    told: Callable[[int], None] = lambda count: None,
-) -> Iterator[Drawn]:
-    """All images of each thing asked for, as soon as they are there; first those of the first size.
+    start: np.ndarray | None = None,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Iterator[Samples]:
+    """Draws the images of requests, first those of the first size.
 
-    x: states (n, h, w, C) at the first of `times`, where all have one size; by default noise. told: of every batch, how
-    many images it has.
+    Args:
+        generator: of the run.
+        weights: parameters of the network.
+        times: falling, from the time that sampling starts at.
+        requests: what is asked for.
+        seed: of the noise.
+        start: states (n, h, w, C) at the first of `times`, where all requests have one size; by default noise.
+        progress: called after every batch with the number of its images.
+
+    Yields:
+        The samples of each request, as soon as they are there.
     """
-    for size in dict.fromkeys(of.size for of in asked):
-        places = [i for i, of in enumerate(asked) if of.size == size]
-        whats = [asked[i].what for i in places for _ in range(asked[i].count)]
-        numbers = np.concatenate([asked[i].first + np.arange(asked[i].count) for i in places])
-        batches = generator.batches(weights, times, whats, seed, x, size, numbers=numbers)
-        stream = _one_by_one(generator, batches, told)
+    for size in dict.fromkeys(request.size for request in requests):
+        places = [i for i, request in enumerate(requests) if request.size == size]
+        conditions = [requests[i].condition for i in places for _ in range(requests[i].count)]
+        numbers = np.concatenate([requests[i].first + np.arange(requests[i].count) for i in places])
+        batches = generator.batches(weights, times, conditions, seed=seed, start=start, size=size, numbers=numbers)
+        stream = _one_by_one(generator, batches, progress)
         for i in places:
-            rows, images = zip(*itertools.islice(stream, asked[i].count), strict=True)
-            yield Drawn(i, np.stack(rows), np.stack(images))
+            examples, images = zip(*itertools.islice(stream, requests[i].count), strict=True)
+            yield Samples(i, np.stack(examples), np.stack(images))
 
 
-def _one_by_one(generator, batches, told):
-    for rows in batches:
-        images = generator.decode(cycled(rows, generator.batch_size))  # one program, also for the last batch
-        told(len(rows))
-        yield from zip(rows, images)
+def _one_by_one(
+    generator: Generator, batches: Iterator[np.ndarray], progress: Callable[[int], Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(example, image) pairs."""
+    for examples in batches:
+        images = generator.decode(repeated(examples, generator.batch_size))  # one program, also for the last batch
+        progress(len(examples))
+        yield from zip(examples, images)
 
 
-def settings(run: Run, training_step: int, seed: int) -> dict[str, Any]:
+def sampling_record(run: Run, training_step: int, seed: int) -> dict[str, Any]:
     """What all images of a command have in common, by the names that the configuration gives it."""
     sampling = dict(run.config.sampling) | {"sampler": run.sampling.sampler}
     del sampling["batch_size"]  # no image depends on it

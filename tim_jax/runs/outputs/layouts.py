@@ -18,7 +18,12 @@ LONGEST = 200  # bytes of a name
 
 
 class Picture(NamedTuple):
-    """pixels: uint8 (H, W, 3). numbers: which of its prompt's images it shows, from 0 on."""
+    """One picture file.
+
+    Attributes:
+        pixels: uint8 (H, W, 3).
+        numbers: which of its prompt's images it shows, from 0 on.
+    """
 
     pixels: np.ndarray
     numbers: Sequence[int]
@@ -29,11 +34,16 @@ Files = Mapping[str, Picture | bytes]  # by path
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """files: (place of the prompt in its list, what is asked, its images (count, H, W, 3)) → files.
+    """A layout of files.
 
-    count: images of a prompt where nobody says another. counts: which numbers there may be; (): any. keys: that a
-    prompt's record must have. paths: what becomes a part of paths, "name" or a key. squares: all images are squares of
-    one size. one_step_count: whether there is no place for more.
+    Attributes:
+        files: (place of the request in its list, the request, its images (count, H, W, 3)) → files.
+        count: images of a prompt where nothing says another number.
+        counts: which numbers there may be; () for any.
+        keys: what a prompt's record must have.
+        paths: what becomes a part of paths, "name" or a key of the record.
+        squares: whether all images must be squares of one size.
+        one_step_count: whether there is room for a single step count only.
     """
 
     files: Callable[[int, Request, np.ndarray], Files]
@@ -44,25 +54,25 @@ class Layout:
     squares: bool = False
     one_step_count: bool = True
 
-    def check(self, name: str, asked: Sequence[Request], steps: Sequence[int]) -> None:
-        """Raises ValueError, in one line, for what the layout of this name has no place for."""
-        said = f"--layout is {name!r}"
+    def check(self, name: str, requests: Sequence[Request], steps: Sequence[int]) -> None:
+        """Raises ValueError, in one line, for requests or step counts that the layout of this name has no place for."""
+        where = f"--layout is {name!r}"
         if self.one_step_count and len(steps) > 1:
-            raise ValueError(f"{said}; --steps must then be one step count, not {', '.join(map(str, steps))}")
-        for i, of in enumerate(asked, 1):
-            if self.counts and of.count not in self.counts:
+            raise ValueError(f"{where}; --steps must then be one step count, not {', '.join(map(str, steps))}")
+        for i, request in enumerate(requests, 1):
+            if self.counts and request.count not in self.counts:
                 rule = " or ".join(map(str, self.counts))
-                raise ValueError(f"{said}; prompt {i} asks for {of.count} images, and must for {rule}")
+                raise ValueError(f"{where}; prompt {i} asks for {request.count} images, and must for {rule}")
             for key in self.keys:
-                if not isinstance(of.record.get(key), str):
-                    raise ValueError(f"{said}, whose evaluator needs {key!r} of every prompt; prompt {i} has none")
+                if not isinstance(request.record.get(key), str):
+                    raise ValueError(f"{where}, whose evaluator needs {key!r} of every prompt; prompt {i} has none")
             for key in self.paths:
-                part = of.name if key == "name" else of.record[key]
+                part = request.name if key == "name" else request.record[key]
                 if not can_be_a_name(part):
-                    raise ValueError(f"{said}; prompt {i} has the {key} {part!r:.80}, which can be no name of a file")
-            if self.squares and (of.size[0] != of.size[1] or of.size != asked[0].size):
-                sizes = f"{of.size[0]}x{of.size[1]}, the first {asked[0].size[0]}x{asked[0].size[1]}"
-                raise ValueError(f"{said}, of squares of one size; the rows of prompt {i} are {sizes}")
+                    raise ValueError(f"{where}; prompt {i} has the {key} {part!r:.80}, which can be no name of a file")
+            if self.squares and (request.size[0] != request.size[1] or request.size != requests[0].size):
+                sizes = f"{request.size[0]}x{request.size[1]}, the first {requests[0].size[0]}x{requests[0].size[1]}"
+                raise ValueError(f"{where}, of squares of one size; the examples of prompt {i} are {sizes}")
 
 
 def can_be_a_name(text: str) -> bool:
@@ -80,24 +90,24 @@ def tiles(pictures: np.ndarray, columns: int) -> np.ndarray:
     return whole.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
-def _plain(i: int, asked: Request, pictures: np.ndarray) -> Files:
-    names = [f"{i:05}_{j:02}" for j in range(asked.count)] if asked.count > 1 else [f"{i:05}"]
+def _plain(i: int, request: Request, pictures: np.ndarray) -> Files:
+    names = [f"{i:05}_{j:02}" for j in range(request.count)] if request.count > 1 else [f"{i:05}"]
     return {f"{name}.png": Picture(pictures[j], [j]) for j, name in enumerate(names)}
 
 
-def _geneval(i: int, asked: Request, pictures: np.ndarray) -> Files:
-    folder, together = f"{i:05}", Picture(tiles(pictures, math.isqrt(asked.count - 1) + 1), range(asked.count))
-    record = json.dumps(dict(asked.record)).encode() + b"\n"
-    samples = {f"{folder}/samples/{j:05}.png": Picture(pictures[j], [j]) for j in range(asked.count)}
+def _geneval(i: int, request: Request, pictures: np.ndarray) -> Files:
+    folder, together = f"{i:05}", Picture(tiles(pictures, math.isqrt(request.count - 1) + 1), range(request.count))
+    record = json.dumps(dict(request.record)).encode() + b"\n"
+    samples = {f"{folder}/samples/{j:05}.png": Picture(pictures[j], [j]) for j in range(request.count)}
     return {f"{folder}/metadata.jsonl": record} | samples | {f"{folder}/grid.png": together}
 
 
-def _dpg(i: int, asked: Request, pictures: np.ndarray) -> Files:
-    return {f"{asked.name}.png": Picture(tiles(pictures, 2 if asked.count > 1 else 1), range(asked.count))}
+def _dpg(i: int, request: Request, pictures: np.ndarray) -> Files:
+    return {f"{request.name}.png": Picture(tiles(pictures, 2 if request.count > 1 else 1), range(request.count))}
 
 
-def _mjhq(i: int, asked: Request, pictures: np.ndarray) -> Files:
-    return {f"{asked.record['category']}/{asked.name}.png": Picture(pictures[0], [0])}
+def _mjhq(i: int, request: Request, pictures: np.ndarray) -> Files:
+    return {f"{request.record['category']}/{request.name}.png": Picture(pictures[0], [0])}
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -120,4 +130,4 @@ def png(picture: Image.Image | np.ndarray, settings: Mapping[str, Any]) -> bytes
 def read_settings(file: Any) -> dict[str, Any]:
     """The settings that `png` wrote into a file."""
     with Image.open(file) as image:
-        return json.loads(image.text[KEY])
+        return json.loads(image.info[KEY])

@@ -10,11 +10,18 @@ Record = Mapping[str, Any]  # what a file says of a prompt: "prompt", perhaps "s
 
 
 def read_prompts(path: str) -> list[tuple[str, Record]]:
-    """The (name, record) pairs of a file of prompts: a line each (.txt), objects with "prompt" (.jsonl), {name: object}
-    or {name: prompt} (.json), or a folder of a .txt for each.
+    """Reads a file of prompts.
 
-    Raises ValueError, in one line, for what cannot be read or holds no prompts, with the number of the prompt that is
-    no text or lacks.
+    Args:
+        path: a file with a prompt on each line (.txt), with an object that has a "prompt" on each line (.jsonl), or
+            with {name: object} or {name: prompt} (.json); or a folder with a .txt file for each prompt.
+
+    Returns:
+        (name, record) pairs.
+
+    Raises:
+        ValueError: one line, for what cannot be read or holds no prompts, with the number of the prompt that is
+            missing or is no text.
     """
     file = epath.Path(path)
     kind = "folder" if file.is_dir() else file.suffix.lower()

@@ -1,4 +1,4 @@
-"""What images are asked for: labels or prompts, with sizes and counts; images to start from."""
+"""Requests: which images are asked for, by labels or prompts, with sizes and counts; and images to start from."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,16 @@ from tim_jax.runs.outputs.prompts import Record
 class Request:
     """Images of one prompt or label.
 
-    size: (h, w) of their rows. count: how many. first: number of the first one's noise; those of the others follow.
-    name: what files of them may be called. record: all that the file of prompts says.
+    Attributes:
+        condition: the prompt or the label.
+        size: (h, w) of their examples.
+        count: how many images.
+        first: the number of the first one's noise; those of the others follow.
+        name: what files of them may be called.
+        record: all that the file of prompts says of this one.
     """
 
-    what: str | int
+    condition: str | int
     size: tuple[int, int]
     count: int = 1
     first: int = 0
@@ -31,30 +36,40 @@ class Request:
     record: Record = dataclasses.field(default_factory=dict)
 
 
-def read_size(said: str, text: str, run: Run, factor: int = 1) -> tuple[int, int]:
-    """(h, w) of the rows of images whose size the text says in pixels. factor: pixels per position of a row.
+def read_size(where: str, text: str, run: Run, factor: int = 1) -> tuple[int, int]:
+    """Reads a size in pixels, such as "64x48".
 
-    Raises ValueError that begins with `said` if it is no size, the autoencoder and the patches do not divide it, or the
-    devices that share tokens the patches.
+    Args:
+        where: what the size was given as, to begin errors with, such as "--size is".
+        text: height x width of images.
+        run: whose patches and devices must divide it.
+        factor: pixels per position of an example.
+
+    Returns:
+        (h, w) of the examples.
+
+    Raises:
+        ValueError: if the text is no size, if the autoencoder and the patches do not divide it, or the devices that
+            share tokens do not divide the patches.
     """
     patch = run.config.model.patch_size
     try:
         height, width = (int(side) for side in text.lower().split("x"))
     except (AttributeError, ValueError):
-        raise ValueError(f"{said} {text!r}; it must be height x width, such as 64x48") from None
+        raise ValueError(f"{where} {text!r}; it must be height x width, such as 64x48") from None
     unit = patch * factor
     if min(height, width) < 1 or height % unit or width % unit:
         whose = f"the patch size, {patch}"
         if factor > 1:
             whose = f"{unit}: {factor} pixels of {run.codecs.autoencoder} × the patch size, {patch}"
-        raise ValueError(f"{said} {text!r}; height and width must be positive multiples of {whose}")
+        raise ValueError(f"{where} {text!r}; height and width must be positive multiples of {whose}")
     size = height // factor, width // factor
-    check_tokens(said, size, patch, run.mesh)
+    check_tokens(where, size, patch, run.mesh)
     return size
 
 
-def by_labels(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Request]:
-    """One image of each label, image i of noise i. Raises ValueError for what is no label of the run."""
+def label_requests(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Request]:
+    """One image of each label, image i from noise i. Raises ValueError for what is no label of the run."""
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
             raise ValueError(f"--labels has {label!r}; labels of this run lie in 0 … {num_classes - 1}")
@@ -62,38 +77,56 @@ def by_labels(labels: Sequence[int], size: tuple[int, int], num_classes: int) ->
 
 
 def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) -> list[Request]:
-    """Of `--labels`; where the text is empty, `count` labels, every class in turn. Raises ValueError."""
+    """Requests of `--labels`; where the text is empty, of `count` labels, every class in turn. Raises ValueError."""
     labels = whole_numbers("labels", text, least=0) if text else cycle_labels(num_classes, count).tolist()
-    return by_labels(labels, size, num_classes)
+    return label_requests(labels, size, num_classes)
 
 
-def by_prompts(
-    named: Iterable[tuple[str, Record]], size: tuple[int, int], count: int, run: Run, factor: int = 1
+def prompt_requests(
+    prompts: Iterable[tuple[str, Record]], size: tuple[int, int], count: int, run: Run, factor: int = 1
 ) -> list[Request]:
-    """Images of prompts, image j of each of noise j. named: (name, record) pairs.
+    """Images of prompts, image j of each from noise j.
 
-    size, count: of prompts whose record says nothing else; sizes of records are in pixels. Raises ValueError that names
-    the prompt's number and what is wrong with its size or count; of the prompt itself, see `Texts.check`.
+    Args:
+        prompts: (name, record) pairs.
+        size: (h, w) of the examples of prompts whose record has no size, which would be in pixels.
+        count: images of prompts whose record has no count.
+        run: that samples.
+        factor: pixels per position of an example.
+
+    Raises:
+        ValueError: naming the prompt's number and what is wrong with its size or count. The prompts themselves are
+            checked by `TextEncoder.check`.
     """
-    found = []
-    for i, (name, record) in enumerate(named, 1):
+    requests = []
+    for i, (name, record) in enumerate(prompts, 1):
         own = read_size(f"prompt {i}: size is", record["size"], run, factor) if "size" in record else size
         many = record.get("count", count)
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
             raise ValueError(f"prompt {i}: count is {many!r}; it must be a whole number of at least 1")
-        found.append(Request(record["prompt"], own, many, name=name, record=record))
-    return found
+        requests.append(Request(record["prompt"], own, many, name=name, record=record))
+    return requests
 
 
 def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
-    """Images (n, H, W, C) in [−1, 1] from files in the formats of data sets, as they are.
+    """Reads the image files of `--from`, in the formats of data sets.
 
-    factor: pixels per position of a row, None where rows are latents that nothing decodes. Raises ValueError for what
-    is no image, and for sizes that differ or that the autoencoder and the network's patches do not divide.
+    Args:
+        text: paths with commas between.
+        run: that samples.
+        factor: pixels per position of an example; None where examples are latents that nothing decodes.
+
+    Returns:
+        Images (n, H, W, C) in [−1, 1].
+
+    Raises:
+        ValueError: for what is no image, and for sizes that differ or that the autoencoder and the network's patches
+            do not divide.
     """
-    channels, images = run.image_shape[-1], []
+    channels = run.image_shape[-1]
+    images: list[np.ndarray] = []
     if factor is None:
-        raise ValueError(f"--from is {text}; this run's rows have {channels} channels: they are not images")
+        raise ValueError(f"--from is {text}; this run's examples have {channels} channels: they are not images")
     for name in text.split(","):
         try:
             image = pixels(decode(epath.Path(name).read_bytes(), 1 if channels == 1 else 3))

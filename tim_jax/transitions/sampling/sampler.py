@@ -180,7 +180,7 @@ def padded(plan: SamplingPlan) -> SamplingPlan:
     return SamplingPlan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))
 
 
-def image_keys(seed: int, indices: jax.Array) -> jax.Array:
+def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """Returns random keys (B,), one per image index (B,) of a seed."""
     keys: jax.Array = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
     return keys

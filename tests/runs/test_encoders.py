@@ -1,4 +1,4 @@
-"""Rows that are encoded as they are read: what frozen parts make of images and captions, and training on it."""
+"""Rows that are encoded as they are read: what pretrained modules make of images and captions, and training on it."""
 
 import dataclasses
 import json
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.workdirs import one_device
 from tim_jax import codecs, data, evaluate, train
 from tim_jax.codecs import stand_in
 from tim_jax.codecs.tokenizer import BYTES
 from tim_jax.config import build as configuration
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import encoders, input_pipeline, measuring
-from tim_jax.runs.encoders.module import open_part
+from tim_jax.runs.encoders.module import open_module
 
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
@@ -92,7 +93,7 @@ def test_images_become_latents_and_features_of_their_tokens(build, published, tm
 def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_alone(build, published):
     changes = dict(codecs__autoencoder=published("autoencoder_kl_tiny"), data__channels=4, codecs__latents="sample")
     run = build(**changes, data__buckets__tokens=4096)
-    encoder = encoders.Encoder(run)
+    encoder = encoders.BatchEncoder(run)
     images = np.broadcast_to(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)), (256, 64, 64, 3))
     batch = {"x": images.astype(np.float32), "caption": np.array(["a cat"] * 256)}
     first, again, later = (np.asarray(encoder(batch, step)["x"]) for step in (3, 3, 4))
@@ -103,7 +104,7 @@ def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_a
     scale, std = module.config.scaling_factor, np.exp(0.5 * logvar[0])
     z = (np.concatenate([first, later]) / scale - np.asarray(mean)) / np.asarray(std)[None]
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
-    on_eight = encoders.Encoder(build(devices=8, **changes, data__buckets__tokens=4096))
+    on_eight = encoders.BatchEncoder(build(devices=8, **changes, data__buckets__tokens=4096))
     np.testing.assert_allclose(on_eight(batch, 3)["x"], first, atol=1e-5)
 
 
@@ -111,11 +112,11 @@ def test_tiles_are_used_where_they_are_asked_for(build, published):
     run = build(codecs__autoencoder=published("autoencoder_kl_tiny"), data__channels=4, codecs__tile=32)
     whole = dataclasses.replace(run, codecs=dataclasses.replace(run.codecs, tile=0))
     rows = np.random.default_rng(0).standard_normal((1, 16, 16, 4)).astype(np.float32)
-    tiled, at_once = (encoders.decoder_of(of)(rows) for of in (run, whole))
+    tiled, at_once = (encoders.open_decoder(of)(rows) for of in (run, whole))
     assert tiled.shape == at_once.shape == (1, 64, 64, 3)
     assert 0 < np.abs(tiled - at_once).max()
     small = rows[:, :8, :8]
-    np.testing.assert_allclose(encoders.decoder_of(run)(small), encoders.decoder_of(whole)(small), atol=1e-5)
+    np.testing.assert_allclose(encoders.open_decoder(run)(small), encoders.open_decoder(whole)(small), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -164,7 +165,7 @@ def test_latents_are_not_encoded_again(build, tmp_path):
     row = {"latent": np.zeros((2, 3, 16, 16), np.float32)}
     data.write_shards(tmp_path / "shards", [row] * 4)
     run = build(data__source="shards", data__path=tmp_path / "shards")
-    with pytest.raises(ValueError, match="data.encode is True; the rows of shards are latents already"):
+    with pytest.raises(ValueError, match="data.encode is True; the examples of shards are latents already"):
         input_pipeline.open_pipeline(run)
 
 
@@ -173,39 +174,36 @@ def test_float32_is_what_the_network_gets(build, tmp_path):
     assert batch["text"].dtype == jnp.float32
 
 
-@pytest.fixture
-def trained(cache, tmp_path, monkeypatch, capsys):
-    """A function of overrides: the workdir of a run of two steps, and the arguments of commands on it."""
-    monkeypatch.setattr(configuration.sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-
-    def run(**changes):
-        values = TINY | {"loader.directory": str(cache)} | ONE_SHAPE
-        values |= {name.replace("__", "."): str(value) for name, value in changes.items()}
-        train.main(["--config=photos_t2i", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in values.items())])
-        return tmp_path
-
-    return run
+def trained(cache, folder, **changes):
+    """Makes the folder a workdir of a run of two steps."""
+    values = TINY | {"loader.directory": str(cache)} | ONE_SHAPE
+    values |= {name.replace("__", "."): str(value) for name, value in changes.items()}
+    train.main(["--config=photos_t2i", f"--workdir={folder}", *(f"--config.{k}={v}" for k, v in values.items())])
+    return folder
 
 
-def test_training_draws_pictures_of_its_captions(trained, capsys):
-    open_part.cache_clear()  # which another test may have opened
-    folder = trained()
-    assert "stand-in with random weights" in capsys.readouterr().err
-    assert (folder / "samples" / "samples_00000002.png").exists()
+def test_a_stand_in_says_that_it_knows_nothing_of_language(build, caplog):
+    open_module.cache_clear()  # which another test may have opened
+    encoders.open_text_encoder(build()).load()
+    assert "stand-in with random weights" in caplog.text
 
 
-def test_samples_for_captions_are_measured(trained, capsys):
-    folder = trained(evaluation__num_samples=12)
-    evaluate.main([f"--workdir={folder}", "--steps=1,2", "--seeds=1", "--nearest=4"])
+def test_training_draws_pictures_of_its_captions_and_samples_for_them_are_measured(cache, tmp_path):
+    with one_device():
+        folder = trained(cache, tmp_path, evaluation__num_samples=12)
+        assert (folder / "samples" / "samples_00000002.png").exists()
+        evaluate.main([f"--workdir={folder}", "--steps=1,2", "--seeds=1", "--nearest=4"])
     table = json.loads((folder / "any_step.json").read_text())
     assert [row["steps"] for row in table["rows"]] == [1, 2] and table["rows"][0]["frechet"] > 0
     assert (folder / "nearest.png").exists() and (folder / "any_step_samples.png").exists()
 
 
 @pytest.mark.slow
-def test_samples_are_measured_as_the_images_they_become(trained, published, tmp_path, capsys):
+def test_samples_are_measured_as_the_images_they_become(cache, published, tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration.sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
     vae = published("autoencoder_kl_tiny")
-    folder = trained(codecs__autoencoder=vae, data__channels=4, model__patch_size=2, evaluation__num_samples=8)
+    changes = dict(codecs__autoencoder=vae, data__channels=4, model__patch_size=2, evaluation__num_samples=8)
+    folder = trained(cache, tmp_path / "run", **changes)
     assert (folder / "samples" / "samples_00000002.png").exists()
     evaluate.main([f"--workdir={folder}", "--steps=1", "--count=8", f"--export={tmp_path / 'samples.npz'}"])
     with np.load(tmp_path / "samples.npz") as exported:
@@ -220,8 +218,8 @@ def test_samples_are_measured_as_the_images_they_become(trained, published, tmp_
     values = TINY | ONE_SHAPE | {"data.channels": "4", "data.source": "shards", "data.path": str(shards)}
     values |= {"codecs.autoencoder": str(vae), "model.patch_size": "2"}
     run = configuration.build(load_config("photos", values | {"evaluation.held_out": ""}), jax.devices()[:1])
-    with pytest.raises(ValueError, match="evaluation.reference is ''; the rows of shards are latents"):
-        measuring.plan(run)
+    with pytest.raises(ValueError, match="evaluation.reference is ''; the examples of shards are latents"):
+        measuring.open_measurement(run)
     reference = {"evaluation.held_out": "", "evaluation.reference": str(tmp_path / "samples.npz")}
     run = configuration.build(load_config("photos", values | reference), jax.devices()[:1])
-    assert measuring.plan(run).parts[""].count == 8
+    assert measuring.open_measurement(run).image_sets[""].count == 8

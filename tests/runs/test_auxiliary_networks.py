@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.teachers import buffers, make_run, three_steps
-from tim_jax import convert
+from tim_jax.runs import conversion
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.training import names, warm_start
@@ -54,7 +54,7 @@ def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
     assert len(set(lies)) == len(lies), "a step donates all of them"
 
     # Imported weights, too.
-    convert.fill(run, state.params["online"], "nothing", epath.Path(tmp_path / "imported"))
+    conversion.write_workdir(run, state.params["online"], "nothing", epath.Path(tmp_path / "imported"))
     with warm_start._opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
         assert set(manager.item_metadata(0)["state"]["params"]) == {"online", "score"}
 

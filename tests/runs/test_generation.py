@@ -9,7 +9,7 @@ import pytest
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.runs.generation import Generator, mixture
+from tim_jax.runs.generation import Generator, alpha_sigma
 from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.sampling.sampler import Sampling, evaluations
@@ -57,22 +57,22 @@ def run():
 def test_one_program_for_all_step_counts(run, sampler):
     generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
     for steps in (1, 3, 64):
-        assert generator({}, steps, 0, LABELS).shape == (6, 8, 8, 1)
+        assert generator({}, LABELS, steps=steps).shape == (6, 8, 8, 1)
     assert generator._sample._cache_size() == 1
-    path = generator({}, 3, 0, LABELS, trajectory=True)
+    path = generator.integrate({}, generator.times(3), LABELS, trajectory=True)
     assert path.shape == (4, 6, 8, 8, 1), "a state for each step, whatever its evaluations"
     np.testing.assert_allclose(path[0], generator.noise(0, 6), atol=1e-6)
-    np.testing.assert_allclose(path[-1], generator({}, 3, 0, LABELS), atol=1e-5)
+    np.testing.assert_allclose(path[-1], generator({}, LABELS, steps=3), atol=1e-5)
     few = Generator(generator.run, 4)
-    np.testing.assert_allclose(few({}, 3, 0, LABELS[:5]), path[-1][:5], atol=1e-5, err_msg="other batches")
+    np.testing.assert_allclose(few({}, LABELS[:5], steps=3), path[-1][:5], atol=1e-5, err_msg="other batches")
 
 
 def test_other_starts_are_another_program_and_the_noise_is_the_default(run):
     generator = Generator(run, 6)
-    plain = generator({}, 4, 1, LABELS)
-    given = generator.along({}, generator.times(4), LABELS, 1, x=generator.noise(1, 6))
+    plain = generator({}, LABELS, steps=4, seed=1)
+    given = generator.integrate({}, generator.times(4), LABELS, seed=1, start=generator.noise(1, 6))
     np.testing.assert_allclose(given, plain, atol=1e-6)
-    generator.along({}, generator.times(7, 0.4), LABELS, 1, x=given)
+    generator.integrate({}, generator.times(7, 0.4), LABELS, seed=1, start=given)
     assert generator._sample._cache_size() == 2
 
 
@@ -80,7 +80,7 @@ def test_other_starts_are_another_program_and_the_noise_is_the_default(run):
 def test_noise_has_the_size_that_the_transport_gives_it(name):
     """For VE that is 100: images keep the spread of the data."""
     generator = Generator(make_run(transport__name=name), 64)
-    images = generator({}, 4, 0, np.arange(64) % 10)
+    images = generator({}, np.arange(64) % 10, steps=4)
     flow = generator.run.network.flow
     assert images.std() / float(flow.marginal_std(jnp.float32(flow.transport.T_min))) == pytest.approx(1, abs=0.05)
 
@@ -90,10 +90,10 @@ def test_image_to_image_keeps_the_marginal_and_what_little_noise_leaves(name, st
     generator = Generator(make_run(transport__name=name), 200)
     run, labels = generator.run, np.arange(200) % 10
     images = 0.8 * np.random.default_rng(0).standard_normal((200, 8, 8, 1)).astype(np.float32)
-    noised = generator.noised(images, start, 0)
-    alpha, sigma = mixture(run, start)
+    noised = generator.add_noise(images, start)
+    alpha, sigma = alpha_sigma(run, start)
     np.testing.assert_allclose(noised, alpha * images + sigma * generator.noise(0, 200), atol=1e-6)
-    found = generator.along({}, generator.times(5, start), labels, 0, noised)
+    found = generator.integrate({}, generator.times(5, start), labels, start=noised)
     assert found.std() == pytest.approx(0.8, rel=0.02)
     share = np.corrcoef(found.ravel(), images.ravel())[0, 1]
     assert share == pytest.approx(0.8 * alpha / np.hypot(0.8 * alpha, sigma), abs=0.02)
@@ -103,9 +103,9 @@ def test_the_way_to_noise_and_back(run):
     generator = Generator(run, 6)
     images = 0.8 * np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32)
     times = generator.times(3)
-    noise = generator.along({}, times[::-1], LABELS, x=images)
+    noise = generator.integrate({}, times[::-1], LABELS, start=images)
     np.testing.assert_allclose(noise, images / 0.8, atol=1e-5)
-    np.testing.assert_allclose(generator.along({}, times, LABELS, x=noise), images, atol=1e-5)
+    np.testing.assert_allclose(generator.integrate({}, times, LABELS, start=noise), images, atol=1e-5)
 
 
 class Told:
@@ -123,7 +123,7 @@ def test_guidance_as_an_input_of_the_network_takes_no_second_evaluation():
     run = dataclasses.replace(make_run(**keys), network=Told())
     generator = Generator(run, 6)
     # F = 3 + 0.25 + 1 from t = 1 to 0.
-    np.testing.assert_allclose(generator({}, 2, 0, LABELS), generator.noise(0, 6) - 4.25, atol=1e-5)
+    np.testing.assert_allclose(generator({}, LABELS, steps=2), generator.noise(0, 6) - 4.25, atol=1e-5)
     assert evaluations(run.transport, 2, run.sampling) == 2
     with pytest.raises(ValueError, match="sampling.guidance is 9.0.*1 … 8"):
         make_run(**keys | {"sampling__guidance": "9.0"})

@@ -1,0 +1,251 @@
+"""The job of python -m tim_jax.sample: from a workdir and what is asked for to files of samples."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from tim_jax.config.build import build
+from tim_jax.config.run import Run
+from tim_jax.runs import workdir
+from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
+from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
+from tim_jax.runs.outputs.batches import batch_size, draw
+from tim_jax.runs.outputs.layouts import LAYOUTS
+from tim_jax.runs.outputs.prompts import read_prompts
+from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images, read_labels, read_size
+from tim_jax.runs.outputs.settings import SampleSettings
+from tim_jax.runs.outputs.writer import SampleWriter
+from tim_jax.runs.step_grid import with_found_grid
+from tim_jax.system import compilation_cache
+from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
+
+COUNT = 40  # images per step count where no labels are given
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleJob:
+    """Samples of a run that are about to be drawn; all that the user can have got wrong has been checked.
+
+    Attributes:
+        settings: of the command.
+        generator: of the run, its modules loaded.
+        weights: parameters of the network.
+        step: of training.
+        requests: what states are started from: one for each image of `--from`, or all that is asked for.
+        images: (n, H, W, C) of `--from`, or None.
+        decoder: turns examples into images; None where they are latents that nothing decodes.
+    """
+
+    settings: SampleSettings
+    generator: Generator
+    weights: Any
+    step: int
+    requests: list[Request]
+    images: np.ndarray | None
+    decoder: Pixels | Decoder | None
+
+    def run(self) -> str:
+        """Draws and writes all samples.
+
+        Returns:
+            What was written, to be printed; "" but for the first process.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        settings, generator = self.settings, self.generator
+        examples = None if self.images is None else generator.decode.encode(self.images)
+        requests = interpolated(self.requests, settings.interpolate) if settings.interpolate else self.requests
+        factor = self.decoder.factor if self.decoder else None
+        writer = SampleWriter(settings, generator.run, self.step, requests, factor)
+        total = len(settings.steps) * sum(request.count for request in requests)
+        with tqdm(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
+            for steps in settings.steps:
+                times = generator.times(steps, settings.start)
+                start = self.start_states(times, examples)
+                if examples is not None and start is not None:
+                    writer.arrays[f"start{steps}"] = start
+                for samples in draw(
+                    generator, self.weights, times, requests, seed=settings.seed, start=start, progress=bar.update
+                ):
+                    writer.add(steps, samples)
+        if jax.process_index() > 0:
+            return ""
+        written = writer.finish()
+        lines = [
+            f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
+            f"training step {self.step}, in {writer.folder}:"
+        ]
+        if examples is not None and settings.start is None and not settings.interpolate:
+            for steps in settings.steps:
+                off = np.sqrt(np.mean((writer.arrays[f"steps{steps}"] - examples) ** 2))
+                lines.append(f"  to noise and back in {steps} + {steps} steps: {off:.3g} off (RMS)")
+        return "\n".join(lines + [f"  {file}" for file in written])
+
+    def start_states(self, times: np.ndarray, examples: np.ndarray | None) -> np.ndarray | None:
+        """The states (n, h, w, C) that sampling along `times` starts from; None for noise of the seed.
+
+        Args:
+            times: falling.
+            examples: (len(requests), h, w, C) of `--from`, or None. With `--interpolate` there are as many states for
+                each two neighbours as it says.
+        """
+        settings, generator = self.settings, self.generator
+        if settings.start is not None and examples is not None:
+            return generator.add_noise(examples, settings.start, seed=settings.seed)
+        if examples is not None:
+            conditions = [request.condition for request in self.requests]
+            states = generator.integrate(self.weights, times[::-1], conditions, seed=settings.seed, start=examples)
+        elif settings.interpolate:
+            noise = generator.noise(settings.seed, len(self.requests), size=self.requests[0].size)
+            states = alpha_sigma(generator.run, times[0])[1] * noise
+        else:
+            return None
+        if not settings.interpolate:
+            return states
+        u = np.linspace(0, 1, settings.interpolate)
+        return np.concatenate([slerp(*pair, u) for pair in zip(states, states[1:])])
+
+
+def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
+    """Checks all that a command asks for, and reads the weights.
+
+    Args:
+        settings: the arguments.
+        overrides: {"section.key": text} of the configuration.
+
+    Raises:
+        ValueError: one line that names what is wrong.
+    """
+    settings.check()
+    if settings.guidance is not None:
+        overrides = overrides | {"sampling.guidance": str(settings.guidance)}
+    folder = epath.Path(settings.workdir)
+    run = build(workdir.load(folder, overrides))
+    compilation_cache.use(run.config.training.compilation_cache)
+    decoder = open_decoder(run)
+    requests, images = read_requests(settings, run, decoder)
+    check_layout(settings, run, requests, decoder is not None)
+    texts = open_text_encoder(run) if run.config.model.condition == "text" else None
+    if texts:
+        texts.check([str(request.condition) for request in requests])
+    weights, step = load_weights(run, folder)
+    run = with_found_grid(run, folder, step)
+    check_times(settings, run)
+    generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels())
+    generator.load()
+    return SampleJob(settings, generator, weights, step, requests, images, decoder)
+
+
+def read_requests(
+    settings: SampleSettings, run: Run, decoder: Pixels | Decoder | None
+) -> tuple[list[Request], np.ndarray | None]:
+    """Reads what is asked for.
+
+    Args:
+        settings: of the command.
+        run: that samples.
+        decoder: see `open_decoder`.
+
+    Returns:
+        The requests, and the images (n, H, W, C) to start from or None.
+
+    Raises:
+        ValueError: one line.
+    """
+    factor = decoder.factor if decoder else 1
+    images, size = None, run.image_shape[:2]
+    if settings.images:
+        images = read_images(settings.images, run, factor if decoder else None)
+        size = images.shape[1] // factor, images.shape[2] // factor
+    elif settings.size:
+        size = read_size("--size is", settings.size, run, factor)
+    by_class = run.config.model.condition == "class"
+    requests = _of_labels(settings, run, size) if by_class else _of_prompts(settings, run, size, factor)
+    flag = "--labels" if by_class else "--prompts"
+    if settings.images or settings.interpolate:
+        requests = one_image_each(requests, images, size, flag)
+    if settings.interpolate and len(requests) < 2:
+        raise ValueError(f"--interpolate is {settings.interpolate}; it needs two images, and {flag} has one")
+    return requests, images
+
+
+def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> list[Request]:
+    """The requests of a run that is conditioned on labels. Raises ValueError."""
+    for name in ("prompt", "prompts", "per_prompt"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: this run is conditioned on labels, not on text")
+    return read_labels(settings.labels, settings.count or COUNT, size, run.config.model.num_classes)
+
+
+def _of_prompts(settings: SampleSettings, run: Run, size: tuple[int, int], factor: int) -> list[Request]:
+    """The requests of a run that is conditioned on text. Raises ValueError."""
+    for name in ("labels", "count"):
+        if getattr(settings, name):
+            raise ValueError(f"--{name} is {getattr(settings, name)}; this run is conditioned on text: give --prompt")
+    if (settings.prompt is None) == (settings.prompts is None):
+        raise ValueError("--prompt, --prompts: this run is conditioned on text; give one of them")
+    prompts = [("00000", {"prompt": settings.prompt})] if settings.prompts is None else read_prompts(settings.prompts)
+    return prompt_requests(prompts, size, settings.per_prompt or LAYOUTS[settings.layout].count, run, factor)
+
+
+def one_image_each(
+    requests: Sequence[Request], images: np.ndarray | None, size: tuple[int, int], flag: str
+) -> list[Request]:
+    """The requests with the noises 0, 1, … in turn, for `--from` and `--interpolate`.
+
+    Args:
+        requests: what is asked for.
+        images: to start from, or None.
+        size: (h, w) that all examples must have.
+        flag: that asks for them.
+
+    Raises:
+        ValueError: if a request is for several images or another size, or there are not as many requests as images.
+    """
+    if any(request.count > 1 or request.size != size for request in requests):
+        raise ValueError(
+            f"{flag} has prompts with several images or other sizes; --from and --interpolate take neither"
+        )
+    if images is not None and len(requests) != len(images):
+        raise ValueError(f"{flag} has {len(requests)}; --from has {len(images)} images and needs one for each")
+    return [dataclasses.replace(request, first=i) for i, request in enumerate(requests)]
+
+
+def interpolated(requests: Sequence[Request], count: int) -> list[Request]:
+    """`count` requests on the way from each request to the next, each with the condition of the nearer one."""
+    nearer = [i if k < count / 2 else i + 1 for i in range(len(requests) - 1) for k in range(count)]
+    return [dataclasses.replace(requests[i], first=k, name=f"{k:05}") for k, i in enumerate(nearer)]
+
+
+def check_layout(settings: SampleSettings, run: Run, requests: Sequence[Request], is_picture: bool) -> None:
+    """Raises ValueError for a layout that does not suit what is asked for."""
+    if settings.layout == "plain":
+        return
+    where = f"--layout is {settings.layout!r}"
+    if run.config.model.condition != "text":
+        raise ValueError(f"{where}, which is for prompts; this run is conditioned on labels")
+    if not is_picture:
+        raise ValueError(
+            f"{where}; examples of this run are latents, and codecs.autoencoder, which decodes them, is ''"
+        )
+    if settings.images or settings.interpolate:
+        raise ValueError(f"{where}; with --from and --interpolate it must be 'plain'")
+    LAYOUTS[settings.layout].check(settings.layout, requests, settings.steps)
+
+
+def check_times(settings: SampleSettings, run: Run) -> None:
+    """Raises ValueError for step counts, or a `--start`, that the run's transport and sampler cannot take."""
+    start = settings.start
+    if start is not None and not run.transport.T_min < start <= run.transport.T_max:
+        ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"
+        raise ValueError(f"--start is {start}; it must be {ends} for {run.transport.name}")
+    upwards = settings.images and start is None
+    for steps in settings.steps:
+        times = time_grid(run.transport, steps, run.sampling, start)
+        make_plan(run.transport, times[::-1] if upwards else times, run.sampling)

@@ -1,0 +1,59 @@
+"""What python -m tim_jax.sample is asked for, as it is typed."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """The arguments of the command.
+
+    Attributes:
+        workdir: the run's folder.
+        steps: step counts.
+        labels: labels with commas between; "" for every class in turn.
+        count: images per step count where no labels are given.
+        prompt: what the images are to show.
+        prompts: a file or a folder of prompts.
+        per_prompt: images of each prompt.
+        layout: a name in LAYOUTS.
+        size: height x width of images; "" for the run's.
+        guidance: the scale; None for the configuration's.
+        seed: of the noise.
+        images: paths of images to start from in place of noise, with commas between (`--from`).
+        start: the time that those are noised to; None to bring them to noise by the sampler.
+        interpolate: images on the way from each to the next.
+        out: the folder to write to; None for one in the workdir.
+    """
+
+    workdir: str
+    steps: list[int]
+    labels: str = ""
+    count: int | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    per_prompt: int | None = None
+    layout: str = "plain"
+    size: str = ""
+    guidance: float | None = None
+    seed: int = 0
+    images: str | None = None
+    start: float | None = None
+    interpolate: int | None = None
+    out: str | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for arguments that cannot be, whatever the run."""
+        for name, minimum in (("count", 1), ("per_prompt", 1), ("seed", 0), ("interpolate", 2)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed is {self.seed}; it must be below 2^32")
+        if self.start is not None and not self.images:
+            raise ValueError(f"--start is {self.start}; it needs images, --from=FILE")
+        if self.start is not None and self.interpolate:
+            raise ValueError(f"--start is {self.start} and --interpolate is {self.interpolate}; give one of them")
+        if self.images and not (self.labels or self.prompt or self.prompts):
+            raise ValueError(f"--from is {self.images}; it needs --labels or prompts, one for each image")
+        if self.images and self.size:
+            raise ValueError(f"--size is {self.size}; with --from the size is that of the images")
