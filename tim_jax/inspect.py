@@ -30,9 +30,13 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config, overrides)
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
-        kinds = {"data": DataSettings, "loader": LoaderSettings, "codecs": CodecSettings}
-        sections = {name: read(kind, config[name]) for name, kind in kinds.items()}
-        settings = make_inputs(config, **sections, batch_multiple=args.batch_multiple)
+        settings = make_inputs(
+            config,
+            read(DataSettings, config.data),
+            read(LoaderSettings, config.loader),
+            read(CodecSettings, config.codecs),
+            batch_multiple=args.batch_multiple,
+        )
         source, plan = open_data(settings)
         print(layout(table(plan, settings.augmentation.side)))
         print(summary(source, plan))

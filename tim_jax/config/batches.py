@@ -1,13 +1,17 @@
 """Shapes and types of the batches of a configuration."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
+Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 
-def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+
+def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> Spec:
     """{name: (shape, type)} of what a train step takes of a batch of `rows` examples of height and width `shape`."""
     data = config.data
-    spec = {"x": ((rows, *shape, data.channels), np.float32)}
+    spec: Spec = {"x": ((rows, *shape, data.channels), np.float32)}
     if config.model.condition == "class":
         spec["label"] = ((rows,), np.int32)
     else:
@@ -23,11 +27,13 @@ def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> dict[st
     return spec
 
 
-def made_up_batch(config: ConfigDict, rows: int, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+def made_up_batch(
+    config: ConfigDict, rows: int, shape: tuple[int, int] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
     """Random examples of the right shapes and types, to try a step without data; shape: `data.height` and `width`."""
     rng = np.random.default_rng(0)
 
-    def draw(name, shape, dtype):
+    def draw(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray[Any, Any]:
         if dtype == np.float32:
             return rng.standard_normal(shape, np.float32)
         if dtype == np.int32:

@@ -1,9 +1,10 @@
 """From a configuration to a run: the one place that reads a configuration whole."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
@@ -21,12 +22,12 @@ from tim_jax.training import names, sharding
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
-from tim_jax.training.step import StepSettings
+from tim_jax.training.step import Conditions, StepSettings
 from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.objective import Objective
 
 
-def build(config: ConfigDict, devices: list | None = None) -> Run:
+def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
     """Objects for a configuration.
 
     Args:
@@ -120,5 +121,5 @@ def _trainer(
     return Trainer(mesh, init, compiled, without_remat, config.seed)
 
 
-def _conditions(network: TiM) -> Callable:
+def _conditions(network: TiM) -> Conditions:
     return text_conditions if network.condition == "text" else class_conditions(network.num_classes)

@@ -60,7 +60,7 @@ def check_left(keys: Iterable[str], reason: str, config: ConfigDict, default: Co
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"section.key": value} of a nested configuration."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, ConfigDict | dict) else {name: value}
@@ -93,7 +93,7 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
 
 
-def compare_identity(recorded: dict, config: ConfigDict, workdir: Any) -> None:
+def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:
     """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
     before, now = identity(recorded), json.loads(json.dumps(identity(config)))
     for key in sorted(before.keys() | now.keys()):

@@ -38,6 +38,7 @@ def load(name: str) -> types.ModuleType:
     """The configuration file called `name` as a module, so that one configuration can start from another."""
     path = find(name)
     spec = importlib.util.spec_from_file_location(f"tim_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

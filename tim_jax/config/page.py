@@ -16,6 +16,7 @@ from tim_jax.config.keys import CHANGEABLE, IDENTITY
 from tim_jax.config.sections import SECTIONS, SEED, Key, Section, keys_of
 
 WIDTH = 120
+Comments = tuple[tuple[str, ...], str]  # those above a field, and the one beside it
 
 
 def page() -> str:
@@ -100,7 +101,7 @@ def _literal(text: str) -> bool:
     return True
 
 
-def source(kind: type) -> dict[str, tuple[tuple[tuple[str, ...], str], str]]:
+def source(kind: type) -> dict[str, tuple[Comments, str]]:
     """{field: ((comments above it, comment beside it), its default as it is written)} of a dataclass."""
     text = textwrap.dedent(inspect.getsource(kind))
     comments = {
@@ -108,13 +109,14 @@ def source(kind: type) -> dict[str, tuple[tuple[tuple[str, ...], str], str]]:
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
         if token.type == tokenize.COMMENT
     }
-    found = {}
+    found: dict[str, tuple[Comments, str]] = {}
     (node,) = ast.parse(text).body
     assert isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(kind)
     for field in node.body:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
-        above, line = [], field.lineno - 1
+        above: list[str] = []
+        line = field.lineno - 1
         while line in comments and comments[line][1]:
             above.insert(0, comments[line][0])
             line -= 1

@@ -1,7 +1,6 @@
 """All that a configuration says, built."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -15,6 +14,7 @@ from tim_jax.networks import TiM
 from tim_jax.training import sharding
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
 from tim_jax.training.trainer import Trainer
+from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.sampler import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
@@ -60,7 +60,7 @@ class Run:
         """Whether examples are images, or latents that an autoencoder decodes."""
         return bool(self.codecs.autoencoder) or self.data.channels in (1, 3)
 
-    def net(self, params: Any) -> Callable:
+    def net(self, params: Any) -> Net:
         """The network with given parameters, as samplers take it."""
         return lambda queries: sharding.apply_on_mesh(self.mesh, self.trainer.init, self.network, params, queries)
 

@@ -9,7 +9,7 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -19,14 +19,17 @@ from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import Size, TiM
 from tim_jax.training.optimizer import OptimizerSettings
 from tim_jax.training.settings import CheckpointSettings, MeshSettings, StartSettings, TrainingSettings
-from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.sampling.sampler import Sampling
-from tim_jax.transitions.score import ScoreRegularised
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
-from tim_jax.transitions.trajectory import TrajectoryConsistency
-from tim_jax.transitions.transports import Transport
+from tim_jax.transitions.transports import Transport, ot_fm
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class Section(NamedTuple):
@@ -70,7 +73,7 @@ SECTIONS = {
     ),
     "objective": Section(
         "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
-        (Objective, LowNoiseContrastive, ScoreRegularised, TrajectoryConsistency),
+        tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
         {"name": "tim"},
         ("transport", "times", "teacher", "shards"),
         placeholders=True,
@@ -99,7 +102,7 @@ class Key(NamedTuple):
 
     name: str
     kind: type
-    field: dataclasses.Field
+    field: dataclasses.Field[Any]
     type: Any
     group: type | None
 
@@ -134,7 +137,7 @@ def _classes() -> Iterator[type]:
         waiting += [key.group for key in keys_of(kind) if key.group]
 
 
-def read(thing: Any, section: Mapping[str, Any], **changes: Any) -> Any:
+def read(thing: T | type[T], section: Mapping[str, Any], **changes: Any) -> T:
     """A frozen dataclass with the values of a section in place of its own; groups likewise.
 
     Args:
@@ -142,11 +145,11 @@ def read(thing: Any, section: Mapping[str, Any], **changes: Any) -> Any:
         section: {name: value, or a section of a group}. None leaves what is there.
         changes: further fields.
     """
-    thing = thing() if isinstance(thing, type) else thing
+    whole = thing() if isinstance(thing, type) else thing
     for name, value in section.items():
         if isinstance(value, Mapping | ConfigDict):
             if any(leaf is not None for leaf in value.values()):
-                changes[name] = read(getattr(thing, name), value)
+                changes[name] = read(getattr(whole, name), value)
         elif value is not None:
             changes[name] = value
-    return dataclasses.replace(thing, **changes)
+    return dataclasses.replace(whole, **changes)

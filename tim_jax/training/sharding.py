@@ -1,7 +1,7 @@
 """The device mesh and the one table from logical axis names (in the networks) to its axes."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +31,7 @@ BATCH = PartitionSpec(EXAMPLES)
 AMONG_SAME_EXAMPLES = tuple((name, axis if axis == "tensor" else None) for name, axis in RULES)
 
 
-def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh. The compiler places what the rules leave open (automatic axes).
 
     Args:

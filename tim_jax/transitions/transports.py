@@ -184,4 +184,11 @@ def edm(sigma_d: float = 0.5) -> Transport:
     )
 
 
-TRANSPORTS = {"ot_fm": ot_fm, "trigflow": trigflow, "cosine": cosine, "vp": vp, "ve": ve, "edm": edm}
+TRANSPORTS: dict[str, Callable[..., Transport]] = {
+    "ot_fm": ot_fm,
+    "trigflow": trigflow,
+    "cosine": cosine,
+    "vp": vp,
+    "ve": ve,
+    "edm": edm,
+}
