@@ -273,7 +273,10 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"data.source": "digits", "data.path": ""}, "digits: its examples have no 'noise', which data.paired_noise needs"),
+        (
+            {"data.source": "digits", "data.path": ""},
+            "digits: its examples have no 'noise', which data.paired_noise needs",
+        ),
         (
             {"data.condition_dropout": "0.1"},
             "data.condition_dropout is 0.1; it must be 0.0 where data.paired_noise is True",

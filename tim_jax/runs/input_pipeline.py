@@ -146,7 +146,8 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
         raise ValueError(f"data.encode is True; the examples of {source.name} are latents already")
     if run.inputs.augmentation.flip and source.paired_noise:
         raise ValueError(
-            f"data.flip is {run.inputs.augmentation.flip}; the examples of {source.name} are pairs, for which it must be 0"
+            f"data.flip is {run.inputs.augmentation.flip}; the examples of {source.name} are pairs, for which it must "
+            "be 0"
         )
     classes = run.inputs.num_classes
     if classes and not source.num_classes:
@@ -184,8 +185,8 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         source, _ = _one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
-                f"evaluation.source is {evaluation.source!r}; the examples of {source.name} are samples of a model: name a "
-                "source of real images to compare with"
+                f"evaluation.source is {evaluation.source!r}; the examples of {source.name} are samples of a model: "
+                "name a source of real images to compare with"
             )
         return source, lambda image: image
     shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)

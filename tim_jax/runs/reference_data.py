@@ -59,8 +59,8 @@ def split_images(run: Run, features: Features, split: str) -> ImageSet:
     if run.codecs.autoencoder and source.latents:
         key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
         raise ValueError(
-            f"evaluation.{key} is {run.config.evaluation[key]!r}; the examples of {source.name} are latents, and samples "
-            f"are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
+            f"evaluation.{key} is {run.config.evaluation[key]!r}; the examples of {source.name} are latents, and "
+            f"samples are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
         )
     shape = picture_shape(run)
 

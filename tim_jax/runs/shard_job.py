@@ -217,8 +217,8 @@ def check_room(job: Job, folder: Path) -> None:
         records = (shard_files.read_record(folder, shard) for shard in range(shards))
         there, left = sum(record["bytes"] for record in records if record), free(folder)
         print_once(
-            f"{sum(job.counts):,} examples in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} are "
-            f"there; free: {in_words(left)}"
+            f"{sum(job.counts):,} examples in {shards:,} shards, about {in_words(size)}, of which {in_words(there)} "
+            f"are there; free: {in_words(left)}"
         )
         lacking[:] = max(size - there - left, 0)
     missing = int(cluster.summed(lacking)[0])
@@ -263,8 +263,8 @@ def counts_of(record: dict[str, Any]) -> np.ndarray:
 def summary(job: Job, about: dict[str, Any], folder: Path) -> str:
     """What was made, in a line or two."""
     size = in_words(sum(shard["bytes"] for shard in about["shards"]))
-    line = f"{about['rows']:,} examples in {len(about['shards']):,} shards, {size}: train with --config.data.source=shards "
-    line += f"--config.data.path={folder} {job.train_with}"
+    line = f"{about['rows']:,} examples in {len(about['shards']):,} shards, {size}: train with "
+    line += f"--config.data.source=shards --config.data.path={folder} {job.train_with}"
     bad = ", ".join(f"{reason} {count:,}" for reason, count in about["bad"].items())
     return line + (f"\nnot used: {bad}; listed in {folder / shard_files.BAD}" if bad else "")
 
