@@ -326,7 +326,7 @@ def contents(folder):
 
 
 def test_without_room_for_checkpoints_training_goes_on_and_says_so(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)  # with its data, which need more room
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     before = contents(tmp_path / "run" / "checkpoints")
     run = Run(tmp_path, no_room, training__steps=8, checkpoint__every=2, checkpoint__keep=1)
@@ -378,7 +378,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(tmp_pa
 
 
 def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "run" / "checkpoints" / "4"
     path = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
