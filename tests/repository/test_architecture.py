@@ -10,7 +10,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "tim_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 450
 
-# Room -> the rooms that it may import from, from the ground up. Everybody may import types; commands, whatever they need.
+# Room -> the rooms that it may import from, from the ground up. Everybody may import types, and commands may import
+# whatever they need.
 GROUND = {"system"}
 RECEIVE = {"transitions", "networks", "data", "codecs", "training", "evaluation"}  # built objects, no configuration
 SEE_A_RUN = GROUND | RECEIVE | {"config", "runs"}

@@ -1,7 +1,7 @@
 """The sections of a configuration: the dataclasses whose fields are its keys.
 
-Key path = attribute path: `objective.adaptive.offset` is `Objective.adaptive.offset`. Names, types, defaults and comments
-of keys are those of the dataclasses; what is said here is which these are, and little else. `page.py` writes
+Key path = attribute path: `objective.adaptive.offset` is `Objective.adaptive.offset`. Names, types, defaults and
+comments of keys are those of the dataclasses. This file says which dataclasses these are, and `page.py` writes
 configs/base.py from it.
 """
 
