@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import workdirs
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax import diagnose
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -18,7 +19,8 @@ from tim_jax.runs import diagnosis
 from tim_jax.types import Output
 
 TINY = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
+    
     "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.sample_steps": "1", "training.sample_every": "0",
     "training.steps": "2", "model.dtype": "bfloat16",
 }  # fmt: skip

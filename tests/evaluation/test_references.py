@@ -8,14 +8,14 @@ import pytest
 import safetensors.numpy
 
 from tests.evaluation.test_inception import made_up_weights
+from tests.helpers.configs import TINY_NETWORK, flags
 from tim_jax import evaluate, sample, train
 from tim_jax.evaluation import FEATURES, METRICS, published, references, statistics, summaries
 from tim_jax.evaluation.references import Reference
 from tim_jax.training import checkpoints, sharding
 
 SMALL = [
-    "--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8",
-    "--config.model.encoder_depth=1", "--config.model.patch_size=4", "--config.data.batch_size=32",
+    *flags(TINY_NETWORK), "--config.model.patch_size=4", "--config.data.batch_size=32",
     "--config.training.sample_steps=1", "--config.training.sample_every=0", "--config.training.steps=4",
     "--config.training.log_every=1", "--config.optimizer.warmup_steps=0",
 ]  # fmt: skip

@@ -2,11 +2,11 @@
 
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK, tiny_config
 from tim_jax import ablate
-from tim_jax.config.command_line import load_config
 
 TINY = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.steps": "4", "optimizer.decay_steps": "4",
     "evaluation.num_samples": "16", "checkpoint.every": "4", "training.log_every": "4",
 }  # fmt: skip
@@ -22,7 +22,7 @@ def get_ablation():
 
 
 def tiny(**more):
-    return load_config("digits", TINY | {name.replace("__", "."): value for name, value in more.items()})
+    return tiny_config(changes=TINY | {name.replace("__", "."): value for name, value in more.items()})
 
 
 def write_file(folder, variants, equal="steps", seeds=1, baselines=None):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from tests.helpers.configs import TINY_NETWORK
 from tests.helpers.workdirs import one_device, workdir
 from tim_jax import train as command
 from tim_jax.config.batches import made_up_batch
@@ -21,8 +22,7 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
 
 STUDENT = {
-    "objective.name": "taught", "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8",
-    "model.encoder_depth": "1", "model.patch_size": "4", "data.batch_size": "16", "training.steps": "2",
+    "objective.name": "taught", **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "16", "training.steps": "2",
     "training.log_every": "1", "training.sample_steps": "(1,)", "optimizer.warmup_steps": "0",
     "optimizer.weight_decay": "0.0", "ema.slow": "0.5",
 }  # fmt: skip

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import conversion
 from tim_jax.training import sharding
 
 TINY = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "model.patch_size": "4", "data.height": "16", "data.width": "16",
 }  # fmt: skip
 TEXT = TINY | {"data.buckets.area": "256", "data.buckets.tokens": "256"}

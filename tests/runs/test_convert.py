@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.helpers.configs import flags
 from tests.helpers.torch_files import save_torch
 from tim_jax import convert
 from tim_jax import sample as sampling
@@ -36,10 +37,6 @@ TINY = {
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     monkeypatch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-
-
-def flags(keys):
-    return [f"--config.{key}={value}" for key, value in keys.items()]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.configs import TINY_NETWORK
 from tests.helpers.shard_commands import contents, ends, in_two, killed, signalled, start
 from tim_jax import codecs, data
 from tim_jax import encode as command
@@ -29,7 +30,7 @@ ROWS, SIZES = 23, ((32, 32), (32, 48), (48, 32), (40, 70))
 TINY = {
     "data.source": "manifest", "data.height": "8", "data.width": "8", "data.channels": "4", "data.flip": "0.5",
     "data.batch_size": "4", "data.buckets.area": "144", "data.buckets.tokens": "0", "data.buckets.max_buckets": "2",
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "model.patch_size": "2", "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK
 from tests.helpers.workdirs import one_device
 from tim_jax import codecs, data, evaluate, train
 from tim_jax.codecs import stand_in
@@ -19,8 +20,7 @@ from tim_jax.runs.encoders.module import open_module
 
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
-    "data.buckets.tokens": "256", "data.flip": "0.0", "model.width": "16", "model.depth": "1", "model.heads": "2",
-    "model.bottleneck": "8", "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0",
+    "data.buckets.tokens": "256", "data.flip": "0.0", **TINY_NETWORK, "model.patch_size": "4", "optimizer.warmup_steps": "0",
     "optimizer.decay_steps": "40", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
     "training.sample_steps": "1",
 }  # fmt: skip

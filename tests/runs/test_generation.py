@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs.generation import Generator, alpha_sigma
@@ -34,11 +35,7 @@ class Exact:
 
 
 SMALL = {
-    "model.width": "16",
-    "model.depth": "1",
-    "model.heads": "2",
-    "model.bottleneck": "8",
-    "model.encoder_depth": "1",
+    **TINY_NETWORK,
 }
 
 

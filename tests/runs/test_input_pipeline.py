@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax import data, evaluate, sample, train
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -16,8 +17,7 @@ from tim_jax.training import sharding
 
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
-    "data.buckets.tokens": "256", "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8",
-    "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
+    "data.buckets.tokens": "256", **TINY_NETWORK, "model.patch_size": "4", "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
     "training.steps": "6", "training.log_every": "2", "training.sample_every": "0", "training.sample_steps": "1,2",
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.codecs.test_codecs_tokenizer import trained
 from tests.helpers import workdirs
-from tests.runs.test_convert import flags, save_bin
+from tests.helpers.configs import flags
+from tests.helpers.torch_files import save_torch
 from tim_jax import codecs, convert, sample, train
 from tim_jax.codecs.loading import LEAVES, shapes_of
 from tim_jax.runs.outputs.layouts import read_settings
@@ -56,7 +57,7 @@ def captioned(folder):
 @pytest.mark.slow
 def test_released_weights_sample_train_on_and_go_back_to_official_files(published, tmp_path):
     state = load_file(GOLDEN / "t2i_tiny.safetensors")
-    save_bin(tmp_path / "t2i_model.bin", state)
+    save_torch(tmp_path / "t2i_model.bin", state)
     layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     gemma = of_other_sizes(
         "gemma3_text_tiny", codecs.TEXT_ENCODERS, tmp_path / "gemma", hidden_size=24, vocab_size=320, **layers

@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.devices import for_devices
 from tim_jax.system import compilation_cache
 
@@ -23,8 +24,7 @@ finally:
     print("events:", *(events[name] for name in ("cache_misses", "cache_hits")))
 """
 TINY = [
-    "--config=digits", "--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2",
-    "--config.model.bottleneck=8", "--config.model.encoder_depth=1", "--config.data.batch_size=8",
+    "--config=digits", *flags(TINY_NETWORK), "--config.data.batch_size=8",
     "--config.training.steps=2", "--config.training.sample_steps=1", "--config.optimizer.warmup_steps=0",
 ]  # fmt: skip
 

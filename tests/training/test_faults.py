@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers.configs import TINY_NETWORK
 from tests.helpers.devices import for_devices
 from tim_jax.bench import faults as bench
 from tim_jax.system import lock
@@ -26,7 +27,7 @@ from tim_jax.training.preemption import Stop
 from tim_jax.training.watchdog import Watchdog
 
 SMALL = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.sample_steps": "1", "training.sample_every": "0",
     "training.log_every": "1", "checkpoint.every": "1000",
 }  # fmt: skip

@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.devices import for_devices
 
 DEVICES = 4
 TINY = [
     "--config.data.height=16", "--config.data.width=16", "--config.data.buckets.area=256",
-    "--config.data.buckets.max_buckets=3", "--config.data.buckets.tokens=256", "--config.model.width=16",
-    "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8", "--config.model.encoder_depth=1",
+    "--config.data.buckets.max_buckets=3", "--config.data.buckets.tokens=256", *flags(TINY_NETWORK),
     "--config.model.patch_size=4", "--config.optimizer.warmup_steps=0", "--config.training.log_every=1",
     "--config.training.sample_every=0", "--config.training.sample_steps=1",
 ]  # fmt: skip

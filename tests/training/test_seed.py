@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax.bench.compile import HIT, MISS, cache_in
 from tim_jax.config.batches import batch_spec, made_up_batch
 from tim_jax.config.build import build
@@ -11,7 +12,7 @@ from tim_jax.config.command_line import load_config
 from tim_jax.training import sharding
 
 SMALL = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "model.patch_size": "4", "data.batch_size": "8", "optimizer.warmup_steps": "0",
 }  # fmt: skip
 SEED = 1234567

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers.configs import TINY_NETWORK
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -17,7 +18,7 @@ from tim_jax.training import sharding
 from tim_jax.training.nonfinite import NonFinite, TooManyNonFinite
 
 SMALL = {
-    "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
+    **TINY_NETWORK,
     "model.patch_size": "4", "data.batch_size": "16", "optimizer.warmup_steps": "0",
 }  # fmt: skip
 

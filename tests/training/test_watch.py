@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.configs import TINY_NETWORK, flags
 from tim_jax import train
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
@@ -19,8 +20,7 @@ from tim_jax.training.watch import BINS, Bins, memory
 from tim_jax.transitions import TRANSPORTS
 
 SMALL = [
-    "--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2", "--config.model.bottleneck=8",
-    "--config.model.encoder_depth=1", "--config.model.patch_size=4", "--config.data.batch_size=32",
+    *flags(TINY_NETWORK), "--config.model.patch_size=4", "--config.data.batch_size=32",
     "--config.training.sample_steps=1", "--config.training.sample_every=0", "--config.optimizer.warmup_steps=0",
 ]  # fmt: skip
 
