@@ -62,13 +62,13 @@ class CodecSettings:
         if not encode:
             return 1
         if condition == "text" and not self.text_encoder:
-            raise ValueError("codecs.text_encoder is ''; data.encode needs one where model.condition is 'text'")
+            raise ValueError("codecs.text_encoder is ''; it must name one for data.encode with model.condition 'text'")
         if features_width and not self.image_encoder:
             raise ValueError(
-                f"codecs.image_encoder is ''; data.encode needs one where data.features_width is {features_width}"
+                f"codecs.image_encoder is ''; it must name one for data.encode with data.features_width {features_width}"
             )
         if not (self.autoencoder or self.text_encoder or self.image_encoder):
-            raise ValueError("data.encode is True; codecs names nothing to encode examples by")
+            raise ValueError("data.encode is True; it must be False, since codecs names nothing to encode examples by")
         return self.describe().factor if self.autoencoder else 1
 
     def describe(self) -> nn.Module:
@@ -76,7 +76,7 @@ class CodecSettings:
         module = codecs.describe(self.autoencoder, codecs.AUTOENCODERS, DTYPES[self.dtype])
         if self.latents == "sample" and not hasattr(module, "moments"):
             raise ValueError(
-                f"codecs.latents is 'sample'; {self.autoencoder} is an autoencoder without a variance: give 'mean'"
+                f"codecs.latents is 'sample'; it must be 'mean', since the autoencoder {self.autoencoder} has no variance"
             )
         if self.tile % (4 * module.factor):
             raise ValueError(

@@ -57,7 +57,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         raise ValueError(f"start.checkpoint is {weights!r}: {error}") from None
     if not taken:
         raise ValueError(
-            f"start.reinitialise is {config.start.reinitialise}; that takes nothing from start.checkpoint ({weights!r})"
+            f"start.reinitialise is {config.start.reinitialise}; it must leave something to take from start.checkpoint, {weights!r}"
         )
 
     def make() -> TrainState:

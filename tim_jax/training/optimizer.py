@@ -51,19 +51,23 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"optimizer.decay_steps is {self.decay_steps}; with schedule {self.schedule!r} it must be above "
-                f"warmup_steps ({self.warmup_steps})"
+                f"optimizer.decay_steps is {self.decay_steps}; it must be above optimizer.warmup_steps, "
+                f"{self.warmup_steps}, with the schedule {self.schedule!r}"
             )
         if self.schedule == "constant" and self.decay_steps:
-            raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; schedule 'constant' does not decay: set 0")
+            raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; it must be 0 with the schedule 'constant'")
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
         for pair in self.learning_rate_factors:
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
-                raise ValueError(f"optimizer.learning_rate_factors has {pair!r}; each must be (pattern, factor)")
+                raise ValueError(
+                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must be (pattern, "
+                    "factor)"
+                )
             if not 0 < pair[1] < math.inf:
                 raise ValueError(
-                    f"optimizer.learning_rate_factors has {pair!r}; factors must be above 0 (optimizer.frozen is for 0)"
+                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must have a factor "
+                    "above 0 (optimizer.frozen is for 0)"
                 )
 
     def check_names(self, parameters: Iterable[str]) -> None:
@@ -81,7 +85,7 @@ class OptimizerSettings:
             "optimizer.learning_rate_factors", [pattern for pattern, _ in self.learning_rate_factors], parameters
         )
         if self.frozen and all(names.matches(name, self.frozen) for name in parameters):
-            raise ValueError(f"optimizer.frozen is {self.frozen}; that leaves nothing to train")
+            raise ValueError(f"optimizer.frozen is {self.frozen}; it must leave something to train")
 
 
 def make_schedule(settings: OptimizerSettings) -> optax.Schedule:

@@ -43,9 +43,9 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
-    named = {f"mesh.{axis}": size for axis, size in zip(AXES, shape, strict=True)}
+    named = f"{', '.join(f'mesh.{axis}' for axis in AXES)} are {', '.join(map(str, shape))}"
     if sum(size == -1 for size in shape) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise ValueError(f"mesh sizes are {named}; each must be at least 1, and at most one −1 for the rest")
+        raise ValueError(f"{named}; they must be at least 1, and at most one of them -1 for the rest")
     known = 1
     for size in shape:
         known *= size if size > 0 else 1
@@ -53,7 +53,7 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         shape[shape.index(-1)] = len(devices) // known
         known = len(devices)
     if known != len(devices):
-        raise ValueError(f"mesh sizes are {named}; their product must be the number of devices, {len(devices)}")
+        raise ValueError(f"{named}; they must multiply to the number of devices, {len(devices)}")
     # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings. Of several
     # slices, or nodes, only the data axis goes over the slow links between them, where it can.
     slices = len({getattr(device, "slice_index", 0) for device in devices})

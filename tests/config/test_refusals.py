@@ -1,0 +1,305 @@
+"""Every refusal that a configuration can cause: one line, "KEY is VALUE; it must …", whose key is one that can be typed.
+
+All cases are provoked once. A scan of the sources finds the places that refuse; those that no case reaches are listed
+with the reason.
+"""
+
+import ast
+import pathlib
+import re
+
+import jax
+import pytest
+from etils import epath
+
+import tim_jax
+from tests.helpers.workdirs import TINY, one_device, workdir
+from tim_jax import train
+from tim_jax.config import loading
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.config.keys import flatten
+from tim_jax.config.sections import SECTIONS
+from tim_jax.runs import input_pipeline, measuring, start, teachers
+
+PACKAGE = pathlib.Path(tim_jax.__file__).parent
+KEY = rf"(?:{'|'.join(SECTIONS)}|seed)(?:\.\w+)*"
+FORM = re.compile(rf"({KEY}(?:, {KEY})*) (?:is|are) (.+?); (?:it|they|each of them) must ", re.DOTALL)
+TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "4"}
+ENCODE = {"data.encode": "True"}
+GUIDED = {"objective.guidance.w_cond": "0.5"}
+TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
+BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
+
+# (overrides of configs/digits.py, the keys that the message begins with), by how far a run must get.
+BUILD = [
+    ({"data.height": "0"}, "data.height"),
+    ({"data.batch_size": "0"}, "data.batch_size"),
+    ({"data.batch_size": "15", "optimizer.accumulation": "2"}, "data.batch_size"),
+    ({"data.condition_dropout": "1.5"}, "data.condition_dropout"),
+    ({"data.flip": "2.0"}, "data.flip"),
+    ({"data.paired_noise": "True", "data.flip": "0.5"}, "data.flip"),
+    ({**TEXT, "data.text_width": "0"}, "data.text_width"),
+    ({**TEXT, "data.text_tokens": "0"}, "data.text_tokens"),
+    ({**BUCKETS, "data.buckets.max_buckets": "0"}, "data.buckets.max_buckets"),
+    ({**BUCKETS, "data.buckets.max_cropped": "1.0"}, "data.buckets.max_cropped"),
+    ({**BUCKETS, "data.buckets.area": "3"}, "data.buckets.area"),
+    ({**BUCKETS, "data.buckets.tokens": "-1"}, "data.buckets.tokens"),
+    ({"data.buckets.table": "((8, 12), (10, 8))"}, "data.buckets.table"),
+    ({"data.buckets.table": "((8, 8), (8, 8))"}, "data.buckets.table"),
+    ({"data.buckets.table": "((8, 8),) * 65"}, "data.buckets.table"),
+    ({"loader.max_bad_share": "2.0"}, "loader.max_bad_share"),
+    ({"loader.workers": "-1"}, "loader.workers"),
+    ({"codecs.dtype": "float16"}, "codecs.dtype"),
+    ({"codecs.tile": "-1", "codecs.autoencoder": "x"}, "codecs.tile"),
+    ({**ENCODE}, "data.encode"),
+    ({**ENCODE, **TEXT}, "codecs.text_encoder"),
+    ({**ENCODE, "data.features_width": "8"}, "codecs.image_encoder"),
+    ({"model.patch_size": "3"}, "model.patch_size"),
+    ({"model.size": "XXL"}, "model.size"),
+    ({"model.dtype": "float16"}, "model.dtype"),
+    ({"model.depth": "-1"}, "model.depth"),
+    ({"model.heads": "5"}, "model.heads"),
+    ({"model.encoder_depth": "9"}, "model.encoder_depth"),
+    ({"model.dropout": "1.0"}, "model.dropout"),
+    ({"model.conditioning": "t-q"}, "model.conditioning"),
+    ({"model.attention": "flash"}, "model.attention"),
+    ({"model.remat": "everything"}, "model.remat"),
+    ({"model.num_classes": "0"}, "model.num_classes"),
+    ({"transport.name": "otfm"}, "transport.name"),
+    ({"transport.name": "edm", "transport.sigma_d": "0.0"}, "transport.sigma_d"),
+    ({"times.distribution": "normal"}, "times.distribution"),
+    ({"times.distribution": "log_uniform"}, "times.distribution"),
+    ({"times.intervals": "triadic"}, "times.intervals"),
+    ({"times.P_std": "0.0", "times.distribution": "log_normal"}, "times.P_std"),
+    ({"times.share_equal": "1.5"}, "times.share_equal"),
+    ({"times.share_equal": "0.8", "times.share_min": "0.7"}, "times.share_equal, times.share_min"),
+    ({"times.shift_reference": "-1.0"}, "times.shift_reference"),
+    ({"objective.name": "team"}, "objective.name"),
+    ({"objective.consistency": "lagrange"}, "objective.consistency"),
+    ({"objective.velocity": "fast"}, "objective.velocity"),
+    ({"objective.derivative": "dd"}, "objective.derivative"),
+    ({"objective.derivative": "dde", "objective.epsilon": "0.6"}, "objective.epsilon"),
+    ({"objective.derivative": "dde", "objective.tangent.differentiate_steps": "5"}, "objective.derivative"),
+    ({**TAUGHT, "objective.name": "ayf_lagrangian", "objective.derivative": "dde"}, "objective.derivative"),
+    ({"objective.tangent.normalise": "-1.0"}, "objective.tangent.normalise"),
+    ({"objective.tangent.max_share": "1.5"}, "objective.tangent.max_share"),
+    (
+        {"objective.tangent.differentiate_steps": "5", "objective.tangent.bounded": "True"},
+        "objective.tangent.differentiate_steps",
+    ),
+    ({**TAUGHT, "objective.bootstrap.split": "third"}, "objective.bootstrap.split"),
+    ({**TAUGHT, "objective.bootstrap.ema": "fast"}, "objective.bootstrap.ema"),
+    ({**TAUGHT, "objective.bootstrap.min_interval": "1.0"}, "objective.bootstrap.min_interval"),
+    ({**TAUGHT, "objective.bootstrap.solver_steps": "-1"}, "objective.bootstrap.solver_steps"),
+    ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
+    ({"objective.weight.scale": "log"}, "objective.weight.scale"),
+    ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),
+    ({"transport.name": "edm", "objective.weight.scale": "odds"}, "objective.weight.scale"),
+    ({"objective.adaptive.power": "-1.0"}, "objective.adaptive.power"),
+    ({"objective.direction": "rows"}, "objective.direction"),
+    ({"objective.head_weight": "-1.0"}, "objective.head_weight"),
+    ({"objective.alignment_weight": "1.0"}, "objective.alignment_weight"),
+    ({**GUIDED, "objective.guidance.t_low": "0.9"}, "objective.guidance.t_low, objective.guidance.t_high"),
+    ({**GUIDED, "objective.guidance.ema": "fast"}, "objective.guidance.ema"),
+    ({**GUIDED, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
+    ({"objective.input_guidance.max_scale": "0.5"}, "objective.input_guidance.max_scale"),
+    (
+        {"objective.input_guidance.max_scale": "2.0", "objective.input_guidance.power": "-1.0"},
+        "objective.input_guidance.power",
+    ),
+    ({**TAUGHT, **GUIDED}, "objective.guidance.w_gt, objective.guidance.w_cond"),
+    ({**TAUGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
+    ({"objective.contrast.share": "0.5"}, "objective.contrast.share"),
+    ({"objective.name": "low_noise_contrastive", "objective.contrast.share": "0.0"}, "objective.contrast.share"),
+    ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
+    ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
+    (
+        {**TAUGHT, "objective.name": "rcm", "objective.input_guidance.max_scale": "2.0"},
+        "objective.input_guidance.max_scale",
+    ),
+    ({**TAUGHT, "objective.name": "rcm", "ema.score": "0.5"}, "ema.score"),
+    ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
+    ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
+    ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),
+    ({**TAUGHT, "teacher.guidance": "-1.0"}, "teacher.guidance"),
+    ({**TAUGHT, "teacher.weak_checkpoint": "x"}, "teacher.weak_checkpoint"),
+    (
+        {**TAUGHT, "teacher.guidance": "2.0", "teacher.guidance_low": "0.9", "teacher.guidance_high": "0.5"},
+        "teacher.guidance_low, teacher.guidance_high",
+    ),
+    ({**TAUGHT, "teacher.dtype": "float16"}, "teacher.dtype"),
+    ({"optimizer.name": "sgd"}, "optimizer.name"),
+    ({"optimizer.schedule": "step"}, "optimizer.schedule"),
+    ({"optimizer.learning_rate": "0.0"}, "optimizer.learning_rate"),
+    ({"optimizer.clip": "-1.0"}, "optimizer.clip"),
+    ({"optimizer.b2": "1.0"}, "optimizer.b2"),
+    ({"optimizer.schedule": "cosine", "optimizer.decay_steps": "0"}, "optimizer.decay_steps"),
+    ({"optimizer.schedule": "constant", "optimizer.decay_steps": "9"}, "optimizer.decay_steps"),
+    ({"optimizer.accumulation": "0"}, "optimizer.accumulation"),
+    ({"optimizer.frozen": "(7,)"}, "optimizer.frozen"),
+    ({"optimizer.frozen": "('no_such',)"}, "optimizer.frozen"),
+    ({"optimizer.frozen": "('*',)"}, "optimizer.frozen"),
+    ({"optimizer.learning_rate_factors": "('blocks',)"}, "optimizer.learning_rate_factors"),
+    ({"optimizer.learning_rate_factors": "(('blocks', 0.0),)"}, "optimizer.learning_rate_factors"),
+    ({"ema.slow": "1.0"}, "ema.slow"),
+    ({"mesh.data": "0"}, "mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence"),
+    ({"mesh.tensor": "3"}, "mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence"),
+    ({"training.steps": "0"}, "training.steps"),
+    ({"training.steps": "many"}, "training.steps"),
+    ({"training.sample_steps": "(0, 1)"}, "training.sample_steps"),
+    ({"training.wandb": "project"}, "training.wandb"),
+    ({"checkpoint.keep": "0"}, "checkpoint.keep"),
+    ({"sampling.ema": "fast"}, "sampling.ema"),
+    ({"sampling.sampler": "magic"}, "sampling.sampler"),
+    ({"sampling.batch_size": "0"}, "sampling.batch_size"),
+    ({"sampling.grid": "shifted", "sampling.shift": "0.0"}, "sampling.shift"),
+    ({"sampling.stochasticity": "-1.0"}, "sampling.stochasticity"),
+    ({"sampling.stochasticity": "1.0", "sampling.sampler": "euler"}, "sampling.stochasticity"),
+    ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
+    (
+        {"sampling.guidance": "2.0", "sampling.guidance_low": "0.9", "sampling.guidance_high": "0.5"},
+        "sampling.guidance_low, sampling.guidance_high",
+    ),
+    ({"objective.input_guidance.max_scale": "2.0", "sampling.guidance": "3.0"}, "sampling.guidance"),
+    ({"evaluation.features": "dino"}, "evaluation.features"),
+    ({"evaluation.features": "inception", "data.channels": "4"}, "evaluation.features"),
+    ({"evaluation.metrics": "('fid',)"}, "evaluation.metrics"),
+    ({"evaluation.batch_size": "0"}, "evaluation.batch_size"),
+    ({"evaluation.num_samples": "3"}, "evaluation.num_samples"),
+    ({"evaluation.periodic.every": "-1"}, "evaluation.periodic.every"),
+    ({"evaluation.periodic.num_samples": "3"}, "evaluation.periodic.num_samples"),
+    ({"evaluation.periodic.steps": "(0,)"}, "evaluation.periodic.steps"),
+    ({"evaluation.periodic.emas": "('fast',)"}, "evaluation.periodic.emas"),
+    # of no effect
+    ({"transport.sigma_d": "0.7"}, "transport.sigma_d"),
+    ({"times.P_mean": "0.5"}, "times.P_mean"),
+    ({"teacher.guidance": "2.0"}, "teacher.guidance"),
+    ({"start.ema": "online"}, "start.ema"),
+    ({"sampling.shift": "2.0"}, "sampling.shift"),
+    ({"model.projector_width": "8"}, "model.projector_width"),
+    ({"codecs.tile": "8"}, "codecs.tile"),
+    ({"data.buckets.enlarge": "True"}, "data.buckets.enlarge"),
+    ({"evaluation.path": "here"}, "evaluation.path"),
+]
+DATA = [
+    ({"data.source": "digit"}, "data.source"),
+    ({"data.split": "test"}, "data.split"),
+    ({"data.path": "nowhere", "data.source": "folder"}, "data.path"),
+    ({"data.source": "folder"}, "data.path"),
+    ({"data.height": "16"}, "data.height"),
+    ({"data.channels": "3"}, "data.channels"),
+    ({"data.mixture": "(('digits', ''),)"}, "data.mixture"),
+    ({"data.mixture": "(('digits', '', 0),)"}, "data.mixture"),
+    ({"data.source": "photos", "data.channels": "3"}, "data.buckets.area"),
+    ({"model.num_classes": "4"}, "model.num_classes"),
+    ({"loader.directory": "gs://bucket/folder"}, "loader.directory"),
+]
+MEASURE = [
+    ({"evaluation.reference": "nowhere.npz"}, "evaluation.reference"),
+    ({"evaluation.metrics": "('sfid',)"}, "evaluation.metrics"),
+]
+START = [
+    ({"start.checkpoint": "nowhere"}, "start.checkpoint"),
+    ({"start.checkpoint": "{run}", "start.ema": "fast"}, "start.ema"),
+    ({"start.checkpoint": "{run}", "start.reinitialise": "('no_such',)"}, "start.reinitialise"),
+    ({"start.checkpoint": "{run}", "start.reinitialise": "('*',)"}, "start.reinitialise"),
+    ({"start.checkpoint": "{run}", "model.num_classes": "12"}, "start.checkpoint"),
+    ({"checkpoint.resume": "nowhere"}, "checkpoint.resume"),
+    ({"checkpoint.resume": "{run}", "seed": "7"}, "seed"),
+    ({"objective.name": "ctm", "teacher.checkpoint": "nowhere"}, "teacher.checkpoint"),
+    ({"objective.name": "ctm"}, "teacher.checkpoint"),
+    ({"objective.name": "ctm", "teacher.checkpoint": "{run}", "teacher.ema": "fast"}, "teacher.ema"),
+    ({"objective.name": "ctm", "teacher.checkpoint": "{run}", "model.num_classes": "12"}, "teacher.checkpoint"),
+]
+CASES = [(stage, *case) for stage, cases in enumerate((BUILD, DATA, MEASURE, START)) for case in cases]
+SETTLED = {"loader.directory", "evaluation.held_out"}  # by `provoke`, unless a case gives them
+
+# Places that refuse and that no case reaches: "file: words of the message" → why.
+NOT_PROVOKED: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module")
+def provoked(tmp_path_factory):
+    """[(message, (file, line of the raise))] of all cases."""
+    folder = tmp_path_factory.mktemp("refusals")
+    small = TINY | {"data.height": "8", "data.width": "8", "loader.directory": str(folder / "data")}
+    run = workdir(folder / "run", "base", **small)
+    with one_device():
+        return [provoke(stage, small | {k: v.format(run=run) for k, v in given.items()}) for stage, given, _ in CASES]
+
+
+def provoke(stage, overrides):
+    """The message that a configuration is refused with, and the place that refuses."""
+    try:
+        run = build(load_config("base", overrides), jax.devices()[:1])
+        if stage == 1:
+            input_pipeline.open_pipeline(run)
+        if stage == 2:
+            measuring.plan(run)
+        if stage == 3:
+            start.first_state(teachers.with_teachers(run), epath.Path(overrides["loader.directory"]) / "none")
+    except ValueError as error:
+        trace = error.__traceback__
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        return str(error), (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    return None, None
+
+
+def name_of(case):
+    stage, given, key = case
+    return f"{stage}-{','.join(f'{key}={value}' for key, value in given.items())}"
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[name_of(case) for case in CASES])
+def test_a_refusal_names_its_key_as_it_is_typed(number, provoked):
+    message, _ = provoked[number]
+    assert message is not None, "nothing was refused"
+    assert "\n" not in message and (found := FORM.match(message)), message
+    assert found[1] == CASES[number][2], message
+    known = flatten(loading.load("base").get_config()) | {"ema.score": None}
+    assert set(found[1].split(", ")) <= known.keys()
+
+
+def refusals():
+    """{(file, first line, last line): message as source} of the places that refuse a key of a configuration."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and "ValueError" in ast.dump(node.exc.func)
+            ):
+                message = ast.unparse(node.exc).removeprefix("ValueError(").lstrip("f'\"")
+                if re.match(rf"({'|'.join(SECTIONS)})\.|\{{(key|said|given|named)\}}", message):
+                    found[str(path), node.lineno, node.end_lineno] = message
+    return found
+
+
+def test_every_place_that_refuses_is_provoked(provoked):
+    """Whatever is added must have its case above, or its reason."""
+    reached = {site for _, site in provoked if site}
+    left = []
+    for (path, first, last), message in refusals().items():
+        if not any(file == path and first <= line <= last for file, line in reached):
+            place = f"{pathlib.Path(path).relative_to(PACKAGE)}: {message}"
+            if not any(place.startswith(known) for known in NOT_PROVOKED):
+                left.append(place)
+    print(f"{len(refusals())} places that refuse, {len(refusals()) - len(left)} provoked or with a reason")
+    assert not left, "\n".join(left)
+
+
+@pytest.mark.parametrize(
+    "given", ["objective.weight.kernel=cubic", "model.remat=x", "start.ema=online", "mesh.tensor=3"]
+)
+def test_on_the_command_line_it_is_one_line_and_exit_code_2(given, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config=digits", f"--workdir={tmp_path}", f"--config.{given}"])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    key = given.partition("=")[0]
+    assert FORM.match(error.removeprefix("error: ")) and key in error
