@@ -1,4 +1,4 @@
-"""Every refusal that a configuration can cause: one line, "KEY is VALUE; it must …", whose key is one that can be typed.
+"""Every refusal that a configuration can cause: one line, "KEY is VALUE; it must …", with a key that can be typed.
 
 All cases are provoked once. A scan of the sources finds the places that refuse; those that no case reaches are listed
 with the reason.

@@ -20,7 +20,6 @@ from tim_jax.types import Output
 
 TINY = {
     **TINY_NETWORK,
-    
     "data.batch_size": "16", "optimizer.warmup_steps": "0", "training.sample_steps": "1", "training.sample_every": "0",
     "training.steps": "2", "model.dtype": "bfloat16",
 }  # fmt: skip

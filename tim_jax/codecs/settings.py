@@ -65,7 +65,8 @@ class CodecSettings:
             raise ValueError("codecs.text_encoder is ''; it must name one for data.encode with model.condition 'text'")
         if features_width and not self.image_encoder:
             raise ValueError(
-                f"codecs.image_encoder is ''; it must name one for data.encode with data.features_width {features_width}"
+                f"codecs.image_encoder is ''; it must name one for data.encode with data.features_width "
+                f"{features_width}"
             )
         if not (self.autoencoder or self.text_encoder or self.image_encoder):
             raise ValueError("data.encode is True; it must be False, since codecs names nothing to encode examples by")
@@ -76,7 +77,8 @@ class CodecSettings:
         module = codecs.describe(self.autoencoder, codecs.AUTOENCODERS, DTYPES[self.dtype])
         if self.latents == "sample" and not hasattr(module, "moments"):
             raise ValueError(
-                f"codecs.latents is 'sample'; it must be 'mean', since the autoencoder {self.autoencoder} has no variance"
+                f"codecs.latents is 'sample'; it must be 'mean', since the autoencoder {self.autoencoder} has no "
+                "variance"
             )
         if self.tile % (4 * module.factor):
             raise ValueError(

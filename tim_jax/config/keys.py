@@ -99,6 +99,6 @@ def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ValueError(
-                f"{key} is {now.get(key)!r}; it must be {before.get(key)!r}, since {workdir} holds a run with that: give "
-                "another workdir otherwise"
+                f"{key} is {now.get(key)!r}; it must be {before.get(key)!r}, since {workdir} holds a run with that: "
+                "give another workdir otherwise"
             )

@@ -57,7 +57,8 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         raise ValueError(f"start.checkpoint is {weights!r}: {error}") from None
     if not taken:
         raise ValueError(
-            f"start.reinitialise is {config.start.reinitialise}; it must leave something to take from start.checkpoint, {weights!r}"
+            f"start.reinitialise is {config.start.reinitialise}; it must leave something to take from "
+            f"start.checkpoint, {weights!r}"
         )
 
     def make() -> TrainState:

@@ -61,13 +61,13 @@ class OptimizerSettings:
         for pair in self.learning_rate_factors:
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
                 raise ValueError(
-                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must be (pattern, "
-                    "factor)"
+                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must be "
+                    "(pattern, factor)"
                 )
             if not 0 < pair[1] < math.inf:
                 raise ValueError(
-                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must have a factor "
-                    "above 0 (optimizer.frozen is for 0)"
+                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must have a "
+                    "factor above 0 (optimizer.frozen is for 0)"
                 )
 
     def check_names(self, parameters: Iterable[str]) -> None:
