@@ -238,7 +238,7 @@ def provoke(stage, overrides):
         if stage == 1:
             input_pipeline.open_pipeline(run)
         if stage == 2:
-            measuring.plan(run)
+            measuring.open_measurement(run)
         if stage == 3:
             start.first_state(teachers.with_teachers(run), epath.Path(overrides["loader.directory"]) / "none")
     except ValueError as error:

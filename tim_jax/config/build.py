@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -78,7 +79,8 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
         batch_multiple=batch_multiple,
     )
     if optimizer.frozen or optimizer.learning_rate_factors:
-        optimizer.check_names(names.by_name(run.trainer.abstract.params["online"]))
+        boxed = jax.eval_shape(run.trainer.init, jax.random.key(0))  # before the optimizer selects by these names
+        optimizer.check_names(names.by_name(nn.unbox(boxed)))
     return run
 
 
