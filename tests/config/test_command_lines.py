@@ -226,6 +226,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     record["of"]["checkpoint"] = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
     (workdir / "grid.json").write_text(json.dumps(record))
     sample.main([*optimal, "--steps=1"])
+    capsys.readouterr()
     record["of"]["step"] = 3
     (workdir / "grid.json").write_text(json.dumps(record))
     assert "tim_jax.grid" in fails(sample.main, [*optimal, "--steps=4"], capsys)
