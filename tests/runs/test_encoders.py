@@ -134,19 +134,19 @@ def test_eight_devices_train_on_what_one_does(build, tmp_path):
 
 
 WRONG = {
-    "no text encoder": (dict(codecs__text_encoder=""), "codecs.text_encoder is ''; data.encode needs one"),
+    "no text encoder": (dict(codecs__text_encoder=""), "codecs.text_encoder is ''; it must name one for data.encode"),
     "another width": (dict(data__text_width=95), "data.text_width is 95; stand-in (codecs.text_encoder) has 96"),
-    "no image encoder": (dict(data__features_width=8), "codecs.image_encoder is ''; data.encode needs one"),
+    "no image encoder": (dict(data__features_width=8), "codecs.image_encoder is ''; it must name one for data.encode"),
     "no such states": (dict(codecs__text_states="first"), "codecs.text_states is 'first'; it must be one of last, "),
     "no such folder": (dict(codecs__autoencoder="/nowhere"), "/nowhere: is neither a folder nor a file"),
     "negative tile": (dict(codecs__tile=-4, codecs__autoencoder="KL"), "codecs.tile is -4; it must be at least 0"),
     "tile too small": (dict(codecs__tile=8, codecs__autoencoder="KL"), "codecs.tile is 8; it must be a multiple of 16"),
-    "no variance": (dict(codecs__latents="sample", codecs__autoencoder="DC"), "is an autoencoder without a variance"),
+    "no variance": (dict(codecs__latents="sample", codecs__autoencoder="DC"), "codecs.latents is 'sample'; it must be 'mean', since the autoencoder"),
     "channels": (dict(codecs__autoencoder="KL"), "data.channels is 3; the latents of"),
-    "latents of pixels": (dict(codecs__latents="sample"), "codecs.latents is 'sample', but has no effect"),
+    "latents of pixels": (dict(codecs__latents="sample"), "codecs.latents is 'sample'; it must be 'mean', since it has no effect"),
     "encoder of labels": (
         dict(data__encode=False, model__condition="class", data__text_width=0, data__text_tokens=0),
-        "codecs.text_encoder is 'stand-in', but has no effect because model.condition is not 'text'",
+        "codecs.text_encoder is 'stand-in'; it must be '', since it has no effect where model.condition is not 'text'",
     ),
 }
 

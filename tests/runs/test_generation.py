@@ -105,8 +105,8 @@ def test_the_way_to_noise_and_back(run):
     np.testing.assert_allclose(generator.integrate({}, times, LABELS, start=noise), images, atol=1e-5)
 
 
-class Told:
-    """A network that predicts the guidance that it is told."""
+class Guided:
+    """A network that predicts the guidance that it gets as an input."""
 
     def apply(self, variables, queries):
         assert len(queries) == 1, "a second evaluation"
@@ -117,12 +117,12 @@ class Told:
 
 def test_guidance_as_an_input_of_the_network_takes_no_second_evaluation():
     keys = {"objective__name": "improved_mean_flow", "sampling__guidance": "3.0", "sampling__guidance_low": "0.25"}
-    run = dataclasses.replace(make_run(**keys), network=Told())
+    run = dataclasses.replace(make_run(**keys), network=Guided())
     generator = Generator(run, 6)
     # F = 3 + 0.25 + 1 from t = 1 to 0.
     np.testing.assert_allclose(generator({}, LABELS, steps=2), generator.noise(0, 6) - 4.25, atol=1e-5)
     assert evaluations(run.transport, 2, run.sampling) == 2
-    with pytest.raises(ValueError, match="sampling.guidance is 9.0.*1 … 8"):
+    with pytest.raises(ValueError, match=r"sampling.guidance is 9.0; it must lie in \[1, 8\]"):
         make_run(**keys | {"sampling__guidance": "9.0"})
 
 

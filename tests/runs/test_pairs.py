@@ -292,7 +292,7 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
             {"evaluation.source": "", "evaluation.periodic.every": "1"},
             "evaluation.source is ''; the examples of shards are samples",
         ),
-        ({"evaluation.path": "here"}, "evaluation.path is 'here', but has no effect"),
+        ({"evaluation.path": "here"}, "evaluation.path is 'here'; it must be '', since it has no effect"),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_one_line_and_nothing_is_written(change, told, made, tmp_path, capsys):
@@ -329,7 +329,7 @@ def test_pairs_of_a_text_run_bring_captions_and_features(text_workdir, tmp_path)
     run = build(workdir.load(epath.Path(teacher)))
     generator = open_generator(run, 8)
     weights, _ = load_weights(run, epath.Path(teacher))
-    prompts = source_prompts(input_pipeline.open_rows(run)[0], 10)
+    prompts = source_prompts(input_pipeline.open_source_and_plan(run)[0], 10)
     samples = generator(weights, prompts, steps=STEPS, seed=SEED)
     source = source_of(tmp_path / "shards", channels=3)
     features = generator.texts(prompts[:8])
