@@ -216,7 +216,7 @@ def test_guidance_of_a_teacher(x64):
         (
             "ctm",
             dict(guidance=TargetGuidance(w_cond=0.5)),
-            "^objective.guidance.w_gt, w_cond are 1.0, 0.5; .* teacher.guidance",
+            "^objective.guidance.w_gt, objective.guidance.w_cond are 1.0, 0.5; .* teacher.guidance",
         ),
         (
             "ayf_lagrangian",
@@ -226,7 +226,7 @@ def test_guidance_of_a_teacher(x64):
         (
             "rcm",
             dict(input_guidance=InputGuidance(max_scale=3.0)),
-            "^objective.input_guidance.max_scale is 3.0; with score distillation it must be 1",
+            "^objective.input_guidance.max_scale is 3.0; it must be 1 with score distillation",
         ),
     ],
 )

@@ -125,16 +125,21 @@ def test_published_derivative_loss_and_gradients(name, derivative, golden, reque
     close(qkv_delta.reshape(64, 192).T, expected["grad_qkv_d_0"])
 
 
+@pytest.fixture(scope="module")
+def initial():
+    """A network and its first parameters."""
+    network, time = TINY.clone(z_dim=0), jnp.zeros(1)
+    query = Query(jnp.zeros((1, 4, 4, 4)), time, time, {"label": jnp.zeros(1, jnp.int32)})
+    return network, nn.unbox(jax.jit(network.init)(jax.random.key(0), (query,)))["params"]
+
+
 @every_transport
 @pytest.mark.parametrize("derivative", ["jvp", "dde"])
-def test_first_step_from_zero_output_is_finite(transport, derivative):
-    network = TINY.clone(z_dim=0)
+def test_first_step_from_zero_output_is_finite(transport, derivative, initial):
+    network, params = initial
     rng = np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 20, 4, 4, 4)), jnp.float32)
     rows = make_rows(x, noise, jnp.asarray(rng.integers(0, 11, 20), jnp.int32))
-    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))[
-        "params"
-    ]
     # Every direction axis in one loss, and times at both ends of the domain.
     t, r = Times("uniform", share_equal=0.5, share_min=0.5).draw(transport, jax.random.key(1), 20)
     t = t.at[1].set(transport.T_max).at[3].set(transport.T_min).at[0].set(transport.T_max).at[2].set(transport.T_min)
@@ -159,14 +164,11 @@ def test_first_step_from_zero_output_is_finite(transport, derivative):
     assert jnp.abs(grads["final"]["linear"]["kernel"]).max() > 0
 
 
-def test_groups_and_masks_give_the_same_numbers():
+def test_groups_and_masks_give_the_same_numbers(initial):
     """Where a device's rows times the share is not whole, all rows carry the tangent, and nothing changes."""
-    network, rng = TINY.clone(z_dim=0), np.random.default_rng(0)
+    (network, params), rng = initial, np.random.default_rng(0)
     x, noise = jnp.asarray(rng.standard_normal((2, 12, 4, 4, 4)), jnp.float32)
     rows = make_rows(x, noise, jnp.asarray(rng.integers(0, 11, 12), jnp.int32))
-    params = nn.unbox(network.init(jax.random.key(0), (Query(x, x[:, 0, 0, 0], x[:, 0, 0, 0], rows.condition),)))[
-        "params"
-    ]
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     nets = {"online": jax.jit(lambda queries: network.apply({"params": params}, queries))}
     objective = make_objective(TRANSPORTS["ot_fm"](), times=Times("uniform", share_equal=0.5, share_min=0.1))

@@ -84,7 +84,7 @@ def test_shortcut_is_split_mean_flow_in_the_middle(x64):
     x_m = x_t - (t - m)[:, None, None, None] * first
     exact = 0.5 * (first + wave(x_m, m, r))
     objective = OBJECTIVES["shortcut"](transport)
-    bootstrap = dataclasses.replace(objective.bootstrap, weights="online")
+    bootstrap = dataclasses.replace(objective.bootstrap, ema="online")
     shortcut = target_of(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
     split = semigroup_target(transport, x_t, t, m, r, wave, base=noise - x)
     np.testing.assert_allclose(shortcut, exact, rtol=1e-9)
