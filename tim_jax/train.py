@@ -46,14 +46,13 @@ def main(argv: list[str] | None = None) -> None:
             if before is not None:
                 keys.compare_identity(before, run.config, folder)
             run = with_teachers(run)
-            for steps in run.config.training.sample_steps:
-                if steps < 1:
-                    raise ValueError(f"training.sample_steps has {steps}; each must be at least 1")
             measurement = open_measurement(run) if run.evaluation.periodic.every else None
             if measurement is not None:
                 measurement.sample_count()
             if run.sampling.grid == "optimal":
-                raise ValueError("sampling.grid is 'optimal', which is found once a run is trained; train with another")
+                raise ValueError(
+                    "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
+                )
             first = first_state(run, folder)
             pipeline = open_pipeline(run)
             draw = sample_pictures(run, pipeline) if can_draw(run) else None

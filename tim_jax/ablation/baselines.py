@@ -69,7 +69,8 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
         before = (runs.read(place) or {}).get("baseline", now)
         if any(before[field] != now[field] for field in now):
             raise ValueError(
-                f"{key} is {path!r}, now {_short(now)}, but {place} is of {_short(before)}: "
+                f"{key} is {path!r}; it must be the model of fingerprint {_short(before)}, of which {place} is, and "
+                f"is {_short(now)}: "
                 f"remove {folder / name}, or give another name or another workdir"
             )
     config = workdir.restored(warm_start.record(saved)["config"])
@@ -78,7 +79,8 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     for shared in SAME:
         if own[shared] != wanted[shared]:
             raise ValueError(
-                f"{key} is {path!r}; its {shared} is {own[shared]!r}, must be {wanted[shared]!r} as that of variants"
+                f"{key} is {path!r}; it must have the {shared} of the variants, {wanted[shared]!r}, and has "
+                f"{own[shared]!r}"
             )
     ema = config.sampling.ema
     config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
@@ -90,7 +92,7 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
         run = build(config)
         runs.network_evaluations(run, ablation.sampler_steps)
     except ValueError as error:
-        raise ValueError(f"{key} is {path!r}; {error}") from None
+        raise ValueError(f"{key} is {path!r}; it must be a run that can be measured: {error}") from None
     return run, saved
 
 

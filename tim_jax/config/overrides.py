@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tim_jax.config.keys import flatten, hint
+from tim_jax.config.sections import FREE
 
 
 def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
@@ -14,9 +15,12 @@ def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     config = copy.deepcopy(config)
     known = list(flatten(config))
     for key, text in overrides.items():
+        *sections, last = key.split(".")
+        if sections and sections[0] in FREE:
+            config[sections[0]][last] = _read(key, text, 0.0)
+            continue
         if key not in known:
             raise ValueError(f"--config.{key}: no such key; {hint(key, known, '--config.')}")
-        *sections, last = key.split(".")
         section = config
         for name in sections:
             section = section[name]

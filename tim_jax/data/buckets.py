@@ -70,22 +70,21 @@ def check_table(table: tuple[Shape, ...], grid: Grid) -> tuple[Shape, ...]:
             MAX_BUCKETS.
     """
     if not 1 <= len(table) <= MAX_BUCKETS:
-        raise ValueError(f"data.buckets.table has {len(table)} shapes; it must have 1 to {MAX_BUCKETS}")
+        raise ValueError(f"data.buckets.table is {table}; it must have 1 to {MAX_BUCKETS} shapes")
     for shape in table:
         whole = len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)
         if not whole or shape[0] % grid.side or shape[1] % grid.side:
             raise ValueError(
-                f"data.buckets.table has {tuple(shape)}; height and width must be positive multiples of {grid.side} "
-                "(codec times patch)"
+                f"data.buckets.table is {table}; each of them must have a height and a width that are positive "
+                f"multiples of {grid.side} (codec times patch), and {tuple(shape)} has not"
             )
         if grid.tokens(shape) % grid.tokens_multiple:
             raise ValueError(
-                f"data.buckets.table has {tuple(shape)} with {grid.tokens(shape)} tokens; their number must be a "
-                f"multiple of mesh.sequence, {grid.tokens_multiple}"
+                f"data.buckets.table is {table}; each of them must have a multiple of mesh.sequence, "
+                f"{grid.tokens_multiple}, tokens, and {tuple(shape)} has {grid.tokens(shape)}"
             )
     if len(set(map(tuple, table))) < len(table):
-        twice = len(table) - len(set(map(tuple, table)))
-        raise ValueError(f"data.buckets.table has {twice} shapes twice; it must have each shape once")
+        raise ValueError(f"data.buckets.table is {table}; it must have each shape once")
     return ordered(table)
 
 
@@ -194,7 +193,9 @@ def derive(
             counts[shape[0], shape[1]] += number
     if not counts:
         size = f"{grid.side}x{grid.side}"
-        raise ValueError(f"data.buckets.area is {area}; one image at least must be as large as one token, {size}")
+        raise ValueError(
+            f"data.buckets.area is {area}; it must suit images as large as one token, {size}, and there is none"
+        )
     shapes = np.array(sorted(counts), np.int64)
     numbers = np.array([counts[tuple(shape)] for shape in shapes.tolist()], np.float64)
     needed = np.array([batch_size((h, w)) for h, w in shapes.tolist()], np.float64)

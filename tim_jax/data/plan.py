@@ -160,7 +160,10 @@ def one_bucket(source: Source, batch_size: int) -> BucketPlan:
     """
     height, width, _ = source.image_shape
     if not height or not width:
-        raise ValueError(f"data.source is {source.name}; its images differ in size, so data.buckets must be given")
+        raise ValueError(
+            f"data.source is {source.name}; it must have images of one size, or else data.buckets.area or table be "
+            "given"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if not len(source):
@@ -238,8 +241,9 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
         if not any(images):
             key, value = ("table", how.table) if how.table else ("area", how.area)
             raise ValueError(
-                f"data.buckets.{key} is {value}; none of {len(sizes)} images fits a bucket, so it must be smaller, or "
-                "data.buckets.enlarge True"
+                f"data.buckets.{key} is {value}; it must be smaller, or data.buckets.enlarge True: none of "
+                f"{len(sizes)} images "
+                "fits a bucket"
             )
         few = [k for k, n in enumerate(images) if n < how.grid.batch_multiple]
         empty = [k for k in few if not images[k]]

@@ -158,8 +158,9 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
     if settings.bucketing is None:
         if height is None or width is None:
             raise ValueError(
-                f"data.buckets.area is 0; it or data.buckets.table must be given, as the images of {source.name} "
-                "differ in size"
+                f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} "
+                "differ in "
+                "size"
             )
         if (height, width) != settings.shape:
             name, value, right = next(
@@ -188,6 +189,9 @@ def _open(settings: Inputs, split: str) -> Source:
         return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
     for part in settings.mixture:
         if len(part) != 3:
-            raise ValueError(f"data.mixture has {part!r}; each part must be (source, path, weight)")
+            raise ValueError(
+                f"data.mixture is {settings.mixture!r}; each of them must be (source, path, weight), and {part!r} is "
+                "not"
+            )
     sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
     return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

@@ -56,14 +56,15 @@ def inception(weights: str) -> Features:
     """
     if not epath.Path(weights).expanduser().exists():
         raise ValueError(
-            f"evaluation.inception: there is no file {weights}; put {WEIGHTS} there, from the releases of "
-            "github.com/mseitzer/pytorch-fid (or the same arrays as safetensors or npz), or name the file"
+            f"evaluation.inception is {str(weights)!r}; it must be a file, and there is none: put {WEIGHTS} there, "
+            "from the "
+            "releases of github.com/mseitzer/pytorch-fid (or the same arrays as safetensors or npz), or name the file"
         )
     try:
         arrays = tensors.read(weights)
         variables = network.from_published(arrays)
     except ValueError as error:
-        raise ValueError(f"evaluation.inception is {weights!r}: {error}") from None
+        raise ValueError(f"evaluation.inception is {weights!r}; it must be the published weights: {error}") from None
     digest = hashlib.sha256()
     for name in sorted(network.shapes()):
         digest.update(arrays[name].tobytes())

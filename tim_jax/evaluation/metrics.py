@@ -82,11 +82,14 @@ def chosen(outputs: Collection[str], names: Collection[str] = ()) -> dict[str, M
     """
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"evaluation.metrics has {name!r}; each must be one of {', '.join(METRICS)}")
+            raise ValueError(
+                f"evaluation.metrics is {tuple(names)}; each of them must be one of {', '.join(METRICS)}, and "
+                f"{name!r} is not"
+            )
         if METRICS[name].output not in outputs:
             raise ValueError(
-                f"evaluation.metrics has {name!r}, which needs {METRICS[name].output!r} of evaluation.features; "
-                f"these have only {', '.join(outputs)}"
+                f"evaluation.metrics is {tuple(names)}; they must suit evaluation.features, and {name!r} needs "
+                f"{METRICS[name].output!r} of these, which have only {', '.join(outputs)}"
             )
     return {
         name: metric for name, metric in METRICS.items() if metric.output in outputs and (not names or name in names)

@@ -66,7 +66,9 @@ def _reading(path: Any) -> Iterator[None]:
         yield
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error) if type(error) is ValueError else f"damaged or not complete ({error})"
-        raise ValueError(f"evaluation.reference is {str(path)!r}: {reason}") from None
+        raise ValueError(
+            f"evaluation.reference is {str(path)!r}; it must be a file of images or statistics: {reason}"
+        ) from None
 
 
 def names(path: Any) -> list[str]:

@@ -143,19 +143,19 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
     """
     source, plan = _one_after_another(lambda: open_data(run.inputs))
     if run.config.data.encode and source.latents:
-        raise ValueError(f"data.encode is True; the examples of {source.name} are latents already")
+        raise ValueError(f"data.encode is True; it must be False, as the examples of {source.name} are latents already")
     if run.inputs.augmentation.flip and source.paired_noise:
         raise ValueError(
-            f"data.flip is {run.inputs.augmentation.flip}; the examples of {source.name} are pairs, for which it must "
-            "be 0"
+            f"data.flip is {run.inputs.augmentation.flip}; it must be 0, as the examples of {source.name} are pairs"
         )
     classes = run.inputs.num_classes
     if classes and not source.num_classes:
-        raise ValueError(f"model.condition is 'class'; {source.name} has no labels")
+        raise ValueError(f"model.condition is 'class'; it must be 'text', as {source.name} has no labels")
     if classes and source.num_classes > classes:
         raise ValueError(
-            f"model.num_classes is {classes}; {source.name} has labels up to {source.num_classes - 1}, "
-            f"so it must be at least {source.num_classes}"
+            f"model.num_classes is {classes}; it must be at least {source.num_classes}, as {source.name} has labels "
+            "up to "
+            f"{source.num_classes - 1}"
         )
     return source, plan
 
@@ -185,8 +185,9 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         source, _ = _one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
-                f"evaluation.source is {evaluation.source!r}; the examples of {source.name} are samples of a model: "
-                "name a source of real images to compare with"
+                f"evaluation.source is {evaluation.source!r}; it must be a source of real images to compare with, and "
+                "the "
+                f"examples of {source.name} are samples of a model"
             )
         return source, lambda image: image
     shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)

@@ -80,7 +80,9 @@ class Tim:
         """
         decoder = open_decoder(run)
         if decoder is None:
-            raise ValueError("codecs.autoencoder is ''; examples of this run are latents: name what decodes them")
+            raise ValueError(
+                "codecs.autoencoder is ''; it must name what decodes the examples of this run, which are latents"
+            )
         self.run, self._decoder = run, decoder
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         self._weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])

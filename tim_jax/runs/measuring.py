@@ -164,7 +164,7 @@ def open_measurement(run: Run) -> Measurement:
 def _is_stored(path: str) -> bool:
     """Whether a file of a reference is one of this project's own. Raises ValueError if it cannot be read."""
     if not epath.Path(path).exists():
-        raise ValueError(f"evaluation.reference is {path!r}; there is no such file")
+        raise ValueError(f"evaluation.reference is {path!r}; it must be a file, and there is none")
     return references.FINGERPRINT in published.names(path)
 
 
@@ -175,7 +175,7 @@ def _measurable(
     lacking = [name for name, metric in chosen.items() if not metric.reference_free and metric.need not in have]
     if set(lacking) & set(run.evaluation.metrics) or len(lacking) == len(chosen):
         raise ValueError(
-            f"evaluation.reference is {run.evaluation.reference!r}; it lacks what {', '.join(lacking)} would need"
+            f"evaluation.reference is {run.evaluation.reference!r}; it must have what {', '.join(lacking)} would need"
         )
     return {name: metric for name, metric in chosen.items() if name not in lacking}
 

@@ -196,7 +196,9 @@ def open_pairs(
     if run.config.model.condition == "text":
         texts, (source, _) = open_text_encoder(run), open_source_and_plan(run)
         if not source.captions:
-            raise ValueError(f"model.condition is 'text'; the examples of {source.name} have no captions")
+            raise ValueError(
+                f"model.condition is 'text'; it must be 'class', as the examples of {source.name} have no captions"
+            )
         encoder = module_identity(run.codecs.text_encoder) | {"dtype": run.codecs.dtype}
         depends_on = {"text_encoder": encoder, "source": source.fingerprint()}
     weights, step = load_weights(run, folder)
@@ -205,8 +207,10 @@ def open_pairs(
     times = generator.times(steps)
     if make_plan(run.transport, times, run.sampling).c.any():
         raise ValueError(
-            f"sampling.sampler is {run.sampling.sampler!r}, with sampling.stochasticity {run.sampling.stochasticity}: "
-            f"in {steps} steps it draws noise on its way, and a pair's sample must follow from its own alone"
+            f"sampling.sampler, sampling.stochasticity are {run.sampling.sampler!r}, {run.sampling.stochasticity}; "
+            "they "
+            f"must draw no noise on the way, as a pair's sample follows from its own noise alone, and do in {steps} "
+            "steps"
         )
     generator.load()
     depends_on |= {"run": identity(run.config), "weights": fingerprint(run, folder, step)}

@@ -57,10 +57,12 @@ def split_images(run: Run, features: Features, split: str) -> ImageSet:
     """
     source, fit = one_shape(run, split)
     if run.codecs.autoencoder and source.latents:
-        key = "held_out" if split == run.evaluation.held_out != run.data.split else "reference"
+        key, right = "reference", "a reference batch of images"
+        if split == run.evaluation.held_out != run.data.split:
+            key, right = "held_out", "''"
         raise ValueError(
-            f"evaluation.{key} is {run.config.evaluation[key]!r}; the examples of {source.name} are latents, and "
-            f"samples are images: {'give an empty one' if key == 'held_out' else 'name a reference batch of images'}"
+            f"evaluation.{key} is {run.config.evaluation[key]!r}; it must be {right}, as samples are images and the "
+            f"examples of {source.name} latents"
         )
     shape = picture_shape(run)
 
@@ -83,18 +85,19 @@ def reference_batch(run: Run, features: Features, path: str) -> ImageSet:
     for output, width in (("features", 2048), ("spatial", 2023)):
         if (output, "moments") in given and len(given[output, "moments"].mean) != width:
             found = len(given[output, "moments"].mean)
-            raise ValueError(f"evaluation.reference is {path!r}; its {output} are {found} wide, must be {width}")
+            raise ValueError(f"evaluation.reference is {path!r}; it must have {output} {width} wide, and has {found}")
     shape = published.image_shape(path)
     if shape is None and not given:
         raise ValueError(
-            f"evaluation.reference is {path!r}; it holds neither images (arr_0) nor, for 'inception', mu and sigma"
+            f"evaluation.reference is {path!r}; it must hold images (arr_0) or, for 'inception', mu and sigma"
         )
     count, size = (shape[0], shape[1:]) if shape else (0, None)
     height, width, channels = picture_shape(run)
     if size and size[:2] != (height, width):
         raise ValueError(
-            f"evaluation.reference is {path!r}; its images are {size[0]}x{size[1]}, samples of this run are "
-            f"{height}x{width}: they cannot be compared"
+            f"evaluation.reference is {path!r}; it must have images of the size of this run's samples, "
+            f"{height}x{width}, and "
+            f"has {size[0]}x{size[1]}"
         )
     images = _InOrder(path)
 

@@ -54,7 +54,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     try:
         taken = warm_start.common(here, found[ema], config.start.reinitialise)
     except ValueError as error:
-        raise ValueError(f"start.checkpoint is {weights!r}: {error}") from None
+        raise ValueError(f"start.checkpoint is {weights!r}; it must fit this run: {error}") from None
     if not taken:
         raise ValueError(
             f"start.reinitialise is {config.start.reinitialise}; it must leave something to take from "

@@ -80,13 +80,16 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
         return run
     command = f"python -m tim_jax.grid --workdir={folder} finds it"
     if not (folder / FILE).exists():
-        raise ValueError(f"sampling.grid is 'optimal', but {folder} holds no {FILE}: {command}")
+        raise ValueError(
+            f"sampling.grid is 'optimal'; it must have been found, and {folder} holds no {FILE}: {command}"
+        )
     record = json.loads((folder / FILE).read_text())
     for key, values in known_as(run, folder, step).items():
         if record["of"].get(key) not in values:
             raise ValueError(
-                f"sampling.grid is 'optimal', but {folder / FILE} was found for {key} {record['of'].get(key)}, "
-                f"not {values[0]}: {command}"
+                f"sampling.grid is 'optimal'; it must have been found for {key} {values[0]}, and {folder / FILE} was "
+                "for "
+                f"{record['of'].get(key)}: {command}"
             )
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
@@ -98,8 +101,9 @@ def check_sampler(run: Run) -> None:
     if not SAMPLERS[sampler].single_step or run.sampling.stochasticity:
         able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.single_step)
         raise ValueError(
-            f"sampling.sampler is {sampler!r} with stochasticity {run.sampling.stochasticity}; a grid is found "
-            f"from single steps of {able}, without stochasticity"
+            f"sampling.sampler, sampling.stochasticity are {sampler!r}, {run.sampling.stochasticity}; they must be "
+            "one of "
+            f"{able}, whose single steps a grid is found from, and 0"
         )
 
 

@@ -97,20 +97,22 @@ def _find(config: ConfigDict, key: str, ema_key: str) -> TeacherSource:
     where = f"teacher.{key} is {path!r}"
     if not path:
         raise ValueError(
-            f"{where}; objective.name {config.objective.name!r} learns from a teacher: it must be a workdir or one of "
-            "its checkpoints"
+            f"{where}; it must be a workdir or one of its checkpoints, as objective.name {config.objective.name!r} "
+            "learns from a teacher"
         )
     saved = warm_start.find(path, f"teacher.{key}")
     fingerprint = checksums.fingerprint(saved.directory / str(saved.step))
     if fingerprint is None:
-        raise ValueError(f"{where}; {checkpoints.NO_MANIFEST} in {saved}: it must be a checkpoint that has them")
+        raise ValueError(
+            f"{where}; it must be a checkpoint with checksums, and there are {checkpoints.NO_MANIFEST} in {saved}"
+        )
     found = warm_start.weights_of(saved)
     if ema not in found:
         raise ValueError(f"teacher.{ema_key} is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
     try:
         own = workdir.restored(warm_start.record(saved)["config"])
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}; it must be of a run that can be built: {error}") from None
     return TeacherSource(where, own, saved, ema, fingerprint)
 
 
@@ -127,7 +129,9 @@ def planned_teachers(run: Run, config: ConfigDict, where: str) -> dict[str, Teac
     """
     teachers = _teachers_of(run)
     if not teachers:
-        raise ValueError(f"{where}, but objective.name {run.config.objective.name!r} asks no teacher: leave it out")
+        raise ValueError(
+            f"{where}; it must be left out, as objective.name {run.config.objective.name!r} learns from no teacher"
+        )
     return dict.fromkeys(teachers, TeacherSource(where, resolved(config)))
 
 
@@ -143,7 +147,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
     try:
         network = make_network(run, source.config)
     except ValueError as error:
-        raise ValueError(f"{source.where}: {error}") from None
+        raise ValueError(f"{source.where}; it must be of a run that can be built: {error}") from None
     init, dtype = initialiser(source.config, network), DTYPES[run.config.teacher.dtype]
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes = nn.unbox(boxed)
@@ -157,7 +161,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
         for name, leaf in names.by_name(shapes).items():
             if there.get(name) != leaf.shape:
                 own = f"is {leaf.shape} by its own configuration and {there.get(name)} there"
-                raise ValueError(f"{source.where}; {name} {own}: the checkpoint must be one of that run")
+                raise ValueError(f"{source.where}; it must be a checkpoint of its own run, and {name} {own}")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
     apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
     return FrozenModel(source, frozen_net(network, plain, apply), abstract)
@@ -187,11 +191,10 @@ def check(run: Run, source: TeacherSource) -> None:
     here, there = flatten(config), flatten(own)
     for key in keys:
         if there[key] != here[key]:
-            raise ValueError(f"{source.where}; its {key} is {there[key]!r}: it must be {here[key]!r}, as this run's")
+            raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
     if own.times.share_equal == 0:
         raise ValueError(
-            f"{source.where}; its times.share_equal is 0: it must be above, since a model that never saw r = t has no "
-            "velocity"
+            f"{source.where}; it must have seen r = t, or it has no velocity, and its times.share_equal is 0"
         )
     reasons = {
         "data.condition_dropout is above 0 here": config.data.condition_dropout > 0,
@@ -200,13 +203,14 @@ def check(run: Run, source: TeacherSource) -> None:
     needed = [reason for reason, true in reasons.items() if true]
     if own.data.condition_dropout == 0 and needed:
         raise ValueError(
-            f"{source.where}; its data.condition_dropout is 0: it must have seen the null condition, since {needed[0]}"
+            f"{source.where}; it must have seen the null condition, since {needed[0]}, and its data.condition_dropout "
+            "is 0"
         )
     patch = own.model.patch_size
     if run.inputs.bucketing and config.model.patch_size % patch:
         raise ValueError(
-            f"{source.where}; its model.patch_size is {patch}: with buckets it must divide this run's "
-            f"({config.model.patch_size})"
+            f"{source.where}; it must have a model.patch_size that divides this run's, {config.model.patch_size}, with "
+            f"buckets, and has {patch}"
         )
     check_tokens(f"{source.where}; its examples are", run.image_shape[:2], patch, run.mesh)
 

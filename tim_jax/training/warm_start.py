@@ -81,7 +81,7 @@ def find(path: str, key: str) -> Saved:
                 step = int(given.name)
                 wrong = checkpoints.damage(given)
                 if wrong not in (None, checkpoints.NO_MANIFEST):
-                    raise ValueError(f"{key} is {path!r}; that checkpoint cannot be used: {wrong}")
+                    raise ValueError(f"{key} is {path!r}; it must be a checkpoint that can be used: {wrong}")
     if step is None:
         raise ValueError(f"{key} is {path!r}; it must be a workdir with a checkpoint, or one of its checkpoints/STEP")
     return Saved(directory, step)

@@ -31,18 +31,22 @@ class Mixture(Source):
     def __post_init__(self):
         if not self.sources or len(self.sources) != len(self.weights):
             raise ValueError(
-                f"data.mixture has {len(self.sources)} sources and {len(self.weights)} weights; "
+                f"data.mixture is of {len(self.sources)} sources and {len(self.weights)} weights; "
                 "it must have a weight for each source"
             )
         for source, weight in zip(self.sources, self.weights, strict=True):
             if not weight > 0 or not np.isfinite(weight):
-                raise ValueError(f"data.mixture has weight {weight} for {source.name}; it must be above 0")
+                raise ValueError(
+                    f"data.mixture is of weights {self.weights}; each of them must be above 0, and that of "
+                    f"{source.name} "
+                    "is not"
+                )
         if len({(source.image_shape[-1], source.captions) for source in self.sources}) > 1:
             described = ", ".join(
                 f"{source.name} ({source.image_shape[-1]} channels, captions {source.captions})"
                 for source in self.sources
             )
-            raise ValueError(f"data.mixture has {described}; channels and captions must be the same in all sources")
+            raise ValueError(f"data.mixture is {described}; they must have the same channels, and all captions or none")
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:

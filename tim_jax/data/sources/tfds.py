@@ -124,7 +124,7 @@ def open_prepared(at: Location, directory: str, channels: int = 0) -> TfdsSource
     info, form = source.info, source.info.file_format.value
     if at.split not in info.splits:
         splits = ", ".join(info.splits)
-        raise ValueError(f"{at.split_key} is {at.split!r}; for {source.name} it must be one of {splits}")
+        raise ValueError(f"{at.split_key} is {at.split!r}; it must be one of {splits}, the splits of {source.name}")
     if "image" not in info.features or not isinstance(info.features["image"], tfds.features.Image):
         raise ValueError(f"{at.key} is {at.path!r}; the data set must have an image feature named 'image'")
     if form != "array_record":

@@ -40,8 +40,8 @@ class BatchEncoder:
             encoder = self.modules["image_encoder"] = open_module(settings, "image_encoder", run.mesh)
             if encoder.module.width != width:
                 raise ValueError(
-                    f"data.features_width is {width}; {settings.image_encoder} (codecs.image_encoder) "
-                    f"has {encoder.module.width}"
+                    f"data.features_width is {width}; it must be {encoder.module.width}, as {settings.image_encoder} "
+                    "(codecs.image_encoder) has it"
                 )
         self.texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         if self.texts:

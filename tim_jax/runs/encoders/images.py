@@ -44,8 +44,8 @@ class Decoder:
         self.factor, channels = described.factor, described.config.latent_channels
         if run.image_shape[-1] != channels:
             raise ValueError(
-                f"data.channels is {run.image_shape[-1]}; the latents of {run.codecs.autoencoder} "
-                f"(codecs.autoencoder) have {channels}"
+                f"data.channels is {run.image_shape[-1]}; it must be {channels}, as the latents of "
+                f"{run.codecs.autoencoder} (codecs.autoencoder) have"
             )
         self._apply = jax.jit(
             lambda module, x, method: in_tiles(run.codecs, module, method, x),

@@ -33,14 +33,16 @@ class TextEncoder:
     def __init__(self, settings: CodecSettings, mesh: Mesh, length: int, width: int):
         if not settings.text_encoder:
             raise ValueError(
-                "codecs.text_encoder is ''; texts need one: the folder of the text encoder, with its tokenizer, that "
-                "the features trained on are of"
+                "codecs.text_encoder is ''; it must be the folder of the text encoder, with its tokenizer, that the "
+                "features "
+                "trained on are of"
             )
         self.settings, self.mesh, self.length = settings, mesh, length
         config = settings.describe_text_encoder().config
         if config.hidden_size != width:
             raise ValueError(
-                f"data.text_width is {width}; {settings.text_encoder} (codecs.text_encoder) has {config.hidden_size}"
+                f"data.text_width is {width}; it must be {config.hidden_size}, as {settings.text_encoder} "
+                "(codecs.text_encoder) has it"
             )
         stands_in = settings.text_encoder == stand_in.NAME
         self.tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)

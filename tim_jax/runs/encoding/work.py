@@ -100,9 +100,12 @@ def local_run(config: ConfigDict) -> Run:
     if not config.data.encode:
         raise ValueError("data.encode is False; it must be True, for examples that `codecs` encode")
     if config.data.mixture:
-        raise ValueError("data.mixture is given; encode each of its sources by itself, then mix the shards")
+        raise ValueError(
+            f"data.mixture is {config.data.mixture}; it must be (): encode each of its sources by itself, then mix "
+            "the shards"
+        )
     if config.data.random_crop:
-        raise ValueError("data.random_crop is True; shards hold the middle of images: give False")
+        raise ValueError("data.random_crop is True; it must be False: shards hold the middle of images")
     sequence, mesh = config.mesh.sequence, loading.load("base").get_config().mesh
     config.mesh = mesh
     here = jax.local_devices()
@@ -120,5 +123,7 @@ def open_work(run: Run, rows_per_shard: int) -> Work:
     """The examples of a run's source. Raises ValueError if they are not there, or not what the configuration says."""
     source, plan = open_source_and_plan(run)
     if run.config.model.condition == "text" and not source.captions:
-        raise ValueError(f"model.condition is 'text'; the examples of {source.name} have no captions")
+        raise ValueError(
+            f"model.condition is 'text'; it must be 'class', as the examples of {source.name} have no captions"
+        )
     return Work(source, plan, rows_per_shard)

@@ -74,7 +74,7 @@ class Sampling:
             raise ValueError(f"sampling.stochasticity is {self.stochasticity}; it must be at least 0")
         if self.stochasticity and self.sampler != "flow_map":
             raise ValueError(
-                f"sampling.stochasticity is {self.stochasticity}; with sampling.sampler {self.sampler!r} it must be 0"
+                f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
             )
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ValueError(
@@ -105,11 +105,14 @@ def time_grid(
     if steps not in sampling.optimal_times:
         known = ", ".join(map(str, sorted(sampling.optimal_times))) or "no number of"
         raise ValueError(
-            f"sampling.grid is 'optimal', which has been found for {known} steps, not for {steps}: "
+            f"sampling.grid is 'optimal'; it must have been found for {steps} steps, and has been for {known}: "
             f"python -m tim_jax.grid --workdir=… --steps={steps} finds it"
         )
     if start not in (None, transport.T_max):
-        raise ValueError(f"sampling.grid is 'optimal', which starts from noise; a start at {start} needs another grid")
+        raise ValueError(
+            f"sampling.grid is 'optimal'; it must be another grid for a start at {start}, as an optimal one starts "
+            "from noise"
+        )
     return np.array(sampling.optimal_times[steps], np.float64)
 
 
@@ -143,8 +146,9 @@ def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Sa
     if grows and (sampling.stochasticity or not sampler.invertible):
         able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.invertible)
         raise ValueError(
-            f"sampling.sampler is {sampling.sampler!r} with stochasticity {sampling.stochasticity}; from data to noise "
-            f"it must be one of {able}, without stochasticity"
+            f"sampling.sampler, sampling.stochasticity are {sampling.sampler!r}, {sampling.stochasticity}; they must "
+            "be one "
+            f"of {able} and 0 from data to noise"
         )
     if sampling.stochasticity:
         plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
