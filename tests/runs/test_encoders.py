@@ -140,9 +140,15 @@ WRONG = {
     "no such folder": (dict(codecs__autoencoder="/nowhere"), "/nowhere: is neither a folder nor a file"),
     "negative tile": (dict(codecs__tile=-4, codecs__autoencoder="KL"), "codecs.tile is -4; it must be at least 0"),
     "tile too small": (dict(codecs__tile=8, codecs__autoencoder="KL"), "codecs.tile is 8; it must be a multiple of 16"),
-    "no variance": (dict(codecs__latents="sample", codecs__autoencoder="DC"), "codecs.latents is 'sample'; it must be 'mean', since the autoencoder"),
+    "no variance": (
+        dict(codecs__latents="sample", codecs__autoencoder="DC"),
+        "codecs.latents is 'sample'; it must be 'mean', since the autoencoder",
+    ),
     "channels": (dict(codecs__autoencoder="KL"), "data.channels is 3; the latents of"),
-    "latents of pixels": (dict(codecs__latents="sample"), "codecs.latents is 'sample'; it must be 'mean', since it has no effect"),
+    "latents of pixels": (
+        dict(codecs__latents="sample"),
+        "codecs.latents is 'sample'; it must be 'mean', since it has no effect",
+    ),
     "encoder of labels": (
         dict(data__encode=False, model__condition="class", data__text_width=0, data__text_tokens=0),
         "codecs.text_encoder is 'stand-in'; it must be '', since it has no effect where model.condition is not 'text'",
