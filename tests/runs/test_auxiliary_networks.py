@@ -7,7 +7,14 @@ import optax
 import pytest
 from etils import epath
 
-from tests.helpers.teachers import buffers, make_run, three_steps
+from tests.helpers.teachers import (  # noqa: F401 (fixtures)
+    a_small_teacher,
+    a_teacher,
+    buffers,
+    make_run,
+    three_steps,
+    toys,
+)
 from tim_jax.runs import conversion
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers

@@ -243,7 +243,7 @@ WRONG = {
     "data.encode False": ({"data.encode": "False"}, "data.encode is False; it must be True"),
     "random crops": ({"data.random_crop": "True"}, "data.random_crop is True; shards hold the middle"),
     "a mixture": ({"data.mixture": "(('photos', '', 1),)"}, "data.mixture is given; encode each"),
-    "patch": ({"model.patch_size": "3"}, "model.patch_size is 3; it must divide data.height (8)"),
+    "patch": ({"model.patch_size": "3"}, "model.patch_size is 3; it must divide data.height, 8"),
     "tile": ({"codecs.tile": "20"}, "codecs.tile is 20; it must be a multiple of 16"),
     "channels": ({"data.channels": "8"}, "data.channels is 8; the latents of"),
     "no folder": ({"codecs.autoencoder": "/nowhere"}, "/nowhere: is neither a folder nor a file"),

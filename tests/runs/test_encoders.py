@@ -21,9 +21,8 @@ from tim_jax.runs.encoders.module import open_module
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
     "data.buckets.tokens": "256", "data.flip": "0.0", **TINY_NETWORK, "model.patch_size": "4",
-    "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
-    "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
-    "training.sample_steps": "1",
+    "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40", "training.steps": "2",
+    "training.log_every": "1", "training.sample_every": "0", "training.sample_steps": "1",
 }  # fmt: skip
 ONE_SHAPE = {
     "data.height": "8", "data.width": "8", "data.buckets.table": "((8, 8),)", "data.buckets.area": "0",

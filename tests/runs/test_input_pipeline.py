@@ -17,8 +17,8 @@ from tim_jax.training import sharding
 
 TINY = {
     "data.height": "16", "data.width": "16", "data.buckets.area": "256", "data.buckets.max_buckets": "3",
-    "data.buckets.tokens": "256", **TINY_NETWORK, "model.patch_size": "4",
-    "optimizer.warmup_steps": "0", "optimizer.decay_steps": "40",
+    "data.buckets.tokens": "256", **TINY_NETWORK, "model.patch_size": "4", "optimizer.warmup_steps": "0",
+    "optimizer.decay_steps": "40",
     "training.steps": "6", "training.log_every": "2", "training.sample_every": "0", "training.sample_steps": "1,2",
 }  # fmt: skip
 

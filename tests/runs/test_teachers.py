@@ -12,9 +12,12 @@ import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from tests.helpers.teachers import (
+from tests.helpers.teachers import (  # noqa: F401 (fixtures)
     TEACHER,
     TOYS,
+    a_data_folder,
+    a_small_teacher,
+    a_teacher,
     batch_of,
     buffers,
     changed,
@@ -22,6 +25,7 @@ from tests.helpers.teachers import (
     make_run,
     refused,
     three_steps,
+    toys,
     train,
 )
 from tests.helpers.workdirs import contents, one_device, workdir

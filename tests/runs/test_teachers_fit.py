@@ -5,13 +5,17 @@ import shutil
 import pytest
 from etils import epath
 
-from tests.helpers.teachers import (
+from tests.helpers.teachers import (  # noqa: F401 (fixtures)
     STUDENT,
     TEACHER,
+    a_data_folder,
+    a_small_teacher,
+    a_teacher,
     changed,
     copied,
     make_run,
     refused,
+    toys,
     train,
 )
 from tests.helpers.workdirs import workdir
