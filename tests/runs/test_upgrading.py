@@ -1,0 +1,84 @@
+"""A workdir that version 0.1 made, with its names of keys and weights, trains on and samples."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from tests.helpers.configs import flags
+from tests.helpers.workdirs import one_device, told
+from tim_jax import sample, train
+from tim_jax.config import loading
+from tim_jax.config.keys import flatten
+from tim_jax.config.renames import KEYS, WEIGHTS
+from tim_jax.runs import workdir
+from tim_jax.training import warm_start
+
+MADE = pathlib.Path(__file__).parents[1] / "golden" / "workdir_0_1"
+# What it was made with (see tests/golden/README.md), by today's names.
+RUN = {
+    "model.width": 8, "model.depth": 1, "model.heads": 1, "model.bottleneck": 4, "model.encoder_depth": 1,
+    "model.qk_norm": False, "model.interval_aware": False, "model.separate_interval_embedder": False,
+    "model.remat": "full", "ema.slow": 0.5, "data.batch_size": 16, "optimizer.warmup_steps": 0,
+    "optimizer.learning_rate_factors": "(('label_embedder', 10.0),)", "times.distribution": "log_normal",
+    "times.P_mean": -0.2, "times.P_std": 1.2, "objective.weight.kernel": "sqrt", "objective.weight.scale": "odds",
+    "objective.weight.sigma_d": 0.7, "objective.adaptive.power": 0.5, "objective.adaptive.offset": 0.01,
+    "objective.tangent.warmup_steps": 10, "objective.tangent.max_share": 0.9, "objective.velocity": "online",
+    "training.log_every": 1, "training.sample_steps": "(1,)", "checkpoint.keep": 1, "sampling.ema": "online",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(data_directory, tmp_path_factory):
+    """The workdir, trained on from step 2 to step 4, and samples (3, 8, 8, 1) from before and after."""
+    folder, samples = tmp_path_factory.mktemp("0_1") / "run", {}
+    shutil.copytree(MADE / "workdir", folder)
+    keys = flags(RUN | {"training.steps": 4, "loader.directory": data_directory})
+    with one_device():
+        for step in (2, 4):
+            if step == 4:
+                train.main(["--config=digits_tiny", f"--workdir={folder}", *keys])
+            out = folder / f"sampled_at_{step}"
+            sample.main([f"--workdir={folder}", "--steps=2", "--labels=0,1,2", f"--out={out}"])
+            (arrays,) = out.rglob("*.npz")
+            samples[f"samples_at_{step}"] = np.load(arrays)["steps2"]
+    return folder, samples
+
+
+def test_it_trains_on_and_samples_as_version_0_1_did(run):
+    """To the last bit on the machine that made the numbers; elsewhere to what compilers differ by."""
+    folder, samples = run
+    expected = np.load(MADE / "expected.npz")
+    saved = warm_start.find(str(folder), "--workdir")
+    assert saved.step == 4
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for weights, part in (("online", "params/student/"), ("slow", "emas/slow/")):
+        names = [name.removeprefix(part) for name in expected.files if name.startswith(part)]
+        assert sorted(names) == sorted(warm_start.weights_of(saved)[weights])
+        shapes = {name: jax.ShapeDtypeStruct(expected[part + name].shape, np.float32, sharding=here) for name in names}
+        for name, value in warm_start.read_weights(saved, weights, shapes).items():
+            np.testing.assert_allclose(value, expected[part + name], atol=1e-5, err_msg=name)
+    for name, images in samples.items():
+        np.testing.assert_allclose(images, expected[name], atol=1e-4)
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-5)
+
+
+def test_its_configuration_is_read_by_todays_names(run):
+    folder, _ = run
+    config = flatten(workdir.load(epath.Path(folder)))
+    assert config.keys() == flatten(loading.load("base").get_config()).keys()
+    for key in RUN.keys() & WEIGHTS:
+        assert config[key] == "online"
+    assert config["objective.weight.sigma_d"] == 0.7 and config["evaluation.max_images"] == 50
+    assert config["evaluation.periodic.emas"] == ("online", "slow") and config["evaluation.periodic.steps"] == (1, 2)
+
+
+@pytest.mark.parametrize("old", KEYS)
+def test_an_old_name_is_answered_with_the_new_one(old, capsys):
+    error = told(train.main, ["--config=digits_tiny", "--check", f"--config.{old}=1"], capsys)
+    assert f"renamed to --config.{KEYS[old]}" in error
