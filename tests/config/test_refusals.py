@@ -224,7 +224,7 @@ NOT_PROVOKED = {
     "codecs/settings.py: codecs.latents": "the files of an autoencoder",
     "codecs/settings.py: codecs.tile is {self.tile}; it must be a multiple": "the files of an autoencoder",
     "config/network.py: {said}": "several devices",
-    "data/buckets.py: data.buckets.table is {table}; it must have 1 to": "more shapes than fit on a line",
+    "data/buckets.py: data.buckets.table is of": "more shapes than fit on a line",
     "data/buckets.py: data.buckets.table is {table}; each of them must have a multiple of mesh.sequence": "devices",
     "data/buckets.py: data.buckets.area": "images of no common size",
     "data/plan.py": "images that fit no bucket, or a plan made without a configuration",

@@ -143,8 +143,8 @@ def test_latents_are_cropped_but_never_resized():
     "table, grid, message",
     [
         (((16, 20),), Grid(side=8), r"\(16, 20\).*multiples of 8"),
-        (((16, 24),), Grid(side=8, tokens_multiple=4), "6 tokens.*mesh.sequence, 4"),
-        (((16, 16), (16, 16)), Grid(), "twice"),
+        (((16, 24),), Grid(side=8, tokens_multiple=4), "mesh.sequence, 4, tokens.* has 6"),
+        (((16, 16), (16, 16)), Grid(), "each shape once"),
         ((), Grid(), "0 shapes.*1 to 64"),
         (tuple((8, 8 * i) for i in range(1, 66)), Grid(), "65 shapes"),
         (((16, 0),), Grid(), "positive"),

@@ -66,13 +66,13 @@ def test_latents_are_not_resized(tmp_path):
 @pytest.mark.parametrize(
     "buckets, keys, message",
     [
-        ({"table": ((30, 32),)}, {}, "data.buckets.table has .30, 32.*multiples of 4"),
+        ({"table": ((30, 32),)}, {}, "data.buckets.table is ..30, 32.*multiples of 4"),
         ({"area": 4}, {}, "data.buckets.area is 4"),
         ({"table": ((32, 32),), "max_cropped": 1.5}, {}, "data.buckets.max_cropped is 1.5"),
         ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
         ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
-        ({}, {}, "data.buckets.area is 0; it or data.buckets.table must be given"),
-        ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture has"),
+        ({}, {}, "data.buckets.area is 0; it must be given, or data.buckets.table"),
+        ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture is"),
         ({"table": ((32, 32),)}, {"source": "folders"}, "data.source is 'folders'.*nearest is 'folder'"),
         ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
         ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height is 9; it must be 8"),
@@ -138,7 +138,7 @@ def test_inspect_refuses_wrong_arguments_with_code_2(given, message, capsys):
 
 
 def test_the_bench_measures_and_writes(tmp_path, monkeypatch, capsys):
-    for name, value in {"IMAGES": 20, "STEPS": 2, "ROUNDS": 1, "ROWS": 4, "SIDES": (80, 100), "AREA": 48 * 48}.items():
+    for name, value in {"IMAGES": 20, "STEPS": 2, "ROUNDS": 1, "BATCH": 4, "SIDES": (80, 100), "AREA": 48 * 48}.items():
         monkeypatch.setattr(bench, name, value)
     command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1"])
     found = json.loads((tmp_path / "data.json").read_text())

@@ -70,7 +70,7 @@ def check_table(table: tuple[Shape, ...], grid: Grid) -> tuple[Shape, ...]:
             MAX_BUCKETS.
     """
     if not 1 <= len(table) <= MAX_BUCKETS:
-        raise ValueError(f"data.buckets.table is {table}; it must have 1 to {MAX_BUCKETS} shapes")
+        raise ValueError(f"data.buckets.table is of {len(table)} shapes; it must have 1 to {MAX_BUCKETS}")
     for shape in table:
         whole = len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)
         if not whole or shape[0] % grid.side or shape[1] % grid.side:
