@@ -241,11 +241,11 @@ def test_buckets_are_those_of_training_whatever_devices_encode(keys):
 
 WRONG = {
     "data.encode False": ({"data.encode": "False"}, "data.encode is False; it must be True"),
-    "random crops": ({"data.random_crop": "True"}, "data.random_crop is True; shards hold the middle"),
-    "a mixture": ({"data.mixture": "(('photos', '', 1),)"}, "data.mixture is given; encode each"),
+    "random crops": ({"data.random_crop": "True"}, "data.random_crop is True; it must be False: shards hold"),
+    "a mixture": ({"data.mixture": "(('photos', '', 1),)"}, "it must be (): encode each"),
     "patch": ({"model.patch_size": "3"}, "model.patch_size is 3; it must divide data.height, 8"),
     "tile": ({"codecs.tile": "20"}, "codecs.tile is 20; it must be a multiple of 16"),
-    "channels": ({"data.channels": "8"}, "data.channels is 8; the latents of"),
+    "channels": ({"data.channels": "8"}, "data.channels is 8; it must be 4, as the latents of"),
     "no folder": ({"codecs.autoencoder": "/nowhere"}, "/nowhere: is neither a folder nor a file"),
     "no rows": ({"data.path": "/nowhere"}, "data.path is '/nowhere'; it must be a file"),
 }
@@ -278,7 +278,7 @@ def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     latents = {"data.source": "shards", "data.path": str(encoded)}
     told = fails([*flags(keys | latents | {"codecs.autoencoder": ""}), f"--out={tmp_path / 'again'}"], capsys)
-    assert "data.encode is True; the examples of shards are latents already" in told
+    assert "data.encode is True; it must be False, as the examples of shards are latents already" in told
 
 
 @pytest.mark.parametrize(

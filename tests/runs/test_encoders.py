@@ -134,7 +134,7 @@ def test_eight_devices_train_on_what_one_does(build, tmp_path):
 
 WRONG = {
     "no text encoder": (dict(codecs__text_encoder=""), "codecs.text_encoder is ''; it must name one for data.encode"),
-    "another width": (dict(data__text_width=95), "data.text_width is 95; stand-in (codecs.text_encoder) has 96"),
+    "another width": (dict(data__text_width=95), "data.text_width is 95; it must be 96, as stand-in (codecs"),
     "no image encoder": (dict(data__features_width=8), "codecs.image_encoder is ''; it must name one for data.encode"),
     "no such states": (dict(codecs__text_states="first"), "codecs.text_states is 'first'; it must be one of last, "),
     "no such folder": (dict(codecs__autoencoder="/nowhere"), "/nowhere: is neither a folder nor a file"),
@@ -144,7 +144,7 @@ WRONG = {
         dict(codecs__latents="sample", codecs__autoencoder="DC"),
         "codecs.latents is 'sample'; it must be 'mean', since the autoencoder",
     ),
-    "channels": (dict(codecs__autoencoder="KL"), "data.channels is 3; the latents of"),
+    "channels": (dict(codecs__autoencoder="KL"), "data.channels is 3; it must be 4, as the latents of"),
     "latents of pixels": (
         dict(codecs__latents="sample"),
         "codecs.latents is 'sample'; it must be 'mean', since it has no effect",
@@ -171,7 +171,7 @@ def test_latents_are_not_encoded_again(build, tmp_path):
     row = {"latent": np.zeros((2, 3, 16, 16), np.float32)}
     data.write_shards(tmp_path / "shards", [row] * 4)
     run = build(data__source="shards", data__path=tmp_path / "shards")
-    with pytest.raises(ValueError, match="data.encode is True; the examples of shards are latents already"):
+    with pytest.raises(ValueError, match="data.encode is True; it must be False, as the examples of shards"):
         input_pipeline.open_pipeline(run)
 
 
@@ -224,7 +224,7 @@ def test_samples_are_measured_as_the_images_they_become(cache, published, tmp_pa
     values = TINY | ONE_SHAPE | {"data.channels": "4", "data.source": "shards", "data.path": str(shards)}
     values |= {"codecs.autoencoder": str(vae), "model.patch_size": "2"}
     run = configuration.build(load_config("photos", values | {"evaluation.held_out": ""}), jax.devices()[:1])
-    with pytest.raises(ValueError, match="evaluation.reference is ''; the examples of shards are latents"):
+    with pytest.raises(ValueError, match="evaluation.reference is ''; it must be a reference batch of images"):
         measuring.open_measurement(run)
     reference = {"evaluation.held_out": "", "evaluation.reference": str(tmp_path / "samples.npz")}
     run = configuration.build(load_config("photos", values | reference), jax.devices()[:1])
