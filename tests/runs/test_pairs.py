@@ -21,6 +21,7 @@ from tim_jax.data import shard_files
 from tim_jax.runs import input_pipeline, measuring, shard_job, workdir
 from tim_jax.runs.generation import Generator, load_weights, open_generator, source_prompts
 from tim_jax.system import int64
+from tim_jax.training import checksums
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.step import make_examples, train_step
 from tim_jax.transitions import TRANSPORTS
@@ -110,6 +111,18 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(teacher, made, tmp
     pairs.main(again)
     assert contents(folder) == before
     assert (folder / "rows-00000.array_record").stat().st_mtime_ns == untouched
+
+
+def test_pairs_that_an_earlier_version_began_are_gone_on_with(teacher, made, tmp_path, capsys):
+    """It knew the checkpoint by the digest of its manifests."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(made, folder)
+    path = folder / shard_files.SETTINGS
+    settings = json.loads(path.read_text())
+    settings["weights"]["checkpoint"] = checksums.former_fingerprint(epath.Path(teacher) / "checkpoints" / "0")
+    path.write_text(json.dumps(settings))
+    pairs.main(flags(teacher, folder, sampling__guidance=1.5))
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from tim_jax.runs.encoding.settings import module_identity
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeated
 from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.outputs.batches import sampling_record
-from tim_jax.runs.step_grid import fingerprint, with_found_grid
+from tim_jax.runs.step_grid import known_as, with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.transitions.sampling.sampler import make_plan
 
@@ -45,6 +45,7 @@ class Pairs:
         seed: of the noise.
         rows_per_shard: pairs in a shard; the last may have fewer.
         source: of captions; None where pairs have labels.
+        former: see `shard_job.Job`.
     """
 
     generator: Generator
@@ -55,6 +56,7 @@ class Pairs:
     seed: int
     rows_per_shard: int
     source: data.Source | None = None
+    former: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     doing = "sampling"
     train_with = "--config.data.paired_noise=True"
@@ -213,8 +215,10 @@ def open_pairs(
             "steps"
         )
     generator.load()
-    depends_on |= {"run": identity(run.config), "weights": fingerprint(run, folder, step)}
+    names = known_as(run, folder, step)
+    depends_on |= {"run": identity(run.config), "weights": {key: values[0] for key, values in names.items()}}
+    former = {f"weights.{key}": values[-1] for key, values in names.items()}
     found = {"times": times.tolist()} if run.sampling.optimal_times else {}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
     shard_job.print_once(cache)
-    return Pairs(generator, weights, depends_on, count, steps, seed, rows_per_shard, source)
+    return Pairs(generator, weights, depends_on, count, steps, seed, rows_per_shard, source, former)

@@ -8,7 +8,7 @@ import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,11 @@ class Job(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """All that the bytes of the shards depend on, as JSON has it."""
+        ...
+
+    @property
+    def former(self) -> Mapping[str, Any]:
+        """What earlier versions recorded in place of settings, by flat names, such as "weights.checkpoint"."""
         ...
 
     @property
@@ -140,7 +145,7 @@ def run(job: Job, folder: Path) -> None:
     lead = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         with user_errors():
-            begun = compare(folder, job.settings)
+            begun = compare(folder, job.settings, job.former)
             if begun and finished(folder):
                 return print_once(f"{folder}: was made before; nothing is left to do")
             check_room(job, folder)
@@ -164,8 +169,13 @@ def print_once(line: str) -> None:
         print(line, flush=True)
 
 
-def compare(folder: Path, settings: dict[str, Any]) -> bool:
+def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = {}) -> bool:
     """Compares the settings with those that a folder of shards was begun with.
+
+    Args:
+        folder: of the shards.
+        settings: today's.
+        former: what earlier versions recorded in place of some of them, by flat names.
 
     Returns:
         Whether the folder was begun before.
@@ -186,7 +196,7 @@ def compare(folder: Path, settings: dict[str, Any]) -> bool:
         raise ValueError(f"--out={folder}: its {path.name} cannot be read ({error}); give a new folder") from None
     now = flatten(settings)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+        if before.get(key) not in (now.get(key), former.get(key, now.get(key))):
             raise ValueError(
                 f"--out={folder}: was begun with {key} {before.get(key)!r}, and now it is {now.get(key)!r}: go on with "
                 "what it was, or give a new folder"

@@ -35,6 +35,11 @@ class Encoding:
     doing = "encoding"
     train_with = "--config.data.encode=False"
 
+    @property
+    def former(self) -> dict[str, Any]:
+        """Earlier versions recorded the same settings."""
+        return {}
+
     def __init__(self, run: Run, work: Work):
         self.run, self.work, self.encoder = run, work, ExampleEncoder(run, work)
         self.settings = shard_settings(run, work)
