@@ -70,7 +70,11 @@ def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one
     capsys.readouterr()
     write_file(tmp_path, {"a": {}}, baselines={"long": str(tmp_path / "long")})
     error = fails(words, capsys)
-    assert "baseline 'long'" in error and "data.height is 16, must be 8" in error and not (folder / "long").exists()
+    assert (
+        "baseline 'long'" in error
+        and "data.height of the variants, 8, and has 16" in error
+        and not (folder / "long").exists()
+    )
 
     def rows(name):
         found = json.loads((folder / name / "seed_0" / "result.json").read_text())
@@ -105,7 +109,7 @@ def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one
     for changed, told in (({"steps": 3}, "step 3"), ({"fingerprint": "0" * 64}, f"(fingerprint {'0' * 12})")):
         file.write_text(json.dumps(record | {"baseline": record["baseline"] | changed}))
         error = fails([*words, "--only=again"], capsys)
-        assert "now step 4" in error and told in error.split("is of")[1]
+        assert "and is at step 4" in error and told in error.split("must still be at")[1]
     ablate.main([*words, "--report"])  # looks at no checkpoint
     for variants, named in (({}, {"again": str(tmp_path / "wide")}), ({"wide": {"model.depth": 2}}, {})):
         write_file(tmp_path, {"a": {}} | variants, baselines=named)

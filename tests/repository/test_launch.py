@@ -332,7 +332,7 @@ def test_slurm_wants_a_job():
 JOINED = """
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
-from tim_jax import cluster
+from tim_jax.system import cluster
 cluster.join()
 cluster.join()  # joins once
 total = multihost_utils.process_allgather(jnp.full(1, 10.0 ** jax.process_index())).sum()

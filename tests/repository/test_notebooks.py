@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from etils import epath
 
-from tim_jax.config import keys
+from tim_jax.config import keys, loading
 from tim_jax.config.build import build
 from tim_jax.runs import workdir
 from tim_jax.training import checksums
@@ -46,7 +46,7 @@ def test_the_run_beside_them_is_small_whole_and_of_its_configuration():
     assert sum(path.stat().st_size for path in files) < RUN_BYTES
     (checkpoint,) = (RUN / "checkpoints").iterdir()
     assert checksums.damage(epath.Path(checkpoint)) is None
-    config = files.load("digits_tiny").get_config()
+    config = loading.load("digits_tiny").get_config()
     keys.compare_identity(workdir.recorded(epath.Path(RUN)), build(config).config, RUN)
 
 

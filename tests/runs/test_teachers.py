@@ -251,15 +251,15 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
     assert planner.main([*main, f"--teacher={file}", f"--json={tmp_path / 'plan.json'}"]) == 0
     out = capsys.readouterr().out
     assert out.count(f"  teachers     {here / 2**30:9.3f}\n") == 2
-    assert any("averages" in line and "teachers" in line for line in out.splitlines()), "the table of comparison"
+    assert any("EMAs" in line and "teachers" in line for line in out.splitlines()), "the table of comparison"
     plan = json.loads((tmp_path / "plan.json").read_text())[0]
     assert plan["memory"]["teachers"] == here
     assert plan["memory"]["total"] == sum(plan["memory"][field.name] for field in dataclasses.fields(Memory))
 
     for arguments, words in (
         ([], ["--teacher: missing", "'taught' learns from a teacher"]),
-        ([f"--teacher={file}", "--config.objective.name=flow_matching"], ["asks no teacher", "--teacher is"]),
-        ([f"--teacher={file}", "--config.data.channels=3"], ["--teacher is", "data.channels is 1", "must be 3"]),
+        ([f"--teacher={file}", "--config.objective.name=flow_matching"], ["learns from no teacher", "--teacher is"]),
+        ([f"--teacher={file}", "--config.data.channels=3"], ["--teacher is", "data.channels, 3, and has 1"]),
     ):
         with pytest.raises(SystemExit) as stop:
             planner.main(main + arguments)

@@ -69,9 +69,8 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
         before = (runs.read(place) or {}).get("baseline", now)
         if any(before[field] != now[field] for field in now):
             raise ValueError(
-                f"{key} is {path!r}; it must be the model of fingerprint {_short(before)}, of which {place} is, and "
-                f"is {_short(now)}: "
-                f"remove {folder / name}, or give another name or another workdir"
+                f"{key} is {path!r}; it must still be at {_short(before)}, of which {place} is, and is at "
+                f"{_short(now)}: remove {folder / name}, or give another name or another workdir"
             )
     config = workdir.restored(warm_start.record(saved)["config"])
     reference = ablation.config(ablation.reference)
