@@ -3,11 +3,12 @@
 Launch: bash launch/local.sh
 
 Where it leaves the published loss, and why (figures in docs/how_good.md):
-- No weight by a row's own error: in few dimensions it no longer aims at the conditional mean, and samples lose spread.
+- No weight by an example's own error: in few dimensions it no longer aims at the conditional mean, and samples lose
+  spread.
 - No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
-- dF/dt along the velocity that the network itself predicts at r = t, not along the row's own. The target's mean is the
-  same, its variance lower: the error of rows with r ≠ t falls from 0.50 to 0.36.
-- Four fifths of the rows at r = t and less weight for long intervals, which one step can spare and many steps need.
+- dF/dt along the velocity that the network itself predicts at r = t, not along the example's own. The target's mean is
+  the same, its variance lower: the error of examples with r ≠ t falls from 0.50 to 0.36.
+- Four fifths of the examples at r = t and less weight for long intervals, which one step can spare and many steps need.
 - The learning rate falls linearly to zero, for the flow-matching twin as well.
 """
 

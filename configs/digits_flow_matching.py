@@ -1,4 +1,4 @@
-"""Flow matching on the embedded digits: the twin of configs/digits.py, with r = t in every row.
+"""Flow matching on the embedded digits: the twin of configs/digits.py, with r = t in every example.
 
 Same network, data and time: a step costs less without jumps, so that it takes more of them. It is the teacher of the
 configurations in distillation/.

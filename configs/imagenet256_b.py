@@ -1,6 +1,6 @@
 """TiM-B/4 on ImageNet 256×256 latents: the network of the published ablations (80 epochs).
 
-Recipe: arXiv 2509.04394. 129M parameters, 400,000 steps of 256 rows.
+Recipe: arXiv 2509.04394. 129M parameters, 400,000 steps of 256 examples.
 Published score: FID 47.46 at 1 evaluation, 24.62 at 8, 17.10 at 50 (flow matching: 309.5, 77.26, 20.35).
 Hardware: one host with 4 to 8 accelerators; bfloat16.
 Launch: python -m tim_jax.train --config=configs/imagenet256_b.py --workdir=runs/imagenet256_b

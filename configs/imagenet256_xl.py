@@ -1,6 +1,6 @@
 """TiM-XL/2 on ImageNet 256×256, in 32×32×4 latents of the Stable Diffusion autoencoder (ft-ema).
 
-Recipe: arXiv 2509.04394. 664M parameters, 750,000 steps of 512 rows, alignment with frozen image features.
+Recipe: arXiv 2509.04394. 664M parameters, 750,000 steps of 512 examples, alignment with image features.
 Published score: FID 7.11 at 1 step, 3.26 with guided targets (objective.guidance.w_cond=0.75).
 Hardware: a pod slice such as v5p-64, or 32 H100; bfloat16.
 Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl.py --workdir=gs://BUCKET/imagenet256_xl

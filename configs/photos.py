@@ -17,7 +17,7 @@ def get_config():
     config.data.buckets.area = 32 * 32
     config.data.buckets.max_buckets = 7
     config.data.buckets.tokens = 2048
-    config.data.batch_size = 256  # unused: tokens say how many rows
+    config.data.batch_size = 256  # unused: tokens say how many examples
     config.data.flip = 0.5
 
     config.model.width = 160

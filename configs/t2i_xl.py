@@ -18,7 +18,7 @@ def get_config():
     config = loading.load("base").get_config()
 
     config.data.source = "shards"
-    config.data.height = 32  # of samples; rows are in buckets
+    config.data.height = 32  # of samples; examples are in buckets
     config.data.width = 32
     config.data.channels = 32
     config.data.buckets.area = 128 * 128

@@ -30,13 +30,11 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config, overrides)
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
-        settings = make_inputs(
-            config,
-            read(DataSettings, config.data),
-            read(LoaderSettings, config.loader),
-            read(CodecSettings, config.codecs),
-            batch_multiple=args.batch_multiple,
-        )
+        examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
+        examples.check(config.model.patch_size, config.model.condition)
+        loader.check()
+        codecs = read(CodecSettings, config.codecs)
+        settings = make_inputs(config, examples, loader, codecs, batch_multiple=args.batch_multiple)
         source, plan = open_data(settings)
         print(layout(table(plan, settings.augmentation.side)))
         print(summary(source, plan))

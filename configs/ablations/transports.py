@@ -1,4 +1,4 @@
-"""The path between data and noise, each with its own law of times.
+"""The path between data and noise, each with its own time distribution.
 
 Launch: python -m tim_jax.ablate --config=configs/ablations/transports.py --workdir=runs/ablations/transports
 Time: 6 variants × 3 seeds × about 75 seconds on two CPU cores, some 25 minutes in all.

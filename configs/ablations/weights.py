@@ -1,4 +1,4 @@
-"""How rows are weighted: by their interval, by their own error, and the direction term.
+"""How examples are weighted: by their interval, by their own error, and the direction term.
 
 Launch: python -m tim_jax.ablate --config=configs/ablations/weights.py --workdir=runs/ablations/weights
 Time: 8 variants × 3 seeds × about 75 seconds on two CPU cores, some 30 minutes in all.

@@ -2,7 +2,7 @@
 
     f_{t→r}(x_t) = sg f_{u→r}(x_u), x_u from x_t by two steps of Heun's method along the teacher, u in (r, t)
 
-Half of the rows learn the velocity from data.
+Half of the examples learn the velocity from data.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.train --config=configs/distillation/ctm.py --workdir=runs/ctm_distilled

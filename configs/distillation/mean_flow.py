@@ -2,7 +2,7 @@
 
     F* = v_T − (t − r) sg D_{v_T} F, v_T the velocity of the teacher
 
-A quarter of the rows r ≠ t, each over sg(L + 0.001).
+A quarter of the examples r ≠ t, each over sg(L + 0.001).
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.train --config=configs/distillation/mean_flow.py --workdir=runs/mean_flow_distilled

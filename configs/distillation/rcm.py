@@ -2,7 +2,7 @@
 
     sCM distillation + λ ‖x̂ − sg(x̂ − (x̂_S − x̂_T)/m)‖², x̂ a sample of the student in few steps, noised again
 
-x̂_T and x̂_S are what teacher and score make of it; the score is a network like the student that is trained beside it
+x̂_T and x̂_S are what teacher and score make of it; the score is a network like the student that is trained along with it
 on its samples, so that a step costs three or four of tim's.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching

@@ -1,6 +1,6 @@
 """sCM, consistency distillation, of flow matching on the digits (arXiv 2410.11081).
 
-    F* = F⁻ + g/(‖g‖ + 0.1), g = [v_T − F⁻ − w t sg D_{v_T} F]/(1 + t²), r = 0 in every row
+    F* = F⁻ + g/(‖g‖ + 0.1), g = [v_T − F⁻ − w t sg D_{v_T} F]/(1 + t²), r = 0 in every example
 
 v_T is the velocity of the teacher, on whose transport, OT-FM, the student is; w warms up.
 

@@ -1,4 +1,4 @@
-"""Flow matching on the digits (arXiv 2210.02747): F* = ε − x, r = t in every row.
+"""Flow matching on the digits (arXiv 2210.02747): F* = ε − x, r = t in every example.
 
 Launch: python -m tim_jax.train --config=configs/objectives/flow_matching.py --workdir=runs/flow_matching
 """

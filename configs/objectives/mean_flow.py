@@ -1,6 +1,6 @@
 """MeanFlow on the digits (arXiv 2505.13447).
 
-    F* = v − (t − r) sg D_v F, a quarter of the rows r ≠ t, each row over sg(L + 0.001)
+    F* = v − (t − r) sg D_v F, a quarter of the examples r ≠ t, each example over sg(L + 0.001)
 
 Launch: python -m tim_jax.train --config=configs/objectives/mean_flow.py --workdir=runs/mean_flow
 """

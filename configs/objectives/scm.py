@@ -1,6 +1,6 @@
 """sCM, consistency training, on the digits (arXiv 2410.11081).
 
-    F* = F⁻ + g/(‖g‖ + 0.1), g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)], r = T_min in every row
+    F* = F⁻ + g/(‖g‖ + 0.1), g = cos²t [(v − F⁻) + w tan t (v' − sg D_v F)], r = T_min in every example
 
 Launch: python -m tim_jax.train --config=configs/objectives/scm.py --workdir=runs/scm
 """

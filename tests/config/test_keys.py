@@ -1,55 +1,158 @@
-"""Keys of configurations: one page has them all, and each is found by its name where it acts."""
+"""Keys: one page, written from the dataclasses; each is an attribute and acts somewhere; their old names."""
 
 import ast
+import json
 import pathlib
 
+import jax
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 import tim_jax
-from tim_jax.config import loading, page
-from tim_jax.config.keys import flatten
-from tim_jax.config.renames import KEYS, WEIGHTS
-from tim_jax.config.sections import FREE, SECTIONS
+from tests.helpers.workdirs import TINY
+from tim_jax.config import keys, loading, page, renames
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.config.keys import check_keys, flatten, identity
+from tim_jax.config.sections import FREE, SECTIONS, keys_of, unused
+from tim_jax.runs import workdir
 
 PACKAGE = pathlib.Path(tim_jax.__file__).parent
-BASE = flatten(loading.load("base").get_config())
-# Where a key acts is neither where configurations are read nor a page that lists them.
-ROOMS = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("config", "configs")]
+ROOT = PACKAGE.parent
+ALL = flatten(loading.load("base").get_config())
+# What a section is called where it is handed to, besides its own name, "settings", and `self` where it is defined.
+CALLED = {
+    "model": {"network", "net", "teacher"},
+    "evaluation": {"of"},
+    "sampling": {"sampler"},
+    "checkpoint": {"saving"},
+}
+# Keys that choose from a table or are looked up by name: where.
+BY_NAME = {
+    "model.size": "config/network.py: SIZES[",
+    "mesh.data": "training/sharding.py: AXES",
+    "mesh.fsdp": "training/sharding.py: AXES",
+    "mesh.tensor": "training/sharding.py: AXES",
+    "mesh.sequence": "training/sharding.py: AXES",
+    "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
+    "teacher.ema": 'runs/teachers.py: "ema"',
+    "teacher.weak_ema": 'runs/teachers.py: "weak_ema"',
+    "teacher.weak_checkpoint": 'runs/teachers.py: "weak_checkpoint"',
+}
 
 
-def attributes(path):
-    """Names of attributes that a file reads, and of fields that its classes have, as a.b for the attribute b of a."""
-    reads, fields = set(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute):
-            reads.add(node.attr)
-        elif isinstance(node, ast.ClassDef):
-            fields |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            reads |= set(node.value.split(".")) if node.value.isidentifier() else set()
-    return reads, fields
+def test_the_page_of_all_keys_is_what_the_dataclasses_say():
+    """`python -m tim_jax.config.page > configs/base.py` writes it."""
+    assert (ROOT / "configs" / "base.py").read_text() == page.page()
 
 
-FOUND = {path: attributes(path) for path in ROOMS}
+def test_a_key_is_an_attribute():
+    run = build(load_config("base", TINY), jax.devices()[:1])
+    objective = run.trainer.step.objective
+    things = {name: getattr(run, name) for name in SECTIONS if name != "mesh" and hasattr(run, name)}
+    things |= {"objective": objective, "times": objective.times, "model": run.network, "transport": run.transport}
+    assert things.keys() >= SECTIONS.keys() - {"optimizer", "ema", "mesh"}
+    settled = {"model.size", "model.dtype", "sampling.sampler", "transport.sigma_d"}  # and those that a size sets
+    for key, value in flatten(run.config).items():
+        section, *path = key.split(".")
+        if section not in things or value is None or key in settled:
+            continue
+        thing = things[section]
+        for name in path:
+            thing = getattr(thing, name)
+        assert thing == value or (section == "model" and not value), key
 
 
-def test_the_page_of_all_keys_is_written_from_the_dataclasses():
-    assert loading.find("base").read_text() == page.page(), "python -m tim_jax.config.page > configs/base.py"
+def attributes():
+    """{attribute: {(file, what it is taken of)}} of the package, but for `config`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE).as_posix()
+        if file.startswith("config/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                of = node.value
+                name = of.id if isinstance(of, ast.Name) else of.attr if isinstance(of, ast.Attribute) else ""
+                found.setdefault(node.attr, set()).add((file, name))
+            # getattr(self, name) for name in a table: the key stands there as a text
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                found.setdefault(node.value, set()).add((file, "by name"))
+    return found
 
 
-@pytest.mark.parametrize("key", [key for key in BASE if key != "seed" and key.split(".")[0] not in FREE])
-def test_a_key_is_an_attribute_that_is_read_where_it_acts(key):
-    """Its last part is a field of a dataclass outside of config/, and is read there by that name."""
-    name = key.rsplit(".", 1)[-1]
-    defined = [path for path, (_, fields) in FOUND.items() if name in fields]
-    read = [path for path, (reads, _) in FOUND.items() if name in reads]
-    assert defined and read, key
+def test_a_key_is_found_where_it_acts():
+    """For `a.b.c`: `b.c`, or `self.c` in the file that defines it, outside of `config`."""
+    found, lost = attributes(), []
+    defined = {}
+    for section, about in SECTIONS.items():
+        waiting = [(section, key) for key in keys_of(*about.kinds) if key.name not in about.omit]
+        while waiting:
+            path, key = waiting.pop()
+            if key.group:
+                waiting += [(f"{path}.{key.name}", inner) for inner in keys_of(key.group)]
+            else:
+                defined[f"{path}.{key.name}"] = key.kind
+    assert defined.keys() == {key for key in ALL if key.split(".")[0] not in (*FREE, "seed")}
+    for key, kind in defined.items():
+        *_, above, name = key.split(".")
+        section = key.split(".")[0]
+        own = pathlib.Path(*kind.__module__.split(".")[1:]).as_posix()
+        called = {above, "settings", *CALLED.get(section, ())}
+        acts = any(
+            of in called or (of == "self" and file in (f"{own}.py", f"{own}/__init__.py"))
+            for file, of in found.get(name, ())
+        )
+        if key in BY_NAME:
+            file, _, words = BY_NAME[key].partition(": ")
+            acts = words in (PACKAGE / file).read_text()
+        if not acts:
+            lost.append(f"{key}: {sorted(found.get(name, ()))}")
+    assert not lost, "\n".join(lost)
 
 
-def test_every_section_is_in_the_table():
-    assert {key.split(".")[0] for key in BASE} == {"seed", *SECTIONS}
+def test_rules_of_no_effect_are_about_keys_that_there_are():
+    for about, (reason, has_none) in unused().items():
+        assert set(about) <= ALL.keys() and reason
+        has_none(loading.load("base").get_config())
 
 
-def test_old_names_have_new_ones():
-    assert not KEYS.keys() & BASE.keys() and set(KEYS.values()) <= BASE.keys() and set(WEIGHTS) <= BASE.keys()
-    assert len(set(KEYS.values())) == len(KEYS)
+def test_old_names_lead_to_keys_that_there_are():
+    for old, new in renames.KEYS.items():
+        assert old not in ALL and new in ALL
+    assert set(renames.WEIGHTS) <= ALL.keys() and len(set(renames.KEYS.values())) == len(renames.KEYS)
+
+
+@pytest.mark.parametrize("old", renames.KEYS)
+def test_an_old_name_in_a_file_is_answered_with_the_new_one(old):
+    new = renames.KEYS[old]
+    config = loading.load("base").get_config()
+    *sections, last = old.split(".")
+    place = config
+    for name in sections:
+        place = place[name]
+    place[last] = 1
+    with pytest.raises(ValueError, match=f"^config.{old}: no such key; renamed to config.{new}$"):
+        check_keys(config)
+
+
+def test_a_configuration_of_before_is_read_by_the_names_of_today():
+    """That of the run of the notebooks, which version 0.1 has made."""
+    folder = epath.Path(ROOT / "notebooks" / "digits")
+    before = flatten(json.loads((folder / "config.json").read_text()))
+    now = flatten(workdir.recorded(folder))
+    assert now.keys() == ALL.keys()
+    assert before["objective.velocity"] == "student" and now["objective.velocity"] == "online"
+    for key, value in before.items():
+        if value is not None and value != "student":
+            assert now[renames.KEYS.get(key, key)] == value, key
+
+
+def test_a_run_of_before_is_the_same_run():
+    folder = epath.Path(ROOT / "notebooks" / "digits")
+    config = ConfigDict(workdir.load(folder, {"training.steps": "9", "model.remat": "full"}).to_dict())
+    keys.compare_identity(workdir.recorded(folder), config, folder)
+    assert "objective.adaptive.power" in identity(config) and "model.remat" not in identity(config)
+    with pytest.raises(ValueError, match=r"^objective.weight.kernel is 'sqrt'; it must be 'square', since .*digits"):
+        workdir.load(folder, {"objective.weight.kernel": "sqrt"})

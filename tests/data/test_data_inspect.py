@@ -11,6 +11,7 @@ from tim_jax.bench import __main__ as command
 from tim_jax.bench import data as bench
 from tim_jax.data import summary
 from tim_jax.data.bad_records import TooManyBadRecords
+from tim_jax.data.sections import BucketSettings, DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs, open_data
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
@@ -27,8 +28,10 @@ def folder(tmp_path):
 
 
 def read(folder, buckets, side=4, loader=None, **keys):
-    keys = KEYS | {"path": str(folder / "images"), "buckets": buckets} | keys
-    return Inputs.read(keys, {"directory": str(folder / "cache")} | (loader or {}), side)
+    keys = KEYS | {"path": str(folder / "images"), "buckets": BucketSettings(**buckets)} | keys
+    settings = LoaderSettings(str(folder / "cache"), **(loader or {}))
+    settings.check()
+    return Inputs.read(DataSettings(**keys), settings, side)
 
 
 def test_settings_open_the_source_and_its_plan(folder):
@@ -41,7 +44,7 @@ def test_settings_open_the_source_and_its_plan(folder):
 
 def test_without_buckets_a_source_of_one_size_is_one_bucket(tmp_path):
     keys = {"source": "digits", "height": 8, "width": 8, "channels": 1, "batch_size": 32}
-    settings = Inputs.read(keys, {"directory": str(tmp_path)}, side=2)
+    settings = Inputs.read(DataSettings(**keys), LoaderSettings(str(tmp_path)), side=2)
     source, plan = open_data(settings, "held_out")
     assert plan == data.one_bucket(source, 32)
 
@@ -56,8 +59,9 @@ def test_a_mixture_of_settings_is_opened(folder):
 def test_latents_are_not_resized(tmp_path):
     rows = [{"latent": np.full((2, 4, 9, 9), i, np.float32), "label": 0} for i in range(8)]
     data.write_shards(tmp_path / "shards", rows, num_classes=1)
-    keys = KEYS | {"source": "shards", "path": str(tmp_path / "shards"), "channels": 4, "buckets": {"table": ((8, 8),)}}
-    source, plan = open_data(Inputs.read(keys, {"directory": str(tmp_path)}, side=2))
+    keys = KEYS | {"source": "shards", "path": str(tmp_path / "shards"), "channels": 4}
+    keys["buckets"] = BucketSettings(table=((8, 8),))
+    source, plan = open_data(Inputs.read(DataSettings(**keys), LoaderSettings(str(tmp_path)), side=2))
     assert not plan.fitting.resize
     batch = data.global_batches(source, plan, 0)[0]
     np.testing.assert_array_equal(batch["x"][:, 3, 3, 0], batch["index"])

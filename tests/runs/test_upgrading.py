@@ -1,11 +1,15 @@
 """A workdir that version 0.1 made, with its names of keys and weights, trains on and samples."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -16,7 +20,7 @@ from tim_jax.config import loading
 from tim_jax.config.keys import flatten
 from tim_jax.config.renames import KEYS, WEIGHTS
 from tim_jax.runs import workdir
-from tim_jax.training import warm_start
+from tim_jax.training import names, warm_start
 
 MADE = pathlib.Path(__file__).parents[1] / "golden" / "workdir_0_1"
 # What it was made with (see tests/golden/README.md), by today's names.
@@ -57,15 +61,42 @@ def test_it_trains_on_and_samples_as_version_0_1_did(run):
     assert saved.step == 4
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for weights, part in (("online", "params/student/"), ("slow", "emas/slow/")):
-        names = [name.removeprefix(part) for name in expected.files if name.startswith(part)]
-        assert sorted(names) == sorted(warm_start.weights_of(saved)[weights])
-        shapes = {name: jax.ShapeDtypeStruct(expected[part + name].shape, np.float32, sharding=here) for name in names}
+        listed = [name.removeprefix(part) for name in expected.files if name.startswith(part)]
+        assert sorted(listed) == sorted(warm_start.weights_of(saved)[weights])
+        shapes = {name: jax.ShapeDtypeStruct(expected[part + name].shape, np.float32, sharding=here) for name in listed}
         for name, value in warm_start.read_weights(saved, weights, shapes).items():
             np.testing.assert_allclose(value, expected[part + name], atol=1e-5, err_msg=name)
     for name, images in samples.items():
         np.testing.assert_allclose(images, expected[name], atol=1e-4)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_trains_on_and_samples_bit_for_bit(tmp_path):
+    """As a user has it, a process of its own without the flags of the tests, on the machine that made the numbers."""
+    folder, found = shutil.copytree(MADE / "workdir", tmp_path / "run"), {}
+    keys = flags(RUN | {"training.steps": 4, "loader.directory": tmp_path / "data"})
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+    def command(module, *arguments):
+        subprocess.run([sys.executable, "-m", module, f"--workdir={folder}", *arguments], env=environment, check=True)
+
+    for step in (2, 4):
+        if step == 4:
+            command("tim_jax.train", "--config=digits_tiny", *keys)
+        command("tim_jax.sample", "--steps=2", "--labels=0,1,2", f"--out={tmp_path / str(step)}")
+        (arrays,) = (tmp_path / str(step)).rglob("*.npz")
+        found[f"samples_at_{step}"] = np.load(arrays)["steps2"]
+    with ocp.PyTreeCheckpointer() as reader:
+        state = reader.restore(folder / "checkpoints" / "4" / "state")
+    trees = {"params": {"student": state["params"]["online"]}, "emas": {"slow": state["emas"]["slow"]}}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found |= names.by_name(trees) | {"losses": np.array([line["loss"] for line in lines])}
+    expected = np.load(MADE / "expected.npz")
+    assert found.keys() == set(expected.files)
+    for name in expected.files:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def test_its_configuration_is_read_by_todays_names(run):

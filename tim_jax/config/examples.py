@@ -1,7 +1,5 @@
 """What is trained on: `data` and `loader` for a network on a mesh."""
 
-import dataclasses
-
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -47,8 +45,8 @@ def make_inputs(
     """
     model = config.model
     return Inputs.read(
-        dataclasses.asdict(data),
-        dataclasses.asdict(loader),
+        data,
+        loader,
         factor=codecs.factor_of_images(data.encode, model.condition, data.features_width),
         side=model.patch_size,
         batch_multiple=batch_multiple,

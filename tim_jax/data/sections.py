@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tim_jax.data.buckets import MAX_BUCKETS
+
 EMBEDDED = ("digits", "photos")  # sources that need no path
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
@@ -22,7 +24,7 @@ class BucketSettings:
 
     table: tuple[tuple[int, int], ...] = ()  # ((height, width), …); (): made from the images' own sizes
     area: int = 0  # largest height × width of a bucket that is made
-    max_buckets: int = 64  # number of buckets that are made, at most
+    max_buckets: int = MAX_BUCKETS  # number of buckets that are made, at most
     tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
     enlarge: bool = False  # use images that are too small for every bucket
@@ -74,6 +76,21 @@ class DataSettings:
                 raise ValueError(
                     f"data.{name} is {getattr(self, name)}; it must be at least 1 where model.condition is 'text'"
                 )
+        if self.paired_noise:
+            self._check_paired_noise()
+
+    def _check_paired_noise(self) -> None:
+        """Raises ValueError for settings that would part examples from their noise or from their condition."""
+        for name, value, right in (
+            ("encode", self.encode, False),
+            ("mixture", self.mixture, ()),
+            ("flip", self.flip, 0.0),
+            ("condition_dropout", self.condition_dropout, 0.0),
+            ("buckets.table", self.buckets.table, ()),
+            ("buckets.area", self.buckets.area, 0),
+        ):
+            if value:
+                raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +108,5 @@ class LoaderSettings:
         for name, least in (("workers", 0), ("threads", 0), ("prefetch", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"loader.max_bad_share is {self.max_bad_share}; it must lie in [0, 1]")

@@ -1,13 +1,13 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from tim_jax.data.bad_records import check_share
-from tim_jax.data.buckets import MAX_BUCKETS, Fitting, Grid, Shape
+from tim_jax.data.buckets import Fitting, Grid, Shape
 from tim_jax.data.fit import Augmentation
 from tim_jax.data.plan import Bucketing, BucketPlan, make_plan, one_bucket
+from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
@@ -61,15 +61,15 @@ class Inputs:
     @classmethod
     def read(
         cls,
-        data: Mapping[str, Any],
-        loader: Mapping[str, Any],
+        data: DataSettings,
+        loader: LoaderSettings,
         side: int,
         batch_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
         factor: int = 1,
     ) -> "Inputs":
-        """Reads the settings from a configuration. Keys that a section lacks have their defaults.
+        """Makes them of the sections of a configuration.
 
         Args:
             data: the section `data`.
@@ -83,60 +83,36 @@ class Inputs:
         Raises:
             ValueError: a value is not allowed, or values exclude each other.
         """
-        if data.get("paired_noise", False):
-            check_paired_noise(data)
-        buckets, side = dict(data.get("buckets", {})), side * factor
-        table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.get("table", ()))
-        bucketing = None
-        if table or buckets.get("area", 0):
+        side, buckets, bucketing = side * factor, data.buckets, None
+        table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.table)
+        if table or buckets.area:
             bucketing = Bucketing(
                 table=table,
-                area=buckets.get("area", 0) * factor**2,
-                max_buckets=buckets.get("max_buckets", MAX_BUCKETS),
-                tokens=buckets.get("tokens", 0),
-                batch_size=data["batch_size"],
+                area=buckets.area * factor**2,
+                max_buckets=buckets.max_buckets,
+                tokens=buckets.tokens,
+                batch_size=data.batch_size,
                 grid=Grid(side, tokens_multiple, batch_multiple),
-                fitting=Fitting(
-                    max_cropped=buckets.get("max_cropped", Fitting.max_cropped),
-                    enlarge=buckets.get("enlarge", False),
-                ),
+                fitting=Fitting(max_cropped=buckets.max_cropped, enlarge=buckets.enlarge),
             )
             bucketing.check()
-        share = loader.get("max_bad_share", cls.max_bad_share)
-        if not 0 <= share <= 1:
-            raise ValueError(f"loader.max_bad_share is {share}; it must lie in [0, 1]")
-        augmentation = Augmentation(data.get("flip", 0.0), data.get("random_crop", False), side)
+        augmentation = Augmentation(data.flip, data.random_crop, side)
         augmentation.check()
         return cls(
-            source=data["source"],
-            shape=(data["height"] * factor, data["width"] * factor),
-            channels=data["channels"] if factor == 1 else 3,
-            batch_size=data["batch_size"],
-            split=data.get("split", "train"),
-            path=data.get("path", ""),
-            mixture=tuple(tuple(part) for part in data.get("mixture", ())),
+            source=data.source,
+            shape=(data.height * factor, data.width * factor),
+            channels=data.channels if factor == 1 else 3,
+            batch_size=data.batch_size,
+            split=data.split,
+            path=data.path,
+            mixture=tuple(tuple(part) for part in data.mixture),
             num_classes=num_classes,
             bucketing=bucketing,
             augmentation=augmentation,
-            directory=loader.get("directory", "") or DIRECTORY,
-            max_bad_share=share,
+            directory=loader.directory or DIRECTORY,
+            max_bad_share=loader.max_bad_share,
             factor=factor,
         )
-
-
-def check_paired_noise(data: Mapping[str, Any]) -> None:
-    """Raises ValueError for settings that would part examples from their noise or from their condition."""
-    buckets = data.get("buckets", {})
-    for name, value, right in (
-        ("encode", data.get("encode", False), False),
-        ("mixture", data.get("mixture", ()), ()),
-        ("flip", data.get("flip", 0.0), 0.0),
-        ("condition_dropout", data.get("condition_dropout", 0.0), 0.0),
-        ("buckets.table", buckets.get("table", ()), ()),
-        ("buckets.area", buckets.get("area", 0), 0),
-    ):
-        if value:
-            raise ValueError(f"data.{name} is {value!r}; it must be {right!r} where data.paired_noise is True")
 
 
 def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, BucketPlan]:

@@ -124,8 +124,8 @@ def commit() -> str | None:
         return None
 
 
-def _with_tuples(values: dict) -> dict:
-    return {
-        key: _with_tuples(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-    }
+def _with_tuples(values: Any) -> Any:
+    """The values of a configuration, whose lists JSON has made of tuples."""
+    if isinstance(values, dict):
+        return {key: _with_tuples(value) for key, value in values.items()}
+    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values
