@@ -1,7 +1,7 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from tim_jax.data.bad_records import check_share
 from tim_jax.data.buckets import Fitting, Grid, Shape
@@ -105,7 +105,7 @@ class Inputs:
             batch_size=data.batch_size,
             split=data.split,
             path=data.path,
-            mixture=tuple(tuple(part) for part in data.mixture),
+            mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
             bucketing=bucketing,
             augmentation=augmentation,
