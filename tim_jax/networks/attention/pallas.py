@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+# JAX has called this back end deprecated since 0.11. The kernels stay on it until they move to Mosaic GPU.
 from jax.experimental.pallas import triton
 from jax.sharding import AxisType, ManualAxisType, PartitionSpec
 
