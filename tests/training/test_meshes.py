@@ -55,8 +55,8 @@ def one_device(request):
     return request.param, run(request.param, (1, 1, 1, 1), {})
 
 
-# A mesh for each axis that is left after the default tests; all of them are a matter of many minutes.
-SOME = {"class": [(2, 4, 1, 1), (1, 2, 2, 2)], "text": [(2, 2, 2, 1), (1, 2, 1, 4)]}
+# Each axis alone or with others in a few of them; all of them are a matter of many minutes.
+SOME = {"class": [(8, 1, 1, 1), (2, 4, 1, 1), (1, 2, 2, 2)], "text": [(1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]}
 
 
 @pytest.mark.nightly
@@ -66,7 +66,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", range(2))
+@pytest.mark.parametrize("which", range(3))
 def test_a_mesh_gives_the_numbers_of_one_device(which, one_device, monkeypatch):
     check(SOME[one_device[0]][which], one_device, monkeypatch)
 
