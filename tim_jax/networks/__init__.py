@@ -35,6 +35,6 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A key of `model` beside the attributes of TiM."""
+    """The key of `model` that is no attribute of TiM."""
 
     size: str = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0

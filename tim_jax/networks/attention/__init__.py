@@ -1,1 +1,1 @@
-"""Attention: its implementations, their forward-mode rules, and rows whose tokens lie over several devices."""
+"""Attention: its implementations, their differentiation rules, and sequence parallelism."""
