@@ -203,5 +203,5 @@ def test_stopped_and_started_again_a_run_ends_bit_equal(tmp_path, one_device_onl
         train(tmp_path / "whole", data, "--config.training.steps=9", "--config.optimizer.learning_rate=0.5")
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert "config.optimizer.learning_rate is 0.5" in message and "0.001" in message
+    assert "optimizer.learning_rate is 0.5; it must be 0.001" in message and "0.001" in message
     assert int(final_state(tmp_path / "whole").step) == 7

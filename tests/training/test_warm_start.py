@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
     assert warm_start.latest(epath.Path(tmp_path / "run")).step == 5
     assert warm_start.find(str(tmp_path / "run"), "start.checkpoint").step == 3
     with pytest.raises(
-        ValueError, match=f"^start.checkpoint is '.*5'; that checkpoint cannot be used: .*{data.name} is al"
+        ValueError, match=f"^start.checkpoint is '.*5'; it must be a checkpoint that can be used: .*{data.name} is al"
     ):
         warm_start.find(str(steps / "5"), "start.checkpoint")
 
@@ -212,7 +212,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
         (dict(checkpoint__resume="{}/nowhere"), ["checkpoint.resume", "nowhere", "checkpoints/STEP"]),
         (
             dict(checkpoint__resume="{}/run", optimizer__learning_rate=0.5),
-            ["config.optimizer.learning_rate is 0.5", "checkpoints/3", "0.001"],
+            ["optimizer.learning_rate is 0.5", "checkpoints/3", "0.001"],
         ),
         (dict(start__checkpoint="{}/run", start__ema="fast"), ["start.ema", "fast", "online, slow"]),
         (
@@ -220,7 +220,10 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
             ["start.reinitialise", "'label_embeder'", "label_embedder"],
         ),
         (dict(start__checkpoint="{}/run", start__reinitialise="(7,)"), ["start.reinitialise", "7", "'label_embedder'"]),
-        (dict(start__checkpoint="{}/run", start__reinitialise="('*',)"), ["start.reinitialise", "takes nothing"]),
+        (
+            dict(start__checkpoint="{}/run", start__reinitialise="('*',)"),
+            ["start.reinitialise", "must leave something to take"],
+        ),
         (
             dict(start__checkpoint="{}/run", model__num_classes=12),
             ["start.checkpoint", "label_embedder/table is (11, 32) there and (13, 32) here", "start.reinitialise"],
@@ -233,7 +236,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
         (dict(start__ema="online"), ["start.ema", "no effect", "start.checkpoint"]),
         (dict(start__reinitialise="('blocks',)"), ["start.reinitialise", "no effect", "start.checkpoint"]),
         (dict(optimizer__frozen="('block',)"), ["optimizer.frozen", "'block'", "blocks"]),
-        (dict(optimizer__frozen="('*',)"), ["optimizer.frozen", "nothing to train"]),
+        (dict(optimizer__frozen="('*',)"), ["optimizer.frozen", "must leave something to train"]),
         (
             dict(optimizer__learning_rate_factors="(('lable_embedder', 2.0),)"),
             ["optimizer.learning_rate_factors", "lable_embedder", "label_embedder"],
@@ -260,7 +263,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_touched(changes, named, train
 def test_what_a_run_started_from_may_not_change_in_its_workdir():
     before = make_run(start__checkpoint="there").config
     for changes in (dict(), dict(start__checkpoint="there", start__reinitialise="('blocks',)")):
-        with pytest.raises(ValueError, match=r"config.start.(checkpoint|reinitialise) is "):
+        with pytest.raises(ValueError, match=r"^start.(checkpoint|reinitialise) is "):
             keys.compare_identity(workdir.to_json(before), make_run(**changes).config, "WORKDIR")
     named = make_run(start__checkpoint="there", checkpoint__resume="elsewhere").config
     keys.compare_identity(workdir.to_json(before), named, "WORKDIR")

@@ -51,7 +51,7 @@ def test_grids_that_cannot_be_are_refused():
             time_grid(transport, 4, start=start)
     found = Sampling(grid="optimal", optimal_times={2: (1.0, 0.7, 0.0)})
     assert time_grid(transport, 2, found).tolist() == [1.0, 0.7, 0.0]
-    with pytest.raises(ValueError, match="found for 2 steps, not for 4: python -m tim_jax.grid .*--steps=4"):
+    with pytest.raises(ValueError, match="found for 4 steps, and has been for 2: python -m tim_jax.grid .*--steps=4"):
         time_grid(transport, 4, found)
     with pytest.raises(ValueError, match="start at 0.5"):
         time_grid(transport, 2, found, start=0.5)

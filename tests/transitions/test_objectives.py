@@ -147,7 +147,7 @@ def trained(run):
     """The state after all steps of a run on random batches of the digits."""
     (x, label), rows = digits_of(), run.config.data.batch_size
     state, rng = run.trainer.create(), np.random.default_rng(0)
-    for _ in range(run.loop.steps):
+    for _ in range(run.training.steps):
         of = rng.choice(len(x), rows, replace=False)
         state, _ = run.trainer(state, {"x": jnp.asarray(x[of]), "label": jnp.asarray(label[of])})
     return state
