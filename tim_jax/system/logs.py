@@ -12,7 +12,7 @@ class Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr)
-        except Exception:
+        except Exception:  # as all handlers of logging: a message that cannot be written stops no run
             self.handleError(record)
 
 
