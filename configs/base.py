@@ -207,6 +207,9 @@ def get_config():
     config.optimizer.frozen = ()  # stay as they start, such as ("blocks",)
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     config.optimizer.learning_rate_factors = ()
+    # Decays of EMAs start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten;
+    # False: each decay is the same in all steps.
+    config.optimizer.ema_warmup = True
 
     # Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.
     config.ema = ConfigDict()

@@ -143,6 +143,26 @@ def test_averages_follow_their_decay():
     assert late["fast"]["w"][0] == pytest.approx(0.5) and late["slow"]["w"][0] == pytest.approx(0.1)
     early = update_emas(emas, params, {"fast": 0.5, "slow": 0.9}, jnp.int32(0))
     assert early["slow"]["w"][0] == pytest.approx(0.9)
+    constant = update_emas(emas, params, {"fast": 0.5, "slow": 0.9}, jnp.int32(0), warmup=False)
+    assert constant["fast"]["w"][0] == pytest.approx(0.5) and constant["slow"]["w"][0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_an_ema_is_what_a_recurrence_in_float64_gives(warmup):
+    """The parameters of every step are put into numpy's recurrence, from the first ones on."""
+    run = make_run(ema__slow=0.9, optimizer__ema_warmup=warmup, optimizer__learning_rate=0.01)
+    batch = sharding.put_batch(run.mesh, made_up_batch(run.config, 40))
+    state = run.trainer.create()
+
+    def values(tree):
+        return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(jax.device_get(tree))])
+
+    ema = values(state.params["online"])
+    for step in range(3):
+        state, _ = run.trainer(state, batch)
+        decay = min(0.9, (1 + step) / (10 + step)) if warmup else 0.9
+        ema = decay * ema + (1 - decay) * values(state.params["online"])
+        np.testing.assert_allclose(values(state.emas["slow"]), ema, rtol=1e-5, atol=1e-8)
 
 
 def test_gradients_are_clipped_over_all_parameters():

@@ -116,6 +116,7 @@ def _trainer(
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
+            ema_warmup=optimizer.ema_warmup,
         )
 
     compiled = step(network)

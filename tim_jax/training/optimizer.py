@@ -11,6 +11,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from tim_jax.training import names
 
+UNUSED = {("optimizer.ema_warmup",): ("ema is empty", lambda c: not c.ema)}
+
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -34,6 +36,9 @@ class OptimizerSettings:
     frozen: tuple[str, ...] = ()  # stay as they start, such as ("blocks",)
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     learning_rate_factors: tuple[tuple[str, float], ...] = ()
+    # Decays of EMAs start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten;
+    # False: each decay is the same in all steps.
+    ema_warmup: bool = True
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""

@@ -36,6 +36,7 @@ class StepSettings:
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
         auxiliary: Names of auxiliary networks of the same kind that train as well.
+        ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
     """
 
     nets: Mapping[str, Callable]
@@ -48,6 +49,7 @@ class StepSettings:
     dropout: bool = False
     accumulation: int = 1
     auxiliary: tuple[str, ...] = ()
+    ema_warmup: bool = True
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
@@ -119,7 +121,7 @@ def train_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    emas = update_emas(state.emas, params["online"], settings.emas, state.step)
+    emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
     after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     metrics |= {
