@@ -112,6 +112,7 @@ BUILD = [
     ({**TAUGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
     ({"objective.contrast.share": "0.5"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.contrast.share": "0.0"}, "objective.contrast.share"),
+    ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
