@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tim_jax.training.optimizer import updates_made
 from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.types import Examples
 
@@ -29,7 +30,7 @@ class StepSettings:
             EMAs, and one for each frozen network by its own name.
         objective: Function (nets, examples, step, key, number of the microbatch) → (loss (B,), metrics (B,) by name).
         tx: Optimizer.
-        schedule: Learning rate by step, for the metrics.
+        schedule: Learning rate by the number of updates made before, for the metrics.
         emas: Decays of the EMAs by name.
         conditions: Function (batch, is_null (B,)) → (condition, null condition).
         condition_dropout: Share of examples with the null condition, in [0, 1].
@@ -135,7 +136,7 @@ def train_step(
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
         "update_norm": optax.tree.norm(updates["online"]),
-        "learning_rate": settings.schedule(state.step),
+        "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
