@@ -37,7 +37,7 @@ BUILD = [
     ({"data.height": "0"}, "data.height"),
     ({"data.batch_size": "0"}, "data.batch_size"),
     ({"data.batch_size": "15", "optimizer.accumulation": "2"}, "data.batch_size"),
-    ({"data.condition_dropout": "1.5"}, "data.condition_dropout"),
+    ({"data.condition_dropout": "1.0"}, "data.condition_dropout"),
     ({"data.flip": "2.0"}, "data.flip"),
     ({"data.paired_noise": "True", "data.flip": "0.5"}, "data.flip"),
     ({**TEXT, "data.text_width": "0"}, "data.text_width"),
