@@ -21,6 +21,8 @@ def get_config():
     config.data = ConfigDict()
     config.data.source = "digits"  # a name in tim_jax.data.SOURCES
     config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
+    # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
+    config.data.images = ""
     config.data.split = "train"  # the part that is trained on, where a source has parts
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
     config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
