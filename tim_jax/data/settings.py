@@ -160,7 +160,9 @@ def _common_size(source: Source, settings: Inputs) -> Shape:
     sizes = read_sizes(source, settings.directory)
     check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
     usable = np.asarray(sizes.height) > 0
-    ranges = [(int(side[usable].min()), int(side[usable].max())) for side in (sizes.height, sizes.width) if usable.any()]
+    ranges = [
+        (int(side[usable].min()), int(side[usable].max())) for side in (sizes.height, sizes.width) if usable.any()
+    ]
     if not ranges:
         raise ValueError(f"{settings.section}.source is {source.name}; it must have an example that can be used")
     (height, highest), (width, widest) = ranges
