@@ -168,8 +168,8 @@ def _common_size(source: Source, settings: Inputs) -> Shape:
     (height, highest), (width, widest) = ranges
     if (height, width) != (highest, widest):
         raise ValueError(
-            f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} differ in "
-            f"size: from {height} to {highest} high, from {width} to {widest} wide"
+            f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} differ "
+            f"in size: from {height} to {highest} high, from {width} to {widest} wide"
         )
     return height, width
 

@@ -140,7 +140,7 @@ def open_latents(at: Location) -> LatentSource:
         source.original_bytes(0)
     except BadRecord:
         raise ValueError(
-            f"data.images is {at.images!r}; it must hold the images of {at.path} in the same class folders, and has none "
-            f"for {source.identity(0)}"
+            f"data.images is {at.images!r}; it must hold the images of {at.path} in the same class folders, and has "
+            f"none for {source.identity(0)}"
         ) from None
     return source

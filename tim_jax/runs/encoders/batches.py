@@ -92,7 +92,9 @@ class BatchEncoder:
         Returns:
             The global batch as a train step takes it, on the mesh.
         """
-        inputs = {name: batch[name] for name in ("x", "original") if name in batch}
+        inputs = {"x": batch["x"]}
+        if self.run.data.images:
+            inputs["original"] = batch["original"]
         if self.texts:
             ids, mask = self.texts.tokenizer(batch["caption"].tolist(), self.texts.length)
             inputs |= {"ids": ids, "mask": mask}
