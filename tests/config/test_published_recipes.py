@@ -133,7 +133,7 @@ def test_what_a_recipe_builds_has_the_published_numbers(name):
 
 
 def test_recipes_train_as_long_as_they_say():
-    """80 epochs of B/4, and a learning rate of 1e-4 for every 256 examples, the published learning_rate_base_batch_size."""
+    """80 epochs of B/4, and a learning rate of 1e-4 for every 256 examples (learning_rate_base_batch_size)."""
     config = loading.load("imagenet256_b").get_config()
     assert round(config.training.steps * config.data.batch_size / IMAGENET) == 80
     for name in RECIPES.keys() - {"t2i_xl"}:
