@@ -60,7 +60,7 @@ def test_a_batch_has_latents_labels_and_features_of_the_images_beside_them(made,
         assert batch["label"][i] == label
         right = official.central_square(image, 128)[:, :: -1 if mirrored[-1] else 1] / 127.5 - 1
         off, mirror_image = np.abs(raw["original"][i] - right), np.abs(raw["original"][i] - right[:, ::-1])
-        assert off.mean() < 0.01 and off.max() < 0.1 < mirror_image.mean()  # another resampling of smooth images
+        assert off.mean() < 0.02 and off.max() < 0.1 < mirror_image.mean()  # another resampling of smooth images
     assert 0 < sum(mirrored) < 8
     np.testing.assert_allclose(batch["features"], features(raw["original"]), atol=1e-4)
 
@@ -97,7 +97,6 @@ def test_images_may_have_other_endings(tmp_path):
 
 STEPS = {
     "training.steps": "2", "training.log_every": "1", "training.sample_steps": "1", "sampling.batch_size": "4",
-    "training.compilation_cache": "",
 }  # fmt: skip
 
 
