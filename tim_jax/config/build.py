@@ -126,4 +126,6 @@ def _trainer(
 
 
 def _conditions(network: TiM) -> Conditions:
-    return text_conditions if network.condition == "text" else class_conditions(network.num_classes)
+    if network.condition == "text":
+        return text_conditions(own_mask=network.use_text_mask)
+    return class_conditions(network.num_classes)

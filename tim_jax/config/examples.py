@@ -50,6 +50,8 @@ def make_inputs(
         ValueError: values exclude each other.
     """
     model = config.model
+    if data.images and not codecs.image_encoder:
+        raise ValueError("codecs.image_encoder is ''; it must name what makes features of the images in data.images")
     return Inputs.read(
         data,
         loader,

@@ -3,7 +3,7 @@
 from tim_jax.data.bad_records import Account, BadRecord, TooManyBadRecords, count_bad_records
 from tim_jax.data.batches import Order, global_batches, iterate, prefetch_to_device
 from tim_jax.data.buckets import Fitting, Grid
-from tim_jax.data.fit import Augmentation, resize_and_crop
+from tim_jax.data.fit import PIXELS_PER_TOKEN, Augmentation, resize_and_crop
 from tim_jax.data.plan import Bucket, Bucketing, BucketPlan, make_plan, one_bucket
 from tim_jax.data.shard_files import write_shards
 from tim_jax.data.sizes import read_sizes
@@ -12,8 +12,8 @@ from tim_jax.data.sources.base import Location, Source, load_arrays, normalise
 from tim_jax.data.sources.mixture import Mixture
 
 __all__ = [
-    "SOURCES", "Account", "Augmentation", "BadRecord", "Bucket", "BucketPlan", "Bucketing", "Fitting", "Grid",
-    "Location", "Mixture", "Order", "Source", "TooManyBadRecords", "count_bad_records", "global_batches", "iterate",
-    "load_arrays", "make_plan", "normalise", "one_bucket", "open_source", "prefetch_to_device", "read_sizes",
-    "resize_and_crop", "write_shards",
+    "PIXELS_PER_TOKEN", "SOURCES", "Account", "Augmentation", "BadRecord", "Bucket", "BucketPlan", "Bucketing",
+    "Fitting", "Grid", "Location", "Mixture", "Order", "Source", "TooManyBadRecords", "count_bad_records",
+    "global_batches", "iterate", "load_arrays", "make_plan", "normalise", "one_bucket", "open_source",
+    "prefetch_to_device", "read_sizes", "resize_and_crop", "write_shards",
 ]  # fmt: skip

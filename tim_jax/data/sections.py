@@ -8,6 +8,10 @@ EMBEDDED = ("digits", "photos")  # sources that need no path
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.images",): (
+        "data.source is not 'latents', data.mixture names the sources, or data.features_width is 0",
+        lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
     ("data.buckets.area", "data.buckets.max_buckets"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
     tuple(f"data.buckets.{key}" for key in ("max_buckets", "tokens", "max_cropped", "enlarge")): (
@@ -36,6 +40,8 @@ class DataSettings:
 
     source: str = "digits"  # a name in tim_jax.data.SOURCES
     path: str = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
+    # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
+    images: str = ""
     split: str = "train"  # the part that is trained on, where a source has parts
     mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
     height: int = 8  # of every example; with buckets, of samples that no other size is requested for

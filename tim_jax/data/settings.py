@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, cast
 
+import numpy as np
+
 from tim_jax.data.bad_records import check_share
 from tim_jax.data.buckets import Fitting, Grid, Shape
 from tim_jax.data.fit import Augmentation
@@ -27,6 +29,7 @@ class Inputs:
         batch_size: of a global batch, where there are no buckets.
         split: see Location.
         path: see Location.
+        images: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
         num_classes: see Location.
         bucketing: how buckets are made; None for none.
@@ -44,6 +47,7 @@ class Inputs:
     batch_size: int
     split: str = "train"
     path: str = ""
+    images: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
     bucketing: Bucketing | None = None
@@ -105,6 +109,7 @@ class Inputs:
             batch_size=data.batch_size,
             split=data.split,
             path=data.path,
+            images=data.images,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
             bucketing=bucketing,
@@ -132,20 +137,12 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
     if channels != settings.channels:
         raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")
     if settings.bucketing is None:
-        if height is None or width is None:
-            raise ValueError(
-                f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} "
-                "differ in "
-                "size"
-            )
-        if (height, width) != settings.shape:
-            name, value, right = next(
-                (name, value, right)
-                for name, value, right in zip(("height", "width"), settings.shape, (height, width), strict=True)
-                if value != right
-            )
-            raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
-        return source, one_bucket(source, settings.batch_size)
+        shape = (height, width) if height and width else _common_size(source, settings)
+        for name, wanted, found in zip(("height", "width"), settings.shape, shape, strict=True):
+            if wanted != found:
+                value, right = wanted // settings.factor, f"{found / settings.factor:g}"
+                raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
+        return source, one_bucket(source, settings.batch_size, shape)
     sizes = read_sizes(source, settings.directory)
     check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
     fitting = dataclasses.replace(settings.bucketing.fitting, resize=not source.latents)
@@ -153,11 +150,36 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
     return source, make_plan(source, sizes, how, settings.directory)
 
 
+def _common_size(source: Source, settings: Inputs) -> Shape:
+    """The (height, width) that all examples of a source have which does not say so itself, by their headers.
+
+    Raises:
+        ValueError: they differ, or none can be used.
+        TooManyBadRecords: more headers than max_bad_share show bad records.
+    """
+    sizes = read_sizes(source, settings.directory)
+    check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
+    usable = np.asarray(sizes.height) > 0
+    ranges = [
+        (int(side[usable].min()), int(side[usable].max())) for side in (sizes.height, sizes.width) if usable.any()
+    ]
+    if not ranges:
+        raise ValueError(f"{settings.section}.source is {source.name}; it must have an example that can be used")
+    (height, highest), (width, widest) = ranges
+    if (height, width) != (highest, widest):
+        raise ValueError(
+            f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} differ "
+            f"in size: from {height} to {highest} high, from {width} to {widest} wide"
+        )
+    return height, width
+
+
 def _open(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,
         "num_classes": settings.num_classes,
+        "images": settings.images,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory

@@ -55,7 +55,7 @@ def pack(example: dict[str, Any]) -> bytes:
     if "captions" in example:
         arrays["captions"] = np.frombuffer(json.dumps(list(example["captions"])).encode(), np.uint8)
     if "label" in example:
-        arrays["label"] = np.array([example["label"]], np.int64)
+        arrays["label"] = np.array([example["label"]])  # of its own type: what is not whole is told when it is read
     if "texts" in example:
         arrays["text"] = np.concatenate(example["texts"]).astype(ml_dtypes.bfloat16)
         arrays["lengths"] = np.array([len(text) for text in example["texts"]], np.int32)

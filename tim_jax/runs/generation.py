@@ -14,6 +14,7 @@ from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.training import checkpoints, sharding, warm_start
+from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
@@ -62,7 +63,8 @@ class Generator:
     What it draws are examples (h, w, C), images or latents, which `decode` turns into images. One program is compiled
     for each size, whatever the number of steps, up to `sampler.PADDED` network evaluations, and others for more.
 
-    Conditions are labels, or prompts where the run has a text encoder to read them by.
+    Conditions are labels, or prompts where the run has a text encoder to read them by. With `model.use_text_mask` False
+    an image does depend on its batch: on how long the longest of its prompts is, as published.
 
     Args:
         run: whose network, transport and sampling are used, on its mesh.
@@ -241,6 +243,9 @@ class Generator:
         if x is None:
             x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
         null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
+        if self.texts and not run.network.use_text_mask:
+            mask = {"mask": up_to_longest(condition["mask"])}
+            condition, null = condition | mask, null | mask
         guidance = run.sampling.guidance
         if run.sampling.guidance_input:
             ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max

@@ -72,6 +72,7 @@ class Source(PickledByFields, abc.ABC):
             - "captions", where `captions`: a tuple of texts.
             - "texts": for each caption the features (L, T) of its tokens.
             - "features" (2, rows, columns, Z): features of the image and of its mirror image on a grid.
+            - "original": the image that a latent was made of, a Pillow image in mode RGB.
 
         Raises:
             BadRecord: the example cannot be used.
@@ -147,6 +148,7 @@ class Location:
         path: the data itself, or the name of a data set; embedded sources need none.
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
+        images: the images that latents were made of, where they are to be read beside them.
         key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
@@ -155,6 +157,7 @@ class Location:
     path: str = ""
     channels: int = 3
     num_classes: int = 0
+    images: str = ""
     key: str = "data.path"
     split_key: str = "data.split"
 
@@ -198,10 +201,19 @@ class Raw(NamedTuple):
 
 
 def checked_label(label: Any, num_classes: int) -> int:
-    """The label as an integer in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
+    """The label as an integer in [0, num_classes), 0 where there are no classes.
+
+    Args:
+        label: a whole number of any type of numbers: tables and tensors often hold labels as floats.
+        num_classes: 0 says that labels are not read.
+
+    Raises:
+        BadRecord: it is no number, not whole or out of range.
+    """
     if not num_classes:
         return 0
-    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
+    number = isinstance(label, int | float | np.integer | np.floating) and not isinstance(label, bool)
+    if not number or not 0 <= label < num_classes or label != int(label):
         raise BadRecord("label", f"{label!r}, must be a whole number from 0 to {num_classes - 1}")
     return int(label)
 

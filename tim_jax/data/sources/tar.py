@@ -186,7 +186,7 @@ class TarSource(EncodedImages):
         about = _json(beside) if beside is not None else {}
         label_file, text_file = self._file(i, "cls"), self._file(i, "txt")
         try:
-            label = about.get("label") if label_file is None else int(label_file.decode())
+            label = about.get("label") if label_file is None else float(label_file.decode())
             text = about.get("captions", about.get("caption")) if text_file is None else text_file.decode()
         except UnicodeDecodeError:
             raise BadRecord("metadata", "text that is not UTF-8") from None
