@@ -51,7 +51,10 @@ WEIGHTS = (
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"section.key": value} by today's names."""
-    return {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
+    named = {KEYS.get(key, key): value for key, value in flat.items()}
+    if named.get("evaluation.held_out") == "held_out" and "data.held_out_share" not in flat:
+        named["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
+    return {key: _value(key, value) for key, value in named.items()}
 
 
 def _value(key: str, value: Any) -> Any:

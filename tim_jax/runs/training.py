@@ -129,7 +129,8 @@ def fit(
     Raises:
         SystemExit: with one line, if too many records are bad or training cannot go on.
     """
-    record = workdir.record_start(folder, run.config, teachers.record(run))
+    classes = pipeline.source.class_names if run.inputs.num_classes else ()
+    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)

@@ -12,8 +12,9 @@ import numpy as np
 import safetensors
 
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources.base import Example, Location, checked_label, digest
-from tim_jax.data.sources.folder import FilesInClassFolders, index_folder
+from tim_jax.data.class_folders import index_folder
+from tim_jax.data.sources.base import Example, Location, checked_label
+from tim_jax.data.sources.folder import FilesInClassFolders
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)}
@@ -77,9 +78,6 @@ class LatentSource(FilesInClassFolders):
             raise BadRecord("channels", f"latent is {shape}, must be (2, {self.channels}, h, w)")
         return shape[2], shape[3]
 
-    def fingerprint(self) -> str:
-        return digest("latents", self.root, self._table.meta["state"], len(self), self.channels)
-
 
 def header_shape(encoded: bytes) -> tuple[int, ...]:
     """The shape of `latent` by the first bytes of a safetensors file. Raises BadRecord."""
@@ -98,4 +96,4 @@ def open_latents(at: Location) -> LatentSource:
     Raises:
         ValueError: there are no .safetensors files in class folders.
     """
-    return LatentSource(str(at.root), index_folder(at, (".safetensors",)), at.channels)
+    return LatentSource(*index_folder(at, (".safetensors",)), at.channels)
