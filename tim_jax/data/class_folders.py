@@ -6,6 +6,7 @@ parts of the data (see splits.py); then a class is one of any part, so that labe
 """
 
 import dataclasses
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -121,9 +122,10 @@ def index_folder(at: Location, endings: tuple[str, ...]) -> tuple[str, str]:
     state = [(str(r), name, *stamp(r / name)) for r in roots for name in folders_in(r)]
     if not any(r == str(root) for r, *_ in state):
         raise ValueError(f"{at.key} is {at.path!r}; it must hold one folder per class")
-    folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 2', str(root), state, endings)}"
-    if tables.exists(folder) and not _is_fresh(folder, root):
-        tables.discard(folder)
+    name = f"files-{digest('files 2', str(root), state, endings)}"
+    folders = (epath.Path(at.directory).expanduser() / f"{name}-{k}" for k in itertools.count())
+    # A table that no longer holds stays where it is, for those who read it.
+    folder = next(folder for folder in folders if not tables.exists(folder) or _is_fresh(folder, root))
     if not tables.exists(folder):
         _write_index(folder, root, roots, endings, digest(state))
     elif not files.is_local(root):

@@ -69,10 +69,12 @@ def inside(root: str, name: str) -> str:
     path = name.replace("\\", "/")
     if not files.is_local(root):
         path = path.removeprefix(root.rstrip("/") + "/")
+    if "\0" in path or "://" in path:
+        raise BadRecord("outside root", name[:200])
     path = posixpath.normpath(path)
     if path.startswith("/") and files.is_local(root):
         path = _from_root(root, path)
-    if path.startswith("/") or path in (".", "..") or path.startswith("../") or "\0" in path or "://" in path:
+    if path.startswith("/") or path in (".", "..") or path.startswith("../"):
         raise BadRecord("outside root", name[:200])
     return path
 
@@ -83,7 +85,7 @@ def _from_root(root: str, path: str) -> str:
         if path.startswith(above.rstrip("/") + "/"):
             return path[len(above.rstrip("/")) + 1 :]
     folder, name = posixpath.split(path)
-    if "\0" not in folder and (real := os.path.realpath(folder)) != folder:
+    if (real := os.path.realpath(folder)) != folder:
         return _from_root(root, f"{real}/{name}")
     return path
 
