@@ -23,7 +23,8 @@ def get_config():
     config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     config.data.images = ""
-    config.data.split = "train"  # the part that is trained on, where a source has parts
+    config.data.split = "train"  # the part that is trained on
+    config.data.held_out_share = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
     config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
     config.data.width = 8
@@ -274,7 +275,8 @@ def get_config():
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
-    config.evaluation.held_out = "held_out"  # the split that is held out; "": none
+    # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
+    config.evaluation.held_out = "auto"
     config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES

@@ -10,7 +10,7 @@ from tim_jax.evaluation import diagnostics
 from tim_jax.runs import workdir
 from tim_jax.runs.diagnosis import diagnose, read_epsilons
 from tim_jax.runs.generation import check_class_conditional, load_weights
-from tim_jax.runs.input_pipeline import images_of_one_shape
+from tim_jax.runs.input_pipeline import held_out_arrays
 from tim_jax.system import cluster
 from tim_jax.system.user_errors import user_errors
 from tim_jax.training.preemption import Stop
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
             epsilons = read_epsilons(args.epsilons, run)
             if args.nodes < 2:
                 raise ValueError(f"--nodes is {args.nodes}; it must be at least 2")
-            x, labels = images_of_one_shape(run, run.config.evaluation.held_out)
+            x, labels = held_out_arrays(run, folder)
             if not 1 <= args.rows <= len(x):
                 raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out examples")
             check_class_conditional(run, folder)

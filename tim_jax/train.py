@@ -11,7 +11,7 @@ from tim_jax.config.command_line import Parser, load_config
 from tim_jax.runs import workdir
 from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.measuring import open_measurement
-from tim_jax.runs.start import first_state
+from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.runs.training import can_draw, check, fit, last_line, sample_pictures
 from tim_jax.system import cluster, compilation_cache, files, lock
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
             first = first_state(run, folder)
             pipeline = open_pipeline(run)
+            check_classes(run, folder, pipeline.source)
             draw = sample_pictures(run, pipeline) if can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, training, workdir
 from tim_jax.runs.any_step import any_step_table
 from tim_jax.runs.input_pipeline import open_pipeline
-from tim_jax.runs.start import first_state
+from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import files
 from tim_jax.system.exit_codes import RESTART
@@ -72,6 +72,7 @@ def train_and_measure(
         keys.compare_identity(before, run.config, folder)
     run = with_teachers(run)
     first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
+    check_classes(run, folder, pipeline.source)
     nfe = network_evaluations(run, sampler_steps)
     measurement.sample_count()  # before training begins
     end = training.fit(run, pipeline, folder, first, stop)

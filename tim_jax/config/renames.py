@@ -56,6 +56,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     now = {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
     if now.get("optimizer.name") == "muon" and "optimizer.momentum" not in now:
         now |= {"optimizer.momentum": now["optimizer.b2"], "optimizer.eps": MUON_EPS}
+    if now.get("evaluation.held_out") == "held_out" and "data.held_out_share" not in now:
+        now["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
     return now
 
 

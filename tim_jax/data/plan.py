@@ -190,7 +190,8 @@ def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> B
         ValueError: a setting is not allowed, or no image fits a bucket.
     """
     how.check()
-    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts)
+    bad = np.flatnonzero(np.asarray(sizes.height) == 0).tobytes() if sizes.bad else b""
+    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts, bad)
     folder = epath.Path(directory).expanduser() / f"plan-{key}"
     if not tables.exists(folder):
         _write(source, sizes, how, folder)

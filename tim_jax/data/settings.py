@@ -28,6 +28,7 @@ class Inputs:
         channels: of images or latents.
         batch_size: of a global batch, where there are no buckets.
         split: see Location.
+        held_out_share: see Location.
         path: see Location.
         images: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
@@ -46,6 +47,7 @@ class Inputs:
     channels: int
     batch_size: int
     split: str = "train"
+    held_out_share: float = 0.0
     path: str = ""
     images: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
@@ -108,6 +110,7 @@ class Inputs:
             channels=data.channels if factor == 1 else 3,
             batch_size=data.batch_size,
             split=data.split,
+            held_out_share=data.held_out_share,
             path=data.path,
             images=data.images,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
@@ -128,10 +131,11 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         split: in place of that of the settings.
 
     Raises:
+        UnknownSplit: the source has no such part.
         ValueError: there is no such source, or its examples do not fit the settings.
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    source = _open(settings, split or settings.split)
+    source = _open(settings, settings.split if split is None else split)
     height, width, channels = source.image_shape
     key = settings.section
     if channels != settings.channels:
@@ -180,6 +184,7 @@ def _open(settings: Inputs, split: str) -> Source:
         "channels": settings.channels,
         "num_classes": settings.num_classes,
         "images": settings.images,
+        "held_out_share": settings.held_out_share,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory

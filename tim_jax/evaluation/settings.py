@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from tim_jax.evaluation import FEATURES, METRICS
 
+AUTO = "auto"
 MIN_IMAGES = 4  # precision and recall look at a third neighbour
 UNUSED = {
     ("evaluation.path",): (
@@ -43,7 +44,7 @@ class PeriodicEvaluation:
 class EvaluationSettings:
     """How samples are measured, by `python -m tim_jax.evaluate` and while training."""
 
-    held_out: str = "held_out"  # the split that is held out; "": none
+    held_out: str = "auto"  # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
     num_samples: int = 0  # per step count and seed; 0: as many as the training part has images
     batch_size: int = 512
     features: str = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES

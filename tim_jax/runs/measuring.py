@@ -21,7 +21,7 @@ from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
 from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, cycle_labels, open_generator, source_prompts
 from tim_jax.runs.input_pipeline import open_source_and_plan
-from tim_jax.runs.reference_data import ImageSet, reference_batch, split_images
+from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +141,10 @@ def open_measurement(run: Run) -> Measurement:
     stored: Reference | None = None
     neighbours: ImageSet | None = None
     if not settings.reference:
-        image_sets[""] = neighbours = split_images(run, features, run.data.split)
+        image_sets[""] = neighbours = training_images(run, features)
     elif _is_stored(reference := str(epath.Path(settings.reference).expanduser())):
         stored = references.read(reference)
-        neighbours = split_images(run, features, run.data.split)
+        neighbours = training_images(run, features)
         references.check_same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")
         chosen = _measurable(chosen, stored.summary.keys(), run)
     else:
@@ -152,8 +152,8 @@ def open_measurement(run: Run) -> Measurement:
         if not neighbours.count:
             chosen = _measurable(chosen, neighbours.given.keys(), run)
             neighbours = None
-    if settings.held_out:
-        image_sets[HELD_OUT] = split_images(run, features, settings.held_out)
+    if (held_out := held_out_images(run, features)) is not None:
+        image_sets[HELD_OUT] = held_out
     for suffix, images in image_sets.items():
         if images.count and images.count < MIN_IMAGES:
             name = "evaluation.held_out" if suffix else "the training part"

@@ -157,7 +157,8 @@ def fit(
         SystemExit: with one line, if too many records are bad or training cannot go on.
     """
     warn_of_schedule(run, workdir.recorded(folder))
-    record = workdir.record_start(folder, run.config, teachers.record(run))
+    classes = pipeline.source.class_names if run.inputs.num_classes else ()
+    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -65,6 +66,24 @@ class Mixture(Source):
     @property
     def num_classes(self) -> int:
         return max(source.num_classes for source in self.sources)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return max((source.class_names for source in self.sources), key=len)
+
+    def names_of(self, label: int) -> list[str]:
+        """What the sources call a label, each name once."""
+        names = (source.class_names[label] for source in self.sources if label < len(source.class_names))
+        return list(dict.fromkeys(names))
+
+    def differing_label(self) -> int | None:
+        """The first label that two sources call differently; None if there is none."""
+        labels = range(len(self.class_names))
+        return next((label for label in labels if len(self.names_of(label)) > 1), None)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return dict(sum((Counter(source.left_out) for source in self.sources), Counter()))
 
     @property
     def captions(self) -> bool:

@@ -15,7 +15,8 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
-from tim_jax.data.sources.tar import require_shards, shards_in, state_of
+from tim_jax.data.sources.tar import state_of
+from tim_jax.data.splits import files_of_split
 
 TEXTS = ("captions", "caption", "text")
 GROUPS_IN_MEMORY = 8
@@ -27,17 +28,19 @@ class ParquetSource(EncodedImages):
 
     Attributes:
         root: the file, or the folder of files.
+        shards: the files that are read.
         num_classes: labels lie below it; 0 says that labels are not read.
         channels: channels of the images to make.
     """
 
     root: str
+    shards: tuple[str, ...]
     num_classes: int = 0
     channels: int = 3
 
     @functools.cached_property
     def _shards(self) -> list[epath.Path]:
-        return shards_in(epath.Path(self.root), (".parquet",))
+        return [epath.Path(shard) for shard in self.shards]
 
     @functools.cached_property
     def _layout(self) -> tuple[list[tuple[int, int]], np.ndarray, set[str]]:
@@ -96,6 +99,15 @@ class ParquetSource(EncodedImages):
         shard, group, row = self._locate(i)
         return f"{self._shards[shard].name}:{group}[{row}]" if group >= 0 else self._shards[shard].name
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        """Names of files with the row, whatever group it is in."""
+        groups, ends, _ = self._layout
+        first: dict[int, int] = {}  # of each file, where it starts
+        for (shard, _), begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
+            first.setdefault(shard, begin)
+        shards = (self._locate(i)[0] for i in range(start, stop))
+        return [f"{self._shards[k].name}[{i - first[k]}]" for i, k in enumerate(shards, start)]
+
     def _group(self, shard: int, group: int) -> Any:
         import pyarrow
         import pyarrow.parquet
@@ -143,13 +155,13 @@ def open_parquet(at: Location) -> ParquetSource:
     """Opens the rows of Parquet files.
 
     Args:
-        at: its path is a .parquet file, or a folder of such files.
+        at: its path is a .parquet file, or a folder of such files, see `splits.files_of_split`.
 
     Raises:
-        ValueError: there are no such files, they have no rows, or they have no column `image`.
+        ValueError: there are no such files or no such part, they have no rows, or they have no column `image`.
     """
-    require_shards(at, (".parquet",))
-    source = ParquetSource(str(at.root), at.num_classes, at.channels)
+    shards = tuple(str(path) for path in files_of_split(at, (".parquet",)))
+    source = ParquetSource(str(at.root), shards, at.num_classes, at.channels)
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its files must hold at least one row")
     found = source._layout[2]
