@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tim_jax import data
 from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.bucket_shapes import derive, own_shape
 from tim_jax.data.buckets import (
     TOO_MUCH_CROPPED,
     TOO_SMALL,
@@ -18,9 +19,7 @@ from tim_jax.data.buckets import (
     Grid,
     assign,
     check_table,
-    derive,
     ordered,
-    own_shape,
 )
 from tim_jax.data.fit import Augmentation, draws, fit, resize_and_crop
 from tim_jax.data.interleave import Interleave

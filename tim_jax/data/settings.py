@@ -90,6 +90,7 @@ class Inputs:
                 table=table,
                 area=buckets.area * factor**2,
                 max_buckets=buckets.max_buckets,
+                keep_rare=buckets.keep_rare,
                 tokens=buckets.tokens,
                 batch_size=data.batch_size,
                 grid=Grid(side, tokens_multiple, batch_multiple),
