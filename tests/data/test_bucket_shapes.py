@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.test_buckets import Sized, made_plan
+from tests.helpers.buckets import Sized, made_plan
 from tim_jax.data import summary
 from tim_jax.data.bucket_shapes import derive
 from tim_jax.data.buckets import Fitting, Grid, assign
