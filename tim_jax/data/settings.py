@@ -29,6 +29,7 @@ class Inputs:
         path: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
         num_classes: see Location.
+        captions: see Location.
         bucketing: how buckets are made; None for none.
         augmentation: how examples are varied.
         directory: the folder that embedded data, indices and plans are written to.
@@ -46,6 +47,7 @@ class Inputs:
     path: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
+    captions: bool = True
     bucketing: Bucketing | None = None
     augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
@@ -67,6 +69,7 @@ class Inputs:
         batch_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
+        captions: bool = True,
         factor: int = 1,
     ) -> "Inputs":
         """Makes them of the sections of a configuration.
@@ -78,6 +81,7 @@ class Inputs:
             batch_multiple: what the size of a global batch must be a multiple of.
             tokens_multiple: what the number of tokens must be a multiple of, mesh.sequence.
             num_classes: labels lie below it; 0 says that labels are not read.
+            captions: whether captions are read.
             factor: see above.
 
         Raises:
@@ -108,6 +112,7 @@ class Inputs:
             path=data.path,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
+            captions=captions,
             bucketing=bucketing,
             augmentation=augmentation,
             directory=loader.directory or DIRECTORY,
@@ -159,6 +164,7 @@ def _open(settings: Inputs, split: str) -> Source:
     common: dict[str, Any] = {
         "channels": settings.channels,
         "num_classes": settings.num_classes,
+        "captions": settings.captions,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory

@@ -29,7 +29,7 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         directory: a folder on a local disk, see Location.
         split: the part of the data, such as "train".
         section: the section of the configuration that names the source, for messages.
-        **more: `path`, `channels`, `num_classes` and `split_key` of Location.
+        **more: `path`, `channels`, `num_classes`, `captions` and `split_key` of Location.
 
     Raises:
         ValueError: there is no such source or split, the data is not what the source reads, or `directory` is in

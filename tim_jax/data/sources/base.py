@@ -147,6 +147,7 @@ class Location:
         path: the data itself, or the name of a data set; embedded sources need none.
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
+        captions: whether captions are read, where the data has them.
         key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
@@ -155,6 +156,7 @@ class Location:
     path: str = ""
     channels: int = 3
     num_classes: int = 0
+    captions: bool = True
     key: str = "data.path"
     split_key: str = "data.split"
 
