@@ -38,6 +38,8 @@ def get_config():
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
     config.data.buckets.max_buckets = 64  # number of buckets that are made, at most
+    # make them so small that shapes too rare for a batch fit too, or else leave these out
+    config.data.buckets.keep_rare = False
     # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     config.data.buckets.tokens = 0
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used

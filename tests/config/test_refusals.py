@@ -248,7 +248,7 @@ NOT_PROVOKED = {
     "config/network.py: {said}": "several devices",
     "data/buckets.py: data.buckets.table is of": "more shapes than fit on a line",
     "data/buckets.py: data.buckets.table is {table}; each of them must have a multiple of mesh.sequence": "devices",
-    "data/buckets.py: data.buckets.area": "images of no common size",
+    "data/bucket_shapes.py: data.buckets.area": "images of no common size",
     "data/plan.py": "images that fit no bucket, or a plan made without a configuration",
     "data/sources/latents.py": "latents whose images are elsewhere",
     "data/sources/mixture.py": "sources of two kinds",

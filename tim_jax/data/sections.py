@@ -13,8 +13,11 @@ UNUSED = {
         lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
     ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
-    ("data.buckets.area", "data.buckets.max_buckets"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
-    tuple(f"data.buckets.{key}" for key in ("max_buckets", "tokens", "max_cropped", "enlarge")): (
+    ("data.buckets.area", "data.buckets.max_buckets", "data.buckets.keep_rare"): (
+        "data.buckets.table is given",
+        lambda c: c.data.buckets.table,
+    ),
+    tuple(f"data.buckets.{key}" for key in ("max_buckets", "keep_rare", "tokens", "max_cropped", "enlarge")): (
         "data.buckets.table and data.buckets.area are empty",
         lambda c: not c.data.buckets.table and not c.data.buckets.area,
     ),
@@ -29,6 +32,7 @@ class BucketSettings:
     table: tuple[tuple[int, int], ...] = ()  # ((height, width), …); (): made from the images' own sizes
     area: int = 0  # largest height × width of a bucket that is made
     max_buckets: int = MAX_BUCKETS  # number of buckets that are made, at most
+    keep_rare: bool = False  # make them so small that shapes too rare for a batch fit too, or else leave these out
     tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
     enlarge: bool = False  # use images that are too small for every bucket

@@ -33,6 +33,7 @@ class Inputs:
         images: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
         num_classes: see Location.
+        captions: see Location.
         bucketing: how buckets are made; None for none.
         augmentation: how examples are varied.
         directory: the folder that embedded data, indices and plans are written to.
@@ -52,6 +53,7 @@ class Inputs:
     images: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
+    captions: bool = True
     bucketing: Bucketing | None = None
     augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
@@ -73,6 +75,7 @@ class Inputs:
         batch_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
+        captions: bool = True,
         factor: int = 1,
     ) -> "Inputs":
         """Makes them of the sections of a configuration.
@@ -84,6 +87,7 @@ class Inputs:
             batch_multiple: what the size of a global batch must be a multiple of.
             tokens_multiple: what the number of tokens must be a multiple of, mesh.sequence.
             num_classes: labels lie below it; 0 says that labels are not read.
+            captions: whether captions are read.
             factor: see above.
 
         Raises:
@@ -96,6 +100,7 @@ class Inputs:
                 table=table,
                 area=buckets.area * factor**2,
                 max_buckets=buckets.max_buckets,
+                keep_rare=buckets.keep_rare,
                 tokens=buckets.tokens,
                 batch_size=data.batch_size,
                 grid=Grid(side, tokens_multiple, batch_multiple),
@@ -115,6 +120,7 @@ class Inputs:
             images=data.images,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
+            captions=captions,
             bucketing=bucketing,
             augmentation=augmentation,
             directory=loader.directory or DIRECTORY,
@@ -185,6 +191,7 @@ def _open(settings: Inputs, split: str) -> Source:
         "num_classes": settings.num_classes,
         "images": settings.images,
         "held_out_share": settings.held_out_share,
+        "captions": settings.captions,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory

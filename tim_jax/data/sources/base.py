@@ -168,6 +168,7 @@ class Location:
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
         images: the images that latents were made of, where they are to be read beside them.
+        captions: whether captions are read, where the data has them.
         key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
@@ -178,6 +179,7 @@ class Location:
     channels: int = 3
     num_classes: int = 0
     images: str = ""
+    captions: bool = True
     key: str = "data.path"
     split_key: str = "data.split"
 
