@@ -263,6 +263,8 @@ def get_config():
     config.evaluation = ConfigDict()
     config.evaluation.held_out = "held_out"  # the split that is held out; "": none
     config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
+    # of samples: "data", as often as in the training part; "balanced", each class in it alike
+    config.evaluation.labels = "data"
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory

@@ -106,6 +106,13 @@ class FolderSource(FilesInClassFolders, EncodedImages):
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         return Raw(self.file_bytes(i, max_bytes), int(self._table["label"][i]))
 
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._table["label"][examples].astype(np.int64)
+
     def fingerprint(self) -> str:
         return digest("folder", self.root, self._table.meta["state"], len(self), self.channels)
 

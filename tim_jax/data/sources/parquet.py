@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import require_shards, shards_in, state_of
 
 TEXTS = ("captions", "caption", "text")
@@ -134,6 +134,37 @@ class ParquetSource(EncodedImages):
             raise BadRecord("metadata", f"image is a {type(image).__name__}, must be bytes")
         texts = [values[name] for name in TEXTS if name in values]
         return Raw(image, values.get("label"), texts[0] if texts else None)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._labels[examples]
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        """The column of labels, int64 (n,); -1 where there is none."""
+        import pyarrow
+        import pyarrow.parquet
+
+        groups, ends, _ = self._layout
+        rows = np.bincount([shard for shard, _ in groups], np.diff(ends, prepend=0), len(self._shards)).astype(int)
+        found: list[int] = []
+        for path, count in zip(self._shards, rows.tolist(), strict=True):
+            try:
+                with path.open("rb") as file:
+                    column = pyarrow.parquet.ParquetFile(file).read(["label"], use_threads=False)["label"]
+                found += [self._label(value) for value in column.to_pylist()]
+            except (pyarrow.ArrowException, OSError, KeyError):
+                found += [-1] * count
+        return np.array(found, np.int64)
+
+    def _label(self, value: Any) -> int:
+        try:
+            return checked_label(value, self.num_classes)
+        except BadRecord:
+            return -1
 
     def fingerprint(self) -> str:
         return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels)
