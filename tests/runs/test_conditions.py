@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.helpers import workdirs
 from tests.helpers.configs import TINY_NETWORK
-from tim_jax import evaluate, grid, pairs, sample
+from tim_jax import data, evaluate, grid, pairs, sample
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.keys import completed
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
             Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / "images" / name / f"{i}.png")
     changes = TINY_NETWORK | {
         "data.source": "folder", "data.path": str(folder / "images"), "data.buckets.table": "((8, 8),)",
-        "data.batch_size": "4", "model.num_classes": "6", "model.patch_size": "4", "evaluation.held_out": "",
+        "data.batch_size": "8", "model.num_classes": "6", "model.patch_size": "4", "evaluation.held_out": "",
         "loader.directory": str(folder / "cache"),
     }  # fmt: skip
     workdirs.workdir(folder / "run", "digits", **changes)
@@ -113,13 +113,12 @@ def test_where_the_data_is_gone_the_workdir_knows(made, tmp_path, capsys):
 
     sample.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--count=7"])
     (arrays,) = (tmp_path / "run" / "sampled").glob("*.npz")
-    assert np.load(arrays)["labels1"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert np.load(arrays)["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     sample.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--labels=5,4", f"--out={tmp_path / 'asked'}"])
     (arrays,) = (tmp_path / "asked").glob("*.npz")
-    assert np.load(arrays)["labels1"].tolist() == [5, 4], "what is asked for is drawn"
+    assert np.load(arrays)["labels"].tolist() == [5, 4], "what is asked for is drawn"
     grid.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--times=2", "--count=4"])
     pairs.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'pairs'}", "--rows=7", "--steps=1"])
-    from tim_jax import data
 
     source = data.open_source("shards", str(tmp_path), path=str(tmp_path / "pairs"), channels=1)
     assert [source.annotations(i)["label"] for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]

@@ -243,15 +243,15 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     else:
         measurement = open_measurement(run)
         count = measurement.sample_count()
-    conditions = sample_conditions(run, count, folder)
-    if run.config.model.condition == "class":
-        warn_of_untrained(data_labels(run, folder))
+    labels = data_labels(run, folder) if run.config.model.condition == "class" else None
+    if labels is not None:
+        warn_of_untrained(labels)
     weights, step = load_weights(run, folder)
     run = with_found_grid(run, folder, step)
     nfe = {steps: evaluations(run.transport, steps, run.sampling) for steps in settings.steps}
     generator = measurement_generator(run, count)
     generator.load()
-    return AnyStepJob(settings, generator, weights, step, nfe, conditions, measurement)
+    return AnyStepJob(settings, generator, weights, step, nfe, sample_conditions(run, count, labels), measurement)
 
 
 class Progress:

@@ -16,7 +16,7 @@ from tim_jax.system import files
 FILE = "labels.json"  # of a workdir: how often its data has each label, so that samples can be drawn where no data is
 
 
-def sample_conditions(run: Run, count: int, folder: epath.Path | None = None) -> np.ndarray | list[str]:
+def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) -> np.ndarray | list[str]:
     """Labels or prompts of samples that are to be like the data.
 
     The first ones are the same whatever their number. They are those that `evaluation.labels` asks for, or captions of
@@ -25,7 +25,7 @@ def sample_conditions(run: Run, count: int, folder: epath.Path | None = None) ->
     Args:
         run: whose samples.
         count: how many.
-        folder: its workdir, which may know the labels where the data is not; None where there is none.
+        counts: how often the data has each label; by default `data_labels` finds out.
 
     Returns:
         (count,).
@@ -35,7 +35,7 @@ def sample_conditions(run: Run, count: int, folder: epath.Path | None = None) ->
     """
     if run.config.model.condition == "text":
         return data_captions(open_source_and_plan(run)[0], count)
-    counts = data_labels(run, folder)
+    counts = data_labels(run) if counts is None else counts
     if run.evaluation.labels == "balanced":
         return class_turns(counts, count)
     return data.proportional_labels(counts, count)
