@@ -280,6 +280,8 @@ def get_config():
     # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
     config.evaluation.held_out = "auto"
     config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
+    # of samples: "data", as often as in the training part; "balanced", each class in it alike
+    config.evaluation.labels = "data"
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory

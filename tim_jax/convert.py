@@ -9,6 +9,7 @@ from etils import epath
 
 from tim_jax.config.command_line import Parser
 from tim_jax.runs import conversion
+from tim_jax.system import places
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.types import DTYPES
 
@@ -52,6 +53,7 @@ def export_weights(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.file}: must end in .safetensors; other forms are not written")
         if file.exists():
             raise ValueError(f"{args.file}: is there already")
+        places.check_file(file, "FILE")
         found = conversion.read_export(args.workdir, args.which, args.dtype)
     with failures(OSError):
         conversion.write_export(found, file)

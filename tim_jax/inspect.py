@@ -15,6 +15,7 @@ from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import open_data
 from tim_jax.data.summary import layout, summary, table, write
+from tim_jax.system import places
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
     args, overrides = parser.parse(argv)
     with user_errors():
+        places.check_folder(args.out, "--out")
         config = load_config(args.config, overrides)
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")

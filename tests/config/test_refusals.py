@@ -187,6 +187,7 @@ BUILD = [
     ({"evaluation.features": "dino"}, "evaluation.features"),
     ({"evaluation.features": "inception", "data.channels": "4"}, "evaluation.features"),
     ({"evaluation.metrics": "('fid',)"}, "evaluation.metrics"),
+    ({"evaluation.labels": "uniform"}, "evaluation.labels"),
     ({"evaluation.batch_size": "0"}, "evaluation.batch_size"),
     ({"evaluation.num_samples": "3"}, "evaluation.num_samples"),
     ({"evaluation.periodic.every": "-1"}, "evaluation.periodic.every"),
@@ -205,6 +206,7 @@ BUILD = [
     ({"data.images": "here"}, "data.images"),
     ({"data.buckets.enlarge": "True"}, "data.buckets.enlarge"),
     ({"evaluation.path": "here"}, "evaluation.path"),
+    ({**TEXT, "evaluation.labels": "balanced"}, "evaluation.labels"),
 ]
 DATA = [
     ({"data.source": "digit"}, "data.source"),
@@ -255,6 +257,8 @@ NOT_PROVOKED = {
     "evaluation/features.py": "the weights of Inception",
     "evaluation/metrics.py: evaluation.metrics is {tuple(names)}; each": "a table of metrics asked without settings",
     "evaluation/published.py": "a damaged file of statistics",
+    "runs/conditions.py: data.source": "labels that cannot be read",
+    "runs/conditions.py: evaluation.labels": "a run whose data is gone",
     "runs/encoders": "the files of encoders",
     "runs/encoding": "a data set to encode",
     "runs/input_pipeline.py": "sources of latents, of pairs, or without labels",

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from tim_jax.bench import BENCHES
-from tim_jax.system import reporting
+from tim_jax.system import places, reporting
 from tim_jax.system.exit_codes import DONE, USER_ERROR
 from tim_jax.system.user_errors import ArgumentParser, user_errors
 
@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("--json", help="file for the results, the machine and the versions")
         bench.add_arguments(parser)
         args = parser.parse_args(argv[1:])
+        if args.json:
+            places.check_file(args.json, "--json")
         rows = bench.run(args)
     reporting.show(rows, bench.COLUMNS)
     if args.json:

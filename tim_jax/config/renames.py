@@ -1,4 +1,4 @@
-"""Keys and values that had other names, so that workdirs of before are read and old names are answered."""
+"""Keys and values that had other names, or were not there, so that workdirs of before are read as they were meant."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +49,16 @@ WEIGHTS = (
     "sampling.ema", "start.ema", "teacher.ema", "teacher.weak_ema", "objective.velocity", "objective.bootstrap.ema",
     "objective.guidance.ema", "evaluation.periodic.emas",
 )  # fmt: skip
+
+
+def earlier(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section.key": value} of keys that came later, where what a recorded configuration meant is not their default.
+
+    Args:
+        flat: the recorded configuration, flat, by today's names.
+    """
+    by_class = flat.get("model.condition", "class") == "class"
+    return {"evaluation.labels": "balanced"} if by_class else {}
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,12 @@ class Part(View):
     def read(self, i: int) -> Example:
         return self.source.read(int(self._rows[i])) | {"index": int(i)}
 
+    def annotations(self, i: int) -> Example:
+        return self.source.annotations(int(self._rows[i]))
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self.source.labels(self._rows[examples])
+
     def header(self, i: int) -> tuple[int, int]:
         return self.source.header(int(self._rows[i]))
 

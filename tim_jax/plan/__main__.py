@@ -15,6 +15,7 @@ from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.memory import largest_batch
 from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers
+from tim_jax.system import places
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
 from tim_jax.transitions.objective import Objective
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = parser.parse(argv)
     names = args.topology.split(",")
     with user_errors():
+        if args.json:
+            places.check_file(args.json, "--json")
         config = load_config(args.config, overrides)
         host_devices(names)
         topologies = [topology(name) for name in names]

@@ -149,7 +149,7 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
 
     Raises ValueError if the source is not there, or not what the configuration says.
     """
-    source, plan = _one_after_another(lambda: open_data(run.inputs))
+    source, plan = one_after_another(lambda: open_data(run.inputs))
     if run.config.data.encode and source.latents:
         raise ValueError(f"data.encode is True; it must be False, as the examples of {source.name} are latents already")
     if run.data.source == "latents" and run.data.features_width and not run.data.images and not run.data.mixture:
@@ -200,7 +200,7 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
             settings, source=evaluation.source, path=evaluation.path, mixture=(), section="evaluation"
         )
     if settings.bucketing is None:
-        source, _ = _one_after_another(lambda: open_data(settings, split))
+        source, _ = one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
                 f"evaluation.source is {evaluation.source!r}; it must be a source of real images to compare with, and "
@@ -218,7 +218,7 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         fitting=fitting,
     )
     settings = dataclasses.replace(settings, bucketing=bucketing)
-    source, plan = _one_after_another(lambda: open_data(settings, split))
+    source, plan = one_after_another(lambda: open_data(settings, split))
     return source, lambda image: data.resize_and_crop(image, shape, plan.fitting)
 
 
@@ -259,7 +259,7 @@ def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarra
     return data.load_arrays(source, fit)
 
 
-def _one_after_another(work: Callable[[], T]) -> T:
+def one_after_another(work: Callable[[], T]) -> T:
     """What work() returns; the first process does it before the others, which then find indices and plans written."""
     if jax.process_count() == 1:
         return work()

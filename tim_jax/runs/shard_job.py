@@ -23,7 +23,7 @@ from tim_jax.config.keys import flatten
 from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
-from tim_jax.system import cluster, lock
+from tim_jax.system import cluster, lock, places
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
@@ -128,11 +128,14 @@ def command(
         shard_files.check_local("--out", args.out)
         if args.rows_per_shard < 1:
             raise ValueError(f"--rows-per-shard is {args.rows_per_shard}; it must be at least 1")
+        out = Path(args.out).expanduser()
+        if not finished(out):
+            places.check_folder(out, "--out")
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
             job = open_job(args, overrides)
-        run(job, Path(args.out).expanduser())
+        run(job, out)
 
 
 def run(job: Job, folder: Path) -> None:

@@ -6,6 +6,7 @@ and latents.py for one of the second.
 """
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -149,6 +150,23 @@ class Source(PickledByFields, abc.ABC):
                 found.append(error)
         return found
 
+    def annotations(self, i: int) -> Example:
+        """The "label" and, where there are any, the "captions" of example i, without its image. Raises BadRecord."""
+        return {name: value for name, value in self.read(i).items() if name in ("label", "captions")}
+
+    @property
+    def labels_at_hand(self) -> bool:
+        """Whether `labels` reads no example, so that it takes no time to ask for all of them."""
+        return False
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        """The labels of examples (n,), int64; -1 for those that cannot be used."""
+        found = np.full(len(examples), -1)
+        for row, i in enumerate(examples.tolist()):
+            with contextlib.suppress(BadRecord):
+                found[row] = self.annotations(i)["label"]
+        return found
+
     def __getitem__(self, i: int) -> Example:
         """Example i as `read` gives it, but its image always an array."""
         example = self.read(i)
@@ -266,6 +284,9 @@ class EncodedImages(Source):
         example = self.checked(raw)
         return example | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
 
+    def annotations(self, i: int) -> Example:
+        return self.checked(self.raw(i, max_bytes=1))
+
     def header(self, i: int) -> tuple[int, int]:
         raw = self.raw(i, self.HEADER_BYTES)
         self.checked(raw)
@@ -342,6 +363,16 @@ class View(Source):
 
     def read(self, i: int) -> Example:
         return self.source.read(i)
+
+    def annotations(self, i: int) -> Example:
+        return self.source.annotations(i)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return self.source.labels_at_hand
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self.source.labels(examples)
 
     def header(self, i: int) -> tuple[int, int]:
         return self.source.header(i)

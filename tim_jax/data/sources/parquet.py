@@ -16,7 +16,7 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources import parquet_pages
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import state_of
 from tim_jax.data.splits import files_of_split
 
@@ -186,6 +186,37 @@ class ParquetSource(EncodedImages):
             raise BadRecord("metadata", f"image is a {type(image).__name__}, must be bytes")
         texts = [values[name] for name in TEXTS if name in values]
         return Raw(image, values.get("label"), texts[0] if texts else None)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._labels[examples]
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        """The column of labels, int64 (n,); -1 where there is none."""
+        import pyarrow
+        import pyarrow.parquet
+
+        groups, ends, _ = self._layout
+        rows = np.bincount([group.shard for group in groups], np.diff(ends, prepend=0), len(self._shards)).astype(int)
+        found: list[int] = []
+        for path, count in zip(self._shards, rows.tolist(), strict=True):
+            try:
+                with path.open("rb") as file:
+                    column = pyarrow.parquet.ParquetFile(file).read(["label"], use_threads=False)["label"]
+                found += [self._label(value) for value in column.to_pylist()]
+            except (pyarrow.ArrowException, OSError, KeyError):
+                found += [-1] * count
+        return np.array(found, np.int64)
+
+    def _label(self, value: Any) -> int:
+        try:
+            return checked_label(value, self.num_classes)
+        except BadRecord:
+            return -1
 
     def _image(self, at: int, group: _Group, row: int) -> Any:
         """The image of a row, by the page that holds it where its column allows."""

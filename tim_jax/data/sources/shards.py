@@ -124,6 +124,10 @@ class ShardSource(Source):
             raise BadRecord("missing", "no image")
         return example | {"image": decode(found["image"].tobytes(), self.image_shape[-1])}
 
+    def annotations(self, i: int) -> Example:
+        found = self._record(i)
+        return self._checked({name: found[name] for name in ("label", "captions") if name in found})
+
     def header(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i].tolist()
         if height and width:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from etils import epath
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
@@ -40,6 +42,11 @@ class SampleSettings:
     start: float | None = None
     interpolate: int | None = None
     out: str | None = None
+
+    @property
+    def folder(self) -> epath.Path:
+        """The folder to write to, or that of another layout's own folder."""
+        return epath.Path(self.out or epath.Path(self.workdir) / "sampled")
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
