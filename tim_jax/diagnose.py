@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser
@@ -11,7 +10,7 @@ from tim_jax.runs import workdir
 from tim_jax.runs.diagnosis import diagnose, read_epsilons
 from tim_jax.runs.generation import check_class_conditional, load_weights
 from tim_jax.runs.input_pipeline import images_of_one_shape
-from tim_jax.system import cluster
+from tim_jax.system import cluster, paths
 from tim_jax.system.user_errors import user_errors
 from tim_jax.training.preemption import Stop
 
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            folder = epath.Path(args.workdir)
+            folder = paths.run_folder(args.workdir, "--workdir")
             run = build(workdir.load(folder, overrides))
             epsilons = read_epsilons(args.epsilons, run)
             if args.nodes < 2:

@@ -15,6 +15,7 @@ from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import open_data
 from tim_jax.data.summary import layout, summary, table, write
+from tim_jax.system import paths
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args, overrides = parser.parse(argv)
     with user_errors():
         config = load_config(args.config, overrides)
+        folder = paths.given(args.out, "--out", ())
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         source, plan = open_data(settings)
         print(layout(table(plan, settings.augmentation.side)))
         print(summary(source, plan))
-        written = write(source, plan, settings.augmentation, config.seed, Path(args.out))
+        written = write(source, plan, settings.augmentation, config.seed, Path(folder))
     print(f"{written[0].name} and {len(written) - 1} contact sheets are in {args.out}", file=sys.stderr)
 
 

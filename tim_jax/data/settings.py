@@ -1,6 +1,7 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
+import os
 from typing import Any, cast
 
 from tim_jax.data.bad_records import check_share
@@ -12,6 +13,7 @@ from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
+from tim_jax.system import paths
 
 DIRECTORY = "~/.cache/tim_jax"
 
@@ -109,7 +111,7 @@ class Inputs:
             num_classes=num_classes,
             bucketing=bucketing,
             augmentation=augmentation,
-            directory=loader.directory or DIRECTORY,
+            directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
             max_bad_share=loader.max_bad_share,
             factor=factor,
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import REASONS, BadRecord
 from tim_jax.data.sources.base import Source, digest
+from tim_jax.system.progress import Bar
 
 CHUNK = 1024
 IN_FLIGHT = 64
@@ -65,7 +65,7 @@ def _write(source: Source, folder: epath.Path, threads: int) -> None:
     with (
         tables.writing(folder, height=np.int32, width=np.int32) as writer,
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
+        Bar(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
     ):
         read = functools.partial(_read_chunk, source)
         for first in range(0, len(starts), IN_FLIGHT):  # a bounded number of chunks at a time

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
@@ -18,7 +17,7 @@ from tim_jax.runs.generation import Generator, load_weights
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, sample_conditions
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache
+from tim_jax.system import compilation_cache, paths
 from tim_jax.transitions.sampling.sampler import evaluations
 
 SHOWN = 20  # samples of a step count in pictures
@@ -143,7 +142,7 @@ class AnyStepJob:
     def export(self) -> None:
         """Writes samples of seed 0 and their labels as a published batch, and prints progress and where it is."""
         generator, run = self.generator, self.generator.run
-        (steps,), path = self.settings.steps, epath.Path(str(self.settings.export))
+        (steps,), path = self.settings.steps, paths.given(str(self.settings.export), "--export")
         conditions = sample_conditions(run, self.count)
         began, progress, done = time.perf_counter(), Progress(self.count), 0
 
@@ -168,7 +167,8 @@ class AnyStepJob:
         Raises:
             ValueError: for samples that are not finite.
         """
-        measurement, settings, folder = self.measurement, self.settings, epath.Path(self.settings.workdir)
+        measurement, settings = self.measurement, self.settings
+        folder = paths.run_folder(settings.workdir, "--workdir")
         assert measurement is not None, "an evaluation that measures"
         run, generator, steps = measurement.run, self.generator, sorted(self.nfe)
         work = np.cumsum([self.nfe[s] + METRICS_COST for s in steps for _ in range(settings.seeds)])
@@ -212,7 +212,7 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     settings.check()
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
-    folder = epath.Path(settings.workdir)
+    folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None

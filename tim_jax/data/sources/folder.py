@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file, stamp
+from tim_jax.system.progress import Bar
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 
@@ -45,7 +45,7 @@ def index_folder(at: Location, endings: tuple[str, ...]) -> str:
     folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 1', str(root), state, endings)}"
     if not tables.exists(folder):
         columns = {"name": np.uint8, "name_end": np.int64, "label": np.int32}
-        progress = tqdm(desc=f"files of {root.name}", unit=" files")
+        progress = Bar(desc=f"files of {root.name}", unit=" files")
         with tables.writing(folder, **columns) as writer, progress:
             for label, name in enumerate(classes):
                 for file in files_in(root / name, endings):

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, stamp
 from tim_jax.data.sources.folder import IMAGES
+from tim_jax.system.progress import Bar
 
 KINDS = ("image", "cls", "txt", "json")
 COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
@@ -86,7 +86,7 @@ def index_shards(at: Location) -> str:
         return str(folder)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(tqdm(shards, desc=f"index of {root.name}", unit=" shards")):
+        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):
             found, whole = _examples_in(path)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)

@@ -19,7 +19,7 @@ from tim_jax.runs.outputs.batches import Samples, sampling_record
 from tim_jax.runs.outputs.layouts import LAYOUTS, Picture, png
 from tim_jax.runs.outputs.requests import Request
 from tim_jax.runs.outputs.settings import SampleSettings
-from tim_jax.system import files
+from tim_jax.system import files, paths
 
 SHOWN = 100  # images of a step count in its grid, at most
 COLUMNS = 10
@@ -75,7 +75,8 @@ class SampleWriter:
         size = "x".join(map(str, *self.sizes.values())) if len(self.sizes) == 1 else "sizes"
         self.name = file_name(run, step, requests, size, settings)
         beside = "" if self.plain else f"{self.name}_{settings.layout}"
-        self.folder = epath.Path(settings.out or epath.Path(settings.workdir) / "sampled" / beside)
+        beside = paths.run_folder(settings.workdir, "--workdir") / "sampled" / beside
+        self.folder = paths.given(settings.out, "--out") if settings.out else beside
         self.arrays: dict[str, np.ndarray] = {}
         # By step count, then by the request's place.
         self._examples: dict[int, dict[int, np.ndarray]] = defaultdict(dict)

@@ -1,0 +1,82 @@
+"""Paths as users give them, on a command line or in a configuration."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import fsspec
+from etils import epath
+
+from tim_jax.system import files
+
+REMOTE = ("gs://", "s3://", "az://")  # object storage, as epath knows it
+UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, of bytes not in UTF-8, of line ends
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
+_PATTERN = re.compile(r"[][*?\\]")
+
+
+def given(text: str, name: str, schemes: Sequence[str] = REMOTE) -> epath.Path:
+    """Returns a path that a user gave, with the home folder in place of a leading "~" or "~user".
+
+    What `epath.Path` alone would take for a folder of that name, or leave half done, is refused: a home folder that is
+    not known, a scheme that nothing here reads.
+
+    Args:
+        text: As it was given.
+        name: The flag or key that has it, for errors.
+        schemes: Beginnings such as "gs://" that are allowed.
+
+    Raises:
+        ValueError: Naming flag or key and value.
+    """
+
+    def wrong(must: str) -> ValueError:
+        return ValueError(f"{name} is {text!r}; it must {must}")
+
+    if not text:
+        raise wrong("name a file or folder")
+    if any(unicodedata.category(letter) in UNFIT for letter in text):
+        raise wrong("be a path in UTF-8, without control characters")
+    if (scheme := _SCHEME.match(text)) and not text.startswith(tuple(schemes)):
+        if scheme[0].startswith("file:"):
+            raise wrong("be a plain path, without 'file:'")
+        allowed = f", or begin with {', '.join(schemes)}" if schemes else ""
+        raise wrong(f"be a path on a disk of this machine{allowed}")
+    if text.startswith(REMOTE):
+        _check_package(text.partition("://")[0], wrong)
+    elif (expanded := os.path.expanduser(text)).startswith("~"):
+        raise wrong("begin with a home folder that is known here; give the whole path")
+    else:
+        text = expanded
+    return epath.Path(text)
+
+
+def _check_package(scheme: str, wrong: Callable[[str], ValueError]) -> None:
+    try:
+        fsspec.get_filesystem_class({"gs": "gcs", "az": "abfs"}.get(scheme, scheme))
+    except ImportError as error:
+        raise wrong(f"be a local path, since {scheme}:// needs a package that is not installed ({error})") from None
+
+
+def run_folder(text: str, name: str) -> epath.Path:
+    """Returns the folder of a run, which holds checkpoints, or may come to hold them; see `given`.
+
+    The library that stores checkpoints lists its own folders by patterns that contain the whole path: in one with
+    characters of patterns it finds nothing that it has written.
+
+    Raises:
+        ValueError: Naming flag or key and value; also for a path that leads through a file.
+    """
+    path = given(text, name)
+    whole = files.absolute(path)
+    if found := _PATTERN.search(str(whole)):
+        here = f" (it is {whole})" if found[0] not in text else ""
+        raise ValueError(
+            f"{name} is {text!r}{here}; it must have none of the characters [ ] * ? \\, since checkpoints are lost there"
+        )
+    if files.is_local(whole):
+        for part in (whole, *whole.parents):
+            if os.path.lexists(part) and not part.is_dir():
+                raise ValueError(f"{name} is {text!r}; it must be a folder, and {part} is none")
+    return path
