@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config import values
 from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.config.examples import make_inputs
+from tim_jax.config.keys import check_keys
 from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import open_data
@@ -32,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = paths.given(args.out, "--out", ())
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
+        check_keys(config)
+        config = values.checked(config)
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
         examples.check(config.model.patch_size, config.model.condition)
         loader.check()

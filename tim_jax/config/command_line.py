@@ -45,6 +45,8 @@ def read_file(name: str, function: str) -> Any:
         raise ValueError(f"--config={name}: has no function {function}")
     try:
         return getattr(module, function)()
+    except ValueError:
+        raise
     except Exception as error:  # of a file that a user wrote
         raise ValueError(f"--config={name}: {loading.said(error, loading.find(name))}") from error
 

@@ -165,11 +165,5 @@ def _open(settings: Inputs, split: str) -> Source:
     directory = settings.directory
     if not settings.mixture:
         return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
-    for part in settings.mixture:
-        if len(part) != 3:
-            raise ValueError(
-                f"data.mixture is {settings.mixture!r}; each of them must be (source, path, weight), and {part!r} is "
-                "not"
-            )
     sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
     return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

@@ -1,6 +1,7 @@
 """Paths as users give them, on a command line or in a configuration."""
 
 import os
+import pathlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -73,10 +74,27 @@ def run_folder(text: str, name: str) -> epath.Path:
     if found := _PATTERN.search(str(whole)):
         here = f" (it is {whole})" if found[0] not in text else ""
         raise ValueError(
-            f"{name} is {text!r}{here}; it must have none of the characters [ ] * ? \\, since checkpoints are lost there"
+            f"{name} is {text!r}{here}; it must have none of the characters [ ] * ? \\, which lose checkpoints"
         )
     if files.is_local(whole):
         for part in (whole, *whole.parents):
             if os.path.lexists(part) and not part.is_dir():
                 raise ValueError(f"{name} is {text!r}; it must be a folder, and {part} is none")
+    return path
+
+
+def new_file(text: str, name: str) -> pathlib.Path:
+    """Returns the local path of a file that is to be written, whose folders may have to be made; see `given`.
+
+    Raises:
+        ValueError: Naming flag or key and value, where no file can be written there.
+    """
+    path = pathlib.Path(given(text, name, ()))
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not there.is_dir():
+        raise ValueError(
+            f"{name} is {text!r}; it must be a file, and {path if path.is_dir() else there} is in its place"
+        )
+    if not os.access(path if path.exists() else there, os.W_OK):
+        raise ValueError(f"{name} is {text!r}; it must be a file that can be written to")
     return path
