@@ -15,6 +15,8 @@ class Bar(tqdm):
     Work that takes less than SECONDS has one line in a log, at its end, and none with `leave=False`.
     """
 
+    disable: bool
+
     def __init__(self, *args: Any, **keywords: Any):
         """The arguments of tqdm."""
         file = keywords.get("file") or sys.stderr

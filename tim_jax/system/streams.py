@@ -43,7 +43,7 @@ def keep_going() -> None:
         raw = _Unread(stream.fileno(), forgiven)
         buffer = raw if stream.write_through else io.BufferedWriter(raw)
         changed = io.TextIOWrapper(
-            buffer,  # type: ignore[arg-type]
+            buffer,
             encoding=stream.encoding,
             errors="backslashreplace" if stream.errors == "strict" else stream.errors,
             line_buffering=stream.line_buffering,

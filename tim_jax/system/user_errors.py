@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tim_jax.system import streams
 from tim_jax.system.exit_codes import FAILED, USER_ERROR
@@ -48,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
     A command that parses its line writes on where nobody reads it any more; see `streams`.
     """
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         streams.keep_going()
         return super().parse_known_args(args, namespace)
 
