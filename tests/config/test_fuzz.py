@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import one_device, workdir
-from tim_jax import ablate, convert, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
+from tim_jax import ablate, convert, data, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
 from tim_jax.ablation import budget
 from tim_jax.bench import BENCHES
 from tim_jax.bench import __main__ as bench
@@ -30,7 +30,7 @@ from tim_jax.runs.outputs.job import SampleJob
 from tim_jax.system import user_errors
 
 CALLS_AT_LEAST = 500
-EACH = 4  # texts for each key, and for each flag
+EACH = 2  # texts for each key, and for each flag, of those below
 HUGE = "9" * 30
 TEXTS = [
     "", " ", "x", "None", "True", "nan", "-inf", "-1", "0", "1", "2", "0.5", "1.5", "-0.5", "1e400", HUGE, f"-{HUGE}",
@@ -40,7 +40,25 @@ TEXTS = [
     "(" * 300,
 ]  # fmt: skip
 
-
+NUMBERS = ["-1", "0", "1", "2", "3", "8", "16", "0.25", "1.0", "1e-30", "1e30", "2147483647", HUGE, "True", "nan"]
+OF_KIND = {
+    bool: ["True", "false", "1", "yes", "None"],
+    str: ["", "x", "default", "online", "train", "1", "~/x", "a b"],
+    tuple: [
+        "()",
+        "[]",
+        "[1, 2]",
+        "(1,)",
+        "8",
+        "((8, 8),)",
+        "[[4, 8]]",
+        "(8, 8)",
+        "(0,)",
+        "(1.5,)",
+        "['a']",
+        "(('a', 2),)",
+    ],
+}  # more likely ones, by the type of the key
 STRAY = ("--no-such=1", "--config.x", "--config.=1", "--config.ema.=0.5", "--config.ema.a.b=1", "--", "word", "-x")
 
 
@@ -58,6 +76,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     small = TINY_NETWORK | {"model.patch_size": "4", "loader.directory": str(folder / "data")}
     run = workdir(folder / "run", "digits", **small)
+    data.open_source("digits", str(folder / "data"))
     with pytest.MonkeyPatch.context() as patch, one_device():
         for owner, name in (
             (train, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"), (diagnose, "diagnose"),
@@ -130,10 +149,15 @@ def texts_for(rng, *own):
     return [*own, *rng.sample(TEXTS, EACH)]
 
 
+def likely(rng, key):
+    kind = values.type_of(key)
+    return rng.sample(OF_KIND.get(typing.get_origin(kind) or kind, NUMBERS), 2)
+
+
 def key_calls():
     """[(key, text)], the same in every run."""
     rng = random.Random(0)
-    return [(key, text) for key in [*values.types(), "ema.slow"] for text in texts_for(rng, "-1")]
+    return [(key, text) for key in [*values.types(), "ema.slow"] for text in texts_for(rng, *likely(rng, key))]
 
 
 def test_every_key(places):

@@ -14,7 +14,7 @@ GO_ON = "from tim_jax.system import streams; streams.keep_going()\n"
 
 def started(code, *tail, **more):
     """A process whose output, both kinds, goes to a reader in the same group, as at a terminal."""
-    reader = subprocess.Popen(tail or ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    reader = subprocess.Popen(tail or ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     process = subprocess.Popen(
         [sys.executable, *code], stdout=reader.stdin, stderr=subprocess.STDOUT, process_group=reader.pid, **more
     )
@@ -36,7 +36,8 @@ def test_what_has_no_reader_is_dropped_and_the_exit_code_stays(where, unbuffered
 
 def test_what_has_a_reader_arrives_whole_and_in_order():
     text = GO_ON + "import sys\nfor i in range(9):\n    print(i, 'ä\\udcff'); print(i, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, check=True)
+    environ = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-c", text], env=environ, capture_output=True, check=True)
     assert done.stdout.decode().splitlines() == [f"{i} ä\\udcff" for i in range(9)]
     assert done.stderr.decode().split() == [str(i) for i in range(9)]
 
