@@ -50,6 +50,8 @@ def make_inputs(
         ValueError: values exclude each other.
     """
     model = config.model
+    if data.images and not codecs.image_encoder:
+        raise ValueError("codecs.image_encoder is ''; it must name what makes features of the images in data.images")
     return Inputs.read(
         data,
         loader,
@@ -58,4 +60,5 @@ def make_inputs(
         batch_multiple=batch_multiple,
         tokens_multiple=tokens_multiple,
         num_classes=model.num_classes if model.condition == "class" else 0,
+        captions=model.condition == "text",
     )

@@ -133,6 +133,8 @@ class _Shares(PickledByFields):
         for name in ("text", "mask", "features", "noise"):
             if name in examples[0]:
                 batch[name] = np.stack([example[name] for example in examples])
+        if "original" in examples[0]:
+            batch["original"] = _stacked([example["original"] for example in examples])
         if "features" in batch:
             batch["features_mask"] = np.ones(len(examples), bool)
         return batch | {f"null_{name}": value[None] for name, value in self.source.null_text.items()}
@@ -194,7 +196,8 @@ def global_batches(
         - "bad", (n, 4): the bad records that were replaced, which Account.take counts;
 
         and, for sources that have them, of "caption" (b,), "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T)
-        with "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), and "noise" (b, h, w, c).
+        with "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), "original" (b, H, W, 3), images in
+        [-1, 1], and "noise" (b, h, w, c).
 
     Raises:
         ValueError: `count` does not divide the batch size of a bucket, a part is not below it, the source is empty, or
