@@ -97,8 +97,8 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
 
 def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> ConfigDict:
     """A configuration with the `optimizer.decay_steps` that its workdir has recorded, unless it has its own."""
-    before, now = recorded["optimizer"], config.optimizer
-    if now.decay_steps or now.schedule != before["schedule"]:
+    before, now = recorded["optimizer"], flatten(config)
+    if now.get("optimizer.decay_steps") != 0 or now.get("optimizer.schedule") != before["schedule"]:
         return config
     config = copy.deepcopy(config)
     config.optimizer.decay_steps = before["decay_steps"]
