@@ -2,8 +2,8 @@
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
 objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
-model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile.
-A teacher may move, but must be the same checkpoint.
+model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile,
+optimizer.decay_steps. A teacher may move, but must be the same checkpoint.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -203,10 +203,12 @@ def get_config():
     config.optimizer.learning_rate = 2e-4
     config.optimizer.schedule = "constant"  # constant, cosine, linear (both to 0 over decay_steps)
     config.optimizer.warmup_steps = 0
-    config.optimizer.decay_steps = 0  # counted from step 0, warm-up included
+    config.optimizer.decay_steps = 0  # counted from step 0, warm-up included; 0: training.steps
+    # of AdamW, and with muon of what is no matrix in a block, where AdamW takes Nesterov's step
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-6
+    config.optimizer.eps = 1e-6  # of AdamW's denominators, and of the norms that Muon divides by
+    config.optimizer.momentum = 0.95  # of Muon
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip = 1.0  # global gradient norm; 0: no clipping
     config.optimizer.accumulation = 1  # microbatches per step
@@ -214,6 +216,9 @@ def get_config():
     config.optimizer.frozen = ()  # stay as they start, such as ("blocks",)
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     config.optimizer.learning_rate_factors = ()
+    # Decays of EMAs start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten;
+    # False: each decay is the same in all steps.
+    config.optimizer.ema_warmup = True
 
     # Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.
     config.ema = ConfigDict()

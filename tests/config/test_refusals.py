@@ -28,6 +28,7 @@ FORM = re.compile(rf"({KEY}(?:, {KEY})*) (?:is|are) (.+?); (?:it|they|each of th
 TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "4"}
 ENCODE = {"data.encode": "True"}
 GUIDED = {"objective.guidance.w_cond": "0.5"}
+NO_NULL = {"data.condition_dropout": "0.0"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
 
@@ -36,7 +37,7 @@ BUILD = [
     ({"data.height": "0"}, "data.height"),
     ({"data.batch_size": "0"}, "data.batch_size"),
     ({"data.batch_size": "15", "optimizer.accumulation": "2"}, "data.batch_size"),
-    ({"data.condition_dropout": "1.5"}, "data.condition_dropout"),
+    ({"data.condition_dropout": "1.0"}, "data.condition_dropout"),
     ({"data.flip": "2.0"}, "data.flip"),
     ({"data.paired_noise": "True", "data.flip": "0.5"}, "data.flip"),
     ({**TEXT, "data.text_width": "0"}, "data.text_width"),
@@ -113,6 +114,7 @@ BUILD = [
     ({**TAUGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
     ({"objective.contrast.share": "0.5"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.contrast.share": "0.0"}, "objective.contrast.share"),
+    ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
@@ -137,7 +139,13 @@ BUILD = [
     ({"optimizer.learning_rate": "0.0"}, "optimizer.learning_rate"),
     ({"optimizer.clip": "-1.0"}, "optimizer.clip"),
     ({"optimizer.b2": "1.0"}, "optimizer.b2"),
-    ({"optimizer.schedule": "cosine", "optimizer.decay_steps": "0"}, "optimizer.decay_steps"),
+    ({"optimizer.momentum": "0.9"}, "optimizer.momentum"),
+    ({"optimizer.momentum": "1.0", "optimizer.name": "muon"}, "optimizer.momentum"),
+    (
+        {"optimizer.schedule": "cosine", "optimizer.decay_steps": "9", "optimizer.warmup_steps": "9"},
+        "optimizer.decay_steps",
+    ),
+    ({"optimizer.decay_steps": "-1"}, "optimizer.decay_steps"),
     ({"optimizer.schedule": "constant", "optimizer.decay_steps": "9"}, "optimizer.decay_steps"),
     ({"optimizer.accumulation": "0"}, "optimizer.accumulation"),
     ({"optimizer.frozen": "(7,)"}, "optimizer.frozen"),
@@ -165,6 +173,17 @@ BUILD = [
         "sampling.guidance_low, sampling.guidance_high",
     ),
     ({"objective.input_guidance.max_scale": "2.0", "sampling.guidance": "3.0"}, "sampling.guidance"),
+    (
+        {"objective.input_guidance.max_scale": "2.0", "sampling.guidance": "2.0", "sampling.guidance_low": "0.6"},
+        "sampling.guidance_low, sampling.guidance_high",
+    ),
+    (
+        {"objective.input_guidance.max_scale": "2.0", "sampling.guidance": "2.0", "sampling.exclusive_ends": "True"},
+        "sampling.exclusive_ends",
+    ),
+    ({**NO_NULL, "sampling.guidance": "2.0"}, "data.condition_dropout"),
+    ({**NO_NULL, "objective.input_guidance.max_scale": "2.0"}, "data.condition_dropout"),
+    ({**NO_NULL, **GUIDED}, "data.condition_dropout"),
     ({"evaluation.features": "dino"}, "evaluation.features"),
     ({"evaluation.features": "inception", "data.channels": "4"}, "evaluation.features"),
     ({"evaluation.metrics": "('fid',)"}, "evaluation.metrics"),

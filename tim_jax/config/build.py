@@ -49,6 +49,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     data.check(config.model.patch_size, config.model.condition)
     for settings in (loader, codecs, optimizer, training, checkpoint):
         settings.check()
+    optimizer = optimizer.following(training.steps)
     check_emas(config.ema)
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     check_tokens("data.height, data.width are", (data.height, data.width), config.model.patch_size, mesh)
@@ -116,6 +117,7 @@ def _trainer(
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
+            ema_warmup=optimizer.ema_warmup,
         )
 
     compiled = step(network)

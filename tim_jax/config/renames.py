@@ -42,6 +42,8 @@ KEYS = {
     "optimizer.rates": "optimizer.learning_rate_factors",
     "training.remat": "model.remat",
 }
+# What Muon took before `optimizer.momentum`, which was `optimizer.b2`, whatever `optimizer.eps` said.
+MUON_EPS = 1e-8
 # Keys that name weights: the raw ones were called "student".
 WEIGHTS = (
     "sampling.ema", "start.ema", "teacher.ema", "teacher.weak_ema", "objective.velocity", "objective.bootstrap.ema",
@@ -50,8 +52,11 @@ WEIGHTS = (
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"section.key": value} by today's names."""
-    return {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
+    """{"section.key": value} by today's names, with the values by which new keys change no number."""
+    now = {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
+    if now.get("optimizer.name") == "muon" and "optimizer.momentum" not in now:
+        now |= {"optimizer.momentum": now["optimizer.b2"], "optimizer.eps": MUON_EPS}
+    return now
 
 
 def _value(key: str, value: Any) -> Any:

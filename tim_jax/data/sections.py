@@ -75,8 +75,8 @@ class DataSettings:
         for name in ("height", "width"):
             if patch_size < 1 or getattr(self, name) % patch_size:
                 raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1]")
+        if not 0 <= self.condition_dropout < 1:  # at 1, samples would have conditions that were never trained
+            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1)")
         for name in ("text_width", "text_tokens"):
             if condition == "text" and getattr(self, name) < 1:
                 raise ValueError(

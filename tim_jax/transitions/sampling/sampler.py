@@ -27,6 +27,10 @@ UNUSED = {
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("sampling.exclusive_ends",): (
+        "guidance is an input of the network (objective.input_guidance)",
+        lambda c: c.objective.input_guidance.max_scale > 1,
+    ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
 }
 
