@@ -34,6 +34,8 @@ def get_config():
 
     config.objective.alignment_weight = 1.0
 
+    config.optimizer.ema_warmup = False
+
     config.mesh.data = 1
     config.mesh.fsdp = -1
 
