@@ -23,7 +23,8 @@ def get_config():
     config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     config.data.images = ""
-    config.data.split = "train"  # the part that is trained on, where a source has parts
+    config.data.split = "train"  # the part that is trained on
+    config.data.held_out_share = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
     config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
     config.data.width = 8
@@ -37,6 +38,8 @@ def get_config():
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
     config.data.buckets.max_buckets = 64  # number of buckets that are made, at most
+    # make them so small that shapes too rare for a batch fit too, or else leave these out
+    config.data.buckets.keep_rare = False
     # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     config.data.buckets.tokens = 0
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
@@ -274,8 +277,11 @@ def get_config():
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
-    config.evaluation.held_out = "held_out"  # the split that is held out; "": none
+    # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
+    config.evaluation.held_out = "auto"
     config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
+    # of samples: "data", as often as in the training part; "balanced", each class in it alike
+    config.evaluation.labels = "data"
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory

@@ -42,4 +42,5 @@ def get_config():
     config.training.steps = 750_000
     config.model.remat = "full"
     config.checkpoint.every = 2000
+    config.evaluation.labels = "balanced"  # as published: 50 samples of each class
     return config

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from tests.helpers.sources import encoded
 from tim_jax import data
 from tim_jax.data.bad_records import BadRecord
 
@@ -145,6 +146,55 @@ def test_bad_rows_of_tar_shards_have_their_reasons(tmp_path):
     for i, (name, (_, reason)) in enumerate(BAD_TAR_ROWS.items(), 3):
         (found,) = source.headers(i, i + 1)
         assert isinstance(found, BadRecord) and found.reason == reason, name
+
+
+def members(path, rows):
+    """Writes a tar file of (name, content, or the name that a link of some type leads to)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content, *link in rows:
+            about = tarfile.TarInfo(name)
+            if link:
+                about.type, about.linkname = link[0], content
+                tar.addfile(about)
+            else:
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+
+
+def test_members_of_one_name_and_links_are_what_unpacking_gives(tmp_path):
+    """Expected is what Python's own unpacking leaves on the disk."""
+    shapes = {name: (8 + i, 9, 3) for i, name in enumerate(("a", "b", "c", "d", "e"))}
+    images = {name: encoded(np.full(shape, 9, np.uint8)) for name, shape in shapes.items()}
+    rows = [("1.png", images["a"]), ("1.txt", b"first"), ("2.png", images["b"]), ("2.txt", b"two"),
+            ("1.png", images["c"]), ("1.txt", b"second"),  # appended later, as `tar --append` does
+            ("3.png", "2.png", tarfile.LNKTYPE), ("3.txt", b"three"),
+            ("./deep/4.png", "./3.png", tarfile.LNKTYPE), ("deep/4.txt", "../2.txt", tarfile.SYMTYPE),
+            ("5.jfif", encoded(np.zeros((20, 9, 3), np.uint8), "JPEG")), ("5.txt", b"five")]  # fmt: skip
+    members(tmp_path / "0.tar", rows)
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="fully_trusted")
+    source = data.open_source("tar", str(tmp_path / "cache"), path=str(tmp_path / "0.tar"))
+    seen = {}
+    for i in range(len(source)):
+        stem = source.identity(i).removeprefix("0.tar:")
+        (path,) = (p for p in (tmp_path / "unpacked").glob(f"{stem}.*") if p.suffix in (".png", ".jfif"))
+        np.testing.assert_array_equal(source[i]["image"], np.asarray(Image.open(path)))
+        seen[stem] = source[i]["captions"]
+        assert seen[stem] == (path.with_suffix(".txt").read_text(),)
+    assert seen.keys() == {"1", "2", "3", "deep/4", "5"}
+    assert source.left_out == {"earlier files of a name": 2}
+
+
+def test_what_a_tar_file_has_besides_is_counted(tmp_path):
+    rows = [("1.png", PNG), ("1.txt", b"a"), ("1.jpg", PNG), ("2.heic", b"x"), ("._1.png", b"x"), ("1.seg.png", PNG),
+            ("3.png", "nowhere.png", tarfile.LNKTYPE), ("4.png", "5.png", tarfile.SYMTYPE),
+            ("5.png", "4.png", tarfile.SYMTYPE), ("6.xmp", b"x"), ("7.XMP", b"x")]  # fmt: skip
+    members(tmp_path / "0.tar", rows)
+    source = data.open_source("tar", str(tmp_path / "cache"), path=str(tmp_path / "0.tar"))
+    assert len(source) == 1 and source.left_out == {
+        ".heic files": 1, ".xmp files": 2, "files of several endings": 1, "further images of an example": 1,
+        "hidden files": 1, "links to nothing": 3,
+    }  # fmt: skip
 
 
 def test_bad_rows_of_parquet_files_have_their_reasons(tmp_path):

@@ -60,4 +60,5 @@ def make_inputs(
         batch_multiple=batch_multiple,
         tokens_multiple=tokens_multiple,
         num_classes=model.num_classes if model.condition == "class" else 0,
+        captions=model.condition == "text",
     )

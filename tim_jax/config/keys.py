@@ -87,11 +87,11 @@ def identity(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded configuration by today's names, with the defaults of keys that have come since."""
+    """A recorded configuration by today's names, with the values that keys which have come since stand for in it."""
     defaults = flatten(json.loads(loading.load("base").get_config().to_json()))
     given = renames.renamed(flatten(recorded))
     missing = {key: value for key, value in defaults.items() if key.split(".")[0] not in FREE}
-    return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
+    return nested(missing | renames.earlier(given) | given) | {name: recorded.get(name, {}) for name in FREE}
 
 
 def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:

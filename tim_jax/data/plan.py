@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax.data import tables
+from tim_jax.data.bucket_shapes import derive
 from tim_jax.data.buckets import (
     CHUNK,
     MAX_BUCKETS,
@@ -20,12 +21,11 @@ from tim_jax.data.buckets import (
     assign,
     batch_size_of,
     check_table,
-    derive,
 )
 from tim_jax.data.sizes import Sizes
 from tim_jax.data.sources.base import PickledByFields, Source, digest
 
-FORMAT = "plan 1"
+FORMAT = "plan 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Bucketing:
         table: the shapes of the buckets; () derives them from the sizes of the images.
         area: the largest height x width of a shape that is derived.
         max_buckets: the largest number of shapes that are derived.
+        keep_rare: whether shapes are derived that rare images fit too, see `derive`.
         tokens: the budget of tokens of a global batch over all its examples; 0 for batches of `batch_size`.
         batch_size: the size of a global batch of any shape, where tokens is 0.
         grid: what shapes and batch sizes must be multiples of.
@@ -115,6 +116,7 @@ class Bucketing:
     table: tuple[Shape, ...] = ()
     area: int = 0
     max_buckets: int = MAX_BUCKETS
+    keep_rare: bool = False
     tokens: int = 0
     batch_size: int = 0
     grid: Grid = Grid()
@@ -190,7 +192,8 @@ def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> B
         ValueError: a setting is not allowed, or no image fits a bucket.
     """
     how.check()
-    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts)
+    bad = np.flatnonzero(np.asarray(sizes.height) == 0).tobytes() if sizes.bad else b""
+    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts, bad)
     folder = epath.Path(directory).expanduser() / f"plan-{key}"
     if not tables.exists(folder):
         _write(source, sizes, how, folder)
@@ -235,7 +238,9 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
     if not table:
         usable = np.flatnonzero(np.asarray(sizes.height) > 0) if sizes.bad else slice(None)
         height, width = sizes.height[usable], sizes.width[usable]
-        table = derive(height, width, how.grid, how.area, how.batch_size_of, how.max_buckets, how.fitting.resize)
+        table = derive(
+            height, width, how.grid, how.area, how.batch_size_of, how.max_buckets, how.fitting, how.keep_rare
+        )
     while True:
         bucket, share = assign(sizes.height, sizes.width, table, how.fitting)
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()

@@ -1,6 +1,7 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
+import os
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
+from tim_jax.system import paths
 
 DIRECTORY = "~/.cache/tim_jax"
 
@@ -28,10 +30,12 @@ class Inputs:
         channels: of images or latents.
         batch_size: of a global batch, where there are no buckets.
         split: see Location.
+        held_out_share: see Location.
         path: see Location.
         images: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
         num_classes: see Location.
+        captions: see Location.
         bucketing: how buckets are made; None for none.
         augmentation: how examples are varied.
         directory: the folder that embedded data, indices and plans are written to.
@@ -46,10 +50,12 @@ class Inputs:
     channels: int
     batch_size: int
     split: str = "train"
+    held_out_share: float = 0.0
     path: str = ""
     images: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
+    captions: bool = True
     bucketing: Bucketing | None = None
     augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
@@ -71,6 +77,7 @@ class Inputs:
         batch_multiple: int = 1,
         tokens_multiple: int = 1,
         num_classes: int = 0,
+        captions: bool = True,
         factor: int = 1,
     ) -> "Inputs":
         """Makes them of the sections of a configuration.
@@ -82,6 +89,7 @@ class Inputs:
             batch_multiple: what the size of a global batch must be a multiple of.
             tokens_multiple: what the number of tokens must be a multiple of, mesh.sequence.
             num_classes: labels lie below it; 0 says that labels are not read.
+            captions: whether captions are read.
             factor: see above.
 
         Raises:
@@ -94,6 +102,7 @@ class Inputs:
                 table=table,
                 area=buckets.area * factor**2,
                 max_buckets=buckets.max_buckets,
+                keep_rare=buckets.keep_rare,
                 tokens=buckets.tokens,
                 batch_size=data.batch_size,
                 grid=Grid(side, tokens_multiple, batch_multiple),
@@ -108,13 +117,15 @@ class Inputs:
             channels=data.channels if factor == 1 else 3,
             batch_size=data.batch_size,
             split=data.split,
+            held_out_share=data.held_out_share,
             path=data.path,
             images=data.images,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
+            captions=captions,
             bucketing=bucketing,
             augmentation=augmentation,
-            directory=loader.directory or DIRECTORY,
+            directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
             max_bad_share=loader.max_bad_share,
             factor=factor,
         )
@@ -128,10 +139,11 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         split: in place of that of the settings.
 
     Raises:
+        UnknownSplit: the source has no such part.
         ValueError: there is no such source, or its examples do not fit the settings.
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    source = _open(settings, split or settings.split)
+    source = _open(settings, settings.split if split is None else split)
     height, width, channels = source.image_shape
     key = settings.section
     if channels != settings.channels:
@@ -180,16 +192,12 @@ def _open(settings: Inputs, split: str) -> Source:
         "channels": settings.channels,
         "num_classes": settings.num_classes,
         "images": settings.images,
+        "held_out_share": settings.held_out_share,
+        "captions": settings.captions,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory
     if not settings.mixture:
         return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
-    for part in settings.mixture:
-        if len(part) != 3:
-            raise ValueError(
-                f"data.mixture is {settings.mixture!r}; each of them must be (source, path, weight), and {part!r} is "
-                "not"
-            )
     sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
     return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

@@ -1,6 +1,5 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -10,7 +9,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.training import checkpoints, sharding, warm_start
@@ -279,17 +277,6 @@ def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -
 def repeated(values: np.ndarray, count: int) -> np.ndarray:
     """(count, …) of the values (n, …), taken in turn and over again where they are fewer."""
     return values[np.arange(count) % len(values)]
-
-
-def source_prompts(source: data.Source, count: int) -> list[str]:
-    """The first captions (count,) of a source's first examples, over again where there are too few."""
-    found = []
-    for i in range(min(len(source), 2 * count) if source.captions else 0):
-        with contextlib.suppress(data.BadRecord):
-            found.append(source[i]["captions"][0])
-        if len(found) == count:
-            break
-    return [(found or ["a picture"])[i % max(len(found), 1)] for i in range(count)]
 
 
 def cycle_labels(num_classes: int, count: int) -> np.ndarray:

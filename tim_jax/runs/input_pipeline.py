@@ -1,5 +1,6 @@
 """What a run reads: its source, its bucket plan, and the batches that lie on the devices before they are needed."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -7,13 +8,16 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax import data
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.run import Run
 from tim_jax.data.settings import open_data
+from tim_jax.evaluation.settings import AUTO
 from tim_jax.runs.encoders import BatchEncoder
+from tim_jax.runs.workdir import compare_classes
 from tim_jax.system import int64
 from tim_jax.training import sharding
 
@@ -145,7 +149,7 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
 
     Raises ValueError if the source is not there, or not what the configuration says.
     """
-    source, plan = _one_after_another(lambda: open_data(run.inputs))
+    source, plan = one_after_another(lambda: open_data(run.inputs))
     if run.config.data.encode and source.latents:
         raise ValueError(f"data.encode is True; it must be False, as the examples of {source.name} are latents already")
     if run.data.source == "latents" and run.data.features_width and not run.data.images and not run.data.mixture:
@@ -158,6 +162,11 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
             f"data.flip is {run.inputs.augmentation.flip}; it must be 0, as the examples of {source.name} are pairs"
         )
     classes = run.inputs.num_classes
+    if classes and isinstance(source, data.Mixture) and (differing := source.differing_label()) is not None:
+        raise ValueError(
+            f"data.mixture is {run.data.mixture}; they must have the same classes, and label {differing} is called "
+            f"differently: {source.names_of(differing)}"
+        )
     if classes and not source.num_classes:
         raise ValueError(f"model.condition is 'class'; it must be 'text', as {source.name} has no labels")
     if classes and source.num_classes > classes:
@@ -191,7 +200,7 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
             settings, source=evaluation.source, path=evaluation.path, mixture=(), section="evaluation"
         )
     if settings.bucketing is None:
-        source, _ = _one_after_another(lambda: open_data(settings, split))
+        source, _ = one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
                 f"evaluation.source is {evaluation.source!r}; it must be a source of real images to compare with, and "
@@ -209,8 +218,23 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         fitting=fitting,
     )
     settings = dataclasses.replace(settings, bucketing=bucketing)
-    source, plan = _one_after_another(lambda: open_data(settings, split))
+    source, plan = one_after_another(lambda: open_data(settings, split))
     return source, lambda image: data.resize_and_crop(image, shape, plan.fitting)
+
+
+def open_held_out(run: Run) -> tuple[str, data.Source, Callable[[np.ndarray], np.ndarray]] | None:
+    """The part of the data that `evaluation.held_out` means: its name, and what `one_shape` returns; None for none.
+
+    Raises ValueError if there is no part of that name.
+    """
+    named = run.evaluation.held_out
+    if named != AUTO:
+        return (named, *one_shape(run, named)) if named else None
+    for split in data.NOT_TRAINED_ON:
+        if split != run.data.split:
+            with contextlib.suppress(data.UnknownSplit):
+                return split, *one_shape(run, split)
+    return None
 
 
 def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +242,24 @@ def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     return data.load_arrays(*one_shape(run, split))
 
 
-def _one_after_another(work: Callable[[], T]) -> T:
+def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+    """All images (n, h, w, C) that are held out, as `one_shape` brings them, and their labels. For small data.
+
+    Raises ValueError if there are none, or if labels are not what they were in the run's workdir, `folder`.
+    """
+    found = open_held_out(run)
+    if found is None:
+        raise ValueError(
+            f"evaluation.held_out is {run.evaluation.held_out!r}; it must name a part of the data, as none is held out"
+            f" ({run.data.split!r} is what was trained on)"
+        )
+    _, source, fit = found
+    if not run.evaluation.source:
+        compare_classes(folder, run, source.class_names)
+    return data.load_arrays(source, fit)
+
+
+def one_after_another(work: Callable[[], T]) -> T:
     """What work() returns; the first process does it before the others, which then find indices and plans written."""
     if jax.process_count() == 1:
         return work()

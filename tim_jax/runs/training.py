@@ -20,7 +20,8 @@ from tim_jax.config.sections import read
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
 from tim_jax.runs import teachers, workdir
-from tim_jax.runs.generation import cycle_labels, open_generator, source_prompts
+from tim_jax.runs.conditions import record_labels, sample_conditions
+from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.runs.measuring import Measurement, measure_while_training
 from tim_jax.system import cluster
@@ -103,10 +104,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
     generator, count = open_generator(run, each), each * len(sizes)
     generator.load()
-    by_class = run.config.model.condition == "class"
-    conditions: np.ndarray | list[str] = (
-        cycle_labels(run.config.model.num_classes, count) if by_class else source_prompts(pipeline.source, count)
-    )
+    conditions = sample_conditions(run, count)
 
     def images_of(weights: Any, steps: int) -> list[np.ndarray]:
         images: list[np.ndarray] = []
@@ -157,7 +155,8 @@ def fit(
         SystemExit: with one line, if too many records are bad or training cannot go on.
     """
     warn_of_schedule(run, workdir.recorded(folder))
-    record = workdir.record_start(folder, run.config, teachers.record(run))
+    classes = pipeline.source.class_names if run.inputs.num_classes else ()
+    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
@@ -166,6 +165,8 @@ def fit(
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
+        if run.config.model.condition == "class":
+            record_labels(run, pipeline.source, folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
         measure = measure_while_training(run, measurement) if measurement else None
         return train(

@@ -16,14 +16,15 @@ import safetensors
 from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.decode import decode
+from tim_jax.data.class_folders import index_folder
+from tim_jax.data.decode import ENDINGS, decode
 from tim_jax.data.sources.base import Example, Location, checked_label, digest, read_file
-from tim_jax.data.sources.folder import IMAGES, FilesInClassFolders, index_folder
+from tim_jax.data.sources.folder import FilesInClassFolders
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 ENDING = ".safetensors"
 HEADER_BYTES = 2**12  # as many as headers have, and a small part of a file: all of ImageNet's are looked at
-IMAGE_ENDINGS = (".JPEG", *IMAGES, *map(str.upper, IMAGES))  # ImageNet's own first
+IMAGE_ENDINGS = (".JPEG", *ENDINGS, *map(str.upper, ENDINGS))  # ImageNet's own first
 
 DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)}
 
@@ -113,9 +114,10 @@ class LatentSource(FilesInClassFolders):
             raise BadRecord("channels", f"latent is {shape}, must be (2, {self.channels}, h, w)")
         return shape[2], shape[3]
 
-    def fingerprint(self) -> str:
-        beside = (self.images,) if self.images else ()
-        return digest("latents", self.root, self._table.meta["state"], len(self), self.channels, *beside)
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        files = super()._fingerprint
+        return digest(files, self.images) if self.images else files
 
 
 def header_shape(encoded: bytes) -> tuple[int, ...]:
@@ -135,15 +137,16 @@ def open_latents(at: Location) -> LatentSource:
     Raises:
         ValueError: there are no .safetensors files in class folders, or the first of them has no image in `at.images`.
     """
-    index = index_folder(at, (ENDING,))
-    source = LatentSource(str(at.root), index, at.channels, at.num_classes, str(epath.Path(at.images).expanduser()))
+    root, index = index_folder(at, (ENDING,))
     if not at.images:
-        return dataclasses.replace(source, images="")
+        return LatentSource(root, index, at.channels, at.num_classes)
+    images = epath.Path(at.images).expanduser() / epath.Path(root).relative_to(at.root)
+    source = LatentSource(root, index, at.channels, at.num_classes, str(images))
     try:
         source.original_bytes(0)
     except BadRecord:
         raise ValueError(
-            f"data.images is {at.images!r}; it must hold the images of {at.path} in the same class folders, and has "
-            f"none for {source.identity(0)}"
+            f"data.images is {at.images!r}; it must hold the images of {at.path} in the same folders, and has none for "
+            f"{source.identity(0)}"
         ) from None
     return source

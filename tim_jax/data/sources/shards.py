@@ -34,6 +34,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size
 from tim_jax.data.sources.base import Example, Location, Source, checked_captions, checked_label, digest
 from tim_jax.data.sources.latents import latent_pair, tensors
+from tim_jax.data.splits import own_split, split_of_folder
 from tim_jax.system import files
 
 
@@ -44,10 +45,12 @@ class ShardSource(Source):
     Attributes:
         root: the folder.
         channels: channels of the images to make, where examples are images.
+        with_captions: whether captions and their features are read.
     """
 
     root: str
     channels: int = 3
+    with_captions: bool = True
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
@@ -87,7 +90,7 @@ class ShardSource(Source):
 
     @property
     def captions(self) -> bool:
-        return self._about["captions"]
+        return self.with_captions and self._about["captions"]
 
     @property
     def latents(self) -> bool:
@@ -99,7 +102,7 @@ class ShardSource(Source):
 
     @property
     def null_text(self) -> dict[str, np.ndarray]:
-        return self._null_text
+        return self._null_text if self.with_captions else {}
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -120,6 +123,10 @@ class ShardSource(Source):
         if "image" not in found:
             raise BadRecord("missing", "no image")
         return example | {"image": decode(found["image"].tobytes(), self.image_shape[-1])}
+
+    def annotations(self, i: int) -> Example:
+        found = self._record(i)
+        return self._checked({name: found[name] for name in ("label", "captions") if name in found})
 
     def header(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i].tolist()
@@ -158,6 +165,8 @@ class ShardSource(Source):
         """All of an example but its image or latents. Raises BadRecord."""
         label = found["label"].item() if "label" in found and found["label"].size == 1 else None
         example: Example = {"label": checked_label(label, self.num_classes)}
+        if not self.with_captions:
+            found = {name: array for name, array in found.items() if name != "text"}
         if self.captions:
             try:
                 example["captions"] = checked_captions(json.loads(found["captions"].tobytes()))
@@ -195,17 +204,30 @@ def _texts(found: dict[str, np.ndarray], captions: int) -> list[np.ndarray]:
     return np.split(found["text"], np.cumsum(lengths)[:-1])
 
 
+def _folder_of_split(at: Location) -> Path:
+    """The folder of the shards of `at.split`: the path, or one in it that is named by a part. Raises ValueError."""
+    root, parts = Path(at.root), {}
+    if not (root / shard_files.ABOUT).exists() and root.is_dir():
+        folders = {path: split_of_folder(path.name) for path in sorted(root.iterdir())}
+        parts = {split: path for path, split in folders.items() if split and (path / shard_files.ABOUT).exists()}
+    if parts:
+        return parts[own_split(at, parts)]
+    own_split(at)
+    return root
+
+
 def open_shards(at: Location) -> ShardSource:
     """Opens a folder that `python -m tim_jax.encode`, `tim_jax.pairs` or `write_shards` made.
 
     Raises:
-        ValueError: `at.path` is no such folder, is not finished, has files that changed, or is in object storage.
+        ValueError: `at.path` is no such folder and holds none for the part, or the folder is not finished, has files
+            that changed, or is in object storage.
     """
     if not files.is_local(at.path):
         raise ValueError(f"{at.key} is {at.path!r}; ArrayRecord files are read from a local or mounted disk only")
-    root = Path(at.root)
+    root = _folder_of_split(at)
     try:
         shard_files.check_sizes(root)
     except ValueError as error:
         raise ValueError(f"{at.key} is {at.path!r}; {error}") from None
-    return ShardSource(str(root), at.channels)
+    return ShardSource(str(root), at.channels, at.captions)
