@@ -99,6 +99,15 @@ def test_labels_of_latents_are_of_all_classes_also_where_only_some_folders_are_t
         data.open_source("latents", str(tmp_path), num_classes=199, **at)[0]
 
 
+def test_the_size_of_latents_is_found_behind_a_long_header(tmp_path):
+    (tmp_path / "latents" / "a").mkdir(parents=True)
+    for name, more in (("short", {}), ("long", {"note": "x" * 9000})):
+        arrays = {"latent": LATENT, "label": LABEL}
+        safetensors.numpy.save_file(arrays, tmp_path / "latents" / "a" / f"{name}.safetensors", more)
+    source = data.open_source("latents", str(tmp_path), path=str(tmp_path / "latents"), channels=4)
+    assert source.headers(0, 2) == [(6, 8), (6, 8)]
+
+
 def png():
     """Bytes of a good picture."""
     buffer = io.BytesIO()
