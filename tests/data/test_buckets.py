@@ -1,6 +1,5 @@
 """Buckets: tables, which image goes where, and the order of bucketed batches."""
 
-import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -8,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.buckets import Sized, made_plan
 from tim_jax import data
 from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.bucket_shapes import derive, own_shape
 from tim_jax.data.buckets import (
     TOO_MUCH_CROPPED,
     TOO_SMALL,
@@ -18,48 +19,10 @@ from tim_jax.data.buckets import (
     Grid,
     assign,
     check_table,
-    derive,
     ordered,
-    own_shape,
 )
 from tim_jax.data.fit import Augmentation, draws, fit, resize_and_crop
 from tim_jax.data.interleave import Interleave
-from tim_jax.data.plan import Bucketing, make_plan
-from tim_jax.data.sizes import read_sizes
-
-
-@dataclasses.dataclass(frozen=True)
-class Sized(data.Source):
-    """A made-up source of images of given sizes, whose pixels are their numbers modulo 256; `broken` are not read."""
-
-    sizes: tuple
-    broken: tuple = ()
-    name: str = "sized"
-    num_classes: int = 3
-    image_shape: tuple = (None, None, 3)
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def header(self, i):
-        if not self.sizes[i]:
-            raise BadRecord("unreadable")
-        return self.sizes[i]
-
-    def identity(self, i):
-        return f"row {i}"
-
-    def read(self, i):
-        if i in self.broken or not self.sizes[i]:
-            raise BadRecord("truncated")
-        return {"image": np.full((*self.sizes[i], 3), i % 256, np.uint8), "label": i % 3, "index": i}
-
-    def fingerprint(self):
-        return repr(self)
-
-
-def made_plan(source, tmp_path, **how):
-    return make_plan(source, read_sizes(source, tmp_path), Bucketing(**how), tmp_path)
 
 
 def many_sizes(n=200, seed=0, low=16, high=64):

@@ -94,7 +94,7 @@ def test_a_source_makes_batches(any_source, tmp_path):
     sizes = read_sizes(any_source, tmp_path / "sizes")
     latents = any_source[0]["image"].dtype != np.uint8
     fitting = data.Fitting(max_cropped=0.9, resize=not latents)
-    how = data.Bucketing(area=12 * 12, batch_size=4, max_buckets=3, fitting=fitting)
+    how = data.Bucketing(area=12 * 12, batch_size=4, max_buckets=3, keep_rare=True, fitting=fitting)
     plan = data.make_plan(any_source, sizes, how, tmp_path)
     assert plan.images() == len(any_source)
     batches = data.global_batches(any_source, plan, 0, augmentation=data.Augmentation(flip=0.5))

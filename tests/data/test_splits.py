@@ -66,9 +66,20 @@ def test_a_part_is_like_its_source(opened):
         assert row["index"] == i and row["label"] == expected["label"]
         np.testing.assert_array_equal(row["image"], expected["image"])
         assert part.header(i) == part.headers(0, len(part))[i] == expected["image"].shape[:2]
+        assert part.annotations(i) == {name: row[name] for name in ("label", "captions") if name in row}
+    np.testing.assert_array_equal(part.labels(np.arange(len(part))), [part[i]["label"] for i in range(len(part))])
     assert part.stable_names(0, len(part)) == [rows.stable_names(by_identity[part.identity(i)], whole)[0]
                                                for i in range(len(part))]  # fmt: skip
-    for ability in ("num_classes", "captions", "latents", "class_names", "image_shape", "name", "left_out"):
+    for ability in (
+        "num_classes",
+        "labels_at_hand",
+        "captions",
+        "latents",
+        "class_names",
+        "image_shape",
+        "name",
+        "left_out",
+    ):
         assert getattr(part, ability) == getattr(rows, ability)
 
 

@@ -5,8 +5,6 @@ largest of those of equal ratio. It is resized to cover its bucket and cropped, 
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
@@ -151,81 +149,4 @@ def _assign(h: np.ndarray, w: np.ndarray, shapes: np.ndarray, fitting: Fitting) 
     found = np.where(share <= fitting.max_cropped + 1e-9, chosen, TOO_MUCH_CROPPED)
     found = np.where(fits.any(1), found, TOO_SMALL)
     found = np.where(usable, found, UNUSABLE)
-    return found.astype(np.int16), np.where(found >= 0, share, 0).astype(np.float32)
-
-
-def derive(
-    height: np.ndarray,
-    width: np.ndarray,
-    grid: Grid,
-    area: int,
-    batch_size: Callable[[Shape], int],
-    max_buckets: int = MAX_BUCKETS,
-    resize: bool = True,
-) -> tuple[Shape, ...]:
-    """Makes a table of bucket shapes from the sizes of the images.
-
-    It starts from each image's own shape: its size, shrunk if its area is above `area`, rounded down to the grid. Then
-    the rarest shape is merged with another one into the largest shape inside both, namely with the one that this costs
-    the fewest pixels, until there are at most `max_buckets` shapes and each has images for one batch. So no image
-    becomes too small for all buckets.
-
-    Args:
-        height, width: of the images, (n,).
-        grid: what shapes must be multiples of.
-        area: the largest height x width of a bucket.
-        batch_size: shape -> the size of its global batch.
-        max_buckets: the largest number of shapes.
-        resize: False for latents, which can be cropped but not resized.
-
-    Returns:
-        The shapes, the largest area first.
-
-    Raises:
-        ValueError: no image is as large as one token.
-    """
-    counts: Counter[Shape] = Counter()
-    for start in range(0, len(height), CHUNK):
-        part = slice(start, start + CHUNK)
-        own = own_shape(np.asarray(height[part]), np.asarray(width[part]), grid, area, resize)
-        shapes, numbers = np.unique(own[(own > 0).all(1)], axis=0, return_counts=True)
-        for shape, number in zip(shapes.tolist(), numbers.tolist(), strict=True):
-            counts[shape[0], shape[1]] += number
-    if not counts:
-        size = f"{grid.side}x{grid.side}"
-        raise ValueError(
-            f"data.buckets.area is {area}; it must suit images as large as one token, {size}, and there is none"
-        )
-    shapes = np.array(sorted(counts), np.int64)
-    numbers = np.array([counts[tuple(shape)] for shape in shapes.tolist()], np.float64)
-    needed = np.array([batch_size((h, w)) for h, w in shapes.tolist()], np.float64)
-    while len(shapes) > 1:
-        rarest = int(np.argmin(numbers / needed))
-        if len(shapes) <= max_buckets and numbers[rarest] >= needed[rarest]:
-            break
-        inside = np.minimum(shapes, shapes[rarest])
-        common = inside.prod(1)
-        lost = numbers[rarest] * (1 - common / common[rarest]) + numbers * (1 - common / shapes.prod(1))
-        lost[rarest] = np.inf
-        other = int(np.argmin(lost))
-        merged, total = inside[other], numbers[rarest] + numbers[other]
-        same = np.flatnonzero((shapes == merged).all(1))
-        left = np.setdiff1d(np.arange(len(shapes)), (rarest, other, *same))
-        total += sum(numbers[i] for i in same if i not in (rarest, other))
-        shapes = np.concatenate([shapes[left], merged[None]])
-        numbers, needed = (
-            np.append(numbers[left], total),
-            np.append(needed[left], batch_size((int(merged[0]), int(merged[1])))),
-        )
-    return ordered(tuple((h, w) for h, w in shapes.tolist()))
-
-
-def own_shape(height: np.ndarray, width: np.ndarray, grid: Grid, area: int, resize: bool = True) -> np.ndarray:
-    """The shape of each image by itself, see `derive`: int64 (n, 2), 0 where the image is smaller than a token."""
-    size = np.stack([height, width], 1).astype(np.float64)
-    pixels = np.maximum(size.prod(1, keepdims=True), 1)
-    scale = np.minimum(1, np.sqrt(area / pixels)) if resize else 1.0
-    # The number of lines of tokens is a multiple, so that the mesh divides every shape and every merger of two.
-    unit = np.array([grid.side * grid.tokens_multiple, grid.side])
-    shape = np.floor(size * scale / unit + 1e-9).astype(np.int64) * unit
-    return np.where((shape > 0).all(1, keepdims=True), shape, 0)
+    return found.astype(np.int16), np.where(found >= 0, np.maximum(share, 0), 0).astype(np.float32)

@@ -1,18 +1,19 @@
 """Decodes image files of all kinds to uint8 RGB or greyscale, as a viewer shows them, and refuses what is ambiguous.
 
 Images are turned as their EXIF tag says. Transparency is laid over white. Of an animation the first frame is taken.
-Sixteen bits are rounded to eight. CMYK goes through its embedded profile where there is one.
+Sixteen bits are rounded to eight. Colours go through the embedded profile where there is one (colour.py).
 """
 
 import contextlib
 import io
 import struct
 import zlib
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tim_jax.data import colour
 from tim_jax.data.bad_records import BadRecord
 
 MAX_PIXELS = 2**26
@@ -27,6 +28,10 @@ ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 # Pillow turns these by itself.
 TURNED_BY_PILLOW = ("TIFF",)
+# What a mode is converted to before its colours are, without transparency.
+PLAIN = dict.fromkeys(("1", "L", "LA", "La"), "L") | {"CMYK": "CMYK"}
+PLAIN |= dict.fromkeys(("RGB", "P", "PA", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # What Pillow's readers raise besides OSError for files that are damaged inside.
 RAISED_FOR_DAMAGE = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
 
@@ -77,28 +82,6 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
         return (width, height) if _orientation(image) in TRANSPOSED else (height, width)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
-
-
-def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
-    """Converts the colours of a profile to sRGB."""
-    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    assert converted is not None  # as the conversion is not done in place
-    return converted
-
-
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            return _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-        except (ImageCms.PyCMSError, OSError):
-            return image.convert("RGB")  # a damaged profile: as if there were none
-    return image.convert("RGB")
-
-
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Rounds greyscale of 16 bits, or of 32 that hold 16, to 8."""
     values = np.asarray(image).astype(np.int64)
@@ -108,24 +91,21 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to mode L or RGB. Raises BadRecord."""
-    mode = image.mode
-    if mode in ("L", "RGB"):
-        return _over_white(image) if "transparency" in image.info else image
-    if mode == "1":
-        return image.convert("L")
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
-        transparent = mode != "P" or "transparency" in image.info
-        return _over_white(image) if transparent else image.convert("RGB")
-    if mode == "CMYK":
-        return _from_cmyk(image)
-    if mode in ("YCbCr", "HSV", "RGBX"):
-        return image.convert("RGB")
-    if mode == "LAB":
-        return _to_srgb(image, ImageCms.createProfile("LAB"))
-    if mode.startswith("I"):
-        return _to_eight_bits(image)
-    raise BadRecord("mode", mode)
+    """Converts an image to mode L or RGB, in sRGB. Raises BadRecord."""
+    profile = image.info.get("icc_profile")
+    if image.mode == "LAB":
+        return colour.from_lab(image)
+    if image.mode.startswith("I"):
+        return colour.to_srgb(_to_eight_bits(image), profile)
+    if image.mode not in PLAIN:
+        raise BadRecord("mode", image.mode)
+    plain = PLAIN[image.mode]
+    if image.mode not in TRANSPARENT and "transparency" not in image.info:
+        return colour.to_srgb(image if image.mode == plain else image.convert(plain), profile)
+    with_alpha = image.convert({"L": "LA", "RGB": "RGBA"}[plain])
+    shown = colour.to_srgb(with_alpha.convert(plain), profile).convert("RGB")
+    shown.putalpha(with_alpha.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), shown).convert("RGB")
 
 
 def decode(encoded: bytes, channels: int) -> Image.Image:

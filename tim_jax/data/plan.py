@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from tim_jax.data import tables
+from tim_jax.data.bucket_shapes import derive
 from tim_jax.data.buckets import (
     CHUNK,
     MAX_BUCKETS,
@@ -20,12 +21,11 @@ from tim_jax.data.buckets import (
     assign,
     batch_size_of,
     check_table,
-    derive,
 )
 from tim_jax.data.sizes import Sizes
 from tim_jax.data.sources.base import PickledByFields, Source, digest
 
-FORMAT = "plan 1"
+FORMAT = "plan 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Bucketing:
         table: the shapes of the buckets; () derives them from the sizes of the images.
         area: the largest height x width of a shape that is derived.
         max_buckets: the largest number of shapes that are derived.
+        keep_rare: whether shapes are derived that rare images fit too, see `derive`.
         tokens: the budget of tokens of a global batch over all its examples; 0 for batches of `batch_size`.
         batch_size: the size of a global batch of any shape, where tokens is 0.
         grid: what shapes and batch sizes must be multiples of.
@@ -115,6 +116,7 @@ class Bucketing:
     table: tuple[Shape, ...] = ()
     area: int = 0
     max_buckets: int = MAX_BUCKETS
+    keep_rare: bool = False
     tokens: int = 0
     batch_size: int = 0
     grid: Grid = Grid()
@@ -148,17 +150,18 @@ class Bucketing:
         return batch_size_of(shape, self.grid, self.tokens, self.batch_size)
 
 
-def one_bucket(source: Source, batch_size: int) -> BucketPlan:
+def one_bucket(source: Source, batch_size: int, shape: Shape | None = None) -> BucketPlan:
     """The plan of a source whose images are all of one size: one bucket with all of them.
 
     Args:
         source: of the images.
         batch_size: of a global batch.
+        shape: their (height, width); by default as the source says.
 
     Raises:
         ValueError: images differ in size, the source is empty, or the batch size is below 1.
     """
-    height, width, _ = source.image_shape
+    height, width = shape or source.image_shape[:2]
     if not height or not width:
         raise ValueError(
             f"data.source is {source.name}; it must have images of one size, or else data.buckets.area or table be "
@@ -235,7 +238,9 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
     if not table:
         usable = np.flatnonzero(np.asarray(sizes.height) > 0) if sizes.bad else slice(None)
         height, width = sizes.height[usable], sizes.width[usable]
-        table = derive(height, width, how.grid, how.area, how.batch_size_of, how.max_buckets, how.fitting.resize)
+        table = derive(
+            height, width, how.grid, how.area, how.batch_size_of, how.max_buckets, how.fitting, how.keep_rare
+        )
     while True:
         bucket, share = assign(sizes.height, sizes.width, table, how.fitting)
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()

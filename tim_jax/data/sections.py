@@ -8,9 +8,16 @@ EMBEDDED = ("digits", "photos")  # sources that need no path
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.images",): (
+        "data.source is not 'latents', data.mixture names the sources, or data.features_width is 0",
+        lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
-    ("data.buckets.area", "data.buckets.max_buckets"): ("data.buckets.table is given", lambda c: c.data.buckets.table),
-    tuple(f"data.buckets.{key}" for key in ("max_buckets", "tokens", "max_cropped", "enlarge")): (
+    ("data.buckets.area", "data.buckets.max_buckets", "data.buckets.keep_rare"): (
+        "data.buckets.table is given",
+        lambda c: c.data.buckets.table,
+    ),
+    tuple(f"data.buckets.{key}" for key in ("max_buckets", "keep_rare", "tokens", "max_cropped", "enlarge")): (
         "data.buckets.table and data.buckets.area are empty",
         lambda c: not c.data.buckets.table and not c.data.buckets.area,
     ),
@@ -25,6 +32,7 @@ class BucketSettings:
     table: tuple[tuple[int, int], ...] = ()  # ((height, width), …); (): made from the images' own sizes
     area: int = 0  # largest height × width of a bucket that is made
     max_buckets: int = MAX_BUCKETS  # number of buckets that are made, at most
+    keep_rare: bool = False  # make them so small that shapes too rare for a batch fit too, or else leave these out
     tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
     enlarge: bool = False  # use images that are too small for every bucket
@@ -36,6 +44,8 @@ class DataSettings:
 
     source: str = "digits"  # a name in tim_jax.data.SOURCES
     path: str = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
+    # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
+    images: str = ""
     split: str = "train"  # the part that is trained on
     held_out_share: float = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
     mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
@@ -72,8 +82,8 @@ class DataSettings:
                 raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"data.held_out_share is {self.held_out_share}; it must lie in [0, 1)")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1]")
+        if not 0 <= self.condition_dropout < 1:  # at 1, samples would have conditions that were never trained
+            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1)")
         for name in ("text_width", "text_tokens"):
             if condition == "text" and getattr(self, name) < 1:
                 raise ValueError(

@@ -45,7 +45,7 @@ def summary(source: data.Source, plan: data.BucketPlan) -> str:
     """A plan in one line, and further ones for images that are not used, what is left out, and the names of labels."""
     images, total = plan.images(), len(source)
     cropped = sum(sum(bucket.images) * bucket.cropped for bucket in plan.buckets) / max(images, 1)
-    text = f"{source.name}: {images:,} of {total:,} images in {len(plan.buckets)} buckets, {100 * cropped:.1f}% cropped"
+    text = f"{source.name}: {images:,} of {total:,} images in {_shapes(plan)}, {100 * cropped:.1f}% cropped"
     if plan.not_used:
         text += "\nnot used: " + ", ".join(f"{why} {count:,}" for why, count in plan.not_used.items())
     if source.left_out:
@@ -60,6 +60,12 @@ def labels(names: tuple[str, ...]) -> str:
     more = len(names) - NAMED
     listed = ", ".join(f"{label} {name}" for label, name in enumerate(names[:NAMED]))
     return listed + (f" and {more:,} more, the last {names[-1]}" if more > 0 else "")
+
+
+def _shapes(plan: data.BucketPlan) -> str:
+    """How many buckets there are, and the shapes of the largest and the smallest."""
+    shapes = [f"{height}x{width}" for height, width in sorted((b.shape for b in plan.buckets), key=math.prod)]
+    return f"1 bucket of {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} buckets of {shapes[0]} to {shapes[-1]}"
 
 
 def layout(lines: list[tuple[str, ...]]) -> str:

@@ -46,7 +46,7 @@ def _fingerprint(run: Run, features: Features, **source: Any) -> dict[str, Any]:
     fitted = "" if run.inputs.bucketing is None else "covered and cropped; "
     return source | {
         "size": size,
-        "preprocessing": fitted + features.preprocessing,
+        "preprocessing": fitted + (features.preprocessing if run.shows_images else "none"),
         "features": features.identity,
         "rows": run.evaluation.max_images,
     }

@@ -33,7 +33,7 @@ def to_json(config: ConfigDict) -> dict:
 def recorded(workdir: epath.Path) -> dict | None:
     """Returns the configuration that a workdir's run was first started with, or None in a new one.
 
-    It is by today's names, with the defaults of keys that have come since.
+    It is by today's names, with the values that keys which have come since stand for in it.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -44,7 +44,7 @@ def recorded(workdir: epath.Path) -> dict | None:
 def restored(values: dict) -> ConfigDict:
     """Returns the configuration that a workdir or a checkpoint has recorded.
 
-    It is by today's names, with the defaults of keys that have come since.
+    It is by today's names, with the values that keys which have come since stand for in it.
 
     Raises:
         ValueError: for an objective or a transport that is no more.

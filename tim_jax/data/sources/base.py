@@ -6,6 +6,7 @@ and latents.py for one of the second.
 """
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size, pixels
-from tim_jax.system import files
+from tim_jax.system import files, paths
 
 Example = dict[str, Any]
 
@@ -73,6 +74,7 @@ class Source(PickledByFields, abc.ABC):
             - "captions", where `captions`: a tuple of texts.
             - "texts": for each caption the features (L, T) of its tokens.
             - "features" (2, rows, columns, Z): features of the image and of its mirror image on a grid.
+            - "original": the image that a latent was made of, a Pillow image in mode RGB.
 
         Raises:
             BadRecord: the example cannot be used.
@@ -148,6 +150,23 @@ class Source(PickledByFields, abc.ABC):
                 found.append(error)
         return found
 
+    def annotations(self, i: int) -> Example:
+        """The "label" and, where there are any, the "captions" of example i, without its image. Raises BadRecord."""
+        return {name: value for name, value in self.read(i).items() if name in ("label", "captions")}
+
+    @property
+    def labels_at_hand(self) -> bool:
+        """Whether `labels` reads no example, so that it takes no time to ask for all of them."""
+        return False
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        """The labels of examples (n,), int64; -1 for those that cannot be used."""
+        found = np.full(len(examples), -1)
+        for row, i in enumerate(examples.tolist()):
+            with contextlib.suppress(BadRecord):
+                found[row] = self.annotations(i)["label"]
+        return found
+
     def __getitem__(self, i: int) -> Example:
         """Example i as `read` gives it, but its image always an array."""
         example = self.read(i)
@@ -166,6 +185,8 @@ class Location:
         path: the data itself, or the name of a data set; embedded sources need none.
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
+        images: the images that latents were made of, where they are to be read beside them.
+        captions: whether captions are read, where the data has them.
         key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
@@ -175,6 +196,8 @@ class Location:
     path: str = ""
     channels: int = 3
     num_classes: int = 0
+    images: str = ""
+    captions: bool = True
     key: str = "data.path"
     split_key: str = "data.split"
 
@@ -183,7 +206,7 @@ class Location:
         """The path, from the root of the disk. Raises ValueError if it is not there."""
         if not self.path:
             raise ValueError(f"{self.key} is {self.path!r}; it must name the data of this source")
-        root = epath.Path(self.path).expanduser()
+        root = paths.given(self.path, self.key)
         if not root.exists():
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
         return epath.Path(os.path.abspath(root)) if files.is_local(root) else root
@@ -209,10 +232,19 @@ class Raw(NamedTuple):
 
 
 def checked_label(label: Any, num_classes: int) -> int:
-    """The label as an integer in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
+    """The label as an integer in [0, num_classes), 0 where there are no classes.
+
+    Args:
+        label: a whole number of any type of numbers: tables and tensors often hold labels as floats.
+        num_classes: 0 says that labels are not read.
+
+    Raises:
+        BadRecord: it is no number, not whole or out of range.
+    """
     if not num_classes:
         return 0
-    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
+    number = isinstance(label, int | float | np.integer | np.floating) and not isinstance(label, bool)
+    if not number or not 0 <= label < num_classes or label != int(label):
         raise BadRecord("label", f"{label!r}, must be a whole number from 0 to {num_classes - 1}")
     return int(label)
 
@@ -251,6 +283,9 @@ class EncodedImages(Source):
         raw = self.raw(i)
         example = self.checked(raw)
         return example | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
+
+    def annotations(self, i: int) -> Example:
+        return self.checked(self.raw(i, max_bytes=1))
 
     def header(self, i: int) -> tuple[int, int]:
         raw = self.raw(i, self.HEADER_BYTES)
@@ -328,6 +363,16 @@ class View(Source):
 
     def read(self, i: int) -> Example:
         return self.source.read(i)
+
+    def annotations(self, i: int) -> Example:
+        return self.source.annotations(i)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return self.source.labels_at_hand
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self.source.labels(examples)
 
     def header(self, i: int) -> tuple[int, int]:
         return self.source.header(i)

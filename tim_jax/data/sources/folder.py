@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from pathlib import PurePosixPath
 
+import numpy as np
 from etils import epath
 
 from tim_jax.data import tables
@@ -84,6 +85,13 @@ class FolderSource(FilesInClassFolders, EncodedImages):
 
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         return Raw(self.file_bytes(i, max_bytes), int(self._table["label"][i]))
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._table["label"][examples].astype(np.int64)
 
 
 def open_folder(at: Location) -> FolderSource:

@@ -114,6 +114,20 @@ class Mixture(Source):
         source, index = self._locate(i)
         return source.read(index) | {"index": int(i)}
 
+    def annotations(self, i: int) -> Example:
+        source, index = self._locate(i)
+        return source.annotations(index)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return all(source.labels_at_hand for source in self.sources)
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        found, at = np.empty(len(examples), np.int64), np.searchsorted(self._ends, examples, "right")
+        for part, (source, end) in enumerate(zip(self.sources, self._ends, strict=True)):
+            found[at == part] = source.labels(examples[at == part] - (end - len(source)))
+        return found
+
     def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
         found: list[tuple[int, int] | BadRecord] = []
         while start < stop:

@@ -1,25 +1,73 @@
 """Parquet files with a column `image`: bytes, or a struct with `bytes`.
 
-Other columns that are read are `label`, and `captions`, `caption` or `text`. An example is read with its whole row
-group, and the last few row groups stay in memory, so row groups should be small.
+Other columns that are read are `label`, and `captions`, `caption` or `text`. An image is read with the page that holds
+it, whatever the size of its row group; the other columns are read by row group, and what was read last stays in memory.
 """
 
 import dataclasses
 import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.sources import parquet_pages
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import state_of
 from tim_jax.data.splits import files_of_split
 
 TEXTS = ("captions", "caption", "text")
-GROUPS_IN_MEMORY = 8
+MEMORY = 2**29  # bytes that each kind of thing that was read may keep
+ROWS_AT_ONCE = 64  # of a column that is read whole: pyarrow reads no struct of more than 2 GiB at once
+
+
+class _Recent:
+    """What was read last, up to a number of bytes; threads share it."""
+
+    def __init__(self) -> None:
+        self._lock, self._found, self._bytes = threading.Lock(), OrderedDict[Any, tuple[Any, int]](), 0
+
+    def get(self, key: Any, read: Callable[[], Any]) -> Any:
+        """What `read` gives, or gave for this key."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key][0]
+        value = read()
+        size = _bytes(value)
+        with self._lock:
+            if key not in self._found:
+                self._found[key], self._bytes = (value, size), self._bytes + size
+            while self._bytes > MEMORY and len(self._found) > 1:
+                _, (_, gone) = self._found.popitem(last=False)
+                self._bytes -= gone
+        return value
+
+
+def _bytes(value: Any) -> int:
+    """How much memory something that was read takes, about."""
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value)) + 200
+    if dataclasses.is_dataclass(value):
+        return sum(_bytes(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return getattr(value, "nbytes", 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group: which file it is in, its number there, and where its images are.
+
+    The number is -1 for a file that cannot be opened, and the chunk None for images that are not stored in pages of
+    bytes as `parquet_pages` reads them.
+    """
+
+    shard: int
+    number: int
+    chunk: parquet_pages.Chunk | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +79,26 @@ class ParquetSource(EncodedImages):
         shards: the files that are read.
         num_classes: labels lie below it; 0 says that labels are not read.
         channels: channels of the images to make.
+        with_captions: whether captions are read.
     """
 
     root: str
     shards: tuple[str, ...]
     num_classes: int = 0
     channels: int = 3
+    with_captions: bool = True
 
     @functools.cached_property
     def _shards(self) -> list[epath.Path]:
         return [epath.Path(shard) for shard in self.shards]
 
     @functools.cached_property
-    def _layout(self) -> tuple[list[tuple[int, int]], np.ndarray, set[str]]:
-        """([(shard, row group)], where each ends, columns found); row group -1 is a file that cannot be opened."""
+    def _layout(self) -> tuple[list[_Group], np.ndarray, set[str]]:
+        """(row groups, where each ends, columns found)."""
         import pyarrow
         import pyarrow.parquet
 
-        groups: list[tuple[int, int]] = []
+        groups: list[_Group] = []
         ends: list[int] = []
         names: set[str] = set()
         for shard, path in enumerate(self._shards):
@@ -56,23 +106,28 @@ class ParquetSource(EncodedImages):
                 with path.open("rb") as file:
                     about = pyarrow.parquet.ParquetFile(file).metadata
             except (pyarrow.ArrowException, OSError):
-                groups.append((shard, -1))
+                groups.append(_Group(shard, -1))
                 ends.append(1)
                 continue
             names |= {about.schema.column(i).path.split(".")[0] for i in range(about.num_columns)}
-            groups += [(shard, group) for group in range(about.num_row_groups)]
-            ends += [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+            for number in range(about.num_row_groups):
+                try:
+                    chunk = parquet_pages.find_chunk(about, number, "image")
+                except parquet_pages.Unsupported:
+                    chunk = None
+                groups.append(_Group(shard, number, chunk))
+                ends.append(about.row_group(number).num_rows)
         return groups, np.cumsum(ends), names
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        texts = [name for name in TEXTS if name in self._layout[2]][:1]
+        texts = [name for name in TEXTS if name in self._layout[2] and self.with_captions][:1]
         return ["image"] + texts + (["label"] if self.num_classes else [])
 
     @functools.cached_property
-    def _cache(self) -> tuple[threading.Lock, OrderedDict]:
-        return threading.Lock(), OrderedDict()
+    def _recent(self) -> dict[str, _Recent]:
+        return {kind: _Recent() for kind in ("page", "group", "beside")}
 
     @property
     def name(self) -> str:
@@ -89,57 +144,42 @@ class ParquetSource(EncodedImages):
     def __len__(self) -> int:
         return int(self._layout[1][-1]) if len(self._layout[1]) else 0
 
-    def _locate(self, i: int) -> tuple[int, int, int]:
-        """(shard, row group, row within it) of example i."""
-        groups, ends, _ = self._layout
+    def _locate(self, i: int) -> tuple[int, int]:
+        """(row group, row within it) of example i."""
+        _, ends, _ = self._layout
         at = int(np.searchsorted(ends, i, "right"))
-        return *groups[at], i - (int(ends[at - 1]) if at else 0)
+        return at, i - (int(ends[at - 1]) if at else 0)
 
     def identity(self, i: int) -> str:
-        shard, group, row = self._locate(i)
-        return f"{self._shards[shard].name}:{group}[{row}]" if group >= 0 else self._shards[shard].name
+        at, row = self._locate(i)
+        group = self._layout[0][at]
+        name = self._shards[group.shard].name
+        return f"{name}:{group.number}[{row}]" if group.number >= 0 else name
 
     def stable_names(self, start: int, stop: int) -> list[str]:
         """Names of files with the row, whatever group it is in."""
         groups, ends, _ = self._layout
         first: dict[int, int] = {}  # of each file, where it starts
-        for (shard, _), begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
-            first.setdefault(shard, begin)
-        shards = (self._locate(i)[0] for i in range(start, stop))
+        for group, begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
+            first.setdefault(group.shard, begin)
+        shards = (groups[self._locate(i)[0]].shard for i in range(start, stop))
         return [f"{self._shards[k].name}[{i - first[k]}]" for i, k in enumerate(shards, start)]
 
-    def _group(self, shard: int, group: int) -> Any:
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
         import pyarrow
-        import pyarrow.parquet
 
-        lock, cache = self._cache
-        with lock:
-            if (shard, group) in cache:
-                cache.move_to_end((shard, group))
-                return cache[shard, group]
+        at, row = self._locate(i)
+        group = self._layout[0][at]
+        if group.number < 0:
+            raise BadRecord("shard", "not a Parquet file, or cut short")
         try:
-            with self._shards[shard].open("rb") as file:
-                opened = pyarrow.parquet.ParquetFile(file)
-                columns = [name for name in self.columns if name in opened.schema_arrow.names]
-                read = opened.read_row_group(group, columns, use_threads=False)
+            image = self._image(at, group, row)
+            beside = self._beside(at, group)
+            values = {name: beside.column(name)[row].as_py() for name in beside.column_names}
         except FileNotFoundError as error:
             raise BadRecord("missing", str(error)) from None
-        except (pyarrow.ArrowException, OSError) as error:
-            raise BadRecord("shard", str(error).splitlines()[0][:200]) from None
-        with lock:
-            cache[shard, group] = read
-            while len(cache) > GROUPS_IN_MEMORY:
-                cache.popitem(last=False)
-        return read
-
-    def raw(self, i: int, max_bytes: int = -1) -> Raw:
-        shard, group, row = self._locate(i)
-        if group < 0:
-            raise BadRecord("shard", "not a Parquet file, or cut short")
-        read = self._group(shard, group)
-        values = {name: read.column(name)[row].as_py() for name in read.column_names}
-        image = values.get("image")
-        image = image.get("bytes") if isinstance(image, dict) else image
+        except (pyarrow.ArrowException, OSError, *parquet_pages.DAMAGE) as error:
+            raise BadRecord("shard", (str(error).splitlines() or [type(error).__name__])[0][:200]) from None
         if image is None:
             raise BadRecord("missing", "no image")
         if not isinstance(image, bytes):
@@ -147,8 +187,89 @@ class ParquetSource(EncodedImages):
         texts = [values[name] for name in TEXTS if name in values]
         return Raw(image, values.get("label"), texts[0] if texts else None)
 
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._labels[examples]
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        """The column of labels, int64 (n,); -1 where there is none."""
+        import pyarrow
+        import pyarrow.parquet
+
+        groups, ends, _ = self._layout
+        rows = np.bincount([group.shard for group in groups], np.diff(ends, prepend=0), len(self._shards)).astype(int)
+        found: list[int] = []
+        for path, count in zip(self._shards, rows.tolist(), strict=True):
+            try:
+                with path.open("rb") as file:
+                    column = pyarrow.parquet.ParquetFile(file).read(["label"], use_threads=False)["label"]
+                found += [self._label(value) for value in column.to_pylist()]
+            except (pyarrow.ArrowException, OSError, KeyError):
+                found += [-1] * count
+        return np.array(found, np.int64)
+
+    def _label(self, value: Any) -> int:
+        try:
+            return checked_label(value, self.num_classes)
+        except BadRecord:
+            return -1
+
+    def _image(self, at: int, group: _Group, row: int) -> Any:
+        """The image of a row, by the page that holds it where its column allows."""
+        if group.chunk is None:
+            return self._whole(at, group, row)
+        try:
+            return self._value(at, group, group.chunk, row)
+        except parquet_pages.Unsupported:
+            return self._whole(at, group, row)
+
+    def _value(self, at: int, group: _Group, chunk: parquet_pages.Chunk, row: int) -> bytes | None:
+        """The image of a row of a column in pages. Raises Unsupported, or one of `parquet_pages.DAMAGE`."""
+        recent = self._recent["page"]
+        with self._shards[group.shard].open("rb") as file:
+            column = recent.get(at, lambda: parquet_pages.Column.find(file, chunk))
+            return column.value(file, row, lambda key, find: recent.get((at, key), find))
+
+    def _whole(self, at: int, group: _Group, row: int) -> Any:
+        """The image of a row, whatever it is, by reading those of its row group."""
+        import pyarrow.parquet
+
+        def read() -> list[Any]:
+            with self._shards[group.shard].open("rb") as file:
+                opened = pyarrow.parquet.ParquetFile(file)
+                if "image" not in opened.schema_arrow.names:
+                    return []
+                return list(opened.iter_batches(ROWS_AT_ONCE, [group.number], ["image"], use_threads=False))
+
+        batches = self._recent["group"].get(at, read)
+        if not batches:
+            return None
+        for batch in batches:
+            if row < len(batch):
+                value = batch.column(0)[row].as_py()
+                return value.get("bytes") if isinstance(value, dict) else value
+            row -= len(batch)
+        raise IndexError(row)
+
+    def _beside(self, at: int, group: _Group) -> Any:
+        """The table of the other columns of a row group."""
+        import pyarrow.parquet
+
+        def read() -> Any:
+            with self._shards[group.shard].open("rb") as file:
+                opened = pyarrow.parquet.ParquetFile(file)
+                columns = [name for name in self.columns[1:] if name in opened.schema_arrow.names]
+                return opened.read_row_group(group.number, columns, use_threads=False)
+
+        return self._recent["beside"].get(at, read)
+
     def fingerprint(self) -> str:
-        return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels)
+        left = ("captions left",) if not self.with_captions and self._layout[2] & set(TEXTS) else ()
+        return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels, *left)
 
 
 def open_parquet(at: Location) -> ParquetSource:
@@ -161,7 +282,7 @@ def open_parquet(at: Location) -> ParquetSource:
         ValueError: there are no such files or no such part, they have no rows, or they have no column `image`.
     """
     shards = tuple(str(path) for path in files_of_split(at, (".parquet",)))
-    source = ParquetSource(str(at.root), shards, at.num_classes, at.channels)
+    source = ParquetSource(str(at.root), shards, at.num_classes, at.channels, at.captions)
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its files must hold at least one row")
     found = source._layout[2]

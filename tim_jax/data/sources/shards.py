@@ -45,10 +45,12 @@ class ShardSource(Source):
     Attributes:
         root: the folder.
         channels: channels of the images to make, where examples are images.
+        with_captions: whether captions and their features are read.
     """
 
     root: str
     channels: int = 3
+    with_captions: bool = True
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class ShardSource(Source):
 
     @property
     def captions(self) -> bool:
-        return self._about["captions"]
+        return self.with_captions and self._about["captions"]
 
     @property
     def latents(self) -> bool:
@@ -100,7 +102,7 @@ class ShardSource(Source):
 
     @property
     def null_text(self) -> dict[str, np.ndarray]:
-        return self._null_text
+        return self._null_text if self.with_captions else {}
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -121,6 +123,10 @@ class ShardSource(Source):
         if "image" not in found:
             raise BadRecord("missing", "no image")
         return example | {"image": decode(found["image"].tobytes(), self.image_shape[-1])}
+
+    def annotations(self, i: int) -> Example:
+        found = self._record(i)
+        return self._checked({name: found[name] for name in ("label", "captions") if name in found})
 
     def header(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i].tolist()
@@ -159,6 +165,8 @@ class ShardSource(Source):
         """All of an example but its image or latents. Raises BadRecord."""
         label = found["label"].item() if "label" in found and found["label"].size == 1 else None
         example: Example = {"label": checked_label(label, self.num_classes)}
+        if not self.with_captions:
+            found = {name: array for name, array in found.items() if name != "text"}
         if self.captions:
             try:
                 example["captions"] = checked_captions(json.loads(found["captions"].tobytes()))
@@ -222,4 +230,4 @@ def open_shards(at: Location) -> ShardSource:
         shard_files.check_sizes(root)
     except ValueError as error:
         raise ValueError(f"{at.key} is {at.path!r}; {error}") from None
-    return ShardSource(str(root), at.channels)
+    return ShardSource(str(root), at.channels, at.captions)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
@@ -23,6 +22,7 @@ from tim_jax.data.decode import ENDINGS
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
 from tim_jax.data.splits import files_of_split
 from tim_jax.data.stamps import stamp
+from tim_jax.system.progress import Bar
 
 KINDS = ("image", "cls", "txt", "json")
 COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
@@ -116,7 +116,7 @@ def index_shards(at: Location) -> str:
         return str(folder)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(tqdm(shards, desc=f"index of {root.name}", unit=" shards")):
+        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):
             found, whole = _examples_in(path, left_out)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)
@@ -165,12 +165,14 @@ class TarSource(EncodedImages):
         index: the table of examples, see `index_shards`.
         num_classes: labels lie below it; 0 says that labels are not read.
         channels: channels of the images to make.
+        with_captions: whether captions are read.
     """
 
     root: str
     index: str
     num_classes: int = 0
     channels: int = 3
+    with_captions: bool = True
 
     @functools.cached_property
     def _table(self) -> tables.Table:
@@ -182,7 +184,7 @@ class TarSource(EncodedImages):
 
     @property
     def captions(self) -> bool:
-        return self._table.meta["caption"]
+        return self.with_captions and self._table.meta["caption"]
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -217,20 +219,38 @@ class TarSource(EncodedImages):
         if image is None:
             stem = tables.text_at(self._table, "stem", i)
             raise BadRecord("missing", "no image") if stem else BadRecord("shard", "cut short")
-        beside = self._file(i, "json")
-        about = _json(beside) if beside is not None else {}
-        label_file, text_file = self._file(i, "cls"), self._file(i, "txt")
+        label = self._label(i) if self.num_classes else None
+        return Raw(image, label, self._captions(i) if self.captions else None)
+
+    def _label(self, i: int) -> Any:
+        """The label of example i as it was found. Raises BadRecord."""
+        found = self._file(i, "cls")
+        if found is None:
+            return self._about(i).get("label")
         try:
-            label = about.get("label") if label_file is None else int(label_file.decode())
-            text = about.get("captions", about.get("caption")) if text_file is None else text_file.decode()
+            return float(found)
+        except ValueError:
+            raise BadRecord("label", f"{found!r:.60}, must be a whole number") from None
+
+    def _captions(self, i: int) -> Any:
+        """The captions of example i as they were found. Raises BadRecord."""
+        found = self._file(i, "txt")
+        if found is None:
+            about = self._about(i)
+            return about.get("captions", about.get("caption"))
+        try:
+            return found.decode()
         except UnicodeDecodeError:
             raise BadRecord("metadata", "text that is not UTF-8") from None
-        except ValueError:
-            raise BadRecord("label", f"{label_file!r:.60}, must be a whole number") from None
-        return Raw(image, label, text)
+
+    def _about(self, i: int) -> dict[str, Any]:
+        """What the JSON file of example i says, {} where there is none. Raises BadRecord."""
+        found = self._file(i, "json")
+        return _json(found) if found is not None else {}
 
     def fingerprint(self) -> str:
-        return digest("tar", self.root, self._table.meta["state"], len(self), self.num_classes, self.channels)
+        left = ("captions left",) if self._table.meta["caption"] and not self.with_captions else ()
+        return digest("tar", self.root, self._table.meta["state"], len(self), self.num_classes, self.channels, *left)
 
 
 def open_tar(at: Location) -> TarSource:
@@ -242,7 +262,7 @@ def open_tar(at: Location) -> TarSource:
     Raises:
         ValueError: there are no shards or no such part, or they hold nothing.
     """
-    source = TarSource(str(at.root), index_shards(at), at.num_classes, at.channels)
+    source = TarSource(str(at.root), index_shards(at), at.num_classes, at.channels, at.captions)
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its shards must hold at least one image")
     return source

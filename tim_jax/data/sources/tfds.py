@@ -23,11 +23,13 @@ class TfdsSource(EncodedImages):
         directory: the folder of one version, in a file format with random access (ArrayRecord).
         split: the name that the split has there.
         channels: channels of the images to make; 0 for those of the data set.
+        with_captions: whether captions are read.
     """
 
     directory: str
     split: str
     channels: int = 0
+    with_captions: bool = True
 
     @functools.cached_property
     def _builder(self):
@@ -58,6 +60,10 @@ class TfdsSource(EncodedImages):
 
     @property
     def captions(self) -> bool:
+        return self.with_captions and self._has_captions
+
+    @property
+    def _has_captions(self) -> bool:
         return "captions" in self.info.features or "caption" in self.info.features
 
     @property
@@ -73,10 +79,13 @@ class TfdsSource(EncodedImages):
             stored = self._data_source[i]
         except (ValueError, RuntimeError, OSError) as error:
             raise BadRecord("shard", str(error)) from None
-        captions = stored.get("captions", stored.get("caption"))
+        captions = stored.get("captions", stored.get("caption")) if self.captions else None
         if captions is not None:
             found = [captions] if isinstance(captions, bytes | str) else list(captions)
-            captions = [text.decode() if isinstance(text, bytes) else text for text in found]
+            try:
+                captions = [text.decode() if isinstance(text, bytes) else text for text in found]
+            except UnicodeDecodeError:
+                raise BadRecord("metadata", "text that is not UTF-8") from None
         return Raw(stored["image"], stored.get("label"), captions)
 
     def identity(self, i: int) -> str:
@@ -84,7 +93,8 @@ class TfdsSource(EncodedImages):
 
     def fingerprint(self) -> str:
         info = self.info.splits[self.split]
-        return digest(self.info.full_name, self.split, info.shard_lengths, info.num_bytes)
+        left = ("captions left",) if self._has_captions and not self.with_captions else ()
+        return digest(self.info.full_name, self.split, info.shard_lengths, info.num_bytes, *left)
 
 
 def prepare(builder: type[tfds.core.DatasetBuilder] | tfds.core.DatasetBuilder, directory: str) -> str:
@@ -125,7 +135,7 @@ def open_prepared(at: Location, directory: str, channels: int = 0) -> TfdsSource
     Raises:
         ValueError: the data set has no such split or no images, or its files have no random access.
     """
-    source = TfdsSource(directory, at.split, channels)
+    source = TfdsSource(directory, at.split, channels, at.captions)
     info, form = source.info, source.info.file_format.value
     source = dataclasses.replace(source, split=own_split(at, tuple(info.splits)))
     if "image" not in info.features or not isinstance(info.features["image"], tfds.features.Image):
