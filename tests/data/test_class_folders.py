@@ -1,8 +1,11 @@
 """Class folders as people have them: what systems leave in them, nested folders, endings; and all of it told."""
 
+import json
 import os
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -75,6 +78,19 @@ def test_labels_that_are_numbers_are_not_listed(embedded):
     source = data.open_source("digits", str(embedded))
     assert source.class_names == tuple("0123456789")
     assert "labels" not in summary(source, data.one_bucket(source, 8))
+
+
+def test_names_of_labels_in_parquet_files_of_hubs(tmp_path):
+    """Written as the library of that hub writes them: JSON under a key of the schema."""
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    columns = pyarrow.table({"image": [encoded(image) for image in IMAGES[:4]], "label": [0, 1, 1, 0]})
+    for folder, beside in (("named", about), ("plain", None), ("broken", {b"huggingface": b"{"})):
+        (tmp_path / folder).mkdir()
+        pyarrow.parquet.write_table(columns.replace_schema_metadata(beside), tmp_path / folder / "0.parquet")
+        for classes in (0, 2):
+            source = data.open_source("parquet", str(tmp_path), path=str(tmp_path / folder), num_classes=classes)
+            assert source.class_names == (("cat", "dog") if folder == "named" and classes else ())
 
 
 def test_all_that_pillow_reads_in_these_formats_counts():
