@@ -54,8 +54,8 @@ def test_nothing_is_left_out_without_a_word(untidy):
     """Counted by walking the folder once more, in another way."""
     source = open_folder(untidy)
     assert source.left_out == {
-        ".db files": 1, ".heic files": 2, ".md files": 1, ".txt files": 1, "folders without images": 2,
-        "hidden files": 2, "images outside class folders": 1, "other files": 1,
+        ".db files": 1, ".heic files": 2, ".md files": 1, ".txt files": 1, "folders without examples": 2,
+        "hidden files": 2, "files outside class folders": 1, "other files": 1,
     }  # fmt: skip
     files = [path for path in untidy.rglob("*") if path.is_file()]
     junk = [path for path in files if path.relative_to(untidy).parts[0] in ("__MACOSX", "lost+found", ".trash")]

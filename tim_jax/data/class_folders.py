@@ -155,9 +155,9 @@ def _write_index(
             names = folders_in(other)
             elsewhere |= {name for name in names if next(Walk(endings).files(other, name), None) is not None}
     classes = sorted({name for name, names in found.items() if names} | elsewhere)
-    walk.left_out["folders without images"] = len(found.keys() - set(classes))
+    walk.left_out["folders without examples"] = len(found.keys() - set(classes))
     beside = (path.name for path in root.iterdir())
-    walk.left_out["images outside class folders"] = sum(
+    walk.left_out["files outside class folders"] = sum(
         name.lower().endswith(endings) for name in beside if not is_junk(name)
     )
     with tables.writing(folder, **COLUMNS) as writer:
