@@ -141,7 +141,6 @@ def test_latents_are_not_resized(tmp_path):
         ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
         ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
         ({}, {}, "data.buckets.area is 0; it must be given, or data.buckets.table"),
-        ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture is"),
         ({"table": ((32, 32),)}, {"source": "folders"}, "data.source is 'folders'.*nearest is 'folder'"),
         ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
         ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height is 9; it must be 8"),
@@ -163,7 +162,6 @@ def test_a_source_with_too_many_bad_headers_is_refused_with_the_list(folder):
 
 
 CONFIG = """
-from ml_collections import ConfigDict
 from tim_jax.config import loading
 
 def get_config():
@@ -172,7 +170,7 @@ def get_config():
     config.data.path = {path!r}
     config.data.channels = 3
     config.data.batch_size = 4
-    config.data.buckets = ConfigDict({{"table": ((32, 32), (32, 48), (48, 32))}})
+    config.data.buckets.table = ((32, 32), (32, 48), (48, 32))
     config.loader.directory = {cache!r}
     return config
 """

@@ -6,6 +6,7 @@ it, whatever the size of its row group; the other columns are read by row group,
 
 import dataclasses
 import functools
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -136,6 +137,23 @@ class ParquetSource(EncodedImages):
     @property
     def captions(self) -> bool:
         return any(name in TEXTS for name in self.columns)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names if self.num_classes else ()
+
+    @functools.cached_property
+    def _class_names(self) -> tuple[str, ...]:
+        """What labels are called, as hubs keep it in the first file; () where it is not kept."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with self._shards[0].open("rb") as file:
+                beside = pyarrow.parquet.read_metadata(file).metadata or {}
+            return tuple(json.loads(beside[b"huggingface"])["info"]["features"]["label"]["names"])
+        except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError):
+            return ()
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
