@@ -2,8 +2,8 @@
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
 objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
-model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile.
-A teacher may move, but must be the same checkpoint.
+model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile,
+optimizer.decay_steps. A teacher may move, but must be the same checkpoint.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -21,7 +21,10 @@ def get_config():
     config.data = ConfigDict()
     config.data.source = "digits"  # a name in tim_jax.data.SOURCES
     config.data.path = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
-    config.data.split = "train"  # the part that is trained on, where a source has parts
+    # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
+    config.data.images = ""
+    config.data.split = "train"  # the part that is trained on
+    config.data.held_out_share = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
     config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
     config.data.width = 8
@@ -56,6 +59,9 @@ def get_config():
     config.codecs.text_encoder = ""  # of captions and prompts; "stand-in": a small one with random weights
     config.codecs.image_encoder = ""  # whose features hidden states are aligned with
     config.codecs.text_states = "last"  # of the text encoder: last or second_to_last
+    # Read "ä" of captions and prompts as the escape "\xe4", and all beyond printable ASCII likewise: as published, for
+    # published weights only.
+    config.codecs.text_escapes = False
     config.codecs.latents = "mean"  # of the autoencoder's distribution for an image: its mean, or a sample
     config.codecs.dtype = "float32"  # of weights and computation, "float32" or "bfloat16"
     # side in pixels of the blended tiles in which larger images are encoded and decoded; 0: none
@@ -85,7 +91,9 @@ def get_config():
     config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
     config.model.qk_norm = True  # layer norm of queries and keys
     config.model.rope_order = "row_major"  # "official": the published order, for published weights only
-    config.model.use_text_mask = True  # False: attend to padding, for published weights only
+    # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
+    # published weights only. The masks of conditions say so, wherever these are made.
+    config.model.use_text_mask = True
     config.model.projector_width = 2048  # hidden width of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     config.model.attention = "auto"
@@ -198,10 +206,12 @@ def get_config():
     config.optimizer.learning_rate = 2e-4
     config.optimizer.schedule = "constant"  # constant, cosine, linear (both to 0 over decay_steps)
     config.optimizer.warmup_steps = 0
-    config.optimizer.decay_steps = 0  # counted from step 0, warm-up included
+    config.optimizer.decay_steps = 0  # counted from step 0, warm-up included; 0: training.steps
+    # of AdamW, and with muon of what is no matrix in a block, where AdamW takes Nesterov's step
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-6
+    config.optimizer.eps = 1e-6  # of AdamW's denominators, and of the norms that Muon divides by
+    config.optimizer.momentum = 0.95  # of Muon
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip = 1.0  # global gradient norm; 0: no clipping
     config.optimizer.accumulation = 1  # microbatches per step
@@ -209,6 +219,9 @@ def get_config():
     config.optimizer.frozen = ()  # stay as they start, such as ("blocks",)
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     config.optimizer.learning_rate_factors = ()
+    # Decays of EMAs start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten;
+    # False: each decay is the same in all steps.
+    config.optimizer.ema_warmup = True
 
     # Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.
     config.ema = ConfigDict()
@@ -257,14 +270,18 @@ def get_config():
     config.sampling.guidance = 1.0  # scale; 1: none
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
-    config.sampling.exclusive_ends = False  # the published code leaves the interval's ends out
+    # leave the interval's ends out, T_max and so the first step among them: as published
+    config.sampling.exclusive_ends = False
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none
-    config.sampling.stochastic = "renoise"  # renoise, euler
+    config.sampling.stochastic = "renoise"  # renoise, or euler: as published
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()
-    config.evaluation.held_out = "held_out"  # the split that is held out; "": none
+    # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
+    config.evaluation.held_out = "auto"
     config.evaluation.num_samples = 0  # per step count and seed; 0: as many as the training part has images
+    # of samples: "data", as often as in the training part; "balanced", each class in it alike
+    config.evaluation.labels = "data"
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory

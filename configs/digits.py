@@ -31,7 +31,6 @@ def network():
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 200
-    config.optimizer.decay_steps = 3600
 
     config.ema.slow = 0.999
 

@@ -19,7 +19,6 @@ def student(changes, config=None, steps=1800):
     config.start.checkpoint = config.teacher.checkpoint = WORKDIR
 
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = steps
 
     config.training.steps = steps
     config.training.sample_every = steps // 3
@@ -32,6 +31,5 @@ def get_config():
 
     config.objective.name = "flow_matching"
 
-    config.optimizer.decay_steps = 4600
     config.training.steps = 4600
     return config

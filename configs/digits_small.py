@@ -12,7 +12,6 @@ def smaller(config):
     config.model.depth = 3
 
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 1500
 
     config.ema.slow = 0.995
 

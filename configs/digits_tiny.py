@@ -17,7 +17,6 @@ def get_config():
     config.model.encoder_depth = 1
 
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.decay_steps = 4000
 
     config.training.steps = 4000
     config.training.log_every = 100

@@ -1,8 +1,7 @@
-"""python -m tim_jax.diagnose --workdir=DIR [--rows=64 --nodes=9 --epsilons=0.0005,0.005,0.05]"""
+"""python -m tim_jax.diagnose --workdir=DIR [--rows=64 --nodes=9 --epsilons=0.0005,0.005,0.05 --out=DIR]"""
 
 import jax
 import numpy as np
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser
@@ -10,9 +9,9 @@ from tim_jax.evaluation import diagnostics
 from tim_jax.runs import workdir
 from tim_jax.runs.diagnosis import diagnose, read_epsilons
 from tim_jax.runs.generation import check_class_conditional, load_weights
-from tim_jax.runs.input_pipeline import images_of_one_shape
-from tim_jax.system import cluster
-from tim_jax.system.user_errors import user_errors
+from tim_jax.runs.input_pipeline import held_out_arrays
+from tim_jax.system import cluster, paths
+from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
 
@@ -28,17 +27,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--epsilons", default="0.0005,0.005,0.05", help="half steps of the central difference; default: %(default)s"
     )
+    parser.add_argument("--out", help="folder for numbers and pictures; default: the run's")
     args, overrides = parser.parse(argv)
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            folder = epath.Path(args.workdir)
+            folder = paths.run_folder(args.workdir, "--workdir")
+            out = paths.given(args.out, "--out") if args.out else folder
             run = build(workdir.load(folder, overrides))
+            paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
             if args.nodes < 2:
                 raise ValueError(f"--nodes is {args.nodes}; it must be at least 2")
-            x, labels = images_of_one_shape(run, run.config.evaluation.held_out)
+            x, labels = held_out_arrays(run, folder)
             if not 1 <= args.rows <= len(x):
                 raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out examples")
             check_class_conditional(run, folder)
@@ -46,8 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
         if jax.process_index() == 0:
-            diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling.ema, **found}, folder)
-            print(f"written: {', '.join(str(folder / name) for name in diagnostics.NAMES)}")
+            with failures(OSError):
+                out.mkdir(parents=True, exist_ok=True)
+                diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling.ema, **found}, out)
+            print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
 
 
 if __name__ == "__main__":

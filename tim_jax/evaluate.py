@@ -1,4 +1,4 @@
-"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --export=FILE]"""
+"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]"""
 
 from tim_jax.config.command_line import Parser, whole_numbers
 from tim_jax.runs.any_step import AnyStepSettings, open_any_step
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
     parser.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
                         "as published evaluations read them")  # fmt: skip
+    parser.add_argument("--out", help="folder for table and pictures; default: the run's")
     args, overrides = parser.parse(argv)
     with user_errors():
         args.steps = whole_numbers("steps", args.steps, least=1)
@@ -24,10 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     with Stop():
         with user_errors():
             job = open_any_step(AnyStepSettings(**vars(args)), overrides)
-        if args.export:
-            job.export()
-        else:
-            with failures(ValueError):
+        with failures(ValueError, OSError):
+            if args.export:
+                job.export()
+            else:
                 job.table()
 
 

@@ -26,7 +26,7 @@ TEACHER = loading.load("digits_flow_matching").WORKDIR
 
 def get_ablation():
     base = loading.load("digits").network()
-    base.training.steps = base.optimizer.decay_steps = 600
+    base.training.steps = 600
     base.training.sample_every = 0
     base.optimizer.warmup_steps = 60
     base.ema.slow = 0.99

@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.ablations import arguments, fails, tiny, write_file
+from tim_jax import ablate
 from tim_jax.ablation import Ablation, budget, job, settings
 from tim_jax.config import loading, renames
 from tim_jax.config.build import build
@@ -84,6 +85,54 @@ def test_a_wrong_command_is_named_and_nothing_is_touched(words, named, tmp_path,
     for word in named:
         assert word in error, error
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_only_leaves_out_is_not_looked_at(tmp_path, capsys):
+    """Of the others the reference alone, where steps are matched to it, and not a step is compiled."""
+    variants = {"good": {}, "other": {"model.depth": 2, "model.encoder_depth": 2}, "broken": {"model.heads": 5}}
+    write_file(tmp_path, variants, equal="flops")
+    words = [*arguments(tmp_path), "--plan"]
+    assert "variant 'broken': model.heads" in fails(words, capsys)
+    ablate.main([*words, "--only=other"])
+    assert set(budget.read(epath.Path(tmp_path / "runs"))["variants"]) == {"good", "other"}
+    words[1] = f"--workdir={tmp_path / 'others'}"
+    write_file(tmp_path, {"broken": variants["broken"], "good": {}}, equal="flops")
+    assert "variant 'broken': model.heads" in fails([*words, "--only=good"], capsys)
+    write_file(tmp_path, {"broken": variants["broken"], "good": {}}, equal="steps")
+    ablate.main([*words, "--only=good"])
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_built(tmp_path, capsys, monkeypatch):
+    write_file(tmp_path, {"a": {}})
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.setattr(job, "build", None)
+    assert "--workdir is " in fails(arguments(tmp_path), capsys)
+
+
+@pytest.mark.parametrize(
+    "waiting, spent, count, said",
+    [
+        ([{"steps": 100, "step_flops": 5}] * 2, [], 2, ""),  # equal="flops" times nothing
+        ([{"steps": 100}] * 2, [], 2, ""),
+        ([{}], [], 1, ""),  # a baseline
+        ([{"steps": 100, "step_seconds": 0.25}] * 2, [], 2, ", more than 50 s left"),
+        ([{"steps": 100, "step_seconds": 0.25}, {}], [], 2, ", more than 25 s left"),
+        ([{"steps": 100, "step_flops": 5}] * 3, [20.0, 38.0], 3, ", about 87 s left"),
+        ([{"steps": 9000, "step_seconds": 1.0}] * 3, [60.0], 3, ", about 3 min left"),
+    ],
+)
+def test_what_is_said_of_the_time_that_is_left(waiting, spent, count, said):
+    assert job.time_left(waiting, spent, count) == said
+
+
+def test_results_that_were_measured_otherwise_are_not_mixed(tmp_path, capsys):
+    write_file(tmp_path, {"a": {}, "b": {"model.depth": 2, "model.encoder_depth": 2}})
+    place = tmp_path / "runs" / "a" / "seed_0"
+    place.mkdir(parents=True)
+    reference = {"size": "8x8x1", "preprocessing": "none", "features": "pixels"}
+    (place / "result.json").write_text(json.dumps({"table": {"reference": reference}}))
+    error = fails([*arguments(tmp_path), "--only=b"], capsys)
+    assert "was measured with preprocessing 'none', and now it is '8 bits'" in error and "result.json" in error
 
 
 def test_a_file_that_gives_no_ablation_is_refused(tmp_path, capsys):

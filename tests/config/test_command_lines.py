@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import evaluate, grid, sample, train
+from tim_jax import ablate, convert, encode, evaluate, grid, inspect, pairs, sample, train
+from tim_jax.bench import __main__ as bench
 from tim_jax.config import keys
+from tim_jax.plan import __main__ as plan
 from tim_jax.training import sharding
 
 SMALL = [
@@ -255,3 +257,24 @@ def test_the_any_step_table_of_a_run(workdir):
                    "--config.sampling.guidance=2.0"])  # fmt: skip
     assert json.loads((workdir / "any_step.json").read_text())["rows"][0]["nfe"] == 4
     assert (workdir / "any_step.1.json").exists(), "an earlier table is kept"
+
+
+@pytest.mark.parametrize(
+    "main, arguments, option",
+    [
+        (convert.main, ["import", "x.safetensors", "{}"], "WORKDIR"),
+        (convert.main, ["export", "x", "{}.safetensors"], "FILE"),
+        (encode.main, ["--config=photos_t2i", "--out={}"], "--out"),
+        (pairs.main, ["--workdir=x", "--out={}"], "--out"),
+        (inspect.main, ["--config=photos", "--out={}"], "--out"),
+        (plan.main, ["--config=digits", "--topology=cpu:8", "--json={}"], "--json"),
+        (bench.main, ["data", "--json={}"], "--json"),
+        (ablate.main, ["--config=ablations/objectives", "--workdir={}"], "--workdir"),
+    ],
+)
+def test_where_results_go_is_looked_at_first(main, arguments, option, tmp_path, capsys):
+    """Of those commands that need no run; sampling and measuring are tested where a run is."""
+    (tmp_path / "file").write_text("no folder")
+    error = fails(main, [argument.format(tmp_path / "file" / "below") for argument in arguments], capsys)
+    assert error.startswith(f"error: {option} is '{tmp_path}/file/below") and f"{tmp_path}/file is none" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

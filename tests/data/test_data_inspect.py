@@ -1,9 +1,11 @@
 """Settings of the data, what inspect shows of them, and the measurement of the pipeline."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from tim_jax import data, inspect
@@ -47,6 +49,69 @@ def test_without_buckets_a_source_of_one_size_is_one_bucket(tmp_path):
     settings = Inputs.read(DataSettings(**keys), LoaderSettings(str(tmp_path)), side=2)
     source, plan = open_data(settings, "held_out")
     assert plan == data.one_bucket(source, 32)
+
+
+def equal_sizes(root, height, width):
+    """Images of one size in class folders, a tar shard and latents of a quarter of it in class folders."""
+    rng = np.random.default_rng(0)
+    with tarfile.open(root / "0.tar", "w") as tar:
+        for i in range(6):
+            path = root / "images" / f"class {i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+            tar.add(path, f"{i}.png")
+            path = root / "latents" / f"class {i % 2}" / f"{i}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            latent = rng.standard_normal((2, 4, height // 4, width // 4)).astype(np.float32)
+            safetensors.numpy.save_file({"latent": latent, "label": np.array(i % 2, np.float32)}, path)
+
+
+@pytest.mark.parametrize(
+    "source, path, height, width, channels",
+    [("folder", "images", 40, 60, 3), ("tar", "0.tar", 40, 60, 3), ("latents", "latents", 10, 15, 4)],
+)
+def test_images_that_have_one_size_need_no_buckets(tmp_path, source, path, height, width, channels):
+    equal_sizes(tmp_path, 40, 60)
+    keys = {"source": source, "path": str(tmp_path / path), "height": height, "width": width, "channels": channels}
+    found, plan = open_data(read(tmp_path, {}, side=1, **keys))
+    (bucket,) = plan.buckets
+    assert (bucket.shape, bucket.batch_size, bucket.images) == ((height, width), 4, (6,)) and plan.not_used == {}
+    batch = data.global_batches(found, plan, 0)[0]
+    assert batch["x"].shape == (4, height, width, channels)
+    for wrong in ("height", "width"):
+        right = keys[wrong]
+        with pytest.raises(ValueError, match=f"data.{wrong} is {right + 1}; it must be {right} for data.source"):
+            open_data(read(tmp_path, {}, side=1, **keys | {wrong: right + 1}))
+
+
+def test_a_mixture_of_one_size_needs_no_buckets_and_one_more_size_does(tmp_path):
+    equal_sizes(tmp_path, 40, 60)
+    mixture = (("folder", str(tmp_path / "images"), 1.0), ("tar", str(tmp_path / "0.tar"), 1.0))
+    keys = {"mixture": mixture, "height": 40, "width": 60}
+    _, plan = open_data(read(tmp_path, {}, side=1, **keys))
+    assert [bucket.images for bucket in plan.buckets] == [(6, 6)]
+    Image.fromarray(np.zeros((40, 61, 3), np.uint8)).save(tmp_path / "images" / "class 0" / "wider.png")
+    with pytest.raises(ValueError, match="area is 0; .* differ in size: from 40 to 40 high, from 60 to 61 wide"):
+        open_data(read(tmp_path, {}, side=1, **keys))
+
+
+def test_one_size_is_told_in_the_units_of_its_keys(tmp_path):
+    equal_sizes(tmp_path, 40, 60)
+    keys = KEYS | {"path": str(tmp_path / "images"), "height": 8, "width": 15, "encode": True}
+    settings = Inputs.read(DataSettings(**keys), LoaderSettings(str(tmp_path / "cache")), side=1, factor=4)
+    with pytest.raises(ValueError, match="data.height is 8; it must be 10 for data.source images"):
+        open_data(settings)
+
+
+def test_headers_that_cannot_be_read_are_no_other_size(tmp_path):
+    equal_sizes(tmp_path, 40, 60)
+    (tmp_path / "images" / "class 0" / "bad.png").write_bytes(b"not an image")
+    keys = {"path": str(tmp_path / "images"), "height": 40, "width": 60}
+    with pytest.raises(TooManyBadRecords, match="1 of 7 examples"):
+        open_data(read(tmp_path, {}, side=1, **keys))
+    source, plan = open_data(read(tmp_path, {}, side=1, loader={"max_bad_share": 0.5}, **keys))
+    batch = data.global_batches(source, plan, 0)[1]
+    assert batch["x"].shape == (4, 40, 60, 3)
 
 
 def test_a_mixture_of_settings_is_opened(folder):

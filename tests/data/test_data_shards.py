@@ -39,6 +39,15 @@ def test_a_damaged_shard_of_the_right_size_makes_bad_records_and_is_found_by_its
         shard_files.verify(tmp_path / "shards")
 
 
+def test_labels_that_are_whole_floats_are_labels_and_others_are_bad_records(tmp_path):
+    labels = [1.0, np.float32(1), np.int32(0), 0, 0.5]
+    data.write_shards(tmp_path / "shards", ({"latent": LATENTS[0], "label": label} for label in labels), num_classes=2)
+    source = data.open_source("shards", str(tmp_path), path=str(tmp_path / "shards"))
+    assert [source[i]["label"] for i in range(4)] == [1, 1, 0, 0]
+    with pytest.raises(BadRecord, match="label: 0.5"):
+        source[4]
+
+
 def test_text_features_ride_along_and_the_empty_prompt_is_kept_once(tmp_path):
     """Those of the caption that is drawn, at their true length in bfloat16; padding is as the empty prompt ends."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.sources import CAPTIONS, EMBEDDED, IMAGES, LABELS, LATENTS, MADE, ROWS, cut, make_manifest, open_made
 from tim_jax import data
@@ -135,7 +136,7 @@ def test_a_changed_source_has_another_fingerprint(name, tmp_path):
         ("folder", "nowhere", "must be a file or folder that exists"),
         ("folder", ".", "one folder per class"),
         ("latents", ".", "one folder per class"),
-        ("manifest", ".", "one .jsonl file, but holds 0"),
+        ("manifest", ".", "end in .jsonl"),
         ("tar", ".", "end in .tar"),
         ("parquet", ".", "end in .parquet"),
         ("shards", ".", "about.json|array_record"),
@@ -156,6 +157,48 @@ def test_a_wrong_path_is_refused_in_one_line(name, path, message, tmp_path):
 def test_a_path_that_climbs_out_of_its_root_is_refused(name):
     with pytest.raises(BadRecord, match="outside root"):
         inside("/data", name)
+
+
+def test_a_relative_name_is_one_from_the_root_whatever_the_root_is_called(tmp_path, monkeypatch):
+    """Beside `images/3.png` there is `images/images/3.png`, which is what the manifest in `images` names."""
+    (tmp_path / "images" / "images").mkdir(parents=True)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "images" / "3.png")
+    Image.fromarray(IMAGES[1]).save(tmp_path / "images" / "images" / "3.png")
+    (tmp_path / "images" / "rows.jsonl").write_text('{"image_file": "images/3.png", "captions": "a"}')
+    monkeypatch.chdir(tmp_path)
+    for path in ("images", "./images", str(tmp_path / "images"), "images/rows.jsonl"):
+        source = data.open_source("manifest", str(tmp_path / "cache"), path=path)
+        np.testing.assert_array_equal(source[0]["image"], IMAGES[1])
+
+
+def test_absolute_names_inside_the_root_are_read_by_any_of_its_names(tmp_path, monkeypatch):
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "sublink").symlink_to(tmp_path / "real" / "sub")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "real" / "sub" / "3.png")
+    Image.fromarray(IMAGES[1]).save(tmp_path / "3.png")
+    inside_it = [f"{tmp_path}/{name}" for name in ("real/sub/3.png", "link/sub/3.png", "real/sublink/3.png")]
+    outside = [f"{tmp_path}/{name}" for name in ("3.png", "real/../3.png", "realistic/3.png")]
+    lines = (json.dumps({"image_file": name, "captions": "a"}) for name in (*inside_it, *outside))
+    (tmp_path / "real" / "rows.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    for path in ("real", "link", str(tmp_path / "real"), str(tmp_path / "link"), "link/../real"):
+        source = data.open_source("manifest", str(tmp_path / "cache"), path=path)
+        for i in range(len(inside_it)):
+            np.testing.assert_array_equal(source[i]["image"], IMAGES[0], err_msg=path)
+        for i in range(len(inside_it), len(source)):
+            with pytest.raises(BadRecord, match="outside root"):
+                source[i]
+
+
+@pytest.mark.parametrize("name, kept", [("gs://b/data/a.png", "a.png"), ("a.png", "a.png"), ("gs://b/else/a.png", None),
+                                        ("gs://b/data/../a.png", None), ("/data/a.png", None)])  # fmt: skip
+def test_names_in_object_storage(name, kept):
+    if kept:
+        assert inside("gs://b/data", name) == kept
+    else:
+        with pytest.raises(BadRecord, match="outside root"):
+            inside("gs://b/data", name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "sub/../a.png", "./a.png", "/data/a.png", "..a.png", "sub/..a/b.png"])

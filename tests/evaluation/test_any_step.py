@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax.evaluation import anystep, metrics, summaries
+from tim_jax.evaluation import anystep, metrics
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick, gather, needs_of
 
@@ -27,9 +27,7 @@ def yardstick():
     chosen = metrics.chosen(("features",))
     parts = {}
     for end, seed, n in (("", 0, 300), (HELD_OUT, 1, 100)):
-        parts[end] = Reference(
-            {}, gather(flat(seed, n), needs_of(chosen, reference=True), summaries.choose_images(n, 1000))
-        )
+        parts[end] = Reference({}, gather(flat(seed, n), needs_of(chosen, reference=True), n, 1000))
     return Yardstick(chosen, parts, max_images=1000)
 
 
@@ -104,7 +102,7 @@ def test_a_line_in_metrics_is_all_that_a_metric_needs(monkeypatch):
     monkeypatch.setitem(metrics.METRICS, "mean", mean)
     chosen, references = metrics.chosen(("features",), ("mean",)), {}
     for suffix, seed in (("", 0), (HELD_OUT, 1)):
-        summary = gather(flat(seed, 200), needs_of(chosen, reference=True), summaries.choose_images(200, 100))
+        summary = gather(flat(seed, 200), needs_of(chosen, reference=True), 200, 100)
         references[suffix] = Reference({}, summary)
     yardstick = Yardstick(chosen, references, max_images=100)
     table = anystep.any_step_table(measured(yardstick, lambda s: 0.5 / s), [1, 2], [0], 200, yardstick.floor([0]))

@@ -3,10 +3,22 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tim_jax.evaluation import FEATURES, METRICS, distances, metrics, neighbours, score, statistics, summaries
+from tim_jax.evaluation import (
+    FEATURES,
+    METRICS,
+    distances,
+    metrics,
+    neighbours,
+    score,
+    statistics,
+    summaries,
+    yardstick,
+)
+from tim_jax.evaluation.references import Reference
 
 DISTANCES = ("frechet", "sfid", "kernel")
 SHARES = ("precision", "recall")
@@ -71,17 +83,14 @@ def test_summaries_of_any_split_merge_to_that_of_the_whole(cuts, most, seed):
     rng = np.random.default_rng(seed)
     outputs = {"features": rng.standard_normal((60, 5)) + 100, "logits": 4 * rng.standard_normal((60, 7))}
     needs = (("features", "moments"), ("features", "raw"), ("logits", "splits"))
-    chosen, indices = (
-        summaries.choose_images(60, most),
-        3 * summaries.SPLIT - 30 + np.arange(60),
-    )  # over the border of a split
-    chosen = np.concatenate([np.zeros(indices[0], bool), chosen])
-    whole = summaries.summarise(outputs, indices, needs, chosen)
+    first = 3 * summaries.SPLIT - 30  # over the border of a split
+    places, most = first + summaries.shuffled_places(60), first + most
+    whole = summaries.summarise(outputs, places, needs, most)
     bounds = [0, *sorted(cuts), 60]
     parts = []
     for low, high in zip(bounds, bounds[1:]):
         some = {name: x[low:high] for name, x in outputs.items()}
-        parts.append(summaries.summarise(some, indices[low:high], needs, chosen) if high > low else {})
+        parts.append(summaries.summarise(some, places[low:high], needs, most) if high > low else {})
     forwards, backwards = {}, {}
     for part in parts:
         forwards = summaries.merge(forwards, part)
@@ -90,20 +99,20 @@ def test_summaries_of_any_split_merge_to_that_of_the_whole(cuts, most, seed):
     for merged in (forwards, backwards):
         assert merged.keys() == whole.keys()
         assert merged["features", "moments"].count == 60
-        np.testing.assert_array_equal(merged["features", "raw"].values, outputs["features"][chosen[indices]])
+        np.testing.assert_array_equal(merged["features", "raw"].values, outputs["features"][places < most])
         assert merged["logits", "splits"].counts.tolist() == [0, 0, 30, 30]
         for need in (("features", "moments"), ("logits", "splits")):
             for a, b in zip(merged[need], whole[need], strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-10)
 
 
-def test_so_many_images_are_chosen():
-    for count, most in ((10, 4), (10, 10), (10, 99)):
-        assert summaries.choose_images(count, most).sum() == min(count, most)
-    assert (summaries.choose_images(1000, 100) == summaries.choose_images(1000, 100)).all()
-    assert set(np.flatnonzero(summaries.choose_images(1000, 100)) % 10) == set(range(10)), (
-        "of labels in turn, all are there"
-    )
+def test_places_are_a_shuffle_that_is_always_the_same():
+    for count in (1, 10, 1000):
+        assert sorted(summaries.shuffled_places(count)) == list(range(count))
+        np.testing.assert_array_equal(summaries.shuffled_places(count), summaries.shuffled_places(count))
+    first = np.flatnonzero(summaries.shuffled_places(1000) < 100)
+    for order in (np.arange(1000) % 10, np.arange(1000) // 100):  # labels in turn, and class by class
+        assert set(order[first]) == set(range(10)), "all are among the first"
 
 
 # Distances
@@ -286,3 +295,22 @@ def test_pixels_are_the_pixels():
     outputs = plug.apply(plug.variables, images)
     assert tuple(outputs) == plug.outputs
     np.testing.assert_array_equal(outputs["features"], images.reshape(3, 60))
+
+
+@pytest.mark.parametrize("classes, count", [(20, 10_000), (20, 12_345), (1000, 10_000)])
+def test_the_floor_of_the_inception_score_does_not_depend_on_the_order(classes, count):
+    """A data set that is stored class by class, each image known for certain: its score is its number of classes."""
+    labels = np.sort(np.arange(count) % classes)
+    chosen = metrics.chosen(("logits",))
+    floors = []
+    for order in (labels, np.random.default_rng(1).permutation(labels)):
+        logits = (({"logits": 50.0 * np.eye(classes)[order[i : i + 512]]}, np.arange(count)[i : i + 512])
+                  for i in range(0, count, 512))  # fmt: skip
+        summary = yardstick.gather(logits, yardstick.needs_of(chosen, reference=True), count, 100)
+        floors.append(yardstick.Yardstick(chosen, {"": Reference({}, summary)}, 100).floor([0])["inception_score"])
+    # Of numpy and scipy: exp of the entropy of the classes in splits of 5,000 at random.
+    at_random = np.array_split(np.random.default_rng(2).permutation(labels), range(5000, count, 5000))
+    expected = np.mean([np.exp(scipy.stats.entropy(np.bincount(part, minlength=classes))) for part in at_random])
+    assert floors == pytest.approx([expected] * 2, rel=0.01)
+    if classes == 20:
+        assert floors == pytest.approx([20, 20], rel=0.01)

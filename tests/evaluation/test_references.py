@@ -6,20 +6,26 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.linalg
+import scipy.spatial
+import sklearn.datasets
+import sklearn.metrics
+import sklearn.neighbors
+from PIL import Image
 
 from tests.evaluation.test_inception import made_up_weights
 from tests.helpers.configs import TINY_NETWORK, flags
-from tim_jax import evaluate, sample, train
-from tim_jax.evaluation import FEATURES, METRICS, published, references, statistics, summaries
+from tim_jax import diagnose, evaluate, sample, train
+from tim_jax.evaluation import FEATURES, METRICS, pictures, published, references, statistics, summaries
 from tim_jax.evaluation.references import Reference
-from tim_jax.training import checkpoints, sharding
+from tim_jax.training import checkpoints, sharding, warm_start
 
 SMALL = [
     *flags(TINY_NETWORK), "--config.model.patch_size=4", "--config.data.batch_size=32",
     "--config.training.sample_steps=1", "--config.training.sample_every=0", "--config.training.steps=4",
     "--config.training.log_every=1", "--config.optimizer.warmup_steps=0",
 ]  # fmt: skip
-FINGERPRINT = {"data": "digits ab", "split": "train", "images": 30, "size": "8x8x1", "preprocessing": "none",
+FINGERPRINT = {"data": "digits ab", "split": "train", "images": 30, "size": "8x8x1", "preprocessing": "8 bits",
                "features": "pixels", "rows": 20}  # fmt: skip
 
 
@@ -27,7 +33,7 @@ def summary(seed=0):
     rng = np.random.default_rng(seed)
     outputs = {"features": rng.standard_normal((30, 5)), "logits": rng.standard_normal((30, 4))}
     needs = (("features", "moments"), ("features", "raw"), ("logits", "splits"))
-    return summaries.summarise(outputs, np.arange(30), needs, summaries.choose_images(30, 20))
+    return summaries.summarise(outputs, summaries.shuffled_places(30), needs, 20)
 
 
 def test_a_reference_is_read_as_it_was_written(tmp_path):
@@ -41,7 +47,13 @@ def test_a_reference_is_read_as_it_was_written(tmp_path):
             np.testing.assert_array_equal(a, b)
     assert found.summary["features", "moments"].count == 30
     with np.load(path) as stored:  # by the names that references of earlier versions have
-        assert {"features/moments/count", "features/rows/values", "logits/splits/sums"} < set(stored.files)
+        assert {"features/moments/count", "features/rows/values", "logits/shuffled_splits/sums"} < set(stored.files)
+    old = FINGERPRINT | {"preprocessing": "none"}
+    references.write(tmp_path / "old.npz", Reference(old, reference.summary))
+    assert references.read(tmp_path / "old.npz").fingerprint == FINGERPRINT, "pixels of data sets always had 8 bits"
+    latents = old | {"size": "8x8x4"}
+    references.write(tmp_path / "latents.npz", Reference(latents, reference.summary))
+    assert references.read(tmp_path / "latents.npz").fingerprint == latents
     needs = list(reference.summary)
     assert references.cached(path, FINGERPRINT, needs) is not None
     assert references.cached(path, FINGERPRINT, [*needs, ("spatial", "moments")]) is None
@@ -172,21 +184,74 @@ def test_a_reference_by_name_must_fit(place, capsys):
         other.unlink()
 
 
+def frechet(x, y):
+    """|μ₁ − μ₂|² + tr (Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½), by eigenvalues."""
+    values, vectors = scipy.linalg.eigh(np.cov(x.T))
+    root = vectors * np.sqrt(np.maximum(values, 0))[None, :] @ vectors.T
+    overlap = np.sqrt(np.maximum(scipy.linalg.eigvalsh(root @ np.cov(y.T) @ root), 0)).sum()
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T)) + np.trace(np.cov(y.T)) - 2 * overlap
+
+
+def kernel(x, y):
+    def means(a, b):
+        return sklearn.metrics.pairwise.polynomial_kernel(a, b, degree=3, gamma=1 / x.shape[1], coef0=1)
+
+    def within(a):
+        return (means(a, a).sum() - np.trace(means(a, a))) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * means(x, y).mean()
+
+
+def precision(x, y):
+    distances, _ = sklearn.neighbors.NearestNeighbors(n_neighbors=4).fit(y).kneighbors(y)
+    return (scipy.spatial.distance.cdist(x, y) <= distances[None, :, 3]).any(axis=1).mean()
+
+
+def test_figures_are_those_of_the_files_that_are_written(place):
+    """From the PNG files of the same samples and the digits of scikit-learn, by scipy and scikit-learn."""
+    table, of_run = run(place), [f"--workdir={place / 'plain'}", where(place), "--steps=2"]
+    evaluate.main([*of_run, "--count=40", f"--export={place / 'l.npz'}"])
+    labels = ",".join(map(str, np.load(place / "l.npz")["arr_1"]))
+    sample.main([*of_run, f"--labels={labels}", f"--out={place / 'png'}"])
+    files, (drawn,) = sorted((place / "png").glob("*_steps2/*.png")), (place / "png").glob("*.npz")
+    seen = np.stack([np.asarray(Image.open(file).convert("L"), np.float64).ravel() for file in files]) / 127.5 - 1
+    of, digits = sklearn.datasets.load_digits(), {"": [], "_held_out": []}
+    for label in range(10):
+        for i, image in enumerate(of.data[of.target == label], 1):
+            digits["" if i % 5 else "_held_out"].append(np.rint(image * 255 / 16) / 127.5 - 1)
+    (row,) = table["rows"]
+    for part, images in digits.items():
+        for name, figure in (("frechet", frechet), ("kernel", kernel), ("precision", precision)):
+            assert row[name + part] == pytest.approx(figure(seen, np.stack(images)), rel=1e-5), name
+        assert row["recall" + part] == pytest.approx(precision(np.stack(images), seen), rel=1e-5)
+    floats = np.load(drawn)["steps2"].reshape(40, -1)
+    assert abs(frechet(floats, np.stack(digits[""])) / row["frechet"] - 1) > 1e-3, "which are others"
+
+
+def test_the_nearest_image_is_that_of_the_file(monkeypatch):
+    samples, training = np.full((1, 4, 4, 1), 1.6, np.float32), np.stack([np.ones((4, 4, 1)), np.full((4, 4, 1), 0.0)])
+    told = []
+    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, at, text, **_: told.append(text))
+    pictures.neighbours_picture(samples, [training.astype(np.float32)])
+    assert told[-1] == "0.00", "what lies beyond white is white"
+
+
 def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys):
-    """Samples against the file that they were written to: eight bits lie between, and what is cut off at −1 and 1."""
+    """Samples against the file that they were written to are the same images."""
     path = place / "samples.npz"
     evaluate.main([f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=40", f"--export={path}"])
     assert published.image_shape(path) == (40, 8, 8, 3)
-    assert np.load(path)["arr_1"].tolist() == [i % 10 for i in range(40)]
+    labels = np.load(path)["arr_1"]
+    assert set(np.bincount(labels)) <= {3, 4, 5}, "of classes that are nearly as large"
     table = run(place, f"--config.evaluation.reference={path}", "--config.evaluation.held_out=")
     (row,) = table["rows"]
     assert "frechet_held_out" not in row and table["reference"]["images"] == 40
-    sample.main([f"--workdir={place / 'plain'}", where(place), "--steps=2", "--count=40", f"--out={place / 'drawn'}"])
+    assert row["frechet"] < 1e-9 and row["precision"] == row["recall"] == 1
+    sample.main([f"--workdir={place / 'plain'}", where(place), "--steps=2", f"--out={place / 'drawn'}",
+                 f"--labels={','.join(map(str, labels))}"])  # fmt: skip
     ((drawn,), written) = (place / "drawn").glob("*.npz"), np.load(path)["arr_0"]
     samples, seen = np.load(drawn)["steps2"], written[..., :1] / 127.5 - 1
     np.testing.assert_allclose(np.clip(samples, -1, 1), seen, atol=1 / 255 + 1e-6)
-    expected = METRICS["frechet"](samples.reshape(40, -1), seen.reshape(40, -1))
-    assert row["frechet"] == pytest.approx(expected, rel=1e-4)
     for name, arrays, seen in (
         ("nothing", {"other": np.zeros(3)}, ["arr_0", "mu"]),
         ("size", {"arr_0": images_of(0, 8, 16)}, ["16x16", "8x8"]),
@@ -251,6 +316,40 @@ def test_the_table_by_inception_features(place):
     table = run(place, *options, f"--config.evaluation.reference={place / 'm.npz'}")
     assert set(table["rows"][0]) & set(METRICS) == {"frechet", "inception_score"} and "frechet" not in table["floor"]
     assert table["rows"][0]["frechet"] == pytest.approx(other["frechet"], rel=1e-4)
+
+
+def test_a_run_that_cannot_be_written_to_is_measured_elsewhere(place, capsys, monkeypatch):
+    """And nothing is drawn where the result has no place."""
+    before = {path: path.stat().st_mtime_ns for path in (place / "plain").rglob("*")}
+    measure = [f"--workdir={place / 'plain'}", where(place), "--seeds=1", "--steps=2", "--count=20"]
+    evaluate.main([*measure, f"--out={place / 'new' / 'elsewhere'}"])
+    written = {path.name for path in (place / "new" / "elsewhere").iterdir()}
+    assert written == {"any_step.json", "any_step.md", "any_step.png", "any_step_samples.png", "nearest.png"}
+    assert {path: path.stat().st_mtime_ns for path in (place / "plain").rglob("*")} == before
+    monkeypatch.setattr(warm_start, "read_network", None)  # no weights are read
+    nowhere = place / "data" / "x.npz"
+    nowhere.write_text("a file")
+    capsys.readouterr()
+    for main, arguments, option in (
+        (evaluate.main, [*measure, f"--out={nowhere}"], "--out"),
+        (evaluate.main, [*measure, f"--export={nowhere / 'x.npz'}"], "--export"),
+        (sample.main, [*measure[:2], f"--out={nowhere}"], "--out"),
+        (diagnose.main, [*measure[:2], f"--out={nowhere}"], "--out"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        error = capsys.readouterr().err.strip()
+        assert stop.value.code == 2 and error.startswith(f"error: {option} is ") and "\n" not in error, error
+    with pytest.raises(SystemExit):
+        evaluate.main([*measure, "--out=x", "--export=x.npz"])
+    assert "--out is 'x'; it must be left out with --export" in capsys.readouterr().err
+    nowhere.unlink()
+
+
+def test_a_run_knows_the_labels_of_its_data(place):
+    counts = json.loads((place / "plain" / "labels.json").read_text())["counts"]
+    whole = np.bincount(sklearn.datasets.load_digits().target)
+    assert counts == (whole - whole // 5).tolist()
 
 
 def lines(folder):

@@ -122,7 +122,12 @@ def test_a_text_teacher_must_read_the_same_text(tmp_path):
     run = with_teachers(make_run(**changes))
     rows = batch_spec(run.config, 16, (8, 8))
     run.trainer.trace(sharding.abstract_batch(run.mesh, rows))
-    for key, value in (("data.text_width", "6"), ("codecs.text_states", "second_to_last")):
+    for key, value in (
+        ("data.text_width", "6"),
+        ("codecs.text_states", "second_to_last"),
+        ("codecs.text_escapes", "True"),
+        ("model.use_text_mask", "False"),
+    ):
         with pytest.raises(ValueError, match=f"it must have this run's {key}, "):
             with_teachers(make_run(**changes | {key.replace(".", "__"): value}))
 

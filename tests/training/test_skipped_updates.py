@@ -72,8 +72,8 @@ def test_a_gradient_that_is_not_finite_is_seen_though_the_loss_is():
     run = make_run()
     objective = run.trainer.step.objective
 
-    def kinked(nets, rows, step, key):
-        loss, metrics = objective(nets, rows, step, key)
+    def kinked(*args):
+        loss, metrics = objective(*args)
         return loss + jnp.sqrt(0.0 * jnp.abs(loss)), metrics  # 0 with a gradient of 0/0
 
     trainer = dataclasses.replace(run.trainer, step=dataclasses.replace(run.trainer.step, objective=kinked))
@@ -84,6 +84,25 @@ def test_a_gradient_that_is_not_finite_is_seen_though_the_loss_is():
     assert np.isfinite(float(metrics["loss"])) and not np.isfinite(float(metrics["grad_norm"]))
     assert float(metrics["nonfinite"]) == 1 and int(state.step) == 1
     assert same(jax.device_get(state.params), before.params) and same(jax.device_get(state.opt_state), before.opt_state)
+
+
+def test_the_rate_that_is_told_is_the_one_that_is_used():
+    """Without a gradient, an update of AdamW is −rate · decay · parameters."""
+    changes = dict(optimizer__weight_decay=0.5, optimizer__learning_rate=0.5, training__steps=4)
+    run = make_run(**changes)
+    nothing = made_up_batch(run.config, 16) | {"weight": np.zeros(16, np.float32)}
+    bad = nothing | {"x": np.full_like(nothing["x"], np.nan)}
+    state, told, used = run.trainer.create(), [], []
+    for rows in (nothing, bad, nothing, nothing):
+        before = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+        state, metrics, _ = after(run, state, rows)
+        now = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+        told.append(metrics["learning_rate"])
+        used.append(float((before - now) @ before / (before @ before)) / 0.5)
+        assert metrics["nonfinite"] == (rows is bad)
+    assert used[1] == 0
+    np.testing.assert_allclose(np.delete(told, 1), np.delete(used, 1), rtol=1e-5)
+    np.testing.assert_allclose(told, [0.5, 0.375, 0.375, 0.25], rtol=1e-6)
 
 
 def step_of(bad):

@@ -37,26 +37,29 @@ def test_noise_levels_grow_from_data_to_noise(name):
     assert (np.diff(level) > 0).all() and -1e-6 <= level[0] < 0.05 and 0.95 < level[-1] <= 1 + 1e-6
 
 
-def test_bins_are_means_of_their_rows():
+def test_bins_are_weighted_means_of_their_rows():
     rng = np.random.default_rng(0)
     bins, rows = Bins(), []
     for _ in range(3):
         t = rng.uniform(0, 1, 40)
         r = np.where(rng.uniform(size=40) < 0.5, t, t * rng.uniform(size=40))
-        per_example = {"t": t, "r": r, "level_t": t, "level_r": r, "error": rng.uniform(size=40)}
-        per_example["error"][0] = np.nan  # rows that are not finite are listed elsewhere
-        bins.add(per_example)
-        rows += [row for row in zip(t, r, per_example["error"], strict=True) if np.isfinite(row[2])]
+        error, weight = rng.uniform(size=40), rng.uniform(size=40) * (rng.uniform(size=40) < 0.8)
+        error[0] = np.nan  # rows that are not finite are listed elsewhere
+        bins.add({"t": t, "r": r, "level_t": t, "level_r": r, "error": error, "weight": weight})
+        rows.append(np.stack([t, r, error, weight])[:, 1:])
     found = bins.take()
+    t, r, error, weight = np.concatenate(rows, axis=1)
+
+    def mean(here):
+        return pytest.approx(np.average(error[here], weights=weight[here]))
+
     for k in range(BINS):
         low, high = k / BINS, (k + 1) / BINS
-        here = [error for t, _, error in rows if low <= t < high]
-        assert found[f"error_by_level/{low:g}-{high:g}"] == pytest.approx(np.mean(here))
-        here = [error for t, r, error in rows if t != r and low <= t - r < high]
-        assert found.get(f"error_by_interval/{low:g}-{high:g}", np.mean(here or [0])) == pytest.approx(
-            np.mean(here or [0])
-        )
-    assert found["error_by_interval/0"] == pytest.approx(np.mean([error for t, r, error in rows if t == r]))
+        assert found[f"error_by_level/{low:g}-{high:g}"] == mean((low <= t) & (t < high))
+        here = (t != r) & (low <= t - r) & (t - r < high)
+        if weight[here].any():
+            assert found[f"error_by_interval/{low:g}-{high:g}"] == mean(here)
+    assert found["error_by_interval/0"] == mean(t == r)
     assert bins.take() == {}
 
 

@@ -16,7 +16,8 @@ from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import interpolate, prediction_target
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.times import DISTRIBUTIONS, Times, spread
+from tim_jax.transitions.shares import spread
+from tim_jax.transitions.times import DISTRIBUTIONS, Times
 from tim_jax.transitions.weights import (
     DIRECTION_AXES,
     KERNELS,

@@ -63,7 +63,8 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
     for name in ablation.variants:
         if name not in before["variants"]:
             continue
-        then = default | renames.renamed(before["variants"][name]["definition"])
+        recorded = renames.renamed(before["variants"][name]["definition"])
+        then = default | renames.earlier(recorded) | recorded
         now = ablation.definition(name)
         for key, value in now.items():
             if then.get(key) != value:

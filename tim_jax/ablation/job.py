@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -20,6 +22,8 @@ from tim_jax.system.exit_codes import RESTART
 from tim_jax.system.user_errors import user_errors
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
+
+MEASURED_BY = ("size", "preprocessing", "features")  # of a reference's fingerprint: how images are made comparable
 
 
 def chosen(ablation: Ablation, only: str) -> list[Member]:
@@ -38,29 +42,58 @@ def chosen(ablation: Ablation, only: str) -> list[Member]:
     return [member for member in members if member in picked]
 
 
-def validate(ablation: Ablation, folder: epath.Path) -> None:
-    """Checks all variants before anything is trained.
+def validate(ablation: Ablation, folder: epath.Path, members: list[Member]) -> None:
+    """Checks what is to be run before anything is trained.
+
+    Args:
+        ablation: the ablation.
+        folder: its folder.
+        members: the runs; of the other variants only the reference is looked at, and only if these need it.
 
     Raises:
         ValueError: naming the variant, if it cannot be built, if its data or the weights that it starts from are
-            missing, or if what was begun of it in the folder has learnt from another teacher.
+            missing, if what was begun of it in the folder has learnt from another teacher, or if what is finished was
+            measured otherwise.
     """
     opened = []
-    for name in ablation.variants:
+    for name in _needed(ablation, folder, members):
         try:
             run = with_teachers(build(ablation.config(name)))
             runs.network_evaluations(run, ablation.sampler_steps)
-            places = [folder / str(Member(name, seed)) for seed in range(ablation.seeds)]
+            places = [folder / str(member) for member in members if member.variant == name]
             begun = [place for place in places if warm_start.latest(place)]
             for place in begun + [place for place in places if place not in begun][:1]:
                 first_state(run, place)
             read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
                 open_pipeline(run)
-                open_measurement(run)
+                _check_measured_alike(ablation, open_measurement(run).fingerprint, folder)
                 opened.append(read)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
+
+
+def _needed(ablation: Ablation, folder: epath.Path, members: list[Member]) -> list[str]:
+    """The variants that runs are of, with the reference where costs or baselines are still to be compared with it."""
+    names = {member.variant for member in members}
+    planned = (budget.read(folder) or {"variants": {}})["variants"]
+    matched = ablation.equal != "steps" and ablation.reference not in planned
+    if matched or names & ablation.baselines.keys():
+        names.add(ablation.reference)
+    return [name for name in ablation.variants if name in names]
+
+
+def _check_measured_alike(ablation: Ablation, fingerprint: Mapping[str, Any], folder: epath.Path) -> None:
+    """Raises ValueError for a finished run whose images were made comparable in another way than they now are."""
+    for member in ablation.members():
+        result = runs.read(folder / str(member)) or {}
+        before = result.get("table", {}).get("reference", {})
+        for key in MEASURED_BY:
+            if key in before and before[key] != fingerprint.get(key):
+                raise ValueError(
+                    f"{folder / str(member)} was measured with {key} {before[key]!r}, and now it is "
+                    f"{fingerprint.get(key)!r}: remove its {runs.FILE}, to measure it again, or give another workdir"
+                )
 
 
 def check_launch(ablation: Ablation, kind: str, folder: epath.Path, members: list[Member]) -> None:
@@ -92,14 +125,10 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
     for member in waiting:
         done = len(members) - len(waiting) + waiting.index(member)
-        if spent:
-            left = f"about {minutes(sum(spent) / len(spent) * (len(members) - done))}"
-        else:  # the steps alone, where they have been timed
-            steps = [planned["variants"].get(other.variant, {}) for other in waiting]
-            left = f"more than {minutes(sum(of.get('steps', 0) * of.get('step_seconds', 0.0) for of in steps))}"
+        left = time_left([planned["variants"].get(other.variant, {}) for other in waiting], spent, len(members) - done)
         so_far, about = minutes(time.perf_counter() - began), planned["variants"].get(member.variant)
         work = f"{about.get('steps', 'no')} steps" if about else "measured alone"
-        print_once(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far, {left} left")
+        print_once(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far{left}")
         result = run_one(ablation, about, folder, member, stop)
         if "failure" in result:
             failed += 1
@@ -108,6 +137,20 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
         print_once(f"{member}: frechet {figures}")
         spent.append(result["seconds"])
     return failed
+
+
+def time_left(waiting: Sequence[Mapping[str, Any]], spent: Sequence[float], count: int) -> str:
+    """What to say of the time that is left, "" where nothing is known of it.
+
+    Args:
+        waiting: what the budget says of the variant of each run that was not finished at the start.
+        spent: seconds of each run that is finished.
+        count: how many runs are left.
+    """
+    if spent:
+        return f", about {minutes(sum(spent) / len(spent) * count)} left"
+    timed = sum(about.get("steps", 0) * about.get("step_seconds", 0.0) for about in waiting)
+    return f", more than {minutes(timed)} left" if timed else ""  # the steps alone, where they have been timed
 
 
 def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: Member, stop: Stop) -> dict:

@@ -13,8 +13,9 @@ from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs import measuring, training, workdir
 from tim_jax.runs.any_step import any_step_table
+from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.input_pipeline import open_pipeline
-from tim_jax.runs.start import first_state
+from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import files
 from tim_jax.system.exit_codes import RESTART
@@ -72,6 +73,7 @@ def train_and_measure(
         keys.compare_identity(before, run.config, folder)
     run = with_teachers(run)
     first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
+    check_classes(run, folder, pipeline.source)
     nfe = network_evaluations(run, sampler_steps)
     measurement.sample_count()  # before training begins
     end = training.fit(run, pipeline, folder, first, stop)
@@ -109,7 +111,8 @@ def table_of(
     """
     count = measurement.sample_count()
     generator = measuring.measurement_generator(run, count)
-    table, shown = any_step_table(measurement, generator, weights, nfe, [seed], count)
+    conditions = sample_conditions(measurement.run, count)
+    table, shown = any_step_table(measurement, generator, weights, conditions, nfe, [seed])
     if jax.process_index() == 0 and run.shows_images:
         pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
     return table

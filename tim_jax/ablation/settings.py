@@ -17,7 +17,7 @@ RULES = ("time", "steps", "flops")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Sections that define a variant, besides the identity of its run. Batch sizes of samples change no number.
 DEFINING = (*keys.IDENTITY, "sampling", "evaluation")
-NOT_DEFINING = (*keys.CHANGEABLE, "evaluation.batch_size", "sampling.batch_size")
+NOT_DEFINING = ({*keys.CHANGEABLE} - {"optimizer.decay_steps"}) | {"evaluation.batch_size", "sampling.batch_size"}
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
 IN_STEPS = (
     "optimizer.warmup_steps",

@@ -12,7 +12,7 @@ from tim_jax.types import DTYPES
 STATES = ("last", "second_to_last")
 LATENTS = ("mean", "sample")
 UNUSED = {
-    ("codecs.text_encoder", "codecs.text_states"): (
+    ("codecs.text_encoder", "codecs.text_states", "codecs.text_escapes"): (
         "model.condition is not 'text'",
         lambda c: c.model.condition != "text",
     ),
@@ -33,6 +33,9 @@ class CodecSettings:
     text_encoder: str = ""  # of captions and prompts; "stand-in": a small one with random weights
     image_encoder: str = ""  # whose features hidden states are aligned with
     text_states: str = "last"  # of the text encoder: last or second_to_last
+    # Read "ä" of captions and prompts as the escape "\xe4", and all beyond printable ASCII likewise: as published, for
+    # published weights only.
+    text_escapes: bool = False
     latents: str = "mean"  # of the autoencoder's distribution for an image: its mean, or a sample
     dtype: str = "float32"  # of weights and computation, "float32" or "bfloat16"
     tile: int = 0  # side in pixels of the blended tiles in which larger images are encoded and decoded; 0: none

@@ -111,6 +111,17 @@ def open_tokenizer(path: str | pathlib.Path, vocab_size: int | None = None) -> T
     return tokenizer
 
 
+def escaped(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a tokenizer of texts with Python's Unicode escapes, by which the published code reads captions.
+
+    Every character beyond printable ASCII, line ends and backslashes among them, becomes its escape: "\\xe4" of "ä".
+    """
+    return dataclasses.replace(
+        tokenizer,
+        numbers=lambda texts: tokenizer.numbers([text.encode("unicode_escape").decode("ascii") for text in texts]),
+    )
+
+
 def _bytes(texts: list[str]) -> list[list[int]]:
     return [[2 + byte for byte in text.encode()] for text in texts]
 

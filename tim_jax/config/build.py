@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config import values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys, check_unused
 from tim_jax.config.loading import load
@@ -49,6 +50,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     data.check(config.model.patch_size, config.model.condition)
     for settings in (loader, codecs, optimizer, training, checkpoint):
         settings.check()
+    optimizer = optimizer.following(training.steps)
     check_emas(config.ema)
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     check_tokens("data.height, data.width are", (data.height, data.width), config.model.patch_size, mesh)
@@ -88,6 +90,7 @@ def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
     check_keys(config)
+    config = values.checked(config)
     default = load("base").get_config()
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
@@ -116,6 +119,7 @@ def _trainer(
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
+            ema_warmup=optimizer.ema_warmup,
         )
 
     compiled = step(network)
@@ -124,4 +128,6 @@ def _trainer(
 
 
 def _conditions(network: TiM) -> Conditions:
-    return text_conditions if network.condition == "text" else class_conditions(network.num_classes)
+    if network.condition == "text":
+        return text_conditions(own_mask=network.use_text_mask)
+    return class_conditions(network.num_classes)

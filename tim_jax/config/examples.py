@@ -12,14 +12,20 @@ from tim_jax.transitions.objective import Objective
 
 
 def check_batch_size(data: DataSettings, mesh: Mesh, optimizer: OptimizerSettings, objective: Objective) -> None:
-    """Raises ValueError for a batch that devices, microbatches and groups of the objective do not divide."""
+    """Raises ValueError for a batch that devices, microbatches and groups of the objective do not divide.
+
+    Also for one that is too small for the objective. Batches of `data.buckets.tokens` have sizes of their own.
+    """
+    if data.buckets.tokens:
+        return
     shards, group = sharding.batch_shards(mesh), objective.batch_multiple
-    if not data.buckets.tokens and data.batch_size % (shards * optimizer.accumulation * group):
+    if data.batch_size % (shards * optimizer.accumulation * group):
         groups = f" × {group} examples of a group" if group > 1 else ""
         raise ValueError(
             f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
             f"{optimizer.accumulation} microbatches{groups}"
         )
+    objective.check_batch(data.batch_size // optimizer.accumulation)
 
 
 def make_inputs(
@@ -44,6 +50,8 @@ def make_inputs(
         ValueError: values exclude each other.
     """
     model = config.model
+    if data.images and not codecs.image_encoder:
+        raise ValueError("codecs.image_encoder is ''; it must name what makes features of the images in data.images")
     return Inputs.read(
         data,
         loader,

@@ -14,11 +14,12 @@ IDENTITY = (
     "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
 )  # fmt: skip
 # Keys of those sections that may change all the same: where pretrained models lie and how they compute, what no result
-# depends on but by rounding, and where teachers lie, whose checksums are compared instead.
+# depends on but by rounding, where teachers lie, whose checksums are compared instead, and when the learning rate
+# reaches 0, so that a run can be extended as training.steps says.
 CODECS = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
 CHANGEABLE = (
     "model.attention", "model.remat", *(f"codecs.{key}" for key in CODECS), "teacher.checkpoint",
-    "teacher.weak_checkpoint",
+    "teacher.weak_checkpoint", "optimizer.decay_steps",
 )  # fmt: skip
 
 
@@ -86,11 +87,11 @@ def identity(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded configuration by today's names, with the defaults of keys that have come since."""
+    """A recorded configuration by today's names, with the values that keys which have come since stand for in it."""
     defaults = flatten(json.loads(loading.load("base").get_config().to_json()))
     given = renames.renamed(flatten(recorded))
     missing = {key: value for key, value in defaults.items() if key.split(".")[0] not in FREE}
-    return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
+    return nested(missing | renames.earlier(given) | given) | {name: recorded.get(name, {}) for name in FREE}
 
 
 def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:

@@ -67,7 +67,23 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
             "(data.features_width is 0)"
         )
     objective.check()
+    for key, uses_null in (
+        ("objective.guidance", objective.guidance.uses_null),
+        ("objective.input_guidance", objective.input_guidance.active),
+    ):
+        if uses_null:
+            check_null(config, f"{key} makes targets with the null condition")
     return objective
+
+
+def check_null(config: ConfigDict, reason: str) -> None:
+    """Raises ValueError if the null condition is never trained, and is used for that reason."""
+    dropout = config.data.condition_dropout
+    if dropout == 0:
+        raise ValueError(
+            f"data.condition_dropout is {dropout}; it must be above 0, or the null condition is never trained, since "
+            f"{reason}"
+        )
 
 
 def check_parts(section: ConfigDict, objective: Objective, name: str) -> None:

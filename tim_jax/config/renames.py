@@ -1,4 +1,4 @@
-"""Keys and values that had other names, so that workdirs of before are read and old names are answered."""
+"""Keys and values that had other names, or were not there, so that workdirs of before are read as they were meant."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +42,8 @@ KEYS = {
     "optimizer.rates": "optimizer.learning_rate_factors",
     "training.remat": "model.remat",
 }
+# What Muon took before `optimizer.momentum`, which was `optimizer.b2`, whatever `optimizer.eps` said.
+MUON_EPS = 1e-8
 # Keys that name weights: the raw ones were called "student".
 WEIGHTS = (
     "sampling.ema", "start.ema", "teacher.ema", "teacher.weak_ema", "objective.velocity", "objective.bootstrap.ema",
@@ -49,9 +51,27 @@ WEIGHTS = (
 )  # fmt: skip
 
 
+def earlier(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section.key": value} of keys that came later, where what a recorded configuration meant is not their default.
+
+    Args:
+        flat: the recorded configuration, flat, by today's names.
+    """
+    by_class = flat.get("model.condition", "class") == "class"
+    found: dict[str, Any] = {"evaluation.labels": "balanced"} if by_class else {}
+    if flat.get("data.buckets.area") and not flat.get("data.buckets.table"):
+        found["data.buckets.keep_rare"] = True
+    return found
+
+
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"section.key": value} by today's names."""
-    return {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
+    """{"section.key": value} by today's names, with the values by which new keys change no number."""
+    now = {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
+    if now.get("optimizer.name") == "muon" and "optimizer.momentum" not in now:
+        now |= {"optimizer.momentum": now["optimizer.b2"], "optimizer.eps": MUON_EPS}
+    if now.get("evaluation.held_out") == "held_out" and "data.held_out_share" not in now:
+        now["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
+    return now
 
 
 def _value(key: str, value: Any) -> Any:

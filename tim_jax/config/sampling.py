@@ -4,15 +4,21 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from tim_jax.config.network import warn_once
+from tim_jax.config.objective import check_null
 from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.plans import SAMPLERS
 from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.times import Times
 
 
 def check_emas(emas: Mapping[str, float]) -> None:
     """Raises ValueError for a decay that is none."""
     for name, decay in emas.items():
+        if not name.isidentifier() or name == "online":
+            raise ValueError(f"ema.{name} is {decay}; it must have another name: a word, and not 'online'")
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
 
@@ -26,12 +32,42 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     if sampling.ema not in known:
         raise ValueError(f"sampling.ema is {sampling.ema!r}; it must be one of {', '.join(known)}")
     sampling.check()
-    if sampling.guidance_input and not 1 <= sampling.guidance <= objective.input_guidance.max_scale:
+    if sampling.guidance_input:
+        check_inputs(sampling, objective)
+    elif sampling.guidance != 1:
+        check_null(config, f"sampling.guidance is {sampling.guidance}")
+    warn_of_untrained(sampling.sampler, objective.times)
+    return sampling
+
+
+def check_inputs(sampling: Sampling, objective: Objective) -> None:
+    """Raises ValueError for a scale or an interval of guidance that a network with these inputs was not trained on."""
+    if not 1 <= sampling.guidance <= objective.input_guidance.max_scale:
         raise ValueError(
             f"sampling.guidance is {sampling.guidance}; it must lie in [1, {objective.input_guidance.max_scale:g}], as "
             "an input of this network (objective.input_guidance.max_scale)"
         )
-    return sampling
+    middle = objective.input_guidance.middle(objective.transport) / objective.transport.T_max
+    if not sampling.guidance_low <= middle <= sampling.guidance_high:
+        raise ValueError(
+            f"sampling.guidance_low, sampling.guidance_high are {sampling.guidance_low}, {sampling.guidance_high}; "
+            f"they must hold {middle:g}, the middle of the time domain, as inputs of this network, which has seen such "
+            "intervals alone"
+        )
+
+
+def warn_of_untrained(sampler: str, times: Times) -> None:
+    """Says so where a sampler evaluates the network at pairs of times that it was never trained at."""
+    diagonal = SAMPLERS[sampler].diagonal
+    if diagonal and times.share_equal == 0:
+        warn_once(f"sampling.sampler is {sampler!r}, which asks for r = t, and times.share_equal is 0: untrained there")
+    elif not diagonal and times.share_equal == 1:
+        warn_once(f"sampling.sampler is {sampler!r}, which asks for r < t, and times.share_equal is 1: untrained there")
+    elif sampler == "flow_map" and times.share_equal + times.share_min == 1:
+        warn_once(
+            "sampling.sampler is 'flow_map', which asks for jumps that end between data and noise where there are "
+            "several, and times.share_equal and times.share_min are 1 in sum: untrained there"
+        )
 
 
 def make_evaluation(config: ConfigDict) -> EvaluationSettings:

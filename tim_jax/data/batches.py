@@ -61,6 +61,24 @@ class Order(PickledByFields):
         (bucket,), (visit,) = self._buckets.at(np.array([step]))
         return int(bucket), int(visit) * self.plan.buckets[bucket].batch_size
 
+    def positions(self, step: int, slots: np.ndarray) -> tuple[int, np.ndarray]:
+        """A step's bucket, and the positions in the bucket's sequence of the examples at some slots of its batch.
+
+        The sources of a mixture take turns, and what a step does with an example, such as its share of times, follows
+        from its slot. So the batch of a mixture is shuffled: no source may always have the same slots.
+
+        Args:
+            step: >= 0.
+            slots: places in the global batch, (n,), >= 0.
+
+        Returns:
+            The bucket's number, and positions, int64 (n,).
+        """
+        bucket, first = self.bucket(step)
+        if len(self.plan.buckets[bucket].amount) > 1:
+            slots = index_at(slots, self.plan.buckets[bucket].batch_size, (self.seed, step, 0, 0, 1))
+        return bucket, first + slots
+
     def indices(self, bucket: int, positions: np.ndarray, attempt: int = 0) -> np.ndarray:
         """The examples at some positions of a bucket's sequence.
 
@@ -95,14 +113,14 @@ class _Shares(PickledByFields):
     count: int
 
     def __call__(self, step: int) -> Batch:
-        bucket, first = self.order.bucket(step)
-        about = self.order.plan.buckets[bucket]
+        about = self.order.plan.buckets[self.order.bucket(step)[0]]
         slots = np.arange(about.batch_size).reshape(self.count, -1)[list(self.parts)].ravel()
+        bucket, positions = self.order.positions(step, slots)
         drawn = draws(self.order.seed, step, slots)
         bad: list[tuple[int, str, BadRecord]] = []
         examples = []
-        for i, index in enumerate(self.order.indices(bucket, first + slots).tolist()):
-            examples.append(self._example(bucket, first + slots[i : i + 1], index, drawn[i], bad))
+        for i, index in enumerate(self.order.indices(bucket, positions).tolist()):
+            examples.append(self._example(bucket, positions[i : i + 1], index, drawn[i], bad))
         batch = {
             "x": _stacked([example["image"] for example in examples]),
             "label": np.asarray([example["label"] for example in examples], np.int32),
@@ -115,6 +133,8 @@ class _Shares(PickledByFields):
         for name in ("text", "mask", "features", "noise"):
             if name in examples[0]:
                 batch[name] = np.stack([example[name] for example in examples])
+        if "original" in examples[0]:
+            batch["original"] = _stacked([example["original"] for example in examples])
         if "features" in batch:
             batch["features_mask"] = np.ones(len(examples), bool)
         return batch | {f"null_{name}": value[None] for name, value in self.source.null_text.items()}
@@ -176,7 +196,8 @@ def global_batches(
         - "bad", (n, 4): the bad records that were replaced, which Account.take counts;
 
         and, for sources that have them, of "caption" (b,), "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T)
-        with "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), and "noise" (b, h, w, c).
+        with "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), "original" (b, H, W, 3), images in
+        [-1, 1], and "noise" (b, h, w, c).
 
     Raises:
         ValueError: `count` does not divide the batch size of a bucket, a part is not below it, the source is empty, or

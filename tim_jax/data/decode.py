@@ -19,6 +19,11 @@ from tim_jax.data.bad_records import BadRecord
 MAX_PIXELS = 2**26
 # Formats of pixels only: Pillow would hand others, such as PostScript, to programs that run them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What names of files in these formats end in, as Pillow has it.
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm",
+    ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs",
+)  # fmt: skip
 ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)
 # Pillow turns these by itself.

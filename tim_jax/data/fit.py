@@ -13,6 +13,8 @@ from tim_jax.data.order import uniform
 
 # For Pillow: very large images are first shrunk by whole factors, which costs little and changes little.
 REDUCING_GAP = 3.0
+# Of an image beside latents, for each of their tokens and direction, as published: 256 for 16 × 16 tokens.
+PIXELS_PER_TOKEN = 16
 NOISE_STREAM = 2  # the stream of random numbers for the noise of latents that are sampled around their means
 
 
@@ -114,7 +116,8 @@ def fit(
 
     Returns:
         {"image" (H, W, c), "label", "index"} and, where the example has them, "caption", "text" (M, T) with "mask"
-        (M,), "features" (tokens, Z) and "noise", which stays as it is.
+        (M,), "features" (tokens, Z), "original", uint8 with PIXELS_PER_TOKEN pixels for a token of the latent and
+        mirrored as it is, and "noise", which stays as it is.
 
     Raises:
         BadRecord: it does not fit its bucket, or its texts or features are not what they should be.
@@ -140,6 +143,9 @@ def fit(
         made["noise"] = example["noise"]
     if "features" in example:
         made["features"] = _on_tokens(example["features"][int(mirrored)], size_of(source), shape, augmentation.side)
+    if "original" in example:
+        original = _over_tokens(example["original"], size_of(source), shape, augmentation.side)
+        made["original"] = original[:, ::-1] if mirrored else original
     return made
 
 
@@ -172,3 +178,11 @@ def _on_tokens(features: np.ndarray, size: Shape, shape: Shape, side: int) -> np
     if size != shape or features.shape[:2] != grid:
         raise BadRecord("features", f"{features.shape[:2]} for {size}, must be {grid} for {shape}")
     return features.reshape(-1, features.shape[-1])
+
+
+def _over_tokens(original: Image.Image | np.ndarray, size: Shape, shape: Shape, side: int) -> np.ndarray:
+    """The middle of the image that a whole latent was made of, with its sides. Raises BadRecord if it is cropped."""
+    if size != shape:
+        raise BadRecord("features", f"latent {size} must be {shape}, as only the features of whole ones are known")
+    pixel_shape = (shape[0] // side * PIXELS_PER_TOKEN, shape[1] // side * PIXELS_PER_TOKEN)
+    return resize_and_crop(original, pixel_shape, Fitting(max_cropped=1.0, enlarge=True))

@@ -150,17 +150,18 @@ class Bucketing:
         return batch_size_of(shape, self.grid, self.tokens, self.batch_size)
 
 
-def one_bucket(source: Source, batch_size: int) -> BucketPlan:
+def one_bucket(source: Source, batch_size: int, shape: Shape | None = None) -> BucketPlan:
     """The plan of a source whose images are all of one size: one bucket with all of them.
 
     Args:
         source: of the images.
         batch_size: of a global batch.
+        shape: their (height, width); by default as the source says.
 
     Raises:
         ValueError: images differ in size, the source is empty, or the batch size is below 1.
     """
-    height, width, _ = source.image_shape
+    height, width = shape or source.image_shape[:2]
     if not height or not width:
         raise ValueError(
             f"data.source is {source.name}; it must have images of one size, or else data.buckets.area or table be "
@@ -191,7 +192,8 @@ def make_plan(source: Source, sizes: Sizes, how: Bucketing, directory: Any) -> B
         ValueError: a setting is not allowed, or no image fits a bucket.
     """
     how.check()
-    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts)
+    bad = np.flatnonzero(np.asarray(sizes.height) == 0).tobytes() if sizes.bad else b""
+    key = digest(FORMAT, source.fingerprint(), dataclasses.astuple(how), source.parts, bad)
     folder = epath.Path(directory).expanduser() / f"plan-{key}"
     if not tables.exists(folder):
         _write(source, sizes, how, folder)

@@ -8,6 +8,10 @@ EMBEDDED = ("digits", "photos")  # sources that need no path
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.images",): (
+        "data.source is not 'latents', data.mixture names the sources, or data.features_width is 0",
+        lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
+    ),
     ("data.batch_size",): ("data.buckets.tokens is above 0", lambda c: c.data.buckets.tokens > 0),
     ("data.buckets.area", "data.buckets.max_buckets", "data.buckets.keep_rare"): (
         "data.buckets.table is given",
@@ -40,7 +44,10 @@ class DataSettings:
 
     source: str = "digits"  # a name in tim_jax.data.SOURCES
     path: str = ""  # of the data, or the name of a TensorFlow Datasets data set; embedded sources have none
-    split: str = "train"  # the part that is trained on, where a source has parts
+    # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
+    images: str = ""
+    split: str = "train"  # the part that is trained on
+    held_out_share: float = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
     mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
     height: int = 8  # of every example; with buckets, of samples that no other size is requested for
     width: int = 8
@@ -73,8 +80,10 @@ class DataSettings:
         for name in ("height", "width"):
             if patch_size < 1 or getattr(self, name) % patch_size:
                 raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1]")
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"data.held_out_share is {self.held_out_share}; it must lie in [0, 1)")
+        if not 0 <= self.condition_dropout < 1:  # at 1, samples would have conditions that were never trained
+            raise ValueError(f"data.condition_dropout is {self.condition_dropout}; it must lie in [0, 1)")
         for name in ("text_width", "text_tokens"):
             if condition == "text" and getattr(self, name) < 1:
                 raise ValueError(

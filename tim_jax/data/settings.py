@@ -1,7 +1,10 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
+import os
 from typing import Any, cast
+
+import numpy as np
 
 from tim_jax.data.bad_records import check_share
 from tim_jax.data.buckets import Fitting, Grid, Shape
@@ -12,6 +15,7 @@ from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
+from tim_jax.system import paths
 
 DIRECTORY = "~/.cache/tim_jax"
 
@@ -26,7 +30,9 @@ class Inputs:
         channels: of images or latents.
         batch_size: of a global batch, where there are no buckets.
         split: see Location.
+        held_out_share: see Location.
         path: see Location.
+        images: see Location.
         mixture: ((source, path, weight), ...) in place of one source.
         num_classes: see Location.
         captions: see Location.
@@ -44,7 +50,9 @@ class Inputs:
     channels: int
     batch_size: int
     split: str = "train"
+    held_out_share: float = 0.0
     path: str = ""
+    images: str = ""
     mixture: tuple[tuple[str, str, float], ...] = ()
     num_classes: int = 0
     captions: bool = True
@@ -109,13 +117,15 @@ class Inputs:
             channels=data.channels if factor == 1 else 3,
             batch_size=data.batch_size,
             split=data.split,
+            held_out_share=data.held_out_share,
             path=data.path,
+            images=data.images,
             mixture=cast(tuple[tuple[str, str, float], ...], tuple(map(tuple, data.mixture))),
             num_classes=num_classes,
             captions=captions,
             bucketing=bucketing,
             augmentation=augmentation,
-            directory=loader.directory or DIRECTORY,
+            directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
             max_bad_share=loader.max_bad_share,
             factor=factor,
         )
@@ -129,29 +139,22 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         split: in place of that of the settings.
 
     Raises:
+        UnknownSplit: the source has no such part.
         ValueError: there is no such source, or its examples do not fit the settings.
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    source = _open(settings, split or settings.split)
+    source = _open(settings, settings.split if split is None else split)
     height, width, channels = source.image_shape
     key = settings.section
     if channels != settings.channels:
         raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")
     if settings.bucketing is None:
-        if height is None or width is None:
-            raise ValueError(
-                f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} "
-                "differ in "
-                "size"
-            )
-        if (height, width) != settings.shape:
-            name, value, right = next(
-                (name, value, right)
-                for name, value, right in zip(("height", "width"), settings.shape, (height, width), strict=True)
-                if value != right
-            )
-            raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
-        return source, one_bucket(source, settings.batch_size)
+        shape = (height, width) if height and width else _common_size(source, settings)
+        for name, wanted, found in zip(("height", "width"), settings.shape, shape, strict=True):
+            if wanted != found:
+                value, right = wanted // settings.factor, f"{found / settings.factor:g}"
+                raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
+        return source, one_bucket(source, settings.batch_size, shape)
     sizes = read_sizes(source, settings.directory)
     check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
     fitting = dataclasses.replace(settings.bucketing.fitting, resize=not source.latents)
@@ -159,22 +162,42 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
     return source, make_plan(source, sizes, how, settings.directory)
 
 
+def _common_size(source: Source, settings: Inputs) -> Shape:
+    """The (height, width) that all examples of a source have which does not say so itself, by their headers.
+
+    Raises:
+        ValueError: they differ, or none can be used.
+        TooManyBadRecords: more headers than max_bad_share show bad records.
+    """
+    sizes = read_sizes(source, settings.directory)
+    check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
+    usable = np.asarray(sizes.height) > 0
+    ranges = [
+        (int(side[usable].min()), int(side[usable].max())) for side in (sizes.height, sizes.width) if usable.any()
+    ]
+    if not ranges:
+        raise ValueError(f"{settings.section}.source is {source.name}; it must have an example that can be used")
+    (height, highest), (width, widest) = ranges
+    if (height, width) != (highest, widest):
+        raise ValueError(
+            f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} differ "
+            f"in size: from {height} to {highest} high, from {width} to {widest} wide"
+        )
+    return height, width
+
+
 def _open(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,
         "num_classes": settings.num_classes,
+        "images": settings.images,
+        "held_out_share": settings.held_out_share,
         "captions": settings.captions,
         "split_key": "data.split" if split == settings.split else "evaluation.held_out",
     }
     directory = settings.directory
     if not settings.mixture:
         return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
-    for part in settings.mixture:
-        if len(part) != 3:
-            raise ValueError(
-                f"data.mixture is {settings.mixture!r}; each of them must be (source, path, weight), and {part!r} is "
-                "not"
-            )
     sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
     return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

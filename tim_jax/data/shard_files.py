@@ -23,11 +23,11 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from array_record.python import array_record_module
-from tqdm import tqdm
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import header_size
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"
@@ -55,7 +55,7 @@ def pack(example: dict[str, Any]) -> bytes:
     if "captions" in example:
         arrays["captions"] = np.frombuffer(json.dumps(list(example["captions"])).encode(), np.uint8)
     if "label" in example:
-        arrays["label"] = np.array([example["label"]], np.int64)
+        arrays["label"] = np.array([example["label"]])  # of its own type: what is not whole is told when it is read
     if "texts" in example:
         arrays["text"] = np.concatenate(example["texts"]).astype(ml_dtypes.bfloat16)
         arrays["lengths"] = np.array([len(text) for text in example["texts"]], np.int32)
@@ -269,7 +269,7 @@ def check_sizes(folder: Path) -> dict[str, Any]:
 def verify(folder: Path) -> dict[str, Any]:
     """Reads `about.json` and checks every byte of all files. Raises ValueError if one has another checksum."""
     about = check_sizes(folder)
-    entries = tqdm(_listed_files(about), desc=f"checksums of {folder.name}", unit=" files")
+    entries = Bar(_listed_files(about), desc=f"checksums of {folder.name}", unit=" files")
     wrong = [entry["name"] for entry in entries if describe_file(folder / entry["name"])["sha256"] != entry["sha256"]]
     if wrong:
         raise ValueError(

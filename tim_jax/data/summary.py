@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from tim_jax import data
 
 HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
+NAMED = 24  # labels that are listed with their names
 SHEET = 1024  # pixels of a contact sheet's longer side, approximately
 
 
@@ -41,13 +42,24 @@ def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
 
 
 def summary(source: data.Source, plan: data.BucketPlan) -> str:
-    """A plan in one line, and a second one for images that are not used, if there are any."""
+    """A plan in one line, and further ones for images that are not used, what is left out, and the names of labels."""
     images, total = plan.images(), len(source)
     cropped = sum(sum(bucket.images) * bucket.cropped for bucket in plan.buckets) / max(images, 1)
     text = f"{source.name}: {images:,} of {total:,} images in {_shapes(plan)}, {100 * cropped:.1f}% cropped"
     if plan.not_used:
         text += "\nnot used: " + ", ".join(f"{why} {count:,}" for why, count in plan.not_used.items())
+    if source.left_out:
+        text += "\nleft out: " + ", ".join(f"{what} {count:,}" for what, count in source.left_out.items())
+    if any(name != str(label) for label, name in enumerate(source.class_names)):
+        text += "\nlabels: " + labels(source.class_names)
     return text
+
+
+def labels(names: tuple[str, ...]) -> str:
+    """Labels with their names, the first of many."""
+    more = len(names) - NAMED
+    listed = ", ".join(f"{label} {name}" for label, name in enumerate(names[:NAMED]))
+    return listed + (f" and {more:,} more, the last {names[-1]}" if more > 0 else "")
 
 
 def _shapes(plan: data.BucketPlan) -> str:

@@ -68,6 +68,14 @@ def writing(folder: epath.Path, **columns: Any) -> Iterator[Writer]:
             unfinished.rmtree()
 
 
+def discard(folder: epath.Path) -> None:
+    """Deletes a table that no longer holds; who has it open goes on reading it."""
+    gone = folder.parent / f"{folder.name}.gone-{uuid.uuid4().hex[:8]}"
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        folder.rename(gone)
+        gone.rmtree()
+
+
 class Table:
     """An open table: its columns, by name, are read-only arrays, memory-mapped where files are local."""
 
@@ -94,14 +102,17 @@ def exists(folder: epath.Path) -> bool:
 
 
 def text_at(table: Table, name: str, i: int) -> str:
-    """The i-th text of a pair of columns: `name`, the UTF-8 bytes of all texts, and `name`_end, where each ends."""
+    """The i-th text of a pair of columns: `name`, the UTF-8 bytes of all texts, and `name`_end, where each ends.
+
+    Names of files that are not UTF-8 come back as Python has them, with surrogates.
+    """
     ends = table[f"{name}_end"]
     start = int(ends[i - 1]) if i else 0
-    return table[name][start : int(ends[i])].tobytes().decode()
+    return table[name][start : int(ends[i])].tobytes().decode(errors="surrogateescape")
 
 
 def append_text(writer: Writer, name: str, text: str) -> None:
     """Adds a text to a pair of columns as `text_at` reads it."""
-    encoded = np.frombuffer(text.encode(), np.uint8)
+    encoded = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
     writer.append(**{name: encoded})
     writer.append(**{f"{name}_end": writer.length(name)})

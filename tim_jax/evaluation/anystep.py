@@ -10,6 +10,11 @@ from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
 from tim_jax.system import files
 
+LABELS = {
+    "data": ", labels as often as in the data",
+    "balanced": ", every label alike",
+    "captions": ", captions of the data",
+}
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 
 
@@ -124,7 +129,8 @@ def to_markdown(table):
     seeds = len(table["seeds"])
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     step = f", training step {table['step']}" if "step" in table else ""
-    note = f"{table['samples']} samples per step count, {over}{step}. NFE: network evaluations per image."
+    note = f"{table['samples']} samples per step count{LABELS.get(table.get('labels'), '')}, {over}{step}. "
+    note += "NFE: network evaluations per image."
     floor = (
         "Floor: two halves of the training part; under held out, training part against held-out part. Halves hold half "
         "as many images, which nearly doubles the bias of their Fréchet distance: good samples can lie below it."

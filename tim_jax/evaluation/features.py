@@ -22,7 +22,7 @@ class Features:
     Attributes:
         name: its name in FEATURES.
         outputs: names of the vectors that it makes of an image.
-        preprocessing: what is done to images before, for fingerprints.
+        preprocessing: what is done to images before, here or by who gives them, for fingerprints.
         identity: of the network and its weights, for fingerprints.
         variables: the weights, passed to `apply`.
         apply: maps (variables, images (n, h, w, C) float32) to {output: (n, d) float32} for every name in outputs.
@@ -38,7 +38,7 @@ class Features:
 
 def pixels(weights: str = "") -> Features:
     """Returns the pixels themselves as features, for small images; there are no weights."""
-    return Features("pixels", ("features",), "none", "pixels", {}, _flat)
+    return Features("pixels", ("features",), "8 bits", "pixels", {}, _flat)
 
 
 def _flat(_, images):

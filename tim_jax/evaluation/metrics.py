@@ -41,7 +41,7 @@ class Metric(NamedTuple):
 
     def of(self, features: np.ndarray) -> Any:
         """Summarises and prepares the features (n, d) of a whole set."""
-        return self.prepare(summaries.KINDS[self.kind].of(features, np.arange(len(features))))
+        return self.prepare(summaries.KINDS[self.kind].of(features, summaries.shuffled_places(len(features))))
 
     def __call__(self, samples: np.ndarray, reference: np.ndarray) -> float:
         """Returns the figure of the features (n, d) of samples against the features (m, d) of a reference."""

@@ -27,8 +27,23 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images, np.float32)
     if images.ndim < 3 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images of shape {images.shape}: a picture needs 1 or 3 channels; decode latents first")
-    images = np.rint(np.clip(np.nan_to_num(images, nan=0.0), -1, 1) * 127.5 + 127.5).astype(np.uint8)
-    return np.broadcast_to(images, (*images.shape[:-1], 3))
+    return np.broadcast_to(_levels(images), (*images.shape[:-1], 3))
+
+
+def as_written(images: np.ndarray) -> np.ndarray:
+    """The images that a file of 8 bits holds of some: what is looked at, and so what is measured.
+
+    Args:
+        images: (..., h, w, C) in about [-1, 1].
+
+    Returns:
+        float32 of that shape, of the values x / 127.5 - 1 for whole x from 0 to 255, as images of data sets have them.
+    """
+    return np.divide(_levels(images), np.float32(127.5), dtype=np.float32) - np.float32(1)
+
+
+def _levels(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(np.nan_to_num(images, nan=0.0), -1, 1) * 127.5 + 127.5).astype(np.uint8)
 
 
 def grid(images, columns, path=None, scale=None, row_labels=None):
@@ -161,7 +176,8 @@ def nearest_images(samples, batches):
 def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None):
     """Draws pairs sample | nearest training image, with their distance over all pixels below each pair.
 
-    A sampler that has learnt its data by heart shows equal pairs and distances near zero.
+    A sampler that has learnt its data by heart shows equal pairs and distances near zero. Distances are those of the
+    samples as they are drawn, in 8 bits.
 
     Args:
         samples: (n, h, w, C) in [-1, 1].
@@ -174,7 +190,7 @@ def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=N
     Returns:
         A PIL image.
     """
-    samples = np.asarray(samples)[:count]
+    samples = as_written(np.asarray(samples)[:count])
     found, distances = nearest_images(samples, batches)
     left, right = _enlarge(samples, scale), _enlarge(found, scale)
     n, h, w, _ = left.shape

@@ -8,18 +8,22 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from tim_jax.evaluation.summaries import KINDS, Need, Summary
 from tim_jax.system import files
 
 FINGERPRINT = "fingerprint"
-STORED = {"raw": "rows"}  # kinds of summaries that have another name in files, which are older than theirs here
+# Kinds of summaries that have another name in files: raw features had it before, and splits of images in the order of
+# their data set are no more what is compared.
+STORED = {"raw": "rows", "splits": "shuffled_splits"}
 KIND_OF = {STORED.get(kind, kind): kind for kind in KINDS}
 
 
@@ -68,6 +72,14 @@ def write(path: Any, reference: Reference) -> None:
     files.replace(path, data.getvalue())
 
 
+def keep(path: Any, reference: Reference) -> None:
+    """Writes a reference as `write` does, where that is possible: figures do not depend on it."""
+    try:
+        write(path, reference)
+    except OSError as error:
+        logging.warning("the reference is not kept, and will be computed again: %s", error)
+
+
 def read(path: Any) -> Reference:
     """Reads a reference that `write` wrote. Raises ValueError, in one line, for another file or a damaged one."""
     path = epath.Path(path)
@@ -77,12 +89,22 @@ def read(path: Any) -> Reference:
             arrays = {name: stored[name] for name in stored.files if name != FINGERPRINT}
         summary = {}
         for output, name in {tuple(name.split("/")[:2]) for name in arrays}:
+            if name == "splits":
+                continue
             value = KINDS[KIND_OF[name]].value
             fields = (arrays[f"{output}/{name}/{field}"] for field in value._fields)
             summary[output, KIND_OF[name]] = value(*(array if array.ndim else array.item() for array in fields))
-        return Reference(fingerprint, summary)
+        return Reference(_by_todays_words(fingerprint), summary)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a reference, or damaged ({type(error).__name__}: {error})") from None
+
+
+def _by_todays_words(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint. Images of data sets have always had 8 bits; version 0.1 did not say so of pixels."""
+    channels = str(fingerprint.get("size")).split("x")[-1]
+    if fingerprint.get("features") != "pixels" or channels not in ("1", "3"):
+        return fingerprint
+    return fingerprint | {"preprocessing": re.sub("none$", "8 bits", str(fingerprint.get("preprocessing")))}
 
 
 def cached(path: epath.Path, fingerprint: Mapping[str, Any], needs: Iterable[Need]) -> Reference | None:

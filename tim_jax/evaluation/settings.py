@@ -5,12 +5,15 @@ from collections.abc import Collection
 
 from tim_jax.evaluation import FEATURES, METRICS
 
+AUTO = "auto"
+LABELS = ("data", "balanced")
 MIN_IMAGES = 4  # precision and recall look at a third neighbour
 UNUSED = {
     ("evaluation.path",): (
         "evaluation.source is '' or embedded",
         lambda c: c.evaluation.source in ("", "digits", "photos"),
     ),
+    ("evaluation.labels",): ("model.condition is text", lambda c: c.model.condition == "text"),
 }
 
 
@@ -31,6 +34,8 @@ class PeriodicEvaluation:
             raise ValueError(
                 f"evaluation.periodic.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}"
             )
+        if not self.steps:
+            raise ValueError("evaluation.periodic.steps is (); it must name at least one step count")
         if any(steps < 1 for steps in self.steps):
             raise ValueError(f"evaluation.periodic.steps is {self.steps}; each of them must be at least 1")
         if not set(self.emas) <= {"online", *emas}:
@@ -43,8 +48,9 @@ class PeriodicEvaluation:
 class EvaluationSettings:
     """How samples are measured, by `python -m tim_jax.evaluate` and while training."""
 
-    held_out: str = "held_out"  # the split that is held out; "": none
+    held_out: str = "auto"  # the part that is held out; "": none; "auto": held_out, validation, test, … if there is one
     num_samples: int = 0  # per step count and seed; 0: as many as the training part has images
+    labels: str = "data"  # of samples: "data", as often as in the training part; "balanced", each class in it alike
     batch_size: int = 512
     features: str = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     inception: str = ""  # file of the weights of "inception"; "": below loader.directory
@@ -72,6 +78,8 @@ class EvaluationSettings:
             )
         if not set(self.metrics) <= set(METRICS):
             raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {', '.join(METRICS)}")
+        if self.labels not in LABELS:
+            raise ValueError(f"evaluation.labels is {self.labels!r}; it must be one of {', '.join(LABELS)}")
         for name, minimum in (("batch_size", 1), ("max_images", MIN_IMAGES)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {minimum}")

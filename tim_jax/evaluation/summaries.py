@@ -13,7 +13,7 @@ import scipy.special
 
 from tim_jax.evaluation import statistics
 
-SPLIT = 5000  # consecutive images over which one Inception score is taken, as published
+SPLIT = 5000  # images over which one Inception score is taken, as published
 
 
 class SummaryKind(NamedTuple):
@@ -21,7 +21,7 @@ class SummaryKind(NamedTuple):
 
     Attributes:
         value: the NamedTuple of arrays that holds the summary.
-        of: maps features (n, d) and the numbers (n,) that their images have in the set to a value.
+        of: maps features (n, d) and the places (n,) that their images have in the shuffled set to a value.
         merge: maps the values of two disjoint sets to that of their union.
     """
 
@@ -50,18 +50,18 @@ class Splits(NamedTuple):
     negentropies: np.ndarray
 
 
-def splits_of(logits: np.ndarray, indices: np.ndarray) -> Splits:
+def splits_of(logits: np.ndarray, places: np.ndarray) -> Splits:
     """Summarises class probabilities split by split.
 
     Args:
         logits: (n, K), of which the softmax gives probabilities.
-        indices: (n,) numbers of the images; image i belongs to split i // SPLIT.
+        places: (n,) of the images in the shuffled set; that at place i belongs to split i // SPLIT.
 
     Returns:
         The Splits, of which those before the first image are empty.
     """
     logs = scipy.special.log_softmax(statistics.finite(logits), axis=1)
-    probabilities, split = np.exp(logs), np.asarray(indices) // SPLIT
+    probabilities, split = np.exp(logs), np.asarray(places) // SPLIT
     value = Splits(*(np.zeros((split.max() + 1, *more)) for more in ((), (logs.shape[1],), ())))
     np.add.at(value.counts, split, 1)
     np.add.at(value.sums, split, probabilities)
@@ -93,25 +93,34 @@ Need = tuple[str, str]  # (output, kind)
 Summary = dict[Need, Any]
 
 
-def summarise(
-    outputs: dict[str, np.ndarray], indices: np.ndarray, needs: Iterable[Need], chosen: np.ndarray
-) -> Summary:
+def shuffled_places(count: int) -> np.ndarray:
+    """The places (count,) of the images of a set in a shuffle that is always the same.
+
+    Data sets are often stored class by class. Whatever looks at some images of a set, or at a part of it after another,
+    takes them by these places.
+    """
+    places = np.empty(count, np.int64)
+    places[np.random.default_rng(0).permutation(count)] = np.arange(count)
+    return places
+
+
+def summarise(outputs: dict[str, np.ndarray], places: np.ndarray, needs: Iterable[Need], max_images: int) -> Summary:
     """Summarises a batch of images.
 
     Args:
         outputs: {name: (n, d)} features of the images.
-        indices: (n,) numbers of the images in their set.
+        places: (n,) of the images in their shuffled set (see `shuffled_places`).
         needs: the (output, kind) pairs that the summary is to have.
-        chosen: (N,) bool over the whole set: the images whose raw features are stored (see `choose_images`).
+        max_images: how many images of the set have their raw features stored, those at the first places.
 
     Returns:
-        The summary. It lacks the kind "raw" where none of the images is chosen.
+        The summary. It lacks the kind "raw" where none of the images has its features stored.
     """
-    summary, some = {}, chosen[indices]
+    summary = {}
     for output, kind in needs:
-        of = some if kind == "raw" else np.ones(len(indices), bool)
+        of = places < max_images if kind == "raw" else np.ones(len(places), bool)
         if of.any():
-            summary[output, kind] = KINDS[kind].of(outputs[output][of], indices[of])
+            summary[output, kind] = KINDS[kind].of(outputs[output][of], places[of])
     return summary
 
 
@@ -119,18 +128,3 @@ def merge(a: Summary, b: Summary) -> Summary:
     """Returns the summary of the union of two disjoint sets; {} is the summary of no images."""
     both = {need: KINDS[need[1]].merge(a[need], b[need]) for need in a.keys() & b.keys()}
     return {**a, **b, **both}
-
-
-def choose_images(count: int, max_images: int) -> np.ndarray:
-    """Chooses the images of a set whose raw features are stored, at random and always the same.
-
-    Args:
-        count: images in the set.
-        max_images: how many of them are chosen at most.
-
-    Returns:
-        (count,) bool.
-    """
-    chosen = np.zeros(count, bool)
-    chosen[np.random.default_rng(0).permutation(count)[:max_images]] = True
-    return chosen

@@ -28,22 +28,24 @@ def needs_of(metrics: Mapping[str, Metric], reference: bool = False) -> tuple[su
 
 
 def gather(
-    batches: Iterable[tuple[dict, np.ndarray]], needs: Iterable[summaries.Need], chosen: np.ndarray
+    batches: Iterable[tuple[dict, np.ndarray]], needs: Iterable[summaries.Need], count: int, max_images: int
 ) -> summaries.Summary:
     """Summarises a set of images whose features come in batches.
 
     Args:
         batches: pairs of {output: (n, d)} and the numbers (n,) of the images.
         needs: the (output, kind) pairs that the summary is to have.
-        chosen: (N,) bool, see `summaries.choose_images`.
+        count: images in the set.
+        max_images: the most images of which raw features are stored.
 
     Raises:
         ValueError: if there are no images, or features that are not finite.
     """
     summary: summaries.Summary = {}
+    places = summaries.shuffled_places(count)
     for outputs, indices in batches:
         if len(indices):
-            summary = summaries.merge(summary, summaries.summarise(outputs, indices, needs, chosen))
+            summary = summaries.merge(summary, summaries.summarise(outputs, places[indices], needs, max_images))
     if not summary:
         raise ValueError("there are no images")
     return summary
@@ -77,7 +79,7 @@ class Yardstick:
         Raises:
             ValueError: if there are no samples, or features that are not finite.
         """
-        summary = gather(batches, needs_of(self.metrics), summaries.choose_images(count, self.max_images))
+        summary = gather(batches, needs_of(self.metrics), count, self.max_images)
         return self._compare(_prepared(self.metrics, summary), self._prepared_references)
 
     def floor(self, seeds: Iterable[int]) -> dict[str, float]:

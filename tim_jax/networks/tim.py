@@ -58,7 +58,9 @@ class TiM(nn.Module):
     interval_aware: bool = True  # interval-aware attention: the interval's embedding enters q, k and v
     qk_norm: bool = True  # layer norm of queries and keys
     rope_order: str = "row_major"  # "official": the published order, for published weights only
-    use_text_mask: bool = True  # False: attend to padding, for published weights only
+    # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
+    # published weights only. The masks of conditions say so, wherever these are made.
+    use_text_mask: bool = True
     projector_width: int = 2048  # hidden width of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     attention: str = "auto"
@@ -176,7 +178,7 @@ class TiM(nn.Module):
             else:
                 # The norm before cross-attention has no parameters, so that all blocks share one.
                 text = standardise(caption_embedder(q.condition["text"]), 1e-6).astype(self.dtype)
-                mask = q.condition["mask"] if self.use_text_mask else None
+                mask = q.condition["mask"]
             c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
             h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
             tables = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
@@ -294,7 +296,7 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
             raise ValueError(f"x_t has shape {shape}; it must be (B, h, w, {C}), h and w multiples of patch_size {p}")
         if q.t.shape != shape[:1] or q.r.shape != shape[:1]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}; both must be {shape[:1]}, as x_t has it")
-        needed = {"label"} if net.condition == "class" else {"text", "mask"} if net.use_text_mask else {"text"}
+        needed = {"label"} if net.condition == "class" else {"text", "mask"}
         needed |= {"guidance"} if net.guidance_input else set()
         found = set(q.condition or ())
         if not needed <= found:

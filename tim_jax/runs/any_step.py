@@ -14,11 +14,12 @@ from tim_jax.config.run import Run
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import workdir
-from tim_jax.runs.generation import Generator, load_weights
-from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, sample_conditions
+from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
+from tim_jax.runs.generation import Conditions, Generator, load_weights
+from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache
+from tim_jax.system import compilation_cache, paths
 from tim_jax.transitions.sampling.sampler import evaluations
 
 SHOWN = 20  # samples of a step count in pictures
@@ -29,9 +30,9 @@ def any_step_table(
     measurement: Measurement,
     generator: Generator,
     weights: Any,
+    conditions: Conditions,
     nfe: Mapping[int, int],
     seeds: Sequence[int],
-    count: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
     """Measures samples at several step counts.
@@ -40,9 +41,9 @@ def any_step_table(
         measurement: what samples are measured by.
         generator: see `measurement_generator`.
         weights: parameters of the network.
+        conditions: labels or prompts of the samples of each step count and seed, see `sample_conditions`.
         nfe: {steps: network evaluations per image}.
         seeds: of the noise.
-        count: samples per step count and seed.
         progress: called as progress(done, total, line) after every set of samples.
 
     Returns:
@@ -51,8 +52,7 @@ def any_step_table(
     Raises:
         ValueError: for samples that are not finite.
     """
-    yardstick, max_steps = measurement.yardstick, max(nfe)
-    conditions = sample_conditions(measurement.run, count)
+    yardstick, max_steps, count = measurement.yardstick, max(nfe), len(conditions)
     for steps in {min(64, max_steps), max_steps}:  # compilation is not the sampler's time
         generator(weights, conditions[: generator.batch_size], steps=steps, seed=seeds[0])
     shown: dict[int, np.ndarray] = {}
@@ -72,7 +72,9 @@ def any_step_table(
         return measurement.figures(timed(), count), seconds
 
     floor, reference = yardstick.floor(seeds), measurement.fingerprint
-    return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference), shown
+    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference)
+    by_class = measurement.run.config.model.condition == "class"
+    return table | {"labels": measurement.run.evaluation.labels if by_class else "captions"}, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class AnyStepSettings:
         count: samples per step count and seed; None for `evaluation.num_samples`.
         nearest: samples shown beside their nearest training image.
         export: the npz file that samples are written to in place of a table; None for a table.
+        out: the folder that table and pictures are written to; None for the workdir.
     """
 
     workdir: str
@@ -94,9 +97,17 @@ class AnyStepSettings:
     count: int | None = None
     nearest: int = 24
     export: str | None = None
+    out: str | None = None
+
+    @property
+    def folder(self) -> epath.Path:
+        """The folder that table and pictures are written to."""
+        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir")
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
+        if self.export and self.out:
+            raise ValueError(f"--out is {self.out!r}; it must be left out with --export, which names the file")
         if self.seeds < 1:
             raise ValueError(f"--seeds is {self.seeds}; it must be at least 1")
         if self.nearest < 0:
@@ -128,7 +139,7 @@ class AnyStepJob:
         weights: parameters of the network.
         step: of training.
         nfe: {steps: network evaluations per image}.
-        count: samples per step count and seed.
+        conditions: labels or prompts of the samples of each step count and seed.
         measurement: what samples are measured by; None where they are exported.
     """
 
@@ -137,14 +148,19 @@ class AnyStepJob:
     weights: Any
     step: int
     nfe: dict[int, int]
-    count: int
+    conditions: Conditions
     measurement: Measurement | None
+
+    @property
+    def count(self) -> int:
+        """Samples per step count and seed."""
+        return len(self.conditions)
 
     def export(self) -> None:
         """Writes samples of seed 0 and their labels as a published batch, and prints progress and where it is."""
         generator, run = self.generator, self.generator.run
-        (steps,), path = self.settings.steps, epath.Path(str(self.settings.export))
-        conditions = sample_conditions(run, self.count)
+        (steps,), path = self.settings.steps, paths.given(str(self.settings.export), "--export")
+        conditions = self.conditions
         began, progress, done = time.perf_counter(), Progress(self.count), 0
 
         def levels() -> Iterator[np.ndarray]:
@@ -158,17 +174,17 @@ class AnyStepJob:
             for _ in levels():
                 pass
             return
-        labels = np.zeros(self.count, np.int32) if isinstance(conditions, list) else conditions
+        labels = np.zeros(self.count, np.int32) if isinstance(conditions, list) else np.asarray(conditions)
         published.write_images(path, levels(), (self.count, *picture_shape(run)[:2], 3), labels)
         print(f"{self.count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
 
     def table(self) -> None:
-        """Measures samples at every step count, writes table and pictures into the workdir, and prints them.
+        """Measures samples at every step count, writes table and pictures, and prints them.
 
         Raises:
             ValueError: for samples that are not finite.
         """
-        measurement, settings, folder = self.measurement, self.settings, epath.Path(self.settings.workdir)
+        measurement, settings, folder = self.measurement, self.settings, self.settings.folder
         assert measurement is not None, "an evaluation that measures"
         run, generator, steps = measurement.run, self.generator, sorted(self.nfe)
         work = np.cumsum([self.nfe[s] + METRICS_COST for s in steps for _ in range(settings.seeds)])
@@ -178,15 +194,16 @@ class AnyStepJob:
             time_left(work[done - 1], f"{done}/{total}: {line}")
 
         seeds = list(range(settings.seeds))
-        table, shown = any_step_table(measurement, generator, self.weights, self.nfe, seeds, self.count, progress)
+        table, shown = any_step_table(measurement, generator, self.weights, self.conditions, self.nfe, seeds, progress)
         table |= {"step": self.step}
         written = ["any_step.json", "any_step.md", "any_step.png"]
         near, images = min(settings.nearest, self.count), None
         if run.shows_images and measurement.neighbours and near:
-            images = generator.decode(generator(self.weights, sample_conditions(run, near), steps=max(steps)))
+            images = generator.decode(generator(self.weights, self.conditions[:near], steps=max(steps)))
         if jax.process_index() > 0:
             return
-        anystep.write(table, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        anystep.write(table, folder, epath.Path(settings.workdir).name)
         if run.shows_images:
             pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
             written.append("any_step_samples.png")
@@ -212,8 +229,12 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     settings.check()
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
-    folder = epath.Path(settings.workdir)
+    folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
+    if settings.export:
+        paths.check_file(paths.given(settings.export, "--export"), "--export")
+    else:
+        paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None
     if settings.export:
@@ -222,12 +243,15 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     else:
         measurement = open_measurement(run)
         count = measurement.sample_count()
+    labels = data_labels(run, folder) if run.config.model.condition == "class" else None
+    if labels is not None:
+        warn_of_untrained(labels)
     weights, step = load_weights(run, folder)
     run = with_found_grid(run, folder, step)
     nfe = {steps: evaluations(run.transport, steps, run.sampling) for steps in settings.steps}
     generator = measurement_generator(run, count)
     generator.load()
-    return AnyStepJob(settings, generator, weights, step, nfe, count, measurement)
+    return AnyStepJob(settings, generator, weights, step, nfe, sample_conditions(run, count, labels), measurement)
 
 
 class Progress:

@@ -1,6 +1,5 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -10,10 +9,10 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.training import checkpoints, sharding, warm_start
+from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
@@ -62,7 +61,8 @@ class Generator:
     What it draws are examples (h, w, C), images or latents, which `decode` turns into images. One program is compiled
     for each size, whatever the number of steps, up to `sampler.PADDED` network evaluations, and others for more.
 
-    Conditions are labels, or prompts where the run has a text encoder to read them by.
+    Conditions are labels, or prompts where the run has a text encoder to read them by. With `model.use_text_mask` False
+    an image does depend on its batch: on how long the longest of its prompts is, as published.
 
     Args:
         run: whose network, transport and sampling are used, on its mesh.
@@ -241,6 +241,9 @@ class Generator:
         if x is None:
             x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
         null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
+        if self.texts and not run.network.use_text_mask:
+            mask = {"mask": up_to_longest(condition["mask"])}
+            condition, null = condition | mask, null | mask
         guidance = run.sampling.guidance
         if run.sampling.guidance_input:
             ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max
@@ -274,17 +277,6 @@ def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -
 def repeated(values: np.ndarray, count: int) -> np.ndarray:
     """(count, …) of the values (n, …), taken in turn and over again where they are fewer."""
     return values[np.arange(count) % len(values)]
-
-
-def source_prompts(source: data.Source, count: int) -> list[str]:
-    """The first captions (count,) of a source's first examples, over again where there are too few."""
-    found = []
-    for i in range(min(len(source), 2 * count) if source.captions else 0):
-        with contextlib.suppress(data.BadRecord):
-            found.append(source[i]["captions"][0])
-        if len(found) == count:
-            break
-    return [(found or ["a picture"])[i % max(len(found), 1)] for i in range(count)]
 
 
 def cycle_labels(num_classes: int, count: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a run reads: its source, its bucket plan, and the batches that lie on the devices before they are needed."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -7,13 +8,16 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax import data
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.run import Run
 from tim_jax.data.settings import open_data
+from tim_jax.evaluation.settings import AUTO
 from tim_jax.runs.encoders import BatchEncoder
+from tim_jax.runs.workdir import compare_classes
 from tim_jax.system import int64
 from tim_jax.training import sharding
 
@@ -30,7 +34,7 @@ class SourcePipeline:
         run: whose configuration, mesh and seed say what batches are.
         source: of examples.
         plan: which bucket each example is in, and the order of batches.
-        encoder: of examples that are encoded as they are read; None where they are not.
+        encoder: of examples, or of the images beside them, that are encoded as they are read; None where none are.
         account: of bad records; None before training.
     """
 
@@ -92,7 +96,7 @@ class SourcePipeline:
         about, batch = self.plan.buckets[bucket], self.dataset[0]
         name = self.source.name
         spec = batch_spec(self.run.config, len(batch["index"]), about.shape)
-        if self.run.config.data.encode:
+        if self.run.data.encode or self.run.data.images:
             spec = images_spec(self.run, len(batch["index"]), about.shape)
         for key, (shape, dtype) in spec.items():
             if key not in batch:
@@ -110,7 +114,7 @@ def images_spec(run: Run, count: int, shape: tuple[int, int]) -> dict[str, tuple
     Args:
         run: whose examples they are.
         count: examples of the batch.
-        shape: (H, W) of their images.
+        shape: (H, W) of their images, or of latents that images lie beside.
     """
     by_class = run.config.model.condition == "class"
     spec: dict[str, tuple[tuple[int, ...], type]] = {"x": ((count, *shape, run.inputs.channels), np.float32)}
@@ -118,6 +122,9 @@ def images_spec(run: Run, count: int, shape: tuple[int, int]) -> dict[str, tuple
         spec["label"] = ((count,), np.int32)
     else:
         spec["caption"] = ((count,), np.str_)
+    if run.data.images:
+        height, width = (side // run.inputs.augmentation.side * data.PIXELS_PER_TOKEN for side in shape)
+        spec["original"] = ((count, height, width, 3), np.float32)
     return spec
 
 
@@ -133,7 +140,8 @@ def open_pipeline(run: Run) -> SourcePipeline:
     """The data of a run. Raises ValueError if it is not there, or not what the configuration says of it."""
     pipeline = SourcePipeline(run, *open_source_and_plan(run))
     pipeline.check()
-    return dataclasses.replace(pipeline, encoder=BatchEncoder(run)) if run.config.data.encode else pipeline
+    encodes = run.data.encode or run.data.images
+    return dataclasses.replace(pipeline, encoder=BatchEncoder(run)) if encodes else pipeline
 
 
 def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
@@ -141,14 +149,24 @@ def open_source_and_plan(run: Run) -> tuple[data.Source, data.BucketPlan]:
 
     Raises ValueError if the source is not there, or not what the configuration says.
     """
-    source, plan = _one_after_another(lambda: open_data(run.inputs))
+    source, plan = one_after_another(lambda: open_data(run.inputs))
     if run.config.data.encode and source.latents:
         raise ValueError(f"data.encode is True; it must be False, as the examples of {source.name} are latents already")
+    if run.data.source == "latents" and run.data.features_width and not run.data.images and not run.data.mixture:
+        raise ValueError(
+            "data.images is ''; it must be the folder of the images that these latents were made of, as "
+            f"data.features_width is {run.data.features_width} and latents have no features"
+        )
     if run.inputs.augmentation.flip and source.paired_noise:
         raise ValueError(
             f"data.flip is {run.inputs.augmentation.flip}; it must be 0, as the examples of {source.name} are pairs"
         )
     classes = run.inputs.num_classes
+    if classes and isinstance(source, data.Mixture) and (differing := source.differing_label()) is not None:
+        raise ValueError(
+            f"data.mixture is {run.data.mixture}; they must have the same classes, and label {differing} is called "
+            f"differently: {source.names_of(differing)}"
+        )
     if classes and not source.num_classes:
         raise ValueError(f"model.condition is 'class'; it must be 'text', as {source.name} has no labels")
     if classes and source.num_classes > classes:
@@ -176,13 +194,13 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
     Raises:
         ValueError: if there is no such split, or its examples are samples of a model.
     """
-    settings, evaluation = run.inputs, run.evaluation
+    settings, evaluation = dataclasses.replace(run.inputs, images=""), run.evaluation
     if evaluation.source:
         settings = dataclasses.replace(
             settings, source=evaluation.source, path=evaluation.path, mixture=(), section="evaluation"
         )
     if settings.bucketing is None:
-        source, _ = _one_after_another(lambda: open_data(settings, split))
+        source, _ = one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
                 f"evaluation.source is {evaluation.source!r}; it must be a source of real images to compare with, and "
@@ -200,8 +218,23 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         fitting=fitting,
     )
     settings = dataclasses.replace(settings, bucketing=bucketing)
-    source, plan = _one_after_another(lambda: open_data(settings, split))
+    source, plan = one_after_another(lambda: open_data(settings, split))
     return source, lambda image: data.resize_and_crop(image, shape, plan.fitting)
+
+
+def open_held_out(run: Run) -> tuple[str, data.Source, Callable[[np.ndarray], np.ndarray]] | None:
+    """The part of the data that `evaluation.held_out` means: its name, and what `one_shape` returns; None for none.
+
+    Raises ValueError if there is no part of that name.
+    """
+    named = run.evaluation.held_out
+    if named != AUTO:
+        return (named, *one_shape(run, named)) if named else None
+    for split in data.NOT_TRAINED_ON:
+        if split != run.data.split:
+            with contextlib.suppress(data.UnknownSplit):
+                return split, *one_shape(run, split)
+    return None
 
 
 def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +242,24 @@ def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
     return data.load_arrays(*one_shape(run, split))
 
 
-def _one_after_another(work: Callable[[], T]) -> T:
+def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+    """All images (n, h, w, C) that are held out, as `one_shape` brings them, and their labels. For small data.
+
+    Raises ValueError if there are none, or if labels are not what they were in the run's workdir, `folder`.
+    """
+    found = open_held_out(run)
+    if found is None:
+        raise ValueError(
+            f"evaluation.held_out is {run.evaluation.held_out!r}; it must name a part of the data, as none is held out"
+            f" ({run.data.split!r} is what was trained on)"
+        )
+    _, source, fit = found
+    if not run.evaluation.source:
+        compare_classes(folder, run, source.class_names)
+    return data.load_arrays(source, fit)
+
+
+def one_after_another(work: Callable[[], T]) -> T:
     """What work() returns; the first process does it before the others, which then find indices and plans written."""
     if jax.process_count() == 1:
         return work()

@@ -10,18 +10,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
-from tim_jax.evaluation import FEATURES, metrics, published, references, summaries, yardstick
+from tim_jax.evaluation import FEATURES, metrics, pictures, published, references, summaries, yardstick
 from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
+from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.extractor import Extractor
-from tim_jax.runs.generation import Generator, cycle_labels, open_generator, source_prompts
-from tim_jax.runs.input_pipeline import open_source_and_plan
-from tim_jax.runs.reference_data import ImageSet, reference_batch, split_images
+from tim_jax.runs.generation import Generator, open_generator
+from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
+from tim_jax.system.progress import Bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measurement:
         images, size = self.neighbours, self.run.evaluation.batch_size
         if images is None:
             return
-        for first in tqdm(range(0, images.count, size), desc="nearest images", unit="batch", leave=False):
+        for first in Bar(range(0, images.count, size), desc="nearest images", unit="batch", leave=False):
             batch, found = images.read(np.arange(first, min(first + size, images.count)))
             if found.any():
                 yield batch[found]
@@ -82,17 +82,18 @@ class Measurement:
         found = references.cached(path, images.fingerprint, needs)
         if not _all_processes(found is not None):
             stream = self.extractor.real(images, "held-out part" if suffix else "reference")
-            chosen = summaries.choose_images(images.count, self.run.evaluation.max_images)
-            found = Reference(images.fingerprint, yardstick.gather(stream, needs, chosen) | images.given)
-            references.write(path, found)
+            summary = yardstick.gather(stream, needs, images.count, self.run.evaluation.max_images)
+            found = Reference(images.fingerprint, summary | images.given)
+            references.keep(path, found)
         assert found is not None, "read on all processes, or computed"
         return found
 
     def figures(self, batches: Iterator[np.ndarray], count: int) -> dict[str, float]:
-        """Measures samples.
+        """Measures samples as they are written: images clipped and rounded to 8 bits, latents as they are.
 
         Args:
-            batches: images (n, H, W, c) in about [−1, 1], at most `evaluation.batch_size` at a time.
+            batches: images (n, H, W, c) in about [−1, 1], or latents that nothing decodes, at most
+                `evaluation.batch_size` at a time.
             count: how many they are together.
 
         Returns:
@@ -101,7 +102,10 @@ class Measurement:
         Raises:
             ValueError: if some are not finite.
         """
-        return self.yardstick.figures(self.extractor.samples(_finite(batches)), count)
+        batches = _finite(batches)
+        if self.run.shows_images:
+            batches = map(pictures.as_written, batches)
+        return self.yardstick.figures(self.extractor.samples(batches), count)
 
     def sample_count(self) -> int:
         """Samples per step count and seed: `evaluation.num_samples`, or as many as the reference has images.
@@ -141,10 +145,10 @@ def open_measurement(run: Run) -> Measurement:
     stored: Reference | None = None
     neighbours: ImageSet | None = None
     if not settings.reference:
-        image_sets[""] = neighbours = split_images(run, features, run.data.split)
+        image_sets[""] = neighbours = training_images(run, features)
     elif _is_stored(reference := str(epath.Path(settings.reference).expanduser())):
         stored = references.read(reference)
-        neighbours = split_images(run, features, run.data.split)
+        neighbours = training_images(run, features)
         references.check_same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")
         chosen = _measurable(chosen, stored.summary.keys(), run)
     else:
@@ -152,8 +156,8 @@ def open_measurement(run: Run) -> Measurement:
         if not neighbours.count:
             chosen = _measurable(chosen, neighbours.given.keys(), run)
             neighbours = None
-    if settings.held_out:
-        image_sets[HELD_OUT] = split_images(run, features, settings.held_out)
+    if (held_out := held_out_images(run, features)) is not None:
+        image_sets[HELD_OUT] = held_out
     for suffix, images in image_sets.items():
         if images.count and images.count < MIN_IMAGES:
             name = "evaluation.held_out" if suffix else "the training part"
@@ -215,10 +219,3 @@ def measure_while_training(run: Run, measurement: Measurement) -> Callable[[Any]
 def measurement_generator(run: Run, count: int) -> Generator:
     """Draws `count` images to be measured, in batches of `evaluation.batch_size`. Raises ValueError."""
     return open_generator(run, min(count, run.evaluation.batch_size))
-
-
-def sample_conditions(run: Run, count: int) -> np.ndarray | list[str]:
-    """(count,) what samples to be measured are conditioned on: every label in turn, or the captions trained on."""
-    if run.config.model.condition == "class":
-        return cycle_labels(run.config.model.num_classes, count)
-    return source_prompts(open_source_and_plan(run)[0], count)

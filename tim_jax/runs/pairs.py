@@ -20,6 +20,7 @@ from tim_jax.config.keys import identity
 from tim_jax.config.run import Run
 from tim_jax.data.shard_files import EXAMPLE_OVERHEAD, SHARD_OVERHEAD
 from tim_jax.runs import shard_job, workdir
+from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import open_text_encoder
 from tim_jax.runs.encoding.settings import module_identity
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeated
@@ -45,6 +46,7 @@ class Pairs:
         seed: of the noise.
         rows_per_shard: pairs in a shard; the last may have fewer.
         source: of captions; None where pairs have labels.
+        labels: those that take their turns; None where pairs have captions.
         former: see `shard_job.Job`.
     """
 
@@ -56,6 +58,7 @@ class Pairs:
     seed: int
     rows_per_shard: int
     source: data.Source | None = None
+    labels: np.ndarray | None = None
     former: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     doing = "sampling"
@@ -102,7 +105,7 @@ class Pairs:
         """About how many bytes all shards have."""
         pair = EXAMPLE_OVERHEAD + 2 * 4 * math.prod(self.run.image_shape)
         if self.source and self.generator.texts:
-            captions = [caption_of(self.source, i) for i in range(min(self.count, SAMPLED_CAPTIONS))]
+            captions = [data.caption_at(self.source, i) for i in range(min(self.count, SAMPLED_CAPTIONS))]
             texts, width = self.generator.texts, self.run.config.data.text_width
             tokens = [min(texts.tokenizer.count(caption), texts.length) for caption in captions]
             pair += np.mean([len(caption.encode()) for caption in captions]) + 2 * width * np.mean(tokens)
@@ -129,9 +132,11 @@ class Pairs:
         generator, size = self.generator, self.generator.batch_size
         noise = generator.noise(self.seed, len(numbers), first=int(numbers[0]))
         start = alpha_sigma(self.run, self.run.transport.T_max)[1] * noise
-        conditions: Any = numbers % self.run.config.model.num_classes if not self.source else None
         if self.source:
-            conditions = [caption_of(self.source, i) for i in numbers.tolist()]
+            conditions: Any = [data.caption_at(self.source, i) for i in numbers.tolist()]
+        else:
+            labels = np.asarray(self.labels)
+            conditions = labels[numbers % len(labels)]
         batches = generator.batches(
             self.weights,
             generator.times(self.steps),
@@ -157,25 +162,6 @@ class Pairs:
         return [{"captions": [caption], "texts": [feature[:length]]} for caption, feature, length in found]
 
 
-def caption_of(source: data.Source, i: int) -> str:
-    """The first caption of example i of a source, or of the next one that can be used.
-
-    Args:
-        source: of captions, whose examples come over and over.
-        i: any number.
-
-    Raises:
-        ValueError: if none can be used.
-    """
-    read = source.read
-    for k in range(i, i + len(source)):
-        try:
-            return read(k % len(source))["captions"][0]
-        except data.BadRecord:
-            continue
-    raise ValueError(f"{source.name}: none of its examples can be used")
-
-
 def open_pairs(
     folder: epath.Path, overrides: dict[str, str], *, count: int, steps: int, seed: int, rows_per_shard: int
 ) -> Pairs:
@@ -194,7 +180,8 @@ def open_pairs(
     """
     run = build(workdir.load(folder, overrides), jax.local_devices())
     cache = compilation_cache.use(run.config.training.compilation_cache)
-    texts, source, depends_on = None, None, {}
+    texts, source, labels = None, None, None
+    depends_on: dict[str, Any] = {}
     if run.config.model.condition == "text":
         texts, (source, _) = open_text_encoder(run), open_source_and_plan(run)
         if not source.captions:
@@ -203,6 +190,10 @@ def open_pairs(
             )
         encoder = module_identity(run.codecs.text_encoder) | {"dtype": run.codecs.dtype}
         depends_on = {"text_encoder": encoder, "source": source.fingerprint()}
+    else:
+        labels = np.flatnonzero(known_labels(run, folder))
+        if len(labels) < run.config.model.num_classes:
+            depends_on = {"labels": labels.tolist()}
     weights, step = load_weights(run, folder)
     run = with_found_grid(run, folder, step)
     generator = Generator(run, min(run.config.sampling.batch_size, rows_per_shard, count), texts)
@@ -221,4 +212,4 @@ def open_pairs(
     found = {"times": times.tolist()} if run.sampling.optimal_times else {}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
     shard_job.print_once(cache)
-    return Pairs(generator, weights, depends_on, count, steps, seed, rows_per_shard, source, former)
+    return Pairs(generator, weights, depends_on, count, steps, seed, rows_per_shard, source, labels, former)

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.evaluation import published, summaries
 from tim_jax.evaluation.features import Features
-from tim_jax.runs.input_pipeline import one_shape
+from tim_jax.evaluation.settings import AUTO
+from tim_jax.runs.input_pipeline import one_shape, open_held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +46,53 @@ def _fingerprint(run: Run, features: Features, **source: Any) -> dict[str, Any]:
     fitted = "" if run.inputs.bucketing is None else "covered and cropped; "
     return source | {
         "size": size,
-        "preprocessing": fitted + features.preprocessing,
+        "preprocessing": fitted + (features.preprocessing if run.shows_images else "none"),
         "features": features.identity,
         "rows": run.evaluation.max_images,
     }
 
 
-def split_images(run: Run, features: Features, split: str) -> ImageSet:
-    """The images of a split of the run's data, brought to the shape of its samples.
+def training_images(run: Run, features: Features) -> ImageSet:
+    """The images that a run is trained on, brought to the shape of its samples.
 
-    Raises ValueError if there is no such split, or its examples are latents.
+    Raises ValueError if they are not there, or are latents.
     """
-    source, fit = one_shape(run, split)
+    source, fit = one_shape(run, run.data.split)
     if run.codecs.autoencoder and source.latents:
-        key, right = "reference", "a reference batch of images"
-        if split == run.evaluation.held_out != run.data.split:
-            key, right = "held_out", "''"
         raise ValueError(
-            f"evaluation.{key} is {run.config.evaluation[key]!r}; it must be {right}, as samples are images and the "
-            f"examples of {source.name} latents"
+            f"evaluation.reference is {run.evaluation.reference!r}; it must be a reference batch of images, as samples "
+            f"are images and the examples of {source.name} latents"
         )
+    return _images_of(run, features, run.data.split, source, fit)
+
+
+def held_out_images(run: Run, features: Features) -> ImageSet | None:
+    """The images that are held out, brought to the shape of the run's samples; None if there are none.
+
+    Raises ValueError if `evaluation.held_out` names a part that is trained on, is not there, or is of latents.
+    """
+    named = run.evaluation.held_out
+    if named == run.data.split:
+        raise ValueError(f"evaluation.held_out is {named!r}; it must be another part than data.split, or ''")
+    found = open_held_out(run)
+    if found is None:
+        logging.warning("evaluation.held_out is %r: samples are compared with what is trained on alone", named)
+        return None
+    split, source, fit = found
+    if not run.codecs.autoencoder or not source.latents:
+        return _images_of(run, features, split, source, fit)
+    if named == AUTO:
+        return None
+    raise ValueError(
+        f"evaluation.held_out is {named!r}; it must be '', as samples are images and the examples of {source.name} "
+        "latents"
+    )
+
+
+def _images_of(
+    run: Run, features: Features, split: str, source: data.Source, fit: Callable[[np.ndarray], np.ndarray]
+) -> ImageSet:
+    """The images of a split, which `one_shape` opened."""
     shape = picture_shape(run)
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,22 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
+from tim_jax import data
 from tim_jax.config.keys import compare_identity
 from tim_jax.config.run import Run
 from tim_jax.runs import teachers
-from tim_jax.runs.workdir import restored, to_json
+from tim_jax.runs.workdir import compare_classes, restored, to_json
+from tim_jax.system import files
 from tim_jax.training import names, warm_start
 from tim_jax.training.state import TrainState
+
+
+def check_classes(run: Run, workdir: epath.Path, source: data.Source) -> None:
+    """Raises ValueError if labels no longer mean what they meant to the checkpoint that the run goes on from."""
+    compare_classes(workdir, run, source.class_names)
+    if run.checkpoint.resume and warm_start.latest(workdir) is None:
+        named = files.absolute(epath.Path(run.checkpoint.resume))  # a workdir, or WORKDIR/checkpoints/STEP
+        compare_classes(named if (named / "checkpoints").exists() else named.parent.parent, run, source.class_names)
 
 
 def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:

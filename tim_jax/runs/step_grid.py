@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import Generator, cycle_labels
+from tim_jax.runs.generation import Generator
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 from tim_jax.training import checksums
 from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.sampling.optimal_grid import candidate_times, cheapest, jump_costs
@@ -107,7 +107,9 @@ def check_sampler(run: Run) -> None:
         )
 
 
-def find_grids(run: Run, weights: Any, steps: list[int], *, candidates: int, count: int, seed: int) -> FoundGrids:
+def find_grids(
+    run: Run, weights: Any, steps: list[int], *, candidates: int, labels: np.ndarray, seed: int
+) -> FoundGrids:
     """Finds the grids of least error, each among all subsets of some candidate times.
 
     Args:
@@ -115,11 +117,10 @@ def find_grids(run: Run, weights: Any, steps: list[int], *, candidates: int, cou
         weights: parameters of its network.
         steps: step counts.
         candidates: how many times grids are made of, more than the largest step count.
-        count: images that errors are measured on.
+        labels: (n,) of the images that errors are measured on.
         seed: of their noise.
     """
-    generator = Generator(run, min(count, run.config.evaluation.batch_size))
-    labels = cycle_labels(run.config.model.num_classes, count)
+    generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
     times = candidate_times(run.transport, candidates)
     cost = measure_jumps(generator, weights, times, labels, seed)
     grids = []
@@ -168,7 +169,7 @@ def measure_jumps(generator: Generator, weights: Any, times: np.ndarray, labels:
     fine = np.interp(places, np.arange(len(times)), times)
     path = generator.integrate(weights, fine, labels, seed=seed, trajectory=True)[::SMALL_STEPS]
     total = len(times) * (len(times) - 1) // 2
-    with tqdm(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
+    with Bar(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
 
         def jump(i: int, j: int) -> np.ndarray:
             bar.update()

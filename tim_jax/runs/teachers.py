@@ -183,7 +183,8 @@ def make_network(run: Run, config: ConfigDict) -> TiM:
 def check(run: Run, source: TeacherSource) -> None:
     """Raises ValueError, naming the key, if a teacher does not fit the run that is to learn from it."""
     config, own = run.config, source.config
-    condition = {"class": ["model.num_classes"], "text": ["data.text_width", "codecs.text_states"]}
+    text = ["data.text_width", "codecs.text_states", "codecs.text_escapes", "model.use_text_mask"]
+    condition = {"class": ["model.num_classes"], "text": text}
     keys = ["transport.name", "data.height", "data.width", "data.channels", "model.condition"]
     keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):

@@ -14,11 +14,14 @@ from PIL import Image
 from tim_jax import data
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.command_line import failures, user_errors
+from tim_jax.config.network import warn_once
 from tim_jax.config.run import Run
+from tim_jax.config.sections import read
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
 from tim_jax.runs import teachers, workdir
-from tim_jax.runs.generation import cycle_labels, open_generator, source_prompts
+from tim_jax.runs.conditions import record_labels, sample_conditions
+from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.runs.measuring import Measurement, measure_while_training
 from tim_jax.system import cluster
@@ -27,6 +30,7 @@ from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.nonfinite import TooManyNonFinite
+from tim_jax.training.optimizer import OptimizerSettings
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
 
@@ -38,6 +42,7 @@ def check(run: Run) -> None:
 
     Raises SystemExit, with one line, if they are not finite.
     """
+    warn_of_schedule(run)
     batch_size = run.inputs.batch_size_of(run.image_shape[:2])
     here = batch_size * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
@@ -50,6 +55,29 @@ def check(run: Run) -> None:
     print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
     if not all(np.isfinite(value) for value in values.values()):
         raise SystemExit("the first step is not finite")
+
+
+def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
+    """Says so where the learning rate does what hardly anybody wants, or ends elsewhere than it did before.
+
+    Args:
+        run: that is to be trained.
+        before: the configuration that its workdir has recorded, if there is one.
+    """
+    if jax.process_index() > 0:
+        return
+    settings, steps = read(OptimizerSettings, run.config.optimizer), run.training.steps
+    for doubt in settings.doubts(steps):
+        warn_once(doubt)
+    if before is None:
+        return
+    then = read(OptimizerSettings, before["optimizer"]).following(before["training"]["steps"])
+    now = settings.following(steps)
+    if now.decay_steps != then.decay_steps:
+        warn_once(
+            f"the learning rate reaches 0 at step {now.decay_steps}; with the configuration that the workdir has "
+            f"recorded it was step {then.decay_steps}"
+        )
 
 
 def picture_sizes(run: Run, plan: data.BucketPlan, max_sizes: int = 5) -> list[tuple[int, int]]:
@@ -76,10 +104,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     each = COLUMNS // len(sizes) if len(sizes) == 1 else 3
     generator, count = open_generator(run, each), each * len(sizes)
     generator.load()
-    by_class = run.config.model.condition == "class"
-    conditions: np.ndarray | list[str] = (
-        cycle_labels(run.config.model.num_classes, count) if by_class else source_prompts(pipeline.source, count)
-    )
+    conditions = sample_conditions(run, count)
 
     def images_of(weights: Any, steps: int) -> list[np.ndarray]:
         images: list[np.ndarray] = []
@@ -129,7 +154,9 @@ def fit(
     Raises:
         SystemExit: with one line, if too many records are bad or training cannot go on.
     """
-    record = workdir.record_start(folder, run.config, teachers.record(run))
+    warn_of_schedule(run, workdir.recorded(folder))
+    classes = pipeline.source.class_names if run.inputs.num_classes else ()
+    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
@@ -138,6 +165,8 @@ def fit(
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
+        if run.config.model.condition == "class":
+            record_labels(run, pipeline.source, folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
         measure = measure_while_training(run, measurement) if measurement else None
         return train(

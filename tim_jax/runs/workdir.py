@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from tim_jax.config import keys
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
+from tim_jax.config.run import Run
 from tim_jax.system import files
 from tim_jax.training.formats import FORMAT
 
-CONFIG, STARTS = "config.json", "starts.jsonl"
+CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
+NAMED = 4  # classes that an error names
 PACKAGES = ("tim-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 
 
@@ -30,7 +33,7 @@ def to_json(config: ConfigDict) -> dict:
 def recorded(workdir: epath.Path) -> dict | None:
     """Returns the configuration that a workdir's run was first started with, or None in a new one.
 
-    It is by today's names, with the defaults of keys that have come since.
+    It is by today's names, with the values that keys which have come since stand for in it.
     """
     path = workdir / CONFIG
     if not path.exists():
@@ -41,7 +44,7 @@ def recorded(workdir: epath.Path) -> dict | None:
 def restored(values: dict) -> ConfigDict:
     """Returns the configuration that a workdir or a checkpoint has recorded.
 
-    It is by today's names, with the defaults of keys that have come since.
+    It is by today's names, with the values that keys which have come since stand for in it.
 
     Raises:
         ValueError: for an objective or a transport that is no more.
@@ -67,13 +70,18 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     return config
 
 
-def record_start(workdir: epath.Path, config: ConfigDict, more: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Writes config.json if it is not there, and adds a line to starts.jsonl; only the first process writes.
+def record_start(
+    workdir: epath.Path, config: ConfigDict, more: Mapping[str, Any] = {}, classes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Writes config.json and classes.json if they are not there, and adds a line to starts.jsonl.
+
+    Only the first process writes.
 
     Args:
         workdir: the folder, which is made if it is not there.
         config: of the run.
         more: what checkpoints are to say besides.
+        classes: names of labels; () where the data does not say.
 
     Returns:
         What checkpoints are to say of the run.
@@ -85,11 +93,44 @@ def record_start(workdir: epath.Path, config: ConfigDict, more: Mapping[str, Any
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         files.replace(workdir / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    if classes and not (workdir / CLASSES).exists():
+        files.replace(workdir / CLASSES, (json.dumps(classes, indent=1) + "\n").encode())
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}
     start["devices"] = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     start["processes"] = jax.process_count()
     files.Log(workdir / STARTS).add(json.dumps(start, ensure_ascii=False))
     return record
+
+
+def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> None:
+    """Checks that labels mean what they meant when a workdir's run was started.
+
+    Args:
+        workdir: the folder, which may be new.
+        run: that goes on.
+        names: of its labels now; () where the data does not say.
+
+    Raises:
+        ValueError: one line that names what has changed.
+    """
+    path = workdir / CLASSES
+    if not run.inputs.num_classes or not names:
+        return
+    if not path.exists():
+        if (workdir / CONFIG).exists():
+            logging.warning("%s does not say what its labels are called: see that they are as they were", workdir)
+        return
+    before = tuple(json.loads(path.read_text()))
+    if before == names:
+        return
+    gone = [name for name in before if name not in names]
+    new = [name for name in names if name not in before]
+    changes = [f"{_listed(some)} {what}" for some, what in ((new, "new"), (gone, "gone")) if some]
+    key = next(key for key in ("mixture", "path", "source") if run.config.data[key])
+    raise ValueError(
+        f"data.{key} is {run.config.data[key]!r}; it must have the classes that {workdir} was trained with, in their "
+        f"order ({CLASSES}): {' and '.join(changes) or 'the order is another'}"
+    )
 
 
 def first_start(workdir: epath.Path) -> float:
@@ -122,6 +163,12 @@ def commit() -> str | None:
         return head and head + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMED
+    verb = "is" if len(names) == 1 else "are"
+    return ", ".join(map(repr, names[:NAMED])) + (f" and {more} more" if more > 0 else "") + f" {verb}"
 
 
 def _with_tuples(values: Any) -> Any:

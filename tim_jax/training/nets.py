@@ -74,16 +74,35 @@ def class_conditions(num_classes: int) -> Callable:
     return conditions
 
 
-def text_conditions(batch: dict[str, jax.Array], is_null: jax.Array) -> tuple[dict, dict]:
-    """Is `StepSettings.conditions` of text features (B, M, T) and their mask (B, M).
+def text_conditions(own_mask: bool = True) -> Callable:
+    """Returns `StepSettings.conditions` of text features (B, M, T) and their mask (B, M).
 
     Where a condition is dropped, they are those of the empty prompt, "null_text" (1, M, T) and "null_mask" (1, M).
+
+    Args:
+        own_mask: Whether each text has its own mask, of its tokens alone; otherwise all have `up_to_longest`.
     """
-    text, mask = batch["text"], batch["mask"]
-    null_text = jnp.broadcast_to(batch["null_text"], text.shape)
-    null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)
-    condition = {
-        "text": jnp.where(is_null[:, None, None], null_text, text),
-        "mask": jnp.where(is_null[:, None], null_mask, mask),
-    }
-    return condition, {"text": null_text, "mask": null_mask}
+
+    def conditions(batch: dict[str, jax.Array], is_null: jax.Array) -> tuple[dict, dict]:
+        text, mask = batch["text"], batch["mask"]
+        null_text = jnp.broadcast_to(batch["null_text"], text.shape)
+        null_mask = jnp.broadcast_to(batch["null_mask"], mask.shape)
+        text = jnp.where(is_null[:, None, None], null_text, text)
+        mask = jnp.where(is_null[:, None], null_mask, mask)
+        if not own_mask:
+            mask = null_mask = up_to_longest(mask)
+        return {"text": text, "mask": mask}, {"text": null_text, "mask": null_mask}
+
+    return conditions
+
+
+def up_to_longest(mask_BM: jax.Array) -> jax.Array:
+    """Returns one mask (B, M) for all texts of a batch, of as many tokens as the longest of them has.
+
+    It is that of the published code, which trims the features of a batch to its longest caption and attends to all that
+    is left: shorter captions, and the empty one that stands for no condition, with their padding.
+
+    Args:
+        mask_BM: True at the tokens of each text, which are its first.
+    """
+    return jnp.broadcast_to(mask_BM.any(axis=0, keepdims=True), mask_BM.shape)

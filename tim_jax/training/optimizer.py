@@ -11,6 +11,11 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from tim_jax.training import names
 
+UNUSED = {
+    ("optimizer.ema_warmup",): ("ema is empty", lambda c: not c.ema),
+    ("optimizer.momentum",): ("optimizer.name is not 'muon'", lambda c: c.optimizer.name != "muon"),
+}
+
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -23,10 +28,12 @@ class OptimizerSettings:
     learning_rate: float = 2e-4
     schedule: str = "constant"  # constant, cosine, linear (both to 0 over decay_steps)
     warmup_steps: int = 0
-    decay_steps: int = 0  # counted from step 0, warm-up included
+    decay_steps: int = 0  # counted from step 0, warm-up included; 0: training.steps
+    # of AdamW, and with muon of what is no matrix in a block, where AdamW takes Nesterov's step
     b1: float = 0.9
     b2: float = 0.95
-    eps: float = 1e-6
+    eps: float = 1e-6  # of AdamW's denominators, and of the norms that Muon divides by
+    momentum: float = 0.95  # of Muon
     weight_decay: float = 0.01
     clip: float = 1.0  # global gradient norm; 0: no clipping
     accumulation: int = 1  # microbatches per step
@@ -34,6 +41,9 @@ class OptimizerSettings:
     frozen: tuple[str, ...] = ()  # stay as they start, such as ("blocks",)
     # Factors of the learning rate, such as (("label_embedder", 10.0),); the first that fits counts.
     learning_rate_factors: tuple[tuple[str, float], ...] = ()
+    # Decays of EMAs start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten;
+    # False: each decay is the same in all steps.
+    ema_warmup: bool = True
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
@@ -46,29 +56,48 @@ class OptimizerSettings:
         for name in ("warmup_steps", "decay_steps", "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+        if self.schedule != "constant" and 0 < self.decay_steps <= self.warmup_steps:
             raise ValueError(
                 f"optimizer.decay_steps is {self.decay_steps}; it must be above optimizer.warmup_steps, "
-                f"{self.warmup_steps}, with the schedule {self.schedule!r}"
+                f"{self.warmup_steps}, with the schedule {self.schedule!r}, or 0, which follows training.steps"
             )
         if self.schedule == "constant" and self.decay_steps:
             raise ValueError(f"optimizer.decay_steps is {self.decay_steps}; it must be 0 with the schedule 'constant'")
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
         for pair in self.learning_rate_factors:
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
-                raise ValueError(
-                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must be "
-                    "(pattern, factor)"
-                )
             if not 0 < pair[1] < math.inf:
                 raise ValueError(
                     f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must have a "
                     "factor above 0 (optimizer.frozen is for 0)"
                 )
+
+    def following(self, steps: int) -> "OptimizerSettings":
+        """Returns the settings with decay_steps that follow the number of steps to train, where they are to.
+
+        A warm-up that takes all of these steps is not followed by any decay.
+        """
+        if self.schedule == "constant" or self.decay_steps:
+            return self
+        return dataclasses.replace(self, decay_steps=max(steps, self.warmup_steps + 1))
+
+    def doubts(self, steps: int) -> list[str]:
+        """Returns what a schedule does in so many steps of training that hardly anybody wants, a line each."""
+        found = []
+        if 0 < self.decay_steps < steps:
+            found.append(
+                f"optimizer.decay_steps is {self.decay_steps}, and training.steps {steps}: the learning rate is 0 in "
+                "the steps between; with optimizer.decay_steps 0 it falls until the last step"
+            )
+        if self.warmup_steps >= steps:
+            found.append(
+                f"optimizer.warmup_steps is {self.warmup_steps}, and training.steps {steps}: the learning rate stays "
+                "below optimizer.learning_rate"
+            )
+        return found
 
     def check_names(self, parameters: Iterable[str]) -> None:
         """Checks the patterns of names.
@@ -89,7 +118,13 @@ class OptimizerSettings:
 
 
 def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Returns the learning rate by step: a linear warm-up from 0, then constant, or down to 0 at decay_steps."""
+    """Returns the learning rate by the number of updates made before: a warm-up, then constant, or down to 0.
+
+    The warm-up is linear from 0, the other two shapes end at decay_steps. Updates that are left out do not count.
+
+    Args:
+        settings: As `OptimizerSettings.following` returns them.
+    """
     peak, warmup, decay = settings.learning_rate, settings.warmup_steps, settings.decay_steps - settings.warmup_steps
     after = {
         "constant": lambda: optax.constant_schedule(peak),
@@ -99,6 +134,17 @@ def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1 or 1), after], [warmup])
+
+
+def updates_made(opt_state: Any) -> jax.Array:
+    """Returns the number of updates that the learning rate of the next one goes by, from an optimizer's state."""
+
+    def is_schedule(path: tuple, _: Any) -> bool:
+        return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+    ((_, count), *_) = optax.tree.get_all_with_path(opt_state, "count", filtering=is_schedule)
+    made: jax.Array = count
+    return made
 
 
 def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
@@ -137,7 +183,8 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("onlin
     else:
         update = muon(
             schedule,
-            beta=settings.b2,
+            beta=settings.momentum,
+            eps=settings.eps,
             weight_decay=settings.weight_decay,
             adam_b1=settings.b1,
             adam_b2=settings.b2,

@@ -62,20 +62,22 @@ def first_state(
     return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
 
 
-def update_emas(emas: Mapping[str, Any], params: Any, decays: Mapping[str, float], step: jax.Array) -> dict[str, Any]:
+def update_emas(
+    emas: Mapping[str, Any], params: Any, decays: Mapping[str, float], step: jax.Array, warmup: bool = True
+) -> dict[str, Any]:
     """Returns the EMAs after a step: decay · EMA + (1 − decay) · parameters.
-
-    The decay starts low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon forgotten.
 
     Args:
         emas: The EMAs before, by name.
         params: Parameters of the online network after the step.
         decays: The decays by name, in [0, 1).
         step: Number of steps done before.
+        warmup: Whether decays start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon
+            forgotten.
     """
 
     def update(name: str) -> Any:
-        decay = jnp.minimum(decays[name], (1.0 + step) / (10.0 + step))
+        decay = jnp.minimum(decays[name], (1.0 + step) / (10.0 + step)) if warmup else decays[name]
         return jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), emas[name], params)
 
     return {name: update(name) for name in emas}

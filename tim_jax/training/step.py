@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tim_jax.training.optimizer import updates_made
 from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.types import Examples
 
-# What a step returns of every example: times, noise levels at both, unweighted error, loss.
-PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss")
+# What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
+PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss", "weight")
 
 COMMON = {*PER_EXAMPLE, "denoising", "tangent", "alignment"}  # what every objective returns of an example
 
@@ -27,15 +28,16 @@ class StepSettings:
         nets: Functions of parameters that return a network on a tuple of Queries, by name: "online" for every network
             that trains, "float32" for the online network in float32 at the highest matmul precision, "ema" for all
             EMAs, and one for each frozen network by its own name.
-        objective: Function (nets, examples, step, key) → (loss (B,), metrics (B,) by name).
+        objective: Function (nets, examples, step, key, number of the microbatch) → (loss (B,), metrics (B,) by name).
         tx: Optimizer.
-        schedule: Learning rate by step, for the metrics.
+        schedule: Learning rate by the number of updates made before, for the metrics.
         emas: Decays of the EMAs by name.
         conditions: Function (batch, is_null (B,)) → (condition, null condition).
         condition_dropout: Share of examples with the null condition, in [0, 1].
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
         auxiliary: Names of auxiliary networks of the same kind that train as well.
+        ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
     """
 
     nets: Mapping[str, Callable]
@@ -48,6 +50,7 @@ class StepSettings:
     dropout: bool = False
     accumulation: int = 1
     auxiliary: tuple[str, ...] = ()
+    ema_warmup: bool = True
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
@@ -99,89 +102,102 @@ def train_step(
     examples_key, objective_key = jax.random.split(step_key(seed, state.step))
     examples = make_examples(settings, batch, examples_key)
 
-    def loss(params, examples, key):
+    assert examples.weight is not None
+    total_weight = nonzero(examples.weight.sum())
+
+    def loss(params, examples, key, batch):
         nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
         nets |= {name: settings.nets[name](values) for name, values in frozen.items()}
         nets |= {part: settings.nets["online"](values) for part, values in params.items()}
         nets["float32"] = settings.nets["float32"](jax.lax.stop_gradient(params["online"]))
-        loss_B, metrics = settings.objective(nets, examples, state.step, key)
-        total = jnp.sum(loss_B * examples.weight) / jnp.maximum(examples.weight.sum(), 1.0)
-        per_example = {name: (metrics | {"loss": loss_B})[name] for name in PER_EXAMPLE}
-        return total, ({"loss": total, **summarise(metrics, examples.weight)}, per_example)
+        loss_B, metrics = settings.objective(nets, examples, state.step, key, batch)
+        per_example = metrics | {"loss": loss_B, "weight": examples.weight}
+        sums = {"loss": weighted(loss_B, examples.weight), **summarise(metrics, examples)}
+        share = jnp.sum(loss_B * examples.weight) / total_weight
+        return share, (sums, {name: per_example[name] for name in PER_EXAMPLE})
 
     grad = jax.grad(loss, has_aux=True)
     if settings.accumulation == 1:
-        grads, (metrics, per_example) = grad(state.params, examples, objective_key)
+        grads, (sums, per_example) = grad(state.params, examples, objective_key, state.step)
     else:
-        grads, metrics, per_example = accumulate(grad, state.params, examples, objective_key, settings.accumulation)
+        grads, sums, per_example = accumulate(
+            grad, state.params, examples, objective_key, state.step, settings.accumulation
+        )
+    metrics = {name: total / nonzero(weight) for name, (total, weight) in sums.items()}
 
     grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    emas = update_emas(state.emas, params["online"], settings.emas, state.step)
+    emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
     after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     metrics |= {
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
         "update_norm": optax.tree.norm(updates["online"]),
-        "learning_rate": settings.schedule(state.step),
+        "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
 
 
 def accumulate(
-    grad: Callable, params: Any, examples: Examples, key: jax.Array, count: int
-) -> tuple[Any, dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns mean gradients and metrics over microbatches, and what is known of each example.
+    grad: Callable, params: Any, examples: Examples, key: jax.Array, step: jax.Array, count: int
+) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
+    """Returns sums of gradients and metrics over microbatches, and what is known of each example.
 
     Microbatch m holds the examples m, m + count, m + 2 count, …, which leaves every device its own.
 
     Args:
-        grad: Function (params, examples, key) → (gradients, (metrics, arrays of each example)).
+        grad: Function (params, examples, key, number of the microbatch) → (gradients, (metrics, arrays of each
+            example)).
         params: Parameters.
         examples: The whole batch; `count` divides B.
         key: From which each microbatch gets a key of its own.
+        step: Number of steps done before.
         count: Number of microbatches.
     """
     micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), examples)
 
     def add(total, inputs):
         m, part = inputs
-        grads, (metrics, per_example) = grad(params, part, jax.random.fold_in(key, m))
+        grads, (metrics, per_example) = grad(params, part, jax.random.fold_in(key, m), step * count + m)
         return jax.tree.map(jnp.add, total, (grads, metrics)), per_example
 
-    grads, (metrics, _) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
+    grads, (metrics, _) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key, step)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
-    total, per_example = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
-    grads, metrics = jax.tree.map(lambda x: x / count, total)
+    (grads, metrics), per_example = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
     return grads, metrics, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), per_example)
 
 
-def summarise(metrics: dict[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:
-    """Returns scalars from an objective's metrics of each example.
+def nonzero(weight: jax.Array) -> jax.Array:
+    """Returns a sum of weights that may be divided by: 1 where there are none, and with them no examples."""
+    return jnp.where(weight == 0, 1.0, weight)
+
+
+def weighted(values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns Σ w·value and Σ w, which sum over microbatches; their quotient is the mean."""
+    return jnp.sum(values * weight), jnp.sum(weight)
+
+
+def summarise(metrics: dict[str, jax.Array], examples: Examples) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Returns weighted sums of an objective's metrics of each example; see `weighted`.
 
     Args:
         metrics: Arrays (B,) by name.
-        weight: (B,), 0 for padding.
+        examples: Give the weights, 0 for padding.
 
     Returns:
-        Unweighted errors for r = t and r ≠ t separately, the size of the tangent, and the mean of each metric that
-        this objective alone has.
+        Unweighted errors for r = t and r ≠ t separately, the size of the tangent, the alignment error of examples that
+        have features, and each metric that this objective alone has.
     """
-    equal = metrics["t"] == metrics["r"]
-
-    def mean(values, mask):
-        mask = mask * weight
-        return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1.0)
-
-    everywhere = jnp.ones_like(equal)
+    assert examples.weight is not None
+    weight, equal, mask = examples.weight, metrics["t"] == metrics["r"], examples.features_mask
     return {
-        "error_equal": mean(metrics["error"], equal),
-        "error_moving": mean(metrics["error"], ~equal),
-        "tangent_rms": mean(metrics["tangent"], ~equal),
-        "alignment": mean(metrics["alignment"], everywhere),
-        **{name: mean(values, everywhere) for name, values in metrics.items() if name not in COMMON},
+        "error_equal": weighted(metrics["error"], equal * weight),
+        "error_moving": weighted(metrics["error"], ~equal * weight),
+        "tangent_rms": weighted(metrics["tangent"], ~equal * weight),
+        "alignment": weighted(metrics["alignment"], weight if mask is None else (mask > 0) * weight),
+        **{name: weighted(values, weight) for name, values in metrics.items() if name not in COMMON},
     }

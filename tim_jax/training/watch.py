@@ -11,7 +11,10 @@ BINS = 5  # equal ones, of noise levels in [0, 1]
 
 
 class Bins:
-    """Mean unweighted errors of examples by the noise level of t, and by the length of the interval in noise levels."""
+    """Mean errors of examples by the noise level of t, and by the length of the interval in noise levels.
+
+    Each example counts by its weight in the loss.
+    """
 
     def __init__(self) -> None:
         self._clear()
@@ -25,13 +28,15 @@ class Bins:
         Args:
             per_example: What `train_step` returns of each example, arrays (B,), the same on every process.
         """
-        t, r, error = (np.asarray(per_example[name], np.float64) for name in ("level_t", "level_r", "error"))
+        t, r, error, weight = (
+            np.asarray(per_example[name], np.float64) for name in ("level_t", "level_r", "error", "weight")
+        )
         equal = np.asarray(per_example["t"]) == np.asarray(per_example["r"])
         for i, (value, last) in enumerate(((t, False), (t - r, equal))):
             place = np.where(last, BINS, np.clip(np.floor(value * BINS), 0, BINS - 1)).astype(int)
             finite = np.isfinite(error)
-            self.sums[i] += np.bincount(place[finite], error[finite], BINS + 1)
-            self.counts[i] += np.bincount(place[finite], minlength=BINS + 1)
+            self.sums[i] += np.bincount(place[finite], (error * weight)[finite], BINS + 1)
+            self.counts[i] += np.bincount(place[finite], weight[finite], BINS + 1)
 
     def take(self) -> dict[str, float]:
         """Returns the means since the last call by name, and starts anew; bins without examples are left out."""

@@ -5,7 +5,7 @@ example at t are drawn to those of the same example at t_c, and away from those 
 
     −log softmax_j(−‖h_i(x_t) − sg h_j(x_{t_c})‖² / temperature)[i]
 
-A fixed share of the examples lies below t_c; all others are at or above it and learn the velocity.
+A given share of the examples lies below t_c; all others are at or above it and learn the velocity.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.jump import interpolate, prediction_target
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.times import spread
+from tim_jax.transitions.shares import left_over, one_more, spread
 from tim_jax.types import Examples, Output, Query
 
 
@@ -59,19 +59,38 @@ class LowNoiseContrastive(Objective):
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; it must be 1 for low_noise_contrastive")
 
+    def check_batch(self, count: int) -> None:
+        if count * self.contrast.share < 2:
+            raise ValueError(
+                f"objective.contrast.share is {self.contrast.share}; it must give at least 2 of the {count} examples "
+                "of a microbatch, which are told from one another"
+            )
+
     @property
     def edge(self) -> float:
         """The time t_c below which features are contrasted."""
         return self.transport.T_min + self.contrast.max_time * (self.transport.T_max - self.transport.T_min)
 
-    def draw(self, key: jax.Array, count: int, positions: int) -> tuple[jax.Array, jax.Array]:
+    def draw(
+        self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0
+    ) -> tuple[jax.Array, jax.Array]:
         """Draws t = r (count,) as ever, squeezed into the part of the time domain that an example belongs to."""
-        t, _ = super().draw(key, count, positions)
+        t, _ = super().draw(key, count, positions, batch)
         low, high = self.transport.T_min, self.transport.T_max
         share = (t - low) / (high - low)
-        below = spread(self.contrast.share, count)
+        below, sometimes = self.below(count)
+        if sometimes.any():
+            below = below | (sometimes & one_more(left_over(self.contrast.share, count), batch))
         t = jnp.where(below, low + share * (self.edge - low), self.edge + share * (high - self.edge))
         return t, t
+
+    def below(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which of `count` examples lie below t_c in every batch, and which one does in some, (count,) both."""
+        always = spread(self.contrast.share, count)
+        sometimes = np.zeros(count, bool)
+        if left_over(self.contrast.share, count):
+            sometimes[np.argmin(always)] = True
+        return always, sometimes
 
     def loss(
         self,
@@ -82,10 +101,13 @@ class LowNoiseContrastive(Objective):
         step: jax.Array,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        transport, low = self.transport, spread(self.contrast.share, len(t))
+        transport, low = self.transport, t < self.edge
+        if examples.weight is not None:
+            low = low & (examples.weight > 0)  # padding is nobody's negative
         # Selected are examples at or above the edge; all that remain are called on a second time, at the edge.
-        split = split_examples(~low, self.shards)
-        groups = [split.take((examples, t, jnp.asarray(low)), group) for group in split.groups]
+        always, sometimes = self.below(len(t))
+        split = split_examples(~(always | sometimes), self.shards)
+        groups = [split.take((examples, t, low), group) for group in split.groups]
 
         def make_query(examples: Examples, t: jax.Array) -> Query:
             x_t = interpolate(transport, examples.x, examples.noise, t)

@@ -46,6 +46,11 @@ class TargetGuidance:
         """Whether the target differs from v at all."""
         return self.w_cond != 0 or self.w_gt != 1
 
+    @property
+    def uses_null(self) -> bool:
+        """Whether the target has a share of F under the null condition."""
+        return self.active and abs(1 - self.w_gt - self.w_cond) > 1e-9
+
     def check(self, transport: Transport) -> None:
         """Raises ValueError, naming keys and values, for an interval outside the transport's times."""
         if self.active and not transport.T_min <= self.t_low <= self.t_high <= transport.T_max:
@@ -113,6 +118,11 @@ class InputGuidance:
         if self.power < 0:
             raise ValueError(f"objective.input_guidance.power is {self.power}; it must be at least 0")
 
+    @staticmethod
+    def middle(transport: Transport) -> float:
+        """Returns the time below which the intervals of guidance begin, and above which they end."""
+        return 0.5 * (transport.T_min + transport.T_max)
+
     def draw_scales(self, key: jax.Array, count: int) -> jax.Array:
         """Draws ω (count,), by the inverse of its distribution function."""
         u, p = jax.random.uniform(key, (count,)), 1 - self.power
@@ -121,7 +131,7 @@ class InputGuidance:
     def add_inputs(self, transport: Transport, examples: Examples, key: jax.Array) -> Examples:
         """Returns the examples with {"guidance": (B, 3)}, ω and the ends of the interval, in both conditions."""
         scale_key, ends_key = jax.random.split(key)
-        count, middle = len(examples.x), 0.5 * (transport.T_min + transport.T_max)
+        count, middle = len(examples.x), self.middle(transport)
         low, high = jax.random.uniform(ends_key, (2, count))
         inputs = jnp.stack(
             [

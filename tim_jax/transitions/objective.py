@@ -48,7 +48,7 @@ UNUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A training objective: objective(nets, examples, step, key) → (losses (B,), metrics).
+    """A training objective: objective(nets, examples, step, key, batch) → (losses (B,), metrics).
 
     `nets` holds the online network as "online"; for the derivative 'dde' also "float32", the same weights without
     gradient in float32; the EMAs by the names that are used; and the networks that `teachers` and `auxiliary` name.
@@ -119,6 +119,9 @@ class Objective:
         """The number of examples that every batch must be a multiple of."""
         return 1
 
+    def check_batch(self, count: int) -> None:
+        """Raises ValueError, naming key and value, for what microbatches of `count` examples cannot give."""
+
     @property
     def sampler(self) -> str:
         """The sampler, a name in SAMPLERS, that suits a model with this objective."""
@@ -162,17 +165,32 @@ class Objective:
             raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def __call__(
-        self, nets: Mapping[str, Net], examples: Examples, step: jax.Array, key: jax.Array
+        self,
+        nets: Mapping[str, Net],
+        examples: Examples,
+        step: jax.Array,
+        key: jax.Array,
+        batch: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Draws times and returns the losses (B,) and metrics (B,) of the examples; see `loss`."""
-        batch, height, width = examples.x.shape[:3]
-        t, r = self.draw(key, batch, height * width)
+        """Draws times and returns the losses (B,) and metrics (B,) of the examples; see `loss`.
+
+        Args:
+            nets: The networks by name.
+            examples: A batch, or a microbatch, of B examples.
+            step: The training step, a scalar.
+            key: A random key.
+            batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
+        """
+        count, height, width = examples.x.shape[:3]
+        t, r = self.draw(key, count, height * width, step if batch is None else batch)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
 
-    def draw(self, key: jax.Array, count: int, positions: int) -> tuple[jax.Array, jax.Array]:
-        """Draws (t, r), each (count,), for examples of `positions` = height × width."""
-        return self.times.draw(self.transport, key, count, positions)
+    def draw(
+        self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws (t, r), each (count,), for the examples of `positions` = height × width in a batch of this number."""
+        return self.times.draw(self.transport, key, count, positions, batch)
 
     def loss(
         self,
@@ -223,7 +241,7 @@ class Objective:
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
     def split(self, count: int) -> Split:
-        """Returns the split of a batch of `count` examples; those selected have r = t."""
+        """Returns the split of a batch of `count` examples; those selected always have r = t."""
         return split_examples(self.times.assign(count)[0], self.shards)
 
     def distilled(self, nets: Mapping[str, Net], examples: Examples, t: jax.Array) -> Examples:

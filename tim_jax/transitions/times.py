@@ -1,7 +1,8 @@
-"""Time distributions: t and r are two independent draws, t the larger, with exact static shares of r = t and r = T_min.
+"""Time distributions: t and r are two independent draws, t the larger, with exact shares of r = t and r = T_min.
 
 Which examples belong to which share is a fixed interleave of their index in the batch, so that every contiguous block
-of examples holds its part and each device splits its own examples alike.
+of examples holds its part and each device splits its own examples alike. What is left over of a share that is not a
+whole number of examples goes to further examples of some batches; see `shares.py`.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax.transitions.shares import exact, left_over, one_more, spread
 from tim_jax.transitions.transports import Transport
 
 
@@ -130,43 +132,94 @@ class Times:
         t = self.shift(transport, DISTRIBUTIONS[times.distribution](transport, times, key, shape), positions)
         return jnp.clip(t, transport.T_min, transport.T_max)
 
-    def draw(self, transport: Transport, key: jax.Array, count: int, positions: int = 1) -> tuple[jax.Array, jax.Array]:
-        """Draws the times of a batch, with the shares of `assign`.
+    def draw(
+        self, transport: Transport, key: jax.Array, count: int, positions: int = 1, batch: jax.Array | int = 0
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws the times of a batch, with the shares of `flags`.
 
         Args:
             transport: The transport.
             key: A random key.
             count: The number B of examples.
             positions: Height × width of the images, for the shift.
+            batch: Number of the batch, from 0 on, a scalar.
 
         Returns:
             t and r, each (B,), with T_min ≤ r ≤ t ≤ T_max.
         """
-        equal, minimal = self.assign(count)
+        equal, minimal = self.flags(count, batch)
+        t, r = self.pairs(transport, key, equal, positions)
+        return t, jnp.where(minimal, transport.T_min, jnp.where(equal, t, r))
+
+    def pairs(
+        self, transport: Transport, key: jax.Array, equal: jax.Array | np.ndarray, positions: int = 1
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws t and r, each (B,), as if no example had r = t or r = T_min.
+
+        Args:
+            transport: The transport.
+            key: A random key.
+            equal: Which examples (B,) are to have r = t.
+            positions: Height × width of the images, for the shift.
+        """
+        count = len(equal)
         if self.intervals == "dyadic":
             t_key, interval_key = jax.random.split(key)
             t, r = dyadic(transport, interval_key, count)
-            t = jnp.where(equal, self.draw_t(transport, t_key, (count,), positions), t)
-        else:
-            pair = self.draw_t(transport, key, (2, count), positions)
-            t, r = pair.max(axis=0), pair.min(axis=0)
-        r = jnp.where(equal, t, r)
-        return t, jnp.where(minimal, transport.T_min, r)
+            return jnp.where(equal, self.draw_t(transport, t_key, (count,), positions), t), r
+        pair = self.draw_t(transport, key, (2, count), positions)
+        return pair.max(axis=0), pair.min(axis=0)
+
+    @property
+    def _shares(self) -> tuple[Fraction, Fraction]:
+        """The shares of r = t and r = T_min, at most 1 in sum."""
+        equal = exact(self.share_equal)
+        return equal, min(exact(self.share_min), 1 - equal)
 
     def assign(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns which of `count` examples have r = t and which have r = T_min, spread evenly over their index.
+        """Returns which of `count` examples have r = t and which have r = T_min in every batch.
 
-        Of any first n examples, ⌊n·share_equal⌋ have r = t; of the others, every 1/share has r = T_min in the same way.
+        They are ⌊count·share⌋ of each, spread evenly over their index.
 
         Returns:
             Two boolean arrays (count,), never both true.
         """
-        equal = spread(self.share_equal, count)
+        share_equal, share_min = self._shares
+        equal = spread(share_equal, count)
         others = np.flatnonzero(~equal)
         minimal = np.zeros(count, bool)
         if len(others):
-            minimal[others] = spread(min(1.0, self.share_min / (1 - self.share_equal)), len(others))
+            minimal[others] = spread(Fraction(int(count * share_min), len(others)), len(others))
         return equal, minimal
+
+    def flags(self, count: int, batch: jax.Array | int) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
+        """Returns which of `count` examples have r = t and which have r = T_min in one batch.
+
+        They are those of `assign`, and in some batches one more of each share that is not whole, so that over all
+        batches both shares are exact.
+
+        Args:
+            count: The number of examples.
+            batch: Number of the batch, from 0 on, a scalar.
+
+        Returns:
+            Two boolean arrays (count,), never both true.
+        """
+        equal, minimal = self.assign(count)
+        more_equal, more_minimal = (left_over(share, count) for share in self._shares)
+        free = np.flatnonzero(~(equal | minimal))  # two of them, or intervals that have no batch in common
+
+        def with_one_more(flags: np.ndarray, excess: Fraction, start: Fraction, place: int) -> jax.Array | np.ndarray:
+            if not excess:
+                return flags
+            at = jnp.asarray(free)[(jnp.asarray(batch) + place) % len(free)]
+            found: jax.Array = (np.arange(count) == at) & one_more(excess, batch, start)
+            return jnp.logical_or(flags, found)
+
+        return (
+            with_one_more(equal, more_equal, Fraction(0), 0),
+            with_one_more(minimal, more_minimal, more_equal, 1),
+        )
 
 
 def dyadic(transport: Transport, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -179,10 +232,3 @@ def dyadic(transport: Transport, key: jax.Array, count: int) -> tuple[jax.Array,
     upper = 1 + jnp.minimum((jax.random.uniform(t_key, (count,)) * parts).astype(int), parts - 1)
     low, domain = transport.T_min, transport.T_max - transport.T_min
     return low + domain * (upper / parts), low + domain * ((upper - 1) / parts)
-
-
-def spread(share: float, count: int) -> np.ndarray:
-    """Returns a boolean array (count,) with ⌊n·share⌋ true among the first n, for every n."""
-    exact = Fraction(share).limit_denominator(10_000)
-    reached = np.array([int(n * exact) for n in range(count + 1)])
-    return np.diff(reached) > 0

@@ -36,13 +36,17 @@ class TrajectoryConsistency(Objective):
             if getattr(self, name) != only:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be {only!r} without images")
 
-    def draw(self, key: jax.Array, count: int, positions: int) -> tuple[jax.Array, jax.Array]:
+    def draw(
+        self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0
+    ) -> tuple[jax.Array, jax.Array]:
         """Draws (t, r), each (count,); within every group t falls, from T_max."""
-        t, r = super().draw(key, count, positions)
-        t = -jnp.sort(-t.reshape(-1, self.trajectory_points), axis=1)
-        t = t.at[:, 0].set(self.transport.T_max).reshape(-1)
-        equal, _ = self.times.assign(count)
-        return t, jnp.where(equal, t, jnp.minimum(r, t))
+        equal, minimal = self.times.flags(count, batch)
+        pairs = self.times.pairs(self.transport, key, equal, positions)
+        t, r = (times.reshape(-1, self.trajectory_points) for times in pairs)
+        order = jnp.argsort(-t, axis=1)
+        t, r = (jnp.take_along_axis(times, order, axis=1) for times in (t, r))
+        t, r = t.at[:, 0].set(self.transport.T_max).reshape(-1), r.reshape(-1)
+        return t, jnp.where(minimal, self.transport.T_min, jnp.where(equal, t, r))
 
     def distilled(self, nets: Mapping[str, Net], examples: Examples, t: jax.Array) -> Examples:
         """Returns the examples with the teacher's x̂ and ε̂ at the states of its trajectories."""

@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 from tim_jax.data.sources.base import Location, Source
+from tim_jax.data.splits import part_of
 from tim_jax.system import files
 
 # name -> the function that opens it. A module is imported when its source is first opened: some need large packages.
@@ -29,10 +30,11 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         directory: a folder on a local disk, see Location.
         split: the part of the data, such as "train".
         section: the section of the configuration that names the source, for messages.
-        **more: `path`, `channels`, `num_classes`, `captions` and `split_key` of Location.
+        **more: `path`, `channels`, `num_classes`, `images`, `held_out_share`, `captions` and `split_key` of Location.
 
     Raises:
-        ValueError: there is no such source or split, the data is not what the source reads, or `directory` is in
+        UnknownSplit: the data has no such part.
+        ValueError: there is no such source, the data is not what the source reads, or `directory` is in
             object storage.
     """
     if not files.is_local(directory):
@@ -43,4 +45,4 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         raise ValueError(f"{section}.source is {name!r}; it must be one of {known} (the nearest is {near!r})")
     module, function = SOURCES[name].rsplit(".", 1)
     at = Location(directory, split, key=f"{section}.path", **more)
-    return getattr(importlib.import_module(module), function)(at)
+    return part_of(getattr(importlib.import_module(module), function)(at), at)

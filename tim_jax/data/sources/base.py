@@ -6,6 +6,7 @@ and latents.py for one of the second.
 """
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +21,7 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size, pixels
+from tim_jax.system import files, paths
 
 Example = dict[str, Any]
 
@@ -72,6 +74,7 @@ class Source(PickledByFields, abc.ABC):
             - "captions", where `captions`: a tuple of texts.
             - "texts": for each caption the features (L, T) of its tokens.
             - "features" (2, rows, columns, Z): features of the image and of its mirror image on a grid.
+            - "original": the image that a latent was made of, a Pillow image in mode RGB.
 
         Raises:
             BadRecord: the example cannot be used.
@@ -85,6 +88,16 @@ class Source(PickledByFields, abc.ABC):
     def num_classes(self) -> int:
         """Labels lie in [0, num_classes); 0 says that there are no labels."""
         return 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels 0, 1, ... are called; () where the data does not say."""
+        return ()
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What lies beside the examples and is none: what it is, in words -> how many of it."""
+        return {}
 
     @property
     def captions(self) -> bool:
@@ -115,6 +128,13 @@ class Source(PickledByFields, abc.ABC):
         """What reports of bad records call example i; no two have the same."""
         return f"{self.name}[{i}]"
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        """For each example from start to stop - 1 a name that stays the same whatever is added to the data.
+
+        It decides whether the example is held out, see `splits.Part`; several may have the same one.
+        """
+        return [self.identity(i) for i in range(start, stop)]
+
     def header(self, i: int) -> tuple[int, int]:
         """(height, width) of example i, read without its pixels where the format allows. Raises BadRecord."""
         height, width = self[i]["image"].shape[:2]
@@ -130,6 +150,23 @@ class Source(PickledByFields, abc.ABC):
                 found.append(error)
         return found
 
+    def annotations(self, i: int) -> Example:
+        """The "label" and, where there are any, the "captions" of example i, without its image. Raises BadRecord."""
+        return {name: value for name, value in self.read(i).items() if name in ("label", "captions")}
+
+    @property
+    def labels_at_hand(self) -> bool:
+        """Whether `labels` reads no example, so that it takes no time to ask for all of them."""
+        return False
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        """The labels of examples (n,), int64; -1 for those that cannot be used."""
+        found = np.full(len(examples), -1)
+        for row, i in enumerate(examples.tolist()):
+            with contextlib.suppress(BadRecord):
+                found[row] = self.annotations(i)["label"]
+        return found
+
     def __getitem__(self, i: int) -> Example:
         """Example i as `read` gives it, but its image always an array."""
         example = self.read(i)
@@ -143,46 +180,41 @@ class Location:
 
     Attributes:
         directory: the folder that embedded data sets, indices and tables of sizes are written to.
-        split: the part of the data, for sources that have parts.
+        split: the part of the data, see `splits.own_split`.
+        held_out_share: the share of "train" that is the part "held_out" instead; 0 for none.
         path: the data itself, or the name of a data set; embedded sources need none.
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
+        images: the images that latents were made of, where they are to be read beside them.
         captions: whether captions are read, where the data has them.
         key, split_key: the configuration's keys of `path` and `split`, for messages.
     """
 
     directory: str
     split: str = "train"
+    held_out_share: float = 0.0
     path: str = ""
     channels: int = 3
     num_classes: int = 0
+    images: str = ""
     captions: bool = True
     key: str = "data.path"
     split_key: str = "data.split"
 
     @property
     def root(self) -> epath.Path:
-        """The path. Raises ValueError if it is not there."""
+        """The path, from the root of the disk. Raises ValueError if it is not there."""
         if not self.path:
             raise ValueError(f"{self.key} is {self.path!r}; it must name the data of this source")
-        root = epath.Path(self.path).expanduser()
+        root = paths.given(self.path, self.key)
         if not root.exists():
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
-        return root
+        return epath.Path(os.path.abspath(root)) if files.is_local(root) else root
 
 
 def digest(*parts: Any) -> str:
     """A short digest of the arguments, made of their representations."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def stamp(path: epath.Path) -> tuple[int, float]:
-    """(bytes, time of the last change) of a file or folder, as exactly as its storage knows them."""
-    if os.path.exists(path):
-        local = os.stat(path)
-        return local.st_size, local.st_mtime_ns
-    remote = path.stat()
-    return remote.length, remote.mtime
 
 
 class Raw(NamedTuple):
@@ -200,10 +232,19 @@ class Raw(NamedTuple):
 
 
 def checked_label(label: Any, num_classes: int) -> int:
-    """The label as an integer in [0, num_classes), 0 where there are no classes. Raises BadRecord."""
+    """The label as an integer in [0, num_classes), 0 where there are no classes.
+
+    Args:
+        label: a whole number of any type of numbers: tables and tensors often hold labels as floats.
+        num_classes: 0 says that labels are not read.
+
+    Raises:
+        BadRecord: it is no number, not whole or out of range.
+    """
     if not num_classes:
         return 0
-    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
+    number = isinstance(label, int | float | np.integer | np.floating) and not isinstance(label, bool)
+    if not number or not 0 <= label < num_classes or label != int(label):
         raise BadRecord("label", f"{label!r}, must be a whole number from 0 to {num_classes - 1}")
     return int(label)
 
@@ -243,6 +284,9 @@ class EncodedImages(Source):
         example = self.checked(raw)
         return example | {"image": decode(raw.encoded, self.image_shape[-1]), "index": int(i)}
 
+    def annotations(self, i: int) -> Example:
+        return self.checked(self.raw(i, max_bytes=1))
+
     def header(self, i: int) -> tuple[int, int]:
         raw = self.raw(i, self.HEADER_BYTES)
         self.checked(raw)
@@ -273,38 +317,62 @@ def read_file(path: epath.Path, max_bytes: int = -1) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory(Source):
-    """A small source whose examples are decoded when they are first read, and from then on served from memory."""
+class View(Source):
+    """A source that shows examples of another one, and is like it in all that it does not define itself."""
 
     source: Source
-
-    @functools.cached_property
-    def _examples(self) -> dict[int, Example]:
-        return {}
 
     @property
     def name(self) -> str:
         return self.source.name
 
     @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        return self.source.image_shape
+
+    @property
     def num_classes(self) -> int:
         return self.source.num_classes
 
     @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
-        return self.source.image_shape
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self.source.left_out
 
     @property
     def captions(self) -> bool:
         return self.source.captions
 
+    @property
+    def latents(self) -> bool:
+        return self.source.latents
+
+    @property
+    def paired_noise(self) -> bool:
+        return self.source.paired_noise
+
+    @property
+    def null_text(self) -> dict[str, np.ndarray]:
+        return self.source.null_text
+
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, i: int) -> Example:
-        if i not in self._examples:
-            self._examples[i] = self.source[i]
-        return dict(self._examples[i])
+        return self.source.read(i)
+
+    def annotations(self, i: int) -> Example:
+        return self.source.annotations(i)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return self.source.labels_at_hand
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self.source.labels(examples)
 
     def header(self, i: int) -> tuple[int, int]:
         return self.source.header(i)
@@ -312,8 +380,25 @@ class InMemory(Source):
     def identity(self, i: int) -> str:
         return self.source.identity(i)
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        return self.source.stable_names(start, stop)
+
     def fingerprint(self) -> str:
         return self.source.fingerprint()
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory(View):
+    """A small source whose examples are decoded when they are first read, and from then on served from memory."""
+
+    @functools.cached_property
+    def _examples(self) -> dict[int, Example]:
+        return {}
+
+    def read(self, i: int) -> Example:
+        if i not in self._examples:
+            self._examples[i] = self.source[i]
+        return dict(self._examples[i])
 
 
 def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

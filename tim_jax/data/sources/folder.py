@@ -1,61 +1,17 @@
-"""A folder of class folders of images: the label is the folder's place among the class folders in order of name."""
+"""A folder of class folders of images, see class_folders.py."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file, stamp
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
-
-
-def class_folders(at: Location) -> list[str]:
-    """The names of the folders in `at.root`, sorted, without hidden ones. Raises ValueError if there are none."""
-    found = sorted(path.name for path in at.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise ValueError(f"{at.key} is {at.path!r}; it must hold one folder per class")
-    return found
-
-
-def files_in(folder: epath.Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """The sorted names of the files in a folder that have one of the endings."""
-    return iter(sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(endings)))
-
-
-def index_folder(at: Location, endings: tuple[str, ...]) -> str:
-    """Lists all files in class folders, once for each state of the folders.
-
-    Args:
-        at: its path holds the class folders, and the list is written below its directory.
-        endings: of the files that count, in lower case.
-
-    Returns:
-        The folder of the table of files.
-
-    Raises:
-        ValueError: there are no class folders, or no such files in them.
-    """
-    root, classes = at.root, class_folders(at)
-    state = [(name, *stamp(root / name)) for name in classes]
-    folder = epath.Path(at.directory).expanduser() / f"files-{digest('files 1', str(root), state, endings)}"
-    if not tables.exists(folder):
-        columns = {"name": np.uint8, "name_end": np.int64, "label": np.int32}
-        progress = tqdm(desc=f"files of {root.name}", unit=" files")
-        with tables.writing(folder, **columns) as writer, progress:
-            for label, name in enumerate(classes):
-                for file in files_in(root / name, endings):
-                    tables.append_text(writer, "name", f"{name}/{file}")
-                    writer.append(label=label)
-                    progress.update()
-            writer.meta |= {"classes": classes, "state": digest(state)}
-    if not len(tables.Table(folder)["label"]):
-        raise ValueError(f"{at.key} is {at.path!r}; its class folders must hold files that end in {', '.join(endings)}")
-    return str(folder)
+from tim_jax.data.class_folders import index_folder
+from tim_jax.data.decode import ENDINGS
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file
+from tim_jax.data.stamps import spread, stamps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +38,15 @@ class FilesInClassFolders(Source):
 
     @property
     def num_classes(self) -> int:
-        return len(self._table.meta["classes"])
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self._table.meta["classes"])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self._table.meta["left_out"]
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -94,9 +58,25 @@ class FilesInClassFolders(Source):
     def identity(self, i: int) -> str:
         return tables.text_at(self._table, "name", i)
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        """Paths without endings: an image and its latents, or its better copy, are on the same side."""
+        return [str(PurePosixPath(self.identity(i)).with_suffix("")) for i in range(start, stop)]
+
     def file_bytes(self, i: int, max_bytes: int = -1) -> bytes:
         """The bytes of file i, or its first `max_bytes`. Raises BadRecord."""
         return read_file(epath.Path(self.root) / self.identity(i), max_bytes)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of the folders, which tell that files came or went, and of some files, which tell that they were changed."""
+        some = stamps(epath.Path(self.root) / self.identity(i) for i in spread(len(self)))
+        kind = type(self).__name__
+        return digest(
+            kind, self.root, self._table.meta["state"], self._table.meta["folders"], len(self), some, self.channels
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +86,14 @@ class FolderSource(FilesInClassFolders, EncodedImages):
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         return Raw(self.file_bytes(i, max_bytes), int(self._table["label"][i]))
 
-    def fingerprint(self) -> str:
-        return digest("folder", self.root, self._table.meta["state"], len(self), self.channels)
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._table["label"][examples].astype(np.int64)
 
 
 def open_folder(at: Location) -> FolderSource:
     """Opens the images in the class folders of `at.path`. Raises ValueError if there are none."""
-    return FolderSource(str(at.root), index_folder(at, IMAGES), at.channels)
+    return FolderSource(*index_folder(at, ENDINGS), at.channels)

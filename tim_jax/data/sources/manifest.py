@@ -4,20 +4,24 @@ A `bucket` ("512x768", height first, optionally after a name and a hyphen) state
 is read for the plan. The index holds only where each line ends, so that ten million lines take 80 MB on disk.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import posixpath
 import re
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
-from tim_jax.data import tables
+from tim_jax.data import splits, tables
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file, stamp
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
+from tim_jax.data.stamps import spread, stamp, stamps
+from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 BLOCK = 2**24
 SIZE = re.compile(r"(?:.*-)?(\d+)x(\d+)")
@@ -39,7 +43,7 @@ def index_lines(path: epath.Path, directory: str) -> epath.Path:
         with (
             tables.writing(folder, end=np.int64) as writer,
             path.open("rb") as file,
-            tqdm(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
+            Bar(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
         ):
             start, last = 0, b"\n"
             while block := file.read(BLOCK):
@@ -53,12 +57,36 @@ def index_lines(path: epath.Path, directory: str) -> epath.Path:
 
 
 def inside(root: str, name: str) -> str:
-    """The path, relative to the root, of a file that a manifest names. Raises BadRecord if it leaves the root."""
-    path = posixpath.normpath(name.replace("\\", "/"))
-    if path.startswith(root.rstrip("/") + "/"):
-        path = path[len(root.rstrip("/")) + 1 :]
-    if path.startswith("/") or path in (".", "..") or path.startswith("../") or "\0" in path or "://" in name:
+    """The path, relative to the root, of a file that a manifest names. Raises BadRecord if it leaves the root.
+
+    A relative name is one from the root, whatever the root is called. An absolute one must lie in it, by its letters or
+    where links lead.
+
+    Args:
+        root: the manifest's folder, from the root of the disk or in object storage.
+        name: as the manifest has it.
+    """
+    path = name.replace("\\", "/")
+    if not files.is_local(root):
+        path = path.removeprefix(root.rstrip("/") + "/")
+    if "\0" in path or "://" in path:
         raise BadRecord("outside root", name[:200])
+    path = posixpath.normpath(path)
+    if path.startswith("/") and files.is_local(root):
+        path = _from_root(root, path)
+    if path.startswith("/") or path in (".", "..") or path.startswith("../"):
+        raise BadRecord("outside root", name[:200])
+    return path
+
+
+def _from_root(root: str, path: str) -> str:
+    """An absolute path as one from the root, if it lies there by one of the root's names; otherwise as it is."""
+    for above in (posixpath.normpath(root), os.path.realpath(root)):
+        if path.startswith(above.rstrip("/") + "/"):
+            return path[len(above.rstrip("/")) + 1 :]
+    folder, name = posixpath.split(path)
+    if (real := os.path.realpath(folder)) != folder:
+        return _from_root(root, f"{real}/{name}")
     return path
 
 
@@ -133,6 +161,17 @@ class ManifestSource(EncodedImages):
     def identity(self, i: int) -> str:
         return f"{epath.Path(self.manifest).name}:{i + 1}"
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        """Paths of the images without endings; of a line that names none the line."""
+        found = []
+        for line in self._lines(start, stop):
+            try:
+                path = posixpath.splitext(inside(self._root, self._entry(line)["image_file"]))[0]
+            except BadRecord:
+                path = line.decode(errors="replace")
+            found.append(path)
+        return found
+
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         entry = self._entry(self._lines(i, i + 1)[0])
         path = epath.Path(self._root) / inside(self._root, entry["image_file"])
@@ -156,24 +195,32 @@ class ManifestSource(EncodedImages):
         return declared_size(entry["bucket"])
 
     def fingerprint(self) -> str:
-        return digest("manifest", self.manifest, self._table.meta["state"], len(self), self.channels)
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of the manifest, and of some of its images, which tell that these were changed."""
+        some: list[str] = []
+        for i in spread(len(self)):
+            with contextlib.suppress(BadRecord):
+                some.append(inside(self._root, self._entry(self._lines(i, i + 1)[0])["image_file"]))
+        found = stamps(epath.Path(self._root) / name for name in some)
+        return digest("manifest", self.manifest, self._table.meta["state"], len(self), found, self.channels)
 
 
 def open_manifest(at: Location) -> ManifestSource:
     """Opens the images of a manifest.
 
     Args:
-        at: its path is the .jsonl file, or a folder that holds exactly one.
+        at: its path is the .jsonl file, or a folder that holds exactly one for each part of the data.
 
     Raises:
         ValueError: there is no such file, several, or one without lines.
     """
-    path = at.root
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(".jsonl"))
-        if len(found) != 1:
-            raise ValueError(f"{at.key} is {at.path!r}; it must hold one .jsonl file, but holds {len(found)}")
-        path = found[0]
+    found = splits.files_of_split(at, (".jsonl",))
+    if len(found) != 1:
+        raise ValueError(f"{at.key} is {at.path!r}; it must hold one .jsonl file, but holds {len(found)}")
+    (path,) = found
     source = ManifestSource(str(path), str(index_lines(path, at.directory)), at.channels)
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its manifest must have at least one line")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -67,6 +68,24 @@ class Mixture(Source):
         return max(source.num_classes for source in self.sources)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return max((source.class_names for source in self.sources), key=len)
+
+    def names_of(self, label: int) -> list[str]:
+        """What the sources call a label, each name once."""
+        names = (source.class_names[label] for source in self.sources if label < len(source.class_names))
+        return list(dict.fromkeys(names))
+
+    def differing_label(self) -> int | None:
+        """The first label that two sources call differently; None if there is none."""
+        labels = range(len(self.class_names))
+        return next((label for label in labels if len(self.names_of(label)) > 1), None)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return dict(sum((Counter(source.left_out) for source in self.sources), Counter()))
+
+    @property
     def captions(self) -> bool:
         return self.sources[0].captions
 
@@ -94,6 +113,20 @@ class Mixture(Source):
     def read(self, i: int) -> Example:
         source, index = self._locate(i)
         return source.read(index) | {"index": int(i)}
+
+    def annotations(self, i: int) -> Example:
+        source, index = self._locate(i)
+        return source.annotations(index)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return all(source.labels_at_hand for source in self.sources)
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        found, at = np.empty(len(examples), np.int64), np.searchsorted(self._ends, examples, "right")
+        for part, (source, end) in enumerate(zip(self.sources, self._ends, strict=True)):
+            found[at == part] = source.labels(examples[at == part] - (end - len(source)))
+        return found
 
     def headers(self, start: int, stop: int) -> list[tuple[int, int] | BadRecord]:
         found: list[tuple[int, int] | BadRecord] = []

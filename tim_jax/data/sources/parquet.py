@@ -17,8 +17,9 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources import parquet_pages
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
-from tim_jax.data.sources.tar import require_shards, shards_in, state_of
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
+from tim_jax.data.sources.tar import state_of
+from tim_jax.data.splits import files_of_split
 
 TEXTS = ("captions", "caption", "text")
 MEMORY = 2**29  # bytes that each kind of thing that was read may keep
@@ -77,19 +78,21 @@ class ParquetSource(EncodedImages):
 
     Attributes:
         root: the file, or the folder of files.
+        shards: the files that are read.
         num_classes: labels lie below it; 0 says that labels are not read.
         channels: channels of the images to make.
         with_captions: whether captions are read.
     """
 
     root: str
+    shards: tuple[str, ...]
     num_classes: int = 0
     channels: int = 3
     with_captions: bool = True
 
     @functools.cached_property
     def _shards(self) -> list[epath.Path]:
-        return shards_in(epath.Path(self.root), (".parquet",))
+        return [epath.Path(shard) for shard in self.shards]
 
     @functools.cached_property
     def _layout(self) -> tuple[list[_Group], np.ndarray, set[str]]:
@@ -155,6 +158,15 @@ class ParquetSource(EncodedImages):
         name = self._shards[group.shard].name
         return f"{name}:{group.number}[{row}]" if group.number >= 0 else name
 
+    def stable_names(self, start: int, stop: int) -> list[str]:
+        """Names of files with the row, whatever group it is in."""
+        groups, ends, _ = self._layout
+        first: dict[int, int] = {}  # of each file, where it starts
+        for group, begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
+            first.setdefault(group.shard, begin)
+        shards = (groups[self._locate(i)[0]].shard for i in range(start, stop))
+        return [f"{self._shards[k].name}[{i - first[k]}]" for i, k in enumerate(shards, start)]
+
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         import pyarrow
 
@@ -176,6 +188,37 @@ class ParquetSource(EncodedImages):
             raise BadRecord("metadata", f"image is a {type(image).__name__}, must be bytes")
         texts = [values[name] for name in TEXTS if name in values]
         return Raw(image, values.get("label"), texts[0] if texts else None)
+
+    @property
+    def labels_at_hand(self) -> bool:
+        return True
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        return self._labels[examples]
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        """The column of labels, int64 (n,); -1 where there is none."""
+        import pyarrow
+        import pyarrow.parquet
+
+        groups, ends, _ = self._layout
+        rows = np.bincount([group.shard for group in groups], np.diff(ends, prepend=0), len(self._shards)).astype(int)
+        found: list[int] = []
+        for path, count in zip(self._shards, rows.tolist(), strict=True):
+            try:
+                with path.open("rb") as file:
+                    column = pyarrow.parquet.ParquetFile(file).read(["label"], use_threads=False)["label"]
+                found += [self._label(value) for value in column.to_pylist()]
+            except (pyarrow.ArrowException, OSError, KeyError):
+                found += [-1] * count
+        return np.array(found, np.int64)
+
+    def _label(self, value: Any) -> int:
+        try:
+            return checked_label(value, self.num_classes)
+        except BadRecord:
+            return -1
 
     def _image(self, at: int, group: _Group, row: int) -> Any:
         """The image of a row, by the page that holds it where its column allows."""
@@ -250,13 +293,13 @@ def open_parquet(at: Location) -> ParquetSource:
     """Opens the rows of Parquet files.
 
     Args:
-        at: its path is a .parquet file, or a folder of such files.
+        at: its path is a .parquet file, or a folder of such files, see `splits.files_of_split`.
 
     Raises:
-        ValueError: there are no such files, they have no rows, or they have no column `image`.
+        ValueError: there are no such files or no such part, they have no rows, or they have no column `image`.
     """
-    require_shards(at, (".parquet",))
-    source = ParquetSource(str(at.root), at.num_classes, at.channels, at.captions)
+    shards = tuple(str(path) for path in files_of_split(at, (".parquet",)))
+    source = ParquetSource(str(at.root), shards, at.num_classes, at.channels, at.captions)
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its files must hold at least one row")
     found = source._layout[2]

@@ -34,6 +34,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size
 from tim_jax.data.sources.base import Example, Location, Source, checked_captions, checked_label, digest
 from tim_jax.data.sources.latents import latent_pair, tensors
+from tim_jax.data.splits import own_split, split_of_folder
 from tim_jax.system import files
 
 
@@ -123,6 +124,10 @@ class ShardSource(Source):
             raise BadRecord("missing", "no image")
         return example | {"image": decode(found["image"].tobytes(), self.image_shape[-1])}
 
+    def annotations(self, i: int) -> Example:
+        found = self._record(i)
+        return self._checked({name: found[name] for name in ("label", "captions") if name in found})
+
     def header(self, i: int) -> tuple[int, int]:
         height, width = self._sizes[i].tolist()
         if height and width:
@@ -199,15 +204,28 @@ def _texts(found: dict[str, np.ndarray], captions: int) -> list[np.ndarray]:
     return np.split(found["text"], np.cumsum(lengths)[:-1])
 
 
+def _folder_of_split(at: Location) -> Path:
+    """The folder of the shards of `at.split`: the path, or one in it that is named by a part. Raises ValueError."""
+    root, parts = Path(at.root), {}
+    if not (root / shard_files.ABOUT).exists() and root.is_dir():
+        folders = {path: split_of_folder(path.name) for path in sorted(root.iterdir())}
+        parts = {split: path for path, split in folders.items() if split and (path / shard_files.ABOUT).exists()}
+    if parts:
+        return parts[own_split(at, parts)]
+    own_split(at)
+    return root
+
+
 def open_shards(at: Location) -> ShardSource:
     """Opens a folder that `python -m tim_jax.encode`, `tim_jax.pairs` or `write_shards` made.
 
     Raises:
-        ValueError: `at.path` is no such folder, is not finished, has files that changed, or is in object storage.
+        ValueError: `at.path` is no such folder and holds none for the part, or the folder is not finished, has files
+            that changed, or is in object storage.
     """
     if not files.is_local(at.path):
         raise ValueError(f"{at.key} is {at.path!r}; ArrayRecord files are read from a local or mounted disk only")
-    root = Path(at.root)
+    root = _folder_of_split(at)
     try:
         shard_files.check_sizes(root)
     except ValueError as error:

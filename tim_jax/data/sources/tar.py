@@ -1,23 +1,28 @@
 """Tar shards in the WebDataset layout: files of one stem are one example, an image with .txt, .json or .cls.
 
-An index of where each file lies is built once. The label is the number in .cls, or `label` in .json; captions are the
-text of .txt, or `captions` or `caption` in .json.
+An index of where each file lies is built once. Of several files of one name the last one counts, as when a shard is
+unpacked, and links stand for the file that they lead to within their shard. The label is the number in .cls, or `label`
+in .json; captions are the text of .txt, or `captions` or `caption` in .json.
 """
 
 import dataclasses
 import functools
 import json
+import posixpath
 import tarfile
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, stamp
-from tim_jax.data.sources.folder import IMAGES
+from tim_jax.data.decode import ENDINGS
+from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.splits import files_of_split
+from tim_jax.data.stamps import stamp
+from tim_jax.system.progress import Bar
 
 KINDS = ("image", "cls", "txt", "json")
 COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
@@ -25,45 +30,70 @@ COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
 }
 
 
-def shards_in(root: epath.Path, endings: tuple[str, ...]) -> list[epath.Path]:
-    """The sorted files of a folder that have one of the endings; the root alone if it is a file."""
-    return [root] if not root.is_dir() else sorted(p for p in root.iterdir() if p.name.lower().endswith(endings))
-
-
-def require_shards(at: Location, endings: tuple[str, ...]) -> list[epath.Path]:
-    """As `shards_in`, of `at.root`. Raises ValueError if there are none."""
-    found = shards_in(at.root, endings)
-    if not found:
-        raise ValueError(f"{at.key} is {at.path!r}; it must hold shards that end in {' or '.join(endings)}")
-    return found
+Place = tuple[int, int]  # where a file starts in its shard, and its bytes
 
 
 def state_of(shards: list[epath.Path]) -> list[tuple]:
-    """(name, bytes, time of the last change) of each shard."""
-    return [(path.name, *stamp(path)) for path in shards]
+    """(path, bytes, time of the last change) of each shard."""
+    return [(str(path), *stamp(path)) for path in shards]
 
 
 def _kind(ending: str) -> str | None:
-    return "image" if f".{ending}" in IMAGES else ending if ending in KINDS[1:] else None
+    return "image" if f".{ending}" in ENDINGS else ending if ending in KINDS[1:] else None
 
 
-def _examples_in(path: epath.Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], bool]:
-    """([(stem, {kind: (start, bytes)})], whether the shard is whole) of one shard."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+def _members_of(path: epath.Path, left_out: Counter[str]) -> tuple[dict[str, Place | str], bool]:
+    """({name: where it is, or of a link the name that it leads to}, whether the shard is whole) of one shard."""
+    members: dict[str, Place | str] = {}
     with path.open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
-                    folder, slash, base = member.name.rpartition("/")
-                    stem, _, ending = base.partition(".")
-                    kind = _kind(ending.lower())
-                    if member.isfile() and kind is not None and not base.startswith("."):
-                        found.setdefault(folder + slash + stem, {})[kind] = (member.offset_data, member.size)
+                    name = posixpath.normpath(member.name)
+                    if member.isdir():
+                        continue
+                    left_out["earlier files of a name"] += name in members
+                    if member.islnk():
+                        members[name] = posixpath.normpath(member.linkname)
+                    elif member.issym():
+                        members[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                    elif member.isfile() and not member.issparse():
+                        members[name] = (member.offset_data, member.size)
                 end = shard.offset
             file.seek(end)
             whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # the mark of an archive's end
         except (tarfile.TarError, OSError, EOFError, ValueError):
             whole = False
+    return members, whole
+
+
+def _place(members: dict[str, Place | str], name: str) -> Place | None:
+    """Where a member is, also one that links lead to; None if they lead to nothing or in a circle."""
+    found, met = members.get(name), {name}
+    while isinstance(found, str) and found not in met:
+        met.add(found)
+        found = members.get(found)
+    return None if isinstance(found, str) else found
+
+
+def _examples_in(path: epath.Path, left_out: Counter[str]) -> tuple[list[tuple[str, dict[str, Place]]], bool]:
+    """([(stem, {kind: where it is})], whether the shard is whole) of one shard; adds to what is left out."""
+    found: dict[str, dict[str, Place]] = {}
+    members, whole = _members_of(path, left_out)
+    for name in members:
+        folder, slash, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        kind = _kind(ending.lower())
+        if base.startswith("."):
+            left_out["hidden files"] += 1
+        elif kind is None:
+            left_out["files of several endings" if "." in ending else f".{ending.lower()} files"] += 1
+        elif (place := _place(members, name)) is None:
+            left_out["links to nothing"] += 1
+        else:
+            example = found.setdefault(folder + slash + stem, {})
+            left_out["further images of an example"] += kind == "image" and kind in example
+            example[kind] = place
     return list(found.items()), whole
 
 
@@ -77,17 +107,17 @@ def index_shards(at: Location) -> str:
         The folder of the table of examples.
 
     Raises:
-        ValueError: there are no shards.
+        ValueError: there are no shards, or not the part of the data that is asked for.
     """
-    root, shards = at.root, require_shards(at, (".tar",))
-    state = state_of(shards)
-    folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 1', str(root), state)}"
+    root, shards = at.root, files_of_split(at, (".tar",))
+    state, left_out = state_of(shards), Counter[str]()
+    folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 2', str(root), state)}"
     if tables.exists(folder):
         return str(folder)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(tqdm(shards, desc=f"index of {root.name}", unit=" shards")):
-            found, whole = _examples_in(path)
+        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):
+            found, whole = _examples_in(path, left_out)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)
                 writer.append(shard=number)
@@ -100,7 +130,8 @@ def index_shards(at: Location) -> str:
                     beside = _json(_read(path, *files["json"]), or_else={})
                     ends["cls"] |= "label" in beside
                     ends["caption"] |= bool({"caption", "captions"} & set(beside))
-        writer.meta |= {"shards": [str(path) for path in shards], "state": digest(state)} | ends
+        beside = {"left_out": {what: count for what, count in sorted(left_out.items()) if count}}
+        writer.meta |= {"shards": [str(path) for path in shards], "state": digest(state)} | beside | ends
     return str(folder)
 
 
@@ -156,6 +187,10 @@ class TarSource(EncodedImages):
         return self.with_captions and self._table.meta["caption"]
 
     @property
+    def left_out(self) -> dict[str, int]:
+        return self._table.meta["left_out"]
+
+    @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         return None, None, self.channels
 
@@ -193,7 +228,7 @@ class TarSource(EncodedImages):
         if found is None:
             return self._about(i).get("label")
         try:
-            return int(found)
+            return float(found)
         except ValueError:
             raise BadRecord("label", f"{found!r:.60}, must be a whole number") from None
 
@@ -222,10 +257,10 @@ def open_tar(at: Location) -> TarSource:
     """Opens the examples of tar shards.
 
     Args:
-        at: its path is a .tar file, or a folder of such files.
+        at: its path is a .tar file, or a folder of such files, see `splits.files_of_split`.
 
     Raises:
-        ValueError: there are no shards, or they hold nothing.
+        ValueError: there are no shards or no such part, or they hold nothing.
     """
     source = TarSource(str(at.root), index_shards(at), at.num_classes, at.channels, at.captions)
     if not len(source):

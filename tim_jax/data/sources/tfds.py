@@ -11,6 +11,7 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
+from tim_jax.data.splits import own_split
 
 INFO = "dataset_info.json"  # what every prepared data set has in the folder of its version
 RANDOM_ACCESS = "array_record"  # the format of files that examples are read from in any order
@@ -56,6 +57,10 @@ class TfdsSource(EncodedImages):
     def num_classes(self) -> int:
         label = self.info.features["label"] if "label" in self.info.features else None
         return label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.info.features["label"].names) if self.num_classes else ()
 
     @property
     def captions(self) -> bool:
@@ -141,9 +146,7 @@ def open_prepared(at: Location, directory: str, channels: int = 0) -> TfdsSource
         raise ValueError(
             f"{at.key} is {at.path!r}; it must be a data set that TensorFlow Datasets can open ({_first_line(error)})"
         ) from None
-    if at.split not in info.splits:
-        splits = ", ".join(info.splits)
-        raise ValueError(f"{at.split_key} is {at.split!r}; it must be one of {splits}, the splits of {source.name}")
+    source = dataclasses.replace(source, split=own_split(at, tuple(info.splits)))
     if "image" not in info.features or not isinstance(info.features["image"], tfds.features.Image):
         raise ValueError(f"{at.key} is {at.path!r}; the data set must have an image feature named 'image'")
     if form != RANDOM_ACCESS:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.config.run import Run
+from tim_jax.data.fit import PIXELS_PER_TOKEN
 from tim_jax.runs.encoders.images import open_decoder
 from tim_jax.runs.encoders.module import FrozenModule, by_tiles, in_tiles, open_module
 from tim_jax.runs.encoders.texts import open_text_encoder
@@ -18,7 +19,10 @@ Modules = dict[str, FrozenModule]  # by their keys in `codecs`
 
 
 class BatchEncoder:
-    """Turns batches of images and captions, as sources have them, into batches as a train step takes them.
+    """Turns batches as sources have them into batches as a train step takes them.
+
+    Images become latents, captions and images become features, with `data.encode`; without it examples are latents
+    already, and features are made of the images beside them (`data.images`).
 
     Its methods that take `modules` are to be traced, with `self.modules`.
 
@@ -33,7 +37,7 @@ class BatchEncoder:
         self.run = run
         width, settings = run.data.features_width, run.codecs
         self.modules: Modules = {}
-        if settings.autoencoder:
+        if settings.autoencoder and run.data.encode:
             open_decoder(run)  # its channels fit
             self.modules["autoencoder"] = open_module(settings, "autoencoder", run.mesh)
         if width:
@@ -67,9 +71,15 @@ class BatchEncoder:
         """(mean, log variance), both (B, h, w, C), of latents."""
         return modules["autoencoder"](*self.moments(modules, images), method="scaled")
 
-    def features(self, modules: Modules, images: jax.Array) -> jax.Array:
-        """Features (B, N, Z) of images (B, H, W, 3), one for each token of their examples."""
-        grid = tuple(side // self.run.inputs.augmentation.side for side in images.shape[1:3])
+    def features(self, modules: Modules, images: jax.Array, side: int = 0) -> jax.Array:
+        """Features (B, N, Z) of images (B, H, W, 3), one for each token of their examples.
+
+        Args:
+            modules: among them "image_encoder".
+            images: of which they are.
+            side: pixels for a token; by default those of images that are encoded.
+        """
+        grid = tuple(length // (side or self.run.inputs.augmentation.side) for length in images.shape[1:3])
         return modules["image_encoder"](images, grid, method="features")
 
     def __call__(self, batch: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]:
@@ -83,6 +93,8 @@ class BatchEncoder:
             The global batch as a train step takes it, on the mesh.
         """
         inputs = {"x": batch["x"]}
+        if self.run.data.images:
+            inputs["original"] = batch["original"]
         if self.texts:
             ids, mask = self.texts.tokenizer(batch["caption"].tolist(), self.texts.length)
             inputs |= {"ids": ids, "mask": mask}
@@ -101,13 +113,16 @@ class BatchEncoder:
 
     def _encode(self, modules: Modules, batch: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
         images, keys = batch["x"], None
-        if self.run.codecs.latents == "sample":
+        if self.run.data.encode and self.run.codecs.latents == "sample":
             # Separate from the keys of train steps, which are folded into the same seed by their own numbers.
             key = jax.random.fold_in(jax.random.key(self.run.config.seed), np.uint32(2**32 - 1))
             keys = jax.random.split(jax.random.fold_in(key, step), len(images))
         encoded = {"x": self.latents(modules, images, keys)}
-        if "image_encoder" in modules:
+        if "original" in batch:
+            encoded["features"] = self.features(modules, batch["original"], PIXELS_PER_TOKEN)
+        elif "image_encoder" in modules:
             encoded["features"] = self.features(modules, images)
+        if "features" in encoded:
             encoded["features_mask"] = jnp.ones(len(images), bool)
         if self.texts:
             encoded["text"] = self.texts.features(modules["text_encoder"], batch["ids"], batch["mask"])

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from tim_jax.codecs import stand_in
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.codecs.tokenizer import BYTES, Tokenizer, open_tokenizer
+from tim_jax.codecs.tokenizer import BYTES, Tokenizer, escaped, open_tokenizer
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
@@ -45,7 +45,8 @@ class TextEncoder:
                 "(codecs.text_encoder) has it"
             )
         stands_in = settings.text_encoder == stand_in.NAME
-        self.tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
+        tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
+        self.tokenizer = escaped(tokenizer) if settings.text_escapes else tokenizer
         self._apply = jax.jit(lambda module, ids, mask: self.features(module, ids, mask))
 
     @functools.cached_property

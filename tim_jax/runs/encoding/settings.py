@@ -20,12 +20,13 @@ def shard_settings(run: Run, work: Work) -> dict[str, Any]:
         "text_encoder": by_text,
         "image_encoder": config.data.features_width > 0,
     }
+    escapes = {"escapes": True} if codecs.text_escapes else {}  # told only where they are: shards of before had none
     settings = {
         "source": {"name": work.source.name, "rows": len(work.source), "fingerprint": work.source.fingerprint()},
         "rows_per_shard": work.rows_per_shard,
         "buckets": {f"{bucket.height}x{bucket.width}": sum(bucket.images) for bucket in work.plan.buckets},
         "features": {"width": config.data.features_width, "side": run.inputs.augmentation.side},
-        "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} if by_text else None,
+        "text": {"tokens": config.data.text_tokens, "states": codecs.text_states} | escapes if by_text else None,
         "codecs": {name: module_identity(getattr(codecs, name)) if needed else None for name, needed in used.items()}
         | {"latents": codecs.latents, "dtype": codecs.dtype, "tile": codecs.tile},
     }

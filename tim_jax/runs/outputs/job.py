@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.runs import workdir
+from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
 from tim_jax.runs.outputs.batches import batch_size, draw
@@ -21,7 +21,8 @@ from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images,
 from tim_jax.runs.outputs.settings import SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache
+from tim_jax.system import compilation_cache, paths
+from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
 
 COUNT = 40  # images per step count where no labels are given
@@ -64,7 +65,7 @@ class SampleJob:
         factor = self.decoder.factor if self.decoder else None
         writer = SampleWriter(settings, generator.run, self.step, requests, factor)
         total = len(settings.steps) * sum(request.count for request in requests)
-        with tqdm(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
+        with Bar(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
             for steps in settings.steps:
                 times = generator.times(steps, settings.start)
                 start = self.start_states(times, examples)
@@ -125,8 +126,9 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     settings.check()
     if settings.guidance is not None:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
-    folder = epath.Path(settings.workdir)
+    folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
+    paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     decoder = open_decoder(run)
     requests, images = read_requests(settings, run, decoder)
@@ -180,7 +182,8 @@ def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> lis
     for name in ("prompt", "prompts", "per_prompt"):
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is conditioned on labels, not on text")
-    return read_labels(settings.labels, settings.count or COUNT, size, run.config.model.num_classes)
+    counts = known_labels(run, epath.Path(settings.workdir))
+    return read_labels(settings.labels, settings.count or COUNT, size, counts)
 
 
 def _of_prompts(settings: SampleSettings, run: Run, size: tuple[int, int], factor: int) -> list[Request]:

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from etils import epath
 
 from tim_jax.config.command_line import whole_numbers
 from tim_jax.config.network import check_tokens
 from tim_jax.config.run import Run
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, pixels
-from tim_jax.runs.generation import cycle_labels
+from tim_jax.runs.conditions import class_turns
 from tim_jax.runs.outputs.prompts import Record
+from tim_jax.system import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +76,20 @@ def label_requests(labels: Sequence[int], size: tuple[int, int], num_classes: in
     return [Request(int(label), size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
 
 
-def read_labels(text: str, count: int, size: tuple[int, int], num_classes: int) -> list[Request]:
-    """Requests of `--labels`; where the text is empty, of `count` labels, every class in turn. Raises ValueError."""
-    labels = whole_numbers("labels", text, least=0) if text else cycle_labels(num_classes, count).tolist()
-    return label_requests(labels, size, num_classes)
+def read_labels(text: str, count: int, size: tuple[int, int], counts: np.ndarray) -> list[Request]:
+    """Requests of `--labels`; where the text is empty, of labels that the data has, in turn.
+
+    Args:
+        text: numbers with commas between, or "".
+        count: how many labels where there is no text.
+        size: (h, w) of the examples.
+        counts: (num_classes,) how often the data has each label.
+
+    Raises:
+        ValueError: for what is no label of the run.
+    """
+    labels = whole_numbers("labels", text, least=0) if text else class_turns(counts, count).tolist()
+    return label_requests(labels, size, len(counts))
 
 
 def prompt_requests(
@@ -129,7 +139,7 @@ def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
         raise ValueError(f"--from is {text}; this run's examples have {channels} channels: they are not images")
     for name in text.split(","):
         try:
-            image = pixels(decode(epath.Path(name).read_bytes(), 1 if channels == 1 else 3))
+            image = pixels(decode(paths.given(name, "--from").read_bytes(), 1 if channels == 1 else 3))
         except (OSError, BadRecord) as error:
             raise ValueError(f"--from has {name!r}, which cannot be read as an image: {error}") from None
         height, width, _ = image.shape

@@ -2,6 +2,10 @@
 
 import dataclasses
 
+from etils import epath
+
+from tim_jax.system import paths
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
@@ -40,6 +44,11 @@ class SampleSettings:
     start: float | None = None
     interpolate: int | None = None
     out: str | None = None
+
+    @property
+    def folder(self) -> epath.Path:
+        """The folder to write to, or that of another layout's own folder."""
+        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir") / "sampled"
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""

@@ -222,20 +222,22 @@ class Sampler:
         evaluations: The number of network evaluations in a step.
         invertible: Whether the method also takes times that grow, from data to noise (inversion).
         single_step: Whether a step is a function of its state alone, not of steps before it or of fresh noise.
+        diagonal: Whether the network is evaluated at r = t alone.
     """
 
     plan: Callable[[Transport, np.ndarray], SamplingPlan]
     evaluations: int = 1
     invertible: bool = False
     single_step: bool = False
+    diagonal: bool = False
 
 
 SAMPLERS = {
     "flow_map": Sampler(flow_map, invertible=True, single_step=True),
-    "euler": Sampler(euler, invertible=True, single_step=True),
-    "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True),
-    "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True),
-    "dpm_solver_3m": Sampler(dpm_solver_3m),
+    "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True),
+    "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True, diagonal=True),
+    "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True, diagonal=True),
+    "dpm_solver_3m": Sampler(dpm_solver_3m, diagonal=True),
     "consistency": Sampler(consistency),
 }
 STOCHASTIC = {"renoise": renoise, "euler": published_noise}  # forms of the flow map with fresh noise

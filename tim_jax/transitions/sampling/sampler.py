@@ -20,13 +20,18 @@ from tim_jax.types import PyTree, Query
 PADDED = 128  # evaluations that a padded plan has room for
 Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
 
+# Keys that say how guidance and fresh noise act, `exclusive_ends` and `stochastic`, may be set where there is neither:
+# configurations of published weights have them for whatever scales are asked for.
 UNUSED = {
-    ("sampling.guidance_low", "sampling.guidance_high", "sampling.exclusive_ends"): (
+    ("sampling.guidance_low", "sampling.guidance_high"): (
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
+    ("sampling.exclusive_ends",): (
+        "guidance is an input of the network (objective.input_guidance)",
+        lambda c: c.objective.input_guidance.max_scale > 1,
+    ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
-    ("sampling.stochastic",): ("sampling.stochasticity is 0", lambda c: c.sampling.stochasticity == 0),
 }
 
 
@@ -50,9 +55,9 @@ class Sampling:
     guidance: float = 1.0  # scale; 1: none
     guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
     guidance_high: float = 1.0
-    exclusive_ends: bool = False  # the published code leaves the interval's ends out
+    exclusive_ends: bool = False  # leave the interval's ends out, T_max and so the first step among them: as published
     stochasticity: float = 0.0  # of the flow map; 0: none
-    stochastic: str = "renoise"  # renoise, euler
+    stochastic: str = "renoise"  # renoise, or euler: as published
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 

@@ -1,0 +1,73 @@
+"""Whether results can be written is found before they are made."""
+
+import contextlib
+import os
+
+import pytest
+
+from tim_jax.system import paths
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Within it the process has no more rights than those that files give to all."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that all may enter, in which `closed` cannot be written to, `open` can, and `file` is a file."""
+    for part in (tmp_path, *tmp_path.parents[:2]):
+        part.chmod(0o755)
+    for name, mode in (("open", 0o777), ("closed", 0o555)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "file").write_text("x")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["open", "open/new", "open/new/newer"])
+def test_a_place_that_can_be_written_to_stays_as_it_is(place, folder):
+    before = contents(folder)
+    with as_nobody():
+        paths.check_folder(folder / place, "--out")
+        paths.check_file(folder / place / "x.json", "--json")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "place, reason",
+    [
+        ("closed", "Permission denied"),
+        ("closed/new", "Permission denied"),
+        ("file", "is none"),
+        ("file/new", "is none"),
+    ],
+)
+def test_another_is_named(place, reason, folder):
+    for check, option, path in (
+        (paths.check_folder, "--out", folder / place),
+        (paths.check_file, "--json", folder / place / "x.json"),
+    ):
+        with as_nobody(), pytest.raises(ValueError, match=reason) as error:
+            check(path, option)
+        assert str(error.value).startswith(f"{option} is '{path}'; it must be a f") and "\n" not in str(error.value)
+
+
+def test_a_file_may_be_no_folder_and_object_storage_is_not_looked_at(folder):
+    with pytest.raises(ValueError, match="must be a file, and is a folder"):
+        paths.check_file(folder / "open", "--json")
+    paths.check_folder("gs://nowhere/at/all", "--out")
+    paths.check_file("gs://nowhere/at/all.json", "--json")
+    paths.check_file("x.json", "--json")
