@@ -7,8 +7,9 @@ import pytest
 
 from tests.helpers.sources import encoded
 from tim_jax import data
+from tim_jax.data import parquet_bits, parquet_pages
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources import parquet, parquet_bits, parquet_pages
+from tim_jax.data.sources import parquet
 
 ROWS = 120
 STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

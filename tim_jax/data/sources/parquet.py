@@ -6,6 +6,7 @@ it, whatever the size of its row group; the other columns are read by row group,
 
 import dataclasses
 import functools
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from tim_jax.data import parquet_pages
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources import parquet_pages
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import state_of
 from tim_jax.data.splits import files_of_split
@@ -138,6 +139,26 @@ class ParquetSource(EncodedImages):
     @property
     def captions(self) -> bool:
         return any(name in TEXTS for name in self.columns)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names if self.num_classes else ()
+
+    @functools.cached_property
+    def _class_names(self) -> tuple[str, ...]:
+        """What hubs write of the column of labels beside the schema of a file, () where there is nothing of it."""
+        import pyarrow.parquet
+
+        group = next((group for group in self._layout[0] if group.number >= 0), None)
+        if group is None:
+            return ()
+        with self._shards[group.shard].open("rb") as file:
+            written = (pyarrow.parquet.ParquetFile(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            names = json.loads(written)["info"]["features"]["label"]["names"]
+        except (ValueError, KeyError, TypeError):
+            return ()
+        return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tim_jax.data.sources.parquet_bits import SNAPPY_FRAGMENT, Unsupported, hybrid, snappy_fragments, struct, varint_of
+from tim_jax.data.parquet_bits import SNAPPY_FRAGMENT, Unsupported, hybrid, snappy_fragments, struct, varint_of
 
 HEADER_BYTES = (2**10, 2**16, 2**22)  # that are read of a page for its header, more where these are too few
 DICTIONARY_PAGE, DATA_PAGE, DATA_PAGE_V2 = 2, 0, 3
