@@ -84,7 +84,7 @@ def test_a_folder_as_a_telephone_and_a_mac_leave_it(tmp_path, capsys):
     keys = {"data.source": "folder", "data.path": root, "data.held_out_share": 0.3, "model.num_classes": 2}
     said, _, figures = through(tmp_path, keys, capsys)
     assert "labels: 0 cats, 1 dogs" in said and ".heic files 2" in said and "hidden files 26" in said
-    assert "in 2 buckets" in said and "held out" in figures
+    assert "in 2 buckets" in said and "Fréchet, held out" in figures
     parts = [opened(tmp_path, keys, split) for split in ("train", "held_out")]
     identities = [source.identity(i) for source, _ in parts for i in range(len(source))]
     assert sorted(identities) == sorted(shown)
@@ -118,7 +118,7 @@ def test_parquet_of_a_hub_with_train_and_test(tmp_path, capsys):
     keys = {"data.source": "parquet", "data.path": tmp_path / "hub", "model.num_classes": 3}
     keys |= {"data.buckets.max_buckets": 1}
     said, _, figures = through(tmp_path, keys, capsys)
-    assert "30 of 30 images" in said and "labels: 0 ant, 1 bee, 2 fly" in said and "held out" in figures
+    assert "30 of 30 images" in said and "labels: 0 ant, 1 bee, 2 fly" in said and "Fréchet, held out" in figures
     for split, part in (("train", rows[:30]), ("test", rows[30:])):
         source, _ = opened(tmp_path, keys, split)
         assert [(source.raw(i).encoded, source[i]["label"]) for i in range(len(source))] == part
@@ -143,7 +143,7 @@ def test_tars_with_missing_and_doubled_members(tmp_path, capsys):
     keys |= {"loader.max_bad_share": 0.1, "data.buckets.max_buckets": 1}
     said, _, figures = through(tmp_path, keys, capsys)
     assert "22 of 24 images" in said and "not used: missing 1, label 1" in said
-    assert "left out: earlier files of a name 1" in said and "held out" not in figures
+    assert "left out: earlier files of a name 1" in said and "Fréchet, held out" not in figures
     source, _ = opened(tmp_path, keys)
     good = [i for i in range(24) if i not in (3, 7)]
     assert [source.raw(i).encoded for i in good] == [images[i] for i in good]
@@ -176,7 +176,7 @@ def test_a_data_set_that_tensorflow_datasets_prepared(tmp_path, capsys, monkeypa
     keys |= {"data.buckets.max_buckets": 1}
     capsys.readouterr()
     said, _, figures = through(tmp_path, keys, capsys)
-    assert "24 of 24 images" in said and "labels: 0 ant, 1 bee, 2 fly" in said and "held out" in figures
+    assert "24 of 24 images" in said and "labels: 0 ant, 1 bee, 2 fly" in said and "Fréchet, held out" in figures
     source, _ = opened(tmp_path, keys, "test")
     read = made.as_data_source("test")
     assert len(source) == 10
