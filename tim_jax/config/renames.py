@@ -58,7 +58,10 @@ def earlier(flat: Mapping[str, Any]) -> dict[str, Any]:
         flat: the recorded configuration, flat, by today's names.
     """
     by_class = flat.get("model.condition", "class") == "class"
-    return {"evaluation.labels": "balanced"} if by_class else {}
+    found: dict[str, Any] = {"evaluation.labels": "balanced"} if by_class else {}
+    if flat.get("data.buckets.area") and not flat.get("data.buckets.table"):
+        found["data.buckets.keep_rare"] = True
+    return found
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
