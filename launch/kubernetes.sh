@@ -3,7 +3,7 @@
 # cluster and an image made from launch/Dockerfile.
 #
 #   ACCELERATOR=gpu bash launch/kubernetes.sh --config=configs/imagenet256_xl.py --workdir=gs://bucket/xl
-#   bash launch/kubernetes.sh --dry-run [ARGUMENTS]   prints the manifest and applies nothing
+#   bash launch/kubernetes.sh --dry-run [ARGUMENTS]   prints the manifest and applies nothing; at any place
 #
 # The variables below are what to change, here or in the environment.
 # Exit code 75, or a process killed by a signal, which is how a lost host shows: all hosts start again and go on from
@@ -22,6 +22,8 @@ MODULE=${MODULE:-tim_jax.train}                  # or tim_jax.sample, tim_jax.ev
 GRACE=${GRACE:-120}                              # seconds from SIGTERM to SIGKILL, for the last checkpoint
 MAX_RESTARTS=${MAX_RESTARTS:-100}
 MEMORY=${MEMORY:-64Gi}                           # of a host, at least
+
+read_arguments launch/kubernetes.sh "$MODULE" "$@"
 
 TPU=${TPU:-tpu-v5p-slice}                        # node label cloud.google.com/gke-tpu-accelerator
 TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4x8}              # of a slice; node label cloud.google.com/gke-tpu-topology
@@ -77,9 +79,9 @@ case "$ACCELERATOR" in
 esac
 
 manifest() {
-    local argument arguments=
-    for argument in "$@"; do
-        arguments+=", $(quoted "$argument")"
+    local word words=
+    for word in "$@"; do
+        words+=", $(quoted "$word")"
     done
     cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -124,7 +126,7 @@ spec:
               containers:
                 - name: train
                   image: $IMAGE
-                  args: ["-m", "$MODULE"$arguments]
+                  args: ["-m", "$MODULE"$words]
                   env:$environment
                   ports:
                     - {containerPort: 8471} # between the hosts of a TPU slice
@@ -140,8 +142,8 @@ spec:
 EOF
 }
 
-case "${1:-}" in
-    --help) usage launch/kubernetes.sh ;;
-    --dry-run) manifest "${@:2}" ;;
-    *) manifest "$@" | kubectl apply --filename=- ;;
-esac
+if ((dry_run)); then
+    manifest "${arguments[@]}"
+else
+    manifest "${arguments[@]}" | kubectl apply --filename=-
+fi

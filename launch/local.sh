@@ -1,14 +1,28 @@
 #!/usr/bin/env bash
 # Trains the default configuration on the embedded digits into runs/digits, evaluates it and names the pictures.
-# Arguments go to training: bash launch/local.sh --config.training.steps=200
+#
+#   bash launch/local.sh --config.training.steps=200     arguments go to training
+#   bash launch/local.sh --dry-run [ARGUMENTS]           prints the commands and runs nothing
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source-path=SCRIPTDIR source=run.sh
+source launch/run.sh
 
-prepare core
 workdir=runs/digits
-"$python" -m tim_jax.train --config=configs/digits.py --workdir="$workdir" "$@"
-"$python" -m tim_jax.evaluate --workdir="$workdir" --steps=1,2,4,8,16,32,64
+read_arguments launch/local.sh tim_jax.train "$@"
+for word in ${arguments[@]+"${arguments[@]}"}; do
+    if [[ $word == --workdir* || $word == --check ]]; then
+        echo "error: $word: this script trains in $workdir; python -m tim_jax.train takes it" >&2
+        exit 2
+    fi
+done
+
+note "where that is not done yet: makes $venv and installs tim_jax into it"
+((dry_run)) || prepare core
+run "$python" -m tim_jax.train --config=configs/digits.py --workdir="$workdir" ${arguments[@]+"${arguments[@]}"}
+run "$python" -m tim_jax.evaluate --workdir="$workdir" --steps=1,2,4,8,16,32,64
+((dry_run)) && exit
 
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s; pictures:"
 find "$PWD/$workdir" -name "*.png" | sort

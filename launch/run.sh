@@ -1,8 +1,45 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: `run COMMAND…` runs a command or, where dry_run is 1, prints it as it could be typed;
-# `note TEXT` adds a comment to what is printed; `usage FILE` prints the comment at the head of a script.
+# Sourced by the other scripts: `read_arguments FILE MODULE ARGUMENT…` reads what they were given; `run COMMAND…` runs a
+# command or, where dry_run is 1, prints it as it could be typed; `note TEXT` adds a comment to what is printed; `usage
+# FILE` prints the comment at the head of a script.
 
 dry_run=0
+arguments=()
+
+# Nothing may happen before this. `--help`, wherever it stands, prints the comment at the head of FILE and ends the
+# script; `--dry-run`, wherever it stands, sets dry_run. All other words become `arguments`. A flag that no command of
+# tim_jax has ends the script with exit code 2: a misspelt --dry-run, above all, must not book machines. Flags of another
+# MODULE are its own.
+read_arguments() {
+    local file="$1" module="$2" word
+    for word in "${@:3}"; do
+        if [[ $word == --help || $word == -h ]]; then
+            usage "$file"
+            exit 0
+        fi
+    done
+    for word in "${@:3}"; do
+        if [[ $word == --dry-run ]]; then
+            dry_run=1
+            continue
+        fi
+        if ! known "$module" "$word"; then
+            echo "error: $word: no such argument; see bash $file --help" >&2
+            exit 2
+        fi
+        arguments+=("$word")
+    done
+}
+
+# Whether a word is no flag, an override, or a flag that a command of tim_jax has, by the source code beside this file.
+known() {
+    local flag="${2%%=*}" sources
+    sources="$(dirname "${BASH_SOURCE[0]}")/../tim_jax"
+    [[ $flag =~ ^--(dry|help) ]] && return 1
+    [[ $flag != -* || $flag =~ ^-[0-9.] || $flag == --config.* ]] && return 0
+    [[ $1 != tim_jax.* || ! -d $sources ]] && return 0
+    [[ $flag =~ ^--[a-z-]+$ ]] && grep --recursive --quiet --include='*.py' --regexp="\"$flag\"" "$sources"
+}
 
 run() {
     if ((dry_run)); then
@@ -30,5 +67,5 @@ typed() {
 }
 
 usage() {
-    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1"
+    sed -n '/^#SBATCH/d; 2,/^[^#]/s/^# \{0,1\}//p' "$1"
 }

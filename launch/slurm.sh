@@ -12,7 +12,7 @@
 # Trains on GPU nodes under SLURM, one process per GPU. From the root of the repository, on a disk all nodes share:
 #
 #   sbatch launch/slurm.sh --config=configs/imagenet256_xl.py --workdir=/shared/runs/xl
-#   bash launch/slurm.sh --dry-run [ARGUMENTS]   prints what the job would run
+#   bash launch/slurm.sh --dry-run [ARGUMENTS]   prints what the job would run; --dry-run at any place
 #   MODULE=tim_jax.evaluate sbatch launch/slurm.sh --workdir=/shared/runs/xl
 #
 # The lines above and the variables below are what to change; options of sbatch override the lines. As many tasks per
@@ -32,17 +32,10 @@ MODULE=${MODULE:-tim_jax.train}      # or tim_jax.sample, tim_jax.evaluate
 MAX_RESTARTS=${MAX_RESTARTS:-100}    # of one job
 RESTARTS=${SLURM_RESTART_COUNT:-0}   # so far
 
-case "${1:-}" in
-    --help)
-        usage launch/slurm.sh | grep -v '^SBATCH'
-        exit
-        ;;
-    --dry-run)
-        dry_run=1
-        SLURM_JOB_ID=${SLURM_JOB_ID:-JOB}
-        shift
-        ;;
-esac
+read_arguments launch/slurm.sh "$MODULE" "$@"
+if ((dry_run)); then
+    SLURM_JOB_ID=${SLURM_JOB_ID:-JOB}
+fi
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
     echo "error: SLURM_JOB_ID is not set; start with: sbatch launch/slurm.sh ARGUMENTS" >&2
     exit 2
@@ -57,7 +50,7 @@ run export "XLA_FLAGS=$XLA_FLAGS" "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CL
 task='trap : TERM; "${@:2}" || { code=$?; echo "$code" >>"$1"; exit "$code"; }'
 codes=slurm-$SLURM_JOB_ID-$RESTARTS.codes
 code=0
-run srun --kill-on-bad-exit=1 --label bash -c "$task" task "$codes" "$PYTHON" -m "$MODULE" "$@" || code=$?
+run srun --kill-on-bad-exit=1 --label bash -c "$task" task "$codes" "$PYTHON" -m "$MODULE" "${arguments[@]}" || code=$?
 if [[ -e $codes ]]; then
     code=$(head -n 1 "$codes")
     rm "$codes"

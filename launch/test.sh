@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # Runs the tests; arguments go to pytest, paths count from the repository root: bash launch/test.sh -m slow
 # PYTHON=python3.12 bash launch/test.sh runs them with that Python, in an environment of its own.
+# bash launch/test.sh --dry-run prints the command and runs nothing.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source-path=SCRIPTDIR source=run.sh
+source launch/run.sh
 
-prepare test
-prepare_gpu_compiler
-exec "$python" -m pytest "$@"
+read_arguments launch/test.sh pytest "$@"
+note "where that is not done yet: makes $venv and installs what tests need into it"
+if ((!dry_run)); then
+    prepare test
+    prepare_gpu_compiler
+fi
+run exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"}

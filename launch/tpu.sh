@@ -6,7 +6,7 @@
 #   bash launch/tpu.sh create | install     the two steps before training by themselves; install brings changed code
 #   bash launch/tpu.sh stop                 SIGTERM to training, which saves and ends; interrupt `train` before
 #   bash launch/tpu.sh delete               gives the slice back
-#   bash launch/tpu.sh --dry-run STEP …     prints the commands and runs nothing
+#   bash launch/tpu.sh --dry-run STEP …     prints the commands and runs nothing; --dry-run at any place
 #
 # The variables below are what to change, here or in the environment.
 # Training starts again after exit code 75 and after a signal, a lost host or a lost connection (above 128); after a
@@ -28,6 +28,8 @@ PYTHON_VERSION=${PYTHON_VERSION:-3.11}         # fetched by uv: the machines' ow
 MODULE=${MODULE:-tim_jax.train}                # or tim_jax.sample, tim_jax.evaluate
 MAX_RESTARTS=${MAX_RESTARTS:-100}              # of training, in one call of this script
 POLL=${POLL:-30}                               # seconds between questions about the slice's state
+
+read_arguments launch/tpu.sh "$MODULE" "$@"
 
 place=(--project="$PROJECT" --zone="$ZONE")
 queued=(gcloud compute tpus queued-resources)
@@ -81,6 +83,8 @@ install() {
 running="'^[^ ]*python -m $MODULE'"
 stopping="pkill -f $running; while pgrep -f $running >/dev/null; do sleep 1; done"
 
+stop() { on_all "$stopping"; }
+
 # Makes sure of a slice with everything installed; one that was preempted is replaced.
 slice() {
     local now=NONE
@@ -126,17 +130,19 @@ delete() {
     fi
 }
 
-if [[ ${1:-} == --dry-run ]]; then
-    dry_run=1
-    shift
-fi
-case "${1:-}" in
-    create | install | delete) "$1" ;;
-    train) train "${@:2}" ;;
-    stop) on_all "$stopping" ;;
-    --help) usage launch/tpu.sh ;;
+step="${arguments[0]:-}"
+arguments=("${arguments[@]:1}")
+case "$step" in
+    train) train "${arguments[@]}" ;;
+    create | install | stop | delete)
+        if ((${#arguments[@]})); then
+            echo "error: ${arguments[0]}: $step takes no arguments; see bash launch/tpu.sh --help" >&2
+            exit 2
+        fi
+        "$step"
+        ;;
     *)
-        echo "error: ${1:-no step}: must be one of train, create, install, stop, delete; see --help" >&2
+        echo "error: ${step:-no step}: must be one of train, create, install, stop, delete; see --help" >&2
         exit 2
         ;;
 esac

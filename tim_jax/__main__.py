@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from tim_jax.system import streams
 from tim_jax.system.exit_codes import DONE, USER_ERROR
 
 # Every command and what it does, in the order in which a newcomer meets them.
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int | None:
     Raises:
         SystemExit: with code 2 for a name that is no command, and as the command raises it.
     """
+    streams.keep_going()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())

@@ -4,11 +4,10 @@ import argparse
 import pathlib
 
 import jax
-from etils import epath
 
 from tim_jax.ablation import baselines, budget, job, launch, report, settings
 from tim_jax.config.command_line import Parser
-from tim_jax.system import cluster, places
+from tim_jax.system import cluster, paths
 from tim_jax.system.exit_codes import FAILED
 from tim_jax.system.user_errors import user_errors
 from tim_jax.training.preemption import Stop
@@ -33,12 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop:
-        folder, title = epath.Path(args.workdir), pathlib.Path(args.config).stem
+        title = pathlib.Path(args.config).stem
         with user_errors():
+            folder = paths.run_folder(args.workdir, "--workdir")
             ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
             members = job.chosen(ablation, args.only)
             if not args.launch:
-                places.check_folder(folder, "--workdir")
+                paths.check_folder(folder, "--workdir")
             budget.check(ablation, budget.read(folder), folder)
             baselines.check(ablation, folder)
             if args.report and budget.read(folder) is None:

@@ -5,11 +5,9 @@ FILE holds weights under their official names: safetensors, or on import a PyTor
 
 import argparse
 
-from etils import epath
-
 from tim_jax.config.command_line import Parser
 from tim_jax.runs import conversion
-from tim_jax.system import places
+from tim_jax.system import paths
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.types import DTYPES
 
@@ -48,12 +46,12 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def export_weights(args: argparse.Namespace) -> None:
     """The export command, its line being read."""
     with user_errors():
-        file = epath.Path(args.file)
+        file = paths.given(args.file, "FILE")
         if file.suffix != ".safetensors":
             raise ValueError(f"{args.file}: must end in .safetensors; other forms are not written")
         if file.exists():
             raise ValueError(f"{args.file}: is there already")
-        places.check_file(file, "FILE")
+        paths.check_file(file, "FILE")
         found = conversion.read_export(args.workdir, args.which, args.dtype)
     with failures(OSError):
         conversion.write_export(found, file)

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser
@@ -11,7 +10,7 @@ from tim_jax.runs import workdir
 from tim_jax.runs.diagnosis import diagnose, read_epsilons
 from tim_jax.runs.generation import check_class_conditional, load_weights
 from tim_jax.runs.input_pipeline import held_out_arrays
-from tim_jax.system import cluster, places
+from tim_jax.system import cluster, paths
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
@@ -34,10 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            folder = epath.Path(args.workdir)
-            out = epath.Path(args.out or folder)
+            folder = paths.run_folder(args.workdir, "--workdir")
+            out = paths.given(args.out, "--out") if args.out else folder
             run = build(workdir.load(folder, overrides))
-            places.check_folder(out, "--out")
+            paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
             if args.nodes < 2:
                 raise ValueError(f"--nodes is {args.nodes}; it must be at least 2")

@@ -4,14 +4,13 @@ Finds the step grids `sampling.grid=optimal` on a trained run's own errors and w
 """
 
 import jax
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, whole_numbers
 from tim_jax.runs import step_grid, workdir
 from tim_jax.runs.conditions import class_turns, known_labels
 from tim_jax.runs.generation import check_class_conditional, load_weights
-from tim_jax.system import cluster, places
+from tim_jax.system import cluster, paths
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
@@ -38,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(
                     f"--times is {args.times}; a grid of {max(steps)} steps needs at least {max(steps) + 1}"
                 )
-            folder = epath.Path(args.workdir)
+            folder = paths.run_folder(args.workdir, "--workdir")
             run = build(workdir.load(folder, overrides))
-            places.check_folder(folder, "--workdir")
+            paths.check_folder(folder, "--workdir")
             step_grid.check_sampler(run)
             check_class_conditional(run, folder)
             weights, step = load_weights(run, folder)

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config import values
 from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.config.examples import make_inputs
+from tim_jax.config.keys import check_keys
 from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import open_data
 from tim_jax.data.summary import layout, summary, table, write
-from tim_jax.system import places
+from tim_jax.system import paths
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,10 +30,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
     args, overrides = parser.parse(argv)
     with user_errors():
-        places.check_folder(args.out, "--out")
         config = load_config(args.config, overrides)
+        folder = paths.given(args.out, "--out", ())
+        paths.check_folder(folder, "--out")
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
+        check_keys(config)
+        config = values.checked(config)
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
         examples.check(config.model.patch_size, config.model.condition)
         loader.check()
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         source, plan = open_data(settings)
         print(layout(table(plan, settings.augmentation.side)))
         print(summary(source, plan))
-        written = write(source, plan, settings.augmentation, config.seed, Path(args.out))
+        written = write(source, plan, settings.augmentation, config.seed, Path(folder))
     print(f"{written[0].name} and {len(written) - 1} contact sheets are in {args.out}", file=sys.stderr)
 
 

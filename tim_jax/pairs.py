@@ -9,10 +9,9 @@ the same command goes on. With several processes each makes a share of the shard
 
 import argparse
 
-from etils import epath
-
 from tim_jax.runs import shard_job
 from tim_jax.runs.pairs import Pairs, open_pairs
+from tim_jax.system import paths
 
 ROWS, STEPS = 50_000, 32
 
@@ -33,7 +32,7 @@ def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
         if not minimum <= getattr(args, name) < 2**32:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {minimum} and below 2^32")
     return open_pairs(
-        epath.Path(args.workdir),
+        paths.run_folder(args.workdir, "--workdir"),
         overrides,
         count=args.rows,
         steps=args.steps,

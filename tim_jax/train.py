@@ -3,7 +3,6 @@
 import contextlib
 
 import jax
-from etils import epath
 
 from tim_jax.config import keys
 from tim_jax.config.build import build
@@ -14,7 +13,7 @@ from tim_jax.runs.measuring import open_measurement
 from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.runs.training import can_draw, check, fit, last_line, sample_pictures
-from tim_jax.system import cluster, compilation_cache, files, lock
+from tim_jax.system import cluster, compilation_cache, files, lock, paths
 from tim_jax.system.exit_codes import DONE, FAILED, RESTART
 from tim_jax.system.user_errors import user_errors
 from tim_jax.training.preemption import Stop, leave
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
             cache = compilation_cache.use(run.config.training.compilation_cache)
             if args.check:
                 return check(with_teachers(run))
-            folder = epath.Path(args.workdir)
+            folder = paths.run_folder(args.workdir, "--workdir")
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             before = workdir.recorded(folder)

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from tim_jax.bench import BENCHES
-from tim_jax.system import places, reporting
+from tim_jax.system import paths, reporting
 from tim_jax.system.exit_codes import DONE, USER_ERROR
 from tim_jax.system.user_errors import ArgumentParser, user_errors
 
@@ -27,12 +27,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("--json", help="file for the results, the machine and the versions")
         bench.add_arguments(parser)
         args = parser.parse_args(argv[1:])
-        if args.json:
-            places.check_file(args.json, "--json")
+        file = paths.new_file(args.json, "--json") if args.json else None
         rows = bench.run(args)
     reporting.show(rows, bench.COLUMNS)
-    if args.json:
-        reporting.write(args.json, name, rows, vars(args))
+    if file:
+        reporting.write(file, name, rows, vars(args))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from tim_jax.bench.step import check_names, read_numbers
 from tim_jax.networks.attention.modules import ATTENTION
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.system import timing, topologies
+from tim_jax.system.progress import Bar
 from tim_jax.types import DTYPES
 
 COLUMNS = (
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         args.implementations = ",".join(some)
         if "pallas" not in some:
             logging.warning("pallas is left out: it has no kernels for %s", device.device_kind)
-    return [row for mode, number in tqdm(cases, unit="case") for row in measure_case(args, mode, number, device)]
+    return [row for mode, number in Bar(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 
 def target(name: str) -> jax.Device:

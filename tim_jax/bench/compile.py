@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from tqdm import tqdm
 
 from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_settings
 from tim_jax.networks import SIZES, TiM
 from tim_jax.system import timing
+from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.trainer import Trainer
 from tim_jax.types import Query
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         compile_buckets(CASES["small"], 1)  # pays for what only the first compilation of a process does
     results = collections.defaultdict(list)
-    for _, (name, depth, buckets) in tqdm(list(itertools.product(range(args.repeats), cases)), unit="case"):
+    for _, (name, depth, buckets) in Bar(list(itertools.product(range(args.repeats), cases)), unit="case"):
         for cache, result in measure_case(name, depth, buckets).items():
             results[name, depth, buckets, cache].append(result)
     return [row(name, depth, buckets, cache, of) for (name, depth, buckets, cache), of in results.items()]

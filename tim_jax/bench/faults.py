@@ -22,10 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.system.progress import Bar
 from tim_jax.training import checkpoints, checksums
 
 COLUMNS = (
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     left = []  # (step, leaves) of the checkpoint to go on from after each kill, and of the end
     with contextlib.ExitStack() as stack:
         root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bar = stack.enter_context(tqdm(total=args.kills, unit="kill"))
+        bar = stack.enter_context(Bar(total=args.kills, unit="kill"))
         starting = interval = 0.0  # seconds to a start's first checkpoint, and from one to the next
         killed = Trial(root, "killed", FOREVER)
         stack.callback(killed.end)

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from tim_jax.bench.step import CASES, Case, check_names, make_state, read_numbers, step_settings
 from tim_jax.system import timing
+from tim_jax.system.progress import Bar
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.sampler import (
     Sampling,
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         depth = args.depth or net.depth
         net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
         cases.append((Case(name, net, CASES[name].latent, batch), guidance))
-    return [row for case in tqdm(cases, unit="case") for row in measure_case(case[0], case[1], steps, args.repeats)]
+    return [row for case in Bar(cases, unit="case") for row in measure_case(case[0], case[1], steps, args.repeats)]
 
 
 def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:

@@ -21,11 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
 from tim_jax.system import flops, timing
+from tim_jax.system.progress import Bar
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.state import TrainState, first_state, init_key
@@ -299,7 +299,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                     f"--batch: {case.batch} examples of {case.name}; {variant} takes a multiple of {group}"
                 )
     rows = []
-    for case in tqdm(cases, unit="case"):
+    for case in Bar(cases, unit="case"):
         rows += measure_case(case, variants, remats, args.repeats if case.tokens <= args.run_to else 0)
     return rows
 

@@ -4,6 +4,8 @@ import pathlib
 
 from absl import logging
 
+from tim_jax.system import paths
+
 SCHEME = "hf://"
 FILES = ["*.json", "*.safetensors", "tokenizer.model"]  # that are fetched of a repository without a file name
 
@@ -22,7 +24,7 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
         ValueError: if it cannot be fetched, saying which file to put where instead.
     """
     if not str(path).startswith(SCHEME):
-        return pathlib.Path(path)
+        return pathlib.Path(paths.given(str(path), "path", ()))
     owner, _, rest = str(path).removeprefix(SCHEME).partition("/")
     name, _, inside = rest.strip("/").partition("/")
     if not owner or not name:

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config import values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys, check_unused
 from tim_jax.config.loading import load
@@ -89,6 +90,7 @@ def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
     check_keys(config)
+    config = values.checked(config)
     default = load("base").get_config()
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)

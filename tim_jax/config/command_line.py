@@ -45,8 +45,10 @@ def read_file(name: str, function: str) -> Any:
         raise ValueError(f"--config={name}: has no function {function}")
     try:
         return getattr(module, function)()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"--config={name}: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # of a file that a user wrote
+        raise ValueError(f"--config={name}: {loading.said(error, loading.find(name))}") from error
 
 
 def whole_numbers(name: str, text: str, least: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 import difflib
 import importlib.util
+import os
 import pathlib
+import traceback
 import types
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -21,7 +23,7 @@ def find(name: str) -> pathlib.Path:
     with the package: "configs/digits.py", "digits.py" or "digits"; in a folder, "ablations/objectives".
     Raises ValueError if there is none.
     """
-    given = pathlib.Path(name)
+    given = pathlib.Path(os.path.expanduser(name))
     if given.suffix == ".py" and given.is_file():
         return given.resolve()
     stem = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
@@ -40,5 +42,15 @@ def load(name: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"tim_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # of what the file does or imports, or of what it is
+        raise ValueError(f"--config={name}: {said(error, path)}") from error
     return module
+
+
+def said(error: Exception, path: pathlib.Path) -> str:
+    """What an error says, with its kind and the line of the configuration file that it comes from."""
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = f"line {frames[-1]}: " if frames and not isinstance(error, SyntaxError) else ""
+    return f"{line}{type(error).__name__}: {error}"

@@ -17,6 +17,8 @@ from tim_jax.transitions.times import Times
 def check_emas(emas: Mapping[str, float]) -> None:
     """Raises ValueError for a decay that is none."""
     for name, decay in emas.items():
+        if not name.isidentifier() or name == "online":
+            raise ValueError(f"ema.{name} is {decay}; it must have another name: a word, and not 'online'")
         if not 0 <= decay < 1:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.order import index_at, uniform
 from tim_jax.data.sources.base import Source, digest
+from tim_jax.system.progress import Bar
 
 SEED = 0  # of the shuffle
 MAX_READ = 50_000  # examples whose labels are counted, of a source that has to read an example to know its label
@@ -70,7 +70,7 @@ def _count(source: Source, num_classes: int, count: int, threads: int) -> np.nda
     chunks = (part(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
     title = f"labels of {source.name}"
     threads = 1 if source.labels_at_hand else threads
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc=title, unit=" examples", delay=1) as progress:
+    with ThreadPoolExecutor(threads) as pool, Bar(total=count, desc=title, unit=" examples", delay=1) as progress:
         for labels in pool.map(source.labels, chunks):
             found += np.bincount(labels[(0 <= labels) & (labels < num_classes)], minlength=num_classes)
             progress.update(len(labels))

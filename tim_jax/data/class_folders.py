@@ -15,12 +15,12 @@ from pathlib import PurePosixPath
 import numpy as np
 from absl import logging
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import splits, tables
 from tim_jax.data.sources.base import Location, digest
 from tim_jax.data.stamps import stamp, stamps
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 OF_SYSTEMS = ("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 COLUMNS = {"name": np.uint8, "name_end": np.int64, "label": np.int32}
@@ -146,7 +146,7 @@ def _write_index(
 ) -> None:
     """Writes the table of the files in the class folders of `root`; classes are those of all `roots`."""
     walk, found, elsewhere = Walk(endings), {}, set()
-    with tqdm(desc=f"files of {root.name}", unit=" files") as progress:
+    with Bar(desc=f"files of {root.name}", unit=" files") as progress:
         for name in folders_in(root):
             found[name] = list(walk.files(root, name))
             progress.update(len(found[name]))

@@ -1,6 +1,7 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
+import os
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
+from tim_jax.system import paths
 
 DIRECTORY = "~/.cache/tim_jax"
 
@@ -123,7 +125,7 @@ class Inputs:
             captions=captions,
             bucketing=bucketing,
             augmentation=augmentation,
-            directory=loader.directory or DIRECTORY,
+            directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
             max_bad_share=loader.max_bad_share,
             factor=factor,
         )
@@ -197,11 +199,5 @@ def _open(settings: Inputs, split: str) -> Source:
     directory = settings.directory
     if not settings.mixture:
         return open_source(settings.source, directory, split, settings.section, path=settings.path, **common)
-    for part in settings.mixture:
-        if len(part) != 3:
-            raise ValueError(
-                f"data.mixture is {settings.mixture!r}; each of them must be (source, path, weight), and {part!r} is "
-                "not"
-            )
     sources = tuple(open_source(name, directory, split, path=path, **common) for name, path, _ in settings.mixture)
     return Mixture(sources, tuple(weight for *_, weight in settings.mixture))

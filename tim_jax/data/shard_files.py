@@ -23,11 +23,11 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from array_record.python import array_record_module
-from tqdm import tqdm
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import header_size
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"
@@ -269,7 +269,7 @@ def check_sizes(folder: Path) -> dict[str, Any]:
 def verify(folder: Path) -> dict[str, Any]:
     """Reads `about.json` and checks every byte of all files. Raises ValueError if one has another checksum."""
     about = check_sizes(folder)
-    entries = tqdm(_listed_files(about), desc=f"checksums of {folder.name}", unit=" files")
+    entries = Bar(_listed_files(about), desc=f"checksums of {folder.name}", unit=" files")
     wrong = [entry["name"] for entry in entries if describe_file(folder / entry["name"])["sha256"] != entry["sha256"]]
     if wrong:
         raise ValueError(

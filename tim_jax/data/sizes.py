@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import REASONS, BadRecord
 from tim_jax.data.sources.base import Source, digest
+from tim_jax.system.progress import Bar
 
 CHUNK = 1024
 IN_FLIGHT = 64
@@ -74,7 +74,7 @@ def _measured(source: Source, threads: int) -> Iterator[Found]:
     starts = range(0, len(source), CHUNK)
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
+        Bar(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
     ):
         for first in range(0, len(starts), IN_FLIGHT):  # a bounded number of chunks at a time
             some = starts[first : first + IN_FLIGHT]

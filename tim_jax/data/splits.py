@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import Example, Location, Source, View, digest
+from tim_jax.system.progress import Bar
 
 TRAIN, HELD_OUT = "train", "held_out"
 # Names of parts that are not trained on, that which is taken first in front.
@@ -137,7 +137,7 @@ def part_of(source: Source, at: Location) -> Source:
     key = digest("part 1", source.fingerprint(), at.split, at.held_out_share)
     folder = epath.Path(at.directory).expanduser() / f"part-{key}"
     if not tables.exists(folder):
-        progress = tqdm(total=len(source), desc=f"parts of {source.name}", unit=" examples", unit_scale=True)
+        progress = Bar(total=len(source), desc=f"parts of {source.name}", unit=" examples", unit_scale=True)
         with tables.writing(folder, row=np.int64) as writer, progress:
             for start in range(0, len(source), CHUNK):
                 stop = min(start + CHUNK, len(source))

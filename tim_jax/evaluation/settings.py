@@ -34,6 +34,8 @@ class PeriodicEvaluation:
             raise ValueError(
                 f"evaluation.periodic.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}"
             )
+        if not self.steps:
+            raise ValueError("evaluation.periodic.steps is (); it must name at least one step count")
         if any(steps < 1 for steps in self.steps):
             raise ValueError(f"evaluation.periodic.steps is {self.steps}; each of them must be at least 1")
         if not set(self.emas) <= {"online", *emas}:

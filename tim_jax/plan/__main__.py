@@ -15,7 +15,7 @@ from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.memory import largest_batch
 from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers
-from tim_jax.system import places
+from tim_jax.system import paths
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.topologies import EXAMPLES, Topology, host_devices, topology
 from tim_jax.transitions.objective import Objective
@@ -81,9 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = parser.parse(argv)
     names = args.topology.split(",")
     with user_errors():
-        if args.json:
-            places.check_file(args.json, "--json")
         config = load_config(args.config, overrides)
+        file = paths.new_file(args.json, "--json") if args.json else None
         host_devices(names)
         topologies = [topology(name) for name in names]
         models, plans = models_of(config, args.teacher, topologies[0]), []
@@ -93,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
             print()
     if len(plans) > 1:
         print(report.compare(plans))
-    if args.json:
-        report.write(args.json, plans)
+    if file:
+        report.write(file, plans)
     return DONE if all(plan.fits for plan in plans) else FAILED
 
 

@@ -165,9 +165,8 @@ def compare(plans: Sequence[PlanReport]) -> str:
     return table(rows, COMPARISON)
 
 
-def write(path: str, plans: Sequence[PlanReport]) -> None:
+def write(file: pathlib.Path, plans: Sequence[PlanReport]) -> None:
     """Writes a list of reports as JSON: bytes, seconds and operations as plain numbers."""
-    file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps([record(plan) for plan in plans], indent=2) + "\n")
 

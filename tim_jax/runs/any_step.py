@@ -19,7 +19,7 @@ from tim_jax.runs.generation import Conditions, Generator, load_weights
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache, places
+from tim_jax.system import compilation_cache, paths
 from tim_jax.transitions.sampling.sampler import evaluations
 
 SHOWN = 20  # samples of a step count in pictures
@@ -102,7 +102,7 @@ class AnyStepSettings:
     @property
     def folder(self) -> epath.Path:
         """The folder that table and pictures are written to."""
-        return epath.Path(self.out or self.workdir)
+        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir")
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
@@ -159,7 +159,7 @@ class AnyStepJob:
     def export(self) -> None:
         """Writes samples of seed 0 and their labels as a published batch, and prints progress and where it is."""
         generator, run = self.generator, self.generator.run
-        (steps,), path = self.settings.steps, epath.Path(str(self.settings.export))
+        (steps,), path = self.settings.steps, paths.given(str(self.settings.export), "--export")
         conditions = self.conditions
         began, progress, done = time.perf_counter(), Progress(self.count), 0
 
@@ -229,12 +229,12 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     settings.check()
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
-    folder = epath.Path(settings.workdir)
+    folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
     if settings.export:
-        places.check_file(settings.export, "--export")
+        paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
-        places.check_folder(settings.folder, "--out")
+        paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None
     if settings.export:

@@ -18,7 +18,7 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.run import Run
 from tim_jax.runs import workdir
-from tim_jax.system import files, places
+from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, warm_start
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import first_state
@@ -92,10 +92,10 @@ def read_import(file: str, folder: str, config: str, overrides: dict[str, str]) 
     Raises:
         ValueError: one line that names what is wrong with the file, the folder or the configuration.
     """
-    new = files.absolute(epath.Path(folder))
+    new = files.absolute(paths.run_folder(folder, "WORKDIR"))
     if new.exists():
         raise ValueError(f"{folder}: is there already; weights are imported into a workdir of their own")
-    places.check_folder(new, "WORKDIR")
+    paths.check_folder(new, "WORKDIR")
     path = hub.local(file)
     if not path.is_file():
         raise ValueError(f"{path}: is no file on this machine")

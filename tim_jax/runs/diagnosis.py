@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import diagnostics
+from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.derivative import central_difference, jvp
@@ -96,7 +96,7 @@ def diagnose(
     results: dict[Any, list[float]] = {}
     shards = sharding.batch_shards(run.mesh)
     index = np.resize(np.arange(len(x)), -(-len(x) // shards) * shards)  # the examples that are repeated do not count
-    for i, j in tqdm(list(zip(*diagnostics.pairs(nodes), strict=True)), unit="pair", disable=jax.process_index() > 0):
+    for i, j in Bar(list(zip(*diagnostics.pairs(nodes), strict=True)), unit="pair", disable=jax.process_index() > 0):
         t, r = (np.full(len(index), times[node], np.float32) for node in (i, j))
         path = (x[index], noise[index], t, r)
         with on_mesh(run.mesh):

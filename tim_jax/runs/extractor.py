@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation.features import Features
 from tim_jax.runs.reference_data import ImageSet
+from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 
@@ -71,7 +71,7 @@ class Extractor:
             The features of the images of a batch that can be read, {output: (n, d)}, and their numbers (n,).
         """
         quiet, size = jax.process_index() > 0, self.batch_size
-        for first in tqdm(range(0, images.count, size), desc=title, unit="batch", disable=quiet, leave=False):
+        for first in Bar(range(0, images.count, size), desc=title, unit="batch", disable=quiet, leave=False):
             indices = np.arange(first, first + size)
             inside = indices < images.count
             batch, found = images.read(self.local(np.minimum(indices, images.count - 1)))

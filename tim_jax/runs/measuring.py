@@ -10,7 +10,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import FEATURES, metrics, pictures, published, references, summaries, yardstick
@@ -22,6 +21,7 @@ from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
+from tim_jax.system.progress import Bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measurement:
         images, size = self.neighbours, self.run.evaluation.batch_size
         if images is None:
             return
-        for first in tqdm(range(0, images.count, size), desc="nearest images", unit="batch", leave=False):
+        for first in Bar(range(0, images.count, size), desc="nearest images", unit="batch", leave=False):
             batch, found = images.read(np.arange(first, min(first + size, images.count)))
             if found.any():
                 yield batch[found]

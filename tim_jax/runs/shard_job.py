@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from tim_jax import data
 from tim_jax.config.command_line import Parser
@@ -23,7 +22,8 @@ from tim_jax.config.keys import flatten
 from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
-from tim_jax.system import cluster, lock, places
+from tim_jax.system import cluster, lock, paths
+from tim_jax.system.progress import Bar
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
@@ -121,21 +121,21 @@ def command(
     args, overrides = parser.parse(argv)
     with user_errors():
         if args.verify:
-            return verify(Path(args.verify).expanduser())
+            return verify(Path(paths.given(args.verify, "--verify", ())))
         for name in (needed, "out"):
             if not getattr(args, name):
                 raise ValueError(f"--{name}: missing; see --help")
         shard_files.check_local("--out", args.out)
+        folder = Path(paths.given(args.out, "--out", ()))
         if args.rows_per_shard < 1:
             raise ValueError(f"--rows-per-shard is {args.rows_per_shard}; it must be at least 1")
-        out = Path(args.out).expanduser()
-        if not finished(out):
-            places.check_folder(out, "--out")
+        if not finished(folder):
+            paths.check_folder(folder, "--out")
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
             job = open_job(args, overrides)
-        run(job, out)
+        run(job, folder)
 
 
 def run(job: Job, folder: Path) -> None:
@@ -247,14 +247,14 @@ def make_shards(job: Job, folder: Path) -> None:
     """
     index, count = jax.process_index(), jax.process_count()
     mine = range(index, len(job.counts), count)
-    checked = tqdm(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
+    checked = Bar(mine, desc="checking shards", unit=" shards", disable=index > 0, leave=False)
     records = ((shard, shard_files.read_verified_record(folder, shard)) for shard in checked)
     complete = {shard: counts_of(record) for shard, record in records if record}
     left = [shard for shard in mine if shard not in complete]
     everything, counts = sum(job.counts[shard] for shard in mine), np.zeros(1 + len(REASONS), np.int64)
     done = everything - sum(job.counts[shard] for shard in left)
     title = f"{job.doing}, 1 of {count} processes" if count > 1 else job.doing
-    with tqdm(total=everything, initial=done, desc=title, unit=" examples", disable=index > 0) as bar:
+    with Bar(total=everything, initial=done, desc=title, unit=" examples", disable=index > 0) as bar:
         made = job.make(left, bar.update)
         for first in range(0, len(job.counts), count):
             shard = first + index

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 from tim_jax.training import checksums
 from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.sampling.optimal_grid import candidate_times, cheapest, jump_costs
@@ -169,7 +169,7 @@ def measure_jumps(generator: Generator, weights: Any, times: np.ndarray, labels:
     fine = np.interp(places, np.arange(len(times)), times)
     path = generator.integrate(weights, fine, labels, seed=seed, trajectory=True)[::SMALL_STEPS]
     total = len(times) * (len(times) - 1) // 2
-    with tqdm(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
+    with Bar(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
 
         def jump(i: int, j: int) -> np.ndarray:
             bar.update()

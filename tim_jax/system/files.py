@@ -28,7 +28,7 @@ def is_local(path: os.PathLike | str) -> bool:
 
 def absolute(path: epath.Path) -> epath.Path:
     """Returns the path from the root, the only kind that object storage has."""
-    return path.expanduser().resolve() if is_local(path) else path
+    return path.resolve() if is_local(path) else path
 
 
 @contextlib.contextmanager

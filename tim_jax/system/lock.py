@@ -1,6 +1,7 @@
 """One run per workdir: a lock that a killed process does not leave behind."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -10,10 +11,13 @@ import time
 import uuid
 
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 NAME = "lock"
+# Errors of file systems without locks: NFS without its lock service, some of FUSE and of clusters.
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 BEAT = 10.0  # seconds between signs of life where files cannot be locked (object storage)
 
 
@@ -22,7 +26,8 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
     """A context in which no other run works in the folder, which is made.
 
     A local file is locked by the operating system, which lets go of it when the process ends, however it ends.
-    Elsewhere a file is rewritten every BEAT seconds, and one that does not change any more is taken over.
+    Elsewhere, and on file systems without locks, a file is rewritten every BEAT seconds, and one that does not change
+    any more is taken over.
 
     Args:
         folder: Of the run.
@@ -31,21 +36,26 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
         option: Option of the command line that named the folder, for errors.
 
     Raises:
-        ValueError: If another run works there.
+        ValueError: If another run works there, or the folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        refused = stack.enter_context(_taken(folder)) if lead else None
+        refused = None
+        if lead:
+            try:
+                refused = stack.enter_context(_taken(folder))
+            except OSError as error:
+                refused = f"it cannot be written to ({error.strerror or error}); give another"
         if count > 1:
             others = bool(multihost_utils.broadcast_one_to_all(np.array(refused is not None)))
-            refused = refused or ("its first process found another run there" if others else None)
+            refused = refused or ("the first process cannot work there" if others else None)
         if refused:
-            raise ValueError(f"{option}={folder}: another run is at work there ({refused}): stop it or give another")
+            raise ValueError(f"{option}={folder}: {refused}")
         yield
 
 
 @contextlib.contextmanager
 def _taken(folder: epath.Path):
-    """A context that holds the lock and gives None, or that gives who has it."""
+    """A context that holds the lock and gives None, or that says why not."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     if "://" in str(folder):
@@ -59,17 +69,28 @@ def _taken(folder: epath.Path):
             file.seek(0)
             yield _who(file.read())
             return
-        file.truncate(0)
-        file.write(json.dumps(_me()))
-        file.flush()
-        yield None  # closing the file unlocks it
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            logging.warning(
+                "%s: its file system has no locks (%s); signs of life in %s keep other runs away instead",
+                folder, error.strerror, path,
+            )  # fmt: skip
+        else:
+            file.truncate(0)
+            file.write(json.dumps(_me()))
+            file.flush()
+            yield None  # closing the file unlocks it
+            return
+    with _alive(path) as refused:
+        yield refused
 
 
 @contextlib.contextmanager
 def _alive(path: epath.Path):
     """The same where files cannot be locked, by signs of life."""
-    before = path.read_text() if path.exists() else None
-    if before is not None:
+    before = path.read_text() if path.exists() else ""
+    if before:
         end = time.monotonic() + 3 * BEAT
         while time.monotonic() < end:
             time.sleep(BEAT / 4)
@@ -105,6 +126,7 @@ def _me() -> dict:
 def _who(text: str) -> str:
     try:
         me = json.loads(text)
-        return f"process {me['process']} on {me['host']} since {me['since']}"
-    except (ValueError, KeyError):
-        return "unknown"
+        who = f"process {me['process']} on {me['host']} since {me['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "unknown"
+    return f"another run is at work there ({who}): stop it or give another"

@@ -27,11 +27,11 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) 
         print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value != ""))
 
 
-def write(path: str, bench: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+def write(file: pathlib.Path, bench: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Writes a benchmark as JSON: "bench", "rows", "machine", "versions" and the settings.
 
     Args:
-        path: Of the file.
+        file: To be written.
         bench: Name of the benchmark.
         rows: The fields of each row; those of a lone row stand on the top level as well.
         settings: What the command line said.
@@ -44,6 +44,5 @@ def write(path: str, bench: str, rows: Sequence[Mapping[str, Any]], settings: Ma
         "rows": list(rows),
         **(rows[0] if len(rows) == 1 else {}),
     }
-    file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=2) + "\n")

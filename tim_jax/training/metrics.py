@@ -16,9 +16,9 @@ from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
-from tqdm import tqdm
 
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 
 class Writer:
@@ -124,7 +124,7 @@ class Progress:
             active: Whether this process shows the bar.
         """
         self.peak = peak
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True)
+        self.bar = Bar(total=total, initial=start, unit="step", disable=not active, dynamic_ncols=True)
         self._forget()
 
     def _forget(self) -> None:

@@ -44,10 +44,6 @@ def check_patterns(key: str, patterns: Any, known: Iterable[str]) -> None:
     """
     known = list(known)
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ValueError(
-                f"{key} is {patterns!r}; each of them must be a text, such as 'label_embedder' or 'blocks/mlp/*'"
-            )
         if not any(matches(name, (pattern,)) for name in known):
             near = difflib.get_close_matches(pattern, [*known, *_beginnings(known)], n=3, cutoff=0.0)
             raise ValueError(

@@ -69,11 +69,6 @@ class OptimizerSettings:
         if self.accumulation < 1:
             raise ValueError(f"optimizer.accumulation is {self.accumulation}; it must be at least 1")
         for pair in self.learning_rate_factors:
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[1], int | float):
-                raise ValueError(
-                    f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must be "
-                    "(pattern, factor)"
-                )
             if not 0 < pair[1] < math.inf:
                 raise ValueError(
                     f"optimizer.learning_rate_factors is {self.learning_rate_factors!r}; each of them must have a "

@@ -86,14 +86,16 @@ class Stop(contextlib.ContextDecorator):
 
     def _leave(self) -> None:
         self.before()
-        print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it, such as a pipe's reader that the same Ctrl-C has ended
+            print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
         leave(RESTART)
 
 
 def leave(code: int) -> None:
     """Ends the process at once, whatever its threads do. code: Its exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -48,6 +48,8 @@ class TrainingSettings:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least {value}")
+        if not self.sample_steps:
+            raise ValueError("training.sample_steps is (); it must name at least one step count")
         if any(steps < 1 for steps in self.sample_steps):
             raise ValueError(f"training.sample_steps is {self.sample_steps}; each of them must be at least 1")
         if self.wandb and importlib.util.find_spec("wandb") is None:

@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from tim_jax.system import flops
+from tim_jax.system.progress import Bar
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import TrainState, first_state, init_key
@@ -166,7 +166,7 @@ class Trainer:
         missing = {_shapes(batch): batch for batch in batches if _shapes(batch) not in self._compiled}
         quiet = jax.process_index() > 0 or len(missing) < 2
         with (
-            tqdm(total=len(missing), desc="compiling", unit="shape", disable=quiet) as bar,
+            Bar(total=len(missing), desc="compiling", unit="shape", disable=quiet) as bar,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
             waiting = {}

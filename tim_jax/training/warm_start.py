@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from tim_jax.system import files
+from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, formats, names
 from tim_jax.training.state import TrainState
 
@@ -69,7 +69,7 @@ def find(path: str, key: str) -> Saved:
     Raises:
         ValueError: If there is none, or it is damaged.
     """
-    given = files.absolute(epath.Path(path))
+    given = files.absolute(paths.run_folder(path, key))
     named = given.name.isdigit() and not (given / "checkpoints").exists()
     directory = given.parent if named else given / "checkpoints"
     step = None

@@ -66,12 +66,16 @@ class Watchdog:
         while not self._ended.wait(tick):
             self._waited = 0.0 if self._paused else self._waited + tick
             if self._waited > self.limit:
-                print(file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(all_threads=True)
-                print(
-                    f"stopped: a step has taken {self._waited:.0f} s, more than {self.limit:.0f} s; the stacks of all "
-                    "threads are above; the same command goes on from the last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                with contextlib.suppress(OSError):  # nobody reads it
+                    self._tell()
                 os._exit(RESTART)
+
+    def _tell(self) -> None:
+        print(file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        print(
+            f"stopped: a step has taken {self._waited:.0f} s, more than {self.limit:.0f} s; the stacks of all threads "
+            "are above; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )

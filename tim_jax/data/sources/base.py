@@ -21,7 +21,7 @@ from etils import epath
 
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, header_size, pixels
-from tim_jax.system import files
+from tim_jax.system import files, paths
 
 Example = dict[str, Any]
 
@@ -206,7 +206,7 @@ class Location:
         """The path, from the root of the disk. Raises ValueError if it is not there."""
         if not self.path:
             raise ValueError(f"{self.key} is {self.path!r}; it must name the data of this source")
-        root = epath.Path(self.path).expanduser()
+        root = paths.given(self.path, self.key)
         if not root.exists():
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
         return epath.Path(os.path.abspath(root)) if files.is_local(root) else root

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import splits, tables
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
 from tim_jax.data.stamps import spread, stamp, stamps
 from tim_jax.system import files
+from tim_jax.system.progress import Bar
 
 BLOCK = 2**24
 SIZE = re.compile(r"(?:.*-)?(\d+)x(\d+)")
@@ -43,7 +43,7 @@ def index_lines(path: epath.Path, directory: str) -> epath.Path:
         with (
             tables.writing(folder, end=np.int64) as writer,
             path.open("rb") as file,
-            tqdm(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
+            Bar(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
         ):
             start, last = 0, b"\n"
             while block := file.read(BLOCK):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.data import tables
 from tim_jax.data.bad_records import BadRecord
@@ -23,6 +22,7 @@ from tim_jax.data.decode import ENDINGS
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest
 from tim_jax.data.splits import files_of_split
 from tim_jax.data.stamps import stamp
+from tim_jax.system.progress import Bar
 
 KINDS = ("image", "cls", "txt", "json")
 COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
@@ -116,7 +116,7 @@ def index_shards(at: Location) -> str:
         return str(folder)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(tqdm(shards, desc=f"index of {root.name}", unit=" shards")):
+        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):
             found, whole = _examples_in(path, left_out)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
@@ -22,7 +21,8 @@ from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images,
 from tim_jax.runs.outputs.settings import SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache, places
+from tim_jax.system import compilation_cache, paths
+from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
 
 COUNT = 40  # images per step count where no labels are given
@@ -65,7 +65,7 @@ class SampleJob:
         factor = self.decoder.factor if self.decoder else None
         writer = SampleWriter(settings, generator.run, self.step, requests, factor)
         total = len(settings.steps) * sum(request.count for request in requests)
-        with tqdm(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
+        with Bar(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
             for steps in settings.steps:
                 times = generator.times(steps, settings.start)
                 start = self.start_states(times, examples)
@@ -126,9 +126,9 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     settings.check()
     if settings.guidance is not None:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
-    folder = epath.Path(settings.workdir)
+    folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
-    places.check_folder(settings.folder, "--out")
+    paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     decoder = open_decoder(run)
     requests, images = read_requests(settings, run, decoder)

@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from tim_jax.system import paths
+
 Record = Mapping[str, Any]  # what a file says of a prompt: "prompt", perhaps "size" and "count", and anything else
 
 
@@ -23,7 +25,7 @@ def read_prompts(path: str) -> list[tuple[str, Record]]:
         ValueError: one line, for what cannot be read or holds no prompts, with the number of the prompt that is
             missing or is no text.
     """
-    file = epath.Path(path)
+    file = paths.given(path, "--prompts")
     kind = "folder" if file.is_dir() else file.suffix.lower()
     if kind not in READERS:
         raise ValueError(f"--prompts is {path!r}; it must be a folder of .txt files, or end in .txt, .jsonl or .json")

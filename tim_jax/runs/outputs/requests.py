@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from etils import epath
 
 from tim_jax.config.command_line import whole_numbers
 from tim_jax.config.network import check_tokens
@@ -13,6 +12,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, pixels
 from tim_jax.runs.conditions import class_turns
 from tim_jax.runs.outputs.prompts import Record
+from tim_jax.system import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
         raise ValueError(f"--from is {text}; this run's examples have {channels} channels: they are not images")
     for name in text.split(","):
         try:
-            image = pixels(decode(epath.Path(name).read_bytes(), 1 if channels == 1 else 3))
+            image = pixels(decode(paths.given(name, "--from").read_bytes(), 1 if channels == 1 else 3))
         except (OSError, BadRecord) as error:
             raise ValueError(f"--from has {name!r}, which cannot be read as an image: {error}") from None
         height, width, _ = image.shape

@@ -4,6 +4,8 @@ import dataclasses
 
 from etils import epath
 
+from tim_jax.system import paths
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
@@ -46,7 +48,7 @@ class SampleSettings:
     @property
     def folder(self) -> epath.Path:
         """The folder to write to, or that of another layout's own folder."""
-        return epath.Path(self.out or epath.Path(self.workdir) / "sampled")
+        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir") / "sampled"
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tim_jax.system import places
+from tim_jax.system import paths
 
 
 @contextlib.contextmanager
@@ -41,8 +41,8 @@ def folder(tmp_path):
 def test_a_place_that_can_be_written_to_stays_as_it_is(place, folder):
     before = contents(folder)
     with as_nobody():
-        places.check_folder(folder / place, "--out")
-        places.check_file(folder / place / "x.json", "--json")
+        paths.check_folder(folder / place, "--out")
+        paths.check_file(folder / place / "x.json", "--json")
     assert contents(folder) == before
 
 
@@ -57,8 +57,8 @@ def test_a_place_that_can_be_written_to_stays_as_it_is(place, folder):
 )
 def test_another_is_named(place, reason, folder):
     for check, option, path in (
-        (places.check_folder, "--out", folder / place),
-        (places.check_file, "--json", folder / place / "x.json"),
+        (paths.check_folder, "--out", folder / place),
+        (paths.check_file, "--json", folder / place / "x.json"),
     ):
         with as_nobody(), pytest.raises(ValueError, match=reason) as error:
             check(path, option)
@@ -67,7 +67,7 @@ def test_another_is_named(place, reason, folder):
 
 def test_a_file_may_be_no_folder_and_object_storage_is_not_looked_at(folder):
     with pytest.raises(ValueError, match="must be a file, and is a folder"):
-        places.check_file(folder / "open", "--json")
-    places.check_folder("gs://nowhere/at/all", "--out")
-    places.check_file("gs://nowhere/at/all.json", "--json")
-    places.check_file("x.json", "--json")
+        paths.check_file(folder / "open", "--json")
+    paths.check_folder("gs://nowhere/at/all", "--out")
+    paths.check_file("gs://nowhere/at/all.json", "--json")
+    paths.check_file("x.json", "--json")

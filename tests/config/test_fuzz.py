@@ -1,0 +1,261 @@
+"""Whatever is typed: every command line and every key with values of wrong types, empty, negative, huge, missing.
+
+Each call ends with exit code 2 and one line, and nothing is touched; or what was asked for is built, up to where work
+would begin, with the value that was typed. What a text means is found here by Python's own reader of literals.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import math
+import pathlib
+import random
+import sys
+import typing
+
+import pytest
+
+from tests.helpers.configs import TINY_NETWORK, flags
+from tests.helpers.workdirs import one_device, workdir
+from tim_jax import ablate, convert, data, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
+from tim_jax.ablation import budget
+from tim_jax.bench import BENCHES
+from tim_jax.bench import __main__ as bench
+from tim_jax.config import keys, values
+from tim_jax.plan import __main__ as plan
+from tim_jax.runs import shard_job, step_grid
+from tim_jax.runs.any_step import AnyStepJob
+from tim_jax.runs.outputs.job import SampleJob
+from tim_jax.system import user_errors
+
+CALLS_AT_LEAST = 500
+EACH = 2  # texts for each key, and for each flag, of those below
+HUGE = "9" * 30
+TEXTS = [
+    "", " ", "x", "None", "True", "nan", "-inf", "-1", "0", "1", "2", "0.5", "1.5", "-0.5", "1e400", HUGE, f"-{HUGE}",
+    "4294967295", "2147483648", "[]", "()", "[1, 2]", "(1, 2)", "(8, 8)", "((8, 8),)", "[[8, 8]]", "(0,)", "(1.5,)",
+    "('a', 'b')", "('digits', '', 1)", "(('digits', '', 1),)", "{}", "{1: 2}", "(1", "'a'", "1,2", "1_0", "0x10",
+    "__import__('os')", "~nobody-is-called-so/x", "file:///x", "http://x/y", "a\nb", "\udcff", "💥", "x" * 5000,
+    "(" * 300,
+]  # fmt: skip
+
+NUMBERS = ["-1", "0", "1", "2", "3", "8", "16", "0.25", "1.0", "1e-30", "1e30", "2147483647", HUGE, "True", "nan"]
+OF_KIND = {
+    bool: ["True", "false", "1", "yes", "None"],
+    str: ["", "x", "default", "online", "train", "1", "~/x", "a b"],
+    tuple: [
+        "()",
+        "[]",
+        "[1, 2]",
+        "(1,)",
+        "8",
+        "((8, 8),)",
+        "[[4, 8]]",
+        "(8, 8)",
+        "(0,)",
+        "(1.5,)",
+        "['a']",
+        "(('a', 2),)",
+    ],
+}  # more likely ones, by the type of the key
+STRAY = ("--no-such=1", "--config.x", "--config.=1", "--config.ema.=0.5", "--config.ema.a.b=1", "--", "word", "-x")
+
+
+class ReachedError(BaseException):
+    """Where work would begin. args: what it would begin with."""
+
+
+def reach(*args, **_):
+    raise ReachedError(*args)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A trained run, without training, folders, and stand-ins for all work."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    small = TINY_NETWORK | {"model.patch_size": "4", "loader.directory": str(folder / "data")}
+    run = workdir(folder / "run", "digits", **small)
+    data.open_source("digits", str(folder / "data"))
+    with pytest.MonkeyPatch.context() as patch, one_device():
+        for owner, name in (
+            (train, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"), (diagnose, "diagnose"),
+            (step_grid, "find_grids"), (shard_job, "make_shards"), (inspect, "write"), (plan, "make_plan"),
+            (convert.conversion, "write_workdir"), (convert.conversion, "write_export"), (budget, "make"),
+        ):  # fmt: skip
+            patch.setattr(owner, name, reach)
+        patch.chdir(folder)
+        yield folder, run, small
+
+
+def call(main, arguments):
+    """(exit code or None, what was reached, lines on standard error) of a command."""
+    errors, code, reached = io.StringIO(), None, None
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(arguments)
+        except ReachedError as error:
+            reached = error.args
+        except SystemExit as error:
+            code = error.code
+    return code, reached, errors.getvalue().splitlines()
+
+
+def wrong(main, arguments):
+    """What is wrong with how a command answered, or None; and what was reached."""
+    shown, before = ascii(arguments[-1:])[:120], sorted(pathlib.Path().iterdir())
+    try:
+        code, reached, lines = call(main, arguments)
+    except Exception as error:
+        return f"{shown}: {type(error).__name__}: {error}"[:300], None
+    lines = [line for line in lines if not line.startswith("warning: ")]
+    if reached is not None:
+        return None, reached
+    if code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+        return f"{shown}: exit code {code}, {len(lines)} lines: {lines[:2]}"[:300], None
+    if sorted(pathlib.Path().iterdir()) != before:
+        return f"{shown}: refused, and something was written", None
+    return None, None
+
+
+def meant(text, kind):
+    """What a text means for a key of that type, as Python reads it; None where that is nothing of the type."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+    def fit(value, kind):
+        if typing.get_origin(kind) is tuple:
+            inner = typing.get_args(kind)
+            kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+            return tuple(fit(one, each) for one, each in zip(value, kinds, strict=True))
+        assert isinstance(value, bool) == (kind is bool)
+        assert isinstance(value, {float: int | float}.get(kind, kind)) and (kind is str or math.isfinite(value))
+        return kind(value)
+
+    many = typing.get_origin(kind) is tuple
+    try:
+        return fit(value if not many or isinstance(value, tuple | list) else (value,), kind)
+    except (AssertionError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def texts_for(rng, *own):
+    return [*own, *rng.sample(TEXTS, EACH)]
+
+
+def likely(rng, key):
+    kind = values.type_of(key)
+    return rng.sample(OF_KIND.get(typing.get_origin(kind) or kind, NUMBERS), 2)
+
+
+def key_calls():
+    """[(key, text)], the same in every run."""
+    rng = random.Random(0)
+    return [(key, text) for key in [*values.types(), "ema.slow"] for text in texts_for(rng, *likely(rng, key))]
+
+
+def test_every_key(places):
+    """Through `train`: all that it builds before it compiles."""
+    folder, _, small = places
+    failed, built, refused = [], 0, 0
+    for key, text in key_calls():
+        changes = {name: value for name, value in small.items() if name != key}
+        if key == "loader.directory":
+            changes = changes | {"data.source": "digits"}
+        arguments = ["--config=digits", f"--workdir={folder / 'new'}", *flags(changes), f"--config.{key}={text}"]
+        problem, reached = wrong(train.main, arguments)
+        if problem:
+            failed.append(problem)
+        elif reached is None:
+            refused += 1
+        else:
+            built += 1
+            found = keys.flatten(reached[0].config)[key]
+            if found != meant(text, values.type_of(key)):
+                failed.append(f"{key}={text!r}: built with {found!r}")
+    print(f"{built + refused} calls of train: {refused} refused, {built} built")
+    assert not failed, f"{len(failed)}:\n" + "\n".join(failed)
+    assert built > 50 and refused > 200
+
+
+def options_of(main, first=()):
+    """The actions of a command's parser."""
+    found = []
+
+    def seen(self, *_, **__):
+        found.append(self)
+        raise ReachedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(user_errors.ArgumentParser, "parse_known_args", seen)
+        with contextlib.suppress(ReachedError):
+            main(list(first))
+    return found[0]._actions
+
+
+def command_calls(places):
+    """[(main, arguments)] of every flag of every command, and of positions that are missing or too many."""
+    folder, run, small = places
+    rng, found = random.Random(1), []
+    here, new = f"--workdir={run}", folder / "new"
+    commands = {
+        train.main: ["--config=digits", f"--workdir={new}", *flags(small)],
+        sample.main: [here], evaluate.main: [here], diagnose.main: [here], grid.main: [here],
+        encode.main: ["--config=digits", f"--out={new}", *flags(small)], pairs.main: [here, f"--out={new}"],
+        inspect.main: ["--config=digits", f"--out={new}", *flags(small)],
+        ablate.main: ["--config=ablations/objectives", f"--workdir={new}"],
+        plan.main: ["--config=digits", "--topology=v5e:2x2", *flags(small)],
+    }  # fmt: skip
+    for main, arguments in commands.items():
+        for action in options_of(main):
+            name = action.option_strings[-1]
+            if isinstance(action, argparse._HelpAction):
+                continue
+            rest = [argument for argument in arguments if not argument.startswith(f"{name}=")]
+            takes_none = action.nargs == 0
+            found += [(main, [*rest, f"{name}={text}"]) for text in texts_for(rng, "", "-1", "0", "[1,2]", HUGE)]
+            found += [(main, rest), (main, [*rest, name])] if not takes_none else []
+        found += [(main, [*arguments, more]) for more in STRAY]
+        found.append((main, []))
+    file = "x.safetensors"
+    for words in (
+        [], ["import"], ["export"], ["other"], ["import", "x", "[y]"], ["import", "", ""], ["export", "x", "y"],
+        ["import", "/", str(new)], ["import", "file:///x", str(new)], ["import", "hf://x", str(new)],
+        ["export", str(run), "x.bin"], ["export", str(run), f"~nobody-is-called-so/{file}"], ["export", "", file],
+        ["export", str(run), file, "--which=fast"], ["export", str(run), file, "--dtype=x"], ["export", "[x]", file],
+    ):  # fmt: skip
+        found.append((convert.main, words))
+    return found
+
+
+def test_every_command_line(places):
+    calls, failed, reached = command_calls(places), [], 0
+    for main, arguments in calls:
+        problem, found = wrong(main, arguments)
+        reached += found is not None
+        if problem:
+            failed.append(f"{main.__module__} {problem}")
+    print(f"{len(calls)} calls: {len(calls) - len(failed) - reached} refused, {reached} that reached their work")
+    assert not failed, f"{len(failed)}:\n" + "\n".join(failed)
+    assert len(calls) + len(key_calls()) >= CALLS_AT_LEAST
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_benchmark(name, places, monkeypatch):
+    module = sys.modules.get(BENCHES[name]) or __import__(BENCHES[name], fromlist=["run"])
+    for work in ("measure_case", "measure", "compile_buckets", "Trial", "target"):
+        if hasattr(module, work):
+            monkeypatch.setattr(module, work, reach)
+    rng, failed = random.Random(2), []
+    for action in options_of(bench.main, [name]):
+        if not isinstance(action, argparse._HelpAction):
+            for text in texts_for(rng, "", "-1", "0", "[1,2]", HUGE):
+                problem, _ = wrong(bench.main, [name, f"{action.option_strings[-1]}={text}"])
+                failed += [problem] if problem else []
+    assert not failed, f"{len(failed)}:\n" + "\n".join(failed)

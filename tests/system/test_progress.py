@@ -1,0 +1,78 @@
+"""Progress on a terminal and in a log."""
+
+import io
+import re
+import sys
+
+import pytest
+from absl import logging
+
+from tim_jax.system import logs, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when a test says so, for bars and for tqdm."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.Bar, "_time", staticmethod(lambda: now[0]), raising=False)
+    return now
+
+
+def stepped(clock, file, steps=200, seconds=1.0, **more):
+    with progress.Bar(total=steps, desc="work", file=file, **more) as bar:
+        bar._time = lambda: clock[0]
+        bar.start_t = bar.last_print_t = clock[0]
+        for i in range(steps):
+            clock[0] += seconds
+            bar.update()
+            bar.set_postfix_str(f"loss {i}")
+    return file.getvalue()
+
+
+def test_a_log_gets_lines_at_intervals_and_no_carriage_return(clock):
+    text = stepped(clock, io.StringIO())
+    assert "\r" not in text and text.endswith("\n")
+    counts = [int(re.search(r"(\d+)/200", line)[1]) for line in text.splitlines()]
+    # By hand: 200 steps of a second, a line every 30 seconds, and the last.
+    assert counts == [30, 60, 90, 120, 150, 180, 200]
+    assert all(line.startswith("work: ") and "loss" in line for line in text.splitlines())
+
+
+def test_a_log_of_short_work_has_one_line_or_none(clock):
+    assert len(stepped(clock, io.StringIO(), steps=9).splitlines()) == 1
+    assert stepped(clock, io.StringIO(), steps=9, leave=False) == ""
+
+
+def test_a_terminal_gets_a_bar(clock):
+    assert stepped(clock, Terminal(), steps=9).count("\r") > 2
+
+
+def test_a_message_stands_between_the_lines_of_a_log(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    logs.install()
+    with progress.Bar(total=2) as bar:
+        bar.update()
+        logging.warning("step %d left out", 3)
+        bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert "warning: step 3 left out" in lines and "" not in lines and sys.stderr is not None
+    assert lines[-1].startswith("100% 2/2")
+
+
+def test_nothing_is_written_where_a_bar_is_disabled():
+    file = io.StringIO()
+    with progress.Bar(total=3, file=file, disable=True) as bar:
+        bar.update(3)
+    assert file.getvalue() == ""
+
+
+def test_an_iterable_is_counted(clock):
+    file = io.StringIO()
+    assert list(progress.Bar(range(5), desc="items", file=file)) == list(range(5))
+    assert file.getvalue().startswith("items: 100% 5/5") and len(file.getvalue().splitlines()) == 1

@@ -1,0 +1,56 @@
+"""Standard output and standard error that nobody reads any more stop no run.
+
+In `python -m tim_jax.train … 2>&1 | tee log`, Ctrl-C ends tee as well. What is written after that has no reader, and
+must keep neither a checkpoint from being saved nor the process from ending with its own exit code.
+"""
+
+import errno
+import io
+import sys
+
+UNREAD = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended, the terminal is gone
+
+
+class _Unread(io.FileIO):
+    """A file whose writes are dropped where nobody can read them."""
+
+    def __init__(self, number: int, forgiven: tuple[int, ...]):
+        """number: File descriptor, which stays open. forgiven: Numbers of errors; () for all."""
+        super().__init__(number, "wb", closefd=False)
+        self._forgiven = forgiven
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if self._forgiven and error.errno not in self._forgiven:
+                raise
+            return memoryview(data).nbytes
+
+
+def keep_going() -> None:
+    """Makes standard output and standard error so, where they are the process's own; for commands.
+
+    On standard output, which may be a file that is the aim of a command, a full disk is an error all the same.
+    """
+    for name, forgiven in (("stdout", UNREAD), ("stderr", ())):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper or isinstance(_raw(stream), _Unread):
+            continue  # a notebook's, a test's, or done
+        stream.flush()
+        raw = _Unread(stream.fileno(), forgiven)
+        buffer = raw if stream.write_through else io.BufferedWriter(raw)
+        changed = io.TextIOWrapper(
+            buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, changed)
+
+
+def _raw(stream: io.TextIOWrapper) -> object:
+    return getattr(stream.buffer, "raw", stream.buffer)
