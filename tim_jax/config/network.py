@@ -42,18 +42,22 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
     """key → boxed parameters of the network."""
     data = config.data
-    x = jnp.zeros((1, data.height, data.width, data.channels))
-    time = jnp.zeros((1,))
-    if config.model.condition == "class":
-        condition = {"label": jnp.zeros((1,), jnp.int32)}
-    else:
-        condition = {
-            "text": jnp.zeros((1, data.text_tokens, data.text_width)),
-            "mask": jnp.ones((1, data.text_tokens), bool),
-        }
-    if network.guidance_input:
-        condition["guidance"] = jnp.ones((1, 3))
-    return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
+
+    def init(key: jax.Array) -> Any:  # makes the arrays itself: where it is only traced they may be of any size
+        x = jnp.zeros((1, data.height, data.width, data.channels))
+        time = jnp.zeros((1,))
+        if config.model.condition == "class":
+            condition = {"label": jnp.zeros((1,), jnp.int32)}
+        else:
+            condition = {
+                "text": jnp.zeros((1, data.text_tokens, data.text_width)),
+                "mask": jnp.ones((1, data.text_tokens), bool),
+            }
+        if network.guidance_input:
+            condition["guidance"] = jnp.ones((1, 3))
+        return network.init(key, (Query(x, time, time, condition),))["params"]
+
+    return init
 
 
 def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:
