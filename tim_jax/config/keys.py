@@ -92,7 +92,7 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     defaults = flatten(json.loads(loading.load("base").get_config().to_json()))
     given = renames.renamed(flatten(recorded))
     missing = {key: value for key, value in defaults.items() if key.split(".")[0] not in FREE}
-    return nested(missing | renames.earlier(given) | given) | {name: recorded.get(name, {}) for name in FREE}
+    return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
 
 
 def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> ConfigDict:

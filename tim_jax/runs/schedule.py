@@ -29,6 +29,6 @@ def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
     now = settings.following(steps)
     if now.decay_steps != then.decay_steps:
         warn_once(
-            f"the learning rate reaches 0 at step {now.decay_steps}; by the recorded configuration of the run it did "
-            f"at step {then.decay_steps}"
+            f"the learning rate reaches 0 at step {now.decay_steps}; as the run was recorded, it did at step "
+            f"{then.decay_steps}"
         )
