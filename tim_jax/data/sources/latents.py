@@ -20,6 +20,7 @@ from tim_jax.data.class_folders import index_folder
 from tim_jax.data.decode import ENDINGS, decode
 from tim_jax.data.sources.base import Example, Location, checked_label, digest, read_file
 from tim_jax.data.sources.folder import FilesInClassFolders
+from tim_jax.system import paths
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 ENDING = ".safetensors"
@@ -140,7 +141,7 @@ def open_latents(at: Location) -> LatentSource:
     root, index = index_folder(at, (ENDING,))
     if not at.images:
         return LatentSource(root, index, at.channels, at.num_classes)
-    images = epath.Path(at.images).expanduser() / epath.Path(root).relative_to(at.root)
+    images = paths.given(at.images, "data.images") / epath.Path(root).relative_to(at.root)
     source = LatentSource(root, index, at.channels, at.num_classes, str(images))
     try:
         source.original_bytes(0)
