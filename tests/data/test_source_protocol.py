@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(tim_jax.__file__).parent
 DEFAULTS = {"num_classes": 0, "class_names": (), "left_out": {}, "captions": False, "latents": False}
 DEFAULTS |= {"paired_noise": False, "null_text": {}, "labels_at_hand": False}
 METHODS = {"read", "header", "headers", "identity", "stable_names", "fingerprint", "parts", "name", "image_shape"}
-METHODS |= {"annotations", "labels"}
+METHODS |= {"annotations", "labels", "former_fingerprint"}
 
 
 def sources_in(tree: ast.AST) -> list[str]:
