@@ -28,9 +28,8 @@ def one_device(monkeypatch):
 DIVERGES = {"optimizer.learning_rate": 1e38, "optimizer.schedule": "constant", "optimizer.decay_steps": 0}
 
 
-@pytest.mark.parametrize(
-    "broken, why", [({}, "holds a run"), pytest.param(DIVERGES, "not finite", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("broken, why", [({}, "holds a run"), (DIVERGES, "not finite")])
 def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, capsys, one_device):
     variants = {"good": {}, "broken": broken}
     if not broken:  # its place is taken
@@ -57,6 +56,7 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
 
 
+@pytest.mark.slow
 def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one_device):
     """A variant's own workdir, as a baseline, has the figures that the variant has."""
     folder, words = tmp_path / "runs", arguments(tmp_path)

@@ -85,6 +85,17 @@ def test_a_mixture_counts_by_its_weights(tmp_path):
     np.testing.assert_array_equal(counts, [24 - (drawn >= 14).sum(), (drawn >= 14).sum()])
 
 
+def test_a_part_counts_its_own(tmp_path, embedded):
+    where, counts = MADE["folder"](tmp_path), []
+    for split in ("train", "held_out"):
+        part = data.open_source("folder", str(tmp_path / "cache"), split, held_out_share=0.4, **where)
+        counts.append(data.label_counts(part, 2, tmp_path / "cache"))
+        np.testing.assert_array_equal(
+            counts[-1], np.bincount([part[i]["label"] for i in range(len(part))], minlength=2)
+        )
+    np.testing.assert_array_equal(sum(counts), np.bincount(LABELS))
+
+
 def test_of_many_examples_that_must_be_read_some_are_counted(tmp_path, embedded, monkeypatch):
     monkeypatch.setattr(annotations, "MAX_READ", 200)
     source = data.open_source("digits", str(embedded))

@@ -204,12 +204,14 @@ def test_inspect_refuses_wrong_arguments_with_code_2(given, message, capsys):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_the_bench_measures_and_writes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("layout", bench.LAYOUTS)
+def test_the_bench_measures_and_writes(layout, tmp_path, monkeypatch, capsys):
     for name, value in {"IMAGES": 20, "STEPS": 2, "ROUNDS": 1, "BATCH": 4, "SIDES": (80, 100), "AREA": 48 * 48}.items():
         monkeypatch.setattr(bench, name, value)
-    command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1"])
+    command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1", "--source", layout])
     found = json.loads((tmp_path / "data.json").read_text())
     figures = ("ratio", "rows_per_second", "bare_rows_per_second", "workers")
     assert min(found[name] for name in figures) > 0 and found["workers"] == 1
+    assert found["source"] == layout
     assert {name: found[name] for name in figures}.items() <= found["rows"][0].items()
     assert "ratio" in capsys.readouterr().out

@@ -157,6 +157,7 @@ def stored(place):
     return {path: path.stat().st_mtime_ns for path in (place / "data").glob("reference-*.npz")}
 
 
+@pytest.mark.slow
 def test_references_are_computed_once_and_again_where_they_do_not_fit(place):
     first = run(place)
     kept_files = stored(place)

@@ -100,6 +100,7 @@ def same_batches(keys, folder, count=6):
     return pairs
 
 
+@pytest.mark.slow
 def test_training_gets_what_online_encoding_would_give(keys, encoded):
     pairs = same_batches(keys, encoded)
     assert len({batch["x"].shape for batch, _ in pairs}) == 2
@@ -142,6 +143,7 @@ def test_images_without_an_autoencoder_are_kept_bit_for_bit(of_pixels, tmp_path)
         np.testing.assert_array_equal(now["x"], then["x"])
 
 
+@pytest.mark.slow
 def test_moments_are_sampled_by_seed_step_and_row(keys, tmp_path, images):
     sampled = keys | {"codecs.latents": "sample"}
     encode(sampled, tmp_path / "shards")

@@ -52,6 +52,7 @@ def read(run, folder):
     return found.dataset[0], batch
 
 
+@pytest.mark.slow
 def test_captions_become_features_of_their_own_tokens(build, tmp_path):
     raw, batch = read(build(), tmp_path)
     module, params = stand_in.load()
@@ -69,6 +70,7 @@ def test_captions_become_features_of_their_own_tokens(build, tmp_path):
     assert np.abs(one - other)[BYTES.count("a cat, a photograph") - 1].max() > 0.1
 
 
+@pytest.mark.slow
 def test_images_become_latents_and_features_of_their_tokens(build, published, tmp_path):
     vae, dino = published("autoencoder_kl_tiny"), published("dinov2_tiny")
     run = build(
@@ -194,6 +196,7 @@ def test_a_stand_in_says_that_it_knows_nothing_of_language(build, caplog):
     assert "stand-in with random weights" in caplog.text
 
 
+@pytest.mark.slow
 def test_training_draws_pictures_of_its_captions_and_samples_for_them_are_measured(cache, tmp_path):
     with one_device():
         folder = trained(cache, tmp_path, evaluation__num_samples=12)

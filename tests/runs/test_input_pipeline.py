@@ -110,6 +110,7 @@ def test_a_run_over_buckets_goes_on_bit_equal_and_samples_in_any_size(cache, tmp
     assert json.loads((tmp_path / "whole" / "any_step.json").read_text())["floor"]["frechet"] > 0
 
 
+@pytest.mark.slow
 def test_too_many_bad_records_end_a_run_with_their_list(tmp_path, capsys):
     rng = np.random.default_rng(0)
     root = tmp_path / "images" / "class"
@@ -153,7 +154,9 @@ def shards(folder, text_width, features_width):
     data.write_shards(folder, rows(), null=null)
 
 
-@pytest.mark.parametrize("text_width, named", [(12, None), (10, ["'text'", "(4, 5, 10)", "(4, 5, 12)"])])
+@pytest.mark.parametrize(
+    "text_width, named", [pytest.param(12, None, marks=pytest.mark.slow), (10, ["'text'", "(4, 5, 10)", "(4, 5, 12)"])]
+)
 def test_text_and_alignment_features_ride_along(text_width, named, tmp_path, capsys):
     shards(tmp_path / "shards", text_width, 7)
     more = flags(

@@ -66,6 +66,7 @@ def after_three_steps(teacher):
     return run, end, history
 
 
+@pytest.mark.slow
 def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_steps, tmp_path, data, capsys):
     run, end, history = after_three_steps
     assert len({told["loss"] for told in history}) == 3 and history[0]["loss"] > 0
@@ -165,6 +166,7 @@ def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path
     np.testing.assert_allclose(asked(run), output.F, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_teacher_again(teacher, tmp_path, data, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(teacher, moved)
@@ -233,6 +235,7 @@ def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
     check_same(two, {}, saved)  # weights that were imported have learnt from none
 
 
+@pytest.mark.slow
 def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
     small = changed(dict(mesh__data=2, mesh__fsdp=4, teacher__checkpoint=teacher))
     run = with_teachers(build(load_config("digits_flow_matching", small), jax.local_devices()))

@@ -115,6 +115,7 @@ def good(run, step):
     return checksums.has_manifest(folder) and checksums.damage(folder) is None
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_disturb_it(tmp_path):
     run = Run(tmp_path, training__steps=10**6)
     run.wait_for(lambda: run.step() >= 3)

@@ -140,6 +140,7 @@ def test_a_workdir_without_a_finished_checkpoint_still_starts_warm(source, tmp_p
     assert_equal(state.opt_state, fresh.opt_state)
 
 
+@pytest.mark.slow
 def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
     """Also to fewer devices than those that the checkpoint was written from, and to more."""
     rng, first = np.random.default_rng(0), None

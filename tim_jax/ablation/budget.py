@@ -63,8 +63,7 @@ def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Pa
     for name in ablation.variants:
         if name not in before["variants"]:
             continue
-        recorded = renames.renamed(before["variants"][name]["definition"])
-        then = default | renames.earlier(recorded) | recorded
+        then = default | renames.renamed(before["variants"][name]["definition"])
         now = ablation.definition(name)
         for key, value in now.items():
             if then.get(key) != value:

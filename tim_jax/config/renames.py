@@ -51,16 +51,6 @@ WEIGHTS = (
 )  # fmt: skip
 
 
-def earlier(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"section.key": value} of keys that came later, where what a recorded configuration meant is not their default.
-
-    Args:
-        flat: the recorded configuration, flat, by today's names.
-    """
-    by_class = flat.get("model.condition", "class") == "class"
-    return {"evaluation.labels": "balanced"} if by_class else {}
-
-
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"section.key": value} by today's names, with the values by which new keys change no number."""
     now = {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
@@ -68,6 +58,10 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
         now |= {"optimizer.momentum": now["optimizer.b2"], "optimizer.eps": MUON_EPS}
     if now.get("evaluation.held_out") == "held_out" and "data.held_out_share" not in now:
         now["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
+    if "evaluation.num_samples" in now and now.get("model.condition", "class") == "class":
+        now.setdefault("evaluation.labels", "balanced")
+    if now.get("data.buckets.area") and not now.get("data.buckets.table"):
+        now.setdefault("data.buckets.keep_rare", True)
     return now
 
 

@@ -5,6 +5,7 @@ order in which a data set is stored.
 """
 
 import contextlib
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,8 +65,11 @@ def label_counts(source: Source, num_classes: int, directory: Any, threads: int 
 def _count(source: Source, num_classes: int, count: int, threads: int) -> np.ndarray:
     """(num_classes,) how often each label comes among the first examples of the shuffle."""
     found = np.zeros(num_classes, np.int64)
-    chunks = (shuffled(source, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    whole = count == len(source) and len(source.parts) == 1  # in whatever order
+    part = np.arange if whole else functools.partial(shuffled, source)
+    chunks = (part(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
     title = f"labels of {source.name}"
+    threads = 1 if source.labels_at_hand else threads
     with ThreadPoolExecutor(threads) as pool, Bar(total=count, desc=title, unit=" examples", delay=1) as progress:
         for labels in pool.map(source.labels, chunks):
             found += np.bincount(labels[(0 <= labels) & (labels < num_classes)], minlength=num_classes)
