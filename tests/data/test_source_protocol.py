@@ -61,7 +61,7 @@ def test_the_table_names_functions_that_are_there_and_every_file_of_sources_is_i
         assert callable(getattr(importlib.import_module(module), function))
         modules.add(module.rsplit(".", 1)[1])
     files = {path.stem for path in (PACKAGE / "data" / "sources").glob("*.py")}
-    assert files - {"__init__", "base", "mixture", "parquet_pages"} == modules
+    assert files - {"__init__", "base", "mixture"} == modules
 
 
 @dataclasses.dataclass(frozen=True)
