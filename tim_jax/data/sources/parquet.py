@@ -307,7 +307,9 @@ class ParquetSource(EncodedImages):
 
     def fingerprint(self) -> str:
         left = ("captions left",) if not self.with_captions and self._layout[2] & set(TEXTS) else ()
-        return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels, *left)
+        return digest(
+            "parquet", self.root, state_of(self._shards, epath.Path(self.root)), self.num_classes, self.channels, *left
+        )
 
 
 def open_parquet(at: Location) -> ParquetSource:
