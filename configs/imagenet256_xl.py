@@ -5,7 +5,7 @@ from the published recipe, and the flag that brings the published value where th
 - dF/dt is the exact derivative, which costs no more here, in place of the published central difference "dde" with
   ε = 0.005: --config.objective.derivative=dde.
 - The features are those of DINOv2 (ViT-B/14), in place of RADIO-v2.5-B, which is not read here; both are 768 wide.
-Official latents hold samples of the autoencoder's distribution; from images, --config.codecs.latents=sample does so.
+Official latents hold samples of the autoencoder's distribution, and so do those of images with codecs.latents=sample.
 Published score: FID 7.11 at 1 step, 3.26 with guided targets (imagenet256_xl_guided.py).
 Hardware: a pod slice such as v5p-64, or 32 H100; bfloat16.
 Launch, on every host, with the official latents and the images that they were made of (docs/imagenet.md: from images):
@@ -33,6 +33,8 @@ def get_config():
     config.model.dtype = "bfloat16"
 
     config.objective.alignment_weight = 1.0
+
+    config.optimizer.ema_warmup = False
 
     config.mesh.data = 1
     config.mesh.fsdp = -1

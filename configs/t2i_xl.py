@@ -47,6 +47,7 @@ def get_config():
     config.objective.alignment_weight = 1.0
 
     config.optimizer.learning_rate = 4e-4
+    config.optimizer.ema_warmup = False
 
     config.sampling.batch_size = 8
 

@@ -22,12 +22,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, help="an ablation, such as configs/ablations/objectives.py")
     parser.add_argument("--workdir", required=True, help="its folder; started again in it, an ablation goes on")
-    parser.add_argument("--only", default="", help="variants, or single runs such as tim/seed_0, with commas between")
+    parser.add_argument("--only", help="variants, or single runs such as tim/seed_0, with commas between")
     parser.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
     parser.add_argument("--equal", help="time, flops or steps; default: as the file says")
     parser.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
     parser.add_argument("--report", action="store_true", help="only table and plot, of the runs that are finished")
-    parser.add_argument("--launch", default="", help="print commands, one for every run: print, slurm or kubernetes")
+    parser.add_argument("--launch", help="print commands, one for every run: print, slurm or kubernetes")
     args, overrides = parser.parse(argv)
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
@@ -35,9 +35,11 @@ def main(argv: list[str] | None = None) -> None:
         title = pathlib.Path(args.config).stem
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
+            if args.launch is not None:
+                launch.check(args.launch)
             ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
             members = job.chosen(ablation, args.only)
-            if not args.launch:
+            if args.launch is None:
                 paths.check_folder(folder, "--workdir")
             budget.check(ablation, budget.read(folder), folder)
             baselines.check(ablation, folder)
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                 job.validate(ablation, folder, members)
                 for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.baselines):
                     baselines.find(ablation, name, folder)
-            if args.launch:
+            if args.launch is not None:
                 arguments = command_line(args, overrides)
                 lines = launch.commands(args.launch, title, arguments, members)
                 job.check_launch(ablation, args.launch, folder, members)

@@ -14,6 +14,8 @@ from tim_jax.system import cluster, paths
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
 
+MOST_NODES = 1000
+
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
@@ -34,12 +36,12 @@ def main(argv: list[str] | None = None) -> None:
     with Stop():
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
-            out = paths.given(args.out, "--out") if args.out else folder
+            out = paths.given(args.out, "--out") if args.out is not None else folder
             run = build(workdir.load(folder, overrides))
             paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
-            if args.nodes < 2:
-                raise ValueError(f"--nodes is {args.nodes}; it must be at least 2")
+            if not 2 <= args.nodes <= MOST_NODES:
+                raise ValueError(f"--nodes is {args.nodes}; it must be at least 2, and at most {MOST_NODES}")
             x, labels = held_out_arrays(run, folder)
             if not 1 <= args.rows <= len(x):
                 raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out examples")

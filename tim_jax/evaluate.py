@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         with user_errors():
             job = open_any_step(AnyStepSettings(**vars(args)), overrides)
         with failures(ValueError, OSError):
-            if args.export:
+            if args.export is not None:
                 job.export()
             else:
                 job.table()

@@ -6,13 +6,15 @@ Finds the step grids `sampling.grid=optimal` on a trained run's own errors and w
 import jax
 
 from tim_jax.config.build import build
-from tim_jax.config.command_line import Parser, whole_numbers
+from tim_jax.config.command_line import MOST, Parser, whole_numbers
 from tim_jax.runs import step_grid, workdir
 from tim_jax.runs.conditions import class_turns, known_labels
 from tim_jax.runs.generation import check_class_conditional, load_weights
 from tim_jax.system import cluster, paths
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
+
+MOST_TIMES = 10**4
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,10 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     with Stop():
         with user_errors():
             steps = whole_numbers("steps", args.steps, least=1)
-            if args.count < 2:
-                raise ValueError(f"--count is {args.count}; it must be at least 2")
-            if args.seed < 0:
-                raise ValueError(f"--seed is {args.seed}; it must be at least 0")
+            if not 2 <= args.count <= MOST:
+                raise ValueError(f"--count is {args.count}; it must be at least 2, and at most {MOST}")
+            if not 0 <= args.seed < 2**32:
+                raise ValueError(f"--seed is {args.seed}; it must be at least 0, and below 2^32")
+            if args.times > MOST_TIMES:
+                raise ValueError(f"--times is {args.times}; it must be at most {MOST_TIMES}")
             if args.times <= max(steps):
                 raise ValueError(
                     f"--times is {args.times}; a grid of {max(steps)} steps needs at least {max(steps) + 1}"

@@ -9,6 +9,7 @@ the same command goes on. With several processes each makes a share of the shard
 
 import argparse
 
+from tim_jax.config.command_line import MOST
 from tim_jax.runs import shard_job
 from tim_jax.runs.pairs import Pairs, open_pairs
 from tim_jax.system import paths
@@ -28,9 +29,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
     """What the command line asks for. Raises ValueError."""
-    for name, minimum in (("rows", 1), ("steps", 1), ("seed", 0)):
-        if not minimum <= getattr(args, name) < 2**32:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {minimum} and below 2^32")
+    for name, least, most in (("rows", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
+        if not least <= getattr(args, name) <= most:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and at most {most}")
     return open_pairs(
         paths.run_folder(args.workdir, "--workdir"),
         overrides,

@@ -34,14 +34,19 @@ def main(argv: list[str] | None = None) -> None:
         with user_errors():
             if not args.workdir and not args.check:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
-            run = build(load_config(args.config, overrides))
-            cache = compilation_cache.use(run.config.training.compilation_cache)
+            config = load_config(args.config, overrides)
             if args.check:
+                run = build(config)
+                compilation_cache.use(run.config.training.compilation_cache)
                 return check(with_teachers(run))
             folder = paths.run_folder(args.workdir, "--workdir")
+            before = workdir.recorded(folder)
+            if before is not None:
+                config = keys.with_recorded_schedule(before, config)
+            run = build(config)
+            cache = compilation_cache.use(run.config.training.compilation_cache)
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
-            before = workdir.recorded(folder)
             if before is not None:
                 keys.compare_identity(before, run.config, folder)
             run = with_teachers(run)

@@ -117,7 +117,7 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (sample.main, ["--workdir={}", "--labels=-1"], ["--labels", "-1"]),
         (sample.main, ["--workdir={}", "--seed=-1"], ["--seed", "-1"]),
         (sample.main, ["--workdir={}", "--count=0"], ["--count", "0"]),
-        (sample.main, ["--workdir={}", "--guidance=-2"], ["sampling.guidance", "-2"]),
+        (sample.main, ["--workdir={}", "--guidance=-2"], ["--guidance", "-2"]),
         (sample.main, ["--workdir={}", "--config.model.depth=3"], ["model.depth", "3", "2"]),
         (sample.main, ["--workdir={}", "--from=none.png", "--labels=3"], ["--from", "none.png"]),
         (sample.main, ["--workdir={}", "--from={}/config.json", "--labels=3"], ["--from", "config.json", "no known"]),

@@ -144,6 +144,7 @@ def test_a_configuration_of_before_is_read_by_the_names_of_today():
     now = flatten(workdir.recorded(folder))
     assert now.keys() == ALL.keys()
     assert before["objective.velocity"] == "student" and now["objective.velocity"] == "online"
+    assert before.pop("evaluation.held_out") == "held_out" and now["evaluation.held_out"] == "auto"
     for key, value in before.items():
         if value is not None and value != "student":
             assert now[renames.KEYS.get(key, key)] == value, key

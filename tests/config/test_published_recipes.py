@@ -61,6 +61,7 @@ COMMON = {
     "optimizer.weight_decay": 0.01,
     "optimizer.clip": 1.0,
     "optimizer.accumulation": 1,
+    "optimizer.ema_warmup": False,
     "ema.slow": 0.9999,
 }
 CLASSES = COMMON | {"data.source": "latents", "data.flip": 0.5, "model.condition": "class", "model.num_classes": 1000}

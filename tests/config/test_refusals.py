@@ -38,6 +38,7 @@ BUILD = [
     ({"data.batch_size": "0"}, "data.batch_size"),
     ({"data.batch_size": "15", "optimizer.accumulation": "2"}, "data.batch_size"),
     ({"data.condition_dropout": "1.0"}, "data.condition_dropout"),
+    ({"data.held_out_share": "1.0"}, "data.held_out_share"),
     ({"data.flip": "2.0"}, "data.flip"),
     ({"data.paired_noise": "True", "data.flip": "0.5"}, "data.flip"),
     ({**TEXT, "data.text_width": "0"}, "data.text_width"),
@@ -160,8 +161,8 @@ BUILD = [
     ({"optimizer.learning_rate_factors": "('blocks',)"}, "optimizer.learning_rate_factors"),
     ({"optimizer.learning_rate_factors": "(('blocks', 0.0),)"}, "optimizer.learning_rate_factors"),
     ({"ema.slow": "1.0"}, "ema.slow"),
-    ({"mesh.data": "0"}, "mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence"),
-    ({"mesh.tensor": "3"}, "mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence"),
+    ({"mesh.data": "0"}, "mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor"),
+    ({"mesh.tensor": "3"}, "mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor"),
     ({"training.steps": "0"}, "training.steps"),
     ({"training.steps": "many"}, "training.steps"),
     ({"training.steps": "1.5"}, "training.steps"),
@@ -220,6 +221,7 @@ BUILD = [
 DATA = [
     ({"data.source": "digit"}, "data.source"),
     ({"data.split": "test"}, "data.split"),
+    ({"data.held_out_share": "0.1"}, "data.held_out_share"),
     ({"data.path": "nowhere", "data.source": "folder"}, "data.path"),
     ({"data.source": "folder"}, "data.path"),
     ({"data.height": "16"}, "data.height"),
@@ -233,6 +235,8 @@ DATA = [
 MEASURE = [
     ({"evaluation.reference": "nowhere.npz"}, "evaluation.reference"),
     ({"evaluation.metrics": "('sfid',)"}, "evaluation.metrics"),
+    ({"evaluation.held_out": "nowhere"}, "evaluation.held_out"),
+    ({"evaluation.held_out": "train"}, "evaluation.held_out"),
 ]
 START = [
     ({"start.checkpoint": "nowhere"}, "start.checkpoint"),
@@ -263,6 +267,7 @@ NOT_PROVOKED = {
     "data/plan.py": "images that fit no bucket, or a plan made without a configuration",
     "data/sources/latents.py": "latents whose images are elsewhere",
     "data/sources/mixture.py": "sources of two kinds",
+    "data/splits.py: data.held_out_share is {at.held_out_share}; it must leave": "a share of few images",
     "evaluation/features.py": "the weights of Inception",
     "evaluation/metrics.py: evaluation.metrics is {tuple(names)}; each": "a table of metrics asked without settings",
     "evaluation/published.py": "a damaged file of statistics",
@@ -275,6 +280,7 @@ NOT_PROVOKED = {
     "runs/measuring.py": "published statistics",
     "runs/pairs.py": "a teacher that makes pairs",
     "runs/reference_data.py": "references of another run",
+    "runs/workdir.py: data.{key}": "a run that was started with other classes",
     "runs/step_grid.py": "a trained run",
     "train.py": "a trained run",
     "training/sharding.py: mesh.data is": "TPU slices",

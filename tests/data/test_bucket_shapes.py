@@ -1,6 +1,7 @@
 """Shapes that are too rare for a batch, held against distributions of aspect ratios as they are found."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.buckets import Sized, made_plan
+from tim_jax.config import keys
+from tim_jax.config.command_line import load_config
 from tim_jax.data import summary
 from tim_jax.data.bucket_shapes import derive
 from tim_jax.data.buckets import Fitting, Grid, assign
@@ -94,6 +97,15 @@ def test_extreme_images_that_fill_a_batch_have_a_bucket_of_their_own(tmp_path):
 def test_rare_shapes_shrink_others_where_that_is_asked_for(keep_rare, table):
     sizes = repeated({(64, 64): 400, (64, 300): 1})
     assert derive(*sizes.T, Grid(side=4), 64 * 64, lambda shape: 16, keep_rare=keep_rare) == table
+
+
+@pytest.mark.parametrize("area, table, kept", [(64, (), True), (0, (), False), (64, ((8, 8),), False)])
+def test_runs_from_before_keep_their_buckets(area, table, kept):
+    recorded = json.loads(load_config("photos", {}).to_json())
+    recorded["data"]["buckets"] |= {"area": area, "table": table}
+    assert not keys.completed(recorded)["data"]["buckets"]["keep_rare"]
+    del recorded["data"]["buckets"]["keep_rare"]
+    assert keys.completed(recorded)["data"]["buckets"]["keep_rare"] == kept
 
 
 COUNTS = st.dictionaries(st.tuples(st.integers(1, 30), st.integers(1, 30)), st.integers(1, 40), min_size=1, max_size=12)

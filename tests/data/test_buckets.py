@@ -200,7 +200,8 @@ def test_a_plan_and_its_sizes_are_made_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"table": ((64, 64),), "batch_size": 4}, "none of 50 images"),
+        ({"table": ((64, 64),), "batch_size": 4}, "must be smaller, or .*enlarge True: none of 50 images"),
+        ({"table": ((4, 16),), "batch_size": 4, "fitting": Fitting(0.01)}, "max_cropped be larger: none of 50 images"),
         ({"table": ((16, 15),), "batch_size": 4, "grid": Grid(side=2)}, "multiples of 2"),
         ({"batch_size": 4}, "data.buckets.area is 0"),
         ({"table": ((16, 16),)}, "data.buckets.tokens is 0.*data.batch_size above 0"),

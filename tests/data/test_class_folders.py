@@ -1,8 +1,11 @@
 """Class folders as people have them: what systems leave in them, nested folders, endings; and all of it told."""
 
+import json
 import os
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -51,14 +54,13 @@ def test_nothing_is_left_out_without_a_word(untidy):
     """Counted by walking the folder once more, in another way."""
     source = open_folder(untidy)
     assert source.left_out == {
-        ".db files": 1, ".heic files": 2, ".md files": 1, ".txt files": 1, "folders without images": 2,
-        "hidden files": 2, "images outside class folders": 1, "other files": 1,
+        ".db files": 1, ".heic files": 2, ".md files": 1, ".txt files": 1, "files outside class folders": 1,
+        "folders without examples": 2, "hidden files": 3, "hidden folders": 4, "other files": 1,
     }  # fmt: skip
-    files = [path for path in untidy.rglob("*") if path.is_file()]
-    junk = [path for path in files if path.relative_to(untidy).parts[0] in ("__MACOSX", "lost+found", ".trash")]
-    counted = sum(n for what, n in source.left_out.items() if "folders without" not in what)
-    beside = [untidy / "._stray.png", untidy / "dog" / "__MACOSX" / "0.jpg"]
-    assert len(files) == len(source) + counted + len(junk) + len(beside)
+    files = [path.relative_to(untidy) for path in untidy.rglob("*") if path.is_file()]
+    junk = [path for path in files if {"__MACOSX", "lost+found", ".trash"} & set(path.parts)]
+    counted = sum(n for what, n in source.left_out.items() if "folders" not in what or "outside" in what)
+    assert len(files) == len(source) + counted + len(junk)
 
 
 def test_summary_tells_labels_and_what_is_left_out(untidy):
@@ -75,6 +77,19 @@ def test_labels_that_are_numbers_are_not_listed(embedded):
     source = data.open_source("digits", str(embedded))
     assert source.class_names == tuple("0123456789")
     assert "labels" not in summary(source, data.one_bucket(source, 8))
+
+
+def test_names_of_labels_in_parquet_files_of_hubs(tmp_path):
+    """Written as the library of that hub writes them: JSON under a key of the schema."""
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    columns = pyarrow.table({"image": [encoded(image) for image in IMAGES[:4]], "label": [0, 1, 1, 0]})
+    for folder, beside in (("named", about), ("plain", None), ("broken", {b"huggingface": b"{"})):
+        (tmp_path / folder).mkdir()
+        pyarrow.parquet.write_table(columns.replace_schema_metadata(beside), tmp_path / folder / "0.parquet")
+        for classes in (0, 2):
+            source = data.open_source("parquet", str(tmp_path), path=str(tmp_path / folder), num_classes=classes)
+            assert source.class_names == (("cat", "dog") if folder == "named" and classes else ())
 
 
 def test_all_that_pillow_reads_in_these_formats_counts():

@@ -1,11 +1,13 @@
 """Embedded profiles: what is decoded is what their formulas say, and what littleCMS says by itself."""
 
 import io
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from tests.helpers import profiles
 from tim_jax.data.decode import decode, pixels
@@ -114,6 +116,49 @@ def test_cmyk_goes_through_its_profile():
     expected = profiles.srgb_of(profiles.xyz_of_lab(lab))
     encoded = saved(Image.fromarray(cmyk, "CMYK"), "TIFF", icc_profile=profiles.cmyk_profile(corners))
     assert np.abs(shown(encoded) - expected).max() <= 1.01
+
+
+def png_that_says(image, gamma=None, primaries=None, **more):
+    """A PNG with its gamma and its primaries, white at D65."""
+    about = PngInfo()
+    if gamma is not None:
+        about.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    if primaries is not None:
+        values = np.array([profiles.D65, *primaries]).ravel()
+        about.add(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values)))
+    return saved(image, "PNG", pnginfo=about, **more)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1 / 1.8, 1 / 2.6])
+@pytest.mark.parametrize("primaries", [None, profiles.DISPLAY_P3, profiles.ADOBE_RGB], ids=["srgb", "p3", "adobe"])
+def test_gamma_and_primaries_mean_what_a_profile_of_them_means(gamma, primaries):
+    """By littleCMS and by the formulas."""
+    profile = profiles.rgb_profile(primaries or profiles.REC709, profiles.gamma_curve(1 / gamma))
+    found = shown(png_that_says(SMOOTH, gamma, primaries))
+    assert np.abs(found - shown(saved(SMOOTH, "PNG", icc_profile=profile))).max() <= 2
+    meant = profiles.srgb_of((SMOOTH / 255) ** (1 / gamma) @ profiles.to_xyz(primaries or profiles.REC709).T)
+    assert np.abs(found - meant).max() <= 1.01
+    assert np.abs(found - SMOOTH).max() > 10
+
+
+def test_grey_has_a_gamma_too():
+    np.testing.assert_allclose(
+        shown(png_that_says(GREY, 1 / 1.8)), shown(saved(GREY, "PNG", icc_profile=GREY_18)), atol=2
+    )
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        png_that_says(RGB, 1 / 2.2), png_that_says(RGB, 0.45455, profiles.REC709), png_that_says(RGB, 0.0),
+        png_that_says(RGB, 1 / 2.2, ((0.3, 0.0), (0.3, 0.6), (0.1, 0.1))), png_that_says(RGB, 40_000.0),
+        png_that_says(RGB, 1.0, profiles.DISPLAY_P3, icc_profile=SRGB), png_that_says(RGB, None, profiles.DISPLAY_P3),
+        png_that_says(RGB, 1 / 2.2, ((0.3, 0.3), (0.3, 0.3), (0.3, 0.3))),
+    ],
+    ids=["display", "display, srgb", "zero", "no luminance", "huge", "beside a profile", "primaries", "singular"],
+)  # fmt: skip
+def test_gamma_of_displays_and_what_is_no_gamma_change_nothing(encoded):
+    np.testing.assert_array_equal(shown(encoded), RGB)
 
 
 # Profiles that say nothing of the image's own channels.

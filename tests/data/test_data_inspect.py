@@ -141,7 +141,6 @@ def test_latents_are_not_resized(tmp_path):
         ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
         ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
         ({}, {}, "data.buckets.area is 0; it must be given, or data.buckets.table"),
-        ({"table": ((32, 32),)}, {"mixture": (("folder", 1.0),)}, "data.mixture is"),
         ({"table": ((32, 32),)}, {"source": "folders"}, "data.source is 'folders'.*nearest is 'folder'"),
         ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
         ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height is 9; it must be 8"),
@@ -163,7 +162,6 @@ def test_a_source_with_too_many_bad_headers_is_refused_with_the_list(folder):
 
 
 CONFIG = """
-from ml_collections import ConfigDict
 from tim_jax.config import loading
 
 def get_config():
@@ -172,7 +170,7 @@ def get_config():
     config.data.path = {path!r}
     config.data.channels = 3
     config.data.batch_size = 4
-    config.data.buckets = ConfigDict({{"table": ((32, 32), (32, 48), (48, 32))}})
+    config.data.buckets.table = ((32, 32), (32, 48), (48, 32))
     config.loader.directory = {cache!r}
     return config
 """
@@ -206,12 +204,14 @@ def test_inspect_refuses_wrong_arguments_with_code_2(given, message, capsys):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_the_bench_measures_and_writes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("layout", bench.LAYOUTS)
+def test_the_bench_measures_and_writes(layout, tmp_path, monkeypatch, capsys):
     for name, value in {"IMAGES": 20, "STEPS": 2, "ROUNDS": 1, "BATCH": 4, "SIDES": (80, 100), "AREA": 48 * 48}.items():
         monkeypatch.setattr(bench, name, value)
-    command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1"])
+    command.main(["data", "--json", str(tmp_path / "data.json"), "--workers", "1", "--source", layout])
     found = json.loads((tmp_path / "data.json").read_text())
     figures = ("ratio", "rows_per_second", "bare_rows_per_second", "workers")
     assert min(found[name] for name in figures) > 0 and found["workers"] == 1
+    assert found["source"] == layout
     assert {name: found[name] for name in figures}.items() <= found["rows"][0].items()
     assert "ratio" in capsys.readouterr().out

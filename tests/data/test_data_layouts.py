@@ -10,8 +10,10 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from tests.helpers.configs import inputs_of
 from tests.helpers.sources import encoded
 from tim_jax import data
+from tim_jax.config.command_line import load_config
 from tim_jax.data.bad_records import BadRecord
 
 LATENT = np.random.default_rng(0).standard_normal((2, 4, 6, 8)).astype(np.float32)
@@ -97,6 +99,15 @@ def test_labels_of_latents_are_of_all_classes_also_where_only_some_folders_are_t
     assert data.open_source("latents", str(tmp_path), num_classes=200, **at)[0]["label"] == 199
     with pytest.raises(BadRecord, match="from 0 to 198"):
         data.open_source("latents", str(tmp_path), num_classes=199, **at)[0]
+
+
+def test_the_size_of_latents_is_found_behind_a_long_header(tmp_path):
+    (tmp_path / "latents" / "a").mkdir(parents=True)
+    for name, more in (("short", {}), ("long", {"note": "x" * 9000})):
+        arrays = {"latent": LATENT, "label": LABEL}
+        safetensors.numpy.save_file(arrays, tmp_path / "latents" / "a" / f"{name}.safetensors", more)
+    source = data.open_source("latents", str(tmp_path), path=str(tmp_path / "latents"), channels=4)
+    assert source.headers(0, 2) == [(6, 8), (6, 8)]
 
 
 def png():
@@ -208,3 +219,62 @@ def test_labels_of_parquet_files_may_be_floats(tmp_path):
     source = data.open_source("parquet", str(tmp_path), path=str(tmp_path), num_classes=2)
     assert [source[i]["label"] for i in range(2)] == [0, 1]
     assert [getattr(found, "reason", None) for found in source.headers(0, 5)] == [None, None, "label", "label", "label"]
+
+
+# Captions that a run by class does not read.
+
+
+def write_tar(path, rows):
+    with tarfile.open(path, "w") as tar:
+        for i, files in enumerate(rows):
+            for ending, content in files.items():
+                about = tarfile.TarInfo(f"{i:03}.{ending}")
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+
+
+def odd_captions(name, root):
+    """Four images with labels 0, 1, 0, 1 of which the first alone has a caption that can be used."""
+    root.mkdir()
+    if name == "tar":
+        texts = [{"txt": b"a"}, {"txt": b"\xff"}, {"json": b"{"}, {}]
+        write_tar(root / "0.tar", [{"png": PNG, "cls": str(i % 2).encode()} | text for i, text in enumerate(texts)])
+    if name == "parquet":
+        table = pyarrow.table({"image": [PNG] * 4, "label": [0, 1, 0, 1], "caption": ["a", "", None, "  "]})
+        pyarrow.parquet.write_table(table, root / "0.parquet")
+    if name == "shards":
+        rows = [{"image": PNG, "label": i % 2, "captions": [text]} for i, text in enumerate(("a", "", " ", "\ud800"))]
+        data.write_shards(root / "rows", rows, num_classes=2)
+        return root / "rows"
+    return root
+
+
+@pytest.mark.parametrize("name", ["tar", "parquet", "shards"])
+def test_captions_that_are_not_read_make_no_bad_record(name, tmp_path):
+    where = {"directory": str(tmp_path / "cache"), "path": str(odd_captions(name, tmp_path / "data")), "num_classes": 2}
+    by_text, by_class = data.open_source(name, **where), data.open_source(name, captions=False, **where)
+    assert by_text.captions and by_text[0]["captions"] == ("a",) and not by_class.captions
+    for i in range(4):
+        assert by_class[i]["label"] == i % 2 and "captions" not in by_class[i]
+        if i:
+            with pytest.raises(BadRecord):
+                by_text[i]
+    assert data.read_sizes(by_class, tmp_path / "cache").bad == {}
+    assert by_text.fingerprint() != by_class.fingerprint() or name == "shards"  # whose headers say nothing of captions
+
+
+def test_labels_that_are_not_read_make_no_bad_record(tmp_path):
+    rows = [{"png": PNG, "txt": b"a", "cls": label} for label in (b"1", b"cat")] + [
+        {"png": PNG, "txt": b"a", "json": b"{"}
+    ]
+    write_tar(tmp_path / "0.tar", rows)
+    source = data.open_source("tar", str(tmp_path), path=str(tmp_path))
+    assert [source[i]["captions"] for i in range(3)] == [("a",)] * 3
+
+
+def test_a_run_by_class_asks_for_no_captions():
+    asked = {}
+    for config, more in (("digits", {}), ("photos_t2i", {})):
+        loaded = load_config(config, more)
+        asked[loaded.model.condition] = inputs_of(loaded).captions
+    assert asked == {"class": False, "text": True}

@@ -1,7 +1,5 @@
 """Parquet by pages: the values that pyarrow reads, from files of every kind, and little else of the file."""
 
-import itertools
-
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -9,8 +7,9 @@ import pytest
 
 from tests.helpers.sources import encoded
 from tim_jax import data
+from tim_jax.data import parquet_bits, parquet_pages
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources import parquet, parquet_pages
+from tim_jax.data.sources import parquet
 
 ROWS = 120
 STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
@@ -46,8 +45,15 @@ def read_by_pages(path):
 @pytest.mark.parametrize("dictionary", [True, False])
 def test_pages_hold_what_was_written(codec, version, dictionary, tmp_path):
     path = tmp_path / "0.parquet"
-    cases = itertools.product((0, 0.3, 1), (False, True), ("bytes", "large", "struct"))
-    for (nulls, repeated, form), page_size in zip(cases, itertools.cycle((1000, None)), strict=False):
+    cases = [
+        (0.3, False, None),
+        (0.3, True, 1000),
+        (0, False, 1000),
+        (0, True, None),
+        (1, False, None),
+        (0.6, False, 1000),
+    ]
+    for (nulls, repeated, page_size), form in zip(cases, ("bytes", "struct", "large") * 2, strict=True):
         values = made_up(nulls, repeated)
         table = pyarrow.table({"label": list(range(ROWS)), "image": column(values, form)})
         how = {"compression": codec, "data_page_version": version, "use_dictionary": dictionary}
@@ -125,7 +131,7 @@ def test_parts_of_a_snappy_stream_are_those_of_the_whole(size, repeated, tmp_pat
         whole[at : at + 200] = whole[:200]
     whole = bytes(whole[:size])
     stored = pyarrow.Codec("snappy").compress(whole).to_pybytes()
-    fragments = parquet_pages.snappy_fragments(memoryview(stored), size)
+    fragments = parquet_bits.snappy_fragments(memoryview(stored), size)
     if fragments is None:
         assert repeated == 3000  # so many repetitions that the whole is kept
         return
@@ -142,9 +148,21 @@ def test_a_stream_whose_parts_need_each_other_is_kept_whole():
     literal = np.random.default_rng(0).bytes(65_530)
     head = bytes([0b1111_0100]) + (len(literal) - 1).to_bytes(2, "little")
     copy = bytes([(59 << 2) | 2]) + (60_000).to_bytes(2, "little")
-    stored = parquet_pages._varint_of(65_590) + head + literal + copy
+    stored = parquet_bits.varint_of(65_590) + head + literal + copy
     assert pyarrow.Codec("snappy").decompress(stored, 65_590).to_pybytes()[:65_530] == literal
-    assert parquet_pages.snappy_fragments(memoryview(stored), 65_590) is None
+    assert parquet_bits.snappy_fragments(memoryview(stored), 65_590) is None
+
+
+@pytest.mark.parametrize("how, warned", [({"compression": "zstd"}, True), ({"compression": "snappy"}, False),
+                                         ({"compression": "zstd", "write_batch_size": 8}, False)], ids=str)  # fmt: skip
+def test_files_that_are_slow_to_read_are_told(how, warned, images, tmp_path, caplog):
+    write_images(
+        tmp_path / "0.parquet", [image + bytes([i]) for i, image in enumerate(images)] * 9, use_dictionary=False, **how
+    )
+    open_rows(tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert len(said) == warned
+    assert all("9 MB" in line and "data.path" in line and "compression='none'" in line for line in said)
 
 
 def test_what_was_read_last_is_kept_up_to_a_limit(monkeypatch):

@@ -16,8 +16,9 @@ from tim_jax.data.sources.base import EncodedImages, Raw
 PACKAGE = pathlib.Path(tim_jax.__file__).parent
 # The abilities that a source has or has not, and what a source is that says nothing of them.
 DEFAULTS = {"num_classes": 0, "class_names": (), "left_out": {}, "captions": False, "latents": False}
-DEFAULTS |= {"paired_noise": False, "null_text": {}}
+DEFAULTS |= {"paired_noise": False, "null_text": {}, "labels_at_hand": False}
 METHODS = {"read", "header", "headers", "identity", "stable_names", "fingerprint", "parts", "name", "image_shape"}
+METHODS |= {"annotations", "labels"}
 
 
 def sources_in(tree: ast.AST) -> list[str]:
@@ -60,7 +61,7 @@ def test_the_table_names_functions_that_are_there_and_every_file_of_sources_is_i
         assert callable(getattr(importlib.import_module(module), function))
         modules.add(module.rsplit(".", 1)[1])
     files = {path.stem for path in (PACKAGE / "data" / "sources").glob("*.py")}
-    assert files - {"__init__", "base", "mixture"} == modules
+    assert files - {"__init__", "base", "mixture", "parquet_pages"} == modules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config.command_line import load_config
+from tim_jax.config.examples import make_inputs
+from tim_jax.config.sections import read
+from tim_jax.data.sections import DataSettings, LoaderSettings
+from tim_jax.data.settings import Inputs
 
 # Texts, as they are typed.
 TINY_NETWORK = {
@@ -20,3 +25,9 @@ def tiny_config(name: str = "digits", changes: Mapping[str, str] = {}) -> Config
 def flags(changes: Mapping[str, object]) -> list[str]:
     """Changes {key: value} as they are typed at a command line."""
     return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
+def inputs_of(config: ConfigDict) -> Inputs:
+    """What a configuration says of its data, without the rest of the run."""
+    sections = ((DataSettings, config.data), (LoaderSettings, config.loader), (CodecSettings, config.codecs))
+    return make_inputs(config, *(read(settings, section) for settings, section in sections))

@@ -230,6 +230,7 @@ def test_classes_of_one_size_train_without_buckets(keys, tmp_path):
     run = build(load_config("imagenet256_b", few | shards), jax.devices()[:1])
     found = input_pipeline.open_pipeline(run)
     assert found.source.image_shape == (8, 8, 4)
+    assert found.source.class_names == ("class 0", "class 1", "class 2")
     assert [found.source[i]["label"] for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 

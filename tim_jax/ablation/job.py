@@ -26,10 +26,10 @@ from tim_jax.training.preemption import Stop
 MEASURED_BY = ("size", "preprocessing", "features")  # of a reference's fingerprint: how images are made comparable
 
 
-def chosen(ablation: Ablation, only: str) -> list[Member]:
-    """Returns the runs that `--only` names, of variants and baselines; all for an empty text. Raises ValueError."""
+def chosen(ablation: Ablation, only: str | None) -> list[Member]:
+    """Returns the runs that `--only` names, of variants and baselines; all for None. Raises ValueError."""
     members = ablation.members()
-    if not only:
+    if only is None:
         return members
     by_name = {str(member): [member] for member in members}
     names = (*ablation.variants, *ablation.baselines)

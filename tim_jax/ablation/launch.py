@@ -9,6 +9,12 @@ KINDS = ("print", "slurm", "kubernetes")
 MAX_NAME = 40  # characters of a JobSet's name, so that those of its hosts stay below the limit of 63
 
 
+def check(kind: str) -> None:
+    """Raises ValueError for a kind that is none of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"--launch is {kind!r}; it must be one of {', '.join(KINDS)}")
+
+
 def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[Member]) -> list[str]:
     """Writes the lines of a shell script, to be run from the root of the repository.
 
@@ -24,8 +30,7 @@ def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[
     Raises:
         ValueError: for an unknown kind, or a name that is too long for Kubernetes.
     """
-    if kind not in KINDS:
-        raise ValueError(f"--launch is {kind!r}; it must be one of {', '.join(KINDS)}")
+    check(kind)
     lines = []
     for member in members:
         own = shlex.join([*arguments, f"--only={member}"])

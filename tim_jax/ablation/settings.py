@@ -14,6 +14,7 @@ from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 
 RULES = ("time", "steps", "flops")
+MAX_SEEDS = 1000
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Sections that define a variant, besides the identity of its run. Batch sizes of samples change no number.
 DEFINING = (*keys.IDENTITY, "sampling", "evaluation")
@@ -79,8 +80,8 @@ class Ablation:
             raise ValueError("variants: there are none; name one or more")
         if self.equal not in RULES:
             raise ValueError(f"equal is {self.equal!r}; it must be one of {', '.join(RULES)}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; it must be at least 1")
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise ValueError(f"seeds is {self.seeds}; it must be 1 to {MAX_SEEDS}")
         if not self.sampler_steps or min(self.sampler_steps) < 1:
             raise ValueError(f"sampler_steps is {self.sampler_steps}; it must be numbers of at least 1")
         for kind, names in (("variant", self.variants), ("baseline", self.baselines)):
@@ -165,5 +166,9 @@ def load(name: str, overrides: dict[str, str], **fields: Any) -> Ablation:
         raise ValueError(f"--config={name}: get_ablation() gives a {type(ablation).__name__}; it must be an Ablation")
     given = {key: value for key, value in fields.items() if value is not None}
     ablation = dataclasses.replace(ablation, base=override(ablation.base, overrides), **given)
-    ablation.check()
+    try:
+        ablation.check()
+    except ValueError as error:
+        flag = "--" if str(error).partition(" is ")[0] in given else ""
+        raise ValueError(f"{flag}{error}") from None
     return ablation

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("--json", help="file for the results, the machine and the versions")
         bench.add_arguments(parser)
         args = parser.parse_args(argv[1:])
-        file = paths.new_file(args.json, "--json") if args.json else None
+        file = paths.new_file(args.json, "--json") if args.json is not None else None
         rows = bench.run(args)
     reporting.show(rows, bench.COLUMNS)
     if file:

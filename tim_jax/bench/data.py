@@ -1,18 +1,24 @@
 """The speed of the input pipeline, against bare decoding and resizing of the same images.
 
-Images are JPEG crops of the embedded photographs at many aspect ratios, in class folders. Both sides read the same
-files with the same number of threads and fit each image to the same bucket; the bare side does nothing else.
+Images are JPEG crops of the embedded photographs at many aspect ratios. Both sides read the same images with the same
+number of threads and fit each of them to the same bucket; the bare side does nothing else, and reads them from single
+files, whatever the layout that the pipeline reads them from.
 """
 
 import argparse
 import io
 import os
+import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from PIL import Image
 
 from tim_jax import data
@@ -26,6 +32,7 @@ BATCH = 16  # images in a batch
 STEPS = 48  # batches in a round
 ROUNDS = 5  # of both sides in turn
 COLUMNS = (
+    ("source", "{source}"),
     ("workers", "{workers}"),
     ("images/s", "{rows_per_second:.1f}"),
     ("bare images/s", "{bare_rows_per_second:.1f}"),
@@ -47,6 +54,27 @@ def write_images(folder: Path) -> None:
         photograph.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0).save(path, "JPEG", quality=90)
 
 
+def write_tar(files: list[Path], folder: Path) -> None:
+    """Writes the files into a tar shard."""
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i, file in enumerate(files):
+            tar.add(file, f"{i:06}{file.suffix}")
+
+
+def write_parquet(files: list[Path], folder: Path) -> None:
+    """Writes the files as a data hub does: structs in row groups of a thousand."""
+    rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), folder / "0.parquet", row_group_size=1000)
+
+
+# Layouts: the function that writes the files of class folders in another one.
+LAYOUTS: dict[str, Callable[[list[Path], Path], None] | None] = {
+    "folder": None,
+    "tar": write_tar,
+    "parquet": write_parquet,
+}
+
+
 def bare(task: tuple[str, tuple[int, int]]) -> None:
     """Decodes the file of a task (path, (h, w)), resizes it to cover h × w pixels and crops the middle."""
     path, (h, w) = task
@@ -58,17 +86,26 @@ def bare(task: tuple[str, tuple[int, int]]) -> None:
     np.asarray(colours.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
 
 
-def measure(workers: int) -> dict[str, float]:
+def measure(workers: int, layout: str = "folder") -> dict[str, Any]:
     """Measures both sides with so many threads each.
 
+    Args:
+        workers: threads.
+        layout: a key of LAYOUTS.
+
     Returns:
-        {"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers"}: medians over rounds, of images per
-        second and of their ratio, whose spread is the largest less the smallest.
+        {"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers", "source"}: medians over rounds, of
+        images per second and of their ratio, whose spread is the largest less the smallest.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_images(root / "images")
-        source = data.open_source("folder", str(root / "tables"), path=str(root / "images"))
+        files, path = sorted((root / "images").glob("*/*")), root / "images"
+        if write := LAYOUTS[layout]:
+            path = root / layout
+            path.mkdir()
+            write(files, path)
+        source = data.open_source(layout, str(root / "tables"), path=str(path))
         sizes = data.read_sizes(source, root / "tables")
         how = data.Bucketing(area=AREA, max_buckets=8, batch_size=BATCH, grid=data.Grid(side=16))
         plan = data.make_plan(source, sizes, how, root / "tables")
@@ -77,7 +114,7 @@ def measure(workers: int) -> dict[str, float]:
         for step in range(STEPS):
             batch = batches[step]
             shape = tuple(batch["bucket"].tolist())
-            tasks += [(str(root / "images" / source.identity(i)), shape) for i in batch["index"].tolist()]
+            tasks += [(str(files[i]), shape) for i in batch["index"].tolist()]
         rates: dict[str, list[float]] = {"rows_per_second": [], "bare_rows_per_second": []}
         for _ in range(ROUNDS):
             began = time.perf_counter()
@@ -90,16 +127,18 @@ def measure(workers: int) -> dict[str, float]:
             rates["bare_rows_per_second"].append(len(tasks) / (time.perf_counter() - began))
     ratios = np.divide(rates["rows_per_second"], rates["bare_rows_per_second"])
     medians = {name: float(np.median(rate)) for name, rate in rates.items()}
-    return {"ratio": float(np.median(ratios)), "spread": float(np.ptp(ratios)), "workers": workers} | medians
+    about = {"source": layout, "workers": workers}
+    return about | {"ratio": float(np.median(ratios)), "spread": float(np.ptp(ratios))} | medians
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the benchmark."""
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads of both sides")
+    parser.add_argument("--source", choices=LAYOUTS, default="folder", help="the layout of the images")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, float]]:
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures one row. Raises ValueError for no workers."""
     if args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; it must be at least 1")
-    return [measure(args.workers)]
+    return [measure(args.workers, args.source)]

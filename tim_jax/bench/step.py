@@ -307,8 +307,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def read_numbers(argument: str, text: str) -> list[int]:
     """Reads the numbers in "64,256". Raises ValueError for others than whole ones of at least 1."""
     numbers = text.split(",")
-    if not all(number.isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"--{argument} is {text!r}; it must be numbers of at least 1, with commas between")
+    if not all(number.isdecimal() and len(number) < 10 and int(number) for number in numbers):
+        raise ValueError(
+            f"--{argument} is {text!r}; it must be numbers of at least 1, with commas between, of nine digits at most"
+        )
     return [int(number) for number in numbers]
 
 

@@ -1,6 +1,8 @@
 """The `codecs` section of a configuration: the pretrained models that a run uses."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -77,7 +79,8 @@ class CodecSettings:
 
     def describe(self) -> nn.Module:
         """Returns the autoencoder without its weights. Raises ValueError with one line that says what is wrong."""
-        module = codecs.describe(self.autoencoder, codecs.AUTOENCODERS, DTYPES[self.dtype])
+        with self._named("autoencoder"):
+            module = codecs.describe(self.autoencoder, codecs.AUTOENCODERS, DTYPES[self.dtype])
         if self.latents == "sample" and not hasattr(module, "moments"):
             raise ValueError(
                 f"codecs.latents is 'sample'; it must be 'mean', since the autoencoder {self.autoencoder} has no "
@@ -94,11 +97,22 @@ class CodecSettings:
         """Returns the text encoder without its weights. Raises ValueError with one line."""
         if self.text_encoder == stand_in.NAME:
             return stand_in.describe(DTYPES[self.dtype])
-        return codecs.describe(self.text_encoder, codecs.TEXT_ENCODERS, DTYPES[self.dtype])
+        with self._named("text_encoder"):
+            return codecs.describe(self.text_encoder, codecs.TEXT_ENCODERS, DTYPES[self.dtype])
 
     def load(self, part: str) -> tuple[nn.Module, Any]:
         """Loads (module, parameters) of "autoencoder", "text_encoder" or "image_encoder". Raises ValueError."""
         path, dtype = getattr(self, part), DTYPES[self.dtype]
         if part == "text_encoder" and path == stand_in.NAME:
             return stand_in.load(dtype)
-        return codecs.load(path, codecs.KINDS[part], dtype)
+        with self._named(part):
+            return codecs.load(path, codecs.KINDS[part], dtype)
+
+    @contextlib.contextmanager
+    def _named(self, part: str) -> Iterator[None]:
+        """A context whose errors begin with the key that names a model."""
+        try:
+            yield
+        except ValueError as error:
+            named = getattr(self, part)
+            raise ValueError(f"codecs.{part} is {named!r}; it must be a model that can be read: {error}") from None

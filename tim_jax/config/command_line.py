@@ -13,6 +13,8 @@ from tim_jax.system.user_errors import ArgumentParser
 from tim_jax.system.user_errors import failures as failures
 from tim_jax.system.user_errors import user_errors as user_errors
 
+MOST = 10**6  # of numbers in a list, such as step counts
+
 
 class Parser(ArgumentParser):
     """An argument parser that takes `--config.section.key=value` besides its own arguments."""
@@ -60,4 +62,6 @@ def whole_numbers(name: str, text: str, least: int) -> list[int]:
     for number in numbers:
         if number < least:
             raise ValueError(f"--{name} has {number}; each must be at least {least}")
+        if number > MOST:
+            raise ValueError(f"--{name} has {number}; each must be at most {MOST}")
     return numbers

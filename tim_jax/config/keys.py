@@ -1,5 +1,6 @@
 """The keys of a configuration: which there are, which make a run what it is, which have no effect."""
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -92,6 +93,16 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     given = renames.renamed(flatten(recorded))
     missing = {key: value for key, value in defaults.items() if key.split(".")[0] not in FREE}
     return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
+
+
+def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> ConfigDict:
+    """A configuration with the `optimizer.decay_steps` that its workdir has recorded, unless it has its own."""
+    before, now = recorded["optimizer"], flatten(config)
+    if now.get("optimizer.decay_steps") != 0 or now.get("optimizer.schedule") != before["schedule"]:
+        return config
+    config = copy.deepcopy(config)
+    config.optimizer.decay_steps = before["decay_steps"]
+    return config
 
 
 def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:

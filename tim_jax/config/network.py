@@ -15,6 +15,8 @@ from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
 
+MAX_CLASSES = 10**7
+
 
 def make_network(config: ConfigDict, objective: Objective) -> TiM:
     """The network of `model`, with as many channels as the examples have, and the heads that the objective needs.
@@ -26,8 +28,10 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
     for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}")
-    if model["condition"] == "class" and model["num_classes"] < 1:
-        raise ValueError(f"model.num_classes is {model['num_classes']}; it must be at least 1")
+    if model["condition"] == "class" and not 1 <= model["num_classes"] <= MAX_CLASSES:
+        raise ValueError(
+            f"model.num_classes is {model['num_classes']}; it must be at least 1, and at most {MAX_CLASSES}"
+        )
     return TiM(
         **model | {name: model[name] or default for name, default in SIZES[size].items()},
         dtype=DTYPES[dtype],
@@ -42,18 +46,22 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
     """key → boxed parameters of the network."""
     data = config.data
-    x = jnp.zeros((1, data.height, data.width, data.channels))
-    time = jnp.zeros((1,))
-    if config.model.condition == "class":
-        condition = {"label": jnp.zeros((1,), jnp.int32)}
-    else:
-        condition = {
-            "text": jnp.zeros((1, data.text_tokens, data.text_width)),
-            "mask": jnp.ones((1, data.text_tokens), bool),
-        }
-    if network.guidance_input:
-        condition["guidance"] = jnp.ones((1, 3))
-    return lambda key: network.init(key, (Query(x, time, time, condition),))["params"]
+
+    def init(key: jax.Array) -> Any:  # makes the arrays itself: where it is only traced they may be of any size
+        x = jnp.zeros((1, data.height, data.width, data.channels))
+        time = jnp.zeros((1,))
+        if config.model.condition == "class":
+            condition = {"label": jnp.zeros((1,), jnp.int32)}
+        else:
+            condition = {
+                "text": jnp.zeros((1, data.text_tokens, data.text_width)),
+                "mask": jnp.ones((1, data.text_tokens), bool),
+            }
+        if network.guidance_input:
+            condition["guidance"] = jnp.ones((1, 3))
+        return network.init(key, (Query(x, time, time, condition),))["params"]
+
+    return init
 
 
 def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> None:

@@ -21,6 +21,7 @@ SHOWN = 200  # characters of a value that an error shows
 RUNS = ("start.checkpoint", "checkpoint.resume", "teacher.checkpoint", "teacher.weak_checkpoint")
 PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data.path": (paths.REMOTE, ()),
+    "data.images": (paths.REMOTE, ()),
     "evaluation.path": (paths.REMOTE, ()),
     "evaluation.reference": (paths.REMOTE, ()),
     "evaluation.inception": (paths.REMOTE, ()),

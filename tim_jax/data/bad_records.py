@@ -74,7 +74,7 @@ def check_share(counts: dict[str, int], examples: int, limit: float, where: str)
     bad = sum(counts.values())
     if bad > limit * examples:
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()) if count)
-        again = "; what sizes-* below loader.directory says of replaced images is read anew once that is deleted"
+        again = "; if images were replaced since their sizes were read, delete sizes-* below loader.directory"
         raise TooManyBadRecords(
             f"loader.max_bad_share is {limit:g}; it must be at least the share of bad records, which are {bad} of "
             f"{examples} examples ({listed}) and are listed in {where}{again if counts.get('size') else ''}"

@@ -92,7 +92,7 @@ class Walk:
         for entry, is_folder in _entries(root / name, self.endings):
             path = f"{name}/{entry}"
             if is_junk(entry):
-                self.left_out["hidden files"] += not is_folder
+                self.left_out["hidden folders" if is_folder else "hidden files"] += 1
             elif is_folder:
                 self.folders[path] = list(stamp(root / path))
                 yield from self.files(root, path, (*above, here))
@@ -155,11 +155,12 @@ def _write_index(
             names = folders_in(other)
             elsewhere |= {name for name in names if next(Walk(endings).files(other, name), None) is not None}
     classes = sorted({name for name, names in found.items() if names} | elsewhere)
-    walk.left_out["folders without images"] = len(found.keys() - set(classes))
-    beside = (path.name for path in root.iterdir())
-    walk.left_out["images outside class folders"] = sum(
-        name.lower().endswith(endings) for name in beside if not is_junk(name)
-    )
+    walk.left_out["folders without examples"] = len(found.keys() - set(classes))
+    for entry, is_folder in _entries(root, endings):
+        if is_junk(entry):
+            walk.left_out["hidden folders" if is_folder else "hidden files"] += 1
+        elif not is_folder and entry.lower().endswith(endings):
+            walk.left_out["files outside class folders"] += 1
     with tables.writing(folder, **COLUMNS) as writer:
         for label, name in enumerate(classes):
             for file in found.get(name, ()):

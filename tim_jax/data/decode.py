@@ -92,18 +92,17 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     """Converts an image to mode L or RGB, in sRGB. Raises BadRecord."""
-    profile = image.info.get("icc_profile")
     if image.mode == "LAB":
         return colour.from_lab(image)
     if image.mode.startswith("I"):
-        return colour.to_srgb(_to_eight_bits(image), profile)
+        return colour.to_srgb(_to_eight_bits(image), image.info)
     if image.mode not in PLAIN:
         raise BadRecord("mode", image.mode)
     plain = PLAIN[image.mode]
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
-        return colour.to_srgb(image if image.mode == plain else image.convert(plain), profile)
+        return colour.to_srgb(image if image.mode == plain else image.convert(plain), image.info)
     with_alpha = image.convert({"L": "LA", "RGB": "RGBA"}[plain])
-    shown = colour.to_srgb(with_alpha.convert(plain), profile).convert("RGB")
+    shown = colour.to_srgb(with_alpha.convert(plain), image.info).convert("RGB")
     shown.putalpha(with_alpha.getchannel("A"))
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), shown).convert("RGB")
 

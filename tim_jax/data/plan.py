@@ -246,10 +246,11 @@ def _settle(sizes: Sizes, how: Bucketing) -> tuple[tuple[Shape, ...], np.ndarray
         images = np.bincount(bucket[bucket >= 0], minlength=len(table)).tolist()
         if not any(images):
             key, value = ("table", how.table) if how.table else ("area", how.area)
+            right = "be smaller, or data.buckets.enlarge True"
+            if np.sum(bucket == TOO_MUCH_CROPPED) > np.sum(bucket == TOO_SMALL):
+                right = "give shapes that crop less, or data.buckets.max_cropped be larger"
             raise ValueError(
-                f"data.buckets.{key} is {value}; it must be smaller, or data.buckets.enlarge True: none of "
-                f"{len(sizes)} images "
-                "fits a bucket"
+                f"data.buckets.{key} is {value}; it must {right}: none of {len(sizes)} images fits a bucket"
             )
         few = [k for k, n in enumerate(images) if n < how.grid.batch_multiple]
         empty = [k for k in few if not images[k]]

@@ -32,6 +32,7 @@ from tim_jax.system.progress import Bar
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"
 KEYS = ("num_classes", "captions", "latent_channels", "moments", "shards", "beside")
+OPTIONAL = ("class_names", "noise")
 LATENTS = ("latent", "moments", "pair")  # the names of what an example holds in place of an image file
 EXAMPLES_PER_SHARD = 1000
 # Approximate bytes besides images, latents and features: of an example (names, label, its line in the shard's record)
@@ -246,7 +247,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / ABOUT).read_bytes())
         examples = sum(shard["rows"] for shard in about["shards"])
-        return {"rows": examples} | {key: about[key] for key in KEYS} | ({"noise": True} if about.get("noise") else {})
+        there = {key: about[key] for key in OPTIONAL if about.get(key)}
+        return {"rows": examples} | {key: about[key] for key in KEYS} | there
     except FileNotFoundError:
         if (folder / SETTINGS).exists():
             problem = "it is not finished: start the command that makes it again"

@@ -1,13 +1,13 @@
 """What tells a file of today from one of before without reading it: its size and the time of its last change."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
 
-MOST = 1024  # files of a data set that are looked at
+MOST, MOST_REMOTE = 1024, 128  # files of a data set that are looked at, on a disk and in object storage
 THREADS = 16
 
 
@@ -33,6 +33,19 @@ def _stamp_or_none(path: epath.Path) -> tuple[int, float]:
         return -1, 0
 
 
-def spread(count: int, most: int = MOST) -> list[int]:
+def stamps_of_some(count: int, path: Callable[[int], epath.Path | None], remote: bool) -> list[tuple[int, float]]:
+    """The stamps of the files of a data set, or of some that lie evenly among them.
+
+    Args:
+        count: how many files there are.
+        path: number of a file → where it is, None for one that is nowhere.
+        remote: whether they lie in object storage, where each look takes its time.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        paths = pool.map(path, spread(count, MOST_REMOTE if remote else MOST))
+        return stamps(found for found in paths if found is not None)
+
+
+def spread(count: int, most: int) -> list[int]:
     """All numbers below `count`, or `most` of them that lie evenly, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from tim_jax.codecs import tensors
 from tim_jax.evaluation import inception as network
+from tim_jax.system import paths
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as the releases of github.com/mseitzer/pytorch-fid have it
 
@@ -54,7 +54,7 @@ def inception(weights: str) -> Features:
     Raises:
         ValueError: in one line, if the file is missing, damaged or another network's.
     """
-    if not epath.Path(weights).expanduser().exists():
+    if not paths.given(weights, "evaluation.inception").exists():
         raise ValueError(
             f"evaluation.inception is {str(weights)!r}; it must be a file, and there is none: put {WEIGHTS} there, "
             "from the "

@@ -7,6 +7,7 @@ from tim_jax.evaluation import FEATURES, METRICS
 
 AUTO = "auto"
 LABELS = ("data", "balanced")
+MOST_IMAGES = 10**7  # that samples are measured by
 MIN_IMAGES = 4  # precision and recall look at a third neighbour
 UNUSED = {
     ("evaluation.path",): (
@@ -83,6 +84,8 @@ class EvaluationSettings:
         for name, minimum in (("batch_size", 1), ("max_images", MIN_IMAGES)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {minimum}")
-        if self.num_samples != 0 and self.num_samples < MIN_IMAGES:
-            raise ValueError(f"evaluation.num_samples is {self.num_samples}; it must be 0 or at least {MIN_IMAGES}")
+        if self.num_samples != 0 and not MIN_IMAGES <= self.num_samples <= MOST_IMAGES:
+            raise ValueError(
+                f"evaluation.num_samples is {self.num_samples}; it must be 0, or {MIN_IMAGES} to {MOST_IMAGES}"
+            )
         self.periodic.check(emas)

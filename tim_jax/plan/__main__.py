@@ -59,7 +59,11 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
     """
     run = build(config, devices.devices)
     if teacher is not None:
-        return planned_teachers(run, load_config(teacher, {}), f"--teacher is {teacher!r}")
+        try:
+            config = load_config(teacher, {})
+        except ValueError as error:
+            raise ValueError(str(error).replace("--config=", "--teacher=", 1)) from None
+        return planned_teachers(run, config, f"--teacher is {teacher!r}")
     objective = cast(Objective, run.trainer.step.objective)
     if objective.teachers and not run.config.teacher.checkpoint:
         raise ValueError(
@@ -82,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     names = args.topology.split(",")
     with user_errors():
         config = load_config(args.config, overrides)
-        file = paths.new_file(args.json, "--json") if args.json else None
+        file = paths.new_file(args.json, "--json") if args.json is not None else None
         host_devices(names)
         topologies = [topology(name) for name in names]
         models, plans = models_of(config, args.teacher, topologies[0]), []

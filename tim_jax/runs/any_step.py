@@ -12,7 +12,7 @@ from etils import epath
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import anystep, pictures, published
-from tim_jax.evaluation.settings import MIN_IMAGES
+from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
 from tim_jax.runs import workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.generation import Conditions, Generator, load_weights
@@ -102,19 +102,19 @@ class AnyStepSettings:
     @property
     def folder(self) -> epath.Path:
         """The folder that table and pictures are written to."""
-        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir")
+        return paths.given(self.out, "--out") if self.out is not None else paths.run_folder(self.workdir, "--workdir")
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
-        if self.export and self.out:
+        if self.export is not None and self.out is not None:
             raise ValueError(f"--out is {self.out!r}; it must be left out with --export, which names the file")
         if self.seeds < 1:
             raise ValueError(f"--seeds is {self.seeds}; it must be at least 1")
         if self.nearest < 0:
             raise ValueError(f"--nearest is {self.nearest}; it must be at least 0")
-        minimum = 1 if self.export else MIN_IMAGES
-        if self.count is not None and self.count < minimum:
-            raise ValueError(f"--count is {self.count}; it must be at least {minimum}")
+        minimum = 1 if self.export is not None else MIN_IMAGES
+        if self.count is not None and not minimum <= self.count <= MOST_IMAGES:
+            raise ValueError(f"--count is {self.count}; it must be at least {minimum}, and at most {MOST_IMAGES}")
 
     def check_export(self, run: Run) -> None:
         """Raises ValueError if the samples of a run cannot be exported."""
@@ -231,13 +231,13 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
     folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
-    if settings.export:
+    if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
         paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None
-    if settings.export:
+    if settings.export is not None:
         settings.check_export(run)
         count = settings.count or run.evaluation.num_samples
     else:

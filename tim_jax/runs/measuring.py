@@ -21,6 +21,7 @@ from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
+from tim_jax.system import paths
 from tim_jax.system.progress import Bar
 
 
@@ -146,7 +147,7 @@ def open_measurement(run: Run) -> Measurement:
     neighbours: ImageSet | None = None
     if not settings.reference:
         image_sets[""] = neighbours = training_images(run, features)
-    elif _is_stored(reference := str(epath.Path(settings.reference).expanduser())):
+    elif _is_stored(reference := str(paths.given(settings.reference, "evaluation.reference"))):
         stored = references.read(reference)
         neighbours = training_images(run, features)
         references.check_same(stored.fingerprint, neighbours.fingerprint, f"evaluation.reference ({reference})")

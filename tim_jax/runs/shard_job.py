@@ -120,8 +120,12 @@ def command(
     """
     args, overrides = parser.parse(argv)
     with user_errors():
-        if args.verify:
-            return verify(Path(paths.given(args.verify, "--verify", ())))
+        if args.verify is not None:
+            folder = Path(paths.given(args.verify, "--verify", ()))
+            try:
+                return verify(folder)
+            except ValueError as error:
+                raise ValueError(f"--verify is {args.verify!r}; it must be whole: {error}") from None
         for name in (needed, "out"):
             if not getattr(args, name):
                 raise ValueError(f"--{name}: missing; see --help")

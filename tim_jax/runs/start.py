@@ -9,6 +9,7 @@ from tim_jax import data
 from tim_jax.config.keys import compare_identity
 from tim_jax.config.run import Run
 from tim_jax.runs import teachers
+from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.runs.workdir import compare_classes, restored, to_json
 from tim_jax.system import files
 from tim_jax.training import names, warm_start
@@ -47,7 +48,9 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     if config.checkpoint.resume:
         saved = warm_start.find(config.checkpoint.resume, "checkpoint.resume")
         recorded = warm_start.record(saved)
-        compare_identity(to_json(restored(recorded["config"])), config, saved)
+        before = to_json(restored(recorded["config"]))
+        compare_identity(before, config, saved)
+        warn_of_schedule(run, before)
         teachers.check_same(run, recorded, saved)
         return _announced(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
     if not config.start.checkpoint:

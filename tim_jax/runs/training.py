@@ -14,9 +14,7 @@ from PIL import Image
 from tim_jax import data
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.command_line import failures, user_errors
-from tim_jax.config.network import warn_once
 from tim_jax.config.run import Run
-from tim_jax.config.sections import read
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
 from tim_jax.runs import teachers, workdir
@@ -24,13 +22,13 @@ from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.runs.measuring import Measurement, measure_while_training
+from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
 from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.nonfinite import TooManyNonFinite
-from tim_jax.training.optimizer import OptimizerSettings
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
 
@@ -55,29 +53,6 @@ def check(run: Run) -> None:
     print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
     if not all(np.isfinite(value) for value in values.values()):
         raise SystemExit("the first step is not finite")
-
-
-def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
-    """Says so where the learning rate does what hardly anybody wants, or ends elsewhere than it did before.
-
-    Args:
-        run: that is to be trained.
-        before: the configuration that its workdir has recorded, if there is one.
-    """
-    if jax.process_index() > 0:
-        return
-    settings, steps = read(OptimizerSettings, run.config.optimizer), run.training.steps
-    for doubt in settings.doubts(steps):
-        warn_once(doubt)
-    if before is None:
-        return
-    then = read(OptimizerSettings, before["optimizer"]).following(before["training"]["steps"])
-    now = settings.following(steps)
-    if now.decay_steps != then.decay_steps:
-        warn_once(
-            f"the learning rate reaches 0 at step {now.decay_steps}; with the configuration that the workdir has "
-            f"recorded it was step {then.decay_steps}"
-        )
 
 
 def picture_sizes(run: Run, plan: data.BucketPlan, max_sizes: int = 5) -> list[tuple[int, int]]:

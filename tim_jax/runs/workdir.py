@@ -117,7 +117,7 @@ def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> No
     if not run.inputs.num_classes or not names:
         return
     if not path.exists():
-        if (workdir / CONFIG).exists():
+        if (workdir / CONFIG).exists() and any(name != str(label) for label, name in enumerate(names)):
             logging.warning("%s does not say what its labels are called: see that they are as they were", workdir)
         return
     before = tuple(json.loads(path.read_text()))

@@ -10,6 +10,8 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
+from tim_jax.system import paths
+
 KEY = "training.compilation_cache"
 
 
@@ -31,7 +33,10 @@ def use(setting: str) -> str:
     given = config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
     if setting == "auto" and given:
         return f"compiled programs are kept in {given}"
-    folder = epath.Path(default() if setting == "auto" else setting)
+    try:
+        folder = epath.Path(default()) if setting == "auto" else paths.given(setting, KEY)
+    except RuntimeError as error:  # no home
+        return f"compiled programs are not kept: {error}"
     if jax.default_backend() == "cpu":
         folder /= processor()
     try:

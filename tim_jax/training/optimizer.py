@@ -90,7 +90,7 @@ class OptimizerSettings:
         if 0 < self.decay_steps < steps:
             found.append(
                 f"optimizer.decay_steps is {self.decay_steps}, and training.steps {steps}: the learning rate is 0 in "
-                "the steps between; with optimizer.decay_steps 0 it falls until the last step"
+                "the steps between; with optimizer.decay_steps={steps} it falls until the last one"
             )
         if self.warmup_steps >= steps:
             found.append(

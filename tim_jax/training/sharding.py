@@ -11,7 +11,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tim_jax.types import Output
 
-AXES = ("data", "fsdp", "tensor", "sequence")
+# In this order: within the shard_map over the other axes attention has one over `tensor`, and XLA of JAX 0.12 ends the
+# process where the axes of nested ones do not rise.
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Examples go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
 RULES = (

@@ -82,7 +82,7 @@ def find(path: str, key: str) -> Saved:
                 wrong = checkpoints.damage(given)
                 if wrong not in (None, checkpoints.NO_MANIFEST):
                     raise ValueError(f"{key} is {path!r}; it must be a checkpoint that can be used: {wrong}")
-    if step is None:
+    if step is None or not all((directory / str(step) / item).exists() for item in ("state", "record")):
         raise ValueError(f"{key} is {path!r}; it must be a workdir with a checkpoint, or one of its checkpoints/STEP")
     return Saved(directory, step)
 

@@ -48,8 +48,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """The splits `train` and `held_out` of scikit-learn's digits, examples in scikit-learn's order."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded, so there are no checksums to find beside this file (looking needs importlib_resources,
-    # which TensorFlow Datasets does not declare).
+    # Nothing is downloaded, so there are no checksums to find beside this file.
     code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -11,7 +11,8 @@ from tim_jax.data import tables
 from tim_jax.data.class_folders import index_folder
 from tim_jax.data.decode import ENDINGS
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file
-from tim_jax.data.stamps import spread, stamps
+from tim_jax.data.stamps import stamps_of_some
+from tim_jax.system import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class FilesInClassFolders(Source):
     @functools.cached_property
     def _fingerprint(self) -> str:
         """Of the folders, which tell that files came or went, and of some files, which tell that they were changed."""
-        some = stamps(epath.Path(self.root) / self.identity(i) for i in spread(len(self)))
+        root = epath.Path(self.root)
+        some = stamps_of_some(len(self), lambda i: root / self.identity(i), not files.is_local(root))
         kind = type(self).__name__
         return digest(
             kind, self.root, self._table.meta["state"], self._table.meta["folders"], len(self), some, self.channels

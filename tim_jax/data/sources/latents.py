@@ -20,9 +20,11 @@ from tim_jax.data.class_folders import index_folder
 from tim_jax.data.decode import ENDINGS, decode
 from tim_jax.data.sources.base import Example, Location, checked_label, digest, read_file
 from tim_jax.data.sources.folder import FilesInClassFolders
+from tim_jax.system import paths
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_}
 ENDING = ".safetensors"
+HEADER_BYTES = 2**12  # as many as headers have, and a small part of a file: all of ImageNet's are looked at
 IMAGE_ENDINGS = (".JPEG", *ENDINGS, *map(str.upper, ENDINGS))  # ImageNet's own first
 
 DTYPES |= {f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)}
@@ -106,7 +108,9 @@ class LatentSource(FilesInClassFolders):
         return {}
 
     def header(self, i: int) -> tuple[int, int]:
-        shape = header_shape(self.file_bytes(i, 2**16))
+        start = self.file_bytes(i, HEADER_BYTES)
+        needed = min(8 + int.from_bytes(start[:8], "little"), 2**16)
+        shape = header_shape(start if needed <= len(start) else self.file_bytes(i, needed))
         if len(shape) != 4 or shape[0] != 2 or shape[1] != self.channels:
             raise BadRecord("channels", f"latent is {shape}, must be (2, {self.channels}, h, w)")
         return shape[2], shape[3]
@@ -137,7 +141,7 @@ def open_latents(at: Location) -> LatentSource:
     root, index = index_folder(at, (ENDING,))
     if not at.images:
         return LatentSource(root, index, at.channels, at.num_classes)
-    images = epath.Path(at.images).expanduser() / epath.Path(root).relative_to(at.root)
+    images = paths.given(at.images, "data.images") / epath.Path(root).relative_to(at.root)
     source = LatentSource(root, index, at.channels, at.num_classes, str(images))
     try:
         source.original_bytes(0)

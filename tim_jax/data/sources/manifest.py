@@ -4,7 +4,6 @@ A `bucket` ("512x768", height first, optionally after a name and a hyphen) state
 is read for the plan. The index holds only where each line ends, so that ten million lines take 80 MB on disk.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -19,7 +18,7 @@ from etils import epath
 from tim_jax.data import splits, tables
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
-from tim_jax.data.stamps import spread, stamp, stamps
+from tim_jax.data.stamps import stamp, stamps_of_some
 from tim_jax.system import files
 from tim_jax.system.progress import Bar
 
@@ -200,12 +199,15 @@ class ManifestSource(EncodedImages):
     @functools.cached_property
     def _fingerprint(self) -> str:
         """Of the manifest, and of some of its images, which tell that these were changed."""
-        some: list[str] = []
-        for i in spread(len(self)):
-            with contextlib.suppress(BadRecord):
-                some.append(inside(self._root, self._entry(self._lines(i, i + 1)[0])["image_file"]))
-        found = stamps(epath.Path(self._root) / name for name in some)
+        found = stamps_of_some(len(self), self._image, not files.is_local(self._root))
         return digest("manifest", self.manifest, self._table.meta["state"], len(self), found, self.channels)
+
+    def _image(self, i: int) -> epath.Path | None:
+        """The file of image i, None where the manifest names none."""
+        try:
+            return epath.Path(self._root) / inside(self._root, self._entry(self._lines(i, i + 1)[0])["image_file"])
+        except BadRecord:
+            return None
 
 
 def open_manifest(at: Location) -> ManifestSource:

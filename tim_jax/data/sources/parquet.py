@@ -6,22 +6,25 @@ it, whatever the size of its row group; the other columns are read by row group,
 
 import dataclasses
 import functools
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
+from tim_jax.data import parquet_pages
 from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.sources import parquet_pages
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import state_of
 from tim_jax.data.splits import files_of_split
 
 TEXTS = ("captions", "caption", "text")
 MEMORY = 2**29  # bytes that each kind of thing that was read may keep
+SLOW = 2**23  # bytes that are decompressed for one image above which a warning says so
 ROWS_AT_ONCE = 64  # of a column that is read whole: pyarrow reads no struct of more than 2 GiB at once
 
 
@@ -136,6 +139,26 @@ class ParquetSource(EncodedImages):
     @property
     def captions(self) -> bool:
         return any(name in TEXTS for name in self.columns)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names if self.num_classes else ()
+
+    @functools.cached_property
+    def _class_names(self) -> tuple[str, ...]:
+        """What hubs write of the column of labels beside the schema of a file, () where there is nothing of it."""
+        import pyarrow.parquet
+
+        group = next((group for group in self._layout[0] if group.number >= 0), None)
+        if group is None:
+            return ()
+        with self._shards[group.shard].open("rb") as file:
+            written = (pyarrow.parquet.ParquetFile(file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            names = json.loads(written)["info"]["features"]["label"]["names"]
+        except (ValueError, KeyError, TypeError):
+            return ()
+        return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -267,6 +290,21 @@ class ParquetSource(EncodedImages):
 
         return self._recent["beside"].get(at, read)
 
+    def bytes_at_once(self) -> int:
+        """How much of the first file has to be decompressed for an image, where it is more than the image; or 0."""
+        group = next((group for group in self._layout[0] if group.number >= 0), None)
+        if group is None:
+            return 0
+        import pyarrow.parquet
+
+        with self._shards[group.shard].open("rb") as file:
+            if group.chunk is None:
+                return pyarrow.parquet.ParquetFile(file).metadata.row_group(group.number).total_byte_size
+            if group.chunk.codec in parquet_pages.ONE_BY_ONE:
+                return 0
+            column = parquet_pages.Column.find(file, group.chunk)
+        return max(page.size for page in (*column.pages, *filter(None, [column.dictionary])))
+
     def fingerprint(self) -> str:
         left = ("captions left",) if not self.with_captions and self._layout[2] & set(TEXTS) else ()
         return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels, *left)
@@ -288,4 +326,16 @@ def open_parquet(at: Location) -> ParquetSource:
     found = source._layout[2]
     if found and "image" not in found:
         raise ValueError(f"{at.key} is {at.path!r}; among its columns {', '.join(sorted(found))} must be 'image'")
+    try:
+        large = source.bytes_at_once()
+    except (parquet_pages.Unsupported, *parquet_pages.DAMAGE):
+        large = 0  # bad records will say so
+    if large > SLOW:
+        logging.warning(
+            "%s is %r: %d MB of its files are decompressed for every image; they are read faster if they are written "
+            "anew with compression='none' (docs/your_images.md)",
+            at.key,
+            at.path,
+            large // 10**6,
+        )
     return source

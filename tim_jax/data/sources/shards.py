@@ -89,6 +89,10 @@ class ShardSource(Source):
         return self._about["num_classes"]
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self._about.get("class_names", ()))
+
+    @property
     def captions(self) -> bool:
         return self.with_captions and self._about["captions"]
 

@@ -25,6 +25,7 @@ from tim_jax.data.stamps import stamp
 from tim_jax.system.progress import Bar
 
 KINDS = ("image", "cls", "txt", "json")
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
     f"{kind}_{what}": np.int64 for kind in KINDS for what in ("start", "bytes")
 }
@@ -36,6 +37,18 @@ Place = tuple[int, int]  # where a file starts in its shard, and its bytes
 def state_of(shards: list[epath.Path]) -> list[tuple]:
     """(path, bytes, time of the last change) of each shard."""
     return [(str(path), *stamp(path)) for path in shards]
+
+
+def check_plain(path: epath.Path, at: Location) -> None:
+    """Raises ValueError for a shard that is compressed, whatever its name: no example of it can be read by itself."""
+    with path.open("rb") as file:
+        beginning = file.read(max(map(len, COMPRESSED)))
+    for mark, name in COMPRESSED.items():
+        if beginning.startswith(mark):
+            raise ValueError(
+                f"{at.key} is {at.path!r}; it must hold tar archives that are not compressed, and {path.name} is "
+                f"{name}: unpack it first"
+            )
 
 
 def _kind(ending: str) -> str | None:
@@ -107,13 +120,15 @@ def index_shards(at: Location) -> str:
         The folder of the table of examples.
 
     Raises:
-        ValueError: there are no shards, or not the part of the data that is asked for.
+        ValueError: there are no shards, not the part of the data that is asked for, or a shard is compressed.
     """
     root, shards = at.root, files_of_split(at, (".tar",))
     state, left_out = state_of(shards), Counter[str]()
     folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 2', str(root), state)}"
     if tables.exists(folder):
         return str(folder)
+    for path in shards:
+        check_plain(path, at)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
         for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):

@@ -52,6 +52,7 @@ class Encoding:
         latents, source = bool(self.run.codecs.autoencoder), self.work.source
         return {
             "num_classes": source.num_classes,
+            "class_names": source.class_names,
             "captions": source.captions,
             "latent_channels": self.run.image_shape[-1] if latents else 0,
             "moments": latents and self.run.codecs.latents == "sample",

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
@@ -182,7 +181,7 @@ def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> lis
     for name in ("prompt", "prompts", "per_prompt"):
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is conditioned on labels, not on text")
-    counts = known_labels(run, epath.Path(settings.workdir))
+    counts = known_labels(run, paths.run_folder(settings.workdir, "--workdir"))
     return read_labels(settings.labels, settings.count or COUNT, size, counts)
 
 

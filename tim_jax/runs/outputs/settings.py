@@ -1,10 +1,13 @@
 """What python -m tim_jax.sample is asked for, as it is typed."""
 
 import dataclasses
+import math
 
 from etils import epath
 
 from tim_jax.system import paths
+
+MOST_IMAGES = 10**7  # of a step count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,9 @@ class SampleSettings:
     @property
     def folder(self) -> epath.Path:
         """The folder to write to, or that of another layout's own folder."""
-        return paths.given(self.out, "--out") if self.out else paths.run_folder(self.workdir, "--workdir") / "sampled"
+        if self.out is not None:
+            return paths.given(self.out, "--out")
+        return paths.run_folder(self.workdir, "--workdir") / "sampled"
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
@@ -56,6 +61,10 @@ class SampleSettings:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
+        if self.count is not None and self.count > MOST_IMAGES:
+            raise ValueError(f"--count is {self.count}; it must be at most {MOST_IMAGES}")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ValueError(f"--guidance is {self.guidance}; it must be at least 0 and finite")
         if self.seed >= 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be below 2^32")
         if self.start is not None and not self.images:

@@ -75,7 +75,7 @@ class SampleWriter:
         size = "x".join(map(str, *self.sizes.values())) if len(self.sizes) == 1 else "sizes"
         self.name = file_name(run, step, requests, size, settings)
         beside = "" if self.plain else f"{self.name}_{settings.layout}"
-        self.folder = settings.folder if settings.out else settings.folder / beside
+        self.folder = settings.folder if settings.out is not None else settings.folder / beside
         self.arrays: dict[str, np.ndarray] = {}
         # By step count, then by the request's place.
         self._examples: dict[int, dict[int, np.ndarray]] = defaultdict(dict)

@@ -29,7 +29,7 @@ UNUSED = {
     ),
     ("sampling.exclusive_ends",): (
         "guidance is an input of the network (objective.input_guidance)",
-        lambda c: c.objective.input_guidance.max_scale > 1,
+        lambda c: c.objective.input_guidance.max_scale != 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
 }

@@ -13,16 +13,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tim_jax.data.parquet_bits import SNAPPY_FRAGMENT, Unsupported, hybrid, snappy_fragments, struct, varint_of
+
 HEADER_BYTES = (2**10, 2**16, 2**22)  # that are read of a page for its header, more where these are too few
 DICTIONARY_PAGE, DATA_PAGE, DATA_PAGE_V2 = 2, 0, 3
 PLAIN, DICTIONARIES, RLE = 0, (2, 8), 3
+ONE_BY_ONE = ("UNCOMPRESSED", "SNAPPY")  # codecs of which parts are read alone
 LARGE = 2**20  # bytes of a page above which values are read one by one where they can
-SNAPPY_FRAGMENT = 2**16
 DAMAGE = (OSError, IndexError, KeyError, ValueError)  # what is raised for a column that is damaged
-
-
-class Unsupported(Exception):
-    """A column that is stored in a way that is not read here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Place:
         stored = _read(file, self.start + begin, end - begin)
         offset = first * SNAPPY_FRAGMENT
         size = min(last * SNAPPY_FRAGMENT, self.size) - offset
-        found = pyarrow.Codec("snappy").decompress(_varint_of(size) + stored, size)
+        found = pyarrow.Codec("snappy").decompress(varint_of(size) + stored, size)
         return bytes(memoryview(found)[start - offset : stop - offset])
 
 
@@ -239,7 +237,7 @@ class Column:
         if about.encoding == PLAIN:
             return Values(there, Strings.find(body, first, count, place), None)
         if about.encoding in DICTIONARIES and self.dictionary is not None:
-            return Values(there, None, _hybrid(body[first + 1 :], body[first], count) if count else None)
+            return Values(there, None, hybrid(body[first + 1 :], body[first], count) if count else None)
         raise Unsupported(f"encoding {about.encoding}")
 
     def meanings(self, file: BinaryIO) -> Strings:
@@ -274,74 +272,15 @@ def _body(file: BinaryIO, chunk: Chunk, page: Page) -> tuple[memoryview, Place |
     return body, None if fragments is None else Place(page.start, size, fragments)
 
 
-def snappy_fragments(stored: memoryview, size: int) -> np.ndarray | None:
-    """Where the parts of a snappy stream begin that can be decompressed without those before.
-
-    The usual compressors look for repetitions within fragments of SNAPPY_FRAGMENT bytes alone
-    (https://github.com/google/snappy/blob/main/format_description.txt).
-
-    Args:
-        stored: the stream.
-        size: of what it holds.
-
-    Returns:
-        int64 (fragments + 1,), the last of them its end; None if a fragment needs one before it, or has so many
-        repetitions that there is little to gain.
-    """
-    _, at = _varint(stored, 0)
-    found, done = [at], 0
-    for _ in range(64 + size // 1024):
-        if done == size:
-            return np.array([*found, at], np.int64) if done > (len(found) - 1) * SNAPPY_FRAGMENT else None
-        tag, start = stored[at], done
-        if tag & 3 == 0:
-            length, at = tag >> 2, at + 1
-            if length >= 60:
-                extra = length - 59
-                length, at = int.from_bytes(stored[at : at + extra], "little"), at + extra
-            done, at = done + length + 1, at + length + 1
-        else:
-            extra = (1, 2, 4)[(tag & 3) - 1]
-            length = ((tag >> 2) & 7) + 4 if extra == 1 else (tag >> 2) + 1
-            back = int.from_bytes(stored[at + 1 : at + 1 + extra], "little") + ((tag >> 5) << 8 if extra == 1 else 0)
-            done, at = done + length, at + 1 + extra
-            if start - back < (len(found) - 1) * SNAPPY_FRAGMENT:
-                return None
-        if done > len(found) * SNAPPY_FRAGMENT:
-            return None
-        if done == len(found) * SNAPPY_FRAGMENT and done < size:
-            found.append(at)
-    return None
-
-
 def _levels(body: memoryview, chunk: Chunk, page: Page) -> tuple[np.ndarray | None, int]:
     """The definition levels of a page, None where it has none, and where they end."""
     width = chunk.max_level.bit_length()
     if page.kind == DATA_PAGE_V2:
-        return _hybrid(body[: page.levels], width, page.count) if width else None, page.levels
+        return hybrid(body[: page.levels], width, page.count) if width else None, page.levels
     if not width:
         return None, 0
     length = int.from_bytes(body[:4], "little")
-    return _hybrid(body[4 : 4 + length], width, page.count), 4 + length
-
-
-def _hybrid(encoded: memoryview, width: int, count: int) -> np.ndarray:
-    """Whole numbers (count,) of so many bits, in runs of one number and packed groups of eight."""
-    found: list[np.ndarray] = []
-    at = have = 0
-    while have < count:
-        header, at = _varint(encoded, at)
-        if header & 1:
-            groups = header >> 1
-            bits = np.unpackbits(np.frombuffer(encoded[at : at + groups * width], np.uint8), bitorder="little")
-            found.append(bits.reshape(-1, width) @ (1 << np.arange(width)) if width else np.zeros(8 * groups, np.int64))
-            at += groups * width
-        else:
-            size = -(-width // 8)
-            found.append(np.full(header >> 1, int.from_bytes(encoded[at : at + size], "little")))
-            at += size
-        have += len(found[-1])
-    return np.concatenate(found)[:count] if found else np.zeros(0, np.int64)
+    return hybrid(body[4 : 4 + length], width, page.count), 4 + length
 
 
 def _page(header: dict[int, Any], first: int, start: int) -> Page:
@@ -367,65 +306,7 @@ def _read_header(file: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
         file.seek(at)
         encoded = memoryview(file.read(length))
         try:
-            return _struct(encoded, 0)
+            return struct(encoded, 0)
         except IndexError:  # it is longer
             continue
     raise OSError("a page has no header")
-
-
-def _varint_of(value: int) -> bytes:
-    found = bytearray()
-    while value >= 128:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
-
-
-def _varint(encoded: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = encoded[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at
-
-
-def _struct(encoded: memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """A Thrift struct, {number of a field: its value}, and where it ends. Raises IndexError if it is cut short."""
-    found: dict[int, Any] = {}
-    field = 0
-    while True:
-        head = encoded[at]
-        at += 1
-        if head == 0:
-            return found, at
-        if head >> 4:
-            field += head >> 4
-        else:
-            field, at = _signed(encoded, at)
-        found[field], at = _value(head & 15, encoded, at)
-
-
-def _signed(encoded: memoryview, at: int) -> tuple[int, int]:
-    value, at = _varint(encoded, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _value(kind: int, encoded: memoryview, at: int) -> tuple[Any, int]:
-    """A value of one of Thrift's types, and where it ends."""
-    if kind in (1, 2):
-        return kind == 1, at
-    if kind == 3:
-        return encoded[at], at + 1
-    if kind in (4, 5, 6):
-        return _signed(encoded, at)
-    if kind == 8:
-        length, at = _varint(encoded, at)
-        if at + length > len(encoded):
-            raise IndexError
-        return bytes(encoded[at : at + length]), at + length
-    if kind == 12:
-        return _struct(encoded, at)
-    raise Unsupported(f"a header with a field of type {kind}")
