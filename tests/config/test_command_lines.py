@@ -270,6 +270,7 @@ def test_the_any_step_table_of_a_run(workdir):
         (plan.main, ["--config=digits", "--topology=cpu:8", "--json={}"], "--json"),
         (bench.main, ["data", "--json={}"], "--json"),
         (ablate.main, ["--config=ablations/objectives", "--workdir={}"], "--workdir"),
+        (train.main, ["--config=digits", "--workdir={}"], "--workdir"),
     ],
 )
 def test_where_results_go_is_looked_at_first(main, arguments, option, tmp_path, capsys):
