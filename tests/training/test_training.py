@@ -138,7 +138,7 @@ def test_a_finished_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, on
     train(tmp_path / "run", *flags, "--config.training.steps=3")
     assert "learning rate" not in capsys.readouterr().err
     train(tmp_path / "run", *flags, "--config.training.steps=6")
-    assert "reaches 0 at step 6; by the recorded configuration of the run it did at step 3" in capsys.readouterr().err
+    assert "reaches 0 at step 6; as the run was recorded, it did at step 3" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     right = [1e-3 * (1 - n / end) for n, end in enumerate((3, 3, 3, 6, 6, 6))]
     np.testing.assert_allclose([line["learning_rate"] for line in lines], right, rtol=1e-5)
