@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
                 compilation_cache.use(run.config.training.compilation_cache)
                 return check(with_teachers(run))
             folder = paths.run_folder(args.workdir, "--workdir")
+            paths.check_folder(folder, "--workdir")
             before = workdir.recorded(folder)
             if before is not None:
                 config = keys.with_recorded_schedule(before, config)

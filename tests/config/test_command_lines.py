@@ -25,16 +25,15 @@ SMALL = [
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
+    (folder / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-        train.main(
-            [
-                "--config=digits",
-                f"--workdir={folder / 'digits'}",
-                f"--config.loader.directory={folder / 'data'}",
-                *SMALL,
-            ]
-        )
+        with pytest.MonkeyPatch.context() as home:  # all of the run lies there, and nothing in a folder called ~
+            home.setenv("HOME", str(folder))
+            home.chdir(folder / "elsewhere")
+            train.main(["--config=digits", "--workdir=~/digits", "--config.loader.directory=~/data", *SMALL])
+        assert sorted(path.name for path in folder.iterdir()) == ["data", "digits", "elsewhere"]
+        assert not list((folder / "elsewhere").iterdir())
         yield folder / "digits"
 
 
@@ -110,6 +109,10 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (train.main, ["--config=digits"], ["--workdir"]),
         (train.main, ["--config=digits", "--wrkdir=x"], ["--wrkdir", "--workdir"]),
         (train.main, ["--config=digits", "--workdir=x", "--config.seed"], ["--config.section.key=value"]),
+        (train.main, ["--config=digits", "--workdir={}[1]"], ["--workdir", "[1]", "none of the characters"]),
+        (train.main, ["--config=digits", "--workdir=~nobody-is-called-so/x"], ["--workdir", "home folder"]),
+        (train.main, ["--config=digits", "--workdir={}/config.json"], ["--workdir", "config.json is none"]),
+        (train.main, ["--config=digits", "--workdir=file://{}"], ["--workdir", "without 'file:'"]),
         (sample.main, ["--workdir={}/none"], ["none", "holds no run"]),
         (sample.main, ["--workdir={}", "--steps=0"], ["--steps", "0", "at least 1"]),
         (sample.main, ["--workdir={}", "--steps=1,x"], ["--steps", "1,x"]),
@@ -270,6 +273,7 @@ def test_the_any_step_table_of_a_run(workdir):
         (plan.main, ["--config=digits", "--topology=cpu:8", "--json={}"], "--json"),
         (bench.main, ["data", "--json={}"], "--json"),
         (ablate.main, ["--config=ablations/objectives", "--workdir={}"], "--workdir"),
+        (train.main, ["--config=digits", "--workdir={}"], "--workdir"),
     ],
 )
 def test_where_results_go_is_looked_at_first(main, arguments, option, tmp_path, capsys):

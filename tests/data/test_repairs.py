@@ -12,6 +12,7 @@ from tim_jax import data
 from tim_jax.data import stamps
 from tim_jax.data.bad_records import TooManyBadRecords, check_share
 from tim_jax.data.sizes import read_sizes
+from tim_jax.data.sources.base import digest
 
 SMALL = encoded(IMAGES[0][:4, :4])
 
@@ -122,6 +123,24 @@ def test_of_many_images_so_many_are_looked_at_and_they_lie_evenly():
     found = stamps.spread(1_000_000, stamps.MOST)
     assert len(found) == stamps.MOST and (found[0], found[-1]) == (0, 999_999)
     assert np.ptp(np.diff(found)) <= 1 and stamps.spread(5, stamps.MOST) == [0, 1, 2, 3, 4]
+
+
+def test_version_0_1_told_the_same_data_by_its_former_fingerprint(tmp_path):
+    """As that version computed them: of the class folders, or of the manifest, alone."""
+    for name in ("folder", "latents", "manifest"):
+        root = tmp_path / name
+        root.mkdir()
+        where = MADE[name](root)
+        source, _ = opened(name, root, where)
+        if name == "manifest":
+            about = os.stat(root / "rows.jsonl")
+            state = digest(about.st_size, about.st_mtime_ns)
+            expected = digest("manifest", str(root / "rows.jsonl"), state, 12, 3)
+        else:
+            folders = sorted(os.scandir(where["path"]), key=lambda folder: folder.name)
+            state = [(folder.name, folder.stat().st_size, folder.stat().st_mtime_ns) for folder in folders]
+            expected = digest(name, where["path"], digest(state), 12, where.get("channels", 3))
+        assert source.former_fingerprint() == expected != source.fingerprint()
 
 
 def test_what_to_delete_is_said_where_images_are_not_of_their_size():

@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(tim_jax.__file__).parent
 DEFAULTS = {"num_classes": 0, "class_names": (), "left_out": {}, "captions": False, "latents": False}
 DEFAULTS |= {"paired_noise": False, "null_text": {}, "labels_at_hand": False}
 METHODS = {"read", "header", "headers", "identity", "stable_names", "fingerprint", "parts", "name", "image_shape"}
-METHODS |= {"annotations", "labels"}
+METHODS |= {"annotations", "labels", "former_fingerprint"}
 
 
 def sources_in(tree: ast.AST) -> list[str]:
@@ -61,7 +61,7 @@ def test_the_table_names_functions_that_are_there_and_every_file_of_sources_is_i
         assert callable(getattr(importlib.import_module(module), function))
         modules.add(module.rsplit(".", 1)[1])
     files = {path.stem for path in (PACKAGE / "data" / "sources").glob("*.py")}
-    assert files - {"__init__", "base", "mixture", "parquet_pages"} == modules
+    assert files - {"__init__", "base", "mixture"} == modules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,6 +117,7 @@ def test_where_the_data_is_gone_the_workdir_knows(made, tmp_path, capsys):
     sample.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--labels=5,4", f"--out={tmp_path / 'asked'}"])
     (arrays,) = (tmp_path / "asked").glob("*.npz")
     assert np.load(arrays)["labels"].tolist() == [5, 4], "what is asked for is drawn"
+    assert "--labels has 4, which the data does not have" in capsys.readouterr().err
     grid.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--times=2", "--count=4"])
     pairs.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'pairs'}", "--rows=7", "--steps=1"])
 

@@ -114,12 +114,13 @@ def test_what_is_missing_or_damaged_is_made_again_bit_for_bit(teacher, made, tmp
 
 
 def test_pairs_that_an_earlier_version_began_are_gone_on_with(teacher, made, tmp_path, capsys):
-    """It knew the checkpoint by the digest of its manifests."""
+    """It knew the checkpoint by the digest of its manifests, and had fewer keys."""
     folder = tmp_path / "pairs"
     shutil.copytree(made, folder)
     path = folder / shard_files.SETTINGS
     settings = json.loads(path.read_text())
     settings["weights"]["checkpoint"] = checksums.former_fingerprint(epath.Path(teacher) / "checkpoints" / "0")
+    assert settings["run"].pop("data.held_out_share") == 0
     path.write_text(json.dumps(settings))
     pairs.main(flags(teacher, folder, sampling__guidance=1.5))
     assert "nothing is left to do" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from tim_jax.config.keys import flatten
 from tim_jax.config.renames import KEYS, WEIGHTS
 from tim_jax.runs import workdir
 from tim_jax.training import names, warm_start
+from tim_jax.transitions.times import Times
 
 MADE = pathlib.Path(__file__).parents[1] / "golden" / "workdir_0_1"
 # What it was made with (see tests/golden/README.md), by today's names.
@@ -36,9 +38,32 @@ RUN = {
 }  # fmt: skip
 
 
+def rounded_down(times, count, batch=0):
+    """Which examples had r = t and r = T_min in version 0.1, the same in every batch, whatever was left over."""
+
+    def spread(share, count):
+        return np.diff([int(n * Fraction(share).limit_denominator(10_000)) for n in range(count + 1)]) > 0
+
+    equal, minimal = spread(times.share_equal, count), np.zeros(count, bool)
+    others = np.flatnonzero(~equal)
+    minimal[others] = spread(times.share_min / (1 - times.share_equal), len(others))
+    return equal, minimal
+
+
 @pytest.fixture(scope="module")
 def run(data_directory, tmp_path_factory):
-    """The workdir, trained on from step 2 to step 4, and samples (3, 8, 8, 1) from before and after."""
+    """The workdir, trained on from step 2 to step 4, and samples (3, 8, 8, 1) from before and after.
+
+    Of its 16 examples four fifths have r = t, and a twentieth r = T_min, which are no whole numbers: times are assigned
+    as they were, so that all other numbers can be compared.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Times, "assign", rounded_down)
+        patch.setattr(Times, "flags", rounded_down)
+        return train_on(data_directory, tmp_path_factory)
+
+
+def train_on(data_directory, tmp_path_factory):
     folder, samples = tmp_path_factory.mktemp("0_1") / "run", {}
     shutil.copytree(MADE / "workdir", folder)
     keys = flags(RUN | {"training.steps": 4, "loader.directory": data_directory})

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -54,13 +55,18 @@ def entry(log, arguments, change):
 class Run:
     """`python -m tim_jax.train` on a tiny network in `root`/run, in a process of its own."""
 
-    def __init__(self, root, change=None, **settings):
+    def __init__(self, root, change=None, piped=False, **settings):
         self.workdir, self.log = root / "run", root / f"{time.monotonic_ns()}.txt"
+        output = self.log
+        if piped:  # as in python -m tim_jax.train … 2>&1 | tee LOG
+            output = root / "pipe"
+            os.mkfifo(output)
+            self.reader = subprocess.Popen(["bash", "-c", 'exec tee "$0" <"$1" >/dev/null', str(self.log), str(output)])
         values = SMALL | {"loader.directory": root / "data"}
         values |= {name.replace("__", "."): value for name, value in settings.items()}
         flags = [f"--config.{name}={value}" for name, value in values.items()]
         arguments = ["--config=digits", f"--workdir={self.workdir}", *flags]
-        self.process = FORKS.Process(target=entry, args=(str(self.log), arguments, change))
+        self.process = FORKS.Process(target=entry, args=(str(output), arguments, change))
         self.process.start()
 
     def said(self):
@@ -197,6 +203,22 @@ def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once(change, wor
     assert code == 75 and line == f"stopped by {number.name}; no work is lost: start it again with the same command"
     assert "all compiled" not in run.said()
     assert run.steps_saved() == saved and all(good(run, step) for step in saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change, word", [(compile_for_ever, "compiling"), (None, "")])
+def test_an_interrupt_that_ends_the_reader_of_the_output_too_saves_and_ends_with_75(change, word, tmp_path):
+    """Ctrl-C at `python -m tim_jax.train … 2>&1 | tee LOG`; the reader is the first to end."""
+    run = Run(tmp_path, change, piped=True, training__steps=10**6)
+    run.wait_for(lambda: word in run.said() if change else run.step() >= 3)
+    time.sleep(0.5)
+    run.reader.send_signal(signal.SIGINT)
+    assert run.reader.wait(30) == -signal.SIGINT
+    run.signal(signal.SIGINT)
+    run.process.join(60)
+    assert run.process.exitcode == 75
+    saved = run.steps_saved()
+    assert len(saved) == (0 if change else 1) and all(good(run, step) for step in saved)
 
 
 def quickly(log, what, *arguments):

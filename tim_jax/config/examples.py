@@ -23,7 +23,7 @@ def check_batch_size(data: DataSettings, mesh: Mesh, optimizer: OptimizerSetting
         groups = f" × {group} examples of a group" if group > 1 else ""
         raise ValueError(
             f"data.batch_size is {data.batch_size}; it must be a multiple of {shards} devices × "
-            f"{optimizer.accumulation} microbatches{groups}"
+            f"{optimizer.accumulation} microbatches (optimizer.accumulation){groups}"
         )
     objective.check_batch(data.batch_size // optimizer.accumulation)
 

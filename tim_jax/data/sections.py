@@ -5,6 +5,7 @@ import dataclasses
 from tim_jax.data.buckets import MAX_BUCKETS
 
 EMBEDDED = ("digits", "photos")  # sources that need no path
+MAX_BATCH = 10**7
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
     ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
@@ -77,6 +78,8 @@ class DataSettings:
         for name in ("height", "width", "channels", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size > MAX_BATCH:
+            raise ValueError(f"data.batch_size is {self.batch_size}; it must be at most {MAX_BATCH}")
         for name in ("height", "width"):
             if patch_size < 1 or getattr(self, name) % patch_size:
                 raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")

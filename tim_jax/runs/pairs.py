@@ -209,6 +209,8 @@ def open_pairs(
     names = known_as(run, folder, step)
     depends_on |= {"run": identity(run.config), "weights": {key: values[0] for key, values in names.items()}}
     former = {f"weights.{key}": values[-1] for key, values in names.items()}
+    if source is not None:
+        former["source"] = source.former_fingerprint()
     found = {"times": times.tolist()} if run.sampling.optimal_times else {}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
     shard_job.print_once(cache)

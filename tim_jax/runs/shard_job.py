@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 
 from tim_jax import data
 from tim_jax.config.command_line import Parser
-from tim_jax.config.keys import flatten
+from tim_jax.config.keys import flatten, identity, nested
 from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
+from tim_jax.runs.workdir import restored, to_json
 from tim_jax.system import cluster, lock, paths
 from tim_jax.system.progress import Bar
 from tim_jax.system.user_errors import failures, user_errors
@@ -212,8 +213,9 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
 
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings, flat, with the keys of configurations in them by today's names."""
-    of_run = {f"run.{key}": value for key, value in renamed(settings.pop("run", {})).items()}
+    """Recorded settings, flat, with the keys of configurations in them as they would be recorded today."""
+    of_run = identity(to_json(restored(nested(settings.pop("run"))))) if "run" in settings else {}
+    of_run = {f"run.{key}": value for key, value in of_run.items()}
     sampling = renamed({f"sampling.{key}": value for key, value in settings.pop("sampling", {}).items()})
     return flatten(settings) | of_run | sampling
 

@@ -15,6 +15,8 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from tim_jax.system import files
+
 NAME = "lock"
 # Errors of file systems without locks: NFS without its lock service, some of FUSE and of clusters.
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -101,13 +103,13 @@ def _alive(path: epath.Path):
                 yield _who(now)
                 return
     me, ended = _me() | {"run": uuid.uuid4().hex, "beat": 0}, threading.Event()
-    path.write_text(json.dumps(me))
+    files.replace(path, json.dumps(me).encode())
 
     def beat():
         while not ended.wait(BEAT):
             me["beat"] += 1
             with contextlib.suppress(OSError):
-                path.write_text(json.dumps(me))
+                files.replace(path, json.dumps(me).encode())
 
     thread = threading.Thread(target=beat, daemon=True, name="lock")
     thread.start()

@@ -84,6 +84,10 @@ class Source(PickledByFields, abc.ABC):
     def fingerprint(self) -> str:
         """A short digest that changes when the examples do."""
 
+    def former_fingerprint(self) -> str:
+        """The fingerprint that version 0.1 gave, so that what it began can be finished."""
+        return self.fingerprint()
+
     @property
     def num_classes(self) -> int:
         """Labels lie in [0, num_classes); 0 says that there are no labels."""
@@ -385,6 +389,9 @@ class View(Source):
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()
+
+    def former_fingerprint(self) -> str:
+        return self.source.former_fingerprint()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tim_jax.data import tables
 from tim_jax.data.class_folders import index_folder
 from tim_jax.data.decode import ENDINGS
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file
-from tim_jax.data.stamps import stamps_of_some
+from tim_jax.data.stamps import stamp, stamps_of_some
 from tim_jax.system import files
 
 
@@ -24,6 +24,8 @@ class FilesInClassFolders(Source):
         index: the table of its files, see `index_folder`.
         channels: channels of the images to make, or of every latent.
     """
+
+    FORMER_KIND = "folder"  # what the fingerprints of version 0.1 called it
 
     root: str
     index: str
@@ -69,6 +71,12 @@ class FilesInClassFolders(Source):
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def former_fingerprint(self) -> str:
+        root = epath.Path(self.root)
+        names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        state = digest([(name, *stamp(root / name)) for name in names])
+        return digest(self.FORMER_KIND, self.root, state, len(self), self.channels)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

@@ -76,6 +76,8 @@ class LatentSource(FilesInClassFolders):
         images: the folder of the images that the latents were made of, in the same class folders; "" reads none.
     """
 
+    FORMER_KIND = "latents"
+
     max_classes: int = 0
     images: str = ""
 

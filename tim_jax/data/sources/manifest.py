@@ -196,6 +196,9 @@ class ManifestSource(EncodedImages):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    def former_fingerprint(self) -> str:
+        return digest("manifest", self.manifest, self._table.meta["state"], len(self), self.channels)
+
     @functools.cached_property
     def _fingerprint(self) -> str:
         """Of the manifest, and of some of its images, which tell that these were changed."""

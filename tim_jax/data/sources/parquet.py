@@ -1,7 +1,7 @@
 """Parquet files with a column `image`: bytes, or a struct with `bytes`.
 
-Other columns that are read are `label`, and `captions`, `caption` or `text`. An image is read with the page that holds
-it, whatever the size of its row group; the other columns are read by row group, and what was read last stays in memory.
+Other columns that are read are `label`, and `captions`, `caption` or `text`. A row is read with its row group, and the
+row groups that were read last stay in memory.
 """
 
 import dataclasses
@@ -10,67 +10,63 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from tim_jax.data import parquet_pages
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, checked_label, digest
 from tim_jax.data.sources.tar import state_of
 from tim_jax.data.splits import files_of_split
 
 TEXTS = ("captions", "caption", "text")
-MEMORY = 2**29  # bytes that each kind of thing that was read may keep
-SLOW = 2**23  # bytes that are decompressed for one image above which a warning says so
-ROWS_AT_ONCE = 64  # of a column that is read whole: pyarrow reads no struct of more than 2 GiB at once
+MEMORY = 2**29  # bytes of row groups that stay in memory
+LARGE = 2**23  # bytes of a row group above which reading one row at a time is slow
+ROWS_AT_ONCE = 64  # pyarrow reads no more than 2 GiB of a struct at once
 
 
 class _Recent:
-    """What was read last, up to a number of bytes; threads share it."""
+    """The row groups that were read last, up to MEMORY; threads share them."""
 
     def __init__(self) -> None:
-        self._lock, self._found, self._bytes = threading.Lock(), OrderedDict[Any, tuple[Any, int]](), 0
+        self._lock, self._found, self._bytes = threading.Lock(), OrderedDict[int, list[Any]](), 0
 
-    def get(self, key: Any, read: Callable[[], Any]) -> Any:
-        """What `read` gives, or gave for this key."""
+    def get(self, number: int, read: Callable[[], list[Any]]) -> list[Any]:
+        """The batches that `read` gives, or gave for this row group."""
         with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key][0]
-        value = read()
-        size = _bytes(value)
+            if number in self._found:
+                self._found.move_to_end(number)
+                return self._found[number]
+        batches = read()
         with self._lock:
-            if key not in self._found:
-                self._found[key], self._bytes = (value, size), self._bytes + size
+            if number not in self._found:
+                self._found[number], self._bytes = batches, self._bytes + _bytes(batches)
             while self._bytes > MEMORY and len(self._found) > 1:
-                _, (_, gone) = self._found.popitem(last=False)
-                self._bytes -= gone
-        return value
+                self._bytes -= _bytes(self._found.popitem(last=False)[1])
+        return batches
 
 
-def _bytes(value: Any) -> int:
-    """How much memory something that was read takes, about."""
-    if isinstance(value, list | tuple):
-        return sum(map(_bytes, value)) + 200
-    if dataclasses.is_dataclass(value):
-        return sum(_bytes(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return getattr(value, "nbytes", 32)
+def _bytes(batches: list[Any]) -> int:
+    return sum(batch.nbytes for batch in batches)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """A row group: which file it is in, its number there, and where its images are.
+def _row(batches: list[Any], row: int) -> dict[str, Any]:
+    """The values of a row by column; {} where no column is read."""
+    for batch in batches:
+        if row < len(batch):
+            return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+        row -= len(batch)
+    return {}
 
-    The number is -1 for a file that cannot be opened, and the chunk None for images that are not stored in pages of
-    bytes as `parquet_pages` reads them.
-    """
+
+class _Group(NamedTuple):
+    """A row group: which file it is in, its number there, and its bytes. -1 is the number in a file that is none."""
 
     shard: int
     number: int
-    chunk: parquet_pages.Chunk | None = None
+    bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +110,7 @@ class ParquetSource(EncodedImages):
                 continue
             names |= {about.schema.column(i).path.split(".")[0] for i in range(about.num_columns)}
             for number in range(about.num_row_groups):
-                try:
-                    chunk = parquet_pages.find_chunk(about, number, "image")
-                except parquet_pages.Unsupported:
-                    chunk = None
-                groups.append(_Group(shard, number, chunk))
+                groups.append(_Group(shard, number, about.row_group(number).total_byte_size))
                 ends.append(about.row_group(number).num_rows)
         return groups, np.cumsum(ends), names
 
@@ -129,8 +121,8 @@ class ParquetSource(EncodedImages):
         return ["image"] + texts + (["label"] if self.num_classes else [])
 
     @functools.cached_property
-    def _recent(self) -> dict[str, _Recent]:
-        return {kind: _Recent() for kind in ("page", "group", "beside")}
+    def _recent(self) -> _Recent:
+        return _Recent()
 
     @property
     def name(self) -> str:
@@ -196,13 +188,13 @@ class ParquetSource(EncodedImages):
         if group.number < 0:
             raise BadRecord("shard", "not a Parquet file, or cut short")
         try:
-            image = self._image(at, group, row)
-            beside = self._beside(at, group)
-            values = {name: beside.column(name)[row].as_py() for name in beside.column_names}
+            values = _row(self._recent.get(at, lambda: self._batches(group)), row)
         except FileNotFoundError as error:
             raise BadRecord("missing", str(error)) from None
-        except (pyarrow.ArrowException, OSError, *parquet_pages.DAMAGE) as error:
-            raise BadRecord("shard", (str(error).splitlines() or [type(error).__name__])[0][:200]) from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise BadRecord("shard", str(error).splitlines()[0][:200]) from None
+        image = values.get("image")
+        image = image.get("bytes") if isinstance(image, dict) else image
         if image is None:
             raise BadRecord("missing", "no image")
         if not isinstance(image, bytes):
@@ -241,73 +233,32 @@ class ParquetSource(EncodedImages):
         except BadRecord:
             return -1
 
-    def _image(self, at: int, group: _Group, row: int) -> Any:
-        """The image of a row, by the page that holds it where its column allows."""
-        if group.chunk is None:
-            return self._whole(at, group, row)
-        try:
-            return self._value(at, group, group.chunk, row)
-        except parquet_pages.Unsupported:
-            return self._whole(at, group, row)
-
-    def _value(self, at: int, group: _Group, chunk: parquet_pages.Chunk, row: int) -> bytes | None:
-        """The image of a row of a column in pages. Raises Unsupported, or one of `parquet_pages.DAMAGE`."""
-        recent = self._recent["page"]
-        with self._shards[group.shard].open("rb") as file:
-            column = recent.get(at, lambda: parquet_pages.Column.find(file, chunk))
-            return column.value(file, row, lambda key, find: recent.get((at, key), find))
-
-    def _whole(self, at: int, group: _Group, row: int) -> Any:
-        """The image of a row, whatever it is, by reading those of its row group."""
-        import pyarrow.parquet
-
-        def read() -> list[Any]:
-            with self._shards[group.shard].open("rb") as file:
-                opened = pyarrow.parquet.ParquetFile(file)
-                if "image" not in opened.schema_arrow.names:
-                    return []
-                return list(opened.iter_batches(ROWS_AT_ONCE, [group.number], ["image"], use_threads=False))
-
-        batches = self._recent["group"].get(at, read)
-        if not batches:
-            return None
-        for batch in batches:
-            if row < len(batch):
-                value = batch.column(0)[row].as_py()
-                return value.get("bytes") if isinstance(value, dict) else value
-            row -= len(batch)
-        raise IndexError(row)
-
-    def _beside(self, at: int, group: _Group) -> Any:
-        """The table of the other columns of a row group."""
-        import pyarrow.parquet
-
-        def read() -> Any:
-            with self._shards[group.shard].open("rb") as file:
-                opened = pyarrow.parquet.ParquetFile(file)
-                columns = [name for name in self.columns[1:] if name in opened.schema_arrow.names]
-                return opened.read_row_group(group.number, columns, use_threads=False)
-
-        return self._recent["beside"].get(at, read)
-
-    def bytes_at_once(self) -> int:
-        """How much of the first file has to be decompressed for an image, where it is more than the image; or 0."""
-        group = next((group for group in self._layout[0] if group.number >= 0), None)
-        if group is None:
-            return 0
+    def _batches(self, group: _Group) -> list[Any]:
+        """A row group in batches of at most ROWS_AT_ONCE rows."""
         import pyarrow.parquet
 
         with self._shards[group.shard].open("rb") as file:
-            if group.chunk is None:
-                return pyarrow.parquet.ParquetFile(file).metadata.row_group(group.number).total_byte_size
-            if group.chunk.codec in parquet_pages.ONE_BY_ONE:
-                return 0
-            column = parquet_pages.Column.find(file, group.chunk)
-        return max(page.size for page in (*column.pages, *filter(None, [column.dictionary])))
+            opened = pyarrow.parquet.ParquetFile(file)
+            columns = [name for name in self.columns if name in opened.schema_arrow.names]
+            return list(opened.iter_batches(ROWS_AT_ONCE, [group.number], columns, use_threads=False))
+
+    def warn_of_large_groups(self, key: str) -> None:
+        """Says so where row groups are too large to be read for one row of each, and too many for the memory."""
+        sizes = [group.bytes for group in self._layout[0]]
+        if max(sizes) > LARGE and sum(sizes) > MEMORY:
+            logging.warning(
+                "%s is %r: up to %d MB are read for every image, which is slow; files with row groups of a few images "
+                "are read faster, and docs/your_images.md says how to write them",
+                key,
+                self.root,
+                max(sizes) // 10**6,
+            )
 
     def fingerprint(self) -> str:
         left = ("captions left",) if not self.with_captions and self._layout[2] & set(TEXTS) else ()
-        return digest("parquet", self.root, state_of(self._shards), self.num_classes, self.channels, *left)
+        return digest(
+            "parquet", self.root, state_of(self._shards, epath.Path(self.root)), self.num_classes, self.channels, *left
+        )
 
 
 def open_parquet(at: Location) -> ParquetSource:
@@ -326,16 +277,5 @@ def open_parquet(at: Location) -> ParquetSource:
     found = source._layout[2]
     if found and "image" not in found:
         raise ValueError(f"{at.key} is {at.path!r}; among its columns {', '.join(sorted(found))} must be 'image'")
-    try:
-        large = source.bytes_at_once()
-    except (parquet_pages.Unsupported, *parquet_pages.DAMAGE):
-        large = 0  # bad records will say so
-    if large > SLOW:
-        logging.warning(
-            "%s is %r: %d MB of its files are decompressed for every image; they are read faster if they are written "
-            "anew with compression='none' (docs/your_images.md)",
-            at.key,
-            at.path,
-            large // 10**6,
-        )
+    source.warn_of_large_groups(at.key)
     return source

@@ -34,9 +34,9 @@ COLUMNS = {"shard": np.int32, "stem": np.uint8, "stem_end": np.int64} | {
 Place = tuple[int, int]  # where a file starts in its shard, and its bytes
 
 
-def state_of(shards: list[epath.Path]) -> list[tuple]:
-    """(path, bytes, time of the last change) of each shard."""
-    return [(str(path), *stamp(path)) for path in shards]
+def state_of(shards: list[epath.Path], root: epath.Path) -> list[tuple]:
+    """(path from the root, bytes, time of the last change) of each shard."""
+    return [(path.name if path == root else str(path.relative_to(root)), *stamp(path)) for path in shards]
 
 
 def check_plain(path: epath.Path, at: Location) -> None:
@@ -123,7 +123,7 @@ def index_shards(at: Location) -> str:
         ValueError: there are no shards, not the part of the data that is asked for, or a shard is compressed.
     """
     root, shards = at.root, files_of_split(at, (".tar",))
-    state, left_out = state_of(shards), Counter[str]()
+    state, left_out = state_of(shards, root), Counter[str]()
     folder = epath.Path(at.directory).expanduser() / f"tar-{digest('tar 2', str(root), state)}"
     if tables.exists(folder):
         return str(folder)

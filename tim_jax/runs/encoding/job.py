@@ -37,8 +37,8 @@ class Encoding:
 
     @property
     def former(self) -> dict[str, Any]:
-        """Earlier versions recorded the same settings."""
-        return {}
+        """Version 0.1 told the same data by another fingerprint."""
+        return {"source.fingerprint": self.work.source.former_fingerprint()}
 
     def __init__(self, run: Run, work: Work):
         self.run, self.work, self.encoder = run, work, ExampleEncoder(run, work)

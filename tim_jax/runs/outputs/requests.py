@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from absl import logging
 
 from tim_jax.config.command_line import whole_numbers
 from tim_jax.config.network import check_tokens
@@ -89,7 +90,10 @@ def read_labels(text: str, count: int, size: tuple[int, int], counts: np.ndarray
         ValueError: for what is no label of the run.
     """
     labels = whole_numbers("labels", text, least=0) if text else class_turns(counts, count).tolist()
-    return label_requests(labels, size, len(counts))
+    requests = label_requests(labels, size, len(counts))
+    if absent := [label for label in labels if not counts[label]]:
+        logging.warning("--labels has %d, which the data does not have: nothing was learnt of it", min(absent))
+    return requests
 
 
 def prompt_requests(
