@@ -83,7 +83,7 @@ def test_a_folder_as_a_telephone_and_a_mac_leave_it(tmp_path, capsys):
     (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     keys = {"data.source": "folder", "data.path": root, "data.held_out_share": 0.3, "model.num_classes": 2}
     said, _, figures = through(tmp_path, keys, capsys)
-    assert "labels: 0 cats, 1 dogs" in said and ".heic files 2" in said and "hidden files 26" in said
+    assert "labels: 0 cats, 1 dogs" in said and ".heic files 2, hidden files 27, hidden folders 1" in said
     assert "in 2 buckets" in said and "Fréchet, held out" in figures
     parts = [opened(tmp_path, keys, split) for split in ("train", "held_out")]
     identities = [source.identity(i) for source, _ in parts for i in range(len(source))]
