@@ -22,7 +22,7 @@ SMALL = [
     "--config.model.width=32", "--config.model.depth=2", "--config.model.heads=2", "--config.model.bottleneck=16",
     "--config.model.encoder_depth=1", "--config.model.patch_size=4", "--config.data.batch_size=16",
     "--config.training.sample_steps=1", "--config.training.log_every=2", "--config.checkpoint.every=2",
-    "--config.optimizer.warmup_steps=0", "--config.ema.slow=0.5",
+    "--config.optimizer.warmup_steps=0", "--config.optimizer.decay_steps=6", "--config.ema.slow=0.5",
 ]  # fmt: skip
 
 

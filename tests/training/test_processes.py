@@ -19,6 +19,7 @@ TINY = [
     "--config.model.patch_size=4", "--config.optimizer.warmup_steps=0", "--config.training.log_every=1",
     "--config.training.sample_every=0", "--config.training.sample_steps=1",
 ]  # fmt: skip
+LENGTH = ["--config.optimizer.decay_steps=4"]  # one schedule, however many steps a start takes
 # By number of processes (data, fsdp, tensor). Where there are four, two and two have the same rows.
 MESHES = {1: (2, 2, 1), 2: (2, 2, 1), 4: (1, 2, 2)}
 
@@ -50,7 +51,7 @@ def start(count, command, **more):
 def train(count, folder, cache, steps, *more):
     where = ["--config=photos", f"--workdir={folder}", f"--config.loader.directory={cache}"]
     mesh = [f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), MESHES[count], strict=True)]
-    start(count, ["tim_jax.train", *where, *TINY, *mesh, f"--config.training.steps={steps}", *more])
+    start(count, ["tim_jax.train", *where, *TINY, *mesh, *LENGTH, f"--config.training.steps={steps}", *more])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines}
 
