@@ -144,7 +144,7 @@ def test_a_file_that_gives_no_ablation_is_refused(tmp_path, capsys):
 def test_runs_of_one_seed_come_before_the_next():
     ablation = Ablation(tiny(), {"a": {}, "b": {}}, equal="steps", seeds=2)
     names = ["a/seed_0", "b/seed_0", "a/seed_1", "b/seed_1"]
-    assert [str(member) for member in job.chosen(ablation, "")] == names
+    assert [str(member) for member in job.chosen(ablation, None)] == names
     assert [str(member) for member in job.chosen(ablation, "b,a/seed_1")] == [names[1], names[2], names[3]]
     assert [ablation.config("a", seed).seed for seed in (0, 1)] == [0, 1]
     ablation = dataclasses.replace(ablation, baselines={"c": "runs/c"})

@@ -228,10 +228,16 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
         ),
         (["step", "--variants=tbcm", "--batch=12"], "--batch: 12 examples of small; tbcm takes a multiple of 8"),
         (["step", "--repeats=0"], "--repeats is 0; it must be at least 1"),
-        (["step", "--tokens=64,0"], "--tokens is '64,0'; it must be numbers of at least 1, with commas between"),
+        (
+            ["step", "--tokens=64,0"],
+            "--tokens is '64,0'; it must be numbers of at least 1, with commas between, of nine digits at most",
+        ),
         (["step", "--remat=none,som"], "--remat has 'som': no such name; did you mean none?"),
         (["sample", "--guidance=1,x"], "--guidance is '1,x'; it must be numbers with commas between"),
-        (["compile", "--depths=7,"], "--depths is '7,'; it must be numbers of at least 1, with commas between"),
+        (
+            ["compile", "--depths=7,"],
+            "--depths is '7,'; it must be numbers of at least 1, with commas between, of nine digits at most",
+        ),
         (["step", "--repeat-s"], "unrecognized arguments: --repeat-s; see --help"),
     ],
 )

@@ -251,7 +251,9 @@ def step_of(devices=1, **changes):
     """Metrics and gradients of one step on made-up rows, from parameters that are nowhere zero."""
     overrides = SMALL | {name.replace("__", "."): str(value) for name, value in changes.items()}
     run = build(load_config("digits", overrides), jax.devices()[:devices])
-    trainer = dataclasses.replace(run.trainer, step=dataclasses.replace(run.trainer.step, tx=optax.sgd(1.0), emas={}))
+    trainer = dataclasses.replace(
+        run.trainer, step=dataclasses.replace(run.trainer.step, tx=optax.sgd(lambda _: 1.0), emas={})
+    )
     rng = np.random.default_rng(0)
     draw = lambda x: jax.device_put(0.3 * rng.standard_normal(x.shape, np.float32), x.sharding)  # noqa: E731
     params = jax.tree.map(draw, trainer.abstract.params)
@@ -374,7 +376,10 @@ def test_benchmark_writes_rows(tmp_path, capsys):
     "argument, said",
     [
         ("--implementations=blockwse", "--implementations has 'blockwse': no such name; did you mean blockwise?"),
-        ("--tokens=1024,0", "--tokens is '1024,0'; it must be numbers of at least 1, with commas between"),
+        (
+            "--tokens=1024,0",
+            "--tokens is '1024,0'; it must be numbers of at least 1, with commas between, of nine digits at most",
+        ),
         ("--heads=0", "--heads is 0; it must be at least 1"),
         ("--dtype=float16", "--dtype is 'float16'; it must be one of float32, bfloat16"),
     ],

@@ -139,6 +139,10 @@ def ablation_of(data, **changes):
     return Ablation(load_config("digits_flow_matching", flags), {"plain": {}, "other": changed}, sampler_steps=(1,))
 
 
+def validate(ablation, folder):
+    job.validate(ablation, folder, ablation.members())
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
@@ -149,15 +153,15 @@ def ablation_of(data, **changes):
 )
 def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, said, data, tmp_path):
     with pytest.raises(ValueError, match=f"^variant 'other': {said}"):
-        job.validate(ablation_of(data, **changes), epath.Path(tmp_path))
+        validate(ablation_of(data, **changes), epath.Path(tmp_path))
 
 
 def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
     other = copied(teacher, tmp_path / "other", training__steps=7)
     train(tmp_path / "runs" / "other" / "seed_1", data, teacher__checkpoint=teacher)
     folder, changes = epath.Path(tmp_path / "runs"), dict(objective__name="taught")
-    job.validate(ablation_of(data, teacher__checkpoint=teacher, **changes), folder)
+    validate(ablation_of(data, teacher__checkpoint=teacher, **changes), folder)
     with pytest.raises(
         ValueError, match="^variant 'other': teacher.checkpoint is .*other.* but .*seed_1.* learnt from"
     ):
-        job.validate(ablation_of(data, teacher__checkpoint=other, **changes), folder)
+        validate(ablation_of(data, teacher__checkpoint=other, **changes), folder)

@@ -220,7 +220,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
             dict(start__checkpoint="{}/run", start__reinitialise="('label_embeder',)"),
             ["start.reinitialise", "'label_embeder'", "label_embedder"],
         ),
-        (dict(start__checkpoint="{}/run", start__reinitialise="(7,)"), ["start.reinitialise", "7", "'label_embedder'"]),
+        (dict(start__checkpoint="{}/run", start__reinitialise="(7,)"), ["start.reinitialise is (7,)", "('name',)"]),
         (
             dict(start__checkpoint="{}/run", start__reinitialise="('*',)"),
             ["start.reinitialise", "must leave something to take"],
@@ -244,7 +244,7 @@ def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
         ),
         (
             dict(optimizer__learning_rate_factors="('label_embedder', 2.0)"),
-            ["optimizer.learning_rate_factors", "(pattern, factor)"],
+            ["optimizer.learning_rate_factors", "(('name', 0.5),)"],
         ),
         (
             dict(optimizer__learning_rate_factors="(('blocks', 0.0),)"),
