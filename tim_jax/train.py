@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> None:
                 compilation_cache.use(run.config.training.compilation_cache)
                 return check(with_teachers(run))
             folder = paths.run_folder(args.workdir, "--workdir")
+            if profile and not files.is_local(folder):
+                raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
             before = workdir.recorded(folder)
             if before is not None:
                 config = keys.with_recorded_schedule(before, config)
             run = build(config)
             cache = compilation_cache.use(run.config.training.compilation_cache)
-            if profile and not files.is_local(folder):
-                raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             if before is not None:
                 keys.compare_identity(before, run.config, folder)
             run = with_teachers(run)

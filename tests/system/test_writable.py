@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import tempfile
 
 import pytest
 
@@ -26,15 +28,19 @@ def contents(folder):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder that all may enter, in which `closed` cannot be written to, `open` can, and `file` is a file."""
-    for part in (tmp_path, *tmp_path.parents[:2]):
-        part.chmod(0o755)
-    for name, mode in (("open", 0o777), ("closed", 0o555)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name).chmod(mode)
-    (tmp_path / "file").write_text("x")
-    return tmp_path
+def folder():
+    """A folder that all may enter, in which `closed` cannot be written to, `open` can, and `file` is a file.
+
+    pytest's own folders are closed to others.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        root = pathlib.Path(made)
+        root.chmod(0o755)
+        for name, mode in (("open", 0o777), ("closed", 0o555)):
+            (root / name).mkdir()
+            (root / name).chmod(mode)
+        (root / "file").write_text("x")
+        yield root
 
 
 @pytest.mark.parametrize("place", ["open", "open/new", "open/new/newer"])
