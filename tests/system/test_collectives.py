@@ -13,7 +13,8 @@ from tim_jax.config.command_line import load_config
 from tim_jax.plan import collectives
 from tim_jax.plan.compile import compile_step
 from tim_jax.system.topologies import topology
-from tim_jax.training.sharding import AXES
+
+SIZES = ("data", "fsdp", "tensor", "sequence")  # what the meshes below name, in this order
 
 LOOP = """HloModule step
 
@@ -124,7 +125,7 @@ SMALL = {
 @functools.cache
 def step(name, mesh, dtype, remat="full"):
     """(compiled step, its collectives, {shape of a layer's matrix: how many a block has}) on a mesh (data, fsdp, …)."""
-    sizes = {f"mesh.{axis}": str(size) for axis, size in zip(AXES, mesh, strict=False)}
+    sizes = {f"mesh.{axis}": str(size) for axis, size in zip(SIZES, mesh, strict=False)}
     sizes |= {"model.dtype": dtype, "model.remat": remat}
     config, devices = load_config("imagenet256_xl", SMALL | sizes), topology(name)
     compiled = compile_step(config, devices)

@@ -14,9 +14,10 @@ UNREAD = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended, the termina
 class _Unread(io.FileIO):
     """A file whose writes are dropped where nobody can read them."""
 
-    def __init__(self, number: int, forgiven: tuple[int, ...]):
-        """number: File descriptor, which stays open. forgiven: Numbers of errors; () for all."""
-        super().__init__(number, "wb", closefd=False)
+    def __init__(self, stream: io.TextIOWrapper, forgiven: tuple[int, ...]):
+        """stream: Whose file it is, which stays open. forgiven: Numbers of errors; () for all."""
+        super().__init__(stream.fileno(), "wb", closefd=False)
+        self._stream = stream  # which closes its file when nothing refers to it any more
         self._forgiven = forgiven
 
     def write(self, data) -> int:
@@ -40,7 +41,7 @@ def keep_going() -> None:
         if type(stream) is not io.TextIOWrapper or isinstance(_raw(stream), _Unread):
             continue  # a notebook's, a test's, or done
         stream.flush()
-        raw = _Unread(stream.fileno(), forgiven)
+        raw = _Unread(stream, forgiven)
         buffer = raw if stream.write_through else io.BufferedWriter(raw)
         changed = io.TextIOWrapper(
             buffer,
