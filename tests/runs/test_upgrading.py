@@ -50,6 +50,15 @@ def rounded_down(times, count, batch=0):
     return equal, minimal
 
 
+# A command with that assignment: its module, then its arguments.
+AS_BEFORE = """
+import importlib, sys
+from tests.runs.test_upgrading import Times, rounded_down
+Times.assign = Times.flags = rounded_down
+importlib.import_module(sys.argv[1]).main(sys.argv[2:])
+"""
+
+
 @pytest.fixture(scope="module")
 def run(data_directory, tmp_path_factory):
     """The workdir, trained on from step 2 to step 4, and samples (3, 8, 8, 1) from before and after.
@@ -105,7 +114,8 @@ def test_it_trains_on_and_samples_bit_for_bit(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
     def command(module, *arguments):
-        subprocess.run([sys.executable, "-m", module, f"--workdir={folder}", *arguments], env=environment, check=True)
+        python = [sys.executable, "-c", AS_BEFORE, module, f"--workdir={folder}", *arguments]
+        subprocess.run(python, env=environment, cwd=MADE.parents[2], check=True)
 
     for step in (2, 4):
         if step == 4:

@@ -26,7 +26,8 @@ from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, scale_
 SMALL = {
     "model.width": "32", "model.depth": "2", "model.heads": "2", "model.bottleneck": "16", "model.encoder_depth": "1",
     "model.patch_size": "4", "data.batch_size": "16", "training.sample_steps": "(1,)", "training.sample_every": "0",
-    "training.steps": "3", "training.log_every": "1", "optimizer.warmup_steps": "0", "ema.slow": "0.5",
+    "training.steps": "3", "optimizer.decay_steps": "6", "training.log_every": "1", "optimizer.warmup_steps": "0",
+    "ema.slow": "0.5",
 }  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
             first = jax.tree.map(lambda leaf: rng.normal(0, 100, leaf.shape).astype(leaf.dtype), abstract)
             state = jax.device_put(first, jax.tree.map(lambda leaf: leaf.sharding, abstract))
         else:
-            state = warm_start.resume(warm_start.find(tmp_path / str(number - 1), "checkpoint.resume"), abstract)
+            state = warm_start.resume(warm_start.find(str(tmp_path / str(number - 1)), "checkpoint.resume"), abstract)
         assert_equal(jax.device_get(state), first)
         assert all(jax.tree.leaves(jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, abstract)))
         kernel = state.params["online"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
