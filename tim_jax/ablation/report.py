@@ -10,7 +10,7 @@ from etils import epath
 
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import curves
+from tim_jax.evaluation import figures
 from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
@@ -196,34 +196,32 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
         path: where the picture is written.
         title: above it.
     """
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = figures.new(11, 4.4)
     panels = figure.subplots(1, 2, sharey=True)
+    ticks: set[int] = set()
     for axes, (name, part) in zip(panels, DISTANCES.items(), strict=True):
-        ticks: set[int] = set()
         for i, (variant, about) in enumerate((found["variants"] | found["baselines"]).items()):
             if not about["rows"]:
                 continue
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
             is_baseline = variant in found["baselines"]
-            colour = BASELINE_COLOUR if is_baseline else curves.COLOURS[i % len(curves.COLOURS)]
-            dashes = ("-", "--", ":")[i // len(curves.COLOURS) % 3]  # where there are more variants than colours
-            marker = curves.MARKERS[i % len(curves.MARKERS)]
+            colour = BASELINE_COLOUR if is_baseline else figures.COLOURS[i % len(figures.COLOURS)]
+            dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]  # where there are more variants than colours
+            marker = figures.MARKERS[i % len(figures.MARKERS)]
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
         if name in found["floor"]:
             axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
-        curves.logarithmic(axes, ticks)
         axes.set_xlabel("network evaluations per image")
+    for axes in panels:  # which share the axis of the distances
+        figures.logarithmic(axes, ticks)
     panels[0].set_ylabel("Fréchet distance")
-    figure.suptitle(title, fontsize=11)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, handlelength=3.5)
-    curves.save(figure, path)
+    figure.suptitle(figures.wrapped(title), fontsize=11)
+    figures.legend_below(figure, *panels[0].get_legend_handles_labels())
+    figures.save(figure, path)
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
