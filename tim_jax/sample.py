@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
-    parser.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
+    parser.add_argument("--labels", default="", help="classes by name or number, such as dog,3; default: all in turn")
     parser.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
     parser.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
     parser.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")

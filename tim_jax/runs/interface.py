@@ -14,7 +14,7 @@ from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import pictures
-from tim_jax.runs import workdir
+from tim_jax.runs import labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.batches import batch_size, draw
@@ -55,7 +55,7 @@ class Tim:
     ```python
     tim = tim_jax.load("WORKDIR")
     tim("a red bicycle", steps=4, size=(512, 768), seed=0)  # of a run conditioned on text
-    tim([3, 1, 4], steps=1)  # of a run conditioned on labels
+    tim([3, 1, "cat"], steps=1)  # of a run conditioned on labels, which are numbers or names of `tim.classes`
     ```
 
     The weights lie on the devices of the run's mesh, beside the pretrained modules that images need. What is compiled
@@ -63,9 +63,11 @@ class Tim:
 
     Attributes:
         run: all that the configuration says, built.
+        classes: what labels 0, 1, … are called; () where nothing says so.
     """
 
     run: Run
+    classes: tuple[str, ...]
 
     def __init__(self, run: Run, saved: warm_start.Saved):
         """Reads the weights of a run; see `load`.
@@ -86,12 +88,13 @@ class Tim:
         self.run, self._decoder = run, decoder
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         self._weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+        self.classes = workdir.class_names(saved.directory.parent)
         self._generators: dict[tuple[int, float], Generator] = {}
         self._generator(1, None).load()
 
     def __call__(
         self,
-        conditions: str | int | Sequence[str] | Sequence[int],
+        conditions: str | int | Sequence[str] | Sequence[int] | Sequence[str | int],
         steps: int = 4,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -101,7 +104,8 @@ class Tim:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
         Args:
-            conditions: a prompt or several, of a run conditioned on text; else a label or several.
+            conditions: a prompt or several, of a run conditioned on text; else a label or several, each a number or
+                the name of a class.
             steps: of the sampler, at least 1.
             size: (height, width) in pixels; by default the run's.
             seed: of the noise, 0 … 2³² − 1. Image j of a prompt starts from noise j of the seed; with labels, image i
@@ -131,8 +135,9 @@ class Tim:
             self._texts.check(given)
             requests = prompt_requests([("", {"prompt": prompt}) for prompt in given], shape, int(count), run)
         else:
-            labels = [label for label in given for _ in range(count)]
-            requests = label_requests(labels, shape, run.config.model.num_classes)
+            classes = run.config.model.num_classes
+            chosen = [labels.label_of(one, self.classes, classes, "conditions has") for one in given]
+            requests = label_requests([label for label in chosen for _ in range(count)], shape)
         generator = self._generator(batch_size(run, requests), guidance)
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)

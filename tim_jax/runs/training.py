@@ -17,7 +17,7 @@ from tim_jax.config.command_line import failures, user_errors
 from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
-from tim_jax.runs import teachers, workdir
+from tim_jax.runs import labels, teachers, workdir
 from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
@@ -32,7 +32,7 @@ from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
 
-COLUMNS = 20  # images of a row in the pictures of samples
+COLUMNS = 10  # images of a row in the pictures of samples
 
 
 def check(run: Run) -> None:
@@ -69,8 +69,8 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     """Prepares pictures of samples.
 
     Returns:
-        A function of the state that gives {"samples": a grid with one row per step count}, of the weights that
-        sampling uses.
+        A function of the state that gives {"samples": a grid with one row per step count, and the class or the
+        prompt above each column}, of the weights that sampling uses.
 
     Raises:
         ValueError: if a text encoder or an autoencoder cannot be read.
@@ -80,6 +80,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     generator, count = open_generator(run, each), each * len(sizes)
     generator.load()
     conditions = sample_conditions(run, count)
+    captions = labels.captions(conditions, pipeline.source.class_names)
 
     def images_of(weights: Any, steps: int) -> list[np.ndarray]:
         images: list[np.ndarray] = []
@@ -91,7 +92,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     def draw(state: TrainState) -> dict[str, Image.Image]:
         weights = run.weights(state)
         images = {steps: images_of(weights, steps) for steps in run.training.sample_steps}
-        return {"samples": pictures.any_step_grid(images)}
+        return {"samples": pictures.any_step_grid(images, column_labels=captions)}
 
     return draw
 
