@@ -57,6 +57,7 @@ def test_samples_by_name_are_those_by_number_and_say_the_name(tmp_path, capsys):
     with workdirs.one_device():
         for out, given in (("names", "cat,ant,BEE"), ("numbers", "2,0,1")):
             sampling.main([f"--workdir={run}", "--steps=1", f"--labels={given}", f"--out={tmp_path / out}"])
+        capsys.readouterr()
         told = workdirs.told(sampling.main, [f"--workdir={run}", "--steps=1", "--labels=cta"], capsys)
         assert "did you mean 'cat'" in told
         tim = load(run)
