@@ -125,7 +125,11 @@ def read_weights(path: str, config: str, overrides: dict[str, str], same: bool =
 
 
 def import_config(
-    file: pathlib.Path, state: dict[str, np.ndarray], origin: exports.Origin | None, name: str, overrides: dict[str, str]
+    file: pathlib.Path,
+    state: dict[str, np.ndarray],
+    origin: exports.Origin | None,
+    name: str,
+    overrides: dict[str, str],
 ) -> ConfigDict:
     """The configuration of official weights, without alignment if the file has no head for it.
 
@@ -151,9 +155,7 @@ def import_config(
     return load_config(name or RELEASES[file.name], left_out | overrides)
 
 
-def write_workdir(
-    run: Run, params: Any, source: str, folder: epath.Path, origin: exports.Origin | None = None
-) -> None:
+def write_workdir(run: Run, params: Any, source: str, folder: epath.Path, origin: exports.Origin | None = None) -> None:
     """Makes a workdir at step 0, in one move; if that fails, nothing is left behind.
 
     Args:
@@ -225,6 +227,16 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     return Exported(saved, state, origin)
 
 
+def own_modules(exported: Exported) -> list[str]:
+    """The modules, sorted, of exported weights that the published network does not have."""
+    return sorted({key.removeprefix(OWN).partition("/")[0] for key in exported.state if key.startswith(OWN)})
+
+
+def obstacles(exported: Exported) -> list[str]:
+    """See `published.obstacles`."""
+    return published.obstacles(workdir.restored(dict(exported.origin.config)), own_modules(exported))
+
+
 def write_file(exported: Exported, file: epath.Path) -> None:
     """Writes weights as safetensors, in one move. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -249,8 +261,8 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
-        modules = [key.removeprefix(OWN).partition("/")[0] for key in exported.state if key.startswith(OWN)]
-        card = model_card.card(exported.origin, exported.workdir, name, exported.size, modules, picture)
+        own = own_modules(exported)
+        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
         (new / model_card.CARD).write_text(card)
         files.move_folder(new, folder)
     finally:

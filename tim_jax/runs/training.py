@@ -17,7 +17,7 @@ from tim_jax.config.command_line import failures, user_errors
 from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
-from tim_jax.runs import labels, teachers, workdir
+from tim_jax.runs import labels, published, teachers, workdir
 from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
@@ -41,6 +41,8 @@ def check(run: Run) -> None:
     Raises SystemExit, with one line, if they are not finite.
     """
     warn_of_schedule(run)
+    if line := published.note(run):
+        print(line)
     batch_size = run.inputs.batch_size_of(run.image_shape[:2])
     here = batch_size * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
@@ -139,6 +141,8 @@ def fit(
     pipeline = dataclasses.replace(pipeline, account=account)
     if jax.process_index() == 0:
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
+        if line := published.note(run):
+            print(line, flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
         if run.config.model.condition == "class":
