@@ -55,3 +55,15 @@ def test_labels_are_drawn_where_they_belong_and_no_tile_is_touched():
             ]
             assert len(places) == 1
         left += width + tiles.GAP
+
+
+def test_neighbours_of_one_label_share_it():
+    rows = [[noise((8, 4), seed=c) for c in range(4)]]
+    apart, together = (
+        np.asarray(tiles.sheet(rows, scale=8, column_labels=labels))
+        for labels in (["a photograph"] * 2 + ["of"] * 2, ["a photograph", "a photograph ", "of", "of"])
+    )
+    assert len(apart) < len(together), "it has more room"
+    dark = (apart[: len(apart) - 68] < 100).all(axis=-1).any(axis=0)
+    middle = tiles.GAP + 32 + tiles.GAP // 2
+    assert dark[middle - 20 : middle + 20].any()

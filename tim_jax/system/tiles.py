@@ -73,7 +73,8 @@ def sheet(
     Args:
         rows: of tiles, uint8 (h, w, 3). Sizes may differ, and rows may be shorter than the first.
         row_labels: one text per row, drawn at the left; or none.
-        column_labels: one text per column of the first row, drawn above; or none.
+        column_labels: one text per column of the longest row, drawn above, once for neighbours that have the same; or
+            none.
         tile_labels: one text per tile, row by row, drawn below it; or none.
         title: drawn at the top.
         scale: whole factor of enlargement, by nearest neighbours; None for tiles of about SIDE pixels.
@@ -99,7 +100,8 @@ def sheet(
     heights = [scale * max(tile.shape[0] for tile in row) for row in rows]
     beside = max(11, min(20, min(heights) // 3))  # pixels of the letters beside rows
     margin = int(max(font(beside).getlength(label) for label in row_labels)) + 8 * GAP if row_labels else 0
-    above = [wrapped(label, width) for label, width in zip(column_labels, widths)]
+    groups = _groups(column_labels)  # neighbours of one label share it
+    above = [wrapped(column_labels[i], sum(widths[i:j]) + (j - i - 1) * GAP) for i, j in groups]
     places = [(r, c) for r, row in enumerate(rows) for c in range(len(row))]
     below = [wrapped(label, widths[c], lines=2) for label, (_, c) in zip(tile_labels, places)]
     head = _height([title]) + _height(above)
@@ -114,8 +116,8 @@ def sheet(
         draw.text(at, text, fill=INK, font=font(size), anchor=anchor, align="center", spacing=2)
 
     write((2 * GAP, GAP), title, TEXT, "la")
-    for left, wide, text in zip(lefts, widths, above):
-        write((left + wide / 2, head), text, TEXT, "md")
+    for (i, j), text in zip(groups, above):
+        write(((lefts[i] + lefts[j] - GAP) / 2, head), text, TEXT, "md")
     for top, height, text in zip(tops, heights, row_labels):
         write((margin - 4 * GAP, top + height / 2), text, beside, "rm")
     for i, (r, c) in enumerate(places):
@@ -126,6 +128,12 @@ def sheet(
         if below:
             write((lefts[c] + widths[c] / 2, tops[r] + heights[r] + GAP), below[i], TEXT, "ma")
     return picture
+
+
+def _groups(labels: Sequence[str]) -> list[tuple[int, int]]:
+    """(first, end) of the longest parts of a sequence that are all of one label."""
+    ends = [i + 1 for i in range(len(labels)) if labels[i : i + 1] != labels[i + 1 : i + 2]]
+    return list(zip([0, *ends], ends))
 
 
 def _height(texts: Sequence[str]) -> int:
