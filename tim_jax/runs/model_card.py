@@ -118,7 +118,7 @@ def _use(config: ConfigDict, origin: Origin, name: str) -> str:
     if config.model.condition == "text":
         call, asked = 'tim("a prompt", steps=4)', '--prompt="a prompt"'
     else:
-        chosen = list(origin.classes[:2]) or [0, 1]
+        chosen: list[str | int] = list(origin.classes[:2]) or [0, 1]
         call = f"tim({chosen!r}, steps=4)"
         asked = shlex.quote("--labels=" + ",".join(f'"{one}"' if "," in str(one) else str(one) for one in chosen))
     python = f"import tim_jax\n\ntim = tim_jax.load({place!r}{given})\nimages = {call}  # a list of PIL images"
