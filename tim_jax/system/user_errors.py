@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from tim_jax.system import streams
@@ -45,12 +45,16 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode() or type(error).__name__
 
 
+def _choices(match: re.Match[str]) -> str:
+    return f"{match[1]} is {match[2]}; it must be one of {match[3].replace(chr(39), '')}"  # which Python 3.11 quotes
+
+
 # What argparse says, and how commands say it.
-REWORDED = (
+REWORDED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"the following arguments are required: (.+)", r"\1: missing"),
     (r"argument ([^:]+): invalid int value: (.+)", r"\1 is \2; it must be a whole number"),
     (r"argument ([^:]+): invalid float value: (.+)", r"\1 is \2; it must be a number"),
-    (r"argument ([^:]+): invalid choice: (.+) \(choose from (.+)\)", r"\1 is \2; it must be one of \3"),
+    (r"argument ([^:]+): invalid choice: (.+) \(choose from (.+)\)", _choices),
     (r"argument ([^:]+): expected one argument", r"\1: has no value; it must be \1=VALUE"),
     (r"unrecognized arguments: (.+)", r"\1: no such argument"),
 )
