@@ -131,7 +131,7 @@ def test_the_card_says_what_hubs_and_people_ask_for(made, tmp_path):
 
 
 REFUSED = [
-    (["--which=slow"], "--which: is called --ema now: --ema=slow"),
+    (["--which=slow"], "--which=slow: is called --ema now: --ema=slow"),
     (["--ema=fast"], "--ema is 'fast'; it must be one of online, slow"),
     (["--private"], "--private: is about a repository"),
     (["--upload=cats"], "REPOSITORY is 'cats'; it must be the owner and the name"),

@@ -237,6 +237,18 @@ def obstacles(exported: Exported) -> list[str]:
     return published.obstacles(workdir.restored(dict(exported.origin.config)), own_modules(exported))
 
 
+def write_export(exported: Exported, out: epath.Path, name: str) -> epath.Path:
+    """Writes weights to a new folder, or to a file where `out` ends like one, and returns the file that has them.
+
+    name: of the model, for its card. Raises OSError.
+    """
+    if out.suffix == ".safetensors":
+        write_file(exported, out)
+        return out
+    write_folder(exported, out, name)
+    return out / exports.WEIGHTS
+
+
 def write_file(exported: Exported, file: epath.Path) -> None:
     """Writes weights as safetensors, in one move. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)

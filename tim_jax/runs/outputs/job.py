@@ -17,14 +17,12 @@ from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
 from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images, read_labels, read_size
-from tim_jax.runs.outputs.settings import SampleSettings
+from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
-
-COUNT = 40  # images per step count where no labels are given
 
 
 @dataclasses.dataclass(frozen=True)
