@@ -49,6 +49,19 @@ def test_a_log_of_short_work_has_one_line_or_none(clock):
     assert stepped(clock, io.StringIO(), steps=9, leave=False) == ""
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_work_shows_its_first_figures_and_its_last(clock, steps):
+    file = io.StringIO()
+    with progress.Bar(total=steps, file=file) as bar:
+        for i in range(steps):
+            bar.update()
+            bar.show(f"loss {i}")
+    lines = file.getvalue().splitlines()
+    assert [re.search(r"(\d+)/.*, loss (\d+)\]", line).groups() for line in lines] == [
+        (str(i + 1), str(i)) for i in sorted({0, steps - 1})
+    ]
+
+
 def test_a_terminal_gets_a_bar(clock):
     assert stepped(clock, Terminal(), steps=9).count("\r") > 2
 

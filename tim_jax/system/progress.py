@@ -22,6 +22,7 @@ class Bar(tqdm):
         file = keywords.get("file") or sys.stderr
         self.in_log = not (file.isatty() or type(file).__module__.startswith("ipykernel"))
         self._shown = time.monotonic()
+        self._said: tuple[float, str] | None = None  # count and figures of the last line
         if self.in_log:
             keywords |= {"ncols": 0, "dynamic_ncols": False, "ascii": True, "miniters": 1, "mininterval": SECONDS}
         super().__init__(*args, **keywords)
@@ -34,10 +35,16 @@ class Bar(tqdm):
             self._line()
         return True
 
+    def show(self, figures: str) -> None:
+        """Shows figures beside the bar. In a log, the first ones are a line at once, and later ones wait for theirs."""
+        self.set_postfix_str(figures, refresh=not self.in_log)
+        if self.in_log and not self.disable and self._said is None:
+            self._line()
+
     def _line(self) -> None:
         self.fp.write(f"{self}\n")
         self.fp.flush()
-        self._shown = time.monotonic()
+        self._shown, self._said = time.monotonic(), (self.n, self.postfix)
 
     def clear(self, nolock: bool = False) -> None:
         """Takes the bar away while something else is written; lines stay."""
@@ -48,7 +55,7 @@ class Bar(tqdm):
         """Ends the bar; in a log, with a last line."""
         if not self.in_log or self.disable:
             return super().close()
-        if self.leave:
+        if self.leave and self._said != (self.n, self.postfix):
             self._line()
         self.disable = True
         self._decr_instances(self)
