@@ -33,7 +33,7 @@ class Bar(tqdm):
         """Draws the bar, or writes a line if it is time for one."""
         if not self.in_log:
             return super().display(msg, pos)
-        if time.monotonic() - self._shown >= SECONDS:
+        if time.monotonic() - self._shown >= SECONDS and self._said != (self.n, self.postfix):
             self._line()
         return True
 
