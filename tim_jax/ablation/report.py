@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,32 @@ from tim_jax.evaluation import figures
 from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
+ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # of the runs that --only names
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
 DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
-def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
-    """Collects all that is known of an ablation.
+def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | None = None) -> dict[str, Any]:
+    """Collects all that is known of an ablation, or of some of its runs alone.
 
     Args:
         ablation: the ablation.
         folder: its folder.
+        members: the runs, all by default.
 
     Returns:
         A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "variants", "baselines",
-        "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
+        "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
+        "others" are the variants and baselines that are not among the runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
+    members = ablation.members() if members is None else members
+    seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
     variants, baselines, tables = {}, {}, []
-    for name in (*ablation.variants, *ablation.baselines):
-        results = [runs.read(folder / str(Member(name, seed))) for seed in range(ablation.seeds)]
-        good = [result for result in results if result and "table" in result]
+    for name in (name for name in ablation.names if seeds[name]):
+        results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
+        good = [result for result in results.values() if result and "table" in result]
         tables += [result["table"] for result in good]
         if name in ablation.baselines:
             about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
@@ -46,29 +51,30 @@ def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
-        "seeds": ablation.seeds,
+        "seeds": max(map(len, seeds.values())),
         "samples": tables[0]["samples"] if tables else None,
         "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
         "variants": variants,
         "baselines": baselines,
+        "others": [name for name in ablation.names if not seeds[name]],
         "winners": winners(variants),
     }
 
 
-def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
+def summarise(results: Mapping[int, dict[str, Any] | None]) -> dict[str, Any]:
     """Summarises the runs of a variant or of a baseline.
 
     Args:
-        results: of its runs by seed, None for those that are not finished.
+        results: {seed: of that run}, None for those that are not finished.
 
     Returns:
-        {"finished": number of runs, "failures": {seed: line}, "train_seconds": mean, for what was trained here,
-        "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every distance
+        {"runs": how many, "finished": how many of them, "failures": {seed: line}, "train_seconds": mean, for what was
+        trained here, "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every distance
         NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
     """
-    good = [result for result in results if result and "table" in result]
-    failures = {seed: result["failure"] for seed, result in enumerate(results) if result and "failure" in result}
-    about: dict[str, Any] = {"finished": len(good), "failures": failures, "rows": []}
+    good = [result for result in results.values() if result and "table" in result]
+    failures = {seed: result["failure"] for seed, result in results.items() if result and "failure" in result}
+    about: dict[str, Any] = {"runs": len(results), "finished": len(good), "failures": failures, "rows": []}
     if not good:
         return about
     if "train_seconds" in good[0]:
@@ -140,12 +146,14 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in DISTANCES)]
-    missing = {name: about for name, about in everything.items() if about["finished"] < seeds}
+    if found["others"]:
+        text += ["", f"Left out by --only: {', '.join(found['others'])}."]
+    missing = {name: about for name, about in everything.items() if about["finished"] < about["runs"]}
     if missing:
         text += ["", "Not finished:", ""]
         for name, about in missing.items():
             failed = "".join(f"; seed {seed} failed: {line}" for seed, line in about["failures"].items())
-            text += [f"- {name}: {about['finished']} of {seeds} runs{failed}"]
+            text += [f"- {name}: {about['finished']} of {about['runs']} runs{failed}"]
     return "\n".join(text) + "\n"
 
 
@@ -224,12 +232,24 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
     figures.save(figure, path)
 
 
-def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
-    """Writes the report into an ablation's folder and returns its markdown. `title` is its heading."""
-    found = collect(ablation, folder)
-    text = to_markdown(found, title)
-    files.replace(folder / "ablation.md", text.encode())
-    files.replace(folder / "ablation.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    if any(about["rows"] for about in (found["variants"] | found["baselines"]).values()):
-        plot(found, folder / "ablation.png", title)
+def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
+    """Writes the report into an ablation's folder.
+
+    Args:
+        ablation: the ablation.
+        folder: its folder.
+        title: of the report.
+        only: runs that have a report of their own beside that of all (ONLY_NAMES).
+
+    Returns:
+        The markdown of the runs in `only`, or of all.
+    """
+    text = ""
+    for names, members in ((NAMES, None), (ONLY_NAMES, only))[: 1 if only is None else 2]:
+        found = collect(ablation, folder, members)
+        text = to_markdown(found, title)
+        files.replace(folder / names[0], text.encode())
+        files.replace(folder / names[1], (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+        if any(about["rows"] for about in (found["variants"] | found["baselines"]).values()):
+            plot(found, folder / names[2], title)
     return text

@@ -6,7 +6,7 @@ r > t. Nodes are noise levels from 0 (data) to 1 (noise), in which transports ca
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from tim_jax.system import files
 NAMES = ("diagnostics.json", "diagnostics_error.png", "diagnostics_tangent.png", "diagnostics_derivative.png")
 CELLS_WIDTH = 500  # of a heat map, in widths of a digit of one point
 SMALLEST_TEXT = 4.5  # points; with smaller ones the cells of a heat map have no numbers
+MAX_LINES = 17  # of a table in text
 MAX_LABELS = 10  # along a side of a heat map
 EXACT = "exact"  # stands in the place of a half step for forward mode in the type of computation
 
@@ -48,10 +49,59 @@ def relative(difference: np.ndarray, size: np.ndarray, by: str) -> np.ndarray:
     Returns:
         (n,) the root of the ratio for each group.
     """
-    t, r = pairs(len(size))
-    group = t - r if by == "interval" else t
-    sums = [np.bincount(group, values[t, r], len(size)) for values in (difference, size)]
+    sums = [by_group(values, by, np.sum) for values in (difference, size)]
     return np.sqrt(sums[0] / np.maximum(sums[1], np.finfo(float).tiny))
+
+
+def by_group(values: np.ndarray, by: str, reduce: Callable[[np.ndarray], np.floating]) -> np.ndarray:
+    """Returns (n,) what `reduce` makes of the pairs of one group in a matrix (n, n); see `relative` for `by`."""
+    t, r = pairs(len(values))
+    group = t - r if by == "interval" else t
+    return np.array([reduce(values[t, r][group == k]) for k in range(len(values))])
+
+
+def derivative(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Returns {"interval" or "time": {type: {half step or EXACT: (n,) relative errors of dF/dt}}}; see `write`."""
+    return {
+        by: {
+            dtype: {str(step): relative(matrix, found["square"], by) for step, matrix in steps.items()}
+            for dtype, steps in found["difference"].items()
+        }
+        for by in ("interval", "time")
+    }
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Returns the figures as two tables for a terminal, by time and by interval; at most MAX_LINES lines each.
+
+    Args:
+        found: what `write` takes.
+    """
+    levels, curves, text = np.asarray(found["levels"]), derivative(found), []
+    shown = range(0, len(levels), math.ceil(len(levels) / MAX_LINES))
+    firsts = {
+        "time": ("noise level of t (0 data, 1 noise)", "t"),
+        "interval": ("interval, noise level of t minus that of r (0: r = t)", "t - r"),
+    }
+    for by, (title, first) in firsts.items():
+        columns = {
+            first: levels,
+            "(F - F*)^2": by_group(found["error"], by, np.mean),
+            "|dF/dt|": np.sqrt(by_group(found["square"], by, np.mean)),
+        }
+        for dtype, steps in curves[by].items():
+            names = {step: "forward" if step == EXACT else f"eps {float(step):g}" for step in steps}
+            many = len(curves[by]) > 1
+            columns |= {f"{names[step]} {dtype}" if many else names[step]: each for step, each in steps.items()}
+        lines = [list(columns), *([f"{values[i]:.3g}" for values in columns.values()] for i in shown)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        text += [f"By {title}:", *table, ""]
+    text += [
+        "(F - F*)^2: mean squared error against the transition target. |dF/dt|: its root mean square.",
+        "After them: relative errors of dF/dt by central differences of half step eps, against forward mode in float32.",
+    ]
+    return "\n".join(text)
 
 
 def write(found: Mapping[str, Any], folder: epath.Path) -> None:
@@ -65,13 +115,7 @@ def write(found: Mapping[str, Any], folder: epath.Path) -> None:
         folder: where the files are written.
     """
     levels = np.asarray(found["levels"])
-    curves = {
-        by: {
-            dtype: {str(step): relative(matrix, found["square"], by) for step, matrix in steps.items()}
-            for dtype, steps in found["difference"].items()
-        }
-        for by in ("interval", "time")
-    }
+    curves = derivative(found)
     shown = {name: value for name, value in found.items() if name not in ("square", "difference")}
     text = json.dumps(plain(shown | {"derivative": curves}), indent=2, allow_nan=False)
     files.replace(folder / NAMES[0], (text + "\n").encode())

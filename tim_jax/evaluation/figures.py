@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from tim_jax.system import files
