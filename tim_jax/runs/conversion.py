@@ -174,7 +174,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
         ValueError: one line.
     """
     saved = warm_start.find(path, "WORKDIR")
-    config = workdir.restored(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
     if ema not in found:
         raise ValueError(f"--which is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
