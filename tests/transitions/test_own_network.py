@@ -136,9 +136,10 @@ def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samp
     (value, metrics), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.float32(0.3))
     assert jnp.isfinite(value) and jnp.isfinite(slope) and slope != 0
     assert metrics["error"].shape == metrics["t"].shape == (COUNT,)
-    conditions = {key: given[key] for key in ("condition", "null_condition") if key in given}
-    drawn = generate(objective, lambda *args: net(0.3, *args), x, 2, key=jax.random.key(3), **conditions)
-    assert drawn.shape == x.shape and jnp.isfinite(drawn).all()
+    if name in ("tim", "improved_mean_flow", "scm"):  # of each way in which a network is asked
+        rest = {key: given[key] for key in ("condition", "null_condition") if key in given}
+        drawn = generate(objective, lambda *args: net(0.3, *args), x, 2, key=jax.random.key(3), **rest)
+        assert drawn.shape == x.shape and jnp.isfinite(drawn).all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -149,8 +150,8 @@ def test_samples_of_the_exact_flow_map_have_the_spread_of_the_data(transport, sa
     objective = unweighted(transport, Times())
     noise, sampling = random(4, (2000, 2)), Sampling(sampler=sampler, grid="edm")
     net = lambda x, t, r: gaussian.F(x, t, r)  # noqa: E731
-    drawn = generate(objective, net, noise, 16, key=jax.random.key(0), sampling=sampling)
-    assert drawn.std() == pytest.approx(0.5, rel=0.1)
+    drawn = generate(objective, net, noise, 64, key=jax.random.key(0), sampling=sampling)
+    assert drawn.std() == pytest.approx(0.5, rel=0.06)
     path = generate(objective, net, noise, 4, trajectory=True)
     assert path.shape == (5, 2000, 2)
     np.testing.assert_allclose(path[-1], generate(objective, net, noise, 4), atol=1e-5)
