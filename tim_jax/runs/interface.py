@@ -26,11 +26,18 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.sampler import make_plan, time_grid
 
 
-def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
+def load(
+    path: str | os.PathLike[str],
+    *,
+    plugin: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    **overrides: Mapping[str, Any],
+) -> "Tim":
     """Loads a trained run, ready to draw images.
 
     Args:
         path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        plugin: Python files of one's own to run first. Those that the run was trained with are found where they were,
+            but must be given where they are somebody else's.
         **overrides: sections of the configuration with the keys to change, such as
             `codecs={"autoencoder": "DIR"}`, `sampling={"guidance": 2.5}` or `mesh={"data": 1}`. Keys that make a run
             what it is cannot be changed.
@@ -43,6 +50,7 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     """
     saved = warm_start.find(str(path), "path")
     texts = {key: str(value) for key, value in flatten(overrides).items()}
+    texts["plugin"] = ",".join(map(str, [plugin] if isinstance(plugin, str | os.PathLike) else plugin))
     folder = saved.directory.parent
     run = build(workdir.load(folder, texts))
     compilation_cache.use(run.config.training.compilation_cache)
