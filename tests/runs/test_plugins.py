@@ -46,7 +46,7 @@ TRANSPORTS["straight"] = lambda: dataclasses.replace(TRANSPORTS["ot_fm"](), name
 SAMPLERS["own"] = dataclasses.replace(SAMPLERS["euler"])
 GRIDS["own"] = lambda transport, start, u, shift: GRIDS["uniform"](transport, start, u**2, shift)
 SOURCES["own_digits"] = open_digits
-METRICS["own_fd"] = dataclasses.replace(METRICS["fd"])
+METRICS["own_fd"] = METRICS["frechet"]._replace()
 '''
 SMALL = {
     **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "8", "training.steps": "2", "training.log_every": "1",

@@ -192,7 +192,7 @@ def test_dropped_conditions_and_guidance():
         ),
         (
             lambda net: mean_loss(unweighted(OT_FM, Times()), net, random(0), jax.random.key(0), fast=net),
-            "fast: no network of Objective, which calls no other network",
+            "fast: no network of the objective, which calls no other network",
         ),
         (
             lambda net: mean_loss(unweighted(OT_FM, Times()), net, random(0), jax.random.key(0), condition_dropout=0.1),
@@ -204,7 +204,7 @@ def test_dropped_conditions_and_guidance():
         ),
         (
             lambda net: mean_loss(OBJECTIVES["tbcm"](OT_FM), net, random(0)[:9], jax.random.key(0)),
-            "tbcm takes multiples of 8",
+            "the objective takes multiples of 8",
         ),
         (lambda net: generate(unweighted(OT_FM, Times()), net, random(0), 0), "steps is 0"),
         (

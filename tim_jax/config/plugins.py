@@ -188,7 +188,7 @@ def _run(path: str, text: str, together: Iterable[str]) -> Plugin:
         text: of the file.
         together: the hashes of the plugins that it must get on with; it takes the place of others of its names.
     """
-    before = {table: dict(entries) for table, entries in TABLES.items()}
+    before, loaded = {table: dict(entries) for table, entries in TABLES.items()}, dict(LOADED)
     module = types.ModuleType(f"tim_jax_plugin_{pathlib.PurePath(path).stem}_{digest(text)[:8]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # where dataclasses look for their types
@@ -201,6 +201,8 @@ def _run(path: str, text: str, together: Iterable[str]) -> Plugin:
         for table, entries in before.items():
             TABLES[table].clear()
             TABLES[table].update(entries)
+        LOADED.clear()
+        LOADED.update(loaded)
         del sys.modules[module.__name__]
         _renew()
         said = str(error) if isinstance(error, Refused) else loading.said(error, pathlib.Path(path))

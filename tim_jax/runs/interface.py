@@ -1,10 +1,14 @@
 """A trained run in the hands of a program: `tim = tim_jax.load(path)`, then `tim("a red bicycle", steps=4)`."""
 
+import contextlib
 import dataclasses
+import html
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -17,6 +21,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.runs import workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator
+from tim_jax.runs.images import Images
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.step_grid import with_found_grid
@@ -48,13 +53,33 @@ def load(
     Raises:
         ValueError: one line that names what is wrong: no checkpoint, an unknown key, a module that is not there.
     """
-    saved = warm_start.find(str(path), "path")
+    saved = warm_start.find(os.fspath(path), "path")
     texts = {key: str(value) for key, value in flatten(overrides).items()}
     texts["plugin"] = ",".join(map(str, [plugin] if isinstance(plugin, str | os.PathLike) else plugin))
     folder = saved.directory.parent
-    run = build(workdir.load(folder, texts))
-    compilation_cache.use(run.config.training.compilation_cache)
-    return Tim(with_found_grid(run, folder, saved.step), saved)
+    with arguments_of_python():
+        run = build(workdir.load(folder, texts))
+        compilation_cache.use(run.config.training.compilation_cache)
+        return Tim(with_found_grid(run, folder, saved.step), saved)
+
+
+@contextlib.contextmanager
+def arguments_of_python(*own: str) -> Iterator[None]:
+    """Within this context errors name arguments of Python, such as sampling={'guidance': -1.0}, not flags and keys.
+
+    own: arguments that stand for a key of `sampling`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"--config\.plugin=(\S+)", r"plugin='\1'", str(error))
+        text = re.sub(r"--config\.([a-z_]+)\.([a-z_.]+[a-z_])", r"\1={'\2': …}", text)
+        text = re.sub(r"^--workdir=(.*?): ", r"path is '\1'; it ", text)
+        text = re.sub(r"^--", "", text)
+        for name in own:
+            text = re.sub(rf"^sampling\.{name} is ", f"{name} is ", text)
+        text = re.sub(r"^([a-z_]+)\.([a-z_.]+) is (.*?); it must", r"\1={'\2': \3}; it must", text)
+        raise ValueError(text) from None
 
 
 class Tim:
@@ -71,9 +96,13 @@ class Tim:
 
     Attributes:
         run: all that the configuration says, built.
+        path: the checkpoint that has the weights, WORKDIR/checkpoints/STEP.
+        step: of the training, at which they were saved.
     """
 
     run: Run
+    path: str
+    step: int
 
     def __init__(self, run: Run, saved: warm_start.Saved):
         """Reads the weights of a run; see `load`.
@@ -92,11 +121,13 @@ class Tim:
                 "codecs.autoencoder is ''; it must name what decodes the examples of this run, which are latents"
             )
         self.run, self._decoder = run, decoder
+        self.path, self.step = str(saved), saved.step
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         self._weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
         self._generators: dict[tuple[int, float], Generator] = {}
         self._generator(1, None).load()
 
+    @arguments_of_python("guidance")
     def __call__(
         self,
         conditions: str | int | Sequence[str] | Sequence[int],
@@ -105,7 +136,7 @@ class Tim:
         seed: int = 0,
         guidance: float | None = None,
         count: int = 1,
-    ) -> list[Image.Image]:
+    ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
         Args:
@@ -118,7 +149,8 @@ class Tim:
             count: images of each prompt or label.
 
         Returns:
-            `count` images of the first prompt or label, then those of the next, and so on.
+            `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
+            show as a grid.
 
         Raises:
             ValueError: one line that names what is wrong.
@@ -147,7 +179,35 @@ class Tim:
         make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
         drawn = draw(generator, self._weights, times, requests, seed=int(seed))
         images = np.concatenate([samples.images for samples in drawn])
-        return [Image.fromarray(image) for image in pictures.to_uint8(images)]
+        drawn_of = [condition for condition in given for _ in range(count)]
+        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count))
+
+    def facts(self) -> dict[str, str]:
+        """Returns what this is, by name."""
+        run, config = self.run, self.run.config
+        height, width, _ = run.image_shape
+        factor = self._decoder.factor
+        weights = jax.tree.leaves(self._weights)
+        device = run.mesh.devices.flat[0]
+        classes = config.model.num_classes
+        return {
+            "run": self.path,
+            "step": f"{self.step:,}",
+            "condition": "text" if config.model.condition == "text" else f"{classes:,} class{'es' * (classes > 1)}",
+            "size": f"{height * factor} × {width * factor}",
+            "objective": f"{config.objective.name}, {run.transport.name}",
+            "sampler": f"{run.sampling.sampler}, guidance {run.sampling.guidance:g}",
+            "parameters": f"{sum(leaf.size for leaf in weights):,}",
+            "weights": run.sampling.ema,
+            "devices": f"{run.mesh.size} × {device.device_kind}",
+        }
+
+    def __repr__(self) -> str:
+        return f"Tim({', '.join(f'{name}: {value}' for name, value in self.facts().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.facts().items())
+        return f"<table>{rows}</table>"
 
     def _generator(self, count: int, guidance: float | None) -> Generator:
         """A generator for so many images at a time; one for each power of two, so that calls share what is compiled."""

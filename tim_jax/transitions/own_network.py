@@ -172,7 +172,7 @@ def _sampling(objective: Objective, sampling: Sampling | None) -> Sampling:
 
 
 def _name(objective: Objective) -> str:
-    return objective.name or type(objective).__name__
+    return objective.name or "the objective"
 
 
 def _check_step(objective: Objective, step: jax.Array | int | None) -> None:
