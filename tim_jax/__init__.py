@@ -25,7 +25,8 @@ def load(
     ```
 
     Args:
-        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
+            `tim-jax convert export` wrote, on this machine or as hf://owner/repository.
         plugin: Python files of one's own to run first; see `python -m tim_jax.train --config.plugin`.
         **overrides: sections of the configuration with the keys to change, such as `sampling={"guidance": 2.5}`.
 

@@ -42,7 +42,7 @@ def test_images_are_a_list_that_is_shown_as_a_grid(tim, tmp_path):
 
 def test_errors_name_arguments_of_python(tim, tmp_path):
     for call, said in (
-        (lambda: tim([10]), "labels"),
+        (lambda: tim([10]), "conditions has 10"),
         (lambda: tim(3, guidance=-1.0), "guidance is -1.0; it must be at least 0"),
         (lambda: tim(3, steps=0), "steps is 0"),
         (lambda: tim_jax.load(RUN, sampling={"guidanc": 2}), "sampling={'guidanc': …}: no such key; did you mean"),

@@ -5,8 +5,7 @@ import copy
 from ml_collections import ConfigDict
 
 from tim_jax.config import plugins, values
-from tim_jax.config.keys import flatten, hint
-from tim_jax.config.sections import FREE
+from tim_jax.config.keys import check_given, flatten
 
 
 def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
@@ -15,12 +14,9 @@ def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     if "plugin" in overrides:
         config.plugin = values.read("plugin", overrides.pop("plugin"))
     config = plugins.with_keys(config)  # before anything is looked up in a table
-    known = set(flatten(config))
+    check_given(overrides, flatten(config))
     for key, text in overrides.items():
         *sections, last = key.split(".")
-        free = len(sections) == 1 and sections[0] in FREE
-        if not free and key not in known:
-            raise ValueError(f"--config.{key}: no such key; {hint(key, known, '--config.')}")
         section = config
         for name in sections:
             section = section[name]
