@@ -78,6 +78,6 @@ def images(path: str) -> list[Image.Image]:
     tim = tim_jax.load(path, plugin="mine.py", sampling={"guidance": 1.5})
     drawn = tim([1, 2], steps=4, count=2)
     drawn.save("grid.png")
-    step: int = tim.step
+    step: int | None = tim.step
     print(step, tim.path, tim.facts()["objective"])
     return drawn

@@ -107,7 +107,15 @@ def run(trained, tmp_path):
     return tmp_path / "copy" / "mine.py", tmp_path / "copy" / "run", new
 
 
-def test_the_workdir_alone_samples_evaluates_and_resumes(run, capsys):
+@pytest.mark.slow
+def test_the_workdir_alone_is_measured_also_by_a_metric_of_its_own(run):
+    _, workdir, _ = run
+    with one_device():
+        evaluate.main([f"--workdir={workdir}", "--steps=1", "--seeds=1", "--nearest=0", "--count=20"])
+    assert "own_fd" in (workdir / "any_step.json").read_text()
+
+
+def test_the_workdir_alone_samples_and_resumes(run, capsys):
     file, workdir, arguments = run
     recorded = json.loads((workdir / "config.json").read_text())
     assert recorded["plugin"] == [f"{file}#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"]
@@ -115,9 +123,6 @@ def test_the_workdir_alone_samples_evaluates_and_resumes(run, capsys):
     assert (workdir / "plugins" / "mine.py").read_text() == PLUGIN
     with one_device():
         sample.main([f"--workdir={workdir}", "--steps=2", "--labels=3"])
-        forget()
-        evaluate.main([f"--workdir={workdir}", "--steps=1", "--seeds=1", "--nearest=0", "--count=20"])
-        assert "own_fd" in (workdir / "any_step.json").read_text()
         forget()
         tim = tim_jax.load(workdir)
         assert tim.run.trainer.step.objective.scale == 3.0 and len(tim([1, 2], steps=1)) == 2

@@ -91,28 +91,33 @@ def load(entries: Sequence[str]) -> tuple[str, ...]:
     return tuple(wanted.values())
 
 
-def require(entries: Sequence[str], folder: Any) -> tuple[str, ...]:
+def load_given(overrides: dict[str, str]) -> tuple[str, ...]:
+    """Takes "plugin" out of overrides and loads what it names: first, since what a run has recorded may need it."""
+    return load(values.read("plugin", overrides.pop("plugin", "")))
+
+
+def require(entries: Sequence[str], folder: Any = None) -> tuple[str, ...]:
     """Loads the plugins that a run has recorded, unless that would run code that may be somebody else's.
 
     A plugin that was loaded before and has the same code, comments apart, does as well.
 
     Args:
         entries: PATH#sha256=HASH.
-        folder: the workdir that has recorded them.
+        folder: the workdir that has recorded them; None for exported weights, which have no copies.
 
     Raises:
         ValueError: one line that says what to type.
     """
     for entry in entries:
         path, _, known = entry.partition(MARK)
-        copy = copy_of(entry, folder)
-        if known in LOADED or _same_code(copy, known):
+        if known in LOADED or (folder is not None and _same_code(copy_of(entry, folder), known)):
             continue
         reason = _why_not(path, known)
         if reason:
+            copy = "FILE runs that code" if folder is None else f"{copy_of(entry, folder)} runs the recorded copy"
             raise ValueError(
-                f"plugin is {path!r}; it must be the code that {folder} was made with, and it {reason}: "
-                f"--config.plugin={copy} runs the recorded copy (read it first, if the run is not your own)"
+                f"plugin is {path!r}; it must be the code that the run was made with, and it {reason}: "
+                f"--config.plugin={copy} (read it first, if it is not your own)"
             )
         load([entry])
     return tuple(LOADED[entry.partition(MARK)[2]].entry for entry in entries)

@@ -17,7 +17,6 @@ from tim_jax.config import keys, plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.config.values import read
 from tim_jax.system import files
 from tim_jax.training.formats import FORMAT
 
@@ -42,14 +41,14 @@ def recorded(workdir: epath.Path) -> dict | None:
     return to_json(restored(json.loads(path.read_text()), workdir))
 
 
-def restored(values: dict, folder: Any) -> ConfigDict:
+def restored(values: dict, folder: Any = None) -> ConfigDict:
     """Returns the configuration that a workdir or a checkpoint has recorded, with its plugins loaded.
 
     It is by today's names, with the values that keys which have come since stand for in it.
 
     Args:
         values: what was recorded.
-        folder: the workdir.
+        folder: the workdir; None for exported weights.
 
     Raises:
         ValueError: for an objective or a transport that is no more, or a plugin that may not be run.
@@ -69,7 +68,7 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
         ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
     """
     overrides = dict(overrides or {})
-    given = plugins.load(read("plugin", overrides.pop("plugin", "")))  # first: the run may need them
+    given = plugins.load_given(overrides)
     values = recorded(workdir)
     if values is None:
         raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
