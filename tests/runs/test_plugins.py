@@ -10,7 +10,7 @@ import pytest
 import tim_jax
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import one_device, told
-from tim_jax import evaluate, sample, train
+from tim_jax import convert, evaluate, sample, train
 from tim_jax.config import keys, plugins, values
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -146,6 +146,15 @@ def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
             assert "plugin is" in error and "has changed" in error and f"--config.plugin={copy}" in error
             forget()
         sample.main([f"--workdir={workdir}", "--steps=1", "--labels=3", f"--config.plugin={copy}"])
+        forget()
+        export = ["export", str(workdir), str(workdir / "out.safetensors")]
+        assert "has changed" in told(convert.main, export, capsys)
+        forget()
+        convert.main([*export, f"--config.plugin={copy}"])
+        forget()
+        with pytest.raises(ValueError, match="has changed: plugin='FILE' runs that code"):
+            tim_jax.load(workdir / "out.safetensors")
+        assert len(tim_jax.load(workdir / "out.safetensors", plugin=copy)([1], steps=1)) == 1
 
 
 def test_code_of_others_is_not_run_from_a_workdir(run, monkeypatch, tmp_path, capsys):
