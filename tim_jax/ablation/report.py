@@ -69,8 +69,8 @@ def summarise(results: Mapping[int, dict[str, Any] | None]) -> dict[str, Any]:
 
     Returns:
         {"runs": how many, "finished": how many of them, "failures": {seed: line}, "train_seconds": mean, for what was
-        trained here, "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every distance
-        NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
+        trained here, "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every
+        distance NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
     """
     good = [result for result in results.values() if result and "table" in result]
     failures = {seed: result["failure"] for seed, result in results.items() if result and "failure" in result}

@@ -99,7 +99,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         text += [f"By {title}:", *table, ""]
     text += [
         "(F - F*)^2: mean squared error against the transition target. |dF/dt|: its root mean square.",
-        "After them: relative errors of dF/dt by central differences of half step eps, against forward mode in float32.",
+        "Then relative errors of dF/dt by central differences of half step eps, against forward mode in float32.",
     ]
     return "\n".join(text)
 
