@@ -2,12 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 import numpy as np
 from PIL import Image, ImageDraw
 
 from tim_jax import data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
 NAMED = 24  # labels that are listed with their names
@@ -75,9 +78,11 @@ def layout(lines: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.Figure:
+def picture(plan: data.BucketPlan, side: int, title: str) -> "Figure":
     """Draws a plan: the shapes of the buckets with their share of the images, and the table."""
-    figure = matplotlib.figure.Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
     shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
     total = plan.images()
     for bucket in plan.buckets:
