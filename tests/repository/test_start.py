@@ -14,7 +14,8 @@ HEAVY = (
 )  # fmt: skip
 # Of these no command has a need before it opens the data, draws a picture or compares features.
 UNNEEDED = {
-    "scipy.linalg", "sklearn", "skimage", "matplotlib", "tensorflow", "tensorflow_datasets", "pyarrow", "torch", "pandas",
+    "scipy.linalg", "sklearn", "skimage", "matplotlib", "tensorflow", "tensorflow_datasets", "pyarrow", "pandas",
+    "torch",
 }  # fmt: skip
 MISTAKES = {
     "help": ["--help"],
