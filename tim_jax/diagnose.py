@@ -1,4 +1,4 @@
-"""python -m tim_jax.diagnose --workdir=DIR [--rows=64 --nodes=9 --epsilons=0.0005,0.005,0.05 --out=DIR]"""
+"""python -m tim_jax.diagnose --workdir=DIR [--examples=64 --nodes=9 --epsilons=0.0005,0.005,0.05 --out=DIR]"""
 
 import argparse
 
@@ -14,7 +14,8 @@ def parser() -> Parser:
         description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples.",
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--rows", type=int, default=64, help="held-out examples in each cell; default: %(default)s")
+    made.add_argument("--examples", type=int, default=64, help="held-out ones in each cell; default: %(default)s")
+    made.add_renamed("--rows", "--examples")
     made.add_argument("--nodes", type=int, default=9, help="noise levels from 0 to 1; default: %(default)s")
     made.add_argument(
         "--epsilons", default="0.0005,0.005,0.05", help="half steps of the central difference; default: %(default)s"
@@ -56,16 +57,18 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
             x, labels = held_out_arrays(run, folder)
-            if not 1 <= args.rows <= len(x):
-                raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out examples")
+            if not 1 <= args.examples <= len(x):
+                raise ValueError(
+                    f"--examples is {args.examples}; it must be between 1 and {len(x)}, the held-out examples"
+                )
             check_class_conditional(run, folder)
             weights, step = load_weights(run, folder)
-        picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
+        picked = np.random.default_rng(0).permutation(len(x))[: args.examples]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
         if jax.process_index() == 0:
             with failures(OSError):
                 out.mkdir(parents=True, exist_ok=True)
-                diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling.ema, **found}, out)
+                diagnostics.write({"step": step, "rows": args.examples, "weights": run.sampling.ema, **found}, out)
             print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
 
 

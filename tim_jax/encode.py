@@ -1,4 +1,4 @@
-"""python -m tim_jax.encode --config=configs/photos_t2i.py --out=DIR [--rows-per-shard=1000] [--config.…=…]
+"""python -m tim_jax.encode --config=configs/photos_t2i.py --out=DIR [--examples-per-shard=1000] [--config.…=…]
 python -m tim_jax.encode --verify=DIR
 
 Encodes every example of a configuration's source once, by its pretrained modules, to shards in DIR. Train on them with
@@ -31,7 +31,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs import shard_job
     from tim_jax.runs.encoding.job import open_encoding
 
-    shard_job.execute(args, lambda: open_encoding(load_config(args.config, overrides), args.rows_per_shard))
+    shard_job.execute(args, lambda: open_encoding(load_config(args.config, overrides), args.examples_per_shard))
 
 
 if __name__ == "__main__":

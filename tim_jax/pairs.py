@@ -1,4 +1,4 @@
-"""python -m tim_jax.pairs --workdir=TEACHER --out=DIR [--rows=50000 --steps=32 --seed=0] [--config.sampling.…=…]
+"""python -m tim_jax.pairs --workdir=TEACHER --out=DIR [--examples=50000 --steps=32 --seed=0] [--config.sampling.…=…]
 python -m tim_jax.pairs --verify=DIR
 
 Writes pairs (ε, x̂(ε)) of noise and the sample that a trained run makes of it, once, to shards in DIR: what rectified
@@ -12,14 +12,15 @@ import argparse
 from tim_jax.config.command_line import MOST, Parser, user_errors
 from tim_jax.runs import shard_arguments
 
-ROWS, STEPS = 50_000, 32
+EXAMPLES, STEPS = 50_000, 32
 
 
 def parser() -> Parser:
     """The arguments."""
     made = shard_arguments.parser("tim_jax.pairs", __doc__)
     made.add_argument("--workdir", help="the folder of the run that samples")
-    made.add_argument("--rows", type=int, default=ROWS, help="pairs; default: %(default)s")
+    made.add_argument("--examples", type=int, default=EXAMPLES, help="pairs; default: %(default)s")
+    made.add_renamed("--rows", "--examples")
     made.add_argument("--steps", type=int, default=STEPS, help="of the sampler; default: %(default)s")
     made.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
     return made
@@ -34,7 +35,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     shard_arguments.check(args, "workdir")
     with user_errors():
-        for name, least, most in (("rows", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
+        for name, least, most in (("examples", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
             if not least <= getattr(args, name) <= most:
                 raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and at most {most}")
 
@@ -47,10 +48,10 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         lambda: open_pairs(
             paths.run_folder(args.workdir, "--workdir"),
             overrides,
-            count=args.rows,
+            count=args.examples,
             steps=args.steps,
             seed=args.seed,
-            rows_per_shard=args.rows_per_shard,
+            rows_per_shard=args.examples_per_shard,
         ),
     )
 

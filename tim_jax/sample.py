@@ -18,7 +18,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
-    made.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
+    made.add_argument("--labels", default="", help="classes by name or number, such as dog,3; default: all in turn")
     made.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
     made.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
     made.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")

@@ -227,7 +227,7 @@ def command_calls(places, each):
         [], ["import"], ["export"], ["other"], ["import", "x", "[y]"], ["import", "", ""], ["export", "x", "y"],
         ["import", "/", str(new)], ["import", "file:///x", str(new)], ["import", "hf://x", str(new)],
         ["export", str(run), "x.bin"], ["export", str(run), f"~nobody-is-called-so/{file}"], ["export", "", file],
-        ["export", str(run), file, "--which=fast"], ["export", str(run), file, "--dtype=x"], ["export", "[x]", file],
+        ["export", str(run), file, "--ema=fast"], ["export", str(run), file, "--dtype=x"], ["export", "[x]", file],
     ):  # fmt: skip
         found.append((convert.main, words, ""))
     return found

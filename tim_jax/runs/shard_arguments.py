@@ -4,7 +4,7 @@ import argparse
 
 from tim_jax.config.command_line import Parser, user_errors
 
-ROWS_PER_SHARD = 1000
+EXAMPLES_PER_SHARD = 1000
 
 
 def parser(name: str, description: str | None) -> Parser:
@@ -16,7 +16,8 @@ def parser(name: str, description: str | None) -> Parser:
     """
     made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
     made.add_argument("--out", help="the folder that shards are written to")
-    made.add_argument("--rows-per-shard", type=int, default=ROWS_PER_SHARD, help="default: %(default)s")
+    made.add_argument("--examples-per-shard", type=int, default=EXAMPLES_PER_SHARD, help="default: %(default)s")
+    made.add_renamed("--rows-per-shard", "--examples-per-shard")
     made.add_argument("--verify", help="a folder of shards whose checksums are to be compared; nothing is made")
     return made
 
@@ -34,5 +35,5 @@ def check(args: argparse.Namespace, needed: str) -> None:
         for name in (needed, "out"):
             if not getattr(args, name):
                 raise ValueError(f"--{name}: missing; see --help")
-        if args.rows_per_shard < 1:
-            raise ValueError(f"--rows-per-shard is {args.rows_per_shard}; it must be at least 1")
+        if args.examples_per_shard < 1:
+            raise ValueError(f"--examples-per-shard is {args.examples_per_shard}; it must be at least 1")

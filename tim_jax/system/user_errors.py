@@ -66,6 +66,17 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return [bare[one] for one in difflib.get_close_matches(name.lstrip("-"), bare, n=1)]
 
 
+class _Renamed(argparse.Action):
+    """Answers the former name of a flag with the one that it has now."""
+
+    def __init__(self, option_strings: Any, dest: str, now: str):
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.now = now
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser.error(f"{option_string}={values}: is called {self.now} now: {self.now}={values}")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that answers wrong arguments with one line and exit code 2.
 
@@ -81,6 +92,10 @@ class ArgumentParser(argparse.ArgumentParser):
             if flag.startswith("--") and not any(known.startswith(flag) for known in flags):
                 self.error(f"{word}: no such argument; {self.hint(flag, equals + value)}")
         return super().parse_known_args(args, namespace)
+
+    def add_renamed(self, before: str, now: str) -> None:
+        """Adds the former name of a flag, which takes one value and is answered with the name of now."""
+        self.add_argument(before, action=_Renamed, now=now)
 
     def flags(self) -> list[str]:
         """All flags of this parser and of those of its subcommands."""
