@@ -38,7 +38,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.measuring import open_measurement
     from tim_jax.runs.start import check_classes, first_state
     from tim_jax.runs.teachers import with_teachers
-    from tim_jax.system import cluster, compilation_cache, files, lock, paths
+    from tim_jax.system import cluster, compilation_cache, devices, files, lock, paths
     from tim_jax.training.preemption import Stop, leave
 
     with user_errors():
@@ -49,7 +49,9 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             if args.check:
                 run = build(config)
                 compilation_cache.use(run.config.training.compilation_cache)
-                return training.check(with_teachers(run))
+                run = with_teachers(run)
+                devices.announce()
+                return training.check(run)
             folder = paths.run_folder(args.workdir, "--workdir")
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
@@ -70,6 +72,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                     "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
                 )
             first = first_state(run, folder)
+            devices.announce()  # before data is read, which may take minutes
             pipeline = open_pipeline(run)
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
