@@ -6,9 +6,8 @@ import sys
 import jax
 import pytest
 
-from tim_jax.system import devices
-
-GPU, TPU = devices.ACCELERATORS
+from tim_jax.system import accelerators, devices
+from tim_jax.system.accelerators import GPU, TPU
 
 
 @pytest.mark.parametrize(
@@ -29,10 +28,10 @@ def test_an_accelerator_is_known_by_its_files(kind, files, found, tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert devices.is_there(kind, str(tmp_path)) == found
+    assert accelerators.is_there(kind, str(tmp_path)) == found
 
 
-@pytest.mark.parametrize("kind", devices.ACCELERATORS, ids=lambda kind: kind.extra)
+@pytest.mark.parametrize("kind", [GPU, TPU], ids=lambda kind: kind.extra)
 @pytest.mark.parametrize("installed", [False, True])
 def test_the_owner_of_an_idle_accelerator_is_told(kind, installed, monkeypatch, capsys, caplog):
     monkeypatch.setattr(devices, "is_there", lambda one: one is kind)

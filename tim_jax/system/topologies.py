@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 
+from tim_jax.system.accelerators import NO_TPU
 from tim_jax.system.chips import CHIPS, Chip
 
 EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
@@ -96,9 +97,7 @@ def _tpus(name: str) -> list:
     from jax.experimental import topologies
 
     # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
-             "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
-    for key, value in quiet.items():
+    for key, value in (NO_TPU | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
         os.environ.setdefault(key, value)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
