@@ -33,7 +33,8 @@ def get_config():
     config.data.flip = 0.0  # share of examples that are mirrored
     config.data.random_crop = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
-    # cover it and cropped. Neither table nor area: all examples are height × width.
+    # cover it and cropped. Neither table nor area: all examples are height × width, resized and cropped alike. Latents
+    # are not resized.
     config.data.buckets = ConfigDict()
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
@@ -42,8 +43,9 @@ def get_config():
     config.data.buckets.keep_rare = False
     # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     config.data.buckets.tokens = 0
+    # Of height × width as of buckets:
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
-    config.data.buckets.enlarge = False  # use images that are too small for every bucket
+    config.data.buckets.enlarge = False  # use images that are too small for every shape
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     config.data.encode = False

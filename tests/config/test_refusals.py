@@ -216,7 +216,7 @@ BUILD = [
     ({"codecs.tile": "8"}, "codecs.tile"),
     ({"codecs.text_escapes": "True"}, "codecs.text_escapes"),
     ({"data.images": "here"}, "data.images"),
-    ({"data.buckets.enlarge": "True"}, "data.buckets.enlarge"),
+    ({"data.buckets.max_buckets": "3"}, "data.buckets.max_buckets"),
     ({"evaluation.path": "here"}, "evaluation.path"),
     ({**TEXT, "evaluation.labels": "balanced"}, "evaluation.labels"),
 ]
@@ -226,11 +226,14 @@ DATA = [
     ({"data.held_out_share": "0.1"}, "data.held_out_share"),
     ({"data.path": "nowhere", "data.source": "folder"}, "data.path"),
     ({"data.source": "folder"}, "data.path"),
-    ({"data.height": "16"}, "data.height"),
+    ({"data.height": "16"}, "data.height, data.width"),
     ({"data.channels": "3"}, "data.channels"),
     ({"data.mixture": "(('digits', ''),)"}, "data.mixture"),
     ({"data.mixture": "(('digits', '', 0),)"}, "data.mixture"),
-    ({"data.source": "photos", "data.channels": "3"}, "data.buckets.area"),
+    (
+        {"data.source": "photos", "data.channels": "3", "data.height": "4", "data.width": "128"},
+        "data.height, data.width",
+    ),
     ({"model.num_classes": "4"}, "model.num_classes"),
     ({"loader.directory": "gs://bucket/folder"}, "loader.directory"),
 ]

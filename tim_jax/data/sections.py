@@ -18,7 +18,7 @@ UNUSED = {
         "data.buckets.table is given",
         lambda c: c.data.buckets.table,
     ),
-    tuple(f"data.buckets.{key}" for key in ("max_buckets", "keep_rare", "tokens", "max_cropped", "enlarge")): (
+    ("data.buckets.max_buckets", "data.buckets.keep_rare", "data.buckets.tokens"): (
         "data.buckets.table and data.buckets.area are empty",
         lambda c: not c.data.buckets.table and not c.data.buckets.area,
     ),
@@ -35,8 +35,9 @@ class BucketSettings:
     max_buckets: int = MAX_BUCKETS  # number of buckets that are made, at most
     keep_rare: bool = False  # make them so small that shapes too rare for a batch fit too, or else leave these out
     tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
+    # Of height × width as of buckets:
     max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
-    enlarge: bool = False  # use images that are too small for every bucket
+    enlarge: bool = False  # use images that are too small for every shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class DataSettings:
     flip: float = 0.0  # share of examples that are mirrored
     random_crop: bool = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
-    # cover it and cropped. Neither table nor area: all examples are height × width.
+    # cover it and cropped. Neither table nor area: all examples are height × width, resized and cropped alike. Latents
+    # are not resized.
     buckets: BucketSettings = BucketSettings()
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
