@@ -24,12 +24,18 @@ def get_config():
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     config.data.images = ""
     config.data.split = "train"  # the part that is trained on
-    config.data.held_out_share = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
+    # share of "train" that is a part "held_out" instead, chosen by a hash of names; -1: 0.05, or 0 where the data has
+    # parts of its own, chosen at the first start
+    config.data.held_out_share = 0.0
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
-    config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
-    config.data.width = 8
+    # of every example; with buckets, of samples that no other size is requested for; -1: 32 on CPUs and 64 elsewhere,
+    # chosen at the first start
+    config.data.height = 8
+    config.data.width = 8  # -1: as height
     config.data.channels = 1
-    config.data.batch_size = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    # of a global batch, over all devices; unused where buckets.tokens is given; -1: what suits the devices, chosen at
+    # the first start
+    config.data.batch_size = 256
     config.data.flip = 0.0  # share of examples that are mirrored
     config.data.random_crop = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to

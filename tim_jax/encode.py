@@ -10,6 +10,7 @@ import argparse
 
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import shard_job
+from tim_jax.runs.counting import counted
 from tim_jax.runs.encoding.job import Encoding, open_encoding
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Encoding:
     """What the command line asks for. Raises ValueError."""
-    return open_encoding(load_config(args.config, overrides), args.rows_per_shard)
+    return open_encoding(counted(load_config(args.config, overrides)), args.rows_per_shard)
 
 
 if __name__ == "__main__":

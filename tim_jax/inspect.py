@@ -8,8 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import jax
+
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
+from tim_jax.config import automatic, values
 from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.config.examples import make_inputs
 from tim_jax.config.keys import check_keys
@@ -17,6 +19,7 @@ from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import open_data
 from tim_jax.data.summary import layout, summary, table, write
+from tim_jax.runs.counting import counted
 from tim_jax.system import paths
 
 
@@ -30,13 +33,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
     args, overrides = parser.parse(argv)
     with user_errors():
-        config = load_config(args.config, overrides)
+        config = counted(load_config(args.config, overrides))
         folder = paths.given(args.out, "--out", ())
         paths.check_folder(folder, "--out")
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
         check_keys(config)
-        config = values.checked(config)
+        config = automatic.with_size(values.checked(config))
+        if config.data.batch_size == automatic.AUTO:
+            config.data.batch_size = automatic.batch_size(config, jax.devices(), args.batch_multiple)
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
         examples.check(config.model.patch_size, config.model.condition)
         loader.check()

@@ -4,10 +4,11 @@ import contextlib
 
 import jax
 
-from tim_jax.config import keys
+from tim_jax.config import automatic, keys
 from tim_jax.config.build import build
 from tim_jax.config.command_line import Parser, load_config
 from tim_jax.runs import workdir
+from tim_jax.runs.counting import counted
 from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.measuring import open_measurement
 from tim_jax.runs.start import check_classes, first_state
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError("--workdir: missing; it names the folder that the run writes to")
             config = load_config(args.config, overrides)
             if args.check:
-                run = build(config)
+                run = build(counted(config) if config.data.path else config)
                 compilation_cache.use(run.config.training.compilation_cache)
                 return check(with_teachers(run))
             folder = paths.run_folder(args.workdir, "--workdir")
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
             before = workdir.recorded(folder)
-            if before is not None:
-                config = keys.with_recorded_schedule(before, config)
+            given = config
+            config = counted(config) if before is None else keys.with_recorded(before, config)
             run = build(config)
             cache = compilation_cache.use(run.config.training.compilation_cache)
             if before is not None:
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
             print(cache, flush=True)
+            if before is None and (chosen := automatic.told(given, run.config)):
+                print(chosen, flush=True)
         end = fit(run, pipeline, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
         print(last_line(end, folder), flush=True)

@@ -230,10 +230,7 @@ DATA = [
     ({"data.channels": "3"}, "data.channels"),
     ({"data.mixture": "(('digits', ''),)"}, "data.mixture"),
     ({"data.mixture": "(('digits', '', 0),)"}, "data.mixture"),
-    (
-        {"data.source": "photos", "data.channels": "3", "data.height": "4", "data.width": "128"},
-        "data.height, data.width",
-    ),
+    ({"data.source": "photos", "data.channels": "3", "data.height": "128"}, "data.height, data.width"),
     ({"model.num_classes": "4"}, "model.num_classes"),
     ({"loader.directory": "gs://bucket/folder"}, "loader.directory"),
 ]

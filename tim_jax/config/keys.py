@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.config import loading, renames
+from tim_jax.config import automatic, loading, renames
 from tim_jax.config.sections import FREE, unused
 
 IDENTITY = (
@@ -95,8 +95,12 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
 
 
-def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> ConfigDict:
-    """A configuration with the `optimizer.decay_steps` that its workdir has recorded, unless it has its own."""
+def with_recorded(recorded: dict[str, Any], config: ConfigDict) -> ConfigDict:
+    """A configuration with what its workdir has recorded of keys that are chosen at the first start.
+
+    These are those of automatic.KEYS, and `optimizer.decay_steps`; a value that it has itself stays.
+    """
+    config = automatic.as_recorded(config, recorded)
     before, now = recorded["optimizer"], flatten(config)
     if now.get("optimizer.decay_steps") != 0 or now.get("optimizer.schedule") != before["schedule"]:
         return config

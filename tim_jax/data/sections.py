@@ -8,7 +8,10 @@ EMBEDDED = ("digits", "photos")  # sources that need no path
 MAX_BATCH = 10**7
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
-    ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.path",): (
+        "data.source is embedded (--config=own_images is for images of your own)",
+        lambda c: c.data.source in EMBEDDED,
+    ),
     ("data.images",): (
         "data.source is not 'latents', data.mixture names the sources, or data.features_width is 0",
         lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
@@ -49,12 +52,18 @@ class DataSettings:
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     images: str = ""
     split: str = "train"  # the part that is trained on
-    held_out_share: float = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
+    # share of "train" that is a part "held_out" instead, chosen by a hash of names; -1: 0.05, or 0 where the data has
+    # parts of its own, chosen at the first start
+    held_out_share: float = 0.0
     mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
-    height: int = 8  # of every example; with buckets, of samples that no other size is requested for
-    width: int = 8
+    # of every example; with buckets, of samples that no other size is requested for; -1: 32 on CPUs and 64 elsewhere,
+    # chosen at the first start
+    height: int = 8
+    width: int = 8  # -1: as height
     channels: int = 1
-    batch_size: int = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    # of a global batch, over all devices; unused where buckets.tokens is given; -1: what suits the devices, chosen at
+    # the first start
+    batch_size: int = 256
     flip: float = 0.0  # share of examples that are mirrored
     random_crop: bool = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
@@ -78,7 +87,7 @@ class DataSettings:
             condition: of the network, `model.condition`.
         """
         for name in ("height", "width", "channels", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and (name, getattr(self, name)) != ("batch_size", -1):
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size > MAX_BATCH:
             raise ValueError(f"data.batch_size is {self.batch_size}; it must be at most {MAX_BATCH}")

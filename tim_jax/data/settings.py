@@ -148,7 +148,7 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         ValueError: there is no such source, or its examples do not fit the settings.
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    source = _open(settings, settings.split if split is None else split)
+    source = open_split(settings, settings.split if split is None else split)
     channels, key = source.image_shape[-1], settings.section
     if channels != settings.channels:
         raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")
@@ -214,7 +214,7 @@ def _does_not_fit(source: Source, settings: Inputs, heights: np.ndarray, widths:
     )
 
 
-def _open(settings: Inputs, split: str) -> Source:
+def open_split(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,

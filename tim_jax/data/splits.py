@@ -32,6 +32,10 @@ class UnknownSplit(ValueError):
     """The data has no part of that name."""
 
 
+class NothingToHoldOut(ValueError):
+    """A share is to be held out of data that has parts of its own, or too few examples."""
+
+
 def own_split(at: Location, own: Collection[str] = (TRAIN,)) -> str:
     """The part of the data itself that the part `at.split` is, or is taken from.
 
@@ -41,11 +45,11 @@ def own_split(at: Location, own: Collection[str] = (TRAIN,)) -> str:
 
     Raises:
         UnknownSplit: there is no such part.
-        ValueError: a share is to be held out of data that has a part "held_out", or none to take it from.
+        NothingToHoldOut: a share is to be held out of data that has a part "held_out", or none to take it from.
     """
     what = at.path or "this source"
     if at.held_out_share and (HELD_OUT in own or TRAIN not in own):
-        raise ValueError(
+        raise NothingToHoldOut(
             f"data.held_out_share is {at.held_out_share}; it must be 0, as {what} has the parts {', '.join(own)}"
         )
     names = (*own, HELD_OUT) if at.held_out_share else tuple(own)
@@ -130,7 +134,7 @@ def part_of(source: Source, at: Location) -> Source:
         at: names the part and the share; the table of the part's examples is written below its directory.
 
     Raises:
-        ValueError: the part is empty.
+        NothingToHoldOut: the part is empty.
     """
     if not at.held_out_share or at.split not in (TRAIN, HELD_OUT):
         return source
@@ -146,7 +150,7 @@ def part_of(source: Source, at: Location) -> Source:
                 progress.update(stop - start)
     part = Part(source, str(folder), at.split, at.held_out_share)
     if not len(part):
-        raise ValueError(
+        raise NothingToHoldOut(
             f"data.held_out_share is {at.held_out_share}; it must leave something to {at.split!r}, and of the "
             f"{len(source)} examples of {source.name} none is in it"
         )
