@@ -28,6 +28,10 @@ IN_FILE_NAME = re.compile(rf"(?:^|[-_. ])({'|'.join(sorted(NAMES, key=len, rever
 CHUNK = 2**16
 
 
+class NoFiles(ValueError):
+    """There are no files of the kind that the data is to have."""
+
+
 class UnknownSplit(ValueError):
     """The data has no part of that name."""
 
@@ -95,13 +99,14 @@ def files_of_split(at: Location, endings: tuple[str, ...]) -> list[epath.Path]:
         endings: of the files that count, in lower case.
 
     Raises:
-        ValueError: there are no files, or no such part.
+        NoFiles: there are none.
+        ValueError: there is no such part.
     """
     found = _files_by_split(at, at.root, endings)
     if not found and (at.root / "data").is_dir():
         found = _files_by_split(at, at.root / "data", endings)
     if not found:
-        raise ValueError(f"{at.key} is {at.path!r}; it must hold files that end in {' or '.join(endings)}")
+        raise NoFiles(f"{at.key} is {at.path!r}; it must hold files that end in {' or '.join(endings)}")
     if found.keys() == {""}:
         own_split(at)
         return found[""]
