@@ -12,7 +12,7 @@ from tim_jax import train as command
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import compare_identity, completed, with_recorded
+from tim_jax.config.keys import compare_identity, completed, with_recorded_schedule
 from tim_jax.runs.workdir import to_json
 from tim_jax.training import checkpoints, sharding
 
@@ -152,6 +152,6 @@ def test_a_schedule_that_was_given_is_kept_and_may_be_changed(tmp_path):
     assert completed(recorded)["optimizer"]["decay_steps"] == 3600
     for given, taken in (("0", 3600), ("7200", 7200)):
         config = load_config("digits", SMALL | {"optimizer.decay_steps": given, "training.steps": "5000"})
-        assert with_recorded(recorded, config).optimizer.decay_steps == taken
+        assert with_recorded_schedule(recorded, config).optimizer.decay_steps == taken
     with pytest.raises(ValueError, match="optimizer.schedule"):
         compare_identity(recorded, load_config("digits", SMALL | {"optimizer.schedule": "cosine"}), tmp_path)

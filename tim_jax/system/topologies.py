@@ -1,7 +1,8 @@
 """Devices that are not there: TPU slices and GPU clusters as their compilers see them, and the CPU's own.
 
 A topology is written CHIP:SHAPE. TPU slices go by their torus (v5e:16x16, v5p:4x4x8), GPU clusters by nodes × GPUs per
-node (h100:4x8), the CPU by its number of host devices (cpu:8).
+node (h100:4x8), the CPU by its number of host devices (cpu:8). JAX is imported by the functions that need it, so that
+names are checked at once.
 """
 
 import dataclasses
@@ -11,13 +12,11 @@ import os
 import pathlib
 import re
 
-import jax
-from jax.experimental import topologies
-
 from tim_jax.system.chips import CHIPS, Chip
 
 EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
 TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the torus
+COMPILERS = {"TPU": ("libtpu",), "GPU": ("jax_cuda13_plugin", "nvidia")}  # the packages that bring them
 # What XLA's GPU compiler wants to know of a GPU: (compute capability, cores, clock in GHz, arithmetic units per core,
 # shared memory per core and the most of it that one block may have, second-level cache), sizes in bytes.
 GPUS = {
@@ -45,32 +44,57 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """Returns the topology called `name`. Raises ValueError if there is none, or what it needs is not installed."""
+    """Returns the topology called `name`. Raises ValueError as `check`, and for a slice that no compiler knows."""
+    kind, sizes = check(name)
+    if kind in TPUS:
+        devices = _tpus(name)
+        return Topology(name, CHIPS[kind], devices, len(devices))
+    if kind in GPUS:
+        return Topology(name, CHIPS[kind], _gpus(kind, sizes), sizes[-1])
+    return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
+
+
+def check(name: str) -> tuple[str, tuple[int, ...]]:
+    """Returns the chip and the sizes that a topology's name means. Imports nothing.
+
+    Raises:
+        ValueError: If there is no such topology, or if what it needs is not installed.
+    """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"--topology has {name!r}; it must be CHIP:SHAPE, such as {', '.join(EXAMPLES)}")
     sizes = tuple(int(size) for size in shape.split("x"))
-    if kind in TPUS:
-        devices = _tpus(name, sizes, TPUS[kind])
-        return Topology(name, CHIPS[kind], devices, len(devices))
-    if kind in GPUS:
-        return Topology(name, CHIPS[kind], _gpus(name, kind, sizes), sizes[-1])
-    return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
+    if kind in TPUS and len(sizes) != TPUS[kind]:
+        raise ValueError(f"--topology has {name!r}; its shape must have {TPUS[kind]} sizes, such as {_like(name)}")
+    if kind in GPUS and len(sizes) != 2:
+        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(name)}")
+    missing = {package for package in COMPILERS.get(_maker(kind), ()) if importlib.util.find_spec(package) is None}
+    if missing:
+        maker = _maker(kind)
+        raise ValueError(
+            f'--topology has {name!r}, which needs the {maker} compiler: pip install "tim-jax[{maker.lower()}-planner]"'
+        )
+    return kind, sizes
+
+
+def _maker(kind: str) -> str:
+    return "TPU" if kind in TPUS else "GPU" if kind in GPUS else "CPU"
 
 
 def host_devices(names: list[str]) -> None:
     """Makes room for the CPU devices of the topologies `names`, before JAX has started."""
+    import jax
+
     counts = [int(count) for count in re.findall(r"\bcpu:(\d+)", ",".join(names))]
     jax.config.update("jax_platforms", "cpu")
     if counts and max(counts) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(counts))
 
 
-def _tpus(name: str, sizes: tuple[int, ...], dimensions: int) -> list:
-    if len(sizes) != dimensions:
-        raise ValueError(f"--topology has {name!r}; its shape must have {dimensions} sizes, such as {_like(name)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f'--topology has {name!r}, which needs the TPU compiler: pip install "tim-jax[tpu-planner]"')
+def _tpus(name: str) -> list:
+    import jax
+    from jax.experimental import topologies
+
     # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
              "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
@@ -82,11 +106,9 @@ def _tpus(name: str, sizes: tuple[int, ...], dimensions: int) -> list:
         raise ValueError(f"--topology has {name!r}; the TPU compiler has no such slice ({error})") from None
 
 
-def _gpus(name: str, kind: str, sizes: tuple[int, ...]) -> list:
-    if len(sizes) != 2:
-        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(name)}")
-    if any(importlib.util.find_spec(package) is None for package in ("jax_cuda13_plugin", "nvidia")):
-        raise ValueError(f'--topology has {name!r}, which needs the GPU compiler: pip install "tim-jax[gpu-planner]"')
+def _gpus(kind: str, sizes: tuple[int, ...]) -> list:
+    from jax.experimental import topologies
+
     _find_cuda_tools()
     return list(
         topologies.get_topology_desc(
@@ -136,6 +158,8 @@ def gpu_description(kind: str) -> str:
 
 
 def _cpus(name: str, sizes: tuple[int, ...]) -> list:
+    import jax
+
     devices = jax.devices("cpu")
     if len(sizes) != 1 or math.prod(sizes) > len(devices):
         raise ValueError(f"--topology has {name!r}; it must be a number of host devices, here up to {len(devices)}")
