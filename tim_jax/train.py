@@ -57,6 +57,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             paths.check_folder(folder, "--workdir")
             before, given = workdir.recorded(folder), config
             if before is None:
+                if automatic.open_keys(config):
+                    build(config)  # so that what is wrong is told before the data is read
                 config = counted(config)
             else:
                 config = keys.with_recorded_schedule(before, automatic.as_recorded(config, before))

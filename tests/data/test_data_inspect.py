@@ -16,6 +16,7 @@ from tim_jax.data import summary
 from tim_jax.data.bad_records import TooManyBadRecords
 from tim_jax.data.sections import BucketSettings, DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs, open_data
+from tim_jax.system import tiles
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
 KEYS = {"source": "folder", "height": 8, "width": 8, "channels": 3, "batch_size": 4}
@@ -230,6 +231,39 @@ def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys
     height, width = plan.buckets[0].shape
     sheet = np.asarray(Image.open(folder / "out" / f"bucket-{height}x{width}.png"))
     assert {(int(v),) * 3 for v in values} <= set(map(tuple, sheet[18:].reshape(-1, 3).tolist()))
+
+
+def drawn(monkeypatch):
+    """What `tiles.sheet` is given to draw."""
+    found = {}
+    monkeypatch.setattr(tiles, "sheet", lambda rows, **labels: found.update(labels, rows=rows))
+    return found
+
+
+BATCH = {"x": np.zeros((3, 8, 8, 3), np.float32), "label": np.array([2, 0, 1])}
+CAPTIONS = np.array(["a cat", "кот", "猫 ここ\nand a cat"])
+
+
+@pytest.mark.parametrize(
+    "batch, names, labels",
+    [
+        (BATCH, ("cat", "жук", "猫"), ["label 2", "cat", "жук"]),
+        (BATCH, ("cat", "dog\n", "ant"), ["ant", "cat", "label 1"]),
+        (BATCH, ("cat",), []),
+        (BATCH, (), []),
+        (BATCH | {"caption": CAPTIONS}, ("cat", "dog", "ant"), ["a cat", "кот", "? ? and a cat"]),
+    ],
+)
+def test_contact_sheets_say_what_is_shown(batch, names, labels, monkeypatch):
+    found = drawn(monkeypatch)
+    summary.contact_sheet(batch, "8x8, step 0", names)
+    assert found["tile_labels"] == labels and sum(map(len, found["rows"])) == 3
+
+
+def test_long_captions_are_drawn_in_full_width_sheets():
+    words = summary.contact_sheet(BATCH | {"caption": np.array(["a long caption " * 50] * 3)}, "8x8, step 0")
+    plain = summary.contact_sheet(BATCH, "8x8, step 0")
+    assert words.width == plain.width and plain.height < words.height < 2 * plain.height
 
 
 @pytest.mark.parametrize("given, message", [("--batch-multiple=0", "batch-multiple is 0"), ("--confg=x", "--config")])
