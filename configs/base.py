@@ -85,7 +85,7 @@ def get_config():
 
     # The network (tim_jax.networks.TiM).
     config.model = ConfigDict()
-    config.model.size = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
+    config.model.size = "S"  # XS, S, B, L or XL; the next five keys override parts of it where they are not 0
     config.model.width = 0  # D; heads divide it
     config.model.depth = 0  # blocks
     config.model.heads = 0  # H

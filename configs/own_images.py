@@ -26,8 +26,12 @@ def get_config():
     config.data.buckets.enlarge = True
 
     config.model.num_classes = -1
-    config.model.width = 160
-    config.model.heads = 5
+    config.model.size = "XS"  # --config.model.size=S is larger
+    config.model.width = 0
+    config.model.depth = 0
+    config.model.heads = 0
+    config.model.bottleneck = 0
+    config.model.encoder_depth = 0
 
     config.training.steps = 4000
     config.training.sample_every = 250
