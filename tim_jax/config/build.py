@@ -1,5 +1,6 @@
 """From a configuration to a run: the one place that reads a configuration whole."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
+from tim_jax.config import automatic, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys
 from tim_jax.config.loading import load
@@ -39,7 +40,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     Raises:
         ValueError: one line, "KEY is VALUE; it must …".
     """
-    config, default = _checked(config)
+    config, default = _checked(config, devices)
     data, loader, codecs = (
         read(DataSettings, config.data),
         read(LoaderSettings, config.loader),
@@ -61,6 +62,9 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     network = make_network(config, objective)
     warn_of_attention(network, mesh)
     batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple
+    if data.batch_size == automatic.AUTO:
+        config.data.batch_size = automatic.batch_size(config, mesh.devices.ravel().tolist(), batch_multiple)
+        data = dataclasses.replace(data, batch_size=config.data.batch_size)
     check_batch_size(data, mesh, optimizer, objective)
     run = Run(
         config=config,
@@ -86,11 +90,11 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     return run
 
 
-def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
     check_keys(config)
-    config = values.checked(config)
+    config = automatic.without_data(automatic.with_size(values.checked(config), devices))
     default = load("base").get_config()
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)

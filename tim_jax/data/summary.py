@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tim_jax import data
+from tim_jax.system import tiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
 NAMED = 24  # labels that are listed with their names
-SHEET = 1024  # pixels of a contact sheet's longer side, approximately
 
 
 def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
@@ -109,22 +109,33 @@ def first_steps(order: data.Order) -> list[int]:
     return [found[bucket] for bucket in range(len(found))]
 
 
-def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
-    """Draws the examples of a batch side by side, on a nearly square sheet; of latents three channels, scaled."""
+def contact_sheet(batch: dict[str, np.ndarray], title: str, names: tuple[str, ...] = ()) -> Image.Image:
+    """Draws the examples of a batch on a nearly square sheet, each with its caption or the name of its label.
+
+    Args:
+        batch: as in training; of latents three channels are drawn, scaled.
+        title: drawn above.
+        names: of labels; () or a single one for none.
+    """
     x = batch["x"]
     if x.shape[-1] not in (1, 3):
         x = x[..., :3] / max(1e-6, float(np.abs(x[..., :3]).max()))
     x = np.repeat(x, 3, -1) if x.shape[-1] == 1 else x
     count, height, width, _ = x.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))
-    zoom = max(1, SHEET // (columns * width))
-    lines = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, lines * (height * zoom + 2) + 18), "white")
-    ImageDraw.Draw(sheet).text((4, 3), title, fill="black")
-    for i, image in enumerate(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)):
-        shown = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-        sheet.paste(shown, (2 + i % columns * (width * zoom + 2), 18 + i // columns * (height * zoom + 2)))
-    return sheet
+    shown = list(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8))
+    rows = [shown[start : start + columns] for start in range(0, count, columns)]
+    return tiles.sheet(rows, tile_labels=_tile_labels(batch, names), title=title)
+
+
+def _tile_labels(batch: dict[str, np.ndarray], names: tuple[str, ...]) -> list[str]:
+    """What is written below the examples of a batch: [] for nothing. Names that cannot be drawn are numbers."""
+    if "caption" in batch:
+        return [tiles.drawable(str(caption)) for caption in batch["caption"]]
+    if len(names) < 2:
+        return []
+    drawn = [name if tiles.drawable(name) == name else f"label {label}" for label, name in enumerate(names)]
+    return [drawn[label] for label in batch["label"].tolist()]
 
 
 def write(
@@ -148,5 +159,6 @@ def write(
     batches = data.global_batches(source, plan, seed, augmentation=augmentation)
     for bucket, step in zip(plan.buckets, first_steps(data.Order(plan, seed)), strict=True):
         written.append(folder / f"bucket-{bucket.height}x{bucket.width}.png")
-        contact_sheet(batches[step], f"{bucket.height}x{bucket.width}, step {step}").save(written[-1])
+        title = f"{bucket.height}x{bucket.width}, step {step}"
+        contact_sheet(batches[step], title, source.class_names).save(written[-1])
     return written

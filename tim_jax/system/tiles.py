@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,9 +18,28 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Matplotlib's own font, which has more alphabets than Pillow's; size: in pixels."""
+    return ImageFont.truetype(_file(), size)
+
+
+def _file() -> pathlib.Path:
     import matplotlib  # takes a while, and only pictures need it
 
-    return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """The code points that the font has."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_file())).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """A text with "?" for letters that the font has not, such as Chinese ones, which would be drawn as empty boxes."""
+    return re.sub(
+        "\0+", "?", "".join(letter if ord(letter) in _letters() else "\0" for letter in " ".join(text.split()))
+    )
 
 
 def enlargement(tiles: Sequence[np.ndarray]) -> int:
