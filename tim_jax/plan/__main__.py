@@ -30,7 +30,7 @@ def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Teache
         models: the models that it learns from (see `models_of`).
     """
     step = compile_step(config, devices, models=models)
-    found = collectives.read(step.text) if step.text else []
+    found = collectives.read(step.text, devices.islands) if step.text else []
     best = bounds(step, devices, found) if step.text else None
     plan = report.PlanReport(devices, step, found, best, config.training.steps)
     if plan.fits:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     """Plans a run; returns the exit code, FAILED if it does not fit somewhere."""
     parser = Parser(prog="python -m tim_jax.plan", description="Plans a run for devices that are not there.")
     parser.add_argument("--config", required=True, help="a configuration, such as configs/imagenet256_xl.py")
-    parser.add_argument("--topology", required=True, help=f"one or more of CHIP:SHAPE, such as {','.join(EXAMPLES)}")
+    parser.add_argument("--topology", required=True, help=f"one or more, such as {','.join(EXAMPLES)}")
     parser.add_argument(
         "--teacher", help="configuration of the model that is learnt from; default: of teacher.checkpoint"
     )

@@ -22,6 +22,7 @@ from tim_jax.runs import teachers
 from tim_jax.system import flops
 from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
+from tim_jax.training.mesh import AUTO
 
 # Triton finds tiles for a product by trying them on the GPU. Without a GPU some products have none, and the compiler
 # fails; the products of the library need none.
@@ -34,6 +35,7 @@ class Step:
 
     Attributes:
         mesh: of the devices.
+        chosen: whether the size of its axis `fsdp` was chosen, not named.
         batch_size: examples in a batch.
         unit: what the size of another batch would have to be a multiple of.
         shapes: abstract tree of the parameters.
@@ -45,6 +47,7 @@ class Step:
     """
 
     mesh: Mesh
+    chosen: bool
     batch_size: int
     unit: int
     shapes: Any
@@ -144,6 +147,7 @@ def compile_step(
     whole = run.batch_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
+        chosen=run.config.mesh.fsdp == AUTO and run.mesh.shape["fsdp"] > 1,
         batch_size=batch_size,
         unit=whole if batch_size % whole == 0 else run.batch_multiple,
         shapes=state.params,
