@@ -20,7 +20,8 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     ```
 
     Args:
-        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
+            `tim-jax convert export` wrote, on this machine or as hf://owner/repository.
         **overrides: sections of the configuration with the keys to change, such as `sampling={"guidance": 2.5}`.
 
     Returns:

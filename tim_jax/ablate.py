@@ -3,40 +3,47 @@
 import argparse
 import pathlib
 
-import jax
-
-from tim_jax.ablation import baselines, budget, job, launch, report, settings
-from tim_jax.config.command_line import Parser
-from tim_jax.system import cluster, paths
+from tim_jax.config.command_line import Parser, user_errors
 from tim_jax.system.exit_codes import FAILED
-from tim_jax.system.user_errors import user_errors
-from tim_jax.training.preemption import Stop
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command; argv: its arguments, by default those of the process."""
-    parser = Parser(
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(
         prog="python -m tim_jax.ablate",
         description="Trains variants of one configuration at equal cost and compares them. "
         "--config.section.key=value changes the configuration that all start from.",
     )
-    parser.add_argument("--config", required=True, help="an ablation, such as configs/ablations/objectives.py")
-    parser.add_argument("--workdir", required=True, help="its folder; started again in it, an ablation goes on")
-    parser.add_argument("--only", help="variants, or single runs such as tim/seed_0, with commas between")
-    parser.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
-    parser.add_argument("--equal", help="time, flops or steps; default: as the file says")
-    parser.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
-    parser.add_argument("--report", action="store_true", help="only table and plot, of the runs that are finished")
-    parser.add_argument("--launch", help="print commands, one for every run: print, slurm or kubernetes")
-    args, overrides = parser.parse(argv)
+    made.add_config(required=True, help="an ablation, such as configs/ablations/objectives.py")
+    made.add_argument("--workdir", required=True, help="its folder; started again in it, an ablation goes on")
+    made.add_argument("--only", help="variants, or single runs such as tim/seed_0, with commas between")
+    made.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
+    made.add_argument("--equal", help="time, flops or steps; default: as the file says")
+    made.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
+    made.add_argument("--report", action="store_true", help="only table and plot, of the runs that are finished")
+    made.add_argument("--launch", choices=("print", "slurm", "kubernetes"), help="print commands, one for every run")
+    return made
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; argv: its arguments, by default those of the process."""
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
+    import jax
+
+    from tim_jax.ablation import baselines, budget, job, launch, report, settings
+    from tim_jax.system import cluster, paths
+    from tim_jax.training.preemption import Stop
+
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop:
         title = pathlib.Path(args.config).stem
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
-            if args.launch is not None:
-                launch.check(args.launch)
             ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
             members = job.chosen(ablation, args.only)
             if args.launch is None:

@@ -1,36 +1,52 @@
-"""python -m tim_jax.diagnose --workdir=DIR [--rows=64 --nodes=9 --epsilons=0.0005,0.005,0.05 --out=DIR]"""
+"""python -m tim_jax.diagnose --workdir=DIR [--examples=64 --nodes=9 --epsilons=0.0005,0.005,0.05 --out=DIR]"""
 
-import jax
-import numpy as np
+import argparse
 
-from tim_jax.config.build import build
-from tim_jax.config.command_line import Parser
-from tim_jax.evaluation import diagnostics
-from tim_jax.runs import workdir
-from tim_jax.runs.diagnosis import diagnose, read_epsilons
-from tim_jax.runs.generation import check_class_conditional, load_weights
-from tim_jax.runs.input_pipeline import held_out_arrays
-from tim_jax.system import cluster, paths
-from tim_jax.system.user_errors import failures, user_errors
-from tim_jax.training.preemption import Stop
+from tim_jax.config.command_line import Parser, failures, user_errors
 
 MOST_NODES = 1000
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command; argv: its arguments, by default those of the process."""
-    parser = Parser(
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(
         prog="python -m tim_jax.diagnose",
         description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples.",
     )
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--rows", type=int, default=64, help="held-out examples in each cell; default: %(default)s")
-    parser.add_argument("--nodes", type=int, default=9, help="noise levels from 0 to 1; default: %(default)s")
-    parser.add_argument(
+    made.add_argument("--workdir", required=True, help="the run's folder")
+    made.add_argument("--examples", type=int, default=64, help="held-out ones in each cell; default: %(default)s")
+    made.add_renamed("--rows", "--examples")
+    made.add_argument("--nodes", type=int, default=9, help="noise levels from 0 to 1; default: %(default)s")
+    made.add_argument(
         "--epsilons", default="0.0005,0.005,0.05", help="half steps of the central difference; default: %(default)s"
     )
-    parser.add_argument("--out", help="folder for numbers and pictures; default: the run's")
-    args, overrides = parser.parse(argv)
+    made.add_argument("--out", help="folder for numbers and pictures; default: the run's")
+    return made
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; argv: its arguments, by default those of the process."""
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
+    with user_errors():
+        if not 2 <= args.nodes <= MOST_NODES:
+            raise ValueError(f"--nodes is {args.nodes}; it must be at least 2, and at most {MOST_NODES}")
+
+    import jax
+    import numpy as np
+
+    from tim_jax.config.build import build
+    from tim_jax.evaluation import diagnostics
+    from tim_jax.runs import workdir
+    from tim_jax.runs.diagnosis import diagnose, read_epsilons
+    from tim_jax.runs.generation import check_class_conditional, load_weights
+    from tim_jax.runs.input_pipeline import held_out_arrays
+    from tim_jax.system import cluster, paths
+    from tim_jax.training.preemption import Stop
+
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
@@ -40,19 +56,19 @@ def main(argv: list[str] | None = None) -> None:
             run = build(workdir.load(folder, overrides))
             paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
-            if not 2 <= args.nodes <= MOST_NODES:
-                raise ValueError(f"--nodes is {args.nodes}; it must be at least 2, and at most {MOST_NODES}")
             x, labels = held_out_arrays(run, folder)
-            if not 1 <= args.rows <= len(x):
-                raise ValueError(f"--rows is {args.rows}; it must be between 1 and {len(x)}, the held-out examples")
+            if not 1 <= args.examples <= len(x):
+                raise ValueError(
+                    f"--examples is {args.examples}; it must be between 1 and {len(x)}, the held-out examples"
+                )
             check_class_conditional(run, folder)
             weights, step = load_weights(run, folder)
-        picked = np.random.default_rng(0).permutation(len(x))[: args.rows]
+        picked = np.random.default_rng(0).permutation(len(x))[: args.examples]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
         if jax.process_index() == 0:
             with failures(OSError):
                 out.mkdir(parents=True, exist_ok=True)
-                diagnostics.write({"step": step, "rows": args.rows, "weights": run.sampling.ema, **found}, out)
+                diagnostics.write({"step": step, "rows": args.examples, "weights": run.sampling.ema, **found}, out)
             print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
 
 

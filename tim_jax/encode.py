@@ -1,4 +1,4 @@
-"""python -m tim_jax.encode --config=configs/photos_t2i.py --out=DIR [--rows-per-shard=1000] [--config.…=…]
+"""python -m tim_jax.encode --config=configs/photos_t2i.py --out=DIR [--examples-per-shard=1000] [--config.…=…]
 python -m tim_jax.encode --verify=DIR
 
 Encodes every example of a configuration's source once, by its pretrained modules, to shards in DIR. Train on them with
@@ -8,21 +8,30 @@ on. With several processes each makes a share of the shards.
 
 import argparse
 
-from tim_jax.config.command_line import load_config
-from tim_jax.runs import shard_job
-from tim_jax.runs.encoding.job import Encoding, open_encoding
+from tim_jax.config.command_line import Parser, load_config
+from tim_jax.runs import shard_arguments
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = shard_arguments.parser("tim_jax.encode", __doc__)
+    made.add_config(help="a configuration that encodes its examples, such as configs/photos_t2i.py")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
-    parser = shard_job.parser("tim_jax.encode", __doc__)
-    parser.add_argument("--config", help="a configuration that encodes its examples, such as configs/photos_t2i.py")
-    shard_job.command(parser, "config", open_job, argv)
+    execute(*parser().parse(argv))
 
 
-def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Encoding:
-    """What the command line asks for. Raises ValueError."""
-    return open_encoding(load_config(args.config, overrides), args.rows_per_shard)
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
+    shard_arguments.check(args, "config")
+
+    from tim_jax.runs import shard_job
+    from tim_jax.runs.encoding.job import open_encoding
+
+    shard_job.execute(args, lambda: open_encoding(load_config(args.config, overrides), args.examples_per_shard))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,39 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]"""
 
-from tim_jax.config.command_line import Parser, whole_numbers
-from tim_jax.runs.any_step import AnyStepSettings, open_any_step
-from tim_jax.system import cluster
-from tim_jax.system.user_errors import failures, user_errors
-from tim_jax.training.preemption import Stop
+import argparse
+
+from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
+    made.add_argument("--workdir", required=True, help="the run's folder")
+    made.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
+    made.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
+    made.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
+    made.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
+    made.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
+                        "as published evaluations read them")  # fmt: skip
+    made.add_argument("--out", help="folder for table and pictures; default: the run's")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
-    parser = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
-    parser.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
-    parser.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
-    parser.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
-    parser.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
-                        "as published evaluations read them")  # fmt: skip
-    parser.add_argument("--out", help="folder for table and pictures; default: the run's")
-    args, overrides = parser.parse(argv)
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         args.steps = whole_numbers("steps", args.steps, least=1)
+
+    from tim_jax.runs.any_step import AnyStepSettings, open_any_step
+    from tim_jax.system import cluster
+    from tim_jax.training.preemption import Stop
+
+    with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():

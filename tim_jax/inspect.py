@@ -8,33 +8,43 @@ import argparse
 import sys
 from pathlib import Path
 
-from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
 from tim_jax.config.command_line import Parser, load_config, user_errors
-from tim_jax.config.examples import make_inputs
-from tim_jax.config.keys import check_keys
-from tim_jax.config.sections import read
-from tim_jax.data.sections import DataSettings, LoaderSettings
-from tim_jax.data.settings import open_data
-from tim_jax.data.summary import layout, summary, table, write
-from tim_jax.system import paths
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_config(required=True, help="a configuration, such as configs/photos.py")
+    made.add_argument("--out", default="inspect", help="the folder that pictures are written to")
+    made.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command with these arguments, those of the process if None."""
-    parser = Parser(
-        prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a configuration, such as configs/photos.py")
-    parser.add_argument("--out", default="inspect", help="the folder that pictures are written to")
-    parser.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
-    args, overrides = parser.parse(argv)
+    """The command; argv: its arguments, by default those of the process."""
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
+    with user_errors():
+        if args.batch_multiple < 1:
+            raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
+
+    from tim_jax.codecs.settings import CodecSettings
+    from tim_jax.config import values
+    from tim_jax.config.examples import make_inputs
+    from tim_jax.config.keys import check_keys
+    from tim_jax.config.sections import read
+    from tim_jax.data.sections import DataSettings, LoaderSettings
+    from tim_jax.data.settings import open_data
+    from tim_jax.data.summary import layout, summary, table, write
+    from tim_jax.system import paths
+
     with user_errors():
         config = load_config(args.config, overrides)
         folder = paths.given(args.out, "--out", ())
         paths.check_folder(folder, "--out")
-        if args.batch_multiple < 1:
-            raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
         check_keys(config)
         config = values.checked(config)
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)

@@ -1,4 +1,4 @@
-"""python -m tim_jax.pairs --workdir=TEACHER --out=DIR [--rows=50000 --steps=32 --seed=0] [--config.sampling.…=…]
+"""python -m tim_jax.pairs --workdir=TEACHER --out=DIR [--examples=50000 --steps=32 --seed=0] [--config.sampling.…=…]
 python -m tim_jax.pairs --verify=DIR
 
 Writes pairs (ε, x̂(ε)) of noise and the sample that a trained run makes of it, once, to shards in DIR: what rectified
@@ -9,36 +9,50 @@ the same command goes on. With several processes each makes a share of the shard
 
 import argparse
 
-from tim_jax.config.command_line import MOST
-from tim_jax.runs import shard_job
-from tim_jax.runs.pairs import Pairs, open_pairs
-from tim_jax.system import paths
+from tim_jax.config.command_line import MOST, Parser, user_errors
+from tim_jax.runs import shard_arguments
 
-ROWS, STEPS = 50_000, 32
+EXAMPLES, STEPS = 50_000, 32
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = shard_arguments.parser("tim_jax.pairs", __doc__)
+    made.add_argument("--workdir", help="the folder of the run that samples")
+    made.add_argument("--examples", type=int, default=EXAMPLES, help="pairs; default: %(default)s")
+    made.add_renamed("--rows", "--examples")
+    made.add_argument("--steps", type=int, default=STEPS, help="of the sampler; default: %(default)s")
+    made.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
-    parser = shard_job.parser("tim_jax.pairs", __doc__)
-    parser.add_argument("--workdir", help="the folder of the run that samples")
-    parser.add_argument("--rows", type=int, default=ROWS, help="pairs; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the sampler; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
-    shard_job.command(parser, "workdir", open_job, argv)
+    execute(*parser().parse(argv))
 
 
-def open_job(args: argparse.Namespace, overrides: dict[str, str]) -> Pairs:
-    """What the command line asks for. Raises ValueError."""
-    for name, least, most in (("rows", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
-        if not least <= getattr(args, name) <= most:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and at most {most}")
-    return open_pairs(
-        paths.run_folder(args.workdir, "--workdir"),
-        overrides,
-        count=args.rows,
-        steps=args.steps,
-        seed=args.seed,
-        rows_per_shard=args.rows_per_shard,
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
+    shard_arguments.check(args, "workdir")
+    with user_errors():
+        for name, least, most in (("examples", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
+            if not least <= getattr(args, name) <= most:
+                raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least} and at most {most}")
+
+    from tim_jax.runs import shard_job
+    from tim_jax.runs.pairs import open_pairs
+    from tim_jax.system import paths
+
+    shard_job.execute(
+        args,
+        lambda: open_pairs(
+            paths.run_folder(args.workdir, "--workdir"),
+            overrides,
+            count=args.examples,
+            steps=args.steps,
+            seed=args.seed,
+            rows_per_shard=args.examples_per_shard,
+        ),
     )
 
 

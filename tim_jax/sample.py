@@ -7,41 +7,56 @@ From images in place of noise: --from=FILE,… --labels=… with --start=TIME no
 there; without, they are brought to noise and back. --interpolate=N draws N images on the way between neighbours.
 """
 
-import jax
+import argparse
 
 from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
-from tim_jax.runs.outputs.job import COUNT, open_job
-from tim_jax.runs.outputs.layouts import LAYOUTS
-from tim_jax.runs.outputs.settings import SampleSettings
-from tim_jax.system import cluster
-from tim_jax.training.preemption import Stop
+from tim_jax.runs.outputs.settings import COUNT, LAYOUTS, SampleSettings
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
+    made.add_argument("--workdir", required=True, help="the run's folder")
+    made.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
+    made.add_argument("--labels", default="", help="classes by name or number, such as dog,3; default: all in turn")
+    made.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
+    made.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
+    made.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")
+    made.add_argument("--per-prompt", type=int, help="images of each prompt; default: 1, or what the layout has")
+    made.add_argument("--layout", choices=LAYOUTS, default="plain", help="of the files; default: %(default)s")
+    made.add_argument("--size", default="", help="height x width of images, such as 64x48; default: the run's")
+    made.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
+    made.add_argument("--seed", type=int, default=0, help="of the noise")
+    made.add_argument("--from", dest="images", help="image files to start from, such as a.png,b.png, not noise")
+    made.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
+    made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
+    made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
-    parser = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
-    parser.add_argument("--labels", default="", help="labels, such as 0,1,2; default: every class in turn")
-    parser.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
-    parser.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
-    parser.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")
-    parser.add_argument("--per-prompt", type=int, help="images of each prompt; default: 1, or what the layout has")
-    parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="of the files; default: %(default)s")
-    parser.add_argument("--size", default="", help="height x width of images, such as 64x48; default: the run's")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--from", dest="images", help="image files to start from, such as a.png,b.png, not noise")
-    parser.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
-    parser.add_argument("--interpolate", type=int, help="images on the way from each to the next")
-    parser.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
-    args, overrides = parser.parse(argv)
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
         args.steps = whole_numbers("steps", args.steps, least=1)
+        settings = SampleSettings(**vars(args))
+        settings.check()
+
+    import jax
+
+    from tim_jax.runs.outputs.job import open_job
+    from tim_jax.system import cluster
+    from tim_jax.training.preemption import Stop
+
+    with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            job = open_job(SampleSettings(**vars(args)), overrides)
+            job = open_job(settings, overrides)
         with failures(OSError):
             written = job.run()
     if jax.process_index() == 0:

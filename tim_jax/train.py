@@ -1,44 +1,55 @@
 """python -m tim_jax.train --config=configs/digits.py --workdir=DIR [--config.training.steps=…] [--check]"""
 
+import argparse
 import contextlib
 
-import jax
-
-from tim_jax.config import keys
-from tim_jax.config.build import build
-from tim_jax.config.command_line import Parser, load_config
-from tim_jax.runs import workdir
-from tim_jax.runs.input_pipeline import open_pipeline
-from tim_jax.runs.measuring import open_measurement
-from tim_jax.runs.start import check_classes, first_state
-from tim_jax.runs.teachers import with_teachers
-from tim_jax.runs.training import can_draw, check, fit, last_line, sample_pictures
-from tim_jax.system import cluster, compilation_cache, files, lock, paths
+from tim_jax.config.command_line import Parser, load_config, user_errors
 from tim_jax.system.exit_codes import DONE, FAILED, RESTART
-from tim_jax.system.user_errors import user_errors
-from tim_jax.training.preemption import Stop, leave
+
+
+def parser() -> Parser:
+    """The arguments."""
+    made = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
+    made.add_config(required=True, help="a configuration, such as configs/digits.py")
+    made.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
+    made.add_argument("--check", action="store_true", help="one step on made-up examples, nothing written")
+    made.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; argv: its arguments, by default those of the process."""
-    parser = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
-    parser.add_argument("--config", required=True, help="a configuration, such as configs/digits.py")
-    parser.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
-    parser.add_argument("--check", action="store_true", help="one step on made-up examples, nothing written")
-    parser.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
-    args, overrides = parser.parse(argv)
+    execute(*parser().parse(argv))
+
+
+def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """The command, its line being read."""
     with user_errors():
+        if not args.workdir and not args.check:
+            raise ValueError("--workdir: missing; it names the folder that the run writes to")
         profile = read_profile(args.profile)
+
+    import jax
+
+    from tim_jax.config import keys
+    from tim_jax.config.build import build
+    from tim_jax.runs import training, workdir
+    from tim_jax.runs.input_pipeline import open_pipeline
+    from tim_jax.runs.measuring import open_measurement
+    from tim_jax.runs.start import check_classes, first_state
+    from tim_jax.runs.teachers import with_teachers
+    from tim_jax.system import cluster, compilation_cache, files, lock, paths
+    from tim_jax.training.preemption import Stop, leave
+
+    with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop, contextlib.ExitStack() as stack:
         with user_errors():
-            if not args.workdir and not args.check:
-                raise ValueError("--workdir: missing; it names the folder that the run writes to")
             config = load_config(args.config, overrides)
             if args.check:
                 run = build(config)
                 compilation_cache.use(run.config.training.compilation_cache)
-                return check(with_teachers(run))
+                return training.check(with_teachers(run))
             folder = paths.run_folder(args.workdir, "--workdir")
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
@@ -61,13 +72,13 @@ def main(argv: list[str] | None = None) -> None:
             first = first_state(run, folder)
             pipeline = open_pipeline(run)
             check_classes(run, folder, pipeline.source)
-            draw = sample_pictures(run, pipeline) if can_draw(run) else None
+            draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
             print(cache, flush=True)
-        end = fit(run, pipeline, folder, first, stop, profile, measurement, draw)
+        end = training.fit(run, pipeline, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
-        print(last_line(end, folder), flush=True)
+        print(training.last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
     if end.failures and jax.process_count() == 1:
         leave(code)  # at once: what is left of failed writes complains at length, and not after the last line

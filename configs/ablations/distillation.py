@@ -1,7 +1,7 @@
 """What is learnt from a teacher: flow matching on the digits, distilled by every objective in equal time.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --rows=20000 --steps=32
+        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.ablate --config=configs/ablations/distillation.py --workdir=runs/ablations/distillation
 Time: 10 variants × 3 seeds × about 85 seconds on two CPU cores, 45 minutes in all; before it, once, teacher and pairs.
 

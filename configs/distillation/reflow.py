@@ -9,7 +9,7 @@ same marginals, and needs fewer steps (arXiv 2209.03003). Times are U-shaped and
 arXiv 2405.20320; the weights go on from the model's own.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --rows=20000 --steps=32
+        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.train --config=configs/distillation/reflow.py --workdir=runs/reflow
 """
 

@@ -220,7 +220,7 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["stpe"], "stpe: no such benchmark; did you mean step?"),
+        (["stpe"], "NAME is 'stpe'; it must be one of step, sample, compile, attention, data, faults; see --help"),
         (["step", "--networks=B4"], "--networks has 'B4': no such name; did you mean B/4?"),
         (
             ["step", "--variants=tim_teache"],
@@ -238,7 +238,7 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
             ["compile", "--depths=7,"],
             "--depths is '7,'; it must be numbers of at least 1, with commas between, of nine digits at most",
         ),
-        (["step", "--repeat-s"], "unrecognized arguments: --repeat-s; see --help"),
+        (["step", "--repeat-s"], "--repeat-s: no such argument; did you mean --repeats?"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from safetensors.numpy import load_file
 
-from tim_jax.codecs.official import depth_of, from_official, to_official
+from tim_jax.codecs.official import depth_of, from_official, to_official, transposed
 from tim_jax.networks import TiM
 from tim_jax.types import Query
 
@@ -148,6 +148,40 @@ def test_weights_that_do_not_fit_are_named_in_one_line(fault):
     assert "\n" not in str(error.value)
 
 
-def test_parameters_without_official_name_are_named():
-    with pytest.raises(ValueError, match="patch/gain"):
-        to_official({"patch": {"gain": np.zeros(2)}})
+def test_parameters_without_official_name_keep_their_own():
+    """Those of a network with an input for guidance and a second head, beside all others under official names."""
+    net = TiM(**TINY, guidance_input=True, output_heads=("velocity", "log_variance"))
+    x, t = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1,))
+    query = Query(x, t, t, {"label": jnp.zeros((1,), int), "guidance": jnp.ones((1, 3))})
+    shapes = nn.unbox(jax.eval_shape(net.init, jax.random.key(0), (query,)))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, leaf.dtype), shapes)
+    state = to_official(params)
+    own = {name.split(".")[1].split("/")[0] for name in state if name.startswith("tim_jax.")}
+    assert own == {"guidance_embedder", "velocity_head", "log_variance_head"}
+    assert weights("c2i_tiny").keys() == {name for name in state if not name.startswith("tim_jax.")}
+    jax.tree.map(np.testing.assert_array_equal, from_official(state, shapes), params)
+
+
+@pytest.mark.parametrize("name", ["c2i_tiny", "t2i_tiny"])
+def test_on_squares_transposed_parameters_read_the_other_order_of_positions(name):
+    """F is the same to rounding on a square, so that both orders can be exported; on a rectangle it is another."""
+    net, shapes = template(name)
+    params = from_official(weights(name), shapes)
+    turned = transposed(params)
+    jax.tree.map(np.testing.assert_array_equal, transposed(turned), params)
+    rng = np.random.default_rng(0)
+    text = {"text": rng.standard_normal((2, 7, 24)).astype(np.float32), "mask": np.ones((2, 7), bool)}
+    condition = text if net.condition == "text" else {"label": np.array([3, 10], np.int32)}
+    row_major = net.clone(rope_order="row_major")
+
+    def F(net, params, x):
+        query = Query(x, *np.array([[0.9, 0.5], [0.2, 0.1]], np.float32), condition)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(lambda p, q: net.apply({"params": p}, (q,))[0].F)(params, query))
+
+    square, wide = (rng.standard_normal((2, 8, width, 4)).astype(np.float32) for width in (8, 12))
+    close(F(row_major, turned, square), F(net, params, square))
+    for other, x in ((params, square), (turned, wide)):
+        expected = F(net, params, x)
+        assert np.abs(F(row_major, other, x) - expected).max() > 1e-3 * np.abs(expected).max()

@@ -108,7 +108,7 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (train.main, ["--config=digitz", "--workdir=x"], ["digitz", "digits"]),
         (train.main, ["--config=digits"], ["--workdir"]),
         (train.main, ["--config=digits", "--wrkdir=x"], ["--wrkdir", "--workdir"]),
-        (train.main, ["--config=digits", "--workdir=x", "--config.seed"], ["--config.section.key=value"]),
+        (train.main, ["--config=digits", "--workdir=x", "--config.seed"], ["--config.seed=VALUE"]),
         (train.main, ["--config=digits", "--workdir={}[1]"], ["--workdir", "[1]", "none of the characters"]),
         (train.main, ["--config=digits", "--workdir=~nobody-is-called-so/x"], ["--workdir", "home folder"]),
         (train.main, ["--config=digits", "--workdir={}/config.json"], ["--workdir", "config.json is none"]),

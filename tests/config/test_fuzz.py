@@ -25,11 +25,12 @@ from tim_jax.ablation import budget
 from tim_jax.bench import BENCHES
 from tim_jax.bench import __main__ as bench
 from tim_jax.config import keys, values
+from tim_jax.data import summary
 from tim_jax.plan import __main__ as plan
-from tim_jax.runs import shard_job, step_grid
+from tim_jax.plan import job as plan_job
+from tim_jax.runs import conversion, diagnosis, shard_job, step_grid, training
 from tim_jax.runs.any_step import AnyStepJob
 from tim_jax.runs.outputs.job import SampleJob
-from tim_jax.system import user_errors
 
 CALLS_AT_LEAST = 500
 # Texts for each key, and for each flag, of those below; by default, and where there is time.
@@ -81,9 +82,9 @@ def places(data_directory, tmp_path_factory):
     run = workdir(folder / "run", "digits", **small)
     with pytest.MonkeyPatch.context() as patch, one_device():
         for owner, name in (
-            (train, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"), (diagnose, "diagnose"),
-            (step_grid, "find_grids"), (shard_job, "make_shards"), (inspect, "write"), (plan, "make_plan"),
-            (convert.conversion, "write_workdir"), (convert.conversion, "write_export"), (budget, "make"),
+            (training, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"),
+            (diagnosis, "diagnose"), (step_grid, "find_grids"), (shard_job, "make_shards"), (summary, "write"),
+            (plan_job, "make_plan"), (conversion, "write_workdir"), (conversion, "write_export"), (budget, "make"),
         ):  # fmt: skip
             patch.setattr(owner, name, reach)
         patch.chdir(folder)
@@ -186,19 +187,13 @@ def test_every_key(each, places):
     assert built > 40 and refused > 200
 
 
-def options_of(main, first=()):
-    """The actions of a command's parser."""
-    found = []
-
-    def seen(self, *_, **__):
-        found.append(self)
-        raise ReachedError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(user_errors.ArgumentParser, "parse_known_args", seen)
-        with contextlib.suppress(ReachedError):
-            main(list(first))
-    return found[0]._actions
+def options_of(main, *names):
+    """The actions of a command's parser, or of that of its subcommand."""
+    actions = sys.modules[main.__module__].parser()._actions
+    for name in names:
+        (choices,) = (action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+        actions = choices[name]._actions
+    return actions
 
 
 def command_calls(places, each):
@@ -232,7 +227,7 @@ def command_calls(places, each):
         [], ["import"], ["export"], ["other"], ["import", "x", "[y]"], ["import", "", ""], ["export", "x", "y"],
         ["import", "/", str(new)], ["import", "file:///x", str(new)], ["import", "hf://x", str(new)],
         ["export", str(run), "x.bin"], ["export", str(run), f"~nobody-is-called-so/{file}"], ["export", "", file],
-        ["export", str(run), file, "--which=fast"], ["export", str(run), file, "--dtype=x"], ["export", "[x]", file],
+        ["export", str(run), file, "--ema=fast"], ["export", str(run), file, "--dtype=x"], ["export", "[x]", file],
     ):  # fmt: skip
         found.append((convert.main, words, ""))
     return found
@@ -258,7 +253,7 @@ def test_every_benchmark(name, places, monkeypatch):
         if hasattr(module, work):
             monkeypatch.setattr(module, work, reach)
     rng, failed = random.Random(2), []
-    for action in options_of(bench.main, [name]):
+    for action in options_of(bench.main, name):
         if not isinstance(action, argparse._HelpAction):
             for text in ("", "-1", "0", "[1,2]", HUGE, *rng.sample(TEXTS, 3)):
                 flag = action.option_strings[-1]

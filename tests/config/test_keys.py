@@ -14,8 +14,8 @@ from tests.helpers.workdirs import TINY
 from tim_jax.config import keys, loading, page, renames
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import check_keys, flatten, identity
-from tim_jax.config.sections import FREE, SECTIONS, keys_of, unused
+from tim_jax.config.keys import FREE, check_keys, flatten, identity
+from tim_jax.config.sections import SECTIONS, keys_of, unused
 from tim_jax.runs import workdir
 
 PACKAGE = pathlib.Path(tim_jax.__file__).parent

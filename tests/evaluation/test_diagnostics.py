@@ -124,7 +124,7 @@ def workdir(tmp_path_factory):
 
 
 def test_the_command_writes_numbers_and_pictures(workdir):
-    diagnose.main([f"--workdir={workdir}", "--rows=4", "--nodes=3", "--epsilons=0.01,0.001"])
+    diagnose.main([f"--workdir={workdir}", "--examples=4", "--nodes=3", "--epsilons=0.01,0.001"])
     found = json.loads((workdir / "diagnostics.json").read_text())
     assert found["step"] == 0 and found["rows"] == 4 and found["transport"] == "ot_fm"
     assert len(found["error"]) == 3 and found["error"][0][1] is None and found["error"][2][0] > 0
@@ -139,8 +139,8 @@ def test_the_command_writes_numbers_and_pictures(workdir):
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["--rows=0"], ["--rows", "0"]),
-        (["--rows=100000"], ["--rows", "100000", "held-out"]),
+        (["--examples=0"], ["--examples", "0"]),
+        (["--examples=100000"], ["--examples", "100000", "held-out"]),
         (["--nodes=1"], ["--nodes", "1", "2"]),
         (["--epsilons=a"], ["--epsilons", "a"]),
         (["--epsilons=0.6"], ["--epsilons", "0.6", "0.5"]),

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tim_jax.evaluation import pictures
+from tim_jax.system import tiles
 
 SHAPE = (4, 4, 1)
 
@@ -14,16 +15,16 @@ def data(seed, n):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size, scale, side", [(8, None, 64), (4, 3, 12), (80, None, 80), (80, 1, 80)])
+@pytest.mark.parametrize("size, scale, side", [(8, None, 80), (4, 3, 12), (96, None, 96), (80, 1, 80)])
 def test_grid_shapes_and_pixels(channels, size, scale, side, tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (5, size, size, channels)).astype(np.float32)
     picture = pictures.grid(images, 3, tmp_path / "grid.png", scale)
-    step = side + pictures.GAP
-    assert picture.size == (3 * step + pictures.GAP, 2 * step + pictures.GAP)
+    step = side + tiles.GAP
+    assert picture.size == (3 * step + tiles.GAP, 2 * step + tiles.GAP)
     pixels = np.asarray(Image.open(tmp_path / "grid.png"))
     np.testing.assert_array_equal(pixels, np.asarray(picture))
     factor = side // size
-    fourth = pixels[pictures.GAP + step :, pictures.GAP :][:side:factor, :side:factor]
+    fourth = pixels[tiles.GAP + step :, tiles.GAP :][:side:factor, :side:factor]
     np.testing.assert_array_equal(fourth, pictures.to_uint8(images[3]))
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
 
@@ -71,7 +72,7 @@ def test_nearest_images_do_not_depend_on_batches():
 def test_neighbours_picture(tmp_path):
     picture = pictures.neighbours_picture(data(2, 10), [data(0, 50)], 7, 4, tmp_path / "near.png")
     assert Image.open(tmp_path / "near.png").size == picture.size
-    assert picture.width == 4 * (2 * 64 + pictures.GAP + 12) + 12
+    assert picture.width >= 4 * (2 * tiles.SIDE + tiles.GAP)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,11 @@ def test_neighbours_picture(tmp_path):
         (lambda: pictures.grid(np.zeros((2, 8, 8, 4)), 2), "1 or 3 channels"),
         (lambda: pictures.grid(np.zeros((8, 8, 1)), 2), "expected \\(n, h, w, C\\)"),
         (lambda: pictures.grid(np.zeros((0, 8, 8, 1)), 2), "n at least 1"),
-        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 0), "columns 0"),
-        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 2, scale=0), "scale 0"),
-        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 1, row_labels=["a"]), "1 for 2 rows"),
+        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 0), "columns is 0"),
+        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 2, scale=0), "scale is 0"),
+        (lambda: pictures.grid(np.zeros((2, 8, 8, 1)), 1, row_labels=["a"]), "row_labels: 1; there must be 2"),
+        (lambda: pictures.grid(np.zeros((3, 8, 8, 1)), 2, column_labels=["a"]), "column_labels: 1; there must be 2"),
+        (lambda: pictures.grid(np.zeros((3, 8, 8, 1)), 2, tile_labels=["a"]), "tile_labels: 1; there must be 3"),
         (lambda: pictures.any_step_grid({1: data(0, 2), 2: data(0, 3)}), "same number"),
         (lambda: pictures.nearest(np.zeros((2, 8, 8, 1)), np.zeros((2, 4, 4, 1))), "expected that of training"),
     ],

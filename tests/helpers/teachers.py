@@ -15,6 +15,7 @@ from tim_jax import train as command
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.runs import training
 from tim_jax.training import checksums, sharding
 from tim_jax.transitions.derivative import query
 from tim_jax.transitions.jump import interpolate
@@ -121,7 +122,7 @@ def train(folder, data, *arguments, **changes):
     """The real command, on one device."""
     flags = [f"--config.{name}={text}" for name, text in changed(changes).items()]
     with one_device(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "can_draw", lambda run: False)
+        patch.setattr(training, "can_draw", lambda run: False)
         command.main(
             ["--config=digits_flow_matching", f"--workdir={folder}", f"--config.loader.directory={data}", *flags]
             + list(arguments)

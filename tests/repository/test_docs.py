@@ -3,7 +3,6 @@
 Commands are read from fenced blocks and from inline code. Those that cost little are run.
 """
 
-import argparse
 import ast
 import importlib
 import pathlib
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tim_jax.config import keys, loading
-from tim_jax.config.command_line import load_config
+from tim_jax.config.command_line import Parser, load_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -83,47 +82,22 @@ every_command = pytest.mark.parametrize(
 )
 
 
-class Parsed(BaseException):
-    """Ends a command when its line has been read; `read` are the arguments, `left` those that it does not know."""
-
-    def __init__(self, read, left):
-        self.read, self.left = read, left
-
-
 def entry(module):
-    """The function behind `python -m MODULE`."""
+    """The module with the parser and the `main` behind `python -m MODULE`."""
     found = importlib.import_module(module)
-    return found.main if hasattr(found, "main") else importlib.import_module(f"{module}.__main__").main
-
-
-def parse(module, arguments, monkeypatch):
-    """(arguments, words that the parser leaves) of a command, which goes no further than reading its line."""
-    parse_known_args, depth = argparse.ArgumentParser.parse_known_args, []
-
-    def until_parsed(self, *args, **kwargs):
-        depth.append(self)
-        result = parse_known_args(self, *args, **kwargs)  # may parse subcommands in turn
-        depth.pop()
-        if not depth:
-            raise Parsed(*result)
-        return result
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", until_parsed)
-    with pytest.raises(Parsed) as parsed:
-        entry(module)(list(arguments))
-    return parsed.value.read, parsed.value.left
+    return found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")
 
 
 @every_command
-def test_commands_parse_and_their_keys_exist(page, module, arguments, monkeypatch, capsys):
+def test_commands_parse_and_their_keys_exist(page, module, arguments, capsys):
+    parser = entry(module).parser()
     if "--help" in arguments:
         with pytest.raises(SystemExit) as end:
-            entry(module)(list(arguments))
+            parser.parse_args(list(arguments))
         assert end.value.code == 0 and "usage" in capsys.readouterr().out
         return
-    read, left = parse(module, arguments, monkeypatch)
-    overrides = dict(word.removeprefix("--config.").split("=", 1) for word in left if word.startswith("--config."))
-    assert len(overrides) == len(left), f"{module} does not know {left}"
+    takes_keys = isinstance(parser, Parser)
+    read, overrides = parser.parse(list(arguments)) if takes_keys else (parser.parse_args(list(arguments)), {})
     name = getattr(read, "config", None) or "base"
     if module == "tim_jax.ablate":
         assert hasattr(loading.load(name), "get_ablation")

@@ -119,7 +119,7 @@ def test_where_the_data_is_gone_the_workdir_knows(made, tmp_path, capsys):
     assert np.load(arrays)["labels"].tolist() == [5, 4], "what is asked for is drawn"
     assert "--labels has 4, which the data does not have" in capsys.readouterr().err
     grid.main([f"--workdir={tmp_path / 'run'}", "--steps=1", "--times=2", "--count=4"])
-    pairs.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'pairs'}", "--rows=7", "--steps=1"])
+    pairs.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'pairs'}", "--examples=7", "--steps=1"])
 
     source = data.open_source("shards", str(tmp_path), path=str(tmp_path / "pairs"), channels=1)
     assert [source.annotations(i)["label"] for i in range(7)] == [0, 1, 2, 0, 1, 2, 0]

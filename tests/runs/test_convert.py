@@ -63,7 +63,7 @@ def test_import_and_export_give_the_same_bits(released, tmp_path, name, capsys):
     recorded = json.loads((work / "config.json").read_text())["model"]
     assert recorded["rope_order"] == "official" and recorded["use_text_mask"] == (name != "t2i_tiny")
     for which in ("online", "slow"):
-        convert.main(["export", str(work), str(back), f"--which={which}"])
+        convert.main(["export", str(work), str(back), f"--ema={which}"])
         exported = load_file(back)
         assert exported.keys() == state.keys()
         for key, array in state.items():
@@ -108,7 +108,7 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
     unaligned = flags(conversion.WITHOUT_ALIGNMENT)
     start = [f"--config.start.checkpoint={work}", "--config.training.steps=1", f"--config.loader.directory={tmp_path}"]
     training.main(["--config=released_imagenet256", f"--workdir={tmp_path / 'on'}", *keys, *unaligned, *more, *start])
-    convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--which=online"])
+    convert.main(["export", str(tmp_path / "on"), str(tmp_path / "back.safetensors"), "--ema=online"])
     exported = load_file(tmp_path / "back.safetensors")
     assert exported.keys() == state.keys()
     moved = [name for name in state if not np.array_equal(exported[name], state[name])]

@@ -64,7 +64,7 @@ def flags(keys):
 
 
 def encode(keys, out, *more, rows=6):
-    command.main([*flags(keys), f"--out={out}", f"--rows-per-shard={rows}", *more])
+    command.main([*flags(keys), f"--out={out}", f"--examples-per-shard={rows}", *more])
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,9 @@ def test_the_estimate_is_close_and_a_disk_without_room_is_told_before(keys, tmp_
     text = sum(sum(1 + len(t) for t in work.source[i]["captions"]) for i in range(ROWS)) * 96 * 2
     assert text <= rest < 1.02 * text
     monkeypatch.setattr(shard_job, "free", lambda folder: size // 2)
-    assert "the disk lacks about" in fails([*flags(keys), f"--out={tmp_path / 'shards'}", "--rows-per-shard=6"], capsys)
+    assert "the disk lacks about" in fails(
+        [*flags(keys), f"--out={tmp_path / 'shards'}", "--examples-per-shard=6"], capsys
+    )
     assert not (tmp_path / "shards").exists()
 
 
@@ -274,7 +276,7 @@ def test_text_needs_captions(keys, images, tmp_path, capsys):
 def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
     assert "--out: missing" in fails(flags(keys), capsys)
     assert "--config: missing" in fails([f"--out={tmp_path}"], capsys)
-    assert "--rows-per-shard is 0" in fails([*flags(keys), f"--out={tmp_path}", "--rows-per-shard=0"], capsys)
+    assert "--examples-per-shard is 0" in fails([*flags(keys), f"--out={tmp_path}", "--examples-per-shard=0"], capsys)
     assert "gs://bucket/rows" in fails([*flags(keys), "--out=gs://bucket/rows"], capsys)
     (tmp_path / "thesis.txt").write_text("mine")
     assert "holds thesis.txt; give a new folder" in fails([*flags(keys), f"--out={tmp_path}"], capsys)
@@ -295,7 +297,7 @@ def test_wrong_arguments_are_one_line(keys, encoded, tmp_path, capsys):
 )
 def test_going_on_with_other_settings_is_refused(change, told, keys, encoded, capsys):
     before = contents(encoded)
-    line = fails([*flags(keys | change), f"--out={encoded}", "--rows-per-shard=6"], capsys)
+    line = fails([*flags(keys | change), f"--out={encoded}", "--examples-per-shard=6"], capsys)
     assert "was begun with" in line and told in line
     assert contents(encoded) == before
 
@@ -307,9 +309,11 @@ def test_other_weights_and_other_rows_are_told_apart(keys, encoded, tmp_path, ca
     content[500_000] ^= 1
     (vae / "model.safetensors").write_bytes(content)
     assert module_identity(str(vae))["path"] == before["path"] and module_identity(str(vae)) != before
-    line = fails([*flags(keys | {"codecs.autoencoder": str(vae)}), f"--out={encoded}", "--rows-per-shard=6"], capsys)
+    line = fails(
+        [*flags(keys | {"codecs.autoencoder": str(vae)}), f"--out={encoded}", "--examples-per-shard=6"], capsys
+    )
     assert "codecs.autoencoder.fingerprint" in line
-    assert "rows_per_shard 6" in fails([*flags(keys), f"--out={encoded}", "--rows-per-shard=7"], capsys)
+    assert "rows_per_shard 6" in fails([*flags(keys), f"--out={encoded}", "--examples-per-shard=7"], capsys)
 
 
 def test_unfinished_and_changed_folders_are_not_trained_on(keys, encoded, tmp_path):
@@ -337,7 +341,7 @@ def test_bad_rows_are_left_out_counted_and_listed(of_pixels, images, tmp_path, c
     assert [(line["row"], line["reason"]) for line in listed] == [(4, "truncated"), (9, "truncated")]
     source = data.open_source("shards", "unused", path=str(tmp_path / "shards"))
     assert source[4]["captions"][0] == "picture 5"
-    few = [*flags(bad | {"loader.max_bad_share": "0.001"}), f"--out={tmp_path / 'few'}", "--rows-per-shard=6"]
+    few = [*flags(bad | {"loader.max_bad_share": "0.001"}), f"--out={tmp_path / 'few'}", "--examples-per-shard=6"]
     assert "bad records, which are 2 of 1000 examples (truncated 2)" in fails(few, capsys)
     with pytest.raises(ValueError, match="not finished"):
         data.open_source("shards", "unused", path=str(tmp_path / "few"))
@@ -348,7 +352,7 @@ def test_bad_rows_are_left_out_counted_and_listed(of_pixels, images, tmp_path, c
 
 def one_by_one(keys, out):
     """The command, with a row in every shard."""
-    return ["tim_jax.encode", *flags(keys), f"--out={out}", "--rows-per-shard=1"]
+    return ["tim_jax.encode", *flags(keys), f"--out={out}", "--examples-per-shard=1"]
 
 
 @pytest.fixture(scope="module")
@@ -404,5 +408,5 @@ def test_another_number_of_devices_gives_the_same_numbers(keys, encoded, tmp_pat
 def test_a_second_encoder_in_the_same_folder_is_refused(keys, tmp_path, capsys):
     folder = tmp_path / "shards"
     with lock.locked(pathlib.Path(folder), option="--out"):
-        assert "--out=" in fails([*flags(keys), f"--out={folder}", "--rows-per-shard=6"], capsys)
+        assert "--out=" in fails([*flags(keys), f"--out={folder}", "--examples-per-shard=6"], capsys)
     assert not shard_files.shard_path(folder, 0).exists()

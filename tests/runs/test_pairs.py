@@ -50,7 +50,7 @@ def teacher(tmp_path_factory):
 
 def flags(teacher, out, rows=ROWS, per_shard=6, **changes):
     more = [f"--config.{name.replace('__', '.')}={value}" for name, value in changes.items()]
-    of = [f"--workdir={teacher}", f"--out={out}", f"--rows={rows}", f"--rows-per-shard={per_shard}"]
+    of = [f"--workdir={teacher}", f"--out={out}", f"--examples={rows}", f"--examples-per-shard={per_shard}"]
     return [*of, f"--steps={STEPS}", f"--seed={SEED}", *more]
 
 
@@ -152,10 +152,10 @@ def test_going_on_with_other_weights_is_refused(made, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--rows=0"], "--rows is 0; it must be at least 1"),
+        (["--examples=0"], "--examples is 0; it must be at least 1"),
         (["--steps=0"], "--steps is 0; it must be at least 1"),
         (["--seed=-1"], "--seed is -1; it must be at least 0"),
-        (["--rows-per-shard=0"], "--rows-per-shard is 0; it must be at least 1"),
+        (["--examples-per-shard=0"], "--examples-per-shard is 0; it must be at least 1"),
         (["--workdir="], "--workdir: missing"),
         (["--workdir=/nowhere"], "--workdir=/nowhere: holds no run"),
         (["--out="], "--out: missing"),

@@ -91,7 +91,7 @@ def test_released_weights_sample_train_on_and_go_back_to_official_files(publishe
         }
         keys = MODEL | parts | data | steps | {"codecs.image_encoder": dino}
         train.main(["--config=released_t2i", f"--workdir={on}", *flags(keys)])
-        convert.main(["export", str(on), str(back), "--which=online"])
+        convert.main(["export", str(on), str(back), "--ema=online"])
 
     exported = load_file(back)
     assert {name: (x.shape, x.dtype) for name, x in exported.items()} == {

@@ -1,7 +1,7 @@
 """Benchmarks: `python -m tim_jax.bench NAME [--json FILE]` prints a table and writes JSON.
 
-A benchmark is a module with `add_arguments(parser)`, `run(args)`, which returns the rows of a table as dicts, and
-COLUMNS, (heading, format of a row) pairs that say what the table shows. Its docstring is what --help prints.
+A benchmark is a module with `run(args)`, which returns the rows of a table as dicts, and COLUMNS, (heading, format of a
+row) pairs that say what the table shows. Its arguments are in `arguments.py`.
 """
 
 # Modules by name, each imported only when it is run.

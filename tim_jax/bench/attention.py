@@ -82,20 +82,6 @@ def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtyp
     return lambda: compiled(tuple(numbers[:3]), tuple(numbers[3:]))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--implementations", help=f"of {', '.join(ATTENTION)}; default: all that the device has")
-    parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
-    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="default: %(default)s")
-    parser.add_argument("--run-to", type=int, default=2048, help="most tokens that are timed; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=1, help="examples; default: %(default)s")
-    parser.add_argument("--heads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--head-width", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--target", help="only compile, for a device of this topology, such as v5e:2x2 or h100:1x1")
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures a row per implementation, mode and number of tokens. Raises ValueError for wrong arguments."""
     check_names("modes", args.modes, MODES)

@@ -96,14 +96,6 @@ def compile_buckets(case: Case, buckets: int) -> tuple[float, float, float]:
     return traced - began, time.perf_counter() - traced, time.process_time() - busy
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--networks", default="small,XL/2", help=f"of {', '.join(NETWORKS)}; default: %(default)s")
-    parser.add_argument("--depths", default="7,28", help="blocks; default: %(default)s")
-    parser.add_argument("--buckets", default="1,4", help="shapes of examples; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures two rows for each network, depth and number of buckets. Raises ValueError for wrong arguments."""
     check_names("networks", args.networks, NETWORKS)

@@ -7,7 +7,6 @@ files, whatever the layout that the pipeline reads them from.
 
 import argparse
 import io
-import os
 import tarfile
 import tempfile
 import time
@@ -129,12 +128,6 @@ def measure(workers: int, layout: str = "folder") -> dict[str, Any]:
     medians = {name: float(np.median(rate)) for name, rate in rates.items()}
     about = {"source": layout, "workers": workers}
     return about | {"ratio": float(np.median(ratios)), "spread": float(np.ptp(ratios))} | medians
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads of both sides")
-    parser.add_argument("--source", choices=LAYOUTS, default="folder", help="the layout of the images")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

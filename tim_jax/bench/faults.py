@@ -160,12 +160,6 @@ def state_leaves(workdir: pathlib.Path, abstract: Any, step: int | None = None) 
     return step or 0, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--kills", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures one row. Raises ValueError for wrong arguments, RuntimeError if a run does not end as it should."""
     if args.kills < 1:

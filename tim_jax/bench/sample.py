@@ -85,17 +85,6 @@ def conditions(case: Case) -> tuple[dict, dict]:
     return {"label": label}, {"label": jnp.full_like(label, case.network.num_classes)}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
-    parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
-    parser.add_argument("--steps", default="1,4,16", help="default: %(default)s")
-    parser.add_argument("--guidance", default="1,1.5", help="scales, 1 for none; default: %(default)s")
-    parser.add_argument("--batch", default="1,16", help="images at once; default: %(default)s")
-    parser.add_argument("--dtype", default="float32", help=f"compute type: {', '.join(DTYPES)}")
-    parser.add_argument("--repeats", type=int, default=10, help="default: %(default)s")
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures a row for each network, batch, guidance and number of steps. Raises ValueError for wrong arguments."""
     for name, known in (("networks", CASES), ("dtype", DTYPES)):

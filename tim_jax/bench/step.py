@@ -255,25 +255,6 @@ def measure_case(case: Case, variants: list[str], remats: list[str], repeats: in
     return rows
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the benchmark."""
-    parser.add_argument("--networks", default=",".join(CASES), help="default: %(default)s")
-    parser.add_argument(
-        "--variants",
-        default=",".join(VARIANTS),
-        help="also objectives, tim_teacher, mean_flow_teacher; ratios are to the first; default: %(default)s",
-    )
-    parser.add_argument(
-        "--tokens", help="such as 64,256,1024, with fewer examples where there are more; default: each network's own"
-    )
-    parser.add_argument("--run-to", type=int, default=1024, help="most tokens that are timed; default: %(default)s")
-    parser.add_argument("--depth", type=int, help="blocks, instead of each network's own number")
-    parser.add_argument("--batch", type=int, help="examples, instead of each network's own number")
-    parser.add_argument("--dtype", default="float32", help=f"compute type: {', '.join(DTYPES)}")
-    parser.add_argument("--remat", default="none", help=f"what the backward pass recomputes: {', '.join(REMAT)}")
-    parser.add_argument("--repeats", type=int, default=10, help="default: %(default)s")
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures all rows. Raises ValueError for wrong arguments."""
     for name, known in (("networks", CASES), ("variants", KNOWN), ("dtype", DTYPES), ("remat", REMAT)):

@@ -2,7 +2,8 @@
 
 Published weights are a flat dict of arrays by PyTorch name, a linear weight being (out, in) and a convolution weight
 (out, in, kh, kw). Parameters here are a nested dict, a kernel being (in ..., out ...), in which all blocks are stacked
-along a first axis. TABLE is the only difference between the two.
+along a first axis. TABLE is the only difference between the two, but for parameters that the published network does not
+have: their official name is their path here after OWN.
 """
 
 import re
@@ -74,6 +75,52 @@ TABLE = [
 ]
 
 
+OWN = "tim_jax."  # begins the names of parameters that the published network does not have
+
+# Where queries and keys have the K values of a head last -> how many of the parts before the heads (q, k, v or k, v)
+# are queries or keys; 0 where there are no parts.
+QUERIES_AND_KEYS = {
+    "blocks/attn/qkv": 2,
+    "blocks/attn/qkv_delta": 2,
+    "blocks/attn/q_norm": 0,
+    "blocks/attn/k_norm": 0,
+    "blocks/cross/q": 0,
+    "blocks/cross/kv": 1,
+    "blocks/cross/q_norm": 0,
+    "blocks/cross/k_norm": 0,
+}
+
+
+def transposed(params) -> dict:
+    """Exchanges rows and columns in the position embedding of parameters; twice changes nothing.
+
+    RoPE turns the first half of a head's values by the row of a patch and the second half by its column, at the same
+    frequencies. Queries and keys with these halves exchanged therefore give the same attention where rows and columns
+    are exchanged. On square images the orders "row_major" and "official" (see networks/rope.py) differ by just that:
+    parameters of one, transposed, are parameters of the other.
+
+    Args:
+        params: unboxed parameters, NumPy arrays.
+    """
+    return _unflatten({path: _transposed(path, np.asarray(leaf)) for path, leaf in _flatten(params).items()})
+
+
+def _transposed(path: str, leaf: np.ndarray) -> np.ndarray:
+    module = path.rpartition("/")[0]
+    if module not in QUERIES_AND_KEYS:
+        return leaf
+    exchanged = np.roll(leaf, leaf.shape[-1] // 2, axis=-1)
+    if parts := QUERIES_AND_KEYS[module]:
+        exchanged[..., parts:, :, :] = leaf[..., parts:, :, :]
+    return exchanged
+
+
+def unpublished(paths) -> list[str]:
+    """The modules, sorted, of those parameters that the published network does not have; paths: of all of them."""
+    known = {path for _, path, _ in TABLE}
+    return sorted({path.partition("/")[0] for path in paths if path not in known})
+
+
 def from_official(state: dict[str, np.ndarray], template) -> dict:
     """Converts official weights to parameters.
 
@@ -100,15 +147,13 @@ def from_official(state: dict[str, np.ndarray], template) -> dict:
             params[path] = np.stack([block.astype(dtype) for block in blocks])
         else:
             params[path] = np.ascontiguousarray(layout.load(state[official], shape), dtype)
+    for path in shapes.keys() - params.keys():
+        params[path] = np.ascontiguousarray(state[OWN + path], shapes[path].dtype)
     return _unflatten(params)
 
 
 def to_official(params) -> dict[str, np.ndarray]:
-    """Converts unboxed parameters to {official name: array in its official layout}.
-
-    Raises:
-        ValueError: naming every parameter that has no official counterpart.
-    """
+    """Converts unboxed parameters to {official name: array in its official layout}."""
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
     return {name: np.ascontiguousarray(array) for name, array in _flat_to_official(arrays).items()}
 
@@ -120,10 +165,8 @@ def depth_of(state: dict[str, np.ndarray]) -> int:
 
 
 def _flat_to_official(arrays):
-    unknown = arrays.keys() - {path for _, path, _ in TABLE}
-    if unknown:
-        raise ValueError(f"parameters without an official name: {', '.join(sorted(unknown))}")
-    state = {}
+    published = {path for _, path, _ in TABLE}
+    state = {OWN + path: array for path, array in arrays.items() if path not in published}
     for official, path, layout in TABLE:
         if path in arrays and "*" in official:
             state |= {official.replace("*", str(i)): layout.save(block) for i, block in enumerate(arrays[path])}

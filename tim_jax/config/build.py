@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config import values
 from tim_jax.config.examples import check_batch_size, make_inputs
-from tim_jax.config.keys import check_keys, check_unused
+from tim_jax.config.keys import check_keys
 from tim_jax.config.loading import load
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
-from tim_jax.config.sections import read
+from tim_jax.config.sections import check_unused, read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.networks import TiM
 from tim_jax.training import names, sharding

@@ -1,42 +1,88 @@
-"""What all command lines share: configurations with overrides, and errors of users as one line and exit code 2."""
+"""What all command lines share: configurations with overrides, and errors of users as one line and exit code 2.
+
+A command answers `--help` and what is mistyped at once: this module, and all that a command's file imports at its top,
+is light. Rooms, and JAX with them, are imported by the function that runs the command once its line has been read.
+"""
 
 import argparse
-import difflib
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.config import loading
-from tim_jax.config.overrides import override
+from tim_jax.config import keys, loading
 from tim_jax.system import logs
-from tim_jax.system.user_errors import ArgumentParser
+from tim_jax.system.user_errors import ArgumentParser, nearest
 from tim_jax.system.user_errors import failures as failures
 from tim_jax.system.user_errors import user_errors as user_errors
 
 MOST = 10**6  # of numbers in a list, such as step counts
+KEY = "--config."  # what keys of a configuration begin with
 
 
 class Parser(ArgumentParser):
     """An argument parser that takes `--config.section.key=value` besides its own arguments."""
 
+    def __init__(self, **settings: Any):
+        """settings: those of argparse. The epilog says how keys are changed; "" where none can be."""
+        base = loading.folder() / "base.py"
+        settings.setdefault("epilog", f"{KEY}SECTION.KEY=VALUE changes a key of the configuration; all are in {base}")
+        super().__init__(**settings)
+
+    def add_config(self, flag: str = "--config", **settings: Any) -> None:
+        """Adds an argument that names a configuration, which must be there."""
+        self.add_argument(flag, action=_Configuration, **settings)
+
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
-        """(arguments, {"section.key": text} overrides)."""
+        """(arguments, {"section.key": text} overrides). Keys are looked up, values are not."""
         logs.install()
-        args, rest = self.parse_known_args(argv)
-        overrides = {}
-        for given in rest:
-            name, equals, value = given.partition("=")
-            if not name.startswith("--config.") or not equals:
-                options = [option for action in self._actions for option in action.option_strings]
-                near = [] if name.startswith("--config.") else difflib.get_close_matches(name, options, n=1)
-                hint = f"did you mean {near[0]}?" if near else "overrides are --config.section.key=value"
-                self.error(f"{given}: no such argument; {hint}")
-            overrides[name.removeprefix("--config.")] = value
+        words, overrides = self._split(sys.argv[1:] if argv is None else argv)
+        args = self.parse_args(words)
+        with user_errors():
+            keys.check_given(overrides, keys.known_keys() if overrides else ())
         return args, overrides
+
+    def _split(self, argv: list[str]) -> tuple[list[str], dict[str, str]]:
+        """(words, overrides), which are written KEY=VALUE or KEY VALUE."""
+        words: list[str] = []
+        overrides: dict[str, str] = {}
+        waiting = list(argv)
+        while waiting:
+            word = waiting.pop(0)
+            key, equals, text = word.removeprefix(KEY).partition("=")
+            if not word.startswith(KEY):
+                words.append(word)
+            elif equals:
+                overrides[key] = text
+            elif waiting and not waiting[0].startswith("--"):
+                overrides[key] = waiting.pop(0)
+            else:
+                self.error(f"{word}: has no value; it must be {word}=VALUE")
+        return words, overrides
+
+    def hint(self, flag: str, rest: str) -> str:
+        """What may have been meant by a flag that is none: a key that ends like it, a flag, or a key like it."""
+        known, name = keys.known_keys(), flag.lstrip("-").replace("-", "_")
+        meant = [f"{KEY}{key}{rest}" for key in keys.ending(name, known)]
+        last = {key.rpartition(".")[2]: key for key in reversed(known)}
+        meant = meant or [f"{one}{rest}" for one in nearest(flag, self.flags())]
+        meant = meant or [f"{KEY}{key}{rest}" for one in nearest(name, last) for key in keys.ending(one, known)]
+        return f"did you mean {' or '.join(meant)}?" if meant else f"keys are changed by {KEY}section.key=value"
+
+
+class _Configuration(argparse.Action):
+    """Stores the name of a configuration that can be found."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        with user_errors():
+            loading.find(values, option_string or "--config")
+        setattr(namespace, self.dest, values)
 
 
 def load_config(name: str, overrides: dict[str, str]) -> ConfigDict:
     """A configuration file's ConfigDict with overrides. Raises ValueError with one line."""
+    from tim_jax.config.overrides import override  # with JAX: the types of values are those of the dataclasses
+
     return override(read_file(name, "get_config"), overrides)
 
 

@@ -1,16 +1,19 @@
-"""The keys of a configuration: which there are, which make a run what it is, which have no effect."""
+"""The keys of a configuration: which there are, and which make a run what it is.
+
+Their names are those of configs/base.py, so that a mistyped one is seen before anything is imported that takes time.
+"""
 
 import copy
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from tim_jax.config import loading, renames
-from tim_jax.config.sections import FREE, unused
 
+FREE = ("ema",)  # sections whose keys are names that anybody may give
 IDENTITY = (
     "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
 )  # fmt: skip
@@ -24,9 +27,22 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
+def known_keys() -> list[str]:
+    """All keys; those of FREE sections are the examples of configs/base.py."""
+    return list(flatten(loading.load("base").get_config()))
+
+
+def check_given(given: Iterable[str], known: Collection[str]) -> None:
+    """Raises ValueError for a key of the command line that is none of the known ones, with the right one."""
+    for key in given:
+        section, _, name = key.partition(".")
+        if key not in known and not (section in FREE and name and "." not in name):
+            raise ValueError(f"--config.{key}: no such key; {hint(key, known, '--config.')}")
+
+
 def check_keys(config: ConfigDict) -> None:
     """Raises ValueError for a key that configs/base.py does not have, with the right one, or a missing one."""
-    known = set(flatten(loading.load("base").get_config()))
+    known = set(known_keys())
     given = flatten(config)
     for key in given:
         if key not in known and key.split(".")[0] not in FREE:
@@ -37,17 +53,16 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def hint(key: str, known: Iterable[str], before: str) -> str:
-    """What to say of a key that is none: its new name, or the nearest key."""
+    """What to say of a key that is none: its new name, the keys that end as it does, or the nearest key."""
     if key in renames.KEYS:
         return f"renamed to {before}{renames.KEYS[key]}"
-    return f"did you mean {before}{difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]}?"
+    near = ending(key, known) or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"did you mean {' or '.join(f'{before}{one}' for one in near)}?"
 
 
-def check_unused(config: ConfigDict, default: ConfigDict) -> None:
-    """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
-    for keys, (reason, has_none) in unused().items():
-        if has_none(config):
-            check_left(keys, reason, config, default)
+def ending(name: str, known: Iterable[str]) -> list[str]:
+    """The known keys whose last parts are that name, shortest first: for "steps" training.steps and others."""
+    return sorted((key for key in known if f".{key}".endswith(f".{name}")), key=lambda key: (key.count("."), key))
 
 
 def check_left(keys: Iterable[str], reason: str, config: ConfigDict, default: ConfigDict) -> None:

@@ -16,24 +16,33 @@ def folder() -> pathlib.Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
-def find(name: str) -> pathlib.Path:
+def names() -> dict[str, pathlib.Path]:
+    """The configurations that come with the package, by name; in a folder, "ablations/objectives"."""
+    paths = [path for path in sorted(folder().rglob("*.py")) if path.stem != "__init__"]
+    return {path.relative_to(folder()).with_suffix("").as_posix(): path for path in paths}
+
+
+def find(name: str, flag: str = "--config") -> pathlib.Path:
     """The configuration file called `name`.
 
-    name: a path to a .py file, absolute or from the working directory; else the name of a configuration that comes
-    with the package: "configs/digits.py", "digits.py" or "digits"; in a folder, "ablations/objectives".
-    Raises ValueError if there is none.
+    Args:
+        name: a path to a .py file, absolute or from the working directory; else the name of a configuration that comes
+            with the package: "configs/digits.py", "digits.py" or "digits"; in a folder, "ablations/objectives".
+        flag: that gave it, for the error.
+
+    Raises:
+        ValueError: if there is none.
     """
     given = pathlib.Path(os.path.expanduser(name))
     if given.suffix == ".py" and given.is_file():
         return given.resolve()
     stem = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
-    paths = [path for path in sorted(folder().rglob("*.py")) if path.stem != "__init__"]
-    known = {path.relative_to(folder()).with_suffix("").as_posix(): path for path in paths}
+    known = names()
     if stem in known:
         return known[stem]
     near = [match for text in (stem, given.stem) for match in difflib.get_close_matches(text, known, n=3)]
     nearest = list(dict.fromkeys(near)) or list(known)
-    raise ValueError(f"--config={name}: no such file or configuration; did you mean {' or '.join(nearest)}?")
+    raise ValueError(f"{flag}={name}: no such file or configuration; did you mean {' or '.join(nearest)}?")
 
 
 def load(name: str) -> types.ModuleType:

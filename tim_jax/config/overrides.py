@@ -5,19 +5,15 @@ import copy
 from ml_collections import ConfigDict
 
 from tim_jax.config import values
-from tim_jax.config.keys import flatten, hint
-from tim_jax.config.sections import FREE
+from tim_jax.config.keys import check_given, flatten
 
 
 def override(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     """The configuration with "section.key" texts read as the type that each key has. Raises ValueError."""
     config = copy.deepcopy(config)
-    known = set(flatten(config))
+    check_given(overrides, flatten(config))
     for key, text in overrides.items():
         *sections, last = key.split(".")
-        free = len(sections) == 1 and sections[0] in FREE
-        if not free and key not in known:
-            raise ValueError(f"--config.{key}: no such key; {hint(key, known, '--config.')}")
         section = config
         for name in sections:
             section = section[name]

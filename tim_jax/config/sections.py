@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
+from tim_jax.config.keys import check_left
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import Size, TiM
@@ -94,7 +95,6 @@ SECTIONS = {
     "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
                           (EvaluationSettings,)),
 }  # fmt: skip
-FREE = ("ema",)  # sections whose keys are names that anybody may give
 
 
 class Key(NamedTuple):
@@ -128,6 +128,13 @@ def unused() -> dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]]:
     for kind in dict.fromkeys(_classes()):
         rules |= getattr(sys.modules[kind.__module__], "UNUSED", {})
     return rules
+
+
+def check_unused(config: ConfigDict, default: ConfigDict) -> None:
+    """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
+    for keys, (reason, has_none) in unused().items():
+        if has_none(config):
+            check_left(keys, reason, config, default)
 
 
 def _classes() -> Iterator[type]:

@@ -3,13 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from tim_jax.system import files
-
-GAP = 2  # pixels between images
-SIDE = 64  # small images are enlarged to at least this many pixels
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+from tim_jax.system import files, tiles
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -46,15 +41,17 @@ def _levels(images: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(np.nan_to_num(images, nan=0.0), -1, 1) * 127.5 + 127.5).astype(np.uint8)
 
 
-def grid(images, columns, path=None, scale=None, row_labels=None):
+def grid(images, columns, path=None, scale=None, row_labels=(), column_labels=(), tile_labels=()):
     """Puts images into a grid, row by row.
 
     Args:
         images: (n, h, w, C) in [-1, 1], C 1 or 3.
         columns: images per row; the last row may be short.
         path: where to write a PNG, if anywhere.
-        scale: whole factor of enlargement, by nearest neighbours; None enlarges images below 64 pixels.
+        scale: whole factor of enlargement, by nearest neighbours; None enlarges small images (`tiles.SIDE`).
         row_labels: one text per row, drawn at the left.
+        column_labels: one text per column, drawn above.
+        tile_labels: one text per image, drawn below it.
 
     Returns:
         A PIL image.
@@ -62,28 +59,15 @@ def grid(images, columns, path=None, scale=None, row_labels=None):
     Raises:
         ValueError: for other numbers of channels, no images, columns or scale below one, or a wrong number of labels.
     """
-    tiles = _enlarge(images, scale)
+    pixels = _pixels(images)
     if columns < 1:
-        raise ValueError(f"columns {columns}: expected at least 1")
-    rows = -(-len(tiles) // columns)
-    if row_labels is not None and len(row_labels) != rows:
-        raise ValueError(f"row_labels: {len(row_labels)} for {rows} rows; expected one per row")
-    h, w = tiles.shape[1:3]
-    font = ImageFont.load_default(max(11, min(20, h // 3)))
-    margin = 0
-    if row_labels is not None:
-        margin = int(max(font.getlength(label) for label in row_labels)) + 8 * GAP
-    columns = min(columns, len(tiles))
-    picture = Image.new("RGB", (margin + columns * (w + GAP) + GAP, rows * (h + GAP) + GAP), PAPER)
-    for i, tile in enumerate(tiles):
-        picture.paste(Image.fromarray(tile), (margin + GAP + i % columns * (w + GAP), GAP + i // columns * (h + GAP)))
-    draw = ImageDraw.Draw(picture)
-    for i, label in enumerate(row_labels or ()):
-        draw.text((margin - 4 * GAP, GAP + i * (h + GAP) + h // 2), label, fill=INK, font=font, anchor="rm")
-    return _saved(picture, path)
+        raise ValueError(f"columns is {columns}; it must be at least 1")
+    rows = [pixels[i : i + columns] for i in range(0, len(pixels), columns)]
+    labels = {"row_labels": row_labels, "column_labels": column_labels, "tile_labels": tile_labels}
+    return _saved(tiles.sheet(rows, **labels, scale=scale), path)
 
 
-def any_step_grid(images_by_steps, path=None, scale=None):
+def any_step_grid(images_by_steps, path=None, scale=None, column_labels=()):
     """Puts samples into a grid with a labelled row per step count; a column has one noise and one condition.
 
     Args:
@@ -91,6 +75,7 @@ def any_step_grid(images_by_steps, path=None, scale=None):
             column to column; n is the same for all.
         path: where to write a PNG, if anywhere.
         scale: as in `grid`.
+        column_labels: names of classes or captions, drawn above the columns.
 
     Returns:
         A PIL image.
@@ -102,25 +87,8 @@ def any_step_grid(images_by_steps, path=None, scale=None):
     if len(counts) != 1:
         raise ValueError(f"images per step count {sorted(counts)}: expected the same number at every step count")
     labels = [f"{steps} step" if steps == 1 else f"{steps} steps" for steps in images_by_steps]
-    shapes = {np.shape(image) for images in images_by_steps.values() for image in images}
-    if len(shapes) == 1:
-        return grid(np.concatenate(list(images_by_steps.values())), counts.pop(), path, scale, labels)
-    scale = scale if scale is not None else max(1, -(-SIDE // max(max(shape[:2]) for shape in shapes)))
-    lines = [[_enlarge(image[None], scale)[0] for image in images] for images in images_by_steps.values()]
-    widths = [max(tile.shape[1] for tile in column) + GAP for column in zip(*lines, strict=True)]
-    height = max(tile.shape[0] for line in lines for tile in line) + GAP
-    font = ImageFont.load_default(max(11, min(20, height // 3)))
-    margin = int(max(font.getlength(label) for label in labels)) + 8 * GAP
-    picture = Image.new("RGB", (margin + sum(widths) + GAP, len(lines) * height + GAP), PAPER)
-    draw = ImageDraw.Draw(picture)
-    for i, (label, line) in enumerate(zip(labels, lines, strict=True)):
-        draw.text((margin - 4 * GAP, GAP + i * height + height // 2), label, fill=INK, font=font, anchor="rm")
-        left = margin + GAP
-        for tile, width in zip(line, widths, strict=True):
-            at = left + (width - GAP - tile.shape[1]) // 2, GAP + i * height + (height - GAP - tile.shape[0]) // 2
-            picture.paste(Image.fromarray(tile), at)
-            left += width
-    return _saved(picture, path)
+    rows = [[to_uint8(image) for image in images] for images in images_by_steps.values()]
+    return _saved(tiles.sheet(rows, row_labels=labels, column_labels=column_labels, scale=scale), path)
 
 
 def nearest(samples, training, count=None):
@@ -173,7 +141,7 @@ def nearest_images(samples, batches):
     return found, distances
 
 
-def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None):
+def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None, labels=()):
     """Draws pairs sample | nearest training image, with their distance over all pixels below each pair.
 
     A sampler that has learnt its data by heart shows equal pairs and distances near zero. Distances are those of the
@@ -186,39 +154,32 @@ def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=N
         columns: pairs per row.
         path: where to write a PNG, if anywhere.
         scale: as in `grid`.
+        labels: one text per pair, such as its class; or none.
 
     Returns:
         A PIL image.
     """
     samples = as_written(np.asarray(samples)[:count])
     found, distances = nearest_images(samples, batches)
-    left, right = _enlarge(samples, scale), _enlarge(found, scale)
-    n, h, w, _ = left.shape
-    columns = min(columns, n)
-    font = ImageFont.load_default(12)
-    head, line, wide = 26, 18, 2 * w + GAP + 12
-    title = "each pair: sample | nearest training image, and their Euclidean distance over all pixels"
-    width = max(columns * wide, int(font.getlength(title)) + 12) + 12
-    picture = Image.new("RGB", (width, head + -(-n // columns) * (h + line) + GAP), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((12, head // 2), title, fill=INK, font=font, anchor="lm")
-    for i in range(n):
-        x, y = 12 + i % columns * wide, head + i // columns * (h + line)
-        picture.paste(Image.fromarray(left[i]), (x, y))
-        picture.paste(Image.fromarray(right[i]), (x + w + GAP, y))
-        text = f"{distances[i]:.2f}"
-        draw.text((x + w + GAP // 2, y + h + line // 2 - 1), text, fill=INK, font=font, anchor="mm")
+    left, right = _pixels(samples), _pixels(found)
+    scale = tiles.enlargement(left) if scale is None else scale
+    gap = np.full((left.shape[1], 1, 3), tiles.PAPER, np.uint8)
+    pairs = [np.concatenate([gap, one, gap, other, gap], axis=1) for one, other in zip(left, right, strict=True)]
+    texts = [f"{distance:.2f}" for distance in distances]
+    picture = tiles.sheet(
+        [pairs[i : i + columns] for i in range(0, len(pairs), columns)],
+        tile_labels=[f"{label}: {text}" for label, text in zip(labels, texts, strict=True)] if labels else texts,
+        title="each pair: sample | nearest training image, and their Euclidean distance over all pixels",
+        scale=scale,
+    )
     return _saved(picture, path)
 
 
-def _enlarge(images, scale):
-    tiles = to_uint8(images)
-    if tiles.ndim != 4 or len(tiles) == 0:
+def _pixels(images):
+    pixels = to_uint8(images)
+    if pixels.ndim != 4 or len(pixels) == 0:
         raise ValueError(f"images of shape {np.shape(images)}: expected (n, h, w, C) with n at least 1")
-    scale = scale if scale is not None else max(1, -(-SIDE // max(tiles.shape[1:3])))
-    if scale < 1:
-        raise ValueError(f"scale {scale}: expected a whole number of at least 1")
-    return np.ascontiguousarray(tiles.repeat(scale, axis=1).repeat(scale, axis=2))
+    return pixels
 
 
 def _saved(picture, path):

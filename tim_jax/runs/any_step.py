@@ -13,7 +13,7 @@ from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
-from tim_jax.runs import workdir
+from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.generation import Conditions, Generator, load_weights
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement
@@ -22,7 +22,7 @@ from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.transitions.sampling.sampler import evaluations
 
-SHOWN = 20  # samples of a step count in pictures
+SHOWN = 10  # samples of a step count in pictures
 METRICS_COST = 8  # of a set of samples in network evaluations, roughly, for the time left
 
 
@@ -204,11 +204,15 @@ class AnyStepJob:
             return
         folder.mkdir(parents=True, exist_ok=True)
         anystep.write(table, folder, epath.Path(settings.workdir).name)
+        names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
+        captions = labels.captions(self.conditions[: max(near, SHOWN)], names)
         if run.shows_images:
-            pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
+            above = captions[: min(map(len, shown.values()))]
+            pictures.any_step_grid(shown, path=folder / "any_step_samples.png", column_labels=above)
             written.append("any_step_samples.png")
         if images is not None:
-            pictures.neighbours_picture(images, measurement.neighbour_batches(), near, path=folder / "nearest.png")
+            batches, path = measurement.neighbour_batches(), folder / "nearest.png"
+            pictures.neighbours_picture(images, batches, near, path=path, labels=captions[:near])
             written.append("nearest.png")
         print(anystep.to_markdown(table))
         for line in too_few_samples(measurement, self.count):

@@ -96,7 +96,18 @@ def record_labels(run: Run, source: data.Source, folder: epath.Path) -> None:
     counts = count_labels(run, source)
     warn_of_untrained(counts)
     if jax.process_index() == 0:
-        files.replace(folder / FILE, (json.dumps({"counts": counts.tolist()}) + "\n").encode())
+        write_counts(folder, counts)
+
+
+def write_counts(folder: epath.Path, counts: np.ndarray) -> None:
+    """Writes how often the data has each label into a workdir."""
+    files.replace(folder / FILE, (json.dumps({"counts": counts.tolist()}) + "\n").encode())
+
+
+def read_counts(folder: epath.Path) -> np.ndarray | None:
+    """How often the data has each label, as a workdir says; None if it says nothing of them."""
+    path = folder / FILE
+    return np.array(json.loads(path.read_text())["counts"], np.int64) if path.exists() else None
 
 
 def warn_of_untrained(counts: np.ndarray) -> None:
@@ -120,7 +131,7 @@ def data_captions(source: data.Source, count: int) -> list[str]:
 
 def recorded_labels(run: Run, folder: epath.Path | None) -> np.ndarray | None:
     """(num_classes,) what a workdir says of the labels of its data; None if it says nothing of them."""
-    if folder is None or not (folder / FILE).exists():
+    counts = None if folder is None else read_counts(folder)
+    if counts is None:
         return None
-    counts = np.array(json.loads((folder / FILE).read_text())["counts"], np.int64)
     return counts if len(counts) == run.config.model.num_classes and counts.any() else None

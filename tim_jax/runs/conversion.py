@@ -12,12 +12,15 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from tim_jax.codecs import hub, tensors
-from tim_jax.codecs.official import from_official, to_official
+from tim_jax.codecs import tensors
+from tim_jax.codecs.official import OWN, from_official, to_official, transposed
+from tim_jax.config import keys
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.runs import workdir
+from tim_jax.runs import exports, model_card, published, workdir
+from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, warm_start
 from tim_jax.training.sharding import on_mesh
@@ -38,20 +41,20 @@ class CannotWrite(Exception):
     """A checkpoint that could not be written."""
 
 
-class Imported(NamedTuple):
+class Weights(NamedTuple):
     """Weights of a file that fit a run's network.
 
     Attributes:
         file: where they were read.
-        run: that they are to be the first state of.
+        run: that they are of.
         params: parameters of its network.
-        workdir: the new workdir.
+        origin: what the file says of the run; None if it says nothing.
     """
 
     file: pathlib.Path
     run: Run
     params: Any
-    workdir: epath.Path
+    origin: exports.Origin | None
 
     @property
     def size(self) -> int:
@@ -64,72 +67,95 @@ class Exported(NamedTuple):
 
     Attributes:
         checkpoint: where they were read.
-        ema: "online" or the name of an EMA.
         state: {official name: array}.
-        rope_order: of the network that they were trained with.
+        origin: what the file says of them.
     """
 
     checkpoint: warm_start.Saved
-    ema: str
     state: dict[str, np.ndarray]
-    rope_order: str
+    origin: exports.Origin
 
     @property
     def size(self) -> int:
         """The number of parameters."""
         return sum(array.size for array in self.state.values())
 
+    @property
+    def workdir(self) -> epath.Path:
+        """The workdir that the checkpoint is of."""
+        return self.checkpoint.directory.parent
 
-def read_import(file: str, folder: str, config: str, overrides: dict[str, str]) -> Imported:
-    """Reads official weights that are to become a workdir.
 
-    Args:
-        file: safetensors or a PyTorch .bin, of which nothing is executed; a path, or hf://owner/repository/file.
-        folder: the new workdir.
-        config: name of the configuration; "" for that of a released file.
-        overrides: {"section.key": text} of the configuration.
-
-    Raises:
-        ValueError: one line that names what is wrong with the file, the folder or the configuration.
-    """
+def new_workdir(folder: str) -> epath.Path:
+    """The path of a workdir to import into. Raises ValueError if it is there already or cannot be made."""
     new = files.absolute(paths.run_folder(folder, "WORKDIR"))
     if new.exists():
         raise ValueError(f"{folder}: is there already; weights are imported into a workdir of their own")
     paths.check_folder(new, "WORKDIR")
-    path = hub.local(file)
-    if not path.is_file():
-        raise ValueError(f"{path}: is no file on this machine")
-    state = tensors.read(path)
-    run = build(import_config(path, state, config, overrides))
+    return new
+
+
+def read_weights(path: str, config: str, overrides: dict[str, str], same: bool = False) -> Weights:
+    """Reads exported or published weights, and builds the run that they are of.
+
+    Args:
+        path: a file of safetensors or a PyTorch .bin, of which nothing is executed; an exported folder; or
+            hf://owner/repository, perhaps with a file.
+        config: name of the configuration; "" for what the file says, or that of a released file.
+        overrides: {"section.key": text} of the configuration.
+        same: refuse overrides of keys that make a run what it is.
+
+    Raises:
+        ValueError: one line that names what is wrong with the file or the configuration.
+    """
+    file = exports.local_file(path)
+    state, origin = tensors.read(file), exports.origin_of(file)
+    chosen = import_config(file, state, origin, config, overrides)
+    if same:
+        before = workdir.to_json(import_config(file, state, origin, config, {}))
+        keys.compare_identity(before, chosen, path)
+    run = build(chosen)
     try:
         params = from_official(state, run.trainer.abstract.params["online"])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return Imported(path, run, params, new)
+        raise ValueError(f"{file}: {error}") from None
+    if origin is not None and origin.transposed and run.config.model.rope_order == "row_major":
+        params = transposed(params)
+    return Weights(file, run, params, origin)
 
 
-def import_config(file: pathlib.Path, state: dict[str, np.ndarray], name: str, overrides: dict[str, str]) -> ConfigDict:
+def import_config(
+    file: pathlib.Path,
+    state: dict[str, np.ndarray],
+    origin: exports.Origin | None,
+    name: str,
+    overrides: dict[str, str],
+) -> ConfigDict:
     """The configuration of official weights, without alignment if the file has no head for it.
 
     Args:
         file: of the weights.
         state: the weights.
-        name: of the configuration; "" for that of a released file.
+        origin: what the file says of its run, if anything.
+        name: of the configuration; "" for what the file says, or that of a released file.
         overrides: {"section.key": text}.
 
     Raises:
         ValueError: one line.
     """
+    if not name and origin is not None:
+        return override(workdir.restored(dict(origin.config)), overrides)
     if not name and file.name not in RELEASES:
         raise ValueError(
-            f"{file}: is called like none of the released files ({', '.join(RELEASES)}); say with --config what it is, "
-            "such as --config=imagenet256_xl --config.model.rope_order=official"
+            f"{file}: does not say what it is, as files that tim_jax exports do, and is called like none of the "
+            f"released files ({', '.join(RELEASES)}); say with --config what it is, such as --config=imagenet256_xl "
+            "--config.model.rope_order=official"
         )
     left_out = {} if ALIGNMENT in state else WITHOUT_ALIGNMENT
     return load_config(name or RELEASES[file.name], left_out | overrides)
 
 
-def write_workdir(run: Run, params: Any, source: str, folder: epath.Path) -> None:
+def write_workdir(run: Run, params: Any, source: str, folder: epath.Path, origin: exports.Origin | None = None) -> None:
     """Makes a workdir at step 0, in one move; if that fails, nothing is left behind.
 
     Args:
@@ -137,6 +163,7 @@ def write_workdir(run: Run, params: Any, source: str, folder: epath.Path) -> Non
         params: parameters of the online network, its EMAs and the auxiliary networks.
         source: what the checkpoint says of where they came from.
         folder: the new workdir.
+        origin: what a file said of them, such as the names of classes.
 
     Raises:
         CannotWrite: if the checkpoint cannot be written.
@@ -150,7 +177,10 @@ def write_workdir(run: Run, params: Any, source: str, folder: epath.Path) -> Non
         )
         with on_mesh(run.mesh):
             state = make(params)
-        record = workdir.record_start(new, run.config) | {"imported": source}
+        classes, counts = (origin.classes, origin.counts) if origin else ((), ())
+        record = workdir.record_start(new, run.config, classes=classes) | {"imported": source}
+        if counts and jax.process_index() == 0:
+            write_counts(new, np.array(counts))
         saver = checkpoints.Saver(checkpoints.open_manager(new, keep=1, every=1))
         saver.save(0, state, record)
         saver.close()
@@ -177,15 +207,76 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     config = workdir.restored(warm_start.record(saved)["config"])
     found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
     if ema not in found:
-        raise ValueError(f"--which is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
+        raise ValueError(f"--ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
     here = SingleDeviceSharding(jax.local_devices()[0])
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, shape in found[ema].items()}
     params = unflatten_dict(warm_start.read_weights(saved, ema, abstract), sep="/")
-    state = {name: array.astype(DTYPES[dtype]) for name, array in to_official(params).items()}
-    return Exported(saved, ema, state, config.model.rope_order)
+    turned = published.is_transposed(config)
+    official = to_official(transposed(params) if turned else params)
+    state = {name: array.astype(DTYPES[dtype]) for name, array in official.items()}
+    folder = saved.directory.parent
+    counts = read_counts(folder)
+    origin = exports.Origin(
+        config=exports.without_places(workdir.to_json(config)),
+        ema=ema,
+        step=saved.step,
+        transposed=turned,
+        classes=workdir.class_names(folder),
+        counts=() if counts is None else tuple(counts.tolist()),
+    )
+    return Exported(saved, state, origin)
 
 
-def write_export(exported: Exported, file: epath.Path) -> None:
+def own_modules(exported: Exported) -> list[str]:
+    """The modules, sorted, of exported weights that the published network does not have."""
+    return sorted({key.removeprefix(OWN).partition("/")[0] for key in exported.state if key.startswith(OWN)})
+
+
+def obstacles(exported: Exported) -> list[str]:
+    """See `published.obstacles`."""
+    return published.obstacles(workdir.restored(dict(exported.origin.config)), own_modules(exported))
+
+
+def write_export(exported: Exported, out: epath.Path, name: str) -> epath.Path:
+    """Writes weights to a new folder, or to a file where `out` ends like one, and returns the file that has them.
+
+    name: of the model, for its card. Raises OSError.
+    """
+    if out.suffix == ".safetensors":
+        write_file(exported, out)
+        return out
+    write_folder(exported, out, name)
+    return out / exports.WEIGHTS
+
+
+def write_file(exported: Exported, file: epath.Path) -> None:
     """Writes weights as safetensors, in one move. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(file, save(exported.state, {"format": "pt"}))
+    files.replace(file, save(exported.state, exported.origin.header()))
+
+
+def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
+    """Writes weights, a card that describes them, and a picture of samples if there is one, into a new folder.
+
+    Args:
+        exported: the weights.
+        folder: the new folder, which appears whole.
+        name: of the model, for its card: ORG/NAME on the hub, or any other.
+
+    Raises:
+        OSError: if a file cannot be written; then nothing is left behind.
+    """
+    new = folder.parent / f".{folder.name}.exporting"
+    try:
+        new.rmtree(missing_ok=True)
+        write_file(exported, new / exports.WEIGHTS)
+        picture = model_card.samples(exported.workdir)
+        if picture is not None:
+            (new / model_card.PICTURE).write_bytes(picture.read_bytes())
+        own = own_modules(exported)
+        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
+        (new / model_card.CARD).write_text(card)
+        files.move_folder(new, folder)
+    finally:
+        if new.exists():
+            new.rmtree()

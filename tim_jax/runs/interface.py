@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -14,7 +15,7 @@ from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import pictures
-from tim_jax.runs import workdir
+from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.batches import batch_size, draw
@@ -30,7 +31,8 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     """Loads a trained run, ready to draw images.
 
     Args:
-        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP.
+        path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
+            `tim-jax convert export` wrote, on this machine or as hf://owner/repository; or a released file.
         **overrides: sections of the configuration with the keys to change, such as
             `codecs={"autoencoder": "DIR"}`, `sampling={"guidance": 2.5}` or `mesh={"data": 1}`. Keys that make a run
             what it is cannot be changed.
@@ -41,12 +43,30 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     Raises:
         ValueError: one line that names what is wrong: no checkpoint, an unknown key, a module that is not there.
     """
-    saved = warm_start.find(str(path), "path")
     texts = {key: str(value) for key, value in flatten(overrides).items()}
+    if exports.is_export(str(path)):
+        return _load_export(str(path), texts)
+    saved = warm_start.find(str(path), "path")
     folder = saved.directory.parent
     run = build(workdir.load(folder, texts))
     compilation_cache.use(run.config.training.compilation_cache)
-    return Tim(with_found_grid(run, folder, saved.step), saved)
+
+    def read() -> Any:
+        return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+
+    return Tim(with_found_grid(run, folder, saved.step), read, workdir.class_names(folder))
+
+
+def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
+    """The same of exported or published weights, which have neither EMAs nor step grids."""
+    found = conversion.read_weights(path, "", overrides, same=True)
+    run = found.run
+    if run.sampling.grid == "optimal":
+        raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
+    compilation_cache.use(run.config.training.compilation_cache)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract.params["online"])
+    classes = found.origin.classes if found.origin else ()
+    return Tim(run, lambda: jax.device_put(found.params, shardings), classes)
 
 
 class Tim:
@@ -55,7 +75,7 @@ class Tim:
     ```python
     tim = tim_jax.load("WORKDIR")
     tim("a red bicycle", steps=4, size=(512, 768), seed=0)  # of a run conditioned on text
-    tim([3, 1, 4], steps=1)  # of a run conditioned on labels
+    tim([3, 1, "cat"], steps=1)  # of a run conditioned on labels, which are numbers or names of `tim.classes`
     ```
 
     The weights lie on the devices of the run's mesh, beside the pretrained modules that images need. What is compiled
@@ -63,16 +83,19 @@ class Tim:
 
     Attributes:
         run: all that the configuration says, built.
+        classes: what labels 0, 1, … are called; () where nothing says so.
     """
 
     run: Run
+    classes: tuple[str, ...]
 
-    def __init__(self, run: Run, saved: warm_start.Saved):
+    def __init__(self, run: Run, read: Callable[[], Any], classes: tuple[str, ...]):
         """Reads the weights of a run; see `load`.
 
         Args:
             run: the run.
-            saved: the checkpoint that has its weights.
+            read: gives its weights, on its devices.
+            classes: names of its labels, or ().
 
         Raises:
             ValueError: one line, if images cannot be made: latents without `codecs.autoencoder`, prompts without
@@ -85,13 +108,14 @@ class Tim:
             )
         self.run, self._decoder = run, decoder
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
-        self._weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+        self._weights = read()
+        self.classes = classes
         self._generators: dict[tuple[int, float], Generator] = {}
         self._generator(1, None).load()
 
     def __call__(
         self,
-        conditions: str | int | Sequence[str] | Sequence[int],
+        conditions: str | int | Sequence[str] | Sequence[int] | Sequence[str | int],
         steps: int = 4,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -101,7 +125,8 @@ class Tim:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
         Args:
-            conditions: a prompt or several, of a run conditioned on text; else a label or several.
+            conditions: a prompt or several, of a run conditioned on text; else a label or several, each a number or
+                the name of a class.
             steps: of the sampler, at least 1.
             size: (height, width) in pixels; by default the run's.
             seed: of the noise, 0 … 2³² − 1. Image j of a prompt starts from noise j of the seed; with labels, image i
@@ -131,8 +156,9 @@ class Tim:
             self._texts.check(given)
             requests = prompt_requests([("", {"prompt": prompt}) for prompt in given], shape, int(count), run)
         else:
-            labels = [label for label in given for _ in range(count)]
-            requests = label_requests(labels, shape, run.config.model.num_classes)
+            classes = run.config.model.num_classes
+            chosen = [labels.label_of(one, self.classes, classes, "conditions has") for one in given]
+            requests = label_requests([label for label in chosen for _ in range(count)], shape)
         generator = self._generator(batch_size(run, requests), guidance)
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)

@@ -17,7 +17,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tim_jax import data
-from tim_jax.config.command_line import Parser
 from tim_jax.config.keys import flatten, identity, nested
 from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
@@ -91,35 +90,13 @@ class Job(Protocol):
         ...
 
 
-def parser(name: str, description: str) -> Parser:
-    """The arguments that all such commands have.
+def execute(args: argparse.Namespace, open_job: Callable[[], Job]) -> None:
+    """Makes shards, or verifies those that are there.
 
     Args:
-        name: of the command's module.
-        description: of what it does.
+        args: the arguments of the command, as `shard_arguments.check` has checked them.
+        open_job: returns what is to be made; raises ValueError for mistakes of the user.
     """
-    made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--out", help="the folder that shards are written to")
-    made.add_argument("--rows-per-shard", type=int, default=shard_files.EXAMPLES_PER_SHARD, help="default: %(default)s")
-    made.add_argument("--verify", help="a folder of shards whose checksums are to be compared; nothing is made")
-    return made
-
-
-def command(
-    parser: Parser,
-    needed: str,
-    open_job: Callable[[argparse.Namespace, dict[str, str]], Job],
-    argv: list[str] | None = None,
-) -> None:
-    """Runs a command that makes shards, or verifies those that are there.
-
-    Args:
-        parser: of its arguments.
-        needed: an argument without which nothing can be made.
-        open_job: (arguments, overrides) → what is to be made; raises ValueError for mistakes of the user.
-        argv: the arguments, by default those of the process.
-    """
-    args, overrides = parser.parse(argv)
     with user_errors():
         if args.verify is not None:
             folder = Path(paths.given(args.verify, "--verify", ()))
@@ -127,19 +104,14 @@ def command(
                 return verify(folder)
             except ValueError as error:
                 raise ValueError(f"--verify is {args.verify!r}; it must be whole: {error}") from None
-        for name in (needed, "out"):
-            if not getattr(args, name):
-                raise ValueError(f"--{name}: missing; see --help")
         shard_files.check_local("--out", args.out)
         folder = Path(paths.given(args.out, "--out", ()))
-        if args.rows_per_shard < 1:
-            raise ValueError(f"--rows-per-shard is {args.rows_per_shard}; it must be at least 1")
         if not finished(folder):
             paths.check_folder(folder, "--out")
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            job = open_job(args, overrides)
+            job = open_job()
         run(job, folder)
 
 

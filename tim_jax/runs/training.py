@@ -17,7 +17,7 @@ from tim_jax.config.command_line import failures, user_errors
 from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
-from tim_jax.runs import teachers, workdir
+from tim_jax.runs import labels, published, teachers, workdir
 from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
@@ -32,8 +32,9 @@ from tim_jax.training.mesh import AUTO, mesh_text
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
+from tim_jax.training.watch import of_nothing
 
-COLUMNS = 20  # images of a row in the pictures of samples
+COLUMNS = 10  # images of a row in the pictures of samples
 
 
 def check(run: Run) -> None:
@@ -43,13 +44,16 @@ def check(run: Run) -> None:
     """
     warn_of_schedule(run)
     print_mesh(run)
+    if line := published.note(run):
+        print(line)
     batch_size = run.inputs.batch_size_of(run.image_shape[:2])
     here = batch_size * len(sharding.shards_here(run.mesh)) // sharding.batch_shards(run.mesh)
     batch = made_up_batch(run.config, here)
     began = time.perf_counter()
     state = run.trainer.create()
-    state, metrics = run.trainer(state, sharding.put_batch(run.mesh, batch))
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    state, metrics, per_example = run.trainer.detailed(state, sharding.put_batch(run.mesh, batch))
+    nothing = of_nothing(per_example)
+    values = {name: float(value) for name, value in jax.device_get(metrics).items() if name not in nothing}
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))
     print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
@@ -79,8 +83,8 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     """Prepares pictures of samples.
 
     Returns:
-        A function of the state that gives {"samples": a grid with one row per step count}, of the weights that
-        sampling uses.
+        A function of the state that gives {"samples": a grid with one row per step count, and the class or the
+        prompt above each column}, of the weights that sampling uses.
 
     Raises:
         ValueError: if a text encoder or an autoencoder cannot be read.
@@ -90,6 +94,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     generator, count = open_generator(run, each), each * len(sizes)
     generator.load()
     conditions = sample_conditions(run, count)
+    captions = labels.captions(conditions, pipeline.source.class_names)
 
     def images_of(weights: Any, steps: int) -> list[np.ndarray]:
         images: list[np.ndarray] = []
@@ -101,7 +106,7 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
     def draw(state: TrainState) -> dict[str, Image.Image]:
         weights = run.weights(state)
         images = {steps: images_of(weights, steps) for steps in run.training.sample_steps}
-        return {"samples": pictures.any_step_grid(images)}
+        return {"samples": pictures.any_step_grid(images, column_labels=captions)}
 
     return draw
 
@@ -149,6 +154,8 @@ def fit(
     print_mesh(run)
     if jax.process_index() == 0:
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
+        if line := published.note(run):
+            print(line, flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
         if run.config.model.condition == "class":

@@ -102,6 +102,12 @@ def record_start(
     return record
 
 
+def class_names(workdir: epath.Path) -> tuple[str, ...]:
+    """Returns what the labels of a workdir's run are called; () where its data did not say."""
+    path = workdir / CLASSES
+    return tuple(json.loads(path.read_text())) if path.exists() else ()
+
+
 def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> None:
     """Checks that labels mean what they meant when a workdir's run was started.
 
@@ -113,14 +119,13 @@ def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> No
     Raises:
         ValueError: one line that names what has changed.
     """
-    path = workdir / CLASSES
     if not run.inputs.num_classes or not names:
         return
-    if not path.exists():
+    before = class_names(workdir)
+    if not before:
         if (workdir / CONFIG).exists() and any(name != str(label) for label, name in enumerate(names)):
             logging.warning("%s does not say what its labels are called: see that they are as they were", workdir)
         return
-    before = tuple(json.loads(path.read_text()))
     if before == names:
         return
     gone = [name for name in before if name not in names]

@@ -3,13 +3,13 @@
 import logging
 import sys
 
-from tqdm import tqdm
-
 
 class Handler(logging.Handler):
     """Writes messages to standard error as "warning: …", above a progress bar that is shown there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # slow to import, for a command that has nothing to say
+
         try:
             tqdm.write(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr)
         except Exception:  # as all handlers of logging: a message that cannot be written stops no run

@@ -2,7 +2,8 @@
 
 A topology is written CHIP:SHAPE. TPU slices go by their torus (v5e:16x16, v5p:4x4x8) or accelerator type (v5e-256,
 v5p-256), several of them over the data-centre network by their number as well (2xv5p-256); GPU clusters by nodes × GPUs
-per node (h100:4x8), the CPU by its number of host devices (cpu:8).
+per node (h100:4x8), the CPU by its number of host devices (cpu:8). JAX is imported by the functions that need it, so
+that names are checked at once.
 """
 
 import dataclasses
@@ -12,14 +13,12 @@ import os
 import pathlib
 import re
 
-import jax
-from jax.experimental import topologies
-
 from tim_jax.system.chips import CHIPS, Chip
 from tim_jax.system.slices import named_slice
 
 EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "v5p-64", "2xv5p-64", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
 TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the torus
+COMPILERS = {"TPU": ("libtpu",), "GPU": ("jax_cuda13_plugin", "nvidia")}  # the packages that bring them
 # What XLA's GPU compiler wants to know of a GPU: (compute capability, cores, clock in GHz, arithmetic units per core,
 # shared memory per core and the most of it that one block may have, second-level cache), sizes in bytes.
 GPUS = {
@@ -52,32 +51,57 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """Returns the topology called `name`. Raises ValueError if there is none, or what it needs is not installed."""
+    """Returns the topology called `name`. Raises ValueError as `check`, and for a slice that no compiler knows."""
+    kind, sizes, count = check(name)
+    if kind in TPUS:
+        devices = _tpus(name, kind, sizes, count)
+        return Topology(name, CHIPS[kind], devices, len(devices) // count)
+    if kind in GPUS:
+        return Topology(name, CHIPS[kind], _gpus(kind, sizes), sizes[-1])
+    return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
+
+
+def check(name: str) -> tuple[str, tuple[int, ...], int]:
+    """Returns the chip, the sizes and the number of slices that a topology's name means. Imports nothing.
+
+    Raises:
+        ValueError: If there is no such topology, or if what it needs is not installed.
+    """
     several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", name)
     count, one = (int(several[1]), several[2]) if several else (1, name)
-    kind, _, shape = one.partition(":")
     try:
         found = named_slice(one)
     except ValueError as error:
         raise ValueError(f"--topology has {name!r}; {error}") from None
-    kind, shape = found or (kind, shape)
+    kind, shape = found or (one.partition(":")[0], one.partition(":")[2])
     if found and kind not in CHIPS:
         raise ValueError(f"--topology has {name!r}; it must have one of the chips {', '.join(CHIPS)}")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"--topology has {name!r}; it must be CHIP:SHAPE, such as {', '.join(EXAMPLES)}")
     sizes = tuple(int(size) for size in shape.split("x"))
-    if kind in TPUS:
-        devices = _tpus(name, kind, sizes, count)
-        return Topology(name, CHIPS[kind], devices, len(devices) // count)
-    if several:
+    if kind in TPUS and len(sizes) != TPUS[kind]:
+        raise ValueError(f"--topology has {name!r}; its shape must have {TPUS[kind]} sizes, such as {_like(kind)}")
+    if several and kind not in TPUS:
         raise ValueError(f"--topology has {name!r}; it must be one such as {_like(kind)}: only TPU slices are counted")
-    if kind in GPUS:
-        return Topology(name, CHIPS[kind], _gpus(name, kind, sizes), sizes[-1])
-    return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
+    if kind in GPUS and len(sizes) != 2:
+        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(kind)}")
+    missing = {package for package in COMPILERS.get(_maker(kind), ()) if importlib.util.find_spec(package) is None}
+    if missing:
+        maker = _maker(kind)
+        raise ValueError(
+            f'--topology has {name!r}, which needs the {maker} compiler: pip install "tim-jax[{maker.lower()}-planner]"'
+        )
+    return kind, sizes, count
+
+
+def _maker(kind: str) -> str:
+    return "TPU" if kind in TPUS else "GPU" if kind in GPUS else "CPU"
 
 
 def host_devices(names: list[str]) -> None:
     """Makes room for the CPU devices of the topologies `names`, before JAX has started."""
+    import jax
+
     counts = [int(count) for count in re.findall(r"\bcpu:(\d+)", ",".join(names))]
     jax.config.update("jax_platforms", "cpu")
     if counts and max(counts) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -85,10 +109,9 @@ def host_devices(names: list[str]) -> None:
 
 
 def _tpus(name: str, kind: str, sizes: tuple[int, ...], count: int) -> list:
-    if len(sizes) != TPUS[kind]:
-        raise ValueError(f"--topology has {name!r}; its shape must have {TPUS[kind]} sizes, such as {_like(kind)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f'--topology has {name!r}, which needs the TPU compiler: pip install "tim-jax[tpu-planner]"')
+    import jax
+    from jax.experimental import topologies
+
     # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
              "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
@@ -101,11 +124,9 @@ def _tpus(name: str, kind: str, sizes: tuple[int, ...], count: int) -> list:
         raise ValueError(f"--topology has {name!r}; the TPU compiler has no such slice ({error})") from None
 
 
-def _gpus(name: str, kind: str, sizes: tuple[int, ...]) -> list:
-    if len(sizes) != 2:
-        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(kind)}")
-    if any(importlib.util.find_spec(package) is None for package in ("jax_cuda13_plugin", "nvidia")):
-        raise ValueError(f'--topology has {name!r}, which needs the GPU compiler: pip install "tim-jax[gpu-planner]"')
+def _gpus(kind: str, sizes: tuple[int, ...]) -> list:
+    from jax.experimental import topologies
+
     _find_cuda_tools()
     return list(
         topologies.get_topology_desc(
@@ -155,6 +176,8 @@ def gpu_description(kind: str) -> str:
 
 
 def _cpus(name: str, sizes: tuple[int, ...]) -> list:
+    import jax
+
     devices = jax.devices("cpu")
     if len(sizes) != 1 or math.prod(sizes) > len(devices):
         raise ValueError(f"--topology has {name!r}; it must be a number of host devices, here up to {len(devices)}")

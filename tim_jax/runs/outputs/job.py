@@ -17,14 +17,12 @@ from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
 from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images, read_labels, read_size
-from tim_jax.runs.outputs.settings import SampleSettings
+from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
-
-COUNT = 40  # images per step count where no labels are given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,8 @@ class SampleJob:
         examples = None if self.images is None else generator.decode.encode(self.images)
         requests = interpolated(self.requests, settings.interpolate) if settings.interpolate else self.requests
         factor = self.decoder.factor if self.decoder else None
-        writer = SampleWriter(settings, generator.run, self.step, requests, factor)
+        names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
+        writer = SampleWriter(settings, generator.run, self.step, requests, factor, names)
         total = len(settings.steps) * sum(request.count for request in requests)
         with Bar(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
             for steps in settings.steps:
@@ -181,8 +180,9 @@ def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> lis
     for name in ("prompt", "prompts", "per_prompt"):
         if getattr(settings, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is conditioned on labels, not on text")
-    counts = known_labels(run, paths.run_folder(settings.workdir, "--workdir"))
-    return read_labels(settings.labels, settings.count or COUNT, size, counts)
+    folder = paths.run_folder(settings.workdir, "--workdir")
+    counts, names = known_labels(run, folder), workdir.class_names(folder)
+    return read_labels(settings.labels, settings.count or COUNT, size, counts, names)
 
 
 def _of_prompts(settings: SampleSettings, run: Run, size: tuple[int, int], factor: int) -> list[Request]:

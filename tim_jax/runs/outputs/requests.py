@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import logging
 
-from tim_jax.config.command_line import whole_numbers
 from tim_jax.config.network import check_tokens
 from tim_jax.config.run import Run
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import decode, pixels
+from tim_jax.runs import labels as by_name
 from tim_jax.runs.conditions import class_turns
 from tim_jax.runs.outputs.prompts import Record
 from tim_jax.system import paths
@@ -69,31 +69,30 @@ def read_size(where: str, text: str, run: Run, factor: int = 1) -> tuple[int, in
     return size
 
 
-def label_requests(labels: Sequence[int], size: tuple[int, int], num_classes: int) -> list[Request]:
-    """One image of each label, image i from noise i. Raises ValueError for what is no label of the run."""
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < num_classes:
-            raise ValueError(f"--labels has {label!r}; labels of this run lie in 0 … {num_classes - 1}")
-    return [Request(int(label), size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
+def label_requests(labels: Sequence[int], size: tuple[int, int]) -> list[Request]:
+    """One image of each label, image i from noise i."""
+    return [Request(label, size, first=i, name=f"{i:05}") for i, label in enumerate(labels)]
 
 
-def read_labels(text: str, count: int, size: tuple[int, int], counts: np.ndarray) -> list[Request]:
+def read_labels(
+    text: str, count: int, size: tuple[int, int], counts: np.ndarray, names: Sequence[str]
+) -> list[Request]:
     """Requests of `--labels`; where the text is empty, of labels that the data has, in turn.
 
     Args:
-        text: numbers with commas between, or "".
+        text: names and numbers with commas between, or "".
         count: how many labels where there is no text.
         size: (h, w) of the examples.
         counts: (num_classes,) how often the data has each label.
+        names: of the labels, or ().
 
     Raises:
         ValueError: for what is no label of the run.
     """
-    labels = whole_numbers("labels", text, least=0) if text else class_turns(counts, count).tolist()
-    requests = label_requests(labels, size, len(counts))
+    labels = by_name.read_labels(text, names, len(counts)) if text else class_turns(counts, count).tolist()
     if absent := [label for label in labels if not counts[label]]:
         logging.warning("--labels has %d, which the data does not have: nothing was learnt of it", min(absent))
-    return requests
+    return label_requests(labels, size)
 
 
 def prompt_requests(

@@ -7,7 +7,9 @@ from etils import epath
 
 from tim_jax.system import paths
 
+COUNT = 40  # images per step count where no labels are given
 MOST_IMAGES = 10**7  # of a step count
+LAYOUTS = ("plain", "geneval", "dpg", "mjhq")  # of files, as layouts.py writes them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
+from tim_jax.runs import labels
 from tim_jax.runs.outputs.batches import Samples, sampling_record
 from tim_jax.runs.outputs.layouts import LAYOUTS, Picture, png
 from tim_jax.runs.outputs.requests import Request
@@ -59,13 +60,22 @@ class SampleWriter:
         requests: all that is drawn at every step count.
         factor: pixels per position of an example; None where examples are latents that nothing decodes. In that case,
             and for labels, the examples are written as arrays.
+        names: of the labels, or ().
 
     Attributes:
         arrays: further arrays to write, by name.
     """
 
-    def __init__(self, settings: SampleSettings, run: Run, step: int, requests: Sequence[Request], factor: int | None):
-        self.settings, self.requests, self.factor = settings, requests, factor
+    def __init__(
+        self,
+        settings: SampleSettings,
+        run: Run,
+        step: int,
+        requests: Sequence[Request],
+        factor: int | None,
+        names: Sequence[str] = (),
+    ):
+        self.settings, self.requests, self.factor, self.names = settings, requests, factor, names
         self.layout = LAYOUTS[settings.layout]
         self.kind = "label" if run.config.model.condition == "class" else "prompt"
         self.record = sampling_record(run, step, settings.seed)
@@ -93,10 +103,15 @@ class SampleWriter:
         """The settings that go into a picture of these images of a request."""
         numbers = [request.first + number for number in numbers]
         record: dict[str, Any] = {self.kind: request.condition}
+        record |= {"class": self.caption(request)} if self.names else {}
         further = {key: value for key, value in request.record.items() if key not in ("prompt", "size", "count")}
         record |= {"further": further} if further else {}
         number = numbers[0] if len(numbers) == 1 else numbers
         return record | self.record | {"number": number, "steps": steps, "size": self.sizes[request.size]}
+
+    def caption(self, request: Request) -> str:
+        """What the images of a request are called in pictures: its prompt, or its class."""
+        return labels.captions([request.condition], self.names)[0]
 
     def add(self, steps: int, samples: Samples) -> None:
         """Writes the pictures of a request, and keeps what is written at the end."""
@@ -150,20 +165,36 @@ class SampleWriter:
     def _grids(self) -> Iterator[tuple[str, Image.Image, list[int]]]:
         """(end of the file's name, grid, places shown): of each step count, where there is one size, and of all."""
         rows: dict[int, list[np.ndarray]] = {}
+        captions: list[str] = []
         places: list[int] = []
         for steps, images in self._shown.items():
             places = sorted(images)
             if len(self.sizes) == 1:
                 together = np.concatenate([images[i] for i in places])
                 columns = self.settings.interpolate or min(COLUMNS, len(together))
-                yield f"_steps{steps}", pictures.grid(together, columns), places
+                yield f"_steps{steps}", self._grid(together, columns, places, images), places
             shown = self.settings.interpolate or COLUMNS
             rows[steps] = [image for i in places for image in images[i]][:shown]
+            captions = self._captions(places, images)[:shown]
         if rows:
-            yield "", pictures.any_step_grid(rows), places
+            yield "", pictures.any_step_grid(rows, column_labels=captions), places
+
+    def _captions(self, places: list[int], images: dict[int, np.ndarray]) -> list[str]:
+        """What the images of some requests are called, one after another."""
+        return [self.caption(self.requests[i]) for i in places for _ in images[i]]
+
+    def _grid(self, together: np.ndarray, columns: int, places: list[int], images: dict[int, np.ndarray]) -> Any:
+        """The images of a step count, with their captions above columns that have one caption, or below each image."""
+        captions = self._captions(places, images)
+        tops = captions[:columns]
+        if all(caption == tops[i % columns] for i, caption in enumerate(captions)):
+            return pictures.grid(together, columns, column_labels=tops)
+        return pictures.grid(together, columns, tile_labels=captions)
 
     def _conditions(self, places: Iterable[int]) -> dict[str, list[str | int]]:
-        return {f"{self.kind}s": [self.requests[i].condition for i in places]}
+        requests = [self.requests[i] for i in places]
+        found: dict[str, list[str | int]] = {f"{self.kind}s": [request.condition for request in requests]}
+        return found | ({"classes": [self.caption(request) for request in requests]} if self.names else {})
 
     def _write(self, path: epath.Path, content: bytes) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,89 @@
+"""Labels by name: what classes are called in pictures, and labels that are given as names or numbers.
+
+The names are those that a workdir keeps (`workdir.class_names`).
+"""
+
+import csv
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+NUMBER = "#"  # before a label that is meant as a number where a class is called like another number
+
+
+def captions(conditions: Sequence[str | int] | np.ndarray, names: Sequence[str]) -> list[str]:
+    """What pictures of some conditions are called: prompts themselves, labels by name where they have one.
+
+    Args:
+        conditions: prompts or labels.
+        names: of the labels, or ().
+    """
+    return [text if isinstance(text, str) else name_of(int(text), names) for text in conditions]
+
+
+def name_of(label: int, names: Sequence[str]) -> str:
+    """The name of a label, its number where it has none."""
+    return names[label] if label < len(names) else str(label)
+
+
+def read_labels(text: str, names: Sequence[str], num_classes: int) -> list[int]:
+    """Reads the labels of `--labels`: names and numbers with commas between, a name with commas in quotes.
+
+    Raises ValueError for what is neither.
+    """
+    (parts,) = list(csv.reader([text], skipinitialspace=True)) or [[]]
+    return [label_of(part.strip(), names, num_classes, "--labels has") for part in parts]
+
+
+def label_of(given: object, names: Sequence[str], num_classes: int, where: str) -> int:
+    """The label that a name or a number stands for.
+
+    A text is first of all the name of a class, then a number, then a name in other letters: capitals do not count, "_"
+    and "-" are spaces, and each of the names in "tench, Tinca tinca" will do. "#3" is a number in any case.
+
+    Args:
+        given: a whole number or a text.
+        names: of the labels, or ().
+        num_classes: labels lie below it.
+        where: what was given as, to begin errors with, such as "--labels has".
+
+    Raises:
+        ValueError: one line that says what there is.
+    """
+    if isinstance(given, str):
+        if given in names:
+            return names.index(given)
+        number = given.removeprefix(NUMBER)
+        if not (number.isascii() and number.isdecimal()):
+            return _by_other_letters(given, names, num_classes, where)
+        given = int(number)
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not 0 <= given < num_classes:
+        raise ValueError(f"{where} {given!r}; labels of this run lie in 0 … {num_classes - 1}")
+    return int(given)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _by_other_letters(given: str, names: Sequence[str], num_classes: int, where: str) -> int:
+    if not names:
+        raise ValueError(
+            f"{where} {given!r}; classes of this run have no names, and labels are whole numbers in 0 … "
+            f"{num_classes - 1}, such as 1,4,32"
+        )
+    known: dict[str, list[str]] = {}
+    for name in names:
+        for part in {_folded(name), *map(_folded, name.split(","))}:
+            known.setdefault(part, []).append(name)
+    found = known.get(_folded(given), [])
+    if len(found) == 1:
+        return names.index(found[0])
+    if found:
+        raise ValueError(f"{where} {given!r}, which several classes are called: {', '.join(map(repr, found))}")
+    near = difflib.get_close_matches(_folded(given), known, n=3, cutoff=0.6)
+    what = "did you mean" if near else "there are"
+    shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], "…"]
+    listed = ", ".join(name if name == "…" else repr(name) for name in shown)
+    raise ValueError(f"{where} {given!r}, which is no class of this run; {what} {listed}{'?' if near else ''}")

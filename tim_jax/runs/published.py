@@ -1,0 +1,54 @@
+"""What the published code can do with the weights of a run, which is decided before the run is trained."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tim_jax.codecs.official import unpublished
+from tim_jax.config.run import Run
+from tim_jax.training import names
+
+GUIDANCE = "guidance_embedder"  # the one module of ours without which F is another
+
+
+def only_squares(config: ConfigDict) -> bool:
+    """Whether a configuration says that all examples are squares."""
+    buckets = config.data.buckets
+    if buckets.table:
+        return all(height == width for height, width in buckets.table)
+    return not buckets.area and config.data.height == config.data.width
+
+
+def is_transposed(config: ConfigDict) -> bool:
+    """Whether weights are exported transposed, which on squares makes the published order of positions of ours."""
+    return config.model.rope_order == "row_major" and only_squares(config)
+
+
+def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
+    """Why the published code would compute something else with exported weights; [] if it would not.
+
+    Args:
+        config: of the run.
+        modules: of its network that the published one does not have.
+    """
+    found = []
+    if GUIDANCE in modules:
+        found.append("guidance is an input of the network (objective.input_guidance), which the published one lacks")
+    if config.model.rope_order != "official" and not is_transposed(config):
+        found.append(
+            f"model.rope_order is {config.model.rope_order!r} and examples are not all squares: only 'official' has "
+            "positions that the published code can read"
+        )
+    if config.model.condition == "text" and config.model.use_text_mask:
+        found.append("model.use_text_mask is True, and the published code attends to the padding of captions")
+    return found
+
+
+def note(run: Run) -> str:
+    """One line for the start of a run that the published code will not be able to use; "" for others."""
+    abstract: Any = run.trainer.abstract.params["online"]
+    found = obstacles(run.config, unpublished(names.by_name(abstract)))
+    if not found:
+        return ""
+    return "note: the published code will not be able to use an export of this run: " + "; ".join(found)
