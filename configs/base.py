@@ -244,7 +244,7 @@ def get_config():
     # Devices per mesh axis; -1: all the rest.
     config.mesh = ConfigDict()
     config.mesh.data = -1
-    config.mesh.fsdp = 1
+    config.mesh.fsdp = 0  # 0: chosen by the width of the network; 1 for small ones
     config.mesh.tensor = 1
     config.mesh.sequence = 1
 

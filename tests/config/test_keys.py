@@ -31,10 +31,10 @@ CALLED = {
 # Keys that choose from a table or are looked up by name: where.
 BY_NAME = {
     "model.size": "config/network.py: SIZES[",
-    "mesh.data": "training/sharding.py: AXES",
-    "mesh.fsdp": "training/sharding.py: AXES",
-    "mesh.tensor": "training/sharding.py: AXES",
-    "mesh.sequence": "training/sharding.py: AXES",
+    "mesh.data": "training/mesh.py: AXES",
+    "mesh.fsdp": "training/mesh.py: AXES",
+    "mesh.tensor": "training/mesh.py: AXES",
+    "mesh.sequence": "training/mesh.py: AXES",
     "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
     "teacher.ema": 'runs/teachers.py: "ema"',
     "teacher.weak_ema": 'runs/teachers.py: "weak_ema"',

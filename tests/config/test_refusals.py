@@ -288,7 +288,7 @@ NOT_PROVOKED = {
     "runs/workdir.py: data.{key}": "a run that was started with other classes",
     "runs/step_grid.py": "a trained run",
     "train.py": "a trained run",
-    "training/sharding.py: mesh.data is": "TPU slices",
+    "training/mesh.py: mesh.data is": "TPU slices",
     "training/warm_start.py": "a damaged checkpoint",
     "transitions/sampling/sampler.py: sampling.grid": "a trained run",
     "transitions/sampling/sampler.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",

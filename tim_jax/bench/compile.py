@@ -25,6 +25,7 @@ from tim_jax.networks import SIZES, TiM
 from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
+from tim_jax.training.mesh import AXES, make_mesh
 from tim_jax.training.trainer import Trainer
 from tim_jax.types import Query
 
@@ -74,7 +75,7 @@ def make_trainer(case: Case) -> Trainer:
     settings = step_settings(case.network, "tim_fused")
     x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
     query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
-    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
     return Trainer(mesh, lambda key: case.network.init(key, (query,))["params"], settings, settings)
 
 
