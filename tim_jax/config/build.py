@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import automatic, values
+from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys
-from tim_jax.config.loading import load
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
@@ -100,9 +99,10 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
 def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
+    config = plugins.with_keys(ConfigDict(config.to_dict()))
     check_keys(config)
     config = automatic.without_data(automatic.with_size(values.checked(config), devices))
-    default = load("base").get_config()
+    default = plugins.base_config(config.plugin)
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
     check_unused(config, default)

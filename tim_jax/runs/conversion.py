@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tim_jax.codecs import tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import keys
+from tim_jax.config import keys, plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
@@ -144,6 +144,8 @@ def import_config(
         ValueError: one line.
     """
     if not name and origin is not None:
+        overrides = dict(overrides)
+        plugins.load_given(overrides)
         return override(workdir.restored(dict(origin.config)), overrides)
     if not name and file.name not in RELEASES:
         raise ValueError(
@@ -204,7 +206,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
         ValueError: one line.
     """
     saved = warm_start.find(path, "WORKDIR")
-    config = workdir.restored(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
     if ema not in found:
         raise ValueError(f"--ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
