@@ -18,6 +18,7 @@ def parser() -> Parser:
     importing.add_argument("file", help="an exported folder, .safetensors or .bin; a path, or hf://owner/repository")
     importing.add_argument("workdir", help="a new folder")
     importing.add_config(default="", help="what the weights are; default: what an exported file says itself")
+    importing.add_argument("--classes", default="", help="a file with the name of each class on a line; default: none")
     exporting = commands.add_parser(
         "export", help="weights of a workdir to a folder, with a card, or to a file", epilog=""
     )
@@ -56,8 +57,9 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with user_errors():
         folder = conversion.new_workdir(args.workdir)
         found = conversion.read_weights(args.file, args.config, overrides)
+        classes = conversion.class_names(found, args.classes)
     with failures(conversion.CannotWrite, OSError):
-        conversion.write_workdir(found.run, found.params, found.file.name, folder, found.origin)
+        conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)
     print(f"{found.size:,} parameters of {found.file.name} are step 0 of {args.workdir}")
     print(f"python -m tim_jax.sample --workdir={args.workdir} samples from them")
 

@@ -116,6 +116,13 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
     assert all(np.abs(exported[name] - state[name]).max() < 0.1 for name in moved)
 
 
+def test_names_of_classes_come_with_an_import(released, tmp_path, capsys):
+    file, keys, _ = released("c2i_tiny")
+    (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys, f"--classes={tmp_path / 'names.txt'}"])
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["tench, Tinca tinca", "goldfish"]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 

@@ -150,9 +150,9 @@ def test_what_cannot_be_imported_is_one_line(made, tmp_path, capsys):
     run = made("square")
     (tmp_path / "empty").mkdir()
     for given, message in (
-        (tmp_path / "empty", "a folder with model.safetensors"),
-        (run, "a folder with model.safetensors"),
-        (tmp_path / "gone", "a folder with model.safetensors"),
+        (tmp_path / "empty", "no folder with model.safetensors"),
+        (run, "no folder with model.safetensors"),
+        (tmp_path / "gone", "no folder with model.safetensors"),
     ):
         assert message in workdirs.told(convert.main, ["import", str(given), str(tmp_path / "back")], capsys)
     assert "must be a folder that export wrote" in workdirs.told(convert.main, ["upload", str(run), "me/cats"], capsys)

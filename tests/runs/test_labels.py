@@ -43,6 +43,23 @@ def test_labels_are_names_or_numbers(text, names, expected):
     assert labels.read_labels(text, names, max(10, len(names))) == expected
 
 
+def test_names_are_read_from_lists_as_people_have_them(tmp_path):
+    expected = ("tench, Tinca tinca", "goldfish")
+    for name, content in (
+        ("names.txt", "tench, Tinca tinca\ngoldfish\n"),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"),
+        ("names.json", json.dumps(expected)),
+    ):
+        (tmp_path / name).write_text(content)
+        assert labels.read_names(str(tmp_path / name), 2) == expected
+    for content, message in (("a\na\n", "each once"), ("a\nb\nc\n", "at most 2 names"), ("", "on each line")):
+        (tmp_path / "names.txt").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            labels.read_names(str(tmp_path / "names.txt"), 2)
+    (tmp_path / "wordnet.txt").write_text("n01440764\nn01443537\n")
+    assert labels.read_names(str(tmp_path / "wordnet.txt"), 2) == ("n01440764", "n01443537")
+
+
 @pytest.mark.parametrize("text, names, message", REFUSED)
 def test_what_is_no_label_is_told_in_one_line(text, names, message):
     with pytest.raises(ValueError) as error:

@@ -75,7 +75,7 @@ def local_file(path: str) -> pathlib.Path:
     if found.is_dir() and (found / WEIGHTS).is_file():
         return found / WEIGHTS
     if not found.is_file():
-        raise ValueError(f"{path}: must be a file of weights on this machine, or a folder with {WEIGHTS}")
+        raise ValueError(f"{path}: is no file on this machine, and no folder with {WEIGHTS}")
     return found
 
 

@@ -67,7 +67,7 @@ def card(
         _in_published_code(config, modules, origin),
         *_classes(origin),
         "## Recipe",
-        _recipe(config, folder),
+        _recipe(config, origin, folder),
         "## Scores",
         _scores(folder, origin.step),
         "## Citation",
@@ -145,14 +145,14 @@ def _in_published_code(config: ConfigDict, modules: Iterable[str], origin: Origi
 
 
 def _classes(origin: Origin) -> list[str]:
-    if not origin.classes:
+    if all(name == str(label) for label, name in enumerate(origin.classes)):
         return []
     more = len(origin.classes) - SHOWN
     listed = ", ".join(f"{label} {name}" for label, name in enumerate(origin.classes[:SHOWN]))
     return ["## Classes", listed + (f" and {more:,} more" if more > 0 else "")]
 
 
-def _recipe(config: ConfigDict, folder: epath.Path) -> str:
+def _recipe(config: ConfigDict, origin: Origin, folder: epath.Path) -> str:
     """What differs from configs/base.py, and the last start."""
     base = loading.load("base").get_config()
     base.objective.name, base.transport.name = config.objective.name, config.transport.name
@@ -166,7 +166,14 @@ def _recipe(config: ConfigDict, folder: epath.Path) -> str:
     lines = [f"| `{key}` | `{json.dumps(value, ensure_ascii=False)}` |" for key, value in differing]
     table = "\n".join(["| key | value |", "| --- | --- |", *lines])
     said = "The configuration, where it differs from `configs/base.py`; the file of weights holds all of it."
-    return "\n\n".join(part for part in (said, table, _start(folder)) if part)
+    return "\n\n".join(part for part in (said, table, _data(config, origin), _start(folder)) if part)
+
+
+def _data(config: ConfigDict, origin: Origin) -> str:
+    data = config.data
+    where = f" `{data.path}`" if data.path else ""
+    many = f", {sum(origin.counts):,} examples" if origin.counts else ""
+    return f"Data: {'a mixture' if data.mixture else f'source `{data.source}`'}{where}, part `{data.split}`{many}."
 
 
 def _start(folder: epath.Path) -> str:
