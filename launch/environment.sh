@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: enters the repository root and defines `prepare core` or `prepare EXTRA`, which
-# makes .venv and installs once. Where PYTHON names another version than that of .venv, a second environment beside it
-# is made and used, such as .venv-3.12.
+# Sourced by the other scripts: enters the repository root and defines `find_accelerator`, and `prepare core` or
+# `prepare EXTRA`, which makes .venv and installs once. Where PYTHON names another version than that of .venv, a second
+# environment beside it is made and used, such as .venv-3.12.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -40,6 +40,38 @@ make_venv() {
     fi
     echo "making $venv with $base"
     "$base" -m venv "$venv"
+}
+
+oldest_driver=580 # for CUDA 13
+google=0x1ae0     # its number among the makers of PCI devices
+
+# Sets `extra` to what this machine computes with: gpu, tpu, or core where there is neither; and `why`.
+# ACCELERATOR names it by hand. An argument is the root below which devices are looked for.
+# shellcheck disable=SC2034 # why, which local.sh shows
+find_accelerator() {
+    local root="${1:-}" driver
+    extra=core why="CPU: no NVIDIA GPU and no TPU is here"
+    if [[ -n ${ACCELERATOR:-} ]]; then
+        if [[ ! $ACCELERATOR =~ ^(gpu|tpu|cpu)$ ]]; then
+            echo "error: ACCELERATOR is $ACCELERATOR; it must be gpu, tpu or cpu" >&2
+            return 2
+        fi
+        extra="${ACCELERATOR/cpu/core}" why="$ACCELERATOR: as ACCELERATOR says"
+    elif driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" &&
+        [[ $driver =~ ^[0-9]+ ]]; then
+        if ((BASH_REMATCH[0] < oldest_driver)); then
+            why="CPU: the driver of the NVIDIA GPU is $driver, and JAX needs $oldest_driver or newer"
+        else
+            extra=gpu why="GPU: nvidia-smi finds one from NVIDIA, driver $driver"
+        fi
+    elif [[ -e $root/dev/nvidia0 ]]; then
+        extra=gpu why="GPU: /dev/nvidia0 is there"
+    elif compgen -G "$root/dev/accel[0-9]*" >/dev/null; then
+        extra=tpu why="TPU: /dev/accel* is there"
+    elif compgen -G "$root/dev/vfio/[0-9]*" >/dev/null &&
+        grep --quiet --no-messages "$google" "$root"/sys/bus/pci/devices/*/vendor; then
+        extra=tpu why="TPU: /dev/vfio has a device from Google"
+    fi
 }
 
 # Exact versions: JAX 0.10 for Python 3.11, which newer ones no longer support, and the newest JAX for the others.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Trains the default configuration on the embedded digits into runs/digits, evaluates it and names the pictures.
+# It installs for the NVIDIA GPU or the TPU that this machine has; ACCELERATOR=cpu (or gpu, tpu) decides otherwise.
 #
 #   bash launch/local.sh --config.training.steps=200     arguments go to training
 #   bash launch/local.sh --dry-run [ARGUMENTS]           prints the commands and runs nothing
@@ -18,8 +19,10 @@ for word in ${arguments[@]+"${arguments[@]}"}; do
     fi
 done
 
-note "where that is not done yet: makes $venv and installs tim_jax into it"
-((dry_run)) || prepare core
+find_accelerator
+note "$why"
+note "where that is not done yet: makes $venv and installs tim_jax into it, extra $extra"
+((dry_run)) || { echo "$why" && prepare "$extra"; }
 run "$python" -m tim_jax.train --config=configs/digits.py --workdir="$workdir" ${arguments[@]+"${arguments[@]}"}
 run "$python" -m tim_jax.evaluate --workdir="$workdir" --steps=1,2,4,8,16,32,64
 ((dry_run)) && exit

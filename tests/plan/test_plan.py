@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import math
 
 import flax.linen as nn
 import jax
@@ -17,7 +16,7 @@ from tim_jax.networks import TiM
 from tim_jax.plan import __main__ as command
 from tim_jax.plan import bounds, memory
 from tim_jax.plan.collectives import Collective
-from tim_jax.plan.compile import compile_step, progress, trace_step
+from tim_jax.plan.compile import compile_step, trace_step
 from tim_jax.system import flops, topologies
 from tim_jax.system.chips import CHIPS, Chip
 from tim_jax.training import sharding
@@ -203,13 +202,6 @@ def test_gpus_are_described_to_their_compiler():
     for kind in topologies.GPUS:
         text = topologies.gpu_description(kind)
         assert f"device_memory_size: {CHIPS[kind].memory}" in text and text.count("{") == text.count("}")
-
-
-def test_progress_tells_the_time(capsys):
-    with progress("compiling for nothing"):
-        pass
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "compiling for nothing … 0 s" and math.isclose(float(lines[-1].split()[-2]), 0, abs_tol=2)
 
 
 def test_of_several_slices_only_the_data_axis_joins_them():

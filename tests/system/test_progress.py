@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import time
 
 import pytest
 from absl import logging
@@ -49,6 +50,19 @@ def test_a_log_of_short_work_has_one_line_or_none(clock):
     assert stepped(clock, io.StringIO(), steps=9, leave=False) == ""
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_work_shows_its_first_figures_and_its_last(clock, steps):
+    file = io.StringIO()
+    with progress.Bar(total=steps, file=file) as bar:
+        for i in range(steps):
+            bar.update()
+            bar.show(f"loss {i}")
+    lines = file.getvalue().splitlines()
+    assert [re.search(r"(\d+)/.*, loss (\d+)\]", line).groups() for line in lines] == [
+        (str(i + 1), str(i)) for i in sorted({0, steps - 1})
+    ]
+
+
 def test_a_terminal_gets_a_bar(clock):
     assert stepped(clock, Terminal(), steps=9).count("\r") > 2
 
@@ -76,3 +90,51 @@ def test_an_iterable_is_counted(clock):
     file = io.StringIO()
     assert list(progress.Bar(range(5), desc="items", file=file)) == list(range(5))
     assert file.getvalue().startswith("items: 100% 5/5") and len(file.getvalue().splitlines()) == 1
+
+
+def activity_of(file, monkeypatch, seconds, pieces=("one",), after=0.5):
+    """What is written of pieces of work that take `seconds` each, with a tick whenever one second is over."""
+    now, activity = [0.0], progress.Activity(pieces[0], len(pieces), after=after, file=file)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.threading.Thread, "start", lambda self: None)
+    with activity:
+        for piece in (*pieces[1:], None):
+            for _ in range(seconds):
+                now[0] += 1
+                activity._show()
+            if piece is not None:
+                activity.next(piece)
+    return file.getvalue()
+
+
+def test_what_cannot_be_counted_says_how_long_it_takes_and_how_much_is_left(monkeypatch):
+    lines = activity_of(io.StringIO(), monkeypatch, 2, ("compiling a", "compiling b", "compiling c")).splitlines()
+    # By hand: two seconds each.
+    assert lines == [
+        "compiling a (1 of 3) … 1 s", "compiling a (1 of 3) … 2 s",
+        "compiling b (2 of 3) … 2 s, about 4 s left", "compiling b (2 of 3) … 3 s, about 3 s left",
+        "compiling b (2 of 3) … 4 s, about 2 s left",
+        "compiling c (3 of 3) … 4 s, about 2 s left", "compiling c (3 of 3) … 5 s, about 1 s left",
+        "compiling c (3 of 3) … 6 s, about 0 s left", "compiling c (3 of 3): 6.0 s in all",
+    ]  # fmt: skip
+
+
+def test_on_a_terminal_the_line_is_renewed(monkeypatch):
+    assert activity_of(Terminal(), monkeypatch, 2) == "\rone … 1 s\rone … 2 s\rone: 2.0 s\n"
+
+
+@pytest.mark.parametrize("after, pause, said", [(30.0, 0.0, 0), (0.0, 0.2, 2)])
+def test_what_is_quick_is_not_mentioned(after, pause, said):
+    file = io.StringIO()
+    with progress.Activity("compiling", after=after, file=file):
+        time.sleep(pause)
+    assert len(file.getvalue().splitlines()) == said
+
+
+def test_a_bar_is_drawn_below_the_lines_of_an_activity():
+    file = Terminal()
+    with progress.Bar(total=2, file=file) as bar:
+        with progress.Activity("compiling", after=0.0, file=file):
+            time.sleep(0.2)
+        bar.update()
+    assert re.search(r"compiling … 0 s\n.*0/2.*compiling: 0\.\d s\n.*0/2", file.getvalue(), re.S), "whole lines"

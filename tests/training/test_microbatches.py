@@ -94,8 +94,10 @@ def test_a_run_has_the_shares_that_it_asks_for(rows, accumulation, devices):
     batch = sharding.put_batch(run.mesh, made_up_batch(run.config, rows))
     state, equal, minimal, steps = run.trainer.create(), [], [], 25
     for _ in range(steps):
-        state, _, per_example = run.trainer.detailed(state, batch)
-        t, r = (np.asarray(per_example[name]) for name in ("t", "r"))
+        state, metrics, per_example = run.trainer.detailed(state, batch)
+        t, r, error = (np.asarray(per_example[name]) for name in ("t", "r", "error"))
+        for name, some in (("error_equal", t == r), ("error_moving", t != r)):
+            assert metrics[name] == pytest.approx(error[some].astype(np.float64).mean(), rel=1e-5)
         equal.append(t == r)
         minimal.append((r == run.transport.T_min) & (t != r))
     for found, share in ((equal, 0.5), (minimal, 0.1)):

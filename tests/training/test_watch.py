@@ -16,7 +16,7 @@ from tim_jax.config.command_line import load_config
 from tim_jax.system.chips import CHIPS, chip_of
 from tim_jax.training import sharding
 from tim_jax.training.metrics import Progress
-from tim_jax.training.watch import BINS, Bins, memory
+from tim_jax.training.watch import BINS, Bins, memory, of_nothing
 from tim_jax.transitions import TRANSPORTS
 
 SMALL = [
@@ -63,15 +63,50 @@ def test_bins_are_weighted_means_of_their_rows():
     assert bins.take() == {}
 
 
+@pytest.mark.parametrize(
+    "equal, weight, absent",
+    [
+        ((True, True), (1, 1), {"error_moving", "tangent_rms"}),
+        ((False, False), (1, 1), {"error_equal"}),
+        ((True, False), (1, 1), set()),
+        ((True, False), (0, 1), {"error_equal"}),
+        ((True, False), (0, 0), {"error_equal", "error_moving", "tangent_rms"}),
+    ],
+)
+def test_a_mean_over_no_example_is_known(equal, weight, absent):
+    t = np.array([0.5, 0.75], np.float32)
+    assert of_nothing({"t": t, "r": np.where(equal, t, 0), "weight": np.array(weight, np.float32)}) == absent
+
+
+@pytest.mark.parametrize(
+    "values, shown",
+    [
+        ({"error_equal": 0.25, "error_moving": 0.5}, "loss 1.0000, error 0.2500 at r=t, 0.5000 at r<t"),
+        ({"error_equal": 0.25}, "loss 1.0000, error 0.2500 at r=t"),
+        ({"error_moving": 0.5}, "loss 1.0000, error 0.5000 at r<t"),
+        ({}, "loss 1.0000"),
+        (
+            {"error_equal": 0.25, "images_per_second": 1234.5, "data_wait": 0.125},
+            "loss 1.0000, error 0.2500 at r=t, 1,234 images/s, data wait 12.5%",
+        ),
+    ],
+)
+def test_a_bar_shows_the_errors_that_there_are(values, shown, capsys):
+    progress = Progress(0, 2)
+    progress.show({"loss": 1.0} | values)
+    assert capsys.readouterr().err.endswith(f", {shown}]\n"), "the first figures are a line of a log at once"
+    progress.close()
+
+
 def test_utilisation_counts_the_operations_of_the_model_whatever_is_recomputed():
     progress = Progress(0, 10, peak=4e3)
     progress.began -= 2.0
     progress.advance(1, images=8, flops=4000)
-    found = progress.show(1, 0.5)
+    found = progress.rates()
     assert found["model_tflops_per_second"] == pytest.approx(2e-9, rel=0.2) and found["mfu"] == pytest.approx(
         0.5, rel=0.2
     )
-    assert "mfu" not in Progress(0, 10).show(0, 0.0), "the peak of this machine is not known"
+    assert "mfu" not in Progress(0, 10).rates(), "the peak of this machine is not known"
     progress.close()
     counts = []
     for remat in ("none", "full"):

@@ -18,6 +18,7 @@ from tim_jax.config.overrides import override
 from tim_jax.runs import conversion, teachers
 from tim_jax.runs.generation import Generator, cycle_labels
 from tim_jax.training import sharding
+from tim_jax.training.watch import of_nothing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate, jump
@@ -201,9 +202,18 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
     state = run.trainer.create()
     before = distance(state.params["online"])
     for _ in range(50):
-        state, metrics = run.trainer(state, {"x": x, "label": label})
+        state, metrics, per_example = run.trainer.detailed(state, {"x": x, "label": label})
         assert metrics["nonfinite"] == 0 and jnp.isfinite(metrics["loss"])
     assert distance(state.params["online"]) < 0.8 * before
+
+    # The unweighted errors that are shown, in numpy; and none of what the objective has no examples of.
+    t, r, error = (np.asarray(per_example[key], np.float64) for key in ("t", "r", "error"))
+    means = {"error_equal": error[t == r].mean() if (t == r).any() else None}
+    means["error_moving"] = error[t != r].mean() if (t != r).any() else None
+    assert of_nothing(per_example) - {"tangent_rms"} == {key for key, mean in means.items() if mean is None}
+    assert {key: float(metrics[key]) for key, mean in means.items() if mean is not None} == pytest.approx(
+        {key: mean for key, mean in means.items() if mean is not None}, rel=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Compiles the real train step of a configuration for given devices, without running anything."""
 
-import contextlib
 import dataclasses
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from fractions import Fraction
@@ -20,6 +17,7 @@ from tim_jax.plan import memory
 from tim_jax.plan.memory import Memory
 from tim_jax.runs import teachers
 from tim_jax.system import flops
+from tim_jax.system.progress import Activity
 from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
 
@@ -129,7 +127,7 @@ def compile_step(
     batch_size = batch["x"].shape[0]
     state, frozen, text = run.trainer.abstract, run.trainer.abstract_frozen, None
     began = time.monotonic()
-    with progress(f"compiling for {topology.name}, {batch_size} examples"):
+    with Activity(f"compiling for {topology.name}, {batch_size} examples", after=0):
         traced = Traced(run, batch, run.trainer.trace(batch))
         try:
             compiled = traced.program.lower().compile(compiler_options=OPTIONS.get(topology.devices[0].platform))
@@ -153,33 +151,3 @@ def compile_step(
         model_flops=traced.model_flops,
         seconds=seconds,
     )
-
-
-@contextlib.contextmanager
-def progress(what: str, stream=None):
-    """Shows what is being done and for how long: in one line on a terminal, else every half minute.
-
-    Args:
-        what: the text that is shown.
-        stream: where it is shown; by default standard error.
-    """
-    stream = stream or sys.stderr
-    began, done = time.monotonic(), threading.Event()
-    start, end, every = ("\r", "", 1) if stream.isatty() else ("", "\n", 30)
-
-    def show():
-        print(f"{start}{what} … {time.monotonic() - began:.0f} s", end=end, file=stream, flush=True)
-
-    def run():
-        show()
-        while not done.wait(every):
-            show()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        print(f"{start}{what} … {time.monotonic() - began:.0f} s", file=stream, flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 from tim_jax.config.run import Run
 from tim_jax.evaluation.features import Features
 from tim_jax.runs.reference_data import ImageSet
-from tim_jax.system.progress import Bar
+from tim_jax.system.progress import Activity, Bar
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 
@@ -35,6 +35,7 @@ class Extractor:
         )
         self._apply = jax.jit(features.apply, out_shardings=whole)
         self._gather = jax.jit(lambda x: x, out_shardings=whole)
+        self._compiled = False
 
     def local(self, batch: np.ndarray) -> np.ndarray:
         """This process's share of a whole batch (batch_size, …)."""
@@ -44,8 +45,10 @@ class Extractor:
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Features {output: (batch_size, d)} of a whole batch, of which `images` (n, h, w, C) are this process's."""
         batch = sharding.put_batch(self.mesh, {"x": np.ascontiguousarray(images, np.float32)})
-        with on_mesh(self.mesh):
-            return jax.device_get(self._apply(self._variables, batch["x"]))
+        known, self._compiled = self._compiled or jax.process_index() > 0, True
+        with on_mesh(self.mesh), Activity(f"compiling the features of {self.batch_size} images", disable=known):
+            outputs = self._apply(self._variables, batch["x"])
+        return jax.device_get(outputs)
 
     def samples(self, batches: Iterator[np.ndarray]) -> Stream:
         """Features of images that all processes know.

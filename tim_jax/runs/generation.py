@@ -11,6 +11,7 @@ from etils import epath
 
 from tim_jax.config.run import Run
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
+from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
@@ -85,6 +86,7 @@ class Generator:
         whole = sharding.replicated(run.mesh)
         self._sample = jax.jit(self._batch, static_argnums=(8, 9), out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
+        self._compiled: set[tuple] = set()
 
     def load(self) -> None:
         """Reads text encoder and autoencoder now, which otherwise the first batch does. Raises ValueError."""
@@ -203,7 +205,11 @@ class Generator:
             states = None
             if start is not None:
                 states = self._put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
-            with on_mesh(self.run.mesh):
+            program = ((h, w), len(plan.t), trajectory, start is None)
+            known = program in self._compiled or jax.process_index() > 0
+            self._compiled.add(program)
+            what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
+            with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, (h, w), trajectory
                 )

@@ -31,6 +31,7 @@ from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
+from tim_jax.training.watch import of_nothing
 
 COLUMNS = 10  # images of a row in the pictures of samples
 
@@ -48,8 +49,9 @@ def check(run: Run) -> None:
     batch = made_up_batch(run.config, here)
     began = time.perf_counter()
     state = run.trainer.create()
-    state, metrics = run.trainer(state, sharding.put_batch(run.mesh, batch))
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    state, metrics, per_example = run.trainer.detailed(state, sharding.put_batch(run.mesh, batch))
+    nothing = of_nothing(per_example)
+    values = {name: float(value) for name, value in jax.device_get(metrics).items() if name not in nothing}
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))
     print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")

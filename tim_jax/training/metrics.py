@@ -20,6 +20,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tim_jax.system import files
 from tim_jax.system.progress import Bar
 
+ERRORS = {"error_equal": "r=t", "error_moving": "r<t"}  # metrics of a step's unweighted errors, and of which examples
+
 
 class Writer:
     """Writes metrics and pictures of one run, and appends to what is there. Only one process of a run writes.
@@ -112,7 +114,7 @@ class Writer:
 
 
 class Progress:
-    """A progress bar with time left, the loss, images per second and the share of time spent waiting for data."""
+    """A progress bar: time left, loss, unweighted errors, images per second, share of time spent waiting for data."""
 
     def __init__(self, start: int, total: int, peak: float = math.nan, active: bool = True):
         """Shows the bar.
@@ -142,19 +144,25 @@ class Progress:
         self.flops += flops
         self.bar.update(step - self.bar.n)
 
-    def show(self, step: int, loss: float) -> dict[str, float]:
-        """Shows the loss of a step.
+    def rates(self) -> dict[str, float]:
+        """Returns the rates since the last call.
 
-        Returns:
-            Since the last call: images_per_second, data_wait (a share of the time), model_tflops_per_second and, where
-            the devices' peak is known, mfu, the share of it that these are.
+        They are images_per_second, data_wait (a share of the time), model_tflops_per_second and, where the devices'
+        peak is known, mfu, the share of it that these are.
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         rate, wait, flops = self.images / seconds, self.waited / seconds, self.flops / seconds
         utilisation = {} if math.isnan(self.peak) else {"mfu": flops / self.peak}
         self._forget()
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s, data wait {wait:.1%}")
         return {"images_per_second": rate, "data_wait": wait, "model_tflops_per_second": flops / 1e12} | utilisation
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Shows the metrics of a step: its loss, its unweighted errors by name in `ERRORS`, and rates, if any."""
+        errors = [f"{values[name]:.4f} at {where}" for name, where in ERRORS.items() if name in values]
+        parts = [f"loss {values['loss']:.4f}"] + ["error " + ", ".join(errors)] * bool(errors)
+        if "images_per_second" in values:
+            parts += [f"{values['images_per_second']:,.0f} images/s", f"data wait {values['data_wait']:.1%}"]
+        self.bar.show(", ".join(parts))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

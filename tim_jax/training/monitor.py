@@ -14,7 +14,7 @@ from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
 from tim_jax.training.nonfinite import NonFinite
 from tim_jax.training.settings import TrainingSettings
-from tim_jax.training.watch import Bins, Trace, memory
+from tim_jax.training.watch import Bins, Trace, memory, of_nothing
 from tim_jax.training.watchdog import Watchdog
 
 
@@ -64,7 +64,7 @@ class Monitor(contextlib.ExitStack):
         data_metrics: Returns the counts of the input pipeline.
         """
         super().__init__()
-        self._settings, self._data_metrics = settings, data_metrics
+        self._settings, self._data_metrics, self._first = settings, data_metrics, start + 1
         lead = jax.process_index() == 0
         peak = mesh.size * getattr(chip_of(jax.devices()[0].device_kind), "flops", math.nan)
         self.goodput = goodput
@@ -130,14 +130,19 @@ class Monitor(contextlib.ExitStack):
         logged = done.number % self._settings.log_every == 0 or done.number == self._settings.steps
         if not left_out:
             self.nonfinite.streak = 0
-        if not (left_out or logged):
+        shown = logged or done.number == self._first
+        if not (left_out or shown):
             return
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         if left_out:
             self.nonfinite.see(done.number, values, done.per_example, done.index)
+        for name in of_nothing(done.per_example):
+            values.pop(name, None)
+        values |= self._progress.rates() if logged else {}
+        if shown:
+            self._progress.show(values)
         if logged:
             values |= {"nonfinite": self.nonfinite.count, "goodput": self.goodput.share}
-            values |= self._progress.show(done.number, values["loss"])
             values |= self._bins.take() | memory() | self._data_metrics()
             self.writer.scalars(done.number, values)
 

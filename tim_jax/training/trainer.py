@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tim_jax.system import flops
-from tim_jax.system.progress import Bar
+from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import TrainState, first_state, init_key
@@ -164,9 +164,11 @@ class Trainer:
     def compile(self, batches: Sequence[AbstractBatch]) -> None:
         """Compiles the step for global batches of these shapes, as many at a time as there are processors."""
         missing = {_shapes(batch): batch for batch in batches if _shapes(batch) not in self._compiled}
-        quiet = jax.process_index() > 0 or len(missing) < 2
+        if not missing:
+            return
+        titles = {shapes: f"compiling the step for {describe(batch)}" for shapes, batch in missing.items()}
         with (
-            Bar(total=len(missing), desc="compiling", unit="shape", disable=quiet) as bar,
+            Activity(next(iter(titles.values())), len(missing), disable=jax.process_index() > 0) as activity,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
             waiting = {}
@@ -176,7 +178,9 @@ class Trainer:
                 self._flops[shapes] = self.model_flops(batch, traced)
             for done in concurrent.futures.as_completed(waiting):
                 self._compiled[waiting[done]] = done.result()
-                bar.update()
+                del titles[waiting[done]]
+                if titles:
+                    activity.next(next(iter(titles.values())))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one step. Returns the next state and the metrics; the state that was given is spent."""
@@ -187,6 +191,12 @@ class Trainer:
         if _shapes(batch) not in self._compiled:
             self.compile([jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)])
         return self._compiled[_shapes(batch)](state, batch, self.seed_array, self.frozen_params)
+
+
+def describe(batch: AbstractBatch) -> str:
+    """Returns what tells a batch from others: "32x32, batch 128"."""
+    count, height, width = batch["x"].shape[:3]
+    return f"{height}x{width}, batch {count}"
 
 
 def _shapes(batch: Mapping[str, Any]) -> tuple:

@@ -53,6 +53,18 @@ class Bins:
         return found
 
 
+def of_nothing(per_example: Mapping[str, jax.Array]) -> set[str]:
+    """Returns the names of a step's metrics that are means over no example, such as of r ≠ t in flow matching.
+
+    Args:
+        per_example: What `train_step` returns of each example, arrays (B,), the same on every process.
+    """
+    equal = np.asarray(per_example["t"]) == np.asarray(per_example["r"])
+    counts = np.asarray(per_example["weight"]) > 0
+    names = {"error_equal": equal, "error_moving": ~equal, "tangent_rms": ~equal}
+    return {name for name, examples in names.items() if not (counts & examples).any()}
+
+
 def memory() -> dict[str, float]:
     """Returns GiB by name: the peak of the host's memory, and use and peak of the first device where that is known."""
     found = {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
