@@ -238,7 +238,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     folder = saved.directory.parent
     counts = read_counts(folder)
     origin = exports.Origin(
-        config=exports.without_places(workdir.to_json(config)),
+        config=exports.portable(config),
         ema=ema,
         step=saved.step,
         transposed=turned,
