@@ -35,8 +35,8 @@ def samples(folder: epath.Path) -> epath.Path | None:
     evaluated = folder / "any_step_samples.png"
     if evaluated.exists():
         return evaluated
-    drawn = sorted((folder / "samples").glob("samples_*.png")) if (folder / "samples").exists() else []
-    return drawn[-1] if drawn else None
+    drawn = (folder / "samples").iterdir() if (folder / "samples").exists() else ()
+    return max((path for path in drawn if path.suffix == ".png"), key=lambda path: path.name, default=None)
 
 
 def card(
