@@ -3,7 +3,7 @@
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
 objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
 model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile,
-optimizer.decay_steps. A teacher may move, but must be the same checkpoint.
+optimizer.decay_steps. A teacher may move, but must be the same checkpoint, and a plugin the same code.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -16,6 +16,7 @@ def get_config():
     config = ConfigDict()
 
     config.seed = 0  # of initialisation, data order, noise, times and dropout
+    config.plugin = ()  # Python files of one's own that add to the tables of objectives, transports, samplers, …
 
     # What is trained on. Examples are (height, width, channels) images in [-1, 1], or latents.
     config.data = ConfigDict()

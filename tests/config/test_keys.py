@@ -94,7 +94,7 @@ def test_a_key_is_found_where_it_acts():
                 waiting += [(f"{path}.{key.name}", inner) for inner in keys_of(key.group)]
             else:
                 defined[f"{path}.{key.name}"] = key.kind
-    assert defined.keys() == {key for key in ALL if key.split(".")[0] not in (*FREE, "seed")}
+    assert defined.keys() == {key for key in ALL if key.split(".")[0] not in (*FREE, "seed", "plugin")}
     for key, kind in defined.items():
         *_, above, name = key.split(".")
         section = key.split(".")[0]

@@ -9,10 +9,9 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
+from tim_jax.config import plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys
-from tim_jax.config.loading import load
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
@@ -89,9 +88,10 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
 def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
+    config = plugins.with_keys(ConfigDict(config.to_dict()))
     check_keys(config)
     config = values.checked(config)
-    default = load("base").get_config()
+    default = plugins.base_config(config.plugin)
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
     check_unused(config, default)

@@ -39,8 +39,14 @@ class Parser(ArgumentParser):
         words, overrides = self._split(sys.argv[1:] if argv is None else argv)
         args = self.parse_args(words)
         with user_errors():
-            keys.check_given(overrides, keys.known_keys() if overrides else ())
+            keys.check_given(self._of_package(args, overrides), keys.known_keys() if overrides else ())
         return args, overrides
+
+    def _of_package(self, args: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
+        """The keys that must be those of the package: those of `objective` may be a plugin's, which runs later."""
+        name = getattr(args, "config", None)
+        own = "plugin" in overrides or (name and loading.folder() not in loading.find(name).parents)
+        return [key for key in overrides if not (own and key.startswith("objective."))]
 
     def _split(self, argv: list[str]) -> tuple[list[str], dict[str, str]]:
         """(words, overrides), which are written KEY=VALUE or KEY VALUE."""

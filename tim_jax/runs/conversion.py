@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tim_jax.codecs import tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import keys
+from tim_jax.config import keys, plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
@@ -149,7 +149,10 @@ def import_config(
         ValueError: one line.
     """
     if not name and origin is not None:
-        return override(workdir.restored(dict(origin.config)), overrides)
+        overrides = dict(overrides)
+        plugins.load_given(overrides)
+        copies = file.parent if (file.parent / plugins.FOLDER).is_dir() else None
+        return override(workdir.restored(dict(origin.config), copies), overrides)
     if not name and file.name not in RELEASES:
         raise ValueError(
             f"{file}: does not say what it is, as files that tim_jax exports do, and is called like none of the "
@@ -225,7 +228,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
         ValueError: one line.
     """
     saved = warm_start.find(path, "WORKDIR")
-    config = workdir.restored(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
     if ema not in found:
         raise ValueError(f"--ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
@@ -294,6 +297,7 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
+        plugins.keep_copies(exported.origin.config["plugin"], new)
         own = own_modules(exported)
         card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
         (new / model_card.CARD).write_text(card)

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys, loading
+from tim_jax.config import keys, plugins
 from tim_jax.config.objective import resolved
 from tim_jax.runs import exports, published, workdir
 from tim_jax.runs.exports import Origin
@@ -63,6 +63,7 @@ def card(
         _shown(picture),
         "## Use",
         _use(config, origin, name),
+        _plugins(config),
         "## In the published code",
         _in_published_code(config, modules, origin),
         *_classes(origin),
@@ -129,6 +130,17 @@ def _use(config: ConfigDict, origin: Origin, name: str) -> str:
     )
 
 
+def _plugins(config: ConfigDict) -> str:
+    """Of a run with code of its own, which nobody runs unread."""
+    copies = [str(plugins.copy_of(entry, "")) for entry in config.plugin]
+    if not copies:
+        return ""
+    return (
+        f"The run has code of its own, in {', '.join(f'`{copy}`' for copy in copies)}. Read it, then name it: "
+        f"`plugin={copies[0]!r}` in `tim_jax.load`, `--config.plugin={','.join(copies)}` for commands."
+    )
+
+
 def _in_published_code(config: ConfigDict, modules: Iterable[str], origin: Origin) -> str:
     found = published.obstacles(config, modules)
     others = [module for module in modules if module != published.GUIDANCE]
@@ -154,7 +166,7 @@ def _classes(origin: Origin) -> list[str]:
 
 def _recipe(config: ConfigDict, origin: Origin, folder: epath.Path) -> str:
     """What differs from configs/base.py, and the last start."""
-    base = loading.load("base").get_config()
+    base = plugins.base_config(config.plugin)
     base.objective.name, base.transport.name = config.objective.name, config.transport.name
     default = keys.flatten(resolved(base))
     given = exports.without_places(keys.flatten(config))

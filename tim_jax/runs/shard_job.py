@@ -165,7 +165,7 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
     """
     path = folder / shard_files.SETTINGS
     try:
-        before = _renamed(json.loads(path.read_bytes()))
+        before = _renamed(json.loads(path.read_bytes()), folder)
     except FileNotFoundError:
         others = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
         others = [name for name in others if name != lock.NAME and not name.startswith(".")]
@@ -184,9 +184,9 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
     return True
 
 
-def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings, flat, with the keys of configurations in them as they would be recorded today."""
-    of_run = identity(to_json(restored(nested(settings.pop("run"))))) if "run" in settings else {}
+def _renamed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recorded settings of a folder, flat, with the keys of configurations as they would be recorded today."""
+    of_run = identity(to_json(restored(nested(settings.pop("run")), folder))) if "run" in settings else {}
     of_run = {f"run.{key}": value for key, value in of_run.items()}
     sampling = renamed({f"sampling.{key}": value for key, value in settings.pop("sampling", {}).items()})
     return flatten(settings) | of_run | sampling
