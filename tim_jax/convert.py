@@ -66,8 +66,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def export_weights(args: argparse.Namespace) -> None:
     """Weights of a workdir to a folder or a file, and to the hub."""
-    from tim_jax.codecs import hub
-    from tim_jax.system import paths
+    from tim_jax.system import hub, paths
 
     with user_errors():
         out = paths.given(args.out, "OUT")
@@ -98,12 +97,14 @@ def export_weights(args: argparse.Namespace) -> None:
 
 def upload_weights(args: argparse.Namespace) -> None:
     """An exported folder to the hub."""
-    from tim_jax.codecs import hub
-    from tim_jax.runs import exports
-    from tim_jax.system import paths
+    from tim_jax.system import hub, paths
 
     with user_errors():
         repository = hub.check_upload(args.repository)
+
+    from tim_jax.runs import exports
+
+    with user_errors():
         folder = pathlib.Path(paths.given(args.folder, "FOLDER", ()))
         if not (folder / exports.WEIGHTS).is_file():
             raise ValueError(
@@ -114,7 +115,7 @@ def upload_weights(args: argparse.Namespace) -> None:
 
 def upload(folder: pathlib.Path, repository: str, private: bool) -> None:
     """Uploads a folder and says where it is."""
-    from tim_jax.codecs import hub
+    from tim_jax.system import hub
 
     with user_errors():
         address = hub.upload(folder, repository, private)

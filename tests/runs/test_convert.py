@@ -17,8 +17,8 @@ from tests.helpers.torch_files import save_torch
 from tim_jax import convert
 from tim_jax import sample as sampling
 from tim_jax import train as training
-from tim_jax.codecs import hub
 from tim_jax.runs import conversion
+from tim_jax.system import hub
 from tim_jax.training import checkpoints, sharding
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.codecs import hub, tensors
+from tim_jax.codecs import tensors
 from tim_jax.config import loading
+from tim_jax.system import hub
 
 WEIGHTS = "model.safetensors"  # of an exported folder
 KEY = "tim_jax"  # of the header
