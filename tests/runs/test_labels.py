@@ -32,6 +32,7 @@ REFUSED = [
     ("9", ANIMALS, "9; labels of this run lie in 0 … 5"),
     ("#9", ANIMALS, "9; labels of this run lie in 0 … 5"),
     ("-1", ANIMALS, "'-1', which is no class"),
+    ("cat\rdog", ANIMALS, "'cat\\rdog'; it must be one line of names or numbers"),
     ("cat,,dog", ANIMALS, "'', which is no class"),
     ("three", (), "'three'; classes of this run have no names, and labels are whole numbers in 0 … 5"),
     ("1.5", (), "'1.5'; classes of this run have no names"),
@@ -64,7 +65,7 @@ def test_names_are_read_from_lists_as_people_have_them(tmp_path):
 def test_what_is_no_label_is_told_in_one_line(text, names, message):
     with pytest.raises(ValueError) as error:
         labels.read_labels(text, names, 6)
-    assert str(error.value).startswith("--labels has ") and message in str(error.value)
+    assert str(error.value).startswith(("--labels has ", "--labels is ")) and message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -37,7 +37,12 @@ def read_labels(text: str, names: Sequence[str], num_classes: int) -> list[int]:
 
     Raises ValueError for what is neither.
     """
-    (parts,) = list(csv.reader([text], skipinitialspace=True)) or [[]]
+    try:
+        parts = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error:
+        raise ValueError(
+            f"--labels is {text!r}; it must be one line of names or numbers, with commas between"
+        ) from None
     return [label_of(part.strip(), names, num_classes, "--labels has") for part in parts]
 
 
@@ -116,6 +121,6 @@ def _by_other_letters(given: str, names: Sequence[str], num_classes: int, where:
         raise ValueError(f"{where} {given!r}, which several classes are called: {', '.join(map(repr, found))}")
     near = difflib.get_close_matches(_folded(given), known, n=3, cutoff=0.6)
     what = "did you mean" if near else "there are"
-    shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], "…"]
+    shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], *["…"][: len(names) > 3]]
     listed = ", ".join(name if name == "…" else repr(name) for name in shown)
     raise ValueError(f"{where} {given!r}, which is no class of this run; {what} {listed}{'?' if near else ''}")
