@@ -98,9 +98,9 @@ def test_a_single_file_is_enough(made, tmp_path):
 
 def test_keys_that_make_a_run_what_it_is_stay_when_it_is_loaded(made, tmp_path):
     convert.main(["export", str(made("square")), str(tmp_path / "out")])
-    with pytest.raises(ValueError, match="model.depth is 2; it must be 1"):
+    with pytest.raises(ValueError, match="model={'depth': 2}; it must be 1"):
         load(tmp_path / "out", model={"depth": 2})
-    with pytest.raises(ValueError, match="sampling.grid is 'optimal'; it must be another grid"):
+    with pytest.raises(ValueError, match="sampling={'grid': 'optimal'}; it must be another grid"):
         load(tmp_path / "out", sampling={"grid": "optimal"})
     assert load(tmp_path / "out", sampling={"guidance": 2.0}).run.sampling.guidance == 2.0
 
