@@ -78,6 +78,7 @@ def get_config():
 
     # The network (tim_jax.networks.TiM).
     config.model = ConfigDict()
+    config.model.network = "tim"  # a name in tim_jax.networks.NETWORKS
     config.model.size = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
     config.model.width = 0  # D; heads divide it
     config.model.depth = 0  # blocks

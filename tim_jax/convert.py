@@ -45,8 +45,14 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     if args.command == "import":
         return import_weights(args, overrides)
+    if overrides.keys() - {"plugin"}:
+        key = next(key for key in overrides if key != "plugin")
+        parser().error(f"--config.{key}: {args.command} changes no configuration")
     if overrides:
-        parser().error(f"--config.{next(iter(overrides))}: {args.command} changes no configuration")
+        from tim_jax.config import plugins  # with JAX
+
+        with user_errors():
+            plugins.load_given(overrides)
     {"export": export_weights, "upload": upload_weights}[args.command](args)
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from tim_jax.data import SOURCES
 from tim_jax.data.sources.digits import open_digits
 from tim_jax.evaluation import METRICS
+from tim_jax.networks import NETWORKS, TiM
 from tim_jax.transitions import GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS, Objective, Times
 
 
@@ -41,11 +42,16 @@ class Scaled(Objective):
         return self.scale * losses, metrics
 
 
+class OwnTiM(TiM):
+    """A network of one's own."""
+
+
 OBJECTIVES["scaled"] = lambda transport: Scaled(transport, Times(share_equal=0.75))
 TRANSPORTS["straight"] = lambda: dataclasses.replace(TRANSPORTS["ot_fm"](), name="straight")
 SAMPLERS["own"] = dataclasses.replace(SAMPLERS["euler"])
 GRIDS["own"] = lambda transport, start, u, shift: GRIDS["uniform"](transport, start, u**2, shift)
 SOURCES["own_digits"] = open_digits
+NETWORKS["own_tim"] = OwnTiM
 METRICS["own_fd"] = METRICS["frechet"]._replace()
 '''
 SMALL = {
@@ -55,7 +61,7 @@ SMALL = {
 }  # fmt: skip
 OWN = {
     "objective.name": "scaled", "objective.scale": "3.0", "transport.name": "straight", "data.source": "own_digits",
-    "sampling.sampler": "own", "sampling.grid": "own",
+    "sampling.sampler": "own", "sampling.grid": "own", "model.network": "own_tim",
 }  # fmt: skip
 
 
@@ -142,7 +148,11 @@ def test_the_workdir_alone_samples_and_resumes(run, capsys):
         sample.main([f"--workdir={workdir}", "--steps=2", "--labels=3"])
         forget()
         tim = tim_jax.load(workdir)
-        assert tim.run.trainer.step.objective.scale == 3.0 and len(tim([1, 2], steps=1)) == 2
+        assert (
+            type(tim.run.network).__name__ == "OwnTiM"
+            and tim.run.trainer.step.objective.scale == 3.0
+            and len(tim([1, 2], steps=1)) == 2
+        )
         forget()
         file.write_text(PLUGIN.replace("# of the loss", "# a comment, changed"))
         train.main([*arguments, "--config.training.steps=3"])
@@ -163,6 +173,15 @@ def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
             assert "plugin is" in error and "has changed" in error and f"--config.plugin={copy}" in error
             forget()
         sample.main([f"--workdir={workdir}", "--steps=1", "--labels=3", f"--config.plugin={copy}"])
+        forget()
+        export = ["export", str(workdir), str(workdir / "out.safetensors")]
+        assert "has changed" in told(convert.main, export, capsys)
+        forget()
+        convert.main([*export, f"--config.plugin={copy}"])
+        forget()
+        with pytest.raises(ValueError, match="has changed: plugin='FILE' runs that code"):
+            tim_jax.load(workdir / "out.safetensors")
+        assert len(tim_jax.load(workdir / "out.safetensors", plugin=copy)([1], steps=1)) == 1
 
 
 def test_code_of_others_is_not_run_from_a_workdir(run, monkeypatch, tmp_path, capsys):

@@ -22,7 +22,7 @@ from tim_jax.networks.tim import TiM
 
 __all__ = ["NETWORKS", "SIZES", "TiM"]
 
-NETWORKS = {"tim": TiM}
+NETWORKS: dict[str, type[TiM]] = {"tim": TiM}  # with the fields of TiM, which are the keys of `model`
 
 # Fields of TiM by size. The bottleneck is a third of the width, rounded up to a multiple of 8.
 SIZES = {
@@ -35,6 +35,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The key of `model` that is no attribute of TiM."""
+    """The keys of `model` that are no attributes of TiM."""
 
+    network: str = "tim"  # a name in tim_jax.networks.NETWORKS
     size: str = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
