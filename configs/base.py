@@ -100,7 +100,9 @@ def get_config():
     config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
     config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
     config.model.qk_norm = True  # layer norm of queries and keys
-    config.model.rope_order = "row_major"  # "official": the published order, for published weights only
+    # "official": the published order. Weights that were trained in the other one reach the published code only where
+    # all examples are squares; it cannot be chosen after training.
+    config.model.rope_order = "row_major"
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     config.model.use_text_mask = True
