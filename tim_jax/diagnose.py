@@ -67,9 +67,12 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         picked = np.random.default_rng(0).permutation(len(x))[: args.examples]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
         if jax.process_index() == 0:
+            found |= {"step": step, "rows": args.examples, "weights": run.sampling.ema}
+            print(f"weights {run.sampling.ema!r} of step {step:,}, {args.examples} held-out examples in each cell\n")
+            print(diagnostics.as_text(found) + "\n")
             with failures(OSError):
                 out.mkdir(parents=True, exist_ok=True)
-                diagnostics.write({"step": step, "rows": args.examples, "weights": run.sampling.ema, **found}, out)
+                diagnostics.write(found, out)
             print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
 
 

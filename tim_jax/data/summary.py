@@ -1,6 +1,7 @@
 """Bucket plans to look at: as one line, as a table, and as pictures of the buckets and of their first batches."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
 NAMED = 24  # labels that are listed with their names
+LINE = 90  # characters in a line of a picture's title
 
 
 def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
@@ -82,7 +84,7 @@ def picture(plan: data.BucketPlan, side: int, title: str) -> "Figure":
     """Draws a plan: the shapes of the buckets with their share of the images, and the table."""
     from matplotlib.figure import Figure  # slow to import
 
-    figure = Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
+    figure = Figure(figsize=(11, max(4.5, 1.5 + 0.24 * len(plan.buckets))), layout="constrained")
     shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
     total = plan.images()
     for bucket in plan.buckets:
@@ -90,12 +92,15 @@ def picture(plan: data.BucketPlan, side: int, title: str) -> "Figure":
         shapes.scatter(bucket.width, bucket.height, s=2000 * share + 8, color="tab:blue", alpha=0.5)
     longest = 1.15 * max(max(bucket.shape) for bucket in plan.buckets)
     shapes.plot([0, longest], [0, longest], color="0.8", linewidth=1, zorder=0)
-    shapes.set(xlim=(0, longest), ylim=(0, longest), xlabel="width", ylabel="height", aspect="equal", title=title)
+    shapes.set(xlim=(0, longest), ylim=(0, longest), xlabel="width", ylabel="height", aspect="equal")
+    figure.suptitle(textwrap.fill(title, LINE))
+    shapes.set_anchor("N")
     text.axis("off")
     cells = text.table(cellText=table(plan, side), colLabels=HEADINGS, loc="upper center", cellLoc="right")
     cells.auto_set_font_size(False)
     cells.set_fontsize(8)
     cells.auto_set_column_width(range(len(HEADINGS)))
+    cells.scale(1, 1.25)
     return figure
 
 
