@@ -16,8 +16,8 @@ from tim_jax.config import keys, loading
 from tim_jax.config.command_line import KEY, Parser
 from tim_jax.system.user_errors import ArgumentParser
 
-NOTHING = ChoicesCompleter(())
-VALUES = {bool: ChoicesCompleter(("True", "False")), str: FilesCompleter()}  # of keys, by their type
+NOTHING = ChoicesCompleter({})
+VALUES = {bool: ChoicesCompleter({"True": "", "False": ""}), str: FilesCompleter()}  # of keys, by their type
 FOLDERS = ("workdir", "out", "verify")
 CONFIGURATIONS = ("config", "teacher")
 
