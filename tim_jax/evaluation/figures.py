@@ -65,7 +65,7 @@ def few_ticks(axis: Any, low: float, high: float) -> None:
             break
     else:
         ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
-    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / MAX_TICKS)]))
+    axis.set_major_locator(FixedLocator(list(ticks[:: math.ceil(len(ticks) / MAX_TICKS)])))
     axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_locator(NullLocator())
 
