@@ -35,7 +35,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     import jax
 
     from tim_jax.ablation import baselines, budget, job, launch, report, settings
-    from tim_jax.system import cluster, paths
+    from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -65,6 +65,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if others:
             job.print_once(f"--only leaves out {', '.join(others)}")
         if not args.report:
+            devices.announce()
             with user_errors():
                 trained = dict.fromkeys(member.variant for member in members if member.variant in ablation.variants)
                 planned = budget.make(ablation, folder, list(trained), job.print_once)

@@ -152,7 +152,8 @@ def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, pat
     axes = figure.subplots()
     seen = values[np.isfinite(values) & (values > 0)]
     low, high = (seen.min(), seen.max()) if len(seen) else (0.1, 1.0)
-    norm = LogNorm(low, max(high, 1.001 * low))
+    high = max(high, 1.001 * low)
+    norm = LogNorm(low, high)
     image = axes.imshow(np.ma.masked_invalid(values.T), origin="lower", norm=norm, cmap="viridis")
     cells = [(t, r) for t, r in zip(*pairs(len(levels)), strict=True) if np.isfinite(values[t, r])]
     texts = [f"{values[cell]:.2g}" for cell in cells]
@@ -170,7 +171,7 @@ def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, pat
     axes.set_title(f"{title}\n{about}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     bar = figure.colorbar(image, shrink=0.85)
-    figures.few_ticks(bar.ax.yaxis, norm.vmin, norm.vmax)
+    figures.few_ticks(bar.ax.yaxis, low, high)
     figures.save(figure, path)
 
 

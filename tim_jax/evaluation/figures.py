@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from tim_jax.system import files
@@ -58,13 +59,13 @@ def few_ticks(axis: Any, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for digits in DIGITS:
-        ticks = LogLocator(subs=digits, numticks=1000).tick_values(low, high)
+        ticks = np.asarray(LogLocator(subs=digits, numticks=1000).tick_values(low, high))
         ticks = ticks[(ticks >= low) & (ticks <= high)]
         if len(ticks) >= 3:
             break
     else:
-        ticks = MaxNLocator(4).tick_values(low, high)
-    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / MAX_TICKS)]))
+        ticks = np.asarray(MaxNLocator(4).tick_values(low, high))
+    axis.set_major_locator(FixedLocator(list(ticks[:: math.ceil(len(ticks) / MAX_TICKS)])))
     axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_locator(NullLocator())
 

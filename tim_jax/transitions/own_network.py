@@ -26,7 +26,8 @@ from tim_jax.transitions.sampling.sampler import Sampling, guidance_inputs, make
 from tim_jax.types import Examples, Output, PyTree, Query
 
 FEW = 16  # numbers in an example, below which its own error is no measure of the mean error
-Network: TypeAlias = Callable[..., Any]  # (x_t, t, r) or (x_t, t, r, condition) → F (B, …) or an Output
+Network: TypeAlias = Callable[..., Any]
+"""A network of one's own: (x_t, t, r) or (x_t, t, r, condition) → F (B, …) or an Output."""
 
 
 def as_net(network: Network, heads: tuple[str, ...] = ()) -> Net:
