@@ -138,6 +138,7 @@ def test_the_workdir_alone_samples_and_resumes(run, capsys):
         )
         forget()
         file.write_text(PLUGIN.replace("# of the loss", "# a comment, changed"))
+        sample.main([f"--workdir={workdir}", "--steps=2", "--labels=3"])
         train.main([*arguments, "--config.training.steps=3"])
     assert (workdir / "checkpoints" / "3").exists()
     assert "trained to step 3" in capsys.readouterr().out
