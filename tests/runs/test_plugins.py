@@ -113,6 +113,23 @@ def run(trained, tmp_path):
     return tmp_path / "copy" / "mine.py", tmp_path / "copy" / "run", new
 
 
+def test_an_export_carries_its_code_and_runs_it_only_when_asked(run, tmp_path, capsys):
+    _, workdir, _ = run
+    out, back = tmp_path / "out", tmp_path / "back"
+    copy = out / "plugins" / "mine.py"
+    with one_device():
+        convert.main(["export", str(workdir), str(out)])
+        assert copy.read_text() == PLUGIN and "plugins/mine.py" in (out / "README.md").read_text()
+        forget()
+        capsys.readouterr()
+        line = told(convert.main, ["import", str(out), str(back)], capsys)
+        assert f"--config.plugin={copy} runs the recorded copy" in line and not plugins.LOADED and not back.exists()
+        assert tim_jax.load(out, plugin=copy).run.trainer.step.objective.scale == 3.0
+        forget()
+        convert.main(["import", str(out), str(back), f"--config.plugin={copy}"])
+    assert (back / "plugins" / "mine.py").read_text() == PLUGIN
+
+
 @pytest.mark.slow
 def test_the_workdir_alone_is_measured_also_by_a_metric_of_its_own(run):
     _, workdir, _ = run
@@ -163,7 +180,7 @@ def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
         forget()
         convert.main([*export, f"--config.plugin={copy}"])
         forget()
-        with pytest.raises(ValueError, match="has changed: plugin='FILE' runs that code"):
+        with pytest.raises(ValueError, match="has changed: plugin='.*plugins/mine.py' runs the recorded copy"):
             tim_jax.load(workdir / "out.safetensors")
         assert len(tim_jax.load(workdir / "out.safetensors", plugin=copy)([1], steps=1)) == 1
 

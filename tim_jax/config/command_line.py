@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tim_jax.config import keys, loading
-from tim_jax.system import logs
 from tim_jax.system.user_errors import ArgumentParser, nearest
 from tim_jax.system.user_errors import failures as failures
 from tim_jax.system.user_errors import user_errors as user_errors
@@ -35,7 +34,6 @@ class Parser(ArgumentParser):
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """(arguments, {"section.key": text} overrides). Keys are looked up, values are not."""
-        logs.install()
         words, overrides = self._split(sys.argv[1:] if argv is None else argv)
         args = self.parse_args(words)
         with user_errors():

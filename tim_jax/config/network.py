@@ -81,6 +81,16 @@ def warn_of_attention(network: TiM, mesh: Mesh) -> None:
         warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
 
 
+def warn_of_whole_parameters(network: TiM, mesh: Mesh) -> None:
+    """Says so where `mesh.fsdp` cannot share parameters out."""
+    fsdp = mesh.shape["fsdp"]
+    if network.width % fsdp:
+        warn_once(
+            f"mesh.fsdp is {fsdp}; it does not divide the width of the network, {network.width}, and most parameters "
+            "stay whole on every device; without mesh.data and mesh.fsdp a size is chosen that does"
+        )
+
+
 @functools.cache
 def warn_once(message: str) -> None:
     """Says so on stderr, however often a process asks."""

@@ -25,7 +25,7 @@ def require(entries: Sequence[str], folder: Any = None) -> tuple[str, ...]:
 
     Args:
         entries: PATH#sha256=HASH.
-        folder: the workdir that has recorded them; None for exported weights, which have no copies.
+        folder: the workdir that has recorded them; None for a file of exported weights, which has no copies.
 
     Raises:
         ValueError: one line that says what to type.

@@ -10,10 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.codecs.hub import SCHEME
 from tim_jax.config.keys import FREE
 from tim_jax.config.sections import SECTIONS, SEED, Section, keys_of
 from tim_jax.system import paths
+from tim_jax.system.hub import SCHEME
 
 MAX_WHOLE = 2**31  # whole numbers lie below it and not below its negative: those of devices have 32 bits
 SHOWN = 200  # characters of a value that an error shows

@@ -78,8 +78,8 @@ def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
         raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
     compilation_cache.use(run.config.training.compilation_cache)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract.params["online"])
-    classes = found.origin.classes if found.origin else ()
-    return Tim(run, lambda: jax.device_put(found.params, shardings), classes, path)
+    step = found.origin.step if found.origin else None
+    return Tim(run, lambda: jax.device_put(found.params, shardings), conversion.class_names(found), path, step)
 
 
 @contextlib.contextmanager
