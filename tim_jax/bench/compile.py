@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_settings
 from tim_jax.networks import SIZES, TiM
-from tim_jax.system import timing
+from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.mesh import AXES, make_mesh
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
     depths, buckets_of = read_numbers("depths", args.depths), read_numbers("buckets", args.buckets)
     cases = list(itertools.product(args.networks.split(","), depths, buckets_of))
+    devices.announce(sys.stderr)
     with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         compile_buckets(CASES["small"], 1)  # pays for what only the first compilation of a process does
     results = collections.defaultdict(list)

@@ -1,5 +1,6 @@
 """From a configuration to a run: the one place that reads a configuration whole."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
+from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys
-from tim_jax.config.loading import load
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
@@ -41,7 +41,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     Raises:
         ValueError: one line, "KEY is VALUE; it must …".
     """
-    config, default = _checked(config)
+    config, default = _checked(config, devices)
     data, loader, codecs = (
         read(DataSettings, config.data),
         read(LoaderSettings, config.loader),
@@ -68,6 +68,9 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     warn_of_attention(network, mesh)
     warn_of_whole_parameters(network, mesh)
     batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple
+    if data.batch_size == automatic.AUTO:
+        config.data.batch_size = automatic.batch_size(config, mesh.devices.ravel().tolist(), batch_multiple)
+        data = dataclasses.replace(data, batch_size=config.data.batch_size)
     check_batch_size(data, mesh, optimizer, objective)
     run = Run(
         config=config,
@@ -93,12 +96,13 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     return run
 
 
-def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
+    config = plugins.with_keys(ConfigDict(config.to_dict()))
     check_keys(config)
-    config = values.checked(config)
-    default = load("base").get_config()
+    config = automatic.without_data(automatic.with_size(values.checked(config), devices))
+    default = plugins.base_config(config.plugin)
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
     check_unused(config, default)

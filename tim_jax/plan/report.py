@@ -120,7 +120,7 @@ def show(plan: PlanReport) -> str:
     return "\n".join(lines)
 
 
-COLLECTIVES = (
+COLLECTIVES: tuple[tuple[str, str], ...] = (
     ("kind", "{kind}"),
     ("axes", "{axes}"),
     ("type", "{dtype}"),

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 
+from tim_jax.system.accelerators import NO_TPU
 from tim_jax.system.chips import CHIPS, Chip
 from tim_jax.system.slices import named_slice
 
@@ -113,9 +114,7 @@ def _tpus(name: str, kind: str, sizes: tuple[int, ...], count: int) -> list:
     from jax.experimental import topologies
 
     # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
-             "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
-    for key, value in quiet.items():
+    for key, value in (NO_TPU | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
         os.environ.setdefault(key, value)
     try:
         shape, more = "x".join(map(str, sizes)), {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}

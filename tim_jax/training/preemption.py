@@ -15,16 +15,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tim_jax.system.exit_codes import RESTART
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stop(contextlib.ContextDecorator):
-    """A context, or a decorator, in which SIGTERM and SIGINT end the process with exit code 75.
+    """A context, or a decorator, in which SIGTERM, SIGINT and SIGHUP end the process with exit code 75.
 
     They do so at once, whatever it is doing (compiling, loading, sampling). Within `held()` they only set `asked`, and
-    the caller ends the process when it has saved its work; a second SIGINT ends it at once. Outside the main thread,
-    where signals cannot be caught, the context does nothing. It must be entered after jax.distributed.initialize,
-    which takes SIGTERM for itself.
+    the caller ends the process when it has saved its work; a second SIGINT ends it at once. SIGHUP, that of a terminal
+    or an ssh session which is closed, stays ignored where nohup has it so. Outside the main thread, where signals
+    cannot be caught, the context does nothing. It must be entered after jax.distributed.initialize, which takes SIGTERM
+    for itself.
 
     Attributes:
         asked: Name of the signal that has come, or None.
@@ -45,7 +46,8 @@ class Stop(contextlib.ContextDecorator):
             # while XLA compiles; the number of a signal is written to this socket at once and read by a thread.
             self._read, self._write = socket.socketpair()
             self._write.setblocking(False)
-            self._former = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            caught = [number for number in SIGNALS if number != signal.SIGHUP or not _ignored(number)]
+            self._former = {number: signal.signal(number, lambda *_: None) for number in caught}
             self._former_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
@@ -89,6 +91,10 @@ class Stop(contextlib.ContextDecorator):
         with contextlib.suppress(OSError):  # nobody reads it, such as a pipe's reader that the same Ctrl-C has ended
             print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
         leave(RESTART)
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def leave(code: int) -> None:
