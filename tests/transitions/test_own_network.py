@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import re
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -235,6 +237,12 @@ def test_what_is_wrong_is_one_line(call, message):
 def test_weights_made_for_images_are_warned_of_where_examples_are_points():
     with pytest.warns(UserWarning, match="see unweighted"):
         mean_loss(OBJECTIVES["tim"](OT_FM), lambda x, t, r: x, random(0), jax.random.key(0))
+
+
+def test_the_mathematics_is_imported_with_jax_alone():
+    heavy = {"flax", "optax", "orbax", "grain", "ml_collections", "sklearn", "matplotlib", "PIL", "tensorflow"}
+    program = f"import sys, tim_jax.transitions; print(sorted({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
 def energy_distance(x, y):
