@@ -7,7 +7,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 SLACK = 1.0  # pixels that may be shared: boxes of texts are a little larger than their letters
-ROOM = 40  # pixels that axes must have along each side
+ROOM = 40  # pixels that axes must have along a side; bars of colours are thin
 
 
 def unreadable(figure):
@@ -32,7 +32,7 @@ def unreadable(figure):
                 found.append(f"{line.get_label()!r} runs through legend {i}")
     shown = [axes for axes in figure.axes if axes.axison]
     found += [f"axes {i} are {axes.bbox.width:.0f} × {axes.bbox.height:.0f} pixels" for i, axes in enumerate(shown)
-              if max(axes.bbox.size) < ROOM or min(axes.bbox.size) < ROOM / 4]  # fmt: skip
+              if max(axes.bbox.size) < ROOM or min(axes.bbox.size) < ROOM / 8]  # fmt: skip
     for i, axes in enumerate(shown):
         labels = [label for label in axes.yaxis.get_ticklabels(which="both") if label in texts]
         if axes.get_yscale() == "log" and len(labels) == 1:

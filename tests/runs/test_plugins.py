@@ -155,6 +155,7 @@ def test_the_workdir_alone_samples_and_resumes(run, capsys):
         )
         forget()
         file.write_text(PLUGIN.replace("# of the loss", "# a comment, changed"))
+        sample.main([f"--workdir={workdir}", "--steps=2", "--labels=3"])
         train.main([*arguments, "--config.training.steps=3"])
     assert (workdir / "checkpoints" / "3").exists()
     assert "trained to step 3" in capsys.readouterr().out
@@ -173,15 +174,6 @@ def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
             assert "plugin is" in error and "has changed" in error and f"--config.plugin={copy}" in error
             forget()
         sample.main([f"--workdir={workdir}", "--steps=1", "--labels=3", f"--config.plugin={copy}"])
-        forget()
-        export = ["export", str(workdir), str(workdir / "out.safetensors")]
-        assert "has changed" in told(convert.main, export, capsys)
-        forget()
-        convert.main([*export, f"--config.plugin={copy}"])
-        forget()
-        with pytest.raises(ValueError, match="has changed: plugin='FILE' runs that code"):
-            tim_jax.load(workdir / "out.safetensors")
-        assert len(tim_jax.load(workdir / "out.safetensors", plugin=copy)([1], steps=1)) == 1
 
 
 def test_code_of_others_is_not_run_from_a_workdir(run, monkeypatch, tmp_path, capsys):

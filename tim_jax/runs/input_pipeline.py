@@ -238,11 +238,6 @@ def open_held_out(run: Run) -> tuple[str, data.Source, Callable[[np.ndarray], np
     return None
 
 
-def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split (n, h, w, C) as `one_shape` brings them, and their labels. For small data."""
-    return data.load_arrays(*one_shape(run, split))
-
-
 def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     """All images (n, h, w, C) that are held out, as `one_shape` brings them, and their labels. For small data.
 
