@@ -22,7 +22,7 @@ CONFIGS = {
 del CONFIGS["base"]
 START = re.compile(r"python -m tim_jax\.(\w+) ((?:import \S+ \w+|--\S+)(?:\s+--\S+)*)|(bash launch/\w+\.sh)")
 # What is made small: the network, the batch, one step. With --check the examples are made up.
-SMALL = TINY_NETWORK | {"model.dtype": "float32", "data.batch_size": "8", "training.steps": "1"}
+SMALL = TINY_NETWORK | {"model.size": "S", "model.dtype": "float32", "data.batch_size": "8", "training.steps": "1"}
 FEATURES = {"data.features_width": "32", "model.projector_width": "16"}
 TEXT = {"data.buckets.tokens": "8192", "data.text_width": "8", "data.text_tokens": "5", "model.projector_width": "16"}
 
@@ -47,7 +47,7 @@ def test_every_configuration_has_a_command_that_names_it(name):
         _, overrides = module.parser().parse(words) if command != "convert" else (None, {})
         assert overrides.keys() <= keys_of_base
     if launches(name) and launches(name)[-1][0] != "convert":
-        assert f"--config=configs/{name}.py" in launches(name)[-1][1]
+        assert {f"--config=configs/{name}.py", f"--config={name}"} & set(launches(name)[-1][1])
     config = getattr(loading.load(name), "get_config", lambda: None)()
     if config and config.data.source == "latents" and "convert" not in text:
         assert "--config.data.path=LATENTS" in text
@@ -66,7 +66,7 @@ def test_a_pod_is_given_the_command_as_it_is_printed(name):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, published):
-    """place(words): with folders of this machine for those that the commands name."""
+    """place(words, channels): with folders of this machine for those that the commands name."""
     root, dino = tmp_path_factory.mktemp("launched"), published("dinov2_tiny")
     for side, channels in ((32, 4), (16, 32)):
         official.make(root / f"imagenet{channels}", channels=channels, side=side)
@@ -74,11 +74,14 @@ def places(tmp_path_factory, published):
     def place(words, channels):
         data = root / f"imagenet{channels}"
         there = {"LATENTS": data / "latents", "IMAGES": data / "images" / "train", "DINOV2_B": dino}
-        said = [re.sub(r"=(gs://BUCKET|runs)/", f"={root}/", word) for word in words]
+        there |= {"FOLDER": there["IMAGES"], "DIR": root / "own"}
+        said = [word.replace("gs://BUCKET", str(root)) for word in words]
         said = [re.sub(r"=([A-Z0-9_]+)$", lambda match: f"={there.get(match[1], match[1])}", word) for word in said]
         return [*said, f"--config.loader.directory={data / 'cache'}"]
 
-    return place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # where commands and configurations name runs/…
+        yield place
 
 
 DONE = set()
