@@ -1,7 +1,6 @@
 """The keys of a configuration: which there are, and which make a run what it is.
 
-Their names are those of configs/base.py, so that a mistyped one is seen before anything is imported that takes time, as
-`plugins` is.
+Their names are those of configs/base.py, so that a mistyped one is seen before anything is imported that takes time.
 """
 
 import copy
@@ -127,9 +126,9 @@ def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> Conf
 
 def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:
     """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
-    from tim_jax.config import plugins
+    from tim_jax.config import recorded_plugins
 
-    plugins.compare(recorded.get("plugin", ()), config.plugin, workdir)
+    recorded_plugins.compare(recorded.get("plugin", ()), config.plugin, workdir)
     before, now = identity(recorded), json.loads(json.dumps(identity(config)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

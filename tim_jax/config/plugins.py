@@ -1,20 +1,18 @@
 """Plugins: Python files of a user's own that add to the tables, such as OBJECTIVES["mine"] = mine.
 
-A configuration names them in `plugin`. Once one has been loaded, its entry reads PATH#sha256=HASH. A run records that,
-and its workdir holds copies of the files. The recorded code is run again only where it is the user's own file, still
-where it was, or where it is given again: a workdir may come from somebody else.
+A configuration names them in `plugin`. Once one has been loaded, its entry reads PATH#sha256=HASH, which a run records;
+`recorded_plugins.py` says when that is run again.
 """
 
 import ast
 import hashlib
-import os
 import pathlib
 import sys
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
+import cloudpickle
 from ml_collections import ConfigDict
 
 from tim_jax.config import loading, sections, values
@@ -32,7 +30,6 @@ TABLES: dict[str, dict[str, Any]] = {
     "SOURCES": SOURCES, "METRICS": METRICS, "FEATURES": FEATURES, "NETWORKS": NETWORKS,
 }  # fmt: skip
 MARK = "#sha256="
-FOLDER = "plugins"  # of a workdir, with copies
 
 
 class Plugin(NamedTuple):
@@ -94,60 +91,6 @@ def load(entries: Sequence[str]) -> tuple[str, ...]:
 def load_given(overrides: dict[str, str]) -> tuple[str, ...]:
     """Takes "plugin" out of overrides and loads what it names: first, since what a run has recorded may need it."""
     return load(values.read("plugin", overrides.pop("plugin", "")))
-
-
-def require(entries: Sequence[str], folder: Any = None) -> tuple[str, ...]:
-    """Loads the plugins that a run has recorded, unless that would run code that may be somebody else's.
-
-    A plugin that was loaded before and has the same code, comments apart, does as well.
-
-    Args:
-        entries: PATH#sha256=HASH.
-        folder: the workdir that has recorded them; None for a file of exported weights, which has no copies.
-
-    Raises:
-        ValueError: one line that says what to type.
-    """
-    for entry in entries:
-        path, _, known = entry.partition(MARK)
-        if known in LOADED or (folder is not None and _same_code(copy_of(entry, folder), known)):
-            continue
-        reason = _why_not(path, known)
-        if reason:
-            copy = "FILE runs that code" if folder is None else f"{copy_of(entry, folder)} runs the recorded copy"
-            raise ValueError(
-                f"plugin is {path!r}; it must be the code that the run was made with, and it {reason}: "
-                f"--config.plugin={copy} (read it first, if it is not your own)"
-            )
-        load([entry])
-    return tuple(LOADED[entry.partition(MARK)[2]].entry for entry in entries)
-
-
-def compare(recorded: Sequence[str], now: Sequence[str], folder: Any) -> None:
-    """Raises ValueError if a run's configuration lacks a plugin that its workdir has recorded, or has other code."""
-    for entry in recorded:
-        known = entry.partition(MARK)[2]
-        loaded = [other.partition(MARK)[2] for other in now]
-        if known not in loaded and not any(LOADED[sha] is LOADED.get(known) for sha in loaded):
-            given = tuple(other.partition(MARK)[0] for other in now)
-            raise ValueError(
-                f"plugin is {given!r}; it must hold the code that {folder} was made with: "
-                f"--config.plugin={copy_of(entry, folder)} names the recorded copy; give another workdir otherwise"
-            )
-
-
-def copy_of(entry: str, folder: Any) -> epath.Path:
-    """Where a workdir keeps the copy of a plugin."""
-    return epath.Path(folder) / FOLDER / pathlib.PurePath(entry.partition(MARK)[0]).name
-
-
-def keep_copies(entries: Iterable[str], folder: epath.Path) -> None:
-    """Writes the files of loaded plugins to a workdir that has none of that name."""
-    for entry in entries:
-        copy = copy_of(entry, folder)
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(copy, LOADED[entry.partition(MARK)[2]].text.encode())
 
 
 def base_config(entries: Sequence[str] = ()) -> ConfigDict:
@@ -212,6 +155,7 @@ def _run(path: str, text: str, together: Iterable[str]) -> Plugin:
         _renew()
         said = str(error) if isinstance(error, Refused) else loading.said(error, pathlib.Path(path))
         raise ValueError(f"plugin is {path!r}: {said}") from error
+    cloudpickle.register_pickle_by_value(module)  # for processes that read examples, which cannot import it
     return plugin
 
 
@@ -263,27 +207,3 @@ def _keys_of(added: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         except (KeyError, TypeError, IndexError):
             raise Refused(f"{key} has the type {kind}; it must be bool, int, float, str, or a tuple of these") from None
     return tuple(sorted(found.keys() - OWN_KEYS))
-
-
-def _same_code(copy: epath.Path, known: str) -> bool:
-    """Whether a loaded plugin is the recorded one but for comments; if so, it stands for it."""
-    if not LOADED or not copy.exists():
-        return False
-    text = copy.read_bytes().decode(errors="replace")
-    if digest(text) != known:
-        return False
-    code = ast.dump(ast.parse(text))
-    for plugin in LOADED.values():
-        if ast.dump(ast.parse(plugin.text)) == code:
-            LOADED[known] = plugin
-            return True
-    return False
-
-
-def _why_not(path: str, known: str) -> str:
-    """Why a recorded file is not simply run; "" where it is the user's own and as it was."""
-    if not files.is_local(path) or not os.path.isfile(path):
-        return "is not there"
-    if digest(pathlib.Path(path).read_bytes().decode(errors="replace")) != known:
-        return "has changed"
-    return "" if os.stat(path).st_uid == os.getuid() else "belongs to another user"

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tim_jax.codecs import tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import keys, plugins
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
@@ -151,7 +151,7 @@ def import_config(
     if not name and origin is not None:
         overrides = dict(overrides)
         plugins.load_given(overrides)
-        copies = file.parent if (file.parent / plugins.FOLDER).is_dir() else None
+        copies = file.parent if (file.parent / recorded_plugins.FOLDER).is_dir() else None
         return override(workdir.restored(dict(origin.config), copies), overrides)
     if not name and file.name not in RELEASES:
         raise ValueError(
@@ -297,7 +297,7 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
-        plugins.keep_copies(exported.origin.config["plugin"], new)
+        recorded_plugins.keep_copies(exported.origin.config["plugin"], new)
         own = own_modules(exported)
         card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
         (new / model_card.CARD).write_text(card)

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys, plugins
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.runs import exports, published, workdir
 from tim_jax.runs.exports import Origin
@@ -132,7 +132,7 @@ def _use(config: ConfigDict, origin: Origin, name: str) -> str:
 
 def _plugins(config: ConfigDict) -> str:
     """Of a run with code of its own, which nobody runs unread."""
-    copies = [str(plugins.copy_of(entry, "")) for entry in config.plugin]
+    copies = [str(recorded_plugins.copy_of(entry, "")) for entry in config.plugin]
     if not copies:
         return ""
     return (

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys, plugins
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
@@ -53,7 +53,7 @@ def restored(values: dict, folder: Any = None) -> ConfigDict:
     Raises:
         ValueError: for an objective or a transport that is no more, or a plugin that may not be run.
     """
-    values = values | {"plugin": plugins.require(values.get("plugin", ()), folder)}
+    values = values | {"plugin": recorded_plugins.require(values.get("plugin", ()), folder)}
     return resolved(ConfigDict(_with_tuples(keys.completed(values))))
 
 
@@ -102,7 +102,7 @@ def record_start(
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         files.replace(workdir / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
-    plugins.keep_copies(config.plugin, workdir)
+    recorded_plugins.keep_copies(config.plugin, workdir)
     if classes and not (workdir / CLASSES).exists():
         files.replace(workdir / CLASSES, (json.dumps(classes, indent=1) + "\n").encode())
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}
