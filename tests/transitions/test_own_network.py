@@ -119,6 +119,19 @@ NEEDS = {
 }  # fmt: skip
 
 
+def test_the_table_of_the_page_lists_what_is_needed():
+    """By the words of its rows: step, slow, teacher, score, head, condition."""
+    words = {STEP[0]: "step=", SLOW[0]: "slow=", TEACHER[0]: "teacher=", SCORE[0]: "score=", HEAD[0]: "a head",
+             CONDITION[0]: "condition="}  # fmt: skip
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|$", PAGE.read_text(), re.M)
+    listed = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    assert listed.keys() == NEEDS.keys()
+    for name, needs in NEEDS.items():
+        assert {word for word in words.values() if word in listed[name]} == {words[message] for message, _ in needs}, (
+            name
+        )
+
+
 @every_objective
 def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samples(name):
     objective, x = OBJECTIVES[name](OT_FM), random(1)
