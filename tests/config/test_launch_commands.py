@@ -22,7 +22,7 @@ CONFIGS = {
 del CONFIGS["base"]
 START = re.compile(r"python -m tim_jax\.(\w+) ((?:import \S+ \w+|--\S+)(?:\s+--\S+)*)|(bash launch/\w+\.sh)")
 # What is made small: the network, the batch, one step. With --check the examples are made up.
-SMALL = TINY_NETWORK | {"model.size": "S", "model.dtype": "float32", "data.batch_size": "8", "training.steps": "1"}
+SMALL = TINY_NETWORK | {"model.size": "S", "model.dtype": "float32", "data.batch_size": "16", "training.steps": "1"}
 FEATURES = {"data.features_width": "32", "model.projector_width": "16"}
 TEXT = {"data.buckets.tokens": "8192", "data.text_width": "8", "data.text_tokens": "5", "model.projector_width": "16"}
 
@@ -70,9 +70,11 @@ def places(tmp_path_factory, published):
     root, dino = tmp_path_factory.mktemp("launched"), published("dinov2_tiny")
     for side, channels in ((32, 4), (16, 32)):
         official.make(root / f"imagenet{channels}", channels=channels, side=side)
+    for image in (root / "imagenet4" / "images").rglob("*.JPEG"):
+        image.with_suffix(".txt").write_text("a picture")
 
     def place(words, channels):
-        data = root / f"imagenet{channels}"
+        data = root / ("imagenet32" if channels == 32 else "imagenet4")
         there = {"LATENTS": data / "latents", "IMAGES": data / "images" / "train", "DINOV2_B": dino}
         there |= {"FOLDER": there["IMAGES"], "DIR": root / "own"}
         said = [word.replace("gs://BUCKET", str(root)) for word in words]
@@ -107,11 +109,16 @@ def step(name, places):
         real = config.data.source == "latents" or words != launches(name)[-1][1]  # what another learns from is written
         typed = [*places(words, config.data.channels), *flags(small), *([] if real else ["--check"])]
         importlib.import_module("tim_jax.train").main(typed)
-        DONE.add((command, *words))
+        if real:
+            DONE.add((command, *words))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", names_of("train"))
+COST = {"imagenet256_xl": pytest.mark.slow}  # the whole way: latents, images, features; the others have their night
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=COST.get(name, pytest.mark.nightly)) for name in names_of("train")]
+)
 def test_the_command_runs_to_the_first_step(name, places, capsys):
     with one_device():
         step(name, places)
