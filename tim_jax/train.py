@@ -1,4 +1,7 @@
-"""python -m tim_jax.train --config=configs/digits.py --workdir=DIR [--config.training.steps=…] [--check]"""
+"""python -m tim_jax.train --config=configs/digits.py --workdir=DIR [--config.training.steps=…] [--check]
+
+A run goes on by python -m tim_jax.train --workdir=DIR, with the configuration that it was last started with.
+"""
 
 import argparse
 import contextlib
@@ -10,7 +13,7 @@ from tim_jax.system.exit_codes import DONE, FAILED, RESTART
 def parser() -> Parser:
     """The arguments."""
     made = Parser(prog="python -m tim_jax.train", description="Trains a transition model.")
-    made.add_config(required=True, help="a configuration, such as configs/digits.py")
+    made.add_config(help="a configuration, such as configs/digits.py; default: that of the run in the workdir")
     made.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
     made.add_argument("--check", action="store_true", help="one step on made-up examples, nothing written")
     made.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
@@ -27,6 +30,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with user_errors():
         if not args.workdir and not args.check:
             raise ValueError("--workdir: missing; it names the folder that the run writes to")
+        if not args.config and not args.workdir:
+            raise ValueError("--config: missing; it names what to train, such as configs/digits.py")
         profile = read_profile(args.profile)
 
     import jax
@@ -37,7 +42,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.counting import counted
     from tim_jax.runs.input_pipeline import open_pipeline
     from tim_jax.runs.measuring import open_measurement
-    from tim_jax.runs.start import check_classes, first_state
+    from tim_jax.runs.start import check_classes, finished, first_state
     from tim_jax.runs.teachers import with_teachers
     from tim_jax.system import cluster, compilation_cache, devices, files, lock, paths
     from tim_jax.training.preemption import Stop, leave
@@ -46,7 +51,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop() as stop, contextlib.ExitStack() as stack:
         with user_errors():
-            config = load_config(args.config, overrides)
+            config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
             if args.check:
                 run = build(counted(config) if config.data.path else config)
                 compilation_cache.use(run.config.training.compilation_cache)
@@ -77,6 +82,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                     "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
                 )
             first = first_state(run, folder)
+            if before is not None and (line := finished(run, folder)):
+                return print(line) if jax.process_index() == 0 else None
             devices.announce()  # before data is read, which may take minutes
             pipeline = open_pipeline(run)
             check_classes(run, folder, pipeline.source)

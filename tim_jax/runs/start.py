@@ -81,6 +81,24 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
 
 
+def finished(run: Run, workdir: epath.Path) -> str | None:
+    """Returns the line to end with where a run has been trained to its last step, else None.
+
+    Raises:
+        ValueError: if it has checkpoints that are all damaged.
+    """
+    latest = warm_start.latest(workdir)
+    if latest is None or latest.step < run.training.steps:
+        return None
+    step = warm_start.find(str(workdir), "--workdir").step  # the latest that is not damaged
+    if step < run.training.steps:
+        return None
+    more = [f"--config.training.steps={2 * step}"]
+    if run.config.optimizer.schedule != "constant":  # else the learning rate stays at its end
+        more.append(f"--config.optimizer.decay_steps={2 * step}")
+    return f"{workdir} is trained to its last step, {step}; tim-jax train --workdir={workdir} {' '.join(more)} goes on"
+
+
 def _announced(line: str, make: Callable[[], TrainState]) -> Callable[[], TrainState]:
     """The function, which prints a line before it does its work."""
 

@@ -182,7 +182,7 @@ def last_line(end: End, folder: epath.Path) -> str:
     """The line that a run ends with."""
     if end.stopped:
         saved = "which is saved" if end.saved else "which is not saved"
-        line = f"stopped by {end.stopped} at step {end.step}, {saved}: start it again with the same command"
+        line = f"stopped by {end.stopped} at step {end.step}, {saved}: tim-jax train --workdir={folder} goes on"
     else:
         line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
     return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])

@@ -1,5 +1,6 @@
 """What a workdir holds of its run: the configuration that made it, and a line for every start."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.system import files
+from tim_jax.system import files, paths
 from tim_jax.training.formats import FORMAT
 
 CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
@@ -57,6 +58,15 @@ def restored(values: dict, folder: Any = None) -> ConfigDict:
     return resolved(ConfigDict(_with_tuples(keys.completed(values))))
 
 
+def last_started(workdir: epath.Path) -> dict | None:
+    """Returns the configuration that a workdir's run was last started with, or None in a new one; see `recorded`."""
+    path = workdir / STARTS
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
+            return to_json(restored(json.loads(line)["config"], workdir))
+    return recorded(workdir)
+
+
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
     """Returns a workdir's configuration.
 
@@ -67,11 +77,37 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     Raises:
         ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
     """
-    overrides = dict(overrides or {})
-    given = plugins.load_given(overrides)
     values = recorded(workdir)
     if values is None:
-        raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
+        raise ValueError(
+            f"--workdir={workdir}: holds no run; tim-jax train --config=NAME --workdir={workdir} makes one"
+        )
+    return _changed(values, overrides or {}, workdir)
+
+
+def to_go_on(path: str, overrides: dict[str, str]) -> ConfigDict:
+    """Returns the configuration that a workdir's run goes on with: that of its last start.
+
+    Args:
+        path: the workdir, as it was typed.
+        overrides: {"section.key": text} of keys to change.
+
+    Raises:
+        ValueError: one line, as `load`.
+    """
+    folder = paths.run_folder(path, "--workdir")
+    values = last_started(folder)
+    if values is None:
+        raise ValueError(
+            f"--config: missing; it names what to train, as --workdir={path} holds no run that could go on"
+        )
+    return _changed(values, overrides, folder)
+
+
+def _changed(values: dict[str, Any], overrides: dict[str, str], workdir: epath.Path) -> ConfigDict:
+    """A recorded configuration with keys changed."""
+    overrides = dict(overrides)
+    given = plugins.load_given(overrides)
     config = ConfigDict(_with_tuples(values))
     config.plugin = tuple(dict.fromkeys((*config.plugin, *given)))
     config = override(config, overrides)

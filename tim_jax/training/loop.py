@@ -128,6 +128,8 @@ def train(
     if start >= settings.steps:
         manager.close()
         return End(state, start, goodput.share)
+    if start and jax.process_index() == 0:
+        print(f"going on from step {start} of {settings.steps}", flush=True)
     trainer.compile(pipeline.shapes)
     jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
     agreement = Agreement(trainer.mesh)
