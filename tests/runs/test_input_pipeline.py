@@ -186,8 +186,13 @@ def test_text_and_alignment_features_ride_along(text_width, named, tmp_path, cap
         ({"data__features_width": 8}, ["photos", "'features'", "data.features_width"]),
         ({"data__channels": 1}, ["data.channels", "1", "3"]),
         (
-            {"data__buckets__area": 0, "data__buckets__tokens": 0, "data__buckets__max_buckets": 64},
-            ["data.buckets", "photos"],
+            {
+                "data__buckets__area": 0,
+                "data__buckets__tokens": 0,
+                "data__buckets__max_buckets": 64,
+                "data__height": 512,
+            },
+            ["data.height", "512", "photos", "--config.data.buckets.enlarge=True"],
         ),
     ],
 )

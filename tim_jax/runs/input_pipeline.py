@@ -131,7 +131,10 @@ def images_spec(run: Run, count: int, shape: tuple[int, int]) -> dict[str, tuple
 # What needs each array of a batch, to say so where a source lacks it.
 _NEEDED_BY = dict.fromkeys(("x", "label"), "every run needs")
 _NEEDED_BY |= dict.fromkeys(("text", "mask", "null_text", "null_mask"), "model.condition 'text' needs")
-_NEEDED_BY["caption"] = "model.condition 'text' needs"
+_NEEDED_BY["caption"] = (
+    "model.condition 'text' needs: a text file beside every image (cat.txt beside cat.jpg), metadata.jsonl or "
+    "metadata.csv; --config=own_images trains by class"
+)
 _NEEDED_BY["noise"] = "data.paired_noise needs: python -m tim_jax.pairs makes such examples"
 _NEEDED_BY |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
