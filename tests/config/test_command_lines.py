@@ -266,7 +266,7 @@ def test_the_any_step_table_of_a_run(workdir):
     "main, arguments, option",
     [
         (convert.main, ["import", "x.safetensors", "{}"], "WORKDIR"),
-        (convert.main, ["export", "x", "{}.safetensors"], "FILE"),
+        (convert.main, ["export", "x", "{}.safetensors"], "OUT"),
         (encode.main, ["--config=photos_t2i", "--out={}"], "--out"),
         (pairs.main, ["--workdir=x", "--out={}"], "--out"),
         (inspect.main, ["--config=photos", "--out={}"], "--out"),

@@ -104,6 +104,7 @@ def test_names_that_arguments_spell_are_those_of_the_tables():
     helps = {(name, action.dest): action.help or "" for name, parser in parsers.items() for action in parser._actions}
     for (name, flag), known in {
         ("step", "remat"): REMAT, ("step", "dtype"): DTYPES, ("sample", "dtype"): DTYPES,
-        ("attention", "dtype"): DTYPES, ("attention", "implementations"): ATTENTION, ("compile", "networks"): compile.NETWORKS,
+        ("attention", "dtype"): DTYPES, ("attention", "implementations"): ATTENTION,
+        ("compile", "networks"): compile.NETWORKS,
     }.items():  # fmt: skip
         assert ", ".join(known) in helps[name, flag]

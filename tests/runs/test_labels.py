@@ -31,7 +31,8 @@ REFUSED = [
     ("crane", ANIMALS, "several classes are called: 'crane, bird', 'crane, machine'"),
     ("9", ANIMALS, "9; labels of this run lie in 0 … 5"),
     ("#9", ANIMALS, "9; labels of this run lie in 0 … 5"),
-    ("-1", ANIMALS, "'-1', which is no class"),
+    ("-1", ANIMALS, "-1; labels of this run lie in 0 … 5"),
+    ("-1", NUMBERED, "-1; labels of this run lie in 0 … 5"),  # no other way to write the name "1"
     ("cat\rdog", ANIMALS, "'cat\\rdog'; it must be one line of names or numbers"),
     ("cat,,dog", ANIMALS, "'', which is no class"),
     ("three", (), "'three'; classes of this run have no names, and labels are whole numbers in 0 … 5"),

@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 
+import cloudpickle
 import pytest
 
 import tim_jax
@@ -257,3 +260,15 @@ def test_every_table_is_known():
 def test_a_source_may_be_a_function(mine, data_directory):
     plugins.load([str(mine)])
     assert len(open_source("own_digits", str(data_directory))) == len(open_source("digits", str(data_directory)))
+
+
+def test_processes_that_read_examples_get_a_source_of_a_plugin_whole(tmp_path):
+    (tmp_path / "thing.py").write_text(
+        "from tim_jax.data import SOURCES\n\n\nclass Thing:\n    def __init__(self, at):\n        self.value = at\n\n\n"
+        "SOURCES['thing'] = Thing\n"
+    )
+    plugins.load([str(tmp_path / "thing.py")])
+    (tmp_path / "pickled").write_bytes(cloudpickle.dumps(plugins.TABLES["SOURCES"]["thing"](3)))
+    program = f"import cloudpickle; print(cloudpickle.loads(open({str(tmp_path / 'pickled')!r}, 'rb').read()).value)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import re
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -64,7 +66,13 @@ class ExactTeacher(Teacher):
         return self.gaussian.flow_map(x_t, t, s)
 
 
-@every_objective
+# One of each kind: the default tests see that vectors reach every line that knew of height and width.
+KINDS = ("tim", "improved_mean_flow", "low_noise_contrastive", "ayf_lagrangian", "ctm", "rcm", "tbcm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_vectors_have_the_losses_of_images_of_one_position_and_the_exact_flow_map_no_gradient(name, x64):
     transport = plain_times("ot_fm")
     gaussian = Gaussian(transport, mean=0.3, std=0.6)
@@ -111,6 +119,19 @@ NEEDS = {
 }  # fmt: skip
 
 
+def test_the_table_of_the_page_lists_what_is_needed():
+    """By the words of its rows: step, slow, teacher, score, head, condition."""
+    words = {STEP[0]: "step=", SLOW[0]: "slow=", TEACHER[0]: "teacher=", SCORE[0]: "score=", HEAD[0]: "a head",
+             CONDITION[0]: "condition="}  # fmt: skip
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|$", PAGE.read_text(), re.M)
+    listed = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
+    assert listed.keys() == NEEDS.keys()
+    for name, needs in NEEDS.items():
+        assert {word for word in words.values() if word in listed[name]} == {words[message] for message, _ in needs}, (
+            name
+        )
+
+
 @every_objective
 def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samples(name):
     objective, x = OBJECTIVES[name](OT_FM), random(1)
@@ -142,8 +163,9 @@ def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samp
         assert drawn.shape == x.shape and jnp.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("transport", ["ot_fm", "ve"])
+@pytest.mark.parametrize(
+    ("transport", "sampler"), [("ve", "flow_map"), ("ve", "consistency"), *(("ot_fm", name) for name in SAMPLERS)]
+)
 def test_samples_of_the_exact_flow_map_have_the_spread_of_the_data(transport, sampler):
     transport = plain_times(transport)
     gaussian = Gaussian(transport, mean=0.0, std=0.5)
@@ -228,6 +250,12 @@ def test_what_is_wrong_is_one_line(call, message):
 def test_weights_made_for_images_are_warned_of_where_examples_are_points():
     with pytest.warns(UserWarning, match="see unweighted"):
         mean_loss(OBJECTIVES["tim"](OT_FM), lambda x, t, r: x, random(0), jax.random.key(0))
+
+
+def test_the_mathematics_is_imported_with_jax_alone():
+    heavy = {"flax", "optax", "orbax", "grain", "ml_collections", "sklearn", "matplotlib", "PIL", "tensorflow"}
+    program = f"import sys, tim_jax.transitions; print(sorted({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
 
 
 def energy_distance(x, y):

@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import cloudpickle
 from ml_collections import ConfigDict
 
 from tim_jax.config import loading, sections, values
@@ -154,6 +155,7 @@ def _run(path: str, text: str, together: Iterable[str]) -> Plugin:
         _renew()
         said = str(error) if isinstance(error, Refused) else loading.said(error, pathlib.Path(path))
         raise ValueError(f"plugin is {path!r}: {said}") from error
+    cloudpickle.register_pickle_by_value(module)  # for processes that read examples, which cannot import it
     return plugin
 
 

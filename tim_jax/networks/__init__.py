@@ -33,12 +33,6 @@ SIZES = {
     "L": {"depth": 24, "width": 1024, "heads": 16, "bottleneck": 344, "encoder_depth": 8},
     "XL": {"depth": 28, "width": 1152, "heads": 16, "bottleneck": 384, "encoder_depth": 8},
 }
-UNUSED = {
-    ("model.size",): (
-        "model.width, model.depth, model.heads, model.bottleneck and model.encoder_depth are given",
-        lambda config: all(config.model[name] for name in SIZES["S"]),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)

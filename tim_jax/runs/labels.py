@@ -92,7 +92,7 @@ def label_of(given: object, names: Sequence[str], num_classes: int, where: str) 
         if given in names:
             return names.index(given)
         number = given.removeprefix(NUMBER)
-        if not (number.isascii() and number.isdecimal()):
+        if not re.fullmatch(r"[+-]?\d+", number, re.ASCII):
             return _by_other_letters(given, names, num_classes, where)
         given = int(number)
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or not 0 <= given < num_classes:

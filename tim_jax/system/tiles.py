@@ -1,6 +1,8 @@
 """Sheets of labelled tiles: small pictures side by side, enlarged so that people can see them."""
 
 import functools
+import importlib
+import importlib.util
 import pathlib
 import re
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ GAP = 4  # pixels between tiles
 SIDE = 80  # of a tile in pixels, at least, as the square root of its area
 TEXT = 13  # pixels of the letters above and below tiles
 LINES = 3  # of a label, at most
+FONT = "fonts/ttf/DejaVuSans.ttf"
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -22,24 +25,25 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _file() -> pathlib.Path:
-    import matplotlib  # takes a while, and only pictures need it
-
-    return pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    """Where the font is, found without importing Matplotlib, which makes folders in the user's home."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None, "a package that this one depends on"
+    file = pathlib.Path(spec.origin).parent / "mpl-data" / FONT
+    if not file.is_file():  # a distribution has put it elsewhere
+        file = pathlib.Path(importlib.import_module("matplotlib").get_data_path()) / FONT
+    return file
 
 
 @functools.cache
-def _letters() -> frozenset[int]:
-    """The code points that the font has."""
-    from matplotlib.ft2font import FT2Font
-
-    return frozenset(FT2Font(str(_file())).get_charmap())
+def _has(letter: str) -> bool:
+    """Whether the font has a letter: for those that it has not it draws one and the same box."""
+    glyph, box = (font(20).getmask(text) for text in (letter, "\U0010ffff"))
+    return letter == " " or (glyph.size, bytes(glyph)) != (box.size, bytes(box))
 
 
 def drawable(text: str) -> str:
     """A text with "?" for letters that the font has not, such as Chinese ones, which would be drawn as empty boxes."""
-    return re.sub(
-        "\0+", "?", "".join(letter if ord(letter) in _letters() else "\0" for letter in " ".join(text.split()))
-    )
+    return re.sub("\0+", "?", "".join(letter if _has(letter) else "\0" for letter in " ".join(text.split())))
 
 
 def enlargement(tiles: Sequence[np.ndarray]) -> int:
