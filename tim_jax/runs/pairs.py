@@ -27,7 +27,7 @@ from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeat
 from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.outputs.batches import sampling_record
 from tim_jax.runs.step_grid import known_as, with_found_grid
-from tim_jax.system import compilation_cache
+from tim_jax.system import compilation_cache, devices
 from tim_jax.transitions.sampling.sampler import make_plan
 
 SAMPLED_CAPTIONS = 64  # captions that are looked at to estimate the size of all
@@ -213,5 +213,6 @@ def open_pairs(
         former["source"] = source.former_fingerprint()
     found = {"times": times.tolist()} if run.sampling.optimal_times else {}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
+    devices.announce()
     shard_job.print_once(cache)
     return Pairs(generator, weights, depends_on, count, steps, seed, rows_per_shard, source, labels, former)

@@ -22,7 +22,7 @@ from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
 from tim_jax.runs.workdir import restored, to_json
-from tim_jax.system import cluster, devices, lock, paths
+from tim_jax.system import cluster, lock, paths
 from tim_jax.system.progress import Bar
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
@@ -128,7 +128,6 @@ def run(job: Job, folder: Path) -> None:
             begun = compare(folder, job.settings, job.former)
             if begun and finished(folder):
                 return print_once(f"{folder}: was made before; nothing is left to do")
-            devices.announce()
             check_room(job, folder)
             stack.enter_context(lock.locked(folder, lead, jax.process_count(), "--out"))
             if lead and not begun:

@@ -16,7 +16,7 @@ from tim_jax.runs.encoding import estimate
 from tim_jax.runs.encoding.examples import ExampleEncoder
 from tim_jax.runs.encoding.settings import shard_settings
 from tim_jax.runs.encoding.work import Reading, Work, local_run, open_work
-from tim_jax.system import compilation_cache
+from tim_jax.system import compilation_cache, devices
 
 AHEAD = 8  # examples read ahead for each batch that training would
 
@@ -80,6 +80,7 @@ def open_encoding(config: ConfigDict, rows_per_shard: int) -> Encoding:
     run = local_run(config)
     cache = compilation_cache.use(run.config.training.compilation_cache)
     job = Encoding(run, open_work(run, rows_per_shard))
+    devices.announce()
     shard_job.print_once(f"{cache}\n{summary.summary(job.work.source, job.work.plan)}")
     return job
 
