@@ -29,7 +29,7 @@ TEXT = {"data.buckets.tokens": "8192", "data.text_width": "8", "data.text_tokens
 
 def launches(name):
     """[(command, its words)] that the docstring of a configuration launches it by, in order; none for a script."""
-    text = (loading.load(name).__doc__ or "").partition("Launch")[2].partition("\nThen")[0]
+    text = re.split("\nThen|\nSee", (loading.load(name).__doc__ or "").partition("Launch")[2])[0]
     return [(command, shlex.split(words)) for command, words, _ in START.findall(text) if command]
 
 
