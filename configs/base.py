@@ -3,7 +3,7 @@
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
 objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
 model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile,
-optimizer.decay_steps. A teacher may move, but must be the same checkpoint.
+optimizer.decay_steps. A teacher may move, but must be the same checkpoint, and a plugin the same code.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -16,6 +16,7 @@ def get_config():
     config = ConfigDict()
 
     config.seed = 0  # of initialisation, data order, noise, times and dropout
+    config.plugin = ()  # Python files of one's own that add to the tables of objectives, transports, samplers, …
 
     # What is trained on. Examples are (height, width, channels) images in [-1, 1], or latents.
     config.data = ConfigDict()
@@ -24,16 +25,23 @@ def get_config():
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     config.data.images = ""
     config.data.split = "train"  # the part that is trained on
-    config.data.held_out_share = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
+    # share of "train" that is a part "held_out" instead, chosen by a hash of names; -1: 0.05, or 0 where the data has
+    # parts of its own, chosen at the first start
+    config.data.held_out_share = 0.0
     config.data.mixture = ()  # in place of one source: ((source, path, weight), …)
-    config.data.height = 8  # of every example; with buckets, of samples that no other size is requested for
-    config.data.width = 8
+    # of every example; with buckets, of samples that no other size is requested for; -1: 32 on CPUs and 64 elsewhere,
+    # chosen at the first start
+    config.data.height = 8
+    config.data.width = 8  # -1: as height
     config.data.channels = 1
-    config.data.batch_size = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    # of a global batch, over all devices; unused where buckets.tokens is given; -1: what suits the devices, chosen at
+    # the first start
+    config.data.batch_size = 256
     config.data.flip = 0.0  # share of examples that are mirrored
     config.data.random_crop = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
-    # cover it and cropped. Neither table nor area: all examples are height × width.
+    # cover it and cropped. Neither table nor area: all examples are height × width, resized and cropped alike. Latents
+    # are not resized.
     config.data.buckets = ConfigDict()
     config.data.buckets.table = ()  # ((height, width), …); (): made from the images' own sizes
     config.data.buckets.area = 0  # largest height × width of a bucket that is made
@@ -42,8 +50,9 @@ def get_config():
     config.data.buckets.keep_rare = False
     # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
     config.data.buckets.tokens = 0
+    # Of height × width as of buckets:
     config.data.buckets.max_cropped = 0.5  # images that would lose a larger share of their area are not used
-    config.data.buckets.enlarge = False  # use images that are too small for every bucket
+    config.data.buckets.enlarge = False  # use images that are too small for every shape
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     config.data.encode = False
@@ -77,7 +86,8 @@ def get_config():
 
     # The network (tim_jax.networks.TiM).
     config.model = ConfigDict()
-    config.model.size = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
+    config.model.network = "tim"  # a name in tim_jax.networks.NETWORKS
+    config.model.size = "S"  # XS, S, B, L or XL; the next five keys override parts of it where they are not 0
     config.model.width = 0  # D; heads divide it
     config.model.depth = 0  # blocks
     config.model.heads = 0  # H
@@ -90,7 +100,9 @@ def get_config():
     config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
     config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
     config.model.qk_norm = True  # layer norm of queries and keys
-    config.model.rope_order = "row_major"  # "official": the published order, for published weights only
+    # "official": the published order. Weights that were trained in the other one reach the published code only where
+    # all examples are squares; it cannot be chosen after training.
+    config.model.rope_order = "row_major"
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     config.model.use_text_mask = True
@@ -236,7 +248,7 @@ def get_config():
     # Devices per mesh axis; -1: all the rest.
     config.mesh = ConfigDict()
     config.mesh.data = -1
-    config.mesh.fsdp = 1
+    config.mesh.fsdp = 0  # 0: chosen by the width of the network; 1 for small ones
     config.mesh.tensor = 1
     config.mesh.sequence = 1
 

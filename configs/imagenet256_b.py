@@ -21,9 +21,6 @@ def get_config():
 
     config.optimizer.learning_rate = 4e-4
 
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-
     config.training.steps = 100_000
     config.model.remat = "none"
     return config

@@ -36,9 +36,6 @@ def get_config():
 
     config.optimizer.ema_warmup = False
 
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-
     config.training.steps = 750_000
     config.model.remat = "full"
     config.checkpoint.every = 2000

@@ -6,7 +6,8 @@ The student is the teacher's twin and starts from its weights; the teacher is ke
 Hardware: as configs/imagenet256_xl.py. What both need of a chip:
     python -m tim_jax.plan --config=imagenet256_xl_distilled --teacher=imagenet256_xl --topology=v5p:4x4x8
 Launch, on every host: python -m tim_jax.train --config=configs/imagenet256_xl_distilled.py --workdir=gs://BUCKET/student
-    --config.teacher.checkpoint=gs://BUCKET/imagenet256_xl --config.start.checkpoint=gs://BUCKET/imagenet256_xl
+    --config.data.path=LATENTS --config.teacher.checkpoint=gs://BUCKET/imagenet256_xl
+    --config.start.checkpoint=gs://BUCKET/imagenet256_xl
 """
 
 from tim_jax.config import loading

@@ -51,9 +51,6 @@ def get_config():
 
     config.sampling.batch_size = 8
 
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-
     config.training.steps = 500_000
     config.model.remat = "attention"
     config.checkpoint.every = 1000

@@ -48,6 +48,29 @@ def summary(path: pathlib.Path) -> str:
     return re.split(r"(?<=\.)\s", first, maxsplit=1)[0]
 
 
+def exported(path: pathlib.Path) -> list[str]:
+    """A list of the names that a package exports from its modules, each a link to where it is defined."""
+    tree = ast.parse(path.read_text())
+    origins = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    tables = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    names = [name for table in tables for name in ast.literal_eval(table) if name in origins]
+    if not names:
+        return []
+    return ["", "It exports", "", *(f"- {_link(name, origins[name])}" for name in names), ""]
+
+
+def _link(name: str, origin: str) -> str:
+    """A name that is documented as a link; tables have no docstring and so no place of their own."""
+    return f"`{name}`, of `{origin.rpartition('.')[0]}`" if name.isupper() else f"[`{name}`][{origin}]"
+
+
 def on_config(config):
     """Appends the API reference to the navigation."""
     reference = [{"Overview": "api/index.md"}]
@@ -69,7 +92,11 @@ def on_files(files, config):
         for module, path in paths.items():
             page = page_of(room, module)
             lines.append(f"| [`{module}`]({page.removeprefix('api/')}) | {summary(path)} |")
-            files.append(File.generated(config, page, content=f"# {module}\n\n::: {module}\n"))
+            files.append(
+                File.generated(
+                    config, page, content="\n".join([f"# {module}", "", f"::: {module}", *exported(path), ""])
+                )
+            )
         lines.append("")
     files.append(File.generated(config, "api/index.md", content="\n".join(lines)))
 

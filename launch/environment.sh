@@ -4,6 +4,10 @@
 # environment beside it is made and used, such as .venv-3.12.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+# shellcheck source-path=SCRIPTDIR source=run.sh
+source launch/run.sh
+
+variable PYTHON "" "to make the environment with; by default the first of 3.11 or newer on PATH"
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 

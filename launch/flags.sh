@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The accelerator flags that matter when training over many chips, each with why. Sourced by the other scripts:
 # `use_flags tpu` and `use_flags gpu` export them. What LIBTPU_INIT_ARGS or XLA_FLAGS already hold comes after them,
-# and the last value of a flag counts. An unknown flag ends the process at once: after an update of JAX, run the tests.
+# and the last value of a flag counts; `declare_flags` lists them in --help. An unknown flag ends the process at once: after an update of JAX, run the tests.
 
 tpu_flags=(
     # Orders the program so that a collective starts early, is waited for late, and computation runs meanwhile.
@@ -41,6 +41,14 @@ gpu_flags=(
 
 # Part of a GPU's memory that JAX takes at the start; its own choice of 0.75 leaves a quarter unused.
 gpu_memory_fraction=0.92
+
+# For tpu, gpu, or without an argument for both; after launch/run.sh.
+declare_flags() {
+    [[ ${1:-} == gpu ]] || variable LIBTPU_INIT_ARGS "" "more flags of the TPU compiler"
+    [[ ${1:-} == tpu ]] && return
+    variable XLA_FLAGS "" "more flags of the GPU compiler"
+    variable XLA_PYTHON_CLIENT_MEM_FRACTION "$gpu_memory_fraction" "part of a GPU's memory that JAX takes at the start"
+}
 
 use_flags() {
     case "$1" in

@@ -2,38 +2,48 @@
 # Trains on Kubernetes: one JobSet for TPU slices or GPU nodes, one process per host. Needs the JobSet controller in the
 # cluster and an image made from launch/Dockerfile.
 #
-#   ACCELERATOR=gpu bash launch/kubernetes.sh --config=configs/imagenet256_xl.py --workdir=gs://bucket/xl
+#   DATA_CLAIM=imagenet bash launch/kubernetes.sh --config=configs/imagenet256_xl.py --workdir=gs://BUCKET/xl \
+#       --config.data.path=/data/LATENTS --config.data.images=/data/IMAGES \
+#       --config.codecs.image_encoder=hf://facebook/dinov2-base
 #   bash launch/kubernetes.sh --dry-run [ARGUMENTS]   prints the manifest and applies nothing; at any place
 #
-# The variables below are what to change, here or in the environment.
+# TYPE names the slice; TPU_SLICES=2 trains on two of them. Their hosts find each other by TPU_WORKER_HOSTNAMES and, over
+# several slices, MEGASCALE_COORDINATOR_ADDRESS, MEGASCALE_NUM_SLICES and MEGASCALE_SLICE_ID, which GKE sets in the pods
+# of a JobSet.
 # Exit code 75, or a process killed by a signal, which is how a lost host shows: all hosts start again and go on from
 # the last checkpoint. Exit codes 1 and 2, a failure and a user's mistake, end the JobSet.
+# shellcheck disable=SC2153 # `variable` assigns them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source-path=SCRIPTDIR source=run.sh
 source launch/run.sh
 # shellcheck source-path=SCRIPTDIR source=flags.sh
 source launch/flags.sh
+# shellcheck source-path=SCRIPTDIR source=slices.sh
+source launch/slices.sh
 
-NAME=${NAME:-tim}
-IMAGE=${IMAGE:-registry.example.com/tim-jax:tpu}
-ACCELERATOR=${ACCELERATOR:-tpu}                  # tpu or gpu
-MODULE=${MODULE:-tim_jax.train}                  # or tim_jax.sample, tim_jax.evaluate
-GRACE=${GRACE:-120}                              # seconds from SIGTERM to SIGKILL, for the last checkpoint
-MAX_RESTARTS=${MAX_RESTARTS:-100}
-MEMORY=${MEMORY:-64Gi}                           # of a host, at least
+variable NAME tim "of the JobSet"
+variable IMAGE registry.example.com/tim-jax:tpu "made from launch/Dockerfile"
+variable ACCELERATOR tpu "tpu or gpu"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable GRACE 120 "seconds from SIGTERM to SIGKILL, for the last checkpoint"
+variable MAX_RESTARTS 100 "of the JobSet"
+variable MEMORY 64Gi "of a host, at least"
+variable DATA_CLAIM "" "PersistentVolumeClaim with the data, mounted at /data; none by default"
+variable TYPE v5p-256 "TPUs: accelerator type of a slice; the next four are by default what it says"
+variable TPU "" "node label cloud.google.com/gke-tpu-accelerator"
+variable TPU_TOPOLOGY "" "of a slice; node label cloud.google.com/gke-tpu-topology"
+variable TPU_HOSTS "" "of a slice: chips of the topology / chips of a host"
+variable TPU_CHIPS "" "of a host"
+variable TPU_SLICES 1 "slices, each a node pool of its own, over the data-centre network"
+variable GPU NVIDIA-H100-80GB-HBM3 "GPUs: node label nvidia.com/gpu.product"
+variable GPU_HOSTS 4 "nodes"
+variable GPUS 8 "of a node"
+declare_flags
 
 read_arguments launch/kubernetes.sh "$MODULE" "$@"
-
-TPU=${TPU:-tpu-v5p-slice}                        # node label cloud.google.com/gke-tpu-accelerator
-TPU_TOPOLOGY=${TPU_TOPOLOGY:-4x4x8}              # of a slice; node label cloud.google.com/gke-tpu-topology
-TPU_HOSTS=${TPU_HOSTS:-32}                       # of a slice: chips of the topology / chips of a host
-TPU_CHIPS=${TPU_CHIPS:-4}                        # of a host
-TPU_SLICES=${TPU_SLICES:-1}
-
-GPU=${GPU:-NVIDIA-H100-80GB-HBM3}                # node label nvidia.com/gpu.product
-GPU_HOSTS=${GPU_HOSTS:-4}
-GPUS=${GPUS:-8}                                  # of a host
+read_slice "$TYPE"
+check_slices "$TPU_SLICES" TPU_SLICES
 
 # Any text as a YAML string.
 quoted() {
@@ -45,12 +55,12 @@ quoted() {
 case "$ACCELERATOR" in
     tpu)
         use_flags tpu
-        slices=$TPU_SLICES hosts=$TPU_HOSTS resource=google.com/tpu chips=$TPU_CHIPS
+        slices=$TPU_SLICES hosts=${TPU_HOSTS:-$slice_hosts} resource=google.com/tpu chips=${TPU_CHIPS:-$slice_chips}
         # A slice is a node pool of its own; its hosts find each other by what the cluster writes into the environment.
         annotations="alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool"
         selector="
-                cloud.google.com/gke-tpu-accelerator: $TPU
-                cloud.google.com/gke-tpu-topology: $TPU_TOPOLOGY"
+                cloud.google.com/gke-tpu-accelerator: ${TPU:-$slice_label}
+                cloud.google.com/gke-tpu-topology: ${TPU_TOPOLOGY:-$slice_shape}"
         # The device files of TPUs belong to root.
         security="{runAsUser: 0, privileged: true}"
         environment="
@@ -77,6 +87,14 @@ case "$ACCELERATOR" in
         exit 2
         ;;
 esac
+
+mount='' volume=''
+if [[ -n $DATA_CLAIM ]]; then
+    mount="
+                    - {name: data, mountPath: /data, readOnly: true}"
+    volume="
+                - {name: data, persistentVolumeClaim: {claimName: $DATA_CLAIM, readOnly: true}}"
+fi
 
 manifest() {
     local word words=
@@ -136,9 +154,9 @@ spec:
                     limits: {$resource: $chips}
                   securityContext: $security
                   volumeMounts:
-                    - {name: shared-memory, mountPath: /dev/shm}
+                    - {name: shared-memory, mountPath: /dev/shm}$mount
               volumes:
-                - {name: shared-memory, emptyDir: {medium: Memory}} # the default of 64 MB is too little for NCCL
+                - {name: shared-memory, emptyDir: {medium: Memory}} # the default of 64 MB is too little for NCCL$volume
 EOF
 }
 

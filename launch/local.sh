@@ -7,9 +7,8 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-# shellcheck source-path=SCRIPTDIR source=run.sh
-source launch/run.sh
 
+variable ACCELERATOR "" "gpu, tpu or cpu; by default what this machine has"
 workdir=runs/digits
 read_arguments launch/local.sh tim_jax.train "$@"
 for word in ${arguments[@]+"${arguments[@]}"}; do

@@ -1,12 +1,20 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: `read_arguments FILE MODULE ARGUMENT…` reads what they were given; `run COMMAND…` runs a
 # command or, where dry_run is 1, prints it as it could be typed; `note TEXT` adds a comment to what is printed; `usage
-# FILE` prints the comment at the head of a script.
+# FILE` prints the comment at the head of a script, and its variables; `variable NAME DEFAULT TEXT` declares one.
 
 dry_run=0
 arguments=()
+variables=()
 
-# Nothing may happen before this. `--help`, wherever it stands, prints the comment at the head of FILE and ends the
+# NAME is as the environment has it, else DEFAULT; --help lists it with both. All that a script reads of the environment
+# is declared by this, but for what clusters set.
+variable() {
+    printf -v "$1" '%s' "${!1:-$2}"
+    variables+=("$1" "$2" "$3")
+}
+
+# Nothing but `variable` may come before this. `--help`, wherever it stands, prints what `usage` says and ends the
 # script; `--dry-run`, wherever it stands, sets dry_run. All other words become `arguments`. A flag that no command of
 # tim_jax has ends the script with exit code 2: a misspelt --dry-run, above all, must not book machines. Flags of another
 # MODULE are its own.
@@ -67,5 +75,11 @@ typed() {
 }
 
 usage() {
-    sed -n '/^#SBATCH/d; 2,/^[^#]/s/^# \{0,1\}//p' "$1"
+    sed -n '/^#SBATCH/d; /^# shellcheck/d; 2,/^[^#]/s/^# \{0,1\}//p' "$1"
+    ((${#variables[@]})) || return 0
+    printf '\nvariables of the environment, with their defaults:\n'
+    local i
+    for ((i = 0; i < ${#variables[@]}; i += 3)); do
+        printf '  %-38s %s\n' "${variables[i]}=${variables[i + 1]}" "${variables[i + 2]}"
+    done
 }

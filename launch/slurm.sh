@@ -11,15 +11,17 @@
 #SBATCH --output=slurm-%j.log
 # Trains on GPU nodes under SLURM, one process per GPU. From the root of the repository, on a disk all nodes share:
 #
-#   sbatch launch/slurm.sh --config=configs/imagenet256_xl.py --workdir=/shared/runs/xl
+#   sbatch launch/slurm.sh --config=configs/imagenet256_xl.py --workdir=/shared/runs/xl \
+#       --config.data.path=LATENTS --config.data.images=IMAGES --config.codecs.image_encoder=/shared/DINOV2_B
 #   bash launch/slurm.sh --dry-run [ARGUMENTS]   prints what the job would run; --dry-run at any place
 #   MODULE=tim_jax.evaluate sbatch launch/slurm.sh --workdir=/shared/runs/xl
 #
-# The lines above and the variables below are what to change; options of sbatch override the lines. As many tasks per
+# The lines above and the variables are what to change; options of sbatch override the lines. As many tasks per
 # node as GPUs: JAX gives task i of a node the node's GPU i.
 # SIGTERM comes 300 s before the time limit, and before a preemption: training saves and ends with 75.
 # Exit code 75, or a process killed by a signal, which is how a lost node shows: the job goes back to the queue and goes
 # on from its last checkpoint. Any other exit code ends the job.
+# shellcheck disable=SC2153 # `variable` assigns them
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}" # a job runs a copy of this file from elsewhere
 # shellcheck source-path=SCRIPTDIR source=run.sh
@@ -27,10 +29,11 @@ source launch/run.sh
 # shellcheck source-path=SCRIPTDIR source=flags.sh
 source launch/flags.sh
 
-PYTHON=${PYTHON:-.venv/bin/python}   # has tim_jax and jax[cuda13]
-MODULE=${MODULE:-tim_jax.train}      # or tim_jax.sample, tim_jax.evaluate
-MAX_RESTARTS=${MAX_RESTARTS:-100}    # of one job
-RESTARTS=${SLURM_RESTART_COUNT:-0}   # so far
+variable PYTHON .venv/bin/python "has tim_jax with the extra gpu, and gcs for gs://, hub for hf://"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable MAX_RESTARTS 100 "of one job"
+declare_flags gpu
+RESTARTS=${SLURM_RESTART_COUNT:-0} # so far
 
 read_arguments launch/slurm.sh "$MODULE" "$@"
 if ((dry_run)); then

@@ -5,8 +5,6 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-# shellcheck source-path=SCRIPTDIR source=run.sh
-source launch/run.sh
 
 read_arguments launch/test.sh pytest "$@"
 note "where that is not done yet: makes $venv and installs what tests need into it"

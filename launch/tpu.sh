@@ -1,38 +1,56 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of Google Cloud, through queued resources and the gcloud command line, set up beforehand.
 #
-#   bash launch/tpu.sh train --config=configs/imagenet256_xl.py --workdir=gs://bucket/xl
+#   bash launch/tpu.sh train --config=configs/imagenet256_xl.py --workdir=gs://BUCKET/xl --config.data.path=LATENTS \
+#           --config.data.images=IMAGES --config.codecs.image_encoder=hf://facebook/dinov2-base
 #       makes and prepares the slice if there is none, trains on all its hosts, starts again as long as it should
 #   bash launch/tpu.sh create | install     the two steps before training by themselves; install brings changed code
 #   bash launch/tpu.sh stop                 SIGTERM to training, which saves and ends; interrupt `train` before
 #   bash launch/tpu.sh delete               gives the slice back
 #   bash launch/tpu.sh --dry-run STEP …     prints the commands and runs nothing; --dry-run at any place
 #
-# The variables below are what to change, here or in the environment.
+# LATENTS and IMAGES are folders that every host has, such as a disk that all of them mount. SLICES=2 trains on two slices
+# over the data-centre network, to whose hosts Google Cloud tells where the others are.
 # Training starts again after exit code 75 and after a signal, a lost host or a lost connection (above 128); after a
 # preemption on a new slice. Any other exit code on a slice that is still there ends this script with it.
+# shellcheck disable=SC2153 # `variable` assigns them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source-path=SCRIPTDIR source=run.sh
 source launch/run.sh
 # shellcheck source-path=SCRIPTDIR source=flags.sh
 source launch/flags.sh
+# shellcheck source-path=SCRIPTDIR source=slices.sh
+source launch/slices.sh
 
-NAME=${NAME:-tim}                              # of the slice and of its queued resource
-PROJECT=${PROJECT:-my-project}
-ZONE=${ZONE:-us-east5-a}
-TYPE=${TYPE:-v5p-256}                          # accelerator type; v5p and v4 count cores, two to a chip
-RUNTIME=${RUNTIME:-v2-alpha-tpuv5}             # v2-alpha-tpuv5-lite for v5e, v2-alpha-tpuv6e for v6e
-SPOT=${SPOT:-1}                                # 1: cheaper and preempted at any time; 0: not
-PYTHON_VERSION=${PYTHON_VERSION:-3.11}         # fetched by uv: the machines' own is older
-MODULE=${MODULE:-tim_jax.train}                # or tim_jax.sample, tim_jax.evaluate
-MAX_RESTARTS=${MAX_RESTARTS:-100}              # of training, in one call of this script
-POLL=${POLL:-30}                               # seconds between questions about the slice's state
+variable NAME tim "of the slice and of its queued resource"
+variable PROJECT my-project "of Google Cloud"
+variable ZONE us-east5-a "that has such slices"
+variable TYPE v5p-256 "accelerator type; v5p and v4 count cores, two to a chip, v5e and v6e chips"
+variable SLICES 1 "of that type, over the data-centre network"
+variable RUNTIME "" "version of the machines' software; by default that of TYPE"
+variable SPOT 1 "1: cheaper, and preempted at any time; 0: not"
+variable PYTHON_VERSION 3.11 "fetched by uv: the machines' own is older"
+variable EXTRAS gcs,hub,tpu "of tim_jax that are installed: gs:// paths, hf:// paths, JAX for TPUs"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable MAX_RESTARTS 100 "of training, in one call of this script"
+variable POLL 30 "seconds between questions about the slice's state"
+declare_flags tpu
 
 read_arguments launch/tpu.sh "$MODULE" "$@"
+read_slice "$TYPE"
+check_slices "$SLICES" SLICES
 
 place=(--project="$PROJECT" --zone="$ZONE")
 queued=(gcloud compute tpus queued-resources)
+# Several slices are nodes of one queued resource, which gcloud reaches together; a lone one is a node of that name.
+if ((SLICES > 1)); then
+    nodes=(--node-count="$SLICES" --node-prefix="$NAME")
+    hosts=("${queued[@]}") everywhere=(--node=all --worker=all)
+else
+    nodes=(--node-id="$NAME")
+    hosts=(gcloud compute tpus tpu-vm) everywhere=(--worker=all)
+fi
 queueing='CREATING|ACCEPTED|WAITING_FOR_RESOURCES|PROVISIONING' # states on the way to ACTIVE
 
 state() {
@@ -41,14 +59,14 @@ state() {
 
 # A command on all hosts at once; its exit code is that of the first host that failed, 255 for a lost connection.
 on_all() {
-    run gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker=all --command="$1"
+    run "${hosts[@]}" ssh "$NAME" "${place[@]}" "${everywhere[@]}" --command="$1"
 }
 
 create() {
     local spot=()
     ((SPOT)) && spot=(--spot)
-    run "${queued[@]}" create "$NAME" --node-id="$NAME" "${place[@]}" --accelerator-type="$TYPE" \
-        --runtime-version="$RUNTIME" "${spot[@]}"
+    run "${queued[@]}" create "$NAME" "${nodes[@]}" "${place[@]}" --accelerator-type="$slice_type" \
+        --runtime-version="${RUNTIME:-$slice_runtime}" "${spot[@]}"
     note "then every $POLL s, until the state is ACTIVE:"
     if ((dry_run)); then
         run "${queued[@]}" describe "$NAME" "${place[@]}" --format='value(state.state)'
@@ -72,11 +90,11 @@ wait_for_slice() {
 install() {
     local archive=/tmp/tim_jax.tar.gz
     run tar --create --gzip --file="$archive" LICENSE README.md configs constraints.txt pyproject.toml tim_jax
-    run gcloud compute tpus tpu-vm scp "$archive" "$NAME:tim_jax.tar.gz" "${place[@]}" --worker=all
+    run "${hosts[@]}" scp "$archive" "$NAME:tim_jax.tar.gz" "${place[@]}" "${everywhere[@]}"
     on_all "mkdir -p tim_jax && tar -xzf tim_jax.tar.gz -C tim_jax && cd tim_jax &&\
  python3 -m pip install --quiet --user uv &&\
  python3 -m uv venv --quiet --allow-existing --python $PYTHON_VERSION .venv &&\
- python3 -m uv pip install --quiet --constraint constraints.txt --editable . 'jax[tpu]'"
+ python3 -m uv pip install --quiet --constraint constraints.txt --editable '.[$EXTRAS]'"
 }
 
 # SIGTERM, then the wait for the checkpoint. Training's command line starts with python, that of a shell does not.

@@ -19,6 +19,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that othe
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("MPLCONFIGDIR", str(_CACHE.parent / "matplotlib"))  # not in the home folders that tests make
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

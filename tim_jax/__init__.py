@@ -1,7 +1,7 @@
 """Transition Models (TiM) in JAX: one network F(x_t, t, r) that samples in any number of steps."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +11,12 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
+def load(
+    path: str | os.PathLike[str],
+    *,
+    plugin: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    **overrides: Mapping[str, Any],
+) -> "Tim":
     """Loads a trained run, ready to draw images.
 
     ```python
@@ -22,6 +27,7 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     Args:
         path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
             `tim-jax convert export` wrote, on this machine or as hf://owner/repository.
+        plugin: Python files of one's own to run first; see `python -m tim_jax.train --config.plugin`.
         **overrides: sections of the configuration with the keys to change, such as `sampling={"guidance": 2.5}`.
 
     Returns:
@@ -32,4 +38,4 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
     """
     from tim_jax.runs import interface  # with JAX, for a light `import tim_jax`
 
-    return interface.load(path, **overrides)
+    return interface.load(path, plugin=plugin, **overrides)

@@ -5,6 +5,7 @@ It imports nothing but the command that is asked for, so that `tim-jax --help` a
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -62,6 +63,10 @@ def main(argv: list[str] | None = None) -> int | None:
         SystemExit: with code 2 for a name that is no command, and as the command raises it.
     """
     streams.keep_going()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a line goes on
+        from tim_jax.config import completion
+
+        completion.answer(COMMANDS, lambda name: importlib.import_module(module_of(name)).parser())
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())

@@ -35,7 +35,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     import jax
 
     from tim_jax.ablation import baselines, budget, job, launch, report, settings
-    from tim_jax.system import cluster, paths
+    from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -61,15 +61,22 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 lines = launch.commands(args.launch, title, arguments, members)
                 job.check_launch(ablation, args.launch, folder, members)
                 return print("\n".join(lines))
-        failed = 0
+        failed, others = 0, [name for name in ablation.names if all(each.variant != name for each in members)]
+        if others:
+            job.print_once(f"--only leaves out {', '.join(others)}")
         if not args.report:
+            devices.announce()
             with user_errors():
                 trained = dict.fromkeys(member.variant for member in members if member.variant in ablation.variants)
                 planned = budget.make(ablation, folder, list(trained), job.print_once)
             failed = 0 if args.plan else job.run_all(ablation, planned, folder, members, stop)
         if jax.process_index() == 0 and not args.plan:
-            print(report.write(ablation, folder, title))
-            print(f"written: {', '.join(str(folder / name) for name in report.NAMES)}")
+            only = None if args.only is None else members
+            print(report.write(ablation, folder, title, only))
+            names = report.NAMES if only is None else report.ONLY_NAMES
+            print(f"written: {', '.join(str(folder / name) for name in names if (folder / name).exists())}")
+            if only is not None:
+                print(f"all that is finished: {folder / report.NAMES[0]}")
     if failed:
         job.print_once(f"{failed} of {len(members)} runs failed; the same command tries them again")
         raise SystemExit(FAILED)

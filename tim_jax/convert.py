@@ -18,6 +18,7 @@ def parser() -> Parser:
     importing.add_argument("file", help="an exported folder, .safetensors or .bin; a path, or hf://owner/repository")
     importing.add_argument("workdir", help="a new folder")
     importing.add_config(default="", help="what the weights are; default: what an exported file says itself")
+    importing.add_argument("--classes", default="", help="a file with the name of each class on a line; default: none")
     exporting = commands.add_parser(
         "export", help="weights of a workdir to a folder, with a card, or to a file", epilog=""
     )
@@ -44,8 +45,14 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     if args.command == "import":
         return import_weights(args, overrides)
+    if overrides.keys() - {"plugin"}:
+        key = next(key for key in overrides if key != "plugin")
+        parser().error(f"--config.{key}: {args.command} changes no configuration")
     if overrides:
-        parser().error(f"--config.{next(iter(overrides))}: {args.command} changes no configuration")
+        from tim_jax.config import plugins  # with JAX
+
+        with user_errors():
+            plugins.load_given(overrides)
     {"export": export_weights, "upload": upload_weights}[args.command](args)
 
 
@@ -56,16 +63,16 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with user_errors():
         folder = conversion.new_workdir(args.workdir)
         found = conversion.read_weights(args.file, args.config, overrides)
+        classes = conversion.class_names(found, args.classes)
     with failures(conversion.CannotWrite, OSError):
-        conversion.write_workdir(found.run, found.params, found.file.name, folder, found.origin)
+        conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)
     print(f"{found.size:,} parameters of {found.file.name} are step 0 of {args.workdir}")
     print(f"python -m tim_jax.sample --workdir={args.workdir} samples from them")
 
 
 def export_weights(args: argparse.Namespace) -> None:
     """Weights of a workdir to a folder or a file, and to the hub."""
-    from tim_jax.codecs import hub
-    from tim_jax.system import paths
+    from tim_jax.system import hub, paths
 
     with user_errors():
         out = paths.given(args.out, "OUT")
@@ -96,12 +103,14 @@ def export_weights(args: argparse.Namespace) -> None:
 
 def upload_weights(args: argparse.Namespace) -> None:
     """An exported folder to the hub."""
-    from tim_jax.codecs import hub
-    from tim_jax.runs import exports
-    from tim_jax.system import paths
+    from tim_jax.system import hub, paths
 
     with user_errors():
         repository = hub.check_upload(args.repository)
+
+    from tim_jax.runs import exports
+
+    with user_errors():
         folder = pathlib.Path(paths.given(args.folder, "FOLDER", ()))
         if not (folder / exports.WEIGHTS).is_file():
             raise ValueError(
@@ -112,7 +121,7 @@ def upload_weights(args: argparse.Namespace) -> None:
 
 def upload(folder: pathlib.Path, repository: str, private: bool) -> None:
     """Uploads a folder and says where it is."""
-    from tim_jax.codecs import hub
+    from tim_jax.system import hub
 
     with user_errors():
         address = hub.upload(folder, repository, private)

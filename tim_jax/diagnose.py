@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.diagnosis import diagnose, read_epsilons
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.input_pipeline import held_out_arrays
-    from tim_jax.system import cluster, paths
+    from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -63,12 +63,16 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 )
             check_class_conditional(run, folder)
             weights, step = load_weights(run, folder)
+        devices.announce()
         picked = np.random.default_rng(0).permutation(len(x))[: args.examples]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
         if jax.process_index() == 0:
+            found |= {"step": step, "rows": args.examples, "weights": run.sampling.ema}
+            print(f"weights {run.sampling.ema!r} of step {step:,}, {args.examples} held-out examples in each cell\n")
+            print(diagnostics.as_text(found) + "\n")
             with failures(OSError):
                 out.mkdir(parents=True, exist_ok=True)
-                diagnostics.write({"step": step, "rows": args.examples, "weights": run.sampling.ema, **found}, out)
+                diagnostics.write(found, out)
             print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
 
 

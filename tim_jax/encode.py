@@ -29,9 +29,12 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     shard_arguments.check(args, "config")
 
     from tim_jax.runs import shard_job
+    from tim_jax.runs.counting import counted
     from tim_jax.runs.encoding.job import open_encoding
 
-    shard_job.execute(args, lambda: open_encoding(load_config(args.config, overrides), args.examples_per_shard))
+    shard_job.execute(
+        args, lambda: open_encoding(counted(load_config(args.config, overrides)), args.examples_per_shard)
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         args.steps = whole_numbers("steps", args.steps, least=1)
 
     from tim_jax.runs.any_step import AnyStepSettings, open_any_step
-    from tim_jax.system import cluster
+    from tim_jax.system import cluster, devices
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -38,6 +38,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with Stop():
         with user_errors():
             job = open_any_step(AnyStepSettings(**vars(args)), overrides)
+        devices.announce()
         with failures(ValueError, OSError):
             if args.export is not None:
                 job.export()

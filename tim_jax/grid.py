@@ -4,6 +4,7 @@ Finds the step grids `sampling.grid=optimal` on a trained run's own errors and w
 """
 
 import argparse
+import sys
 
 from tim_jax.config.command_line import MOST, Parser, failures, user_errors, whole_numbers
 
@@ -45,7 +46,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs import step_grid, workdir
     from tim_jax.runs.conditions import class_turns, known_labels
     from tim_jax.runs.generation import check_class_conditional, load_weights
-    from tim_jax.system import cluster, paths
+    from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -59,6 +60,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             check_class_conditional(run, folder)
             weights, step = load_weights(run, folder)
             labels = class_turns(known_labels(run, folder), args.count)
+        devices.announce(sys.stderr)
         found = step_grid.find_grids(run, weights, steps, candidates=args.times, labels=labels, seed=args.seed)
         if jax.process_index() > 0:
             return

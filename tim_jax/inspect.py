@@ -31,22 +31,27 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if args.batch_multiple < 1:
             raise ValueError(f"--batch-multiple is {args.batch_multiple}; it must be at least 1")
 
+    import jax
+
     from tim_jax.codecs.settings import CodecSettings
-    from tim_jax.config import values
+    from tim_jax.config import automatic, values
     from tim_jax.config.examples import make_inputs
     from tim_jax.config.keys import check_keys
     from tim_jax.config.sections import read
     from tim_jax.data.sections import DataSettings, LoaderSettings
     from tim_jax.data.settings import open_data
     from tim_jax.data.summary import layout, summary, table, write
+    from tim_jax.runs.counting import counted
     from tim_jax.system import paths
 
     with user_errors():
-        config = load_config(args.config, overrides)
+        config = counted(load_config(args.config, overrides))
         folder = paths.given(args.out, "--out", ())
         paths.check_folder(folder, "--out")
         check_keys(config)
-        config = values.checked(config)
+        config = automatic.with_size(values.checked(config))
+        if config.data.batch_size == automatic.AUTO:
+            config.data.batch_size = automatic.batch_size(config, jax.devices(), args.batch_multiple)
         examples, loader = read(DataSettings, config.data), read(LoaderSettings, config.loader)
         examples.check(config.model.patch_size, config.model.condition)
         loader.check()

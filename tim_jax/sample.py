@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     import jax
 
     from tim_jax.runs.outputs.job import open_job
-    from tim_jax.system import cluster
+    from tim_jax.system import cluster, devices
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -57,6 +57,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with Stop():
         with user_errors():
             job = open_job(settings, overrides)
+        devices.announce()
         with failures(OSError):
             written = job.run()
     if jax.process_index() == 0:

@@ -31,14 +31,15 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     import jax
 
-    from tim_jax.config import keys
+    from tim_jax.config import automatic, keys
     from tim_jax.config.build import build
     from tim_jax.runs import training, workdir
+    from tim_jax.runs.counting import counted
     from tim_jax.runs.input_pipeline import open_pipeline
     from tim_jax.runs.measuring import open_measurement
     from tim_jax.runs.start import check_classes, first_state
     from tim_jax.runs.teachers import with_teachers
-    from tim_jax.system import cluster, compilation_cache, files, lock, paths
+    from tim_jax.system import cluster, compilation_cache, devices, files, lock, paths
     from tim_jax.training.preemption import Stop, leave
 
     with user_errors():
@@ -47,16 +48,22 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         with user_errors():
             config = load_config(args.config, overrides)
             if args.check:
-                run = build(config)
+                run = build(counted(config) if config.data.path else config)
                 compilation_cache.use(run.config.training.compilation_cache)
-                return training.check(with_teachers(run))
+                run = with_teachers(run)
+                devices.announce()
+                return training.check(run)
             folder = paths.run_folder(args.workdir, "--workdir")
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
-            before = workdir.recorded(folder)
-            if before is not None:
-                config = keys.with_recorded_schedule(before, config)
+            before, given = workdir.recorded(folder), config
+            if before is None:
+                if automatic.open_keys(config):
+                    build(config)  # so that what is wrong is told before the data is read
+                config = counted(config)
+            else:
+                config = keys.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config)
             cache = compilation_cache.use(run.config.training.compilation_cache)
             if before is not None:
@@ -70,12 +77,15 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                     "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
                 )
             first = first_state(run, folder)
+            devices.announce()  # before data is read, which may take minutes
             pipeline = open_pipeline(run)
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
         if jax.process_index() == 0:
             print(cache, flush=True)
+            if before is None and (chosen := automatic.told(given, run.config)):
+                print(chosen, flush=True)
         end = training.fit(run, pipeline, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
         print(training.last_line(end, folder), flush=True)

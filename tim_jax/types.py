@@ -15,7 +15,7 @@ class Query(NamedTuple):
     """A group of examples that a network is called on.
 
     Attributes:
-        x_t: States (B, h, w, C).
+        x_t: States (B, …), such as images (B, h, w, C).
         t, r: The times (B,) where the jump starts and ends, already passed through the transport's c_noise.
         condition: A pytree of (B, ...) arrays: {"label"} or {"text", "mask"}.
         key: Random keys (B,), one per example, for dropout; None turns dropout off.
@@ -42,7 +42,7 @@ class Output(NamedTuple):
     """A network's output for one Query.
 
     Attributes:
-        F: The prediction (B, h, w, C).
+        F: The prediction (B, …), like the state.
         hidden: Hidden states (B, N, Z) for feature alignment, or None.
         heads: A dictionary with the outputs of the extra heads, or None.
     """
@@ -56,7 +56,7 @@ class Examples(NamedTuple):
     """A global batch of B examples as an objective sees it.
 
     Attributes:
-        x: Images or latents (B, h, w, C).
+        x: Data (B, …), such as images or latents (B, h, w, C).
         noise: Noise of the same shape.
         condition, null_condition: Pytrees of (B, ...) arrays.
         is_null: (B,) bool, true for examples that are trained with the null condition.

@@ -11,6 +11,7 @@ def get_ablation():
     base = loading.load("digits_tiny").get_config()
     base.training.steps = base.optimizer.decay_steps = 800
     base.evaluation.num_samples = 500
+    base.evaluation.labels = "balanced"
     return Ablation(
         base=base,
         variants={

@@ -69,6 +69,8 @@ def test_what_cannot_be_is_named(fields, named):
     [
         (["--only=b"], ["--only", "'b'", "a"]),
         (["--only=a/seed_3"], ["a/seed_3", "a/seed_0"]),
+        (["--only=a,, b"], ["--only", "'b'", "did you mean a?", "there are a"]),
+        (["--only= ,"], ["--only", "must name", "there are a"]),
         (["--seeds=0"], ["seeds", "0"]),
         (["--equal=all"], ["equal", "all", "time"]),
         (["--report"], ["holds no ablation"]),

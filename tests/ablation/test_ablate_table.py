@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.ablations import tiny
-from tim_jax.ablation import Ablation, budget, report, runs
+from tim_jax.ablation import Ablation, budget, job, report, runs
 from tim_jax.ablation.settings import Member
 
 
@@ -68,7 +68,7 @@ def test_columns_are_network_evaluations(tmp_path):
     one, two = result(rng), result(rng)
     for row in two["table"]["rows"]:
         row["nfe"] *= 2
-    variants = {"a": report.summarise([one]), "b": report.summarise([two])}
+    variants = {"a": report.summarise({0: one}), "b": report.summarise({0: two})}
     winners = report.winners(variants)["frechet"]
     assert {nfe: about["variant"] for nfe, about in winners.items()} == {"1": "a", "2": "b", "4": "a", "8": "b"}
     assert all(about["second"] is None for about in winners.values())
@@ -103,6 +103,24 @@ def test_a_baseline_is_shown_and_wins_nothing(tmp_path):
     means = [np.mean([rows[k]["frechet"] for rows in by_seed]) for k in range(3)]
     assert [cell.split(" ±")[0] for cell in cells] == [f"{mean:.3g}" for mean in means]
     assert "weights 'slow' at step 4,600, from runs/t" in text and "- gone: 0 of 2 runs" in text
+
+
+def test_only_has_a_report_of_its_own_beside_that_of_all(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}, "b": {"model.depth": 2}, "c": {"model.depth": 3}}, equal="steps", seeds=2)
+    folder, rng = epath.Path(tmp_path), np.random.default_rng(4)
+    budget.make(ablation, folder, list(ablation.variants), lambda line: None)
+    given = {member: result(rng) for member in ablation.members()}
+    for member, one in given.items():
+        runs.write(folder / str(member), one)
+    text = report.write(ablation, folder, "mine", job.chosen(ablation, "a/seed_1, c"))
+    whole, part = (json.loads((folder / names[1]).read_text()) for names in (report.NAMES, report.ONLY_NAMES))
+    assert (folder / "ablation_only.md").read_text() == text and (folder / "ablation_only.png").exists()
+    assert list(whole["variants"]) == ["a", "b", "c"] and whole["others"] == []
+    assert list(part["variants"]) == ["a", "c"] and part["others"] == ["b"]
+    assert part["variants"]["c"] == whole["variants"]["c"]
+    assert part["variants"]["a"]["rows"][0]["frechet"] == given[Member("a", 1)]["table"]["rows"][0]["frechet"]
+    assert "| a |" in text and "| b |" not in text and "Left out by --only: b." in text and "Not finished" not in text
+    assert report.write(ablation, folder, "mine") == (folder / "ablation.md").read_text() and "| b |" not in text
 
 
 def test_results_of_version_0_1_are_read(tmp_path):

@@ -31,10 +31,11 @@ CALLED = {
 # Keys that choose from a table or are looked up by name: where.
 BY_NAME = {
     "model.size": "config/network.py: SIZES[",
-    "mesh.data": "training/sharding.py: AXES",
-    "mesh.fsdp": "training/sharding.py: AXES",
-    "mesh.tensor": "training/sharding.py: AXES",
-    "mesh.sequence": "training/sharding.py: AXES",
+    "model.network": "config/network.py: NETWORKS[",
+    "mesh.data": "training/mesh.py: AXES",
+    "mesh.fsdp": "training/mesh.py: AXES",
+    "mesh.tensor": "training/mesh.py: AXES",
+    "mesh.sequence": "training/mesh.py: AXES",
     "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
     "teacher.ema": 'runs/teachers.py: "ema"',
     "teacher.weak_ema": 'runs/teachers.py: "weak_ema"',
@@ -53,7 +54,13 @@ def test_a_key_is_an_attribute():
     things = {name: getattr(run, name) for name in SECTIONS if name != "mesh" and hasattr(run, name)}
     things |= {"objective": objective, "times": objective.times, "model": run.network, "transport": run.transport}
     assert things.keys() >= SECTIONS.keys() - {"optimizer", "ema", "mesh"}
-    settled = {"model.size", "model.dtype", "sampling.sampler", "transport.sigma_d"}  # and those that a size sets
+    settled = {
+        "model.size",
+        "model.network",
+        "model.dtype",
+        "sampling.sampler",
+        "transport.sigma_d",
+    }  # and those that a size sets
     for key, value in flatten(run.config).items():
         section, *path = key.split(".")
         if section not in things or value is None or key in settled:
@@ -94,7 +101,7 @@ def test_a_key_is_found_where_it_acts():
                 waiting += [(f"{path}.{key.name}", inner) for inner in keys_of(key.group)]
             else:
                 defined[f"{path}.{key.name}"] = key.kind
-    assert defined.keys() == {key for key in ALL if key.split(".")[0] not in (*FREE, "seed")}
+    assert defined.keys() == {key for key in ALL if key.split(".")[0] not in (*FREE, "seed", "plugin")}
     for key, kind in defined.items():
         *_, above, name = key.split(".")
         section = key.split(".")[0]

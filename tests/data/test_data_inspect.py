@@ -6,8 +6,9 @@ import tarfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
+from PIL import Image, ImageOps
 
+from tests.helpers import sources
 from tim_jax import data, inspect
 from tim_jax.bench import __main__ as command
 from tim_jax.bench import data as bench
@@ -15,6 +16,7 @@ from tim_jax.data import summary
 from tim_jax.data.bad_records import TooManyBadRecords
 from tim_jax.data.sections import BucketSettings, DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs, open_data
+from tim_jax.system import tiles
 
 SIZES = [(40, 40)] * 6 + [(40, 60)] * 7 + [(60, 40)] * 8 + [(9, 9)]
 KEYS = {"source": "folder", "height": 8, "width": 8, "channels": 3, "batch_size": 4}
@@ -78,29 +80,61 @@ def test_images_that_have_one_size_need_no_buckets(tmp_path, source, path, heigh
     assert (bucket.shape, bucket.batch_size, bucket.images) == ((height, width), 4, (6,)) and plan.not_used == {}
     batch = data.global_batches(found, plan, 0)[0]
     assert batch["x"].shape == (4, height, width, channels)
-    for wrong in ("height", "width"):
-        right = keys[wrong]
-        with pytest.raises(ValueError, match=f"data.{wrong} is {right + 1}; it must be {right} for data.source"):
-            open_data(read(tmp_path, {}, side=1, **keys | {wrong: right + 1}))
 
 
-def test_a_mixture_of_one_size_needs_no_buckets_and_one_more_size_does(tmp_path):
+def fitted(image, side):
+    """The middle square of an image at that size, by Pillow alone."""
+    return ImageOps.fit(Image.fromarray(image), (side, side), Image.Resampling.LANCZOS)
+
+
+@pytest.mark.parametrize("name", sorted(sources.MADE.keys() - {"latents"}))
+def test_a_square_of_ones_own_is_two_keys_for_every_source_of_images(name, tmp_path):
+    """Whose images are all of different sizes, 8 to 19 pixels."""
+    keys = sources.MADE[name](tmp_path)
+    more = {"num_classes": keys.pop("num_classes", 0)}
+    settings = LoaderSettings(str(tmp_path / "cache"))
+    given = KEYS | keys | {"source": name, "height": 8, "width": 8, "batch_size": sources.ROWS}
+    found, plan = open_data(Inputs.read(DataSettings(**given), settings, side=1, **more))
+    (bucket,) = plan.buckets
+    assert bucket.shape == (8, 8) and plan.images() == sources.ROWS and plan.not_used == {}
+    batch = data.global_batches(found, plan, 0)[0]
+    assert batch["x"].shape == (sources.ROWS, 8, 8, 3)
+    for x, index in zip(batch["x"], batch["index"], strict=True):
+        shown = np.asarray(fitted(sources.IMAGES[index], 8), np.float32)
+        np.testing.assert_allclose((x + 1) * 127.5, shown, atol=3)
+
+
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_a_mixture_keeps_its_batch_size_in_a_square(tmp_path, batch_size):
     equal_sizes(tmp_path, 40, 60)
     mixture = (("folder", str(tmp_path / "images"), 1.0), ("tar", str(tmp_path / "0.tar"), 1.0))
-    keys = {"mixture": mixture, "height": 40, "width": 60}
+    keys = {"mixture": mixture, "height": 40, "width": 60, "batch_size": batch_size}
     _, plan = open_data(read(tmp_path, {}, side=1, **keys))
     assert [bucket.images for bucket in plan.buckets] == [(6, 6)]
     Image.fromarray(np.zeros((40, 61, 3), np.uint8)).save(tmp_path / "images" / "class 0" / "wider.png")
-    with pytest.raises(ValueError, match="area is 0; .* differ in size: from 40 to 40 high, from 60 to 61 wide"):
-        open_data(read(tmp_path, {}, side=1, **keys))
+    _, plan = open_data(read(tmp_path, {}, side=1, **keys))
+    assert [(bucket.images, bucket.batch_size) for bucket in plan.buckets] == [((7, 6), batch_size)]
 
 
-def test_one_size_is_told_in_the_units_of_its_keys(tmp_path):
+def test_a_square_is_in_the_units_of_its_keys(tmp_path):
     equal_sizes(tmp_path, 40, 60)
-    keys = KEYS | {"path": str(tmp_path / "images"), "height": 8, "width": 15, "encode": True}
+    keys = KEYS | {"path": str(tmp_path / "images"), "height": 8, "width": 8, "encode": True}
     settings = Inputs.read(DataSettings(**keys), LoaderSettings(str(tmp_path / "cache")), side=1, factor=4)
-    with pytest.raises(ValueError, match="data.height is 8; it must be 10 for data.source images"):
+    assert [bucket.shape for bucket in open_data(settings)[1].buckets] == [(32, 32)]
+    settings = Inputs.read(DataSettings(**keys | {"height": 11}), LoaderSettings(str(tmp_path / "cache")), 1, factor=4)
+    with pytest.raises(ValueError, match="data.height, data.width are 11, 8; .* the largest are 10 high and 15 wide"):
         open_data(settings)
+
+
+@pytest.mark.parametrize("height, width", [(9, 15), (10, 16), (8, 8)])
+def test_latents_of_another_size_are_refused_with_the_keys_that_do(tmp_path, height, width):
+    equal_sizes(tmp_path, 40, 60)
+    keys = {"source": "latents", "path": str(tmp_path / "latents"), "height": height, "width": width, "channels": 4}
+    with pytest.raises(ValueError, match="they must be 10, 15 for data.source") as error:
+        open_data(read(tmp_path, {}, side=1, **keys))
+    named = dict(part.removeprefix("--config.data.").split("=") for part in str(error.value).split() if "--" in part)
+    right = {name: int(value) for name, value in named.items()}
+    assert [b.shape for b in open_data(read(tmp_path, {}, side=1, **keys | right))[1].buckets] == [(10, 15)]
 
 
 def test_headers_that_cannot_be_read_are_no_other_size(tmp_path):
@@ -140,10 +174,12 @@ def test_latents_are_not_resized(tmp_path):
         ({"table": ((32, 32),), "max_cropped": 1.5}, {}, "data.buckets.max_cropped is 1.5"),
         ({"table": ((32, 32),)}, {"flip": 2.0}, "data.flip is 2.0"),
         ({"table": ((32, 32),)}, {"loader": {"max_bad_share": -1.0}}, "loader.max_bad_share is -1.0"),
-        ({}, {}, "data.buckets.area is 0; it must be given, or data.buckets.table"),
+        ({"max_cropped": -0.5}, {}, "data.buckets.max_cropped is -0.5"),
+        ({}, {"height": 61}, "data.height, data.width are 61, 8; .* the largest are 60 high and 60 wide.*enlarge=True"),
+        ({}, {"height": 4, "width": 40}, "data.height, data.width are 4, 40; .*--config.data.buckets.max_cropped=0.9"),
         ({"table": ((32, 32),)}, {"source": "folders"}, "data.source is 'folders'.*nearest is 'folder'"),
         ({}, {"source": "digits"}, "data.channels is 3; it must be 1"),
-        ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height is 9; it must be 8"),
+        ({}, {"source": "digits", "channels": 1, "height": 9}, "data.height, data.width are 9, 8; .*enlarge=True"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(folder, buckets, keys, message):
@@ -195,6 +231,39 @@ def test_inspect_prints_and_draws_the_plan_and_a_sheet_per_bucket(folder, capsys
     height, width = plan.buckets[0].shape
     sheet = np.asarray(Image.open(folder / "out" / f"bucket-{height}x{width}.png"))
     assert {(int(v),) * 3 for v in values} <= set(map(tuple, sheet[18:].reshape(-1, 3).tolist()))
+
+
+def drawn(monkeypatch):
+    """What `tiles.sheet` is given to draw."""
+    found = {}
+    monkeypatch.setattr(tiles, "sheet", lambda rows, **labels: found.update(labels, rows=rows))
+    return found
+
+
+BATCH = {"x": np.zeros((3, 8, 8, 3), np.float32), "label": np.array([2, 0, 1])}
+CAPTIONS = np.array(["a cat", "кот", "猫 ここ\nand a cat"])
+
+
+@pytest.mark.parametrize(
+    "batch, names, labels",
+    [
+        (BATCH, ("cat", "жук", "猫"), ["label 2", "cat", "жук"]),
+        (BATCH, ("cat", "dog\n", "ant"), ["ant", "cat", "label 1"]),
+        (BATCH, ("cat",), []),
+        (BATCH, (), []),
+        (BATCH | {"caption": CAPTIONS}, ("cat", "dog", "ant"), ["a cat", "кот", "? ? and a cat"]),
+    ],
+)
+def test_contact_sheets_say_what_is_shown(batch, names, labels, monkeypatch):
+    found = drawn(monkeypatch)
+    summary.contact_sheet(batch, "8x8, step 0", names)
+    assert found["tile_labels"] == labels and sum(map(len, found["rows"])) == 3
+
+
+def test_long_captions_are_drawn_in_full_width_sheets():
+    words = summary.contact_sheet(BATCH | {"caption": np.array(["a long caption " * 50] * 3)}, "8x8, step 0")
+    plain = summary.contact_sheet(BATCH, "8x8, step 0")
+    assert words.width == plain.width and plain.height < words.height < 2 * plain.height
 
 
 @pytest.mark.parametrize("given, message", [("--batch-multiple=0", "batch-multiple is 0"), ("--confg=x", "--config")])

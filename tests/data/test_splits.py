@@ -218,12 +218,13 @@ def test_class_folders_below_parts_have_labels_in_common(tmp_path):
 
 def test_images_in_folders_named_by_parts_are_no_classes(tmp_path):
     for split in ("train", "test"):
-        (tmp_path / split).mkdir()
-        (tmp_path / split / "0.png").write_bytes(encoded(IMAGES[0]))
-    with pytest.raises(ValueError, match="must hold one folder per class in each of test, train"):
-        data.open_source("folder", str(tmp_path / "cache"), path=str(tmp_path))
-    shutil.rmtree(tmp_path / "test")  # a class of trains
-    assert data.open_source("folder", str(tmp_path / "cache"), path=str(tmp_path)).class_names == ("train",)
+        (tmp_path / "mine" / split).mkdir(parents=True)
+        (tmp_path / "mine" / split / "0.png").write_bytes(encoded(IMAGES[0]))
+    for split in ("train", "test"):
+        source = data.open_source("folder", str(tmp_path / "cache"), split, path=str(tmp_path / "mine"))
+        assert source.class_names == ("mine",) and len(source) == 1
+    shutil.rmtree(tmp_path / "mine" / "test")  # a class of trains
+    assert data.open_source("folder", str(tmp_path / "cache"), path=str(tmp_path / "mine")).class_names == ("train",)
 
 
 def test_manifests_and_shards_of_parts(tmp_path):

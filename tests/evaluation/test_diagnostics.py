@@ -100,6 +100,23 @@ def test_relative_errors_add_squares_before_the_ratio():
         np.testing.assert_allclose(diagnostics.relative(difference, size, by), expected)
 
 
+def test_the_tables_in_text_hold_what_numpy_says():
+    rng, levels = np.random.default_rng(1), np.linspace(0, 1, 5)
+    error, square, off = (diagnostics.matrix(5, rng.uniform(1, 2, 15)) for _ in range(3))
+    found = {"levels": levels, "error": error, "square": square, "difference": {"float32": {0.01: off}}}
+    text = diagnostics.as_text(found).splitlines()
+    for title, group in (("By noise level", lambda i, j: i), ("By interval", lambda i, j: i - j)):
+        start = next(i for i, line in enumerate(text) if line.startswith(title))
+        assert text[start + 1].split("  ")[-1] == "eps 0.01"
+        for k, line in enumerate(text[start + 2 : start + 7]):
+            cells = [(i, j) for i in range(5) for j in range(i + 1) if group(i, j) == k]
+            means = [np.mean([values[cell] for cell in cells]) for values in (error, square, off)]
+            expected = [levels[k], means[0], np.sqrt(means[1]), np.sqrt(means[2] / means[1])]
+            np.testing.assert_allclose([float(cell) for cell in line.split()], expected, rtol=6e-3)
+    many = {"levels": np.linspace(0, 1, 100), **{name: np.ones((100, 100)) for name in ("error", "square")}}
+    assert len(diagnostics.as_text(many | {"difference": {}}).splitlines()) <= 2 * (diagnostics.MAX_LINES + 3) + 2
+
+
 def test_json_has_no_word_for_what_is_not_finite():
     given = {"a": np.array([1.0, np.nan]), "b": [np.float32(np.inf), 2], "c": {"d": np.int64(3)}}
     assert diagnostics.plain(given) == {"a": [1.0, None], "b": [None, 2], "c": {"d": 3}}
@@ -123,9 +140,12 @@ def workdir(tmp_path_factory):
         yield workdirs.workdir(tmp_path_factory.mktemp("run") / "run", "digits", **TINY)
 
 
-def test_the_command_writes_numbers_and_pictures(workdir):
+def test_the_command_writes_numbers_and_pictures(workdir, capsys):
     diagnose.main([f"--workdir={workdir}", "--examples=4", "--nodes=3", "--epsilons=0.01,0.001"])
+    said = capsys.readouterr().out
+    assert "By noise level of t" in said and "eps 0.001 float32" in said and "forward bfloat16" in said
     found = json.loads((workdir / "diagnostics.json").read_text())
+    assert f"{found['error'][0][0]:.3g}" in said  # alone at its time
     assert found["step"] == 0 and found["rows"] == 4 and found["transport"] == "ot_fm"
     assert len(found["error"]) == 3 and found["error"][0][1] is None and found["error"][2][0] > 0
     assert found["tangent"][2][0] > 0 and found["derivative"]["time"]["float32"]["0.001"][2] > 0

@@ -18,6 +18,7 @@ from tests.helpers.configs import TINY_NETWORK, flags
 from tim_jax import diagnose, evaluate, sample, train
 from tim_jax.evaluation import FEATURES, METRICS, pictures, published, references, statistics, summaries
 from tim_jax.evaluation.references import Reference
+from tim_jax.system import tiles
 from tim_jax.training import checkpoints, sharding, warm_start
 
 SMALL = [
@@ -232,7 +233,7 @@ def test_figures_are_those_of_the_files_that_are_written(place):
 def test_the_nearest_image_is_that_of_the_file(monkeypatch):
     samples, training = np.full((1, 4, 4, 1), 1.6, np.float32), np.stack([np.ones((4, 4, 1)), np.full((4, 4, 1), 0.0)])
     told = []
-    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, at, text, **_: told.append(text))
+    monkeypatch.setattr(tiles.ImageDraw.ImageDraw, "text", lambda self, at, text, **_: told.append(text))
     pictures.neighbours_picture(samples, [training.astype(np.float32)])
     assert told[-1] == "0.00", "what lies beyond white is white"
 
@@ -397,7 +398,7 @@ def checkpoint_arrays(folder):
 def test_samples_that_are_not_finite_do_not_end_training(place, capsys, monkeypatch):
     from tim_jax.runs.generation import Generator
 
-    monkeypatch.setattr(Generator, "batches", lambda *_, **__: iter([np.full((20, 8, 8, 1), np.nan)]))
+    monkeypatch.setattr(Generator, "batches", lambda *given, **_: iter([np.full((len(given[3]), 8, 8, 1), np.nan)]))
     more = [
         "--config.evaluation.periodic.every=4",
         "--config.evaluation.periodic.steps=1",

@@ -22,14 +22,14 @@ from tim_jax.plan.compile import compile_step
 from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.requests import read_size
 from tim_jax.system.topologies import topology
-from tim_jax.training import sharding
+from tim_jax.training import mesh, sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.types import Query
 
 
 def make_mesh(data=1, fsdp=1, tensor=1, sequence=1):
     sizes = dict(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence)
-    return sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    return mesh.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
 
 
 def assert_close(found, expected):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 
 import flax.linen as nn
 import jax
@@ -17,9 +18,9 @@ from tim_jax.plan import __main__ as command
 from tim_jax.plan import bounds, memory
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import compile_step, trace_step
-from tim_jax.system import flops, topologies
+from tim_jax.system import flops, slices, topologies
 from tim_jax.system.chips import CHIPS, Chip
-from tim_jax.training import sharding
+from tim_jax.training.mesh import make_mesh
 from tim_jax.types import Query
 
 SMALL = {
@@ -136,7 +137,7 @@ def test_a_plan_that_fits(capsys, tmp_path):
     )
     assert code == 0
     shown = capsys.readouterr()
-    assert "cpu:8: 8 chips, mesh data 2×fsdp 4; 32 examples a step" in shown.out
+    assert "cpu:8: 8 chips, mesh data 2 × fsdp 4; 32 examples a step" in shown.out
     assert "compiling for cpu:8, 32 examples" in shown.err
     assert shown.out.count("all-gather") >= 2 and "images/s" in shown.out
     plans = json.loads(file.read_text())
@@ -173,6 +174,11 @@ def test_a_plan_that_does_not_fit_names_a_batch_that_does(capsys, monkeypatch):
         ("v5p:four", None, "CHIP:SHAPE"),
         ("v5p:4x4", None, "3 sizes, such as v5p:4x4x8"),
         ("h100:8", None, "nodes × GPUs per node, such as h100:4x8"),
+        ("2xh100:4x8", None, "one such as h100:4x8: only TPU slices are counted"),
+        ("v5p-48", None, "it must be v5p-32 or v5p-64, the nearest"),
+        ("2xv5e-2", None, "it must be v5e-1 or v5e-4, the nearest"),
+        ("v6e-512", None, "it must be v6e-256, the nearest"),
+        ("v4-8", None, "it must have one of the chips v5e, v5p"),
         ("cpu:4096", None, "here up to 8"),
         ("v5e:4x4", "libtpu", 'pip install "tim-jax[tpu-planner]"'),
         ("h100:4x8", "jax_cuda13_plugin", 'pip install "tim-jax[gpu-planner]"'),
@@ -186,6 +192,31 @@ def test_what_cannot_be_planned_is_one_line(topology, hidden, message, capsys, m
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert topology in error and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, chips, slices",
+    [("v5p-64", 32, 1), ("v5litepod-16", 16, 1), ("v5e-1", 1, 1), ("2xv5p-64", 64, 2), ("3xv5e:2x4", 24, 3)],
+)
+def test_slices_go_by_the_names_of_clouds(name, chips, slices):
+    pytest.importorskip("libtpu")
+    found = topologies.topology(name)
+    assert (len(found.devices), found.islands, found.island) == (chips, slices, chips // slices)
+    assert len({getattr(device, "slice_index", 0) for device in found.devices[: found.island]}) == 1
+
+
+def test_every_named_slice_is_one_of_the_compiler():
+    """A type counts cores or chips; the table's shape has as many chips, which its hosts share."""
+    pytest.importorskip("libtpu")
+    for line in slices.FILE.read_text().splitlines():
+        if not line.startswith("#"):
+            name, shape, hosts, of_a_host = line.split()
+            family, count = name.split("-")
+            chips = math.prod(int(size) for size in shape.split("x"))
+            assert chips * (2 if family in ("v4", "v5p") else 1) == int(count)
+            assert chips == int(hosts) * int(of_a_host)
+            if family != "v4" and chips <= 256:
+                assert len(topologies.topology(name).devices) == chips
 
 
 def test_a_refusal_of_the_tpu_compiler_says_how_much_it_needs():
@@ -209,9 +240,9 @@ def test_of_several_slices_only_the_data_axis_joins_them():
     topologies.topology("v5e:4x4")  # tells the compiler that there is no TPU here
     two = jax.experimental.topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2)
     for data, fsdp, tensor in ((2, 16, 1), (8, 2, 2), (-1, 4, 1)):
-        mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": 1}, list(two.devices))
-        slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
+        mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": 1}, list(two.devices))
+        slices = [{getattr(device, "slice_index", 0) for device in part.flat} for part in mesh.devices]
         half = len(slices) // 2
         assert slices == [{0}] * half + [{1}] * half
-    with pytest.raises(ValueError, match="mesh.data is 1; it must be a multiple of the number of slices, 2"):
-        sharding.make_mesh({"data": 1, "fsdp": 32, "tensor": 1, "sequence": 1}, list(two.devices))
+    with pytest.raises(ValueError, match="mesh.data is 1; it must be a multiple of the number of slices, 2, which it"):
+        make_mesh({"data": 1, "fsdp": 32, "tensor": 1, "sequence": 1}, list(two.devices))

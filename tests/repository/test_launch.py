@@ -10,6 +10,7 @@ import sysconfig
 
 import jsonschema
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 
@@ -373,6 +374,31 @@ TRAINED = "tim_jax.train"
 )
 def test_tpu_training_starts_again_as_it_should(codes, state, code, steps, tpu):
     assert tpu(*codes, state=state) == (code, steps)
+
+
+def test_two_slices_are_nodes_of_one_queued_resource_and_all_their_hosts_are_reached(tpu, tmp_path):
+    assert tpu(75, 0, SLICES="2", TYPE="v5p-64") == (0, [*MADE, TRAINED, TRAINED])
+    asked = (tmp_path / "record").read_text()
+    assert "create tim --node-count=2 --node-prefix=tim" in asked and "--accelerator-type=v5p-64" in asked
+    reached = re.findall(r"^gcloud .* (?:ssh|scp) .*", asked, re.M)
+    assert len(reached) == 4 and all(
+        "queued-resources" in line and "--node=all --worker=all" in line for line in reached
+    )
+
+
+@pytest.mark.parametrize("kind, hosts, chips", [("v5p-64", 8, 4), ("v6e-8", 1, 8), ("v5e-256", 64, 4), ("v4-32", 4, 4)])
+def test_a_slice_says_how_many_hosts_and_chips_there_are(kind, hosts, chips):
+    found = manifest(TYPE=kind, TPU_SLICES="2", DATA_CLAIM="imagenet")
+    assert found["spec"]["replicatedJobs"][0]["replicas"] == 2
+    assert job(found)["parallelism"] == job(found)["completions"] == hosts
+    pod = job(found)["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+    shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert np.prod([int(size) for size in shape.split("x")]) == hosts * chips
+    (mounted,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/data"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mounted["name"]]
+    assert volume["persistentVolumeClaim"]["claimName"] == "imagenet"
+    jsonschema.validate(found, JOB_SET)
 
 
 def test_tpu_training_does_not_start_again_for_ever(tpu):

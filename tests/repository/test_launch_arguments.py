@@ -8,8 +8,9 @@ import subprocess
 import pytest
 import yaml
 
-from tests.helpers.launch import LAUNCH, bash
+from tests.helpers.launch import LAUNCH, ROOT, bash
 from tim_jax.__main__ import COMMANDS, module_of
+from tim_jax.system import slices
 from tim_jax.system.exit_codes import DONE, USER_ERROR
 
 ARGUMENTS = {
@@ -19,6 +20,7 @@ ARGUMENTS = {
     "local.sh": [["--config.training.steps=2"]],
     "test.sh": [["-m", "slow"]],
 }
+SOURCED = {"environment.sh", "flags.sh", "run.sh", "slices.sh"}
 DRY_RUNS = [
     [script, *words[:place], "--dry-run", *words[place:]]
     for script, lines in ARGUMENTS.items()
@@ -38,7 +40,7 @@ def forbidden(tmp_path):
 
 
 def test_every_script_has_arguments_here():
-    assert ARGUMENTS.keys() == {path.name for path in LAUNCH.glob("*.sh")} - {"environment.sh", "flags.sh", "run.sh"}
+    assert ARGUMENTS.keys() == {path.name for path in LAUNCH.glob("*.sh")} - SOURCED
 
 
 @pytest.mark.parametrize("arguments", DRY_RUNS, ids=" ".join)
@@ -64,6 +66,67 @@ def test_help_tells_how_to_start_and_runs_nothing(arguments, word, forbidden):
     done = bash(script, *(word if given == "--dry-run" else given for given in words), **environ)
     assert done.returncode == DONE and done.stderr == "" and not record.exists()
     assert f"launch/{script}" in done.stdout and "--dry-run" in done.stdout and "#" not in done.stdout
+
+
+OF_CLUSTERS = re.compile("SLURM_|BASH|RANDOM|SECONDS|PATH|PWD|HOME")  # set by the shell, or by what starts the script
+
+
+def sourced(script):
+    """The text of a launch script and of what it sources."""
+    text = (LAUNCH / script).read_text()
+    return text + "".join(sourced(name) for name in re.findall(r"^source .*?(\w+\.sh)\"?$", text, re.M))
+
+
+@pytest.mark.parametrize("script", ARGUMENTS)
+def test_help_lists_every_variable_with_its_default(script):
+    """What is read with a default, or in capitals at all and not assigned there, is a variable of the environment."""
+    code = re.sub(r"(?m)(^|\s)#.*$", "", sourced(script))
+    code = re.sub(r"'[^'\n]*'", "", code)
+    read = set(re.findall(r"\$\{([A-Z]\w*):?[-+]", code)) | set(re.findall(r"\$\{?([A-Z][A-Z_]{2,})\b", code))
+    assigned = set(re.findall(r"(?:^|\s)(?:local )?([A-Z][A-Z_]+)=", code))
+    if script == "test.sh":
+        read -= {"ACCELERATOR"}  # of a function that it does not call
+    read = {name for name in read if not OF_CLUSTERS.match(name)}
+    shown = dict(re.findall(r"^  ([A-Z][A-Z_]+)=(\S*) +\S", bash(script, "--help").stdout, re.M))
+    declared = dict(re.findall(r"^\s*(?:\S.*\|\| )?variable ([A-Z_]+) (\S+)", sourced(script), re.M))
+    assert read - assigned <= shown.keys() <= declared.keys()
+    assert shown and not re.search(r"\$\{[A-Z]\w*:[-=]", (LAUNCH / script).read_text().replace("SLURM", "")
+                                  .replace("${RUNTIME:-", "").replace("${TPU", "")), "a default of its own"  # fmt: skip
+    for name, value in shown.items():
+        assert declared[name].strip('"') == value or declared[name].startswith('"$'), name
+
+
+def test_a_variable_of_the_environment_takes_the_place_of_its_default():
+    listed = bash("tpu.sh", "--dry-run", "create", TYPE="v5e-16", ZONE="here").stdout
+    assert "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite" in listed and "--zone=here" in listed
+
+
+@pytest.mark.parametrize(
+    "script, variable, value, said",
+    [
+        ("tpu.sh", "TYPE", "v5p-48", "v5p-32 v5p-64"),
+        ("kubernetes.sh", "TYPE", "v5e-2", "v5e-1 v5e-4"),
+        ("kubernetes.sh", "TYPE", "v6e-512", "v6e-256"),
+        ("tpu.sh", "TYPE", "h100", "v4-8 v5e-16 v5p-64 v6e-16"),
+        ("tpu.sh", "SLICES", "0", "at least 1"),
+        ("kubernetes.sh", "TPU_SLICES", "two", "at least 1"),
+    ],
+)
+def test_a_slice_that_is_not_is_answered_with_the_nearest(script, variable, value, said, forbidden):
+    environ, record = forbidden
+    done = bash(script, *ARGUMENTS[script][0], **environ, **{variable: value})
+    assert done.returncode == USER_ERROR and not record.exists()
+    assert done.stderr.startswith(f"error: {variable} is {value}; it must be") and done.stderr.endswith(f"{said}\n")
+
+
+def test_every_slice_of_the_table_is_known_to_the_scripts():
+    """The same answers as Python's, from the same table."""
+    script = 'source launch/slices.sh; while read -r name; do read_slice "$name"; echo "$name $slice_shape"; done'
+    names = list(slices.SHAPES) + ["v5e-16", "v5e-256"]
+    said = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, input="\n".join(names) + "\n", text=True, capture_output=True, check=True
+    ).stdout
+    assert said.splitlines() == [f"{name} {slices.named_slice(name)[1]}" for name in names]
 
 
 NEARLY = ["--dryrun", "--dry_run", "--dry-run=client", "--dry", "--helpme"]

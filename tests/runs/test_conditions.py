@@ -90,7 +90,8 @@ def test_pictures_while_training_have_them_too(made, monkeypatch):
     draw(types.SimpleNamespace(emas={"slow": None}))
     assert len(drawn) == len(run.training.sample_steps)
     for labels in drawn:
-        assert np.bincount(labels).tolist() == list(CLASSES.values())
+        expected = len(labels) * np.array(list(CLASSES.values())) / sum(CLASSES.values())
+        assert len(labels) == training.COLUMNS and np.abs(np.bincount(labels) - expected).max() < 1
 
 
 def test_where_the_data_is_gone_the_workdir_knows(made, tmp_path, capsys):

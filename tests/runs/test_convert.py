@@ -17,8 +17,8 @@ from tests.helpers.torch_files import save_torch
 from tim_jax import convert
 from tim_jax import sample as sampling
 from tim_jax import train as training
-from tim_jax.codecs import hub
 from tim_jax.runs import conversion
+from tim_jax.system import hub
 from tim_jax.training import checkpoints, sharding
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -114,6 +114,13 @@ def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
     moved = [name for name in state if not np.array_equal(exported[name], state[name])]
     assert "final_layer.linear.weight" in moved
     assert all(np.abs(exported[name] - state[name]).max() < 0.1 for name in moved)
+
+
+def test_names_of_classes_come_with_an_import(released, tmp_path, capsys):
+    file, keys, _ = released("c2i_tiny")
+    (tmp_path / "names.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys, f"--classes={tmp_path / 'names.txt'}"])
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["tench, Tinca tinca", "goldfish"]
 
 
 def cut(path):

@@ -20,7 +20,7 @@ from tim_jax.runs.workdir import restored
 from tim_jax.training import warm_start
 
 CLASSES = ["ant", "bee", "cat, domestic"]
-SQUARE = workdirs.TINY | {"model.num_classes": "3", "data.path": "", "loader.directory": "/home/somebody/cache"}
+SQUARE = workdirs.TINY | {"model.num_classes": "3", "loader.directory": "/home/somebody/cache", "mesh.data": "1"}
 # Runs by name: configuration, changes, what the published code could not do with an export of them.
 RUNS = {
     "square": ("digits", SQUARE, []),
@@ -78,7 +78,9 @@ def test_an_export_is_imported_by_its_path_alone_and_comes_back_bit_for_bit(made
         assert array.tobytes() == after[key].tobytes(), key
     assert json.loads((tmp_path / "back" / "classes.json").read_text()) == CLASSES
     there, here = (json.loads((folder / "config.json").read_text()) for folder in (run, tmp_path / "back"))
-    assert there | {"loader": None} == here | {"loader": None}
+    machine = {"loader": None, "mesh": None}
+    assert there | machine == here | machine
+    assert here["mesh"] == load_config("digits", {}).mesh.to_dict()
     assert "somebody" not in (out / "model.safetensors").read_bytes().decode("latin-1")
 
 
@@ -96,9 +98,9 @@ def test_a_single_file_is_enough(made, tmp_path):
 
 def test_keys_that_make_a_run_what_it_is_stay_when_it_is_loaded(made, tmp_path):
     convert.main(["export", str(made("square")), str(tmp_path / "out")])
-    with pytest.raises(ValueError, match="model.depth is 2; it must be 1"):
+    with pytest.raises(ValueError, match="model={'depth': 2}; it must be 1"):
         load(tmp_path / "out", model={"depth": 2})
-    with pytest.raises(ValueError, match="sampling.grid is 'optimal'; it must be another grid"):
+    with pytest.raises(ValueError, match="sampling={'grid': 'optimal'}; it must be another grid"):
         load(tmp_path / "out", sampling={"grid": "optimal"})
     assert load(tmp_path / "out", sampling={"guidance": 2.0}).run.sampling.guidance == 2.0
 
@@ -150,9 +152,9 @@ def test_what_cannot_be_imported_is_one_line(made, tmp_path, capsys):
     run = made("square")
     (tmp_path / "empty").mkdir()
     for given, message in (
-        (tmp_path / "empty", "a folder with model.safetensors"),
-        (run, "a folder with model.safetensors"),
-        (tmp_path / "gone", "a folder with model.safetensors"),
+        (tmp_path / "empty", "no folder with model.safetensors"),
+        (run, "no folder with model.safetensors"),
+        (tmp_path / "gone", "no folder with model.safetensors"),
     ):
         assert message in workdirs.told(convert.main, ["import", str(given), str(tmp_path / "back")], capsys)
     assert "must be a folder that export wrote" in workdirs.told(convert.main, ["upload", str(run), "me/cats"], capsys)

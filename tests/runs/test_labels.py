@@ -31,7 +31,9 @@ REFUSED = [
     ("crane", ANIMALS, "several classes are called: 'crane, bird', 'crane, machine'"),
     ("9", ANIMALS, "9; labels of this run lie in 0 … 5"),
     ("#9", ANIMALS, "9; labels of this run lie in 0 … 5"),
-    ("-1", ANIMALS, "'-1', which is no class"),
+    ("-1", ANIMALS, "-1; labels of this run lie in 0 … 5"),
+    ("-1", NUMBERED, "-1; labels of this run lie in 0 … 5"),  # no other way to write the name "1"
+    ("cat\rdog", ANIMALS, "'cat\\rdog'; it must be one line of names or numbers"),
     ("cat,,dog", ANIMALS, "'', which is no class"),
     ("three", (), "'three'; classes of this run have no names, and labels are whole numbers in 0 … 5"),
     ("1.5", (), "'1.5'; classes of this run have no names"),
@@ -43,11 +45,28 @@ def test_labels_are_names_or_numbers(text, names, expected):
     assert labels.read_labels(text, names, max(10, len(names))) == expected
 
 
+def test_names_are_read_from_lists_as_people_have_them(tmp_path):
+    expected = ("tench, Tinca tinca", "goldfish")
+    for name, content in (
+        ("names.txt", "tench, Tinca tinca\ngoldfish\n"),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"),
+        ("names.json", json.dumps(expected)),
+    ):
+        (tmp_path / name).write_text(content)
+        assert labels.read_names(str(tmp_path / name), 2) == expected
+    for content, message in (("a\na\n", "each once"), ("a\nb\nc\n", "at most 2 names"), ("", "on each line")):
+        (tmp_path / "names.txt").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            labels.read_names(str(tmp_path / "names.txt"), 2)
+    (tmp_path / "wordnet.txt").write_text("n01440764\nn01443537\n")
+    assert labels.read_names(str(tmp_path / "wordnet.txt"), 2) == ("n01440764", "n01443537")
+
+
 @pytest.mark.parametrize("text, names, message", REFUSED)
 def test_what_is_no_label_is_told_in_one_line(text, names, message):
     with pytest.raises(ValueError) as error:
         labels.read_labels(text, names, 6)
-    assert str(error.value).startswith("--labels has ") and message in str(error.value)
+    assert str(error.value).startswith(("--labels has ", "--labels is ")) and message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -301,7 +301,7 @@ def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
         ({"data.buckets.area": "64"}, "data.buckets.area is 64; it must be 0 where data.paired_noise is True"),
         ({"data.buckets.table": "((8, 8),)"}, "data.buckets.table is ((8, 8),); it must be ()"),
         ({"data.path": "/nowhere"}, "data.path is '/nowhere'"),
-        ({"data.height": "16", "data.width": "16"}, "data.height is 16; it must be 8"),
+        ({"data.height": "16", "data.width": "16"}, "data.height, data.width are 16, 16; they must be 8, 8"),
         (
             {"evaluation.source": "", "evaluation.periodic.every": "1"},
             "evaluation.source is ''; it must be a source of real images",

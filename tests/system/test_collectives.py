@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tim_jax.config.command_line import load_config
 from tim_jax.plan import collectives
+from tim_jax.plan.bounds import network_bytes
 from tim_jax.plan.compile import compile_step
 from tim_jax.system.topologies import topology
 
@@ -81,6 +82,55 @@ def test_what_cannot_be_read_is_an_error():
         collectives.read(LOOP.replace("%n = s32[]{:T(128)} constant(28)", "%n = s32[]{:T(128)} get-tuple-element(%s)"))
     with pytest.raises(ValueError, match="replica groups"):
         collectives.read(LOOP.replace("{'b'}", "{'b':(1)2}"))
+
+
+TRANSFERS = """HloModule step, num_partitions=8
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %inside = f32[16]{0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %send = (f32[17,8,128]{2,1,0}, u32[], token[]) send(%p, %t), is_host_transfer=true, frontend_attributes={SUM}
+  %recv = (f32[17,8,128]{2,1,0}, u32[], token[]) recv(%t), channel_id=3, frontend_attributes={SUM}
+  %done = (f32[17,8,128]{2,1,0}, token[]) recv-done(%recv), channel_id=3, is_host_transfer=true
+  %recv.1 = (f32[2,1,2]{2,1,0:T(1,128)}, u32[], token[]) recv(%t.1), channel_id=69, frontend_attributes={WHOLE}
+  ROOT %host = (f32[9]{0}, u32[], token[]) recv(%t.2), channel_id=70, is_host_transfer=true
+}
+""".replace("SUM", '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"').replace(
+    "WHOLE", '_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_GATHER"'
+)
+
+
+def test_what_slices_exchange_is_read_as_the_collectives_of_the_same_chips():
+    """Two slices of eight chips: the program is that of one slice, in which the exchange is a transfer by the host."""
+    inside, summed, gathered = collectives.read(TRANSFERS, slices=2)
+    places = [(summed, "all-reduce", 17 * 8 * 128 * 4), (gathered, "all-gather", 2 * 2 * 4 / 2)]
+    for found, kind, size in places:
+        assert (found.kind, found.bytes, found.count, found.groups.tolist()) == (
+            kind,
+            size,
+            1,
+            [[i, i + 8] for i in range(8)],
+        )
+        assert network_bytes(found, 8) == size
+    assert network_bytes(inside, 8) == 0 and inside.bytes == 16 * 4 * 3 / 4
+    (three,) = [found for found in collectives.read(TRANSFERS, slices=3) if found.kind == "all-reduce"]
+    assert three.bytes == pytest.approx(2 * 17 * 8 * 128 * 4 * 2 / 3) and three.groups.shape == (8, 3)
+    with pytest.raises(ValueError, match="transfer between slices"):
+        collectives.read(TRANSFERS.replace("ALL_REDUCE", "SOMETHING"), slices=2)
+
+
+@pytest.mark.slow
+def test_two_slices_exchange_gradients_and_nothing_else():
+    """Gradients are float32 and lie over the chips of a slice; the other slice's come once a step."""
+    pytest.importorskip("libtpu")
+    devices = topology("2xv5e:2x2")
+    changes = {"data.batch_size": "32", "mesh.fsdp": "4", "model.depth": "2"}
+    compiled = compile_step(load_config("digits_small", changes), devices)
+    found = collectives.read(compiled.text, devices.islands)
+    crossing = sum(network_bytes(c, devices.island) * c.count for c in found)
+    least = compiled.parameters * 4 / devices.island
+    assert least <= crossing < devices.island * least, "each chip its part of them, whatever is padded"
+    assert all(c.axes(compiled.mesh) == ("data",) for c in found if network_bytes(c, devices.island))
 
 
 def test_a_real_program_moves_what_was_written():

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 from etils import epath
 
+from tim_jax import train
 from tim_jax.system import files, lock, paths
 
 
@@ -46,6 +47,26 @@ def test_what_is_no_path_is_refused_in_a_line(text, said):
     with pytest.raises(ValueError, match=r"^--out is ") as error:
         paths.given(text, "--out")
     assert said in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("scheme, package", [("gs", '"tim-jax[gcs]"'), ("s3", "s3fs"), ("az", "adlfs")])
+@pytest.mark.parametrize("key", ["--workdir", "--config.start.checkpoint", "--config.training.compilation_cache"])
+def test_a_missing_package_for_a_remote_path_ends_a_run_that_is_not_repeated(
+    scheme, package, key, monkeypatch, capsys, tmp_path
+):
+    """Exit code 2, which a JobSet and the other launch scripts take for the end."""
+
+    def missing(protocol):
+        raise ImportError(f"Please install what reads {protocol}")
+
+    monkeypatch.setattr(paths.fsspec, "get_filesystem_class", missing)
+    folder = [] if key == "--workdir" else [f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config=digits_tiny", *folder, f"{key}={scheme}://bucket/x"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert error.startswith(f"error: {key.removeprefix('--config.')} is '{scheme}://bucket/x'; it must be a local path")
+    assert error.endswith(f"pip install {package}\n")
 
 
 @pytest.mark.parametrize("text", ["a b", "ä/日本　語/💥", "x:y", "C:", "a=1,b=2", "gs_x/y", "-x", "[x]", "it's"])

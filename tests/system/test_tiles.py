@@ -61,7 +61,7 @@ def test_neighbours_of_one_label_share_it():
     rows = [[noise((8, 4), seed=c) for c in range(4)]]
     apart, together = (
         np.asarray(tiles.sheet(rows, scale=8, column_labels=labels))
-        for labels in (["a photograph"] * 2 + ["of"] * 2, ["a photograph", "a photograph ", "of", "of"])
+        for labels in (["two cats"] * 2 + ["x"] * 2, ["two cats", "two cats ", "x", "x"])
     )
     assert len(apart) < len(together), "it has more room"
     dark = (apart[: len(apart) - 68] < 100).all(axis=-1).any(axis=0)

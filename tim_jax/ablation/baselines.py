@@ -72,7 +72,7 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
                 f"{key} is {path!r}; it must still be at {_short(before)}, of which {place} is, and is at "
                 f"{_short(now)}: remove {folder / name}, or give another name or another workdir"
             )
-    config = workdir.restored(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     reference = ablation.config(ablation.reference)
     own, wanted = keys.flatten(config), keys.flatten(reference)
     for shared in SAME:

@@ -32,13 +32,17 @@ def chosen(ablation: Ablation, only: str | None) -> list[Member]:
     if only is None:
         return members
     by_name = {str(member): [member] for member in members}
-    names = (*ablation.variants, *ablation.baselines)
+    names = ablation.names
     by_name |= {name: [member for member in members if member.variant == name] for name in names}
-    for name in only.split(","):
+    there = f"there are {', '.join(names)}, each with seed_0 to seed_{ablation.seeds - 1}"
+    asked = [name.strip() for name in only.split(",") if name.strip()]
+    if not asked:
+        raise ValueError(f"--only is {only!r}; it must name variants or runs: {there}")
+    for name in asked:
         if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)[0]
-            raise ValueError(f"--only has {name!r}: no such variant or run; did you mean {near}?")
-    picked = {member for name in only.split(",") for member in by_name[name]}
+            near = difflib.get_close_matches(name, by_name if "/" in name else names, n=1, cutoff=0.0)[0]
+            raise ValueError(f"--only has {name!r}: no such variant or run; did you mean {near}? ({there})")
+    picked = {member for name in asked for member in by_name[name]}
     return [member for member in members if member in picked]
 
 

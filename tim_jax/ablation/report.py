@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,31 +10,36 @@ from etils import epath
 
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import curves
+from tim_jax.evaluation import figures
 from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
+ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # of the runs that --only names
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
 DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
-def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
-    """Collects all that is known of an ablation.
+def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | None = None) -> dict[str, Any]:
+    """Collects all that is known of an ablation, or of some of its runs alone.
 
     Args:
         ablation: the ablation.
         folder: its folder.
+        members: the runs, all by default.
 
     Returns:
         A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "variants", "baselines",
-        "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
+        "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
+        "others" are the variants and baselines that are not among the runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
+    members = ablation.members() if members is None else members
+    seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
     variants, baselines, tables = {}, {}, []
-    for name in (*ablation.variants, *ablation.baselines):
-        results = [runs.read(folder / str(Member(name, seed))) for seed in range(ablation.seeds)]
-        good = [result for result in results if result and "table" in result]
+    for name in (name for name in ablation.names if seeds[name]):
+        results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
+        good = [result for result in results.values() if result and "table" in result]
         tables += [result["table"] for result in good]
         if name in ablation.baselines:
             about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
@@ -46,29 +51,30 @@ def collect(ablation: Ablation, folder: epath.Path) -> dict[str, Any]:
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
-        "seeds": ablation.seeds,
+        "seeds": max(map(len, seeds.values())),
         "samples": tables[0]["samples"] if tables else None,
         "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
         "variants": variants,
         "baselines": baselines,
+        "others": [name for name in ablation.names if not seeds[name]],
         "winners": winners(variants),
     }
 
 
-def summarise(results: list[dict[str, Any] | None]) -> dict[str, Any]:
+def summarise(results: Mapping[int, dict[str, Any] | None]) -> dict[str, Any]:
     """Summarises the runs of a variant or of a baseline.
 
     Args:
-        results: of its runs by seed, None for those that are not finished.
+        results: {seed: of that run}, None for those that are not finished.
 
     Returns:
-        {"finished": number of runs, "failures": {seed: line}, "train_seconds": mean, for what was trained here,
-        "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every distance
-        NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
+        {"runs": how many, "finished": how many of them, "failures": {seed: line}, "train_seconds": mean, for what was
+        trained here, "rows"}. Rows, in ascending network evaluations, hold "steps" of the sampler, "nfe" and, for every
+        distance NAME, its mean over runs, NAME_spread (standard deviation, 0 for one run) and NAME_seeds.
     """
-    good = [result for result in results if result and "table" in result]
-    failures = {seed: result["failure"] for seed, result in enumerate(results) if result and "failure" in result}
-    about: dict[str, Any] = {"finished": len(good), "failures": failures, "rows": []}
+    good = [result for result in results.values() if result and "table" in result]
+    failures = {seed: result["failure"] for seed, result in results.items() if result and "failure" in result}
+    about: dict[str, Any] = {"runs": len(results), "finished": len(good), "failures": failures, "rows": []}
     if not good:
         return about
     if "train_seconds" in good[0]:
@@ -140,12 +146,14 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in DISTANCES)]
-    missing = {name: about for name, about in everything.items() if about["finished"] < seeds}
+    if found["others"]:
+        text += ["", f"Left out by --only: {', '.join(found['others'])}."]
+    missing = {name: about for name, about in everything.items() if about["finished"] < about["runs"]}
     if missing:
         text += ["", "Not finished:", ""]
         for name, about in missing.items():
             failed = "".join(f"; seed {seed} failed: {line}" for seed, line in about["failures"].items())
-            text += [f"- {name}: {about['finished']} of {seeds} runs{failed}"]
+            text += [f"- {name}: {about['finished']} of {about['runs']} runs{failed}"]
     return "\n".join(text) + "\n"
 
 
@@ -196,42 +204,52 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
         path: where the picture is written.
         title: above it.
     """
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = figures.new(11, 4.4)
     panels = figure.subplots(1, 2, sharey=True)
+    ticks: set[int] = set()
     for axes, (name, part) in zip(panels, DISTANCES.items(), strict=True):
-        ticks: set[int] = set()
         for i, (variant, about) in enumerate((found["variants"] | found["baselines"]).items()):
             if not about["rows"]:
                 continue
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
             is_baseline = variant in found["baselines"]
-            colour = BASELINE_COLOUR if is_baseline else curves.COLOURS[i % len(curves.COLOURS)]
-            dashes = ("-", "--", ":")[i // len(curves.COLOURS) % 3]  # where there are more variants than colours
-            marker = curves.MARKERS[i % len(curves.MARKERS)]
+            colour = BASELINE_COLOUR if is_baseline else figures.COLOURS[i % len(figures.COLOURS)]
+            dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]  # where there are more variants than colours
+            marker = figures.MARKERS[i % len(figures.MARKERS)]
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
         if name in found["floor"]:
             axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
-        curves.logarithmic(axes, ticks)
         axes.set_xlabel("network evaluations per image")
+    for axes in panels:  # which share the axis of the distances
+        figures.logarithmic(axes, ticks)
     panels[0].set_ylabel("Fréchet distance")
-    figure.suptitle(title, fontsize=11)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, handlelength=3.5)
-    curves.save(figure, path)
+    figure.suptitle(figures.wrapped(title), fontsize=11)
+    figures.legend_below(figure, *panels[0].get_legend_handles_labels())
+    figures.save(figure, path)
 
 
-def write(ablation: Ablation, folder: epath.Path, title: str) -> str:
-    """Writes the report into an ablation's folder and returns its markdown. `title` is its heading."""
-    found = collect(ablation, folder)
-    text = to_markdown(found, title)
-    files.replace(folder / "ablation.md", text.encode())
-    files.replace(folder / "ablation.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    if any(about["rows"] for about in (found["variants"] | found["baselines"]).values()):
-        plot(found, folder / "ablation.png", title)
+def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
+    """Writes the report into an ablation's folder.
+
+    Args:
+        ablation: the ablation.
+        folder: its folder.
+        title: of the report.
+        only: runs that have a report of their own beside that of all (ONLY_NAMES).
+
+    Returns:
+        The markdown of the runs in `only`, or of all.
+    """
+    text = ""
+    for names, members in ((NAMES, None), (ONLY_NAMES, only))[: 1 if only is None else 2]:
+        found = collect(ablation, folder, members)
+        text = to_markdown(found, title)
+        files.replace(folder / names[0], text.encode())
+        files.replace(folder / names[1], (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+        if any(about["rows"] for about in (found["variants"] | found["baselines"]).values()):
+            plot(found, folder / names[2], title)
     return text

@@ -11,7 +11,7 @@ from tim_jax.config import keys
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
-from tim_jax.runs import measuring, training, workdir
+from tim_jax.runs import labels, measuring, training, workdir
 from tim_jax.runs.any_step import any_step_table
 from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.input_pipeline import open_pipeline
@@ -114,7 +114,8 @@ def table_of(
     conditions = sample_conditions(measurement.run, count)
     table, shown = any_step_table(measurement, generator, weights, conditions, nfe, [seed])
     if jax.process_index() == 0 and run.shows_images:
-        pictures.any_step_grid(shown, path=folder / "any_step_samples.png")
+        above = labels.captions(conditions[: min(map(len, shown.values()))], workdir.class_names(folder))
+        pictures.any_step_grid(shown, path=folder / "any_step_samples.png", column_labels=above)
     return table
 
 

@@ -72,6 +72,11 @@ class Ablation:
         """The name of the first variant, to whose cost the others are matched."""
         return next(iter(self.variants))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of variants, then of baselines."""
+        return (*self.variants, *self.baselines)
+
     def check(self) -> None:
         """Checks all fields. Raises ValueError, naming the field or the variant and its key."""
         if not isinstance(self.base, ConfigDict):
@@ -124,7 +129,7 @@ class Ablation:
 
     def members(self) -> list[Member]:
         """Returns all runs: those of one seed before the next, so that they can be compared early; baselines last."""
-        return [Member(name, seed) for seed in range(self.seeds) for name in (*self.variants, *self.baselines)]
+        return [Member(name, seed) for seed in range(self.seeds) for name in self.names]
 
     def definition(self, name: str) -> dict[str, Any]:
         """Returns {key: value} of all that a variant's figures depend on, as JSON gives it back."""

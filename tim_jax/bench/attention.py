@@ -6,6 +6,7 @@ planner.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tim_jax.bench.step import check_names, read_numbers
 from tim_jax.networks.attention.modules import ATTENTION
 from tim_jax.networks.attention.pallas import has_kernels
-from tim_jax.system import timing, topologies
+from tim_jax.system import devices, timing, topologies
 from tim_jax.system.progress import Bar
 from tim_jax.types import DTYPES
 
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         args.implementations = ",".join(some)
         if "pallas" not in some:
             logging.warning("pallas is left out: it has no kernels for %s", device.device_kind)
+    if not args.target:
+        devices.announce(sys.stderr)
     return [row for mode, number in Bar(cases, unit="case") for row in measure_case(args, mode, number, device)]
 
 

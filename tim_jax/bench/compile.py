@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_settings
 from tim_jax.networks import SIZES, TiM
-from tim_jax.system import timing
+from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
+from tim_jax.training.mesh import AXES, make_mesh
 from tim_jax.training.trainer import Trainer
 from tim_jax.types import Query
 
@@ -73,7 +75,7 @@ def make_trainer(case: Case) -> Trainer:
     settings = step_settings(case.network, "tim_fused")
     x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
     query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
-    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
     return Trainer(mesh, lambda key: case.network.init(key, (query,))["params"], settings, settings)
 
 
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
     depths, buckets_of = read_numbers("depths", args.depths), read_numbers("buckets", args.buckets)
     cases = list(itertools.product(args.networks.split(","), depths, buckets_of))
+    devices.announce(sys.stderr)
     with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         compile_buckets(CASES["small"], 1)  # pays for what only the first compilation of a process does
     results = collections.defaultdict(list)

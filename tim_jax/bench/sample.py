@@ -7,6 +7,7 @@ network, each applied to the output of the one before.
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.bench.step import CASES, Case, check_names, make_state, read_numbers, step_settings
-from tim_jax.system import timing
+from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.sampler import (
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         depth = args.depth or net.depth
         net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
         cases.append((Case(name, net, CASES[name].latent, batch), guidance))
+    devices.announce(sys.stderr)
     return [row for case in Bar(cases, unit="case") for row in measure_case(case[0], case[1], steps, args.repeats)]
 
 

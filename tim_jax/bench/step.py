@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
-from tim_jax.system import flops, timing
+from tim_jax.system import devices, flops, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
@@ -279,6 +280,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 raise ValueError(
                     f"--batch: {case.batch} examples of {case.name}; {variant} takes a multiple of {group}"
                 )
+    devices.announce(sys.stderr)
     rows = []
     for case in Bar(cases, unit="case"):
         rows += measure_case(case, variants, remats, args.repeats if case.tokens <= args.run_to else 0)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tim_jax.codecs import configs, hub, tensors
+from tim_jax.codecs import configs, tensors
+from tim_jax.system import hub
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")

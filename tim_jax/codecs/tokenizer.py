@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
-from tim_jax.codecs import hub
+from tim_jax.system import hub
 
 FILE = "tokenizer.model"
 SHOWN = 60  # characters of a prompt that an error shows

@@ -1,19 +1,20 @@
 """From a configuration to a run: the one place that reads a configuration whole."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config import values
+from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.keys import check_keys
-from tim_jax.config.loading import load
-from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention
+from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
@@ -21,6 +22,7 @@ from tim_jax.config.sections import check_unused, read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.networks import TiM
 from tim_jax.training import names, sharding
+from tim_jax.training.mesh import AUTO, choose_fsdp, make_mesh
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
 from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
@@ -39,7 +41,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     Raises:
         ValueError: one line, "KEY is VALUE; it must …".
     """
-    config, default = _checked(config)
+    config, default = _checked(config, devices)
     data, loader, codecs = (
         read(DataSettings, config.data),
         read(LoaderSettings, config.loader),
@@ -52,22 +54,30 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
         settings.check()
     optimizer = optimizer.following(training.steps)
     check_emas(config.ema)
-    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+    devices = jax.devices() if devices is None else devices
+    mesh = make_mesh(config.mesh.to_dict(), devices)
     check_tokens("data.height, data.width are", (data.height, data.width), config.model.patch_size, mesh)
 
     transport = make_transport(config)
     objective = make_objective(config, transport, sharding.batch_shards(mesh))
     check_teacher(config, default, objective)
     network = make_network(config, objective)
+    init = initialiser(config, network)
+    if config.mesh.fsdp == AUTO:  # examples lie on as many devices whatever is chosen
+        mesh = _with_chosen_fsdp(config, devices, network, init)
     warn_of_attention(network, mesh)
+    warn_of_whole_parameters(network, mesh)
     batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple
+    if data.batch_size == automatic.AUTO:
+        config.data.batch_size = automatic.batch_size(config, mesh.devices.ravel().tolist(), batch_multiple)
+        data = dataclasses.replace(data, batch_size=config.data.batch_size)
     check_batch_size(data, mesh, optimizer, objective)
     run = Run(
         config=config,
         mesh=mesh,
         network=network,
         transport=transport,
-        trainer=_trainer(config, network, objective, optimizer, mesh),
+        trainer=_trainer(config, network, init, objective, optimizer, mesh),
         data=data,
         loader=loader,
         codecs=codecs,
@@ -86,12 +96,13 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     return run
 
 
-def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
+    config = plugins.with_keys(ConfigDict(config.to_dict()))
     check_keys(config)
-    config = values.checked(config)
-    default = load("base").get_config()
+    config = automatic.without_data(automatic.with_size(values.checked(config), devices))
+    default = plugins.base_config(config.plugin)
     default.objective.name, default.transport.name = config.objective.name, config.transport.name
     config, default = resolved(config), resolved(default)
     check_unused(config, default)
@@ -100,11 +111,27 @@ def _checked(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     return config, default
 
 
+def _with_chosen_fsdp(
+    config: ConfigDict, devices: Sequence[jax.Device], network: TiM, init: Callable[[jax.Array], Any]
+) -> Mesh:
+    """The mesh of a configuration whose `mesh.fsdp` is chosen."""
+
+    def parameters() -> int:
+        return sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
+
+    sizes = config.mesh.to_dict()
+    return make_mesh(sizes, devices, choose_fsdp(sizes, devices, network.width, parameters))
+
+
 def _trainer(
-    config: ConfigDict, network: TiM, objective: Objective, optimizer: OptimizerSettings, mesh: Any
+    config: ConfigDict,
+    network: TiM,
+    init: Callable[[jax.Array], Any],
+    objective: Objective,
+    optimizer: OptimizerSettings,
+    mesh: Mesh,
 ) -> Trainer:
     """The compiled pieces of a run."""
-    init = initialiser(config, network)
     by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
     def step(network: TiM) -> StepSettings:

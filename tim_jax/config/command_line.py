@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tim_jax.config import keys, loading
-from tim_jax.system import logs
 from tim_jax.system.user_errors import ArgumentParser, nearest
 from tim_jax.system.user_errors import failures as failures
 from tim_jax.system.user_errors import user_errors as user_errors
@@ -35,12 +34,17 @@ class Parser(ArgumentParser):
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """(arguments, {"section.key": text} overrides). Keys are looked up, values are not."""
-        logs.install()
         words, overrides = self._split(sys.argv[1:] if argv is None else argv)
         args = self.parse_args(words)
         with user_errors():
-            keys.check_given(overrides, keys.known_keys() if overrides else ())
+            keys.check_given(self._of_package(args, overrides), keys.known_keys() if overrides else ())
         return args, overrides
+
+    def _of_package(self, args: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
+        """The keys that must be those of the package: those of `objective` may be a plugin's, which runs later."""
+        name = getattr(args, "config", None)
+        own = "plugin" in overrides or (name and loading.folder() not in loading.find(name).parents)
+        return [key for key in overrides if not (own and key.startswith("objective."))]
 
     def _split(self, argv: list[str]) -> tuple[list[str], dict[str, str]]:
         """(words, overrides), which are written KEY=VALUE or KEY VALUE."""

@@ -42,7 +42,9 @@ def check_given(given: Iterable[str], known: Collection[str]) -> None:
 
 def check_keys(config: ConfigDict) -> None:
     """Raises ValueError for a key that configs/base.py does not have, with the right one, or a missing one."""
-    known = set(known_keys())
+    from tim_jax.config import plugins
+
+    known = set(flatten(plugins.base_config(config.get("plugin", ()))))
     given = flatten(config)
     for key in given:
         if key not in known and key.split(".")[0] not in FREE:
@@ -104,7 +106,9 @@ def identity(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     """A recorded configuration by today's names, with the values that keys which have come since stand for in it."""
-    defaults = flatten(json.loads(loading.load("base").get_config().to_json()))
+    from tim_jax.config import plugins
+
+    defaults = flatten(json.loads(plugins.base_config(recorded.get("plugin", ())).to_json()))
     given = renames.renamed(flatten(recorded))
     missing = {key: value for key, value in defaults.items() if key.split(".")[0] not in FREE}
     return nested(missing | given) | {name: recorded.get(name, {}) for name in FREE}
@@ -122,6 +126,9 @@ def with_recorded_schedule(recorded: dict[str, Any], config: ConfigDict) -> Conf
 
 def compare_identity(recorded: dict[str, Any], config: ConfigDict, workdir: Any) -> None:
     """Raises ValueError, naming the first key that differs, if a workdir's recorded configuration is another run's."""
+    from tim_jax.config import recorded_plugins
+
+    recorded_plugins.compare(recorded.get("plugin", ()), config.plugin, workdir)
     before, now = identity(recorded), json.loads(json.dumps(identity(config)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tim_jax.networks import SIZES, TiM
+from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
@@ -24,15 +24,15 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
     Raises ValueError, naming the key.
     """
     model, data = config.model.to_dict(), config.data
-    size, dtype = model.pop("size"), model.pop("dtype")
-    for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES)):
+    network, size, dtype = (model.pop(name) for name in ("network", "size", "dtype"))
+    for name, value, known in (("network", network, NETWORKS), ("size", size, SIZES), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}")
     if model["condition"] == "class" and not 1 <= model["num_classes"] <= MAX_CLASSES:
         raise ValueError(
             f"model.num_classes is {model['num_classes']}; it must be at least 1, and at most {MAX_CLASSES}"
         )
-    return TiM(
+    return NETWORKS[network](
         **model | {name: model[name] or default for name, default in SIZES[size].items()},
         dtype=DTYPES[dtype],
         channels=data.channels,
@@ -79,6 +79,16 @@ def warn_of_attention(network: TiM, mesh: Mesh) -> None:
     device = mesh.devices.flat[0]
     if network.attention == "pallas" and not has_kernels(device, network.width // network.heads):
         warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
+
+
+def warn_of_whole_parameters(network: TiM, mesh: Mesh) -> None:
+    """Says so where `mesh.fsdp` cannot share parameters out."""
+    fsdp = mesh.shape["fsdp"]
+    if network.width % fsdp:
+        warn_once(
+            f"mesh.fsdp is {fsdp}; it does not divide the width of the network, {network.width}, and most parameters "
+            "stay whole on every device; without mesh.data and mesh.fsdp a size is chosen that does"
+        )
 
 
 @functools.cache

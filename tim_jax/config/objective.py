@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tim_jax.config.keys import check_left, flatten
 from tim_jax.config.sections import read
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES
@@ -101,7 +101,7 @@ def check_networks(objective: Objective, emas: Mapping[str, float]) -> None:
     known = ("online", *emas)
     names = {
         "objective.bootstrap.ema": (objective.bootstrap.ema, known),
-        "objective.velocity": (objective.velocity, ("data", "target", "head", "teacher", *known)),
+        "objective.velocity": (objective.velocity, (*VELOCITIES, *known)),
     }
     if objective.guidance.active:
         names["objective.guidance.ema"] = objective.guidance.ema, known

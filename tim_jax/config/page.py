@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tim_jax.config.keys import CHANGEABLE, IDENTITY
-from tim_jax.config.sections import SECTIONS, SEED, Key, Section, keys_of
+from tim_jax.config.sections import PLUGIN, SECTIONS, SEED, Key, Section, keys_of
 
 WIDTH = 120
 Comments = tuple[tuple[str, ...], str]  # those above a field, and the one beside it
@@ -22,7 +22,8 @@ Comments = tuple[tuple[str, ...], str]  # those above a field, and the one besid
 def page() -> str:
     """The text of configs/base.py."""
     lines = ["    config = ConfigDict()", ""]
-    lines += _assignment("seed", repr(SEED[0]), (), SEED[1]) + [""]
+    lines += _assignment("seed", repr(SEED[0]), (), SEED[1])
+    lines += _assignment("plugin", repr(PLUGIN[0]), (), PLUGIN[1]) + [""]
     for name, section in SECTIONS.items():
         lines += [*_comment(section.heading), f"    config.{name} = ConfigDict()", *_keys(name, section), ""]
     body = "\n".join([*lines, "    return config", ""])
@@ -38,7 +39,8 @@ def _head() -> str:
     ]
     text = (
         "Identity keys make a run what it is and may not change in a workdir: "
-        f"{', '.join(IDENTITY)}. Run keys may: {', '.join(run)}. A teacher may move, but must be the same checkpoint."
+        f"{', '.join(IDENTITY)}. Run keys may: {', '.join(run)}. A teacher may move, but must be "
+        "the same checkpoint, and a plugin the same code."
     )
     first = "Every key of a configuration, with its default and meaning. Other configurations start from here."
     written = "Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those."

@@ -52,6 +52,22 @@ class Section(NamedTuple):
 
 
 SEED = (0, "of initialisation, data order, noise, times and dropout")
+PLUGIN: tuple[tuple[str, ...], str] = (
+    (), "Python files of one's own that add to the tables of objectives, transports, samplers, …"
+)  # fmt: skip
+
+
+def objective_section() -> Section:
+    """The section `objective`, whose keys are the fields of all objectives that there are."""
+    return Section(
+        "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
+        tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
+        {"name": "tim"},
+        ("transport", "times", "teacher", "shards"),
+        placeholders=True,
+    )
+
+
 SECTIONS = {
     "data": Section("What is trained on. Examples are (height, width, channels) images in [-1, 1], or latents.",
                     (DataSettings,)),
@@ -72,13 +88,7 @@ SECTIONS = {
         {"name": "ot_fm", "sigma_d": 0.5},
         tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d")),
     ),
-    "objective": Section(
-        "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
-        tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
-        {"name": "tim"},
-        ("transport", "times", "teacher", "shards"),
-        placeholders=True,
-    ),
+    "objective": objective_section(),
     "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "
                        "like this run's.", (Teacher,)),
     "times": Section("The distribution of (t, r).", (Times,), placeholders=True),

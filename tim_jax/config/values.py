@@ -10,10 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.codecs.hub import SCHEME
 from tim_jax.config.keys import FREE
 from tim_jax.config.sections import SECTIONS, SEED, Section, keys_of
 from tim_jax.system import paths
+from tim_jax.system.hub import SCHEME
 
 MAX_WHOLE = 2**31  # whole numbers lie below it and not below its negative: those of devices have 32 bits
 SHOWN = 200  # characters of a value that an error shows
@@ -79,6 +79,8 @@ def read(key: str, text: str) -> Any:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         value = text
+    if key == "plugin" and isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
     if typing.get_origin(kind) is tuple and not isinstance(value, tuple | list | str):
         value = (value,)
     return conformed(key, value, kind)
@@ -157,10 +159,15 @@ def type_of(key: str) -> Any:
 @functools.cache
 def types() -> dict[str, Any]:
     """The types of all keys but those of FREE sections, by "section.key"."""
-    found: dict[str, Any] = {"seed": type(SEED[0])}
+    found: dict[str, Any] = {"seed": type(SEED[0]), "plugin": tuple[str, ...]}
     for name, section in SECTIONS.items():
-        found |= _types(f"{name}.", section.kinds, section)
+        found |= types_of(name, section.kinds)
     return found
+
+
+def types_of(section: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """The types of the keys that dataclasses define in a section, by "section.key"."""
+    return _types(f"{section}.", kinds, SECTIONS[section])
 
 
 def _types(prefix: str, kinds: tuple[type, ...], section: Section) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Fitting:
     enlarge: bool = False
     resize: bool = True
 
+    def check(self) -> None:
+        """Raises ValueError for a share outside [0, 1)."""
+        if not 0 <= self.max_cropped < 1:
+            raise ValueError(f"data.buckets.max_cropped is {self.max_cropped}; it must lie in [0, 1)")
+
 
 def check_table(table: tuple[Shape, ...], grid: Grid) -> tuple[Shape, ...]:
     """Checks a table of bucket shapes.

@@ -2,7 +2,8 @@
 
 A class folder may hold further folders, whose images are of its class. Folders without images are no classes, and
 neither are those that are hidden or that systems leave behind. The class folders may lie in folders that are named by
-parts of the data (see splits.py); then a class is one of any part, so that labels mean the same in all of them.
+parts of the data (see splits.py); then a class is one of any part, so that labels mean the same in all of them. Images
+that lie in no class folder, where there are none, are one class.
 """
 
 import dataclasses
@@ -36,16 +37,16 @@ def folders_in(folder: epath.Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not is_junk(path.name) and path.is_dir())
 
 
-def parts_in(at: Location) -> dict[str, str]:
+def parts_in(at: Location, flat: bool = False) -> dict[str, str]:
     """{part: name of its folder} where class folders lie in folders named by parts; otherwise {}.
 
-    Raises ValueError for folders named by several parts that hold images and no class folders.
+    Where `flat`, folders named by several parts need no class folders; otherwise raises ValueError for such ones.
     """
     names = folders_in(at.root)
     found = {split: name for name in names if (split := splits.split_of_folder(name))}
     if not found or len(found) < len(names):
         return {}
-    if any(folders_in(at.root / name) for name in found.values()):
+    if flat and len(found) > 1 or any(folders_in(at.root / name) for name in found.values()):
         return found
     if len(found) > 1:
         raise ValueError(
@@ -78,21 +79,24 @@ class Walk:
     folders: dict[str, list] = dataclasses.field(default_factory=dict)
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def files(self, root: epath.Path, name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    def files(self, root: epath.Path, name: str, above: tuple[str, ...] = (), deeper: bool = True) -> Iterator[str]:
         """The files of a folder and of the folders within it, from the root.
 
         Args:
             root: of all class folders.
-            name: of the folder, from the root.
+            name: of the folder, from the root; "" for the root itself.
             above: where the folders that lead to it really are: one that is met again is not entered.
+            deeper: whether folders within it are entered.
         """
         here = os.path.realpath(root / name) if files.is_local(root) else name
         if here in above:
             return
         for entry, is_folder in _entries(root / name, self.endings):
-            path = f"{name}/{entry}"
+            path = f"{name}/{entry}" if name else entry
             if is_junk(entry):
                 self.left_out["hidden folders" if is_folder else "hidden files"] += 1
+            elif is_folder and not deeper:
+                self.left_out["folders without examples"] += 1
             elif is_folder:
                 self.folders[path] = list(stamp(root / path))
                 yield from self.files(root, path, (*above, here))
@@ -102,12 +106,13 @@ class Walk:
                 self.left_out[f"{PurePosixPath(entry).suffix.lower() or 'other'} files"] += 1
 
 
-def index_folder(at: Location, endings: tuple[str, ...]) -> tuple[str, str]:
+def index_folder(at: Location, endings: tuple[str, ...], flat: bool = False) -> tuple[str, str]:
     """Lists all files in class folders, once for each state of the folders.
 
     Args:
         at: its path holds the class folders, and the list is written below its directory.
         endings: of the files that count, in lower case.
+        flat: whether files in no class folder are listed, as of one class, where class folders have none.
 
     Returns:
         The folder that holds the class folders of `at.split`, and the folder of the table of its files.
@@ -115,12 +120,14 @@ def index_folder(at: Location, endings: tuple[str, ...]) -> tuple[str, str]:
     Raises:
         ValueError: there is no such part, there are no class folders, or no such files in them.
     """
-    parts = parts_in(at)
+    parts = parts_in(at, flat)
     split = splits.own_split(at, parts or (splits.TRAIN,))
     root = at.root / parts[split] if parts else at.root
     roots = [at.root / name for name in parts.values()] or [root]
     state = [(str(r), name, *stamp(r / name)) for r in roots for name in folders_in(r)]
     if not any(r == str(root) for r, *_ in state):
+        if flat:
+            return str(root), str(_flat_index(at, root, endings))
         raise ValueError(f"{at.key} is {at.path!r}; it must hold one folder per class")
     name = f"files-{digest('files 2', str(root), state, endings)}"
     folders = (epath.Path(at.directory).expanduser() / f"{name}-{k}" for k in itertools.count())
@@ -131,8 +138,29 @@ def index_folder(at: Location, endings: tuple[str, ...]) -> tuple[str, str]:
     elif not files.is_local(root):
         logging.info("%s has the files of %s as of its first use; delete it if files came or went since", folder, root)
     if not len(tables.Table(folder)["label"]):
+        if flat:
+            return str(root), str(_flat_index(at, root, endings))
         raise ValueError(f"{at.key} is {at.path!r}; its class folders must hold files that end in {', '.join(endings)}")
     return str(root), str(folder)
+
+
+def _flat_index(at: Location, root: epath.Path, endings: tuple[str, ...]) -> epath.Path:
+    """The table of the files that lie in `root` itself, as of one class that is called as `at.root` is.
+
+    Raises ValueError if there are none.
+    """
+    state = digest(stamp(root))
+    folder = epath.Path(at.directory).expanduser() / f"files-{digest('flat 1', str(root), state, endings)}"
+    if not tables.exists(folder):
+        walk = Walk(endings)
+        found = list(walk.files(root, "", deeper=False))
+        if not found:
+            raise ValueError(
+                f"{at.key} is {at.path!r}; it must hold files that end in {', '.join(endings)}, in one folder per "
+                "class or all in one folder"
+            )
+        _write_table(folder, {at.root.name: found}, [at.root.name], walk, state)
+    return folder
 
 
 def _is_fresh(folder: epath.Path, root: epath.Path) -> bool:
@@ -161,6 +189,11 @@ def _write_index(
             walk.left_out["hidden folders" if is_folder else "hidden files"] += 1
         elif not is_folder and entry.lower().endswith(endings):
             walk.left_out["files outside class folders"] += 1
+    _write_table(folder, found, classes, walk, state)
+
+
+def _write_table(folder: epath.Path, found: dict[str, list[str]], classes: list[str], walk: Walk, state: str) -> None:
+    """Writes the table of the files found by class."""
     with tables.writing(folder, **COLUMNS) as writer:
         for label, name in enumerate(classes):
             for file in found.get(name, ()):

@@ -133,8 +133,7 @@ class Bucketing:
             )
         if not 1 <= self.max_buckets <= MAX_BUCKETS:
             raise ValueError(f"data.buckets.max_buckets is {self.max_buckets}; it must be 1 to {MAX_BUCKETS}")
-        if not 0 <= self.fitting.max_cropped < 1:
-            raise ValueError(f"data.buckets.max_cropped is {self.fitting.max_cropped}; it must lie in [0, 1)")
+        self.fitting.check()
         if self.tokens < 0 or (not self.tokens and self.batch_size < 1):
             raise ValueError(
                 f"data.buckets.tokens is {self.tokens}; it must be above 0, or 0 with a data.batch_size above 0, which "

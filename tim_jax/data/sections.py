@@ -8,7 +8,10 @@ EMBEDDED = ("digits", "photos")  # sources that need no path
 MAX_BATCH = 10**7
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),
-    ("data.path",): ("data.source is embedded", lambda c: c.data.source in EMBEDDED),
+    ("data.path",): (
+        "data.source is embedded (--config=own_images is for images of your own)",
+        lambda c: c.data.source in EMBEDDED,
+    ),
     ("data.images",): (
         "data.source is not 'latents', data.mixture names the sources, or data.features_width is 0",
         lambda c: c.data.source != "latents" or c.data.mixture or not c.data.features_width,
@@ -18,7 +21,7 @@ UNUSED = {
         "data.buckets.table is given",
         lambda c: c.data.buckets.table,
     ),
-    tuple(f"data.buckets.{key}" for key in ("max_buckets", "keep_rare", "tokens", "max_cropped", "enlarge")): (
+    ("data.buckets.max_buckets", "data.buckets.keep_rare", "data.buckets.tokens"): (
         "data.buckets.table and data.buckets.area are empty",
         lambda c: not c.data.buckets.table and not c.data.buckets.area,
     ),
@@ -35,8 +38,9 @@ class BucketSettings:
     max_buckets: int = MAX_BUCKETS  # number of buckets that are made, at most
     keep_rare: bool = False  # make them so small that shapes too rare for a batch fit too, or else leave these out
     tokens: int = 0  # of a global batch, which sets its size by bucket; 0: data.batch_size for any bucket
+    # Of height × width as of buckets:
     max_cropped: float = 0.5  # images that would lose a larger share of their area are not used
-    enlarge: bool = False  # use images that are too small for every bucket
+    enlarge: bool = False  # use images that are too small for every shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +52,23 @@ class DataSettings:
     # of the images that "latents" were made of, in the same class folders: codecs.image_encoder makes features of them
     images: str = ""
     split: str = "train"  # the part that is trained on
-    held_out_share: float = 0.0  # share of "train" that is a part "held_out" instead, chosen by a hash of names
+    # share of "train" that is a part "held_out" instead, chosen by a hash of names; -1: 0.05, or 0 where the data has
+    # parts of its own, chosen at the first start
+    held_out_share: float = 0.0
     mixture: tuple[tuple[str, str, float], ...] = ()  # in place of one source: ((source, path, weight), …)
-    height: int = 8  # of every example; with buckets, of samples that no other size is requested for
-    width: int = 8
+    # of every example; with buckets, of samples that no other size is requested for; -1: 32 on CPUs and 64 elsewhere,
+    # chosen at the first start
+    height: int = 8
+    width: int = 8  # -1: as height
     channels: int = 1
-    batch_size: int = 256  # of a global batch, over all devices; unused where buckets.tokens is given
+    # of a global batch, over all devices; unused where buckets.tokens is given; -1: what suits the devices, chosen at
+    # the first start
+    batch_size: int = 256
     flip: float = 0.0  # share of examples that are mirrored
     random_crop: bool = False  # crop anywhere, not in the middle
     # Native resolution: shapes (height, width) of examples; an image goes to the nearest aspect ratio, is resized to
-    # cover it and cropped. Neither table nor area: all examples are height × width.
+    # cover it and cropped. Neither table nor area: all examples are height × width, resized and cropped alike. Latents
+    # are not resized.
     buckets: BucketSettings = BucketSettings()
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
@@ -76,7 +87,7 @@ class DataSettings:
             condition: of the network, `model.condition`.
         """
         for name in ("height", "width", "channels", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and (name, getattr(self, name)) != ("batch_size", -1):
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size > MAX_BATCH:
             raise ValueError(f"data.batch_size is {self.batch_size}; it must be at most {MAX_BATCH}")

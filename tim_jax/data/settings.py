@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 
 from tim_jax.data.bad_records import check_share
-from tim_jax.data.buckets import Fitting, Grid, Shape
+from tim_jax.data.buckets import TOO_MUCH_CROPPED, TOO_SMALL, Fitting, Grid, Shape, assign
 from tim_jax.data.fit import Augmentation
 from tim_jax.data.plan import Bucketing, BucketPlan, make_plan, one_bucket
 from tim_jax.data.sections import DataSettings, LoaderSettings
-from tim_jax.data.sizes import read_sizes
+from tim_jax.data.sizes import Sizes, read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
@@ -37,6 +37,7 @@ class Inputs:
         num_classes: see Location.
         captions: see Location.
         bucketing: how buckets are made; None for none.
+        fitting: how images are brought to `shape`, where there are no buckets.
         augmentation: how examples are varied.
         directory: the folder that embedded data, indices and plans are written to.
         max_bad_share: the share of bad records that a run may have.
@@ -57,6 +58,7 @@ class Inputs:
     num_classes: int = 0
     captions: bool = True
     bucketing: Bucketing | None = None
+    fitting: Fitting = Fitting()
     augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
     max_bad_share: float = 0.01
@@ -96,6 +98,8 @@ class Inputs:
             ValueError: a value is not allowed, or values exclude each other.
         """
         side, buckets, bucketing = side * factor, data.buckets, None
+        fitting = Fitting(max_cropped=buckets.max_cropped, enlarge=buckets.enlarge)
+        fitting.check()
         table = tuple((int(h) * factor, int(w) * factor) for h, w in buckets.table)
         if table or buckets.area:
             bucketing = Bucketing(
@@ -106,7 +110,7 @@ class Inputs:
                 tokens=buckets.tokens,
                 batch_size=data.batch_size,
                 grid=Grid(side, tokens_multiple, batch_multiple),
-                fitting=Fitting(max_cropped=buckets.max_cropped, enlarge=buckets.enlarge),
+                fitting=fitting,
             )
             bucketing.check()
         augmentation = Augmentation(data.flip, data.random_crop, side)
@@ -124,6 +128,7 @@ class Inputs:
             num_classes=num_classes,
             captions=captions,
             bucketing=bucketing,
+            fitting=fitting,
             augmentation=augmentation,
             directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
             max_bad_share=loader.max_bad_share,
@@ -143,50 +148,73 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         ValueError: there is no such source, or its examples do not fit the settings.
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
-    source = _open(settings, settings.split if split is None else split)
-    height, width, channels = source.image_shape
-    key = settings.section
+    source = open_split(settings, settings.split if split is None else split)
+    channels, key = source.image_shape[-1], settings.section
     if channels != settings.channels:
         raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")
-    if settings.bucketing is None:
-        shape = (height, width) if height and width else _common_size(source, settings)
-        for name, wanted, found in zip(("height", "width"), settings.shape, shape, strict=True):
-            if wanted != found:
-                value, right = wanted // settings.factor, f"{found / settings.factor:g}"
-                raise ValueError(f"data.{name} is {value}; it must be {right} for {key}.source {source.name}")
-        return source, one_bucket(source, settings.batch_size, shape)
     sizes = read_sizes(source, settings.directory)
     check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
+    if settings.bucketing is None:
+        return source, _plan_of_one_shape(source, sizes, settings)
     fitting = dataclasses.replace(settings.bucketing.fitting, resize=not source.latents)
     how = dataclasses.replace(settings.bucketing, fitting=fitting)
     return source, make_plan(source, sizes, how, settings.directory)
 
 
-def _common_size(source: Source, settings: Inputs) -> Shape:
-    """The (height, width) that all examples of a source have which does not say so itself, by their headers.
+def _plan_of_one_shape(source: Source, sizes: Sizes, settings: Inputs) -> BucketPlan:
+    """One bucket of `settings.shape`, with all examples that can be brought to it.
 
     Raises:
-        ValueError: they differ, or none can be used.
-        TooManyBadRecords: more headers than max_bad_share show bad records.
+        ValueError: there is none, or they are of another size and cannot be resized.
     """
-    sizes = read_sizes(source, settings.directory)
-    check_share(sizes.bad, len(source), settings.max_bad_share, sizes.listed)
-    usable = np.asarray(sizes.height) > 0
-    ranges = [
-        (int(side[usable].min()), int(side[usable].max())) for side in (sizes.height, sizes.width) if usable.any()
-    ]
-    if not ranges:
+    usable = np.flatnonzero(np.asarray(sizes.height) > 0) if sizes.bad else slice(None)
+    heights, widths = np.asarray(sizes.height[usable]), np.asarray(sizes.width[usable])
+    if not len(heights):
         raise ValueError(f"{settings.section}.source is {source.name}; it must have an example that can be used")
-    (height, highest), (width, widest) = ranges
-    if (height, width) != (highest, widest):
-        raise ValueError(
-            f"data.buckets.area is 0; it must be given, or data.buckets.table, as the images of {source.name} differ "
-            f"in size: from {height} to {highest} high, from {width} to {widest} wide"
+    if (heights == settings.shape[0]).all() and (widths == settings.shape[1]).all():
+        return one_bucket(source, settings.batch_size, settings.shape)
+    how = Bucketing(table=(settings.shape,), batch_size=settings.batch_size, fitting=settings.fitting)
+    bucket, _ = assign(heights, widths, how.table, how.fitting)
+    if source.latents or source.paired_noise or not (bucket >= 0).any():
+        raise ValueError(_does_not_fit(source, settings, heights, widths, bucket))
+    plan = make_plan(source, sizes, how, settings.directory)
+    # The size of a batch is as given, also where there are fewer examples than that.
+    buckets = tuple(dataclasses.replace(one, batch_size=settings.batch_size) for one in plan.buckets)
+    return dataclasses.replace(plan, buckets=buckets)
+
+
+def _does_not_fit(source: Source, settings: Inputs, heights: np.ndarray, widths: np.ndarray, bucket: np.ndarray) -> str:
+    """What to say where no example of these sizes can be brought to `settings.shape`, with what to type instead."""
+    factor = settings.factor
+    height, width = (f"{side / factor:g}" for side in settings.shape)
+    said = f"data.height, data.width are {height}, {width}; they must"
+    sides = [(int(side.min()) / factor, int(side.max()) / factor) for side in (heights, widths)]
+    if source.latents or source.paired_noise:
+        what = "latents" if source.latents else "pairs"
+        if any(low < high for low, high in sides):
+            (low, high), (narrow, wide) = sides
+            return (
+                f"{said} be those of all examples, and those of {source.name} are from {low:g} to {high:g} high and "
+                f"from {narrow:g} to {wide:g} wide; {what} are not resized: add "
+                f"--config.data.buckets.area={int(high * wide)} for buckets"
+            )
+        (right, _), (wide, _) = sides
+        return (
+            f"{said} be {right:g}, {wide:g} for {settings.section}.source {source.name}, as {what} are not resized: "
+            f"add --config.data.height={right:g} --config.data.width={wide:g}"
         )
-    return height, width
+    if (bucket == TOO_SMALL).sum() < (bucket == TOO_MUCH_CROPPED).sum():
+        return (
+            f"{said} be nearer to the aspect ratios of {source.name}, all of whose images would lose more than "
+            f"data.buckets.max_cropped of their area: add --config.data.buckets.max_cropped=0.9"
+        )
+    return (
+        f"{said} be smaller, as no image of {source.name} is as large: the largest are {sides[0][1]:g} high and "
+        f"{sides[1][1]:g} wide; to enlarge them add --config.data.buckets.enlarge=True"
+    )
 
 
-def _open(settings: Inputs, split: str) -> Source:
+def open_split(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,

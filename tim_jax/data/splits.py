@@ -28,8 +28,16 @@ IN_FILE_NAME = re.compile(rf"(?:^|[-_. ])({'|'.join(sorted(NAMES, key=len, rever
 CHUNK = 2**16
 
 
+class NoFiles(ValueError):
+    """There are no files of the kind that the data is to have."""
+
+
 class UnknownSplit(ValueError):
     """The data has no part of that name."""
+
+
+class NothingToHoldOut(ValueError):
+    """A share is to be held out of data that has parts of its own, or too few examples."""
 
 
 def own_split(at: Location, own: Collection[str] = (TRAIN,)) -> str:
@@ -41,11 +49,11 @@ def own_split(at: Location, own: Collection[str] = (TRAIN,)) -> str:
 
     Raises:
         UnknownSplit: there is no such part.
-        ValueError: a share is to be held out of data that has a part "held_out", or none to take it from.
+        NothingToHoldOut: a share is to be held out of data that has a part "held_out", or none to take it from.
     """
     what = at.path or "this source"
     if at.held_out_share and (HELD_OUT in own or TRAIN not in own):
-        raise ValueError(
+        raise NothingToHoldOut(
             f"data.held_out_share is {at.held_out_share}; it must be 0, as {what} has the parts {', '.join(own)}"
         )
     names = (*own, HELD_OUT) if at.held_out_share else tuple(own)
@@ -91,13 +99,14 @@ def files_of_split(at: Location, endings: tuple[str, ...]) -> list[epath.Path]:
         endings: of the files that count, in lower case.
 
     Raises:
-        ValueError: there are no files, or no such part.
+        NoFiles: there are none.
+        ValueError: there is no such part.
     """
     found = _files_by_split(at, at.root, endings)
     if not found and (at.root / "data").is_dir():
         found = _files_by_split(at, at.root / "data", endings)
     if not found:
-        raise ValueError(f"{at.key} is {at.path!r}; it must hold files that end in {' or '.join(endings)}")
+        raise NoFiles(f"{at.key} is {at.path!r}; it must hold files that end in {' or '.join(endings)}")
     if found.keys() == {""}:
         own_split(at)
         return found[""]
@@ -130,7 +139,7 @@ def part_of(source: Source, at: Location) -> Source:
         at: names the part and the share; the table of the part's examples is written below its directory.
 
     Raises:
-        ValueError: the part is empty.
+        NothingToHoldOut: the part is empty.
     """
     if not at.held_out_share or at.split not in (TRAIN, HELD_OUT):
         return source
@@ -146,7 +155,7 @@ def part_of(source: Source, at: Location) -> Source:
                 progress.update(stop - start)
     part = Part(source, str(folder), at.split, at.held_out_share)
     if not len(part):
-        raise ValueError(
+        raise NothingToHoldOut(
             f"data.held_out_share is {at.held_out_share}; it must leave something to {at.split!r}, and of the "
             f"{len(source)} examples of {source.name} none is in it"
         )

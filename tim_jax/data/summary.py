@@ -1,17 +1,22 @@
 """Bucket plans to look at: as one line, as a table, and as pictures of the buckets and of their first batches."""
 
 import math
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tim_jax import data
+from tim_jax.system import tiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADINGS = ("bucket", "images", "batch", "tokens", "steps/epoch", "cropped %")
 NAMED = 24  # labels that are listed with their names
-SHEET = 1024  # pixels of a contact sheet's longer side, approximately
+LINE = 90  # characters in a line of a picture's title
 
 
 def table(plan: data.BucketPlan, side: int) -> list[tuple[str, ...]]:
@@ -75,9 +80,11 @@ def layout(lines: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.Figure:
+def picture(plan: data.BucketPlan, side: int, title: str) -> "Figure":
     """Draws a plan: the shapes of the buckets with their share of the images, and the table."""
-    figure = matplotlib.figure.Figure(figsize=(11, max(4.5, 1.2 + 0.28 * len(plan.buckets))), layout="constrained")
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(11, max(4.5, 1.5 + 0.24 * len(plan.buckets))), layout="constrained")
     shapes, text = figure.subplots(1, 2, width_ratios=(2, 3))
     total = plan.images()
     for bucket in plan.buckets:
@@ -85,12 +92,15 @@ def picture(plan: data.BucketPlan, side: int, title: str) -> matplotlib.figure.F
         shapes.scatter(bucket.width, bucket.height, s=2000 * share + 8, color="tab:blue", alpha=0.5)
     longest = 1.15 * max(max(bucket.shape) for bucket in plan.buckets)
     shapes.plot([0, longest], [0, longest], color="0.8", linewidth=1, zorder=0)
-    shapes.set(xlim=(0, longest), ylim=(0, longest), xlabel="width", ylabel="height", aspect="equal", title=title)
+    shapes.set(xlim=(0, longest), ylim=(0, longest), xlabel="width", ylabel="height", aspect="equal")
+    figure.suptitle(textwrap.fill(title, LINE))
+    shapes.set_anchor("N")
     text.axis("off")
     cells = text.table(cellText=table(plan, side), colLabels=HEADINGS, loc="upper center", cellLoc="right")
     cells.auto_set_font_size(False)
     cells.set_fontsize(8)
     cells.auto_set_column_width(range(len(HEADINGS)))
+    cells.scale(1, 1.25)
     return figure
 
 
@@ -104,22 +114,33 @@ def first_steps(order: data.Order) -> list[int]:
     return [found[bucket] for bucket in range(len(found))]
 
 
-def contact_sheet(batch: dict[str, np.ndarray], title: str) -> Image.Image:
-    """Draws the examples of a batch side by side, on a nearly square sheet; of latents three channels, scaled."""
+def contact_sheet(batch: dict[str, np.ndarray], title: str, names: tuple[str, ...] = ()) -> Image.Image:
+    """Draws the examples of a batch on a nearly square sheet, each with its caption or the name of its label.
+
+    Args:
+        batch: as in training; of latents three channels are drawn, scaled.
+        title: drawn above.
+        names: of labels; () or a single one for none.
+    """
     x = batch["x"]
     if x.shape[-1] not in (1, 3):
         x = x[..., :3] / max(1e-6, float(np.abs(x[..., :3]).max()))
     x = np.repeat(x, 3, -1) if x.shape[-1] == 1 else x
     count, height, width, _ = x.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))
-    zoom = max(1, SHEET // (columns * width))
-    lines = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width * zoom + 2) + 2, lines * (height * zoom + 2) + 18), "white")
-    ImageDraw.Draw(sheet).text((4, 3), title, fill="black")
-    for i, image in enumerate(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)):
-        shown = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-        sheet.paste(shown, (2 + i % columns * (width * zoom + 2), 18 + i // columns * (height * zoom + 2)))
-    return sheet
+    shown = list(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8))
+    rows = [shown[start : start + columns] for start in range(0, count, columns)]
+    return tiles.sheet(rows, tile_labels=_tile_labels(batch, names), title=title)
+
+
+def _tile_labels(batch: dict[str, np.ndarray], names: tuple[str, ...]) -> list[str]:
+    """What is written below the examples of a batch: [] for nothing. Names that cannot be drawn are numbers."""
+    if "caption" in batch:
+        return [tiles.drawable(str(caption)) for caption in batch["caption"]]
+    if len(names) < 2:
+        return []
+    drawn = [name if tiles.drawable(name) == name else f"label {label}" for label, name in enumerate(names)]
+    return [drawn[label] for label in batch["label"].tolist()]
 
 
 def write(
@@ -143,5 +164,6 @@ def write(
     batches = data.global_batches(source, plan, seed, augmentation=augmentation)
     for bucket, step in zip(plan.buckets, first_steps(data.Order(plan, seed)), strict=True):
         written.append(folder / f"bucket-{bucket.height}x{bucket.width}.png")
-        contact_sheet(batches[step], f"{bucket.height}x{bucket.width}, step {step}").save(written[-1])
+        title = f"{bucket.height}x{bucket.width}, step {step}"
+        contact_sheet(batches[step], title, source.class_names).save(written[-1])
     return written

@@ -5,16 +5,21 @@ r > t. Nodes are noise levels from 0 (data) to 1 (noise), in which transports ca
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation.curves import COLOURS, MARKERS, save
+from tim_jax.evaluation import figures
 from tim_jax.system import files
 
 NAMES = ("diagnostics.json", "diagnostics_error.png", "diagnostics_tangent.png", "diagnostics_derivative.png")
+CELLS_WIDTH = 500  # of a heat map, in widths of a digit of one point
+SMALLEST_TEXT = 4.5  # points; with smaller ones the cells of a heat map have no numbers
+MAX_LINES = 17  # of a table in text
+MAX_LABELS = 10  # along a side of a heat map
 EXACT = "exact"  # stands in the place of a half step for forward mode in the type of computation
 
 
@@ -44,10 +49,59 @@ def relative(difference: np.ndarray, size: np.ndarray, by: str) -> np.ndarray:
     Returns:
         (n,) the root of the ratio for each group.
     """
-    t, r = pairs(len(size))
-    group = t - r if by == "interval" else t
-    sums = [np.bincount(group, values[t, r], len(size)) for values in (difference, size)]
+    sums = [by_group(values, by, np.sum) for values in (difference, size)]
     return np.sqrt(sums[0] / np.maximum(sums[1], np.finfo(float).tiny))
+
+
+def by_group(values: np.ndarray, by: str, reduce: Callable[[np.ndarray], np.floating]) -> np.ndarray:
+    """Returns (n,) what `reduce` makes of the pairs of one group in a matrix (n, n); see `relative` for `by`."""
+    t, r = pairs(len(values))
+    group = t - r if by == "interval" else t
+    return np.array([reduce(values[t, r][group == k]) for k in range(len(values))])
+
+
+def derivative(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Returns {"interval" or "time": {type: {half step or EXACT: (n,) relative errors of dF/dt}}}; see `write`."""
+    return {
+        by: {
+            dtype: {str(step): relative(matrix, found["square"], by) for step, matrix in steps.items()}
+            for dtype, steps in found["difference"].items()
+        }
+        for by in ("interval", "time")
+    }
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Returns the figures as two tables for a terminal, by time and by interval; at most MAX_LINES lines each.
+
+    Args:
+        found: what `write` takes.
+    """
+    levels, curves, text = np.asarray(found["levels"]), derivative(found), []
+    shown = range(0, len(levels), math.ceil(len(levels) / MAX_LINES))
+    firsts = {
+        "time": ("noise level of t (0 data, 1 noise)", "t"),
+        "interval": ("interval, noise level of t minus that of r (0: r = t)", "t - r"),
+    }
+    for by, (title, first) in firsts.items():
+        columns = {
+            first: levels,
+            "(F - F*)^2": by_group(found["error"], by, np.mean),
+            "|dF/dt|": np.sqrt(by_group(found["square"], by, np.mean)),
+        }
+        for dtype, steps in curves[by].items():
+            names = {step: "forward" if step == EXACT else f"eps {float(step):g}" for step in steps}
+            many = len(curves[by]) > 1
+            columns |= {f"{names[step]} {dtype}" if many else names[step]: each for step, each in steps.items()}
+        lines = [list(columns), *([f"{values[i]:.3g}" for values in columns.values()] for i in shown)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        text += [f"By {title}:", *table, ""]
+    text += [
+        "(F - F*)^2: mean squared error against the transition target. |dF/dt|: its root mean square.",
+        "Then relative errors of dF/dt by central differences of half step eps, against forward mode in float32.",
+    ]
+    return "\n".join(text)
 
 
 def write(found: Mapping[str, Any], folder: epath.Path) -> None:
@@ -61,13 +115,7 @@ def write(found: Mapping[str, Any], folder: epath.Path) -> None:
         folder: where the files are written.
     """
     levels = np.asarray(found["levels"])
-    curves = {
-        by: {
-            dtype: {str(step): relative(matrix, found["square"], by) for step, matrix in steps.items()}
-            for dtype, steps in found["difference"].items()
-        }
-        for by in ("interval", "time")
-    }
+    curves = derivative(found)
     shown = {name: value for name, value in found.items() if name not in ("square", "difference")}
     text = json.dumps(plain(shown | {"derivative": curves}), indent=2, allow_nan=False)
     files.replace(folder / NAMES[0], (text + "\n").encode())
@@ -99,31 +147,32 @@ def heat_map(values: np.ndarray, levels: np.ndarray, title: str, about: str, pat
         path: where the picture is written.
     """
     from matplotlib.colors import LogNorm  # slow to import
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(7.4, 6), layout="constrained")
+    figure = figures.new(7.4, 6)
     axes = figure.subplots()
     seen = values[np.isfinite(values) & (values > 0)]
     low, high = (seen.min(), seen.max()) if len(seen) else (0.1, 1.0)
-    norm = LogNorm(low, max(high, 1.001 * low))
+    high = max(high, 1.001 * low)
+    norm = LogNorm(low, high)
     image = axes.imshow(np.ma.masked_invalid(values.T), origin="lower", norm=norm, cmap="viridis")
-    for t, r in zip(*pairs(len(levels)), strict=True):
-        if np.isfinite(values[t, r]):
-            dark = values[t, r] <= 0 or norm(values[t, r]) < 0.6
-            text = f"{values[t, r]:.2g}"
-            axes.text(t, r, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
-    ticks = [f"{level:.3g}" for level in levels]
-    axes.set_xticks(range(len(levels)), ticks)
-    axes.set_yticks(range(len(levels)), ticks)
+    cells = [(t, r) for t, r in zip(*pairs(len(levels)), strict=True) if np.isfinite(values[t, r])]
+    texts = [f"{values[cell]:.2g}" for cell in cells]
+    size = min(7.5, CELLS_WIDTH / len(levels) / max(3, *map(len, texts)))
+    for (t, r), text in zip(cells, texts, strict=True):
+        if size < SMALLEST_TEXT:
+            break
+        dark = values[t, r] <= 0 or norm(values[t, r]) < 0.6
+        axes.text(t, r, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+    nodes = range(0, len(levels), math.ceil(len(levels) / MAX_LABELS))
+    axes.set_xticks(nodes, [f"{levels[node]:.3g}" for node in nodes])
+    axes.set_yticks(nodes, [f"{levels[node]:.3g}" for node in nodes])
     axes.set_xlabel("noise level of t, where the jump starts (0 data, 1 noise)")
     axes.set_ylabel("noise level of r, where it ends")
     axes.set_title(f"{title}\n{about}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    bar = figure.colorbar(image, shrink=0.85, format=FuncFormatter(lambda value, _: f"{value:g}"))
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    save(figure, path)
+    bar = figure.colorbar(image, shrink=0.85)
+    figures.few_ticks(bar.ax.yaxis, low, high)
+    figures.save(figure, path)
 
 
 def derivative_curves(curves: Mapping[str, Any], levels: np.ndarray, about: str, path: epath.Path) -> None:
@@ -136,9 +185,7 @@ def derivative_curves(curves: Mapping[str, Any], levels: np.ndarray, about: str,
         about: what was measured, for the title.
         path: where the picture is written.
     """
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = figures.new(11, 4.4)
     labels = {
         "interval": "interval: noise level of t minus that of r",
         "time": "noise level of t (0 data, 1 noise)",
@@ -148,9 +195,9 @@ def derivative_curves(curves: Mapping[str, Any], levels: np.ndarray, about: str,
         for dtype, steps in curves[by].items():
             dashes = "-" if dtype == "float32" else "--"
             for i, (step, values) in enumerate(steps.items()):
-                name = "forward mode" if step == EXACT else f"central difference, ε = {step}"
-                colour = "#555555" if step == EXACT else COLOURS[i % len(COLOURS)]
-                marker = "x" if step == EXACT else MARKERS[i % len(MARKERS)]
+                name = "forward mode" if step == EXACT else f"central difference, ε = {float(step):g}"
+                colour = "#555555" if step == EXACT else figures.COLOURS[i % len(figures.COLOURS)]
+                marker = "x" if step == EXACT else figures.MARKERS[i % len(figures.MARKERS)]
                 style = dict(color=colour, marker=marker, lw=1.6, ms=5)
                 axes.plot(levels, values, dashes, label=f"{name}, {dtype}", **style)
         axes.set_yscale("log")
@@ -158,8 +205,8 @@ def derivative_curves(curves: Mapping[str, Any], levels: np.ndarray, about: str,
         axes.set_title(f"by {by}", fontsize=10)
         axes.grid(color="#dddddd", lw=0.7, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
+    figures.few_ticks(panels[0].yaxis, *panels[0].get_ylim())  # which the panels share
     panels[0].set_ylabel("relative error of dF/dt")
     figure.suptitle(f"dF/dt against forward mode in float32, {about}", fontsize=11)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
-    save(figure, path)
+    figures.legend_below(figure, *panels[0].get_legend_handles_labels())
+    figures.save(figure, path)

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from tim_jax.evaluation import statistics
 from tim_jax.evaluation.statistics import Statistics
@@ -35,6 +34,8 @@ def factor(covariance: np.ndarray) -> np.ndarray:
     Returns:
         L (d, rank) with L Lᵀ = covariance up to rounding.
     """
+    import scipy.linalg  # slow to import
+
     lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
     found = np.empty((len(covariance), rank))
     found[pivots - 1] = np.tril(lower)[:, :rank]
@@ -55,6 +56,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     With Σ = L Lᵀ the last trace is the sum of the singular values of L₁ᵀL₂: real, and accurate for singular
     covariances, where the root of the product Σ₁Σ₂ is not. Raises ValueError for different widths.
     """
+    import scipy.linalg  # slow to import
+
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature widths {len(a.mean)} and {len(b.mean)}: a distance needs equal widths")
     product = a.factor.T @ b.factor

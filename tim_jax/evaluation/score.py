@@ -1,7 +1,6 @@
 """The Inception score (Salimans et al. 2016): exp of the mean Kullback–Leibler divergence of p(y | x) from p(y)."""
 
 import numpy as np
-import scipy.special
 
 from tim_jax.evaluation.summaries import Splits
 
@@ -15,6 +14,8 @@ def inception_score(splits: Splits) -> float:
 
     and lies between 1 and the number of classes.
     """
+    import scipy.special  # slow to import
+
     counts = splits.counts[splits.counts > 0]
     means = splits.sums[splits.counts > 0] / counts[:, None]
     within = splits.negentropies[splits.counts > 0] / counts

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from tim_jax.evaluation import statistics
 
@@ -60,6 +59,8 @@ def splits_of(logits: np.ndarray, places: np.ndarray) -> Splits:
     Returns:
         The Splits, of which those before the first image are empty.
     """
+    import scipy.special  # slow to import
+
     logs = scipy.special.log_softmax(statistics.finite(logits), axis=1)
     probabilities, split = np.exp(logs), np.asarray(places) // SPLIT
     value = Splits(*(np.zeros((split.max() + 1, *more)) for more in ((), (logs.shape[1],), ())))

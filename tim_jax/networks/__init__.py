@@ -22,10 +22,12 @@ from tim_jax.networks.tim import TiM
 
 __all__ = ["NETWORKS", "SIZES", "TiM"]
 
-NETWORKS = {"tim": TiM}
+NETWORKS: dict[str, type[TiM]] = {"tim": TiM}  # with the fields of TiM, which are the keys of `model`
 
-# Fields of TiM by size. The bottleneck is a third of the width, rounded up to a multiple of 8.
+# Fields of TiM by size. The bottleneck is a third of the width, rounded up to a multiple of 8; XS, for CPUs, is not
+# published.
 SIZES = {
+    "XS": {"depth": 4, "width": 160, "heads": 5, "bottleneck": 56, "encoder_depth": 2},
     "S": {"depth": 12, "width": 384, "heads": 6, "bottleneck": 128, "encoder_depth": 4},
     "B": {"depth": 12, "width": 768, "heads": 12, "bottleneck": 256, "encoder_depth": 4},
     "L": {"depth": 24, "width": 1024, "heads": 16, "bottleneck": 344, "encoder_depth": 8},
@@ -35,6 +37,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The key of `model` that is no attribute of TiM."""
+    """The keys of `model` that are no attributes of TiM."""
 
-    size: str = "S"  # S, B, L or XL; the next five keys override parts of it where they are not 0
+    network: str = "tim"  # a name in tim_jax.networks.NETWORKS
+    size: str = "S"  # XS, S, B, L or XL; the next five keys override parts of it where they are not 0

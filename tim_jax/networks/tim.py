@@ -57,7 +57,9 @@ class TiM(nn.Module):
     separate_interval_embedder: bool = True  # an embedder of its own for the interval, else that of t
     interval_aware: bool = True  # interval-aware attention: the interval's embedding enters q, k and v
     qk_norm: bool = True  # layer norm of queries and keys
-    rope_order: str = "row_major"  # "official": the published order, for published weights only
+    # "official": the published order. Weights that were trained in the other one reach the published code only where
+    # all examples are squares; it cannot be chosen after training.
+    rope_order: str = "row_major"
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     use_text_mask: bool = True

@@ -15,7 +15,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m tim_jax.plan", description="Plans a run for devices that are not there.")
     made.add_config(required=True, help="a configuration, such as configs/imagenet256_xl.py")
     examples = ",".join(topologies.EXAMPLES)
-    made.add_argument("--topology", required=True, help=f"one or more of CHIP:SHAPE, such as {examples}")
+    made.add_argument("--topology", required=True, help=f"one or more, such as {examples}")
     made.add_config("--teacher", help="configuration of the model that is learnt from; default: of teacher.checkpoint")
     made.add_argument("--json", help="file for the plans")
     return made

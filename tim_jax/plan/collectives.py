@@ -7,6 +7,9 @@ an array of S bytes (gathered, or before it is reduced and scattered):
     all-reduce                               2 S (n − 1)/n
     collective-permute                       S
 
+The TPU compiler writes a program for one slice. What several slices exchange stands in it as transfers by the host, of
+a chip with the same chip of the other slices; they are read as the collectives that they belong to.
+
 No algorithm moves less for a gather, a scatter or an all-reduce, so that dividing by the speed of a link bounds the
 time.
 """
@@ -63,22 +66,25 @@ class Collective:
         return tuple(axis for axis, move in zip(mesh.axis_names, moves, strict=True) if move)
 
 
-def read(text: str) -> list[Collective]:
+def read(text: str, slices: int = 1) -> list[Collective]:
     """Reads the collectives of a compiled program, except those of a chip with itself.
 
     The TPU compiler may cut one collective into a chain of pieces, to do other work between them; it counts once.
 
     Args:
         text: the optimised HLO of the program.
+        slices: of TPUs that run it together.
 
     Raises:
         ValueError: for a loop or a group that cannot be read.
     """
     computations, entry = split(text)
+    chips = re.search(r"\bnum_partitions=(\d+)", text)
+    same_chips = np.arange(slices * int(chips[1] if chips else 1)).reshape(slices, -1).T
     found = {}
     for name, times in _times(computations, entry).items():
         for line in computations[name]:
-            collective = _collective(line, computations[name], times)
+            collective = _collective(line, computations[name], times) or _transfer(line, same_chips, times)
             if collective is not None:
                 chain = re.search(r'chain_id="\d+"', line)
                 found[chain.group() if chain else (name, line)] = collective
@@ -160,6 +166,21 @@ def _collective(line: str, computation: list[str], times: int) -> Collective | N
         size *= (n - 1) / n * (2 if kind == "all-reduce" else 1)
     source = re.search(r'op_name="([^"]*)"', line)
     return Collective(kind, tuple(arrays), groups, size, times, source.group(1) if source else "")
+
+
+def _transfer(line: str, groups: np.ndarray, times: int) -> Collective | None:
+    """Returns what chips of different slices receive by their hosts, the chips of a group from one another."""
+    received = re.match(r"^\s+%?[\w.-]+ = (.*?) recv\(.*_xla_megascale_transfer_type=\"(\w+)\"", line)
+    if not received:
+        return None
+    kind, array, n = received[2].lower().replace("_", "-"), _arrays(received[1])[:1], groups.shape[1]
+    if kind not in KINDS:
+        raise ValueError(f"cannot read the transfer between slices {line.strip()[:300]}")
+    size = _bytes(*array[0]) * (n if kind == "reduce-scatter" else 1)
+    if kind != "collective-permute":
+        size *= (n - 1) / n * (2 if kind == "all-reduce" else 1)
+    source = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', line)
+    return Collective(kind, tuple(array), groups, size, times, source[1] if source else "")
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:

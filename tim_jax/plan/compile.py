@@ -20,6 +20,7 @@ from tim_jax.system import flops
 from tim_jax.system.progress import Activity
 from tim_jax.system.topologies import Topology
 from tim_jax.training import sharding
+from tim_jax.training.mesh import AUTO
 
 # Triton finds tiles for a product by trying them on the GPU. Without a GPU some products have none, and the compiler
 # fails; the products of the library need none.
@@ -32,6 +33,7 @@ class Step:
 
     Attributes:
         mesh: of the devices.
+        chosen: whether the size of its axis `fsdp` was chosen, not named.
         batch_size: examples in a batch.
         unit: what the size of another batch would have to be a multiple of.
         shapes: abstract tree of the parameters.
@@ -43,6 +45,7 @@ class Step:
     """
 
     mesh: Mesh
+    chosen: bool
     batch_size: int
     unit: int
     shapes: Any
@@ -142,6 +145,7 @@ def compile_step(
     whole = run.batch_multiple * Fraction(run.config.times.share_equal).limit_denominator(100).denominator
     return Step(
         mesh=run.mesh,
+        chosen=run.config.mesh.fsdp == AUTO and run.mesh.shape["fsdp"] > 1,
         batch_size=batch_size,
         unit=whole if batch_size % whole == 0 else run.batch_multiple,
         shapes=state.params,

@@ -25,7 +25,7 @@ def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Teache
         models: the models that it learns from (see `models_of`).
     """
     step = compile_step(config, devices, models=models)
-    found = collectives.read(step.text) if step.text else []
+    found = collectives.read(step.text, devices.islands) if step.text else []
     best = bounds(step, devices, found) if step.text else None
     plan = report.PlanReport(devices, step, found, best, config.training.steps)
     if plan.fits:

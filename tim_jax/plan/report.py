@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tim_jax.plan.bounds import Bounds
+from tim_jax.plan.bounds import Bounds, network_bytes
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import Step
 from tim_jax.system.reporting import table
 from tim_jax.system.topologies import Topology
+from tim_jax.training.mesh import mesh_text
 
 DAY = 86_400
 COMPARISON = (
@@ -69,18 +70,13 @@ class PlanReport:
         return self.steps * self.bounds.step / DAY if self.bounds else float("nan")
 
 
-def mesh_text(step: Step) -> str:
-    """Returns the axes of the mesh that have more than one device, as text."""
-    sizes = {axis: size for axis, size in step.mesh.shape.items() if size > 1}
-    return "×".join(f"{axis} {size}" for axis, size in sizes.items()) or "one device"
-
-
 def show(plan: PlanReport) -> str:
     """Returns the report as lines of text."""
     step, topology, memory = plan.step, plan.topology, plan.step.memory
     chips, capacity = len(topology.devices), topology.chip.memory
+    chosen = " (mesh.fsdp was chosen)" if step.chosen else ""
     lines = [
-        f"{topology.name}: {chips} chips, mesh {mesh_text(step)}; {step.batch_size} examples a step, "
+        f"{topology.name}: {chips} chips, mesh {mesh_text(step.mesh)}{chosen}; {step.batch_size} examples a step, "
         f"{step.parameters:,} parameters; compiled in {step.seconds:.0f} s",
         "",
         "memory of a chip, GiB",
@@ -90,7 +86,7 @@ def show(plan: PlanReport) -> str:
     if step.mesh.shape["fsdp"] > 1 and step.unsharded > step.parameters / 10:
         lines.append(
             f"  {step.unsharded:,} of {step.parameters:,} parameters are whole on every chip: mesh.fsdp "
-            f"({step.mesh.shape['fsdp']}) does not divide their widths; a smaller one beside mesh.data may"
+            f"({step.mesh.shape['fsdp']}) does not divide their widths; mesh.data=-1 mesh.fsdp=0 chooses one that does"
         )
     if plan.largest is not None:
         lines.append(
@@ -105,7 +101,14 @@ def show(plan: PlanReport) -> str:
     if plan.bounds is None:
         return "\n".join(lines)
     lines += ["", "collectives of a step, bytes received by a chip"]
-    lines += [f"  {line}" for line in table(collective_rows(plan), COLLECTIVES).splitlines()]
+    columns, rows = COLLECTIVES, collective_rows(plan)
+    if topology.islands > 1:
+        columns = (*columns, ("over the network", "{network:,.0f}"))
+        rows.append({"kind": "all", "axes": "", "dtype": "", "count": ""} | network_total(rows))
+    lines += [f"  {line}" for line in table(rows, columns).splitlines()]
+    if topology.islands > 1:
+        crossing = rows[-1]["network"] * topology.island
+        lines.append(f"  {crossing:,.0f} bytes a step reach each of {topology.islands} slices or nodes from the others")
     bounds, chip = plan.bounds, topology.chip
     lines += [
         "",
@@ -117,7 +120,7 @@ def show(plan: PlanReport) -> str:
     return "\n".join(lines)
 
 
-COLLECTIVES = (
+COLLECTIVES: tuple[tuple[str, str], ...] = (
     ("kind", "{kind}"),
     ("axes", "{axes}"),
     ("type", "{dtype}"),
@@ -132,11 +135,18 @@ def collective_rows(plan: PlanReport) -> list[dict[str, Any]]:
     for c in plan.collectives:
         axes = "+".join(c.axes(plan.step.mesh)) or "none"
         row = rows.setdefault(
-            (c.kind, axes, c.dtype), {"kind": c.kind, "axes": axes, "dtype": c.dtype, "count": 0, "bytes": 0.0}
+            (c.kind, axes, c.dtype),
+            {"kind": c.kind, "axes": axes, "dtype": c.dtype, "count": 0, "bytes": 0.0, "network": 0.0},
         )
         row["count"] += c.count
         row["bytes"] += c.bytes * c.count
+        row["network"] += network_bytes(c, plan.topology.island) * c.count
     return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+def network_total(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the bytes of all collectives, and those of them that come over the network."""
+    return {name: sum(row[name] for row in rows) for name in ("bytes", "network")}
 
 
 def compare(plans: Sequence[PlanReport]) -> str:
@@ -147,7 +157,7 @@ def compare(plans: Sequence[PlanReport]) -> str:
         rows.append(
             {
                 "topology": plan.topology.name,
-                "mesh": mesh_text(plan.step),
+                "mesh": mesh_text(plan.step.mesh),
                 "batch_size": plan.step.batch_size,
                 "fits": "yes" if plan.fits else f"no; {plan.largest} examples do" if plan.largest else "no",
                 "gib": gib(memory.total),
@@ -185,6 +195,7 @@ def record(plan: PlanReport) -> dict[str, Any]:
         "memory": dataclasses.asdict(step.memory) | {"total": step.memory.total, "chip": plan.topology.chip.memory},
         "executed_flops": step.executed_flops,
         "model_flops": step.model_flops,
+        "slices": plan.topology.islands,
         "collectives": collective_rows(plan),
         "bounds": dataclasses.asdict(plan.bounds) | {"step": plan.bounds.step} if plan.bounds else None,
         "images_per_second": plan.images_per_second if plan.bounds else None,

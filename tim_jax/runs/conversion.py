@@ -14,12 +14,12 @@ from safetensors.numpy import save
 
 from tim_jax.codecs import tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import keys
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.runs import exports, model_card, published, workdir
+from tim_jax.runs import exports, labels, model_card, published, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, warm_start
@@ -60,6 +60,11 @@ class Weights(NamedTuple):
     def size(self) -> int:
         """The number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How often the data has each label, where the file says so."""
+        return self.origin.counts if self.origin else ()
 
 
 class Exported(NamedTuple):
@@ -144,7 +149,10 @@ def import_config(
         ValueError: one line.
     """
     if not name and origin is not None:
-        return override(workdir.restored(dict(origin.config)), overrides)
+        overrides = dict(overrides)
+        plugins.load_given(overrides)
+        copies = file.parent if (file.parent / recorded_plugins.FOLDER).is_dir() else None
+        return override(workdir.restored(dict(origin.config), copies), overrides)
     if not name and file.name not in RELEASES:
         raise ValueError(
             f"{file}: does not say what it is, as files that tim_jax exports do, and is called like none of the "
@@ -155,7 +163,23 @@ def import_config(
     return load_config(name or RELEASES[file.name], left_out | overrides)
 
 
-def write_workdir(run: Run, params: Any, source: str, folder: epath.Path, origin: exports.Origin | None = None) -> None:
+def class_names(weights: Weights, file: str = "") -> tuple[str, ...]:
+    """Names of the labels of weights: those in `file`, if one is given, else what the file of weights says."""
+    if not file:
+        return weights.origin.classes if weights.origin else ()
+    if weights.run.config.model.condition != "class":
+        raise ValueError(f"--classes is {file!r}; these weights are conditioned on text, not on classes")
+    return labels.read_names(file, weights.run.config.model.num_classes)
+
+
+def write_workdir(
+    run: Run,
+    params: Any,
+    source: str,
+    folder: epath.Path,
+    classes: tuple[str, ...] = (),
+    counts: tuple[int, ...] = (),
+) -> None:
     """Makes a workdir at step 0, in one move; if that fails, nothing is left behind.
 
     Args:
@@ -163,7 +187,8 @@ def write_workdir(run: Run, params: Any, source: str, folder: epath.Path, origin
         params: parameters of the online network, its EMAs and the auxiliary networks.
         source: what the checkpoint says of where they came from.
         folder: the new workdir.
-        origin: what a file said of them, such as the names of classes.
+        classes: names of labels, or ().
+        counts: how often the data had each label, or ().
 
     Raises:
         CannotWrite: if the checkpoint cannot be written.
@@ -177,7 +202,6 @@ def write_workdir(run: Run, params: Any, source: str, folder: epath.Path, origin
         )
         with on_mesh(run.mesh):
             state = make(params)
-        classes, counts = (origin.classes, origin.counts) if origin else ((), ())
         record = workdir.record_start(new, run.config, classes=classes) | {"imported": source}
         if counts and jax.process_index() == 0:
             write_counts(new, np.array(counts))
@@ -204,7 +228,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
         ValueError: one line.
     """
     saved = warm_start.find(path, "WORKDIR")
-    config = workdir.restored(warm_start.record(saved)["config"])
+    config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
     if ema not in found:
         raise ValueError(f"--ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
@@ -217,7 +241,7 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     folder = saved.directory.parent
     counts = read_counts(folder)
     origin = exports.Origin(
-        config=exports.without_places(workdir.to_json(config)),
+        config=exports.portable(config),
         ema=ema,
         step=saved.step,
         transposed=turned,
@@ -273,6 +297,7 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
+        recorded_plugins.keep_copies(exported.origin.config["plugin"], new)
         own = own_modules(exported)
         card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
         (new / model_card.CARD).write_text(card)

@@ -6,7 +6,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tim_jax.codecs import hub, tensors
+from ml_collections import ConfigDict
+
+from tim_jax.codecs import tensors
+from tim_jax.config import loading
+from tim_jax.system import hub
 
 WEIGHTS = "model.safetensors"  # of an exported folder
 KEY = "tim_jax"  # of the header
@@ -75,8 +79,15 @@ def local_file(path: str) -> pathlib.Path:
     if found.is_dir() and (found / WEIGHTS).is_file():
         return found / WEIGHTS
     if not found.is_file():
-        raise ValueError(f"{path}: must be a file of weights on this machine, or a folder with {WEIGHTS}")
+        raise ValueError(f"{path}: is no file on this machine, and no folder with {WEIGHTS}")
     return found
+
+
+def portable(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as it goes on to others: with the default of what is about a machine, and without its places."""
+    base = loading.load("base").get_config()
+    machine = {section: json.loads(base[section].to_json()) for section in ("loader", "mesh")}
+    return without_places(json.loads(config.to_json()) | machine)
 
 
 def without_places(value: Any) -> Any:

@@ -16,7 +16,15 @@ from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
-from tim_jax.transitions.sampling.sampler import image_keys, make_plan, padded, sample, start_noise, time_grid
+from tim_jax.transitions.sampling.sampler import (
+    guidance_inputs,
+    image_keys,
+    make_plan,
+    padded,
+    sample,
+    start_noise,
+    time_grid,
+)
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
 
@@ -252,9 +260,8 @@ class Generator:
             condition, null = condition | mask, null | mask
         guidance = run.sampling.guidance
         if run.sampling.guidance_input:
-            ends = np.array([run.sampling.guidance_low, run.sampling.guidance_high]) * run.transport.T_max
-            inputs = jnp.array([guidance, *np.maximum(ends, run.transport.T_min)], x.dtype)
-            condition, guidance = condition | {"guidance": jnp.tile(inputs, (len(x), 1))}, 1.0
+            inputs = guidance_inputs(run.transport, run.sampling, len(x), x.dtype)
+            condition, guidance = condition | {"guidance": inputs}, 1.0
         return sample(run.net(weights), plan, x, condition, null, keys, guidance, trajectory, count)
 
     def _put(self, values: np.ndarray) -> jax.Array:

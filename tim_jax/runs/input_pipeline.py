@@ -199,7 +199,9 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
         settings = dataclasses.replace(
             settings, source=evaluation.source, path=evaluation.path, mixture=(), section="evaluation"
         )
+    shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)
     if settings.bucketing is None:
+        settings = dataclasses.replace(settings, fitting=fitting)
         source, _ = one_after_another(lambda: open_data(settings, split))
         if source.paired_noise:
             raise ValueError(
@@ -207,8 +209,7 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
                 "the "
                 f"examples of {source.name} are samples of a model"
             )
-        return source, lambda image: image
-    shape, fitting = settings.shape, data.Fitting(max_cropped=0.999, enlarge=True)
+        return source, lambda image: data.resize_and_crop(image, shape, fitting)
     bucketing = dataclasses.replace(
         settings.bucketing,
         table=(shape,),
@@ -235,11 +236,6 @@ def open_held_out(run: Run) -> tuple[str, data.Source, Callable[[np.ndarray], np
             with contextlib.suppress(data.UnknownSplit):
                 return split, *one_shape(run, split)
     return None
-
-
-def images_of_one_shape(run: Run, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split (n, h, w, C) as `one_shape` brings them, and their labels. For small data."""
-    return data.load_arrays(*one_shape(run, split))
 
 
 def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:

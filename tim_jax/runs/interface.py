@@ -1,8 +1,11 @@
 """A trained run in the hands of a program: `tim = tim_jax.load(path)`, then `tim("a red bicycle", steps=4)`."""
 
+import contextlib
 import dataclasses
+import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,6 +21,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator
+from tim_jax.runs.images import Images
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.step_grid import with_found_grid
@@ -27,12 +31,19 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.sampler import make_plan, time_grid
 
 
-def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
+def load(
+    path: str | os.PathLike[str],
+    *,
+    plugin: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    **overrides: Mapping[str, Any],
+) -> "Tim":
     """Loads a trained run, ready to draw images.
 
     Args:
         path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
             `tim-jax convert export` wrote, on this machine or as hf://owner/repository; or a released file.
+        plugin: Python files of one's own to run first. Those that the run was trained with are found where they were,
+            but must be given where they are somebody else's.
         **overrides: sections of the configuration with the keys to change, such as
             `codecs={"autoencoder": "DIR"}`, `sampling={"guidance": 2.5}` or `mesh={"data": 1}`. Keys that make a run
             what it is cannot be changed.
@@ -44,17 +55,19 @@ def load(path: str | os.PathLike[str], **overrides: Mapping[str, Any]) -> "Tim":
         ValueError: one line that names what is wrong: no checkpoint, an unknown key, a module that is not there.
     """
     texts = {key: str(value) for key, value in flatten(overrides).items()}
-    if exports.is_export(str(path)):
-        return _load_export(str(path), texts)
-    saved = warm_start.find(str(path), "path")
-    folder = saved.directory.parent
-    run = build(workdir.load(folder, texts))
-    compilation_cache.use(run.config.training.compilation_cache)
+    texts["plugin"] = ",".join(map(str, [plugin] if isinstance(plugin, str | os.PathLike) else plugin))
+    with arguments_of_python():
+        if exports.is_export(str(path)):
+            return _load_export(str(path), texts)
+        saved = warm_start.find(str(path), "path")
+        folder = saved.directory.parent
+        run = build(workdir.load(folder, texts))
+        compilation_cache.use(run.config.training.compilation_cache)
 
-    def read() -> Any:
-        return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+        def read() -> Any:
+            return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
 
-    return Tim(with_found_grid(run, folder, saved.step), read, workdir.class_names(folder))
+        return Tim(with_found_grid(run, folder, saved.step), read, workdir.class_names(folder), str(saved), saved.step)
 
 
 def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
@@ -65,8 +78,27 @@ def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
         raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
     compilation_cache.use(run.config.training.compilation_cache)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract.params["online"])
-    classes = found.origin.classes if found.origin else ()
-    return Tim(run, lambda: jax.device_put(found.params, shardings), classes)
+    step = found.origin.step if found.origin else None
+    return Tim(run, lambda: jax.device_put(found.params, shardings), conversion.class_names(found), path, step)
+
+
+@contextlib.contextmanager
+def arguments_of_python(*own: str) -> Iterator[None]:
+    """Within this context errors name arguments of Python, such as sampling={'guidance': -1.0}, not flags and keys.
+
+    own: arguments that stand for a key of `sampling`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(r"--config\.plugin=(\S+)", r"plugin='\1'", str(error))
+        text = re.sub(r"--config\.([a-z_]+)\.([a-z_.]+[a-z_])", r"\1={'\2': …}", text)
+        text = re.sub(r"^--workdir=(.*?): ", r"path is '\1'; it ", text)
+        text = re.sub(r"^--", "", text)
+        for name in own:
+            text = re.sub(rf"^sampling\.{name} is ", f"{name} is ", text)
+        text = re.sub(r"^([a-z_]+)\.([a-z_.]+) is (.*?); it must", r"\1={'\2': \3}; it must", text)
+        raise ValueError(text) from None
 
 
 class Tim:
@@ -83,19 +115,27 @@ class Tim:
 
     Attributes:
         run: all that the configuration says, built.
+        path: of the weights, such as WORKDIR/checkpoints/STEP.
+        step: of the training, at which they were saved; None where that is not known.
         classes: what labels 0, 1, … are called; () where nothing says so.
     """
 
     run: Run
+    path: str
+    step: int | None
     classes: tuple[str, ...]
 
-    def __init__(self, run: Run, read: Callable[[], Any], classes: tuple[str, ...]):
+    def __init__(
+        self, run: Run, read: Callable[[], Any], classes: tuple[str, ...], path: str = "", step: int | None = None
+    ):
         """Reads the weights of a run; see `load`.
 
         Args:
             run: the run.
             read: gives its weights, on its devices.
             classes: names of its labels, or ().
+            path: of the weights.
+            step: at which they were saved, or None.
 
         Raises:
             ValueError: one line, if images cannot be made: latents without `codecs.autoencoder`, prompts without
@@ -107,12 +147,14 @@ class Tim:
                 "codecs.autoencoder is ''; it must name what decodes the examples of this run, which are latents"
             )
         self.run, self._decoder = run, decoder
+        self.path, self.step = path, step
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         self._weights = read()
         self.classes = classes
         self._generators: dict[tuple[int, float], Generator] = {}
         self._generator(1, None).load()
 
+    @arguments_of_python("guidance")
     def __call__(
         self,
         conditions: str | int | Sequence[str] | Sequence[int] | Sequence[str | int],
@@ -121,7 +163,7 @@ class Tim:
         seed: int = 0,
         guidance: float | None = None,
         count: int = 1,
-    ) -> list[Image.Image]:
+    ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
         Args:
@@ -135,7 +177,8 @@ class Tim:
             count: images of each prompt or label.
 
         Returns:
-            `count` images of the first prompt or label, then those of the next, and so on.
+            `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
+            show as a grid.
 
         Raises:
             ValueError: one line that names what is wrong.
@@ -165,7 +208,35 @@ class Tim:
         make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
         drawn = draw(generator, self._weights, times, requests, seed=int(seed))
         images = np.concatenate([samples.images for samples in drawn])
-        return [Image.fromarray(image) for image in pictures.to_uint8(images)]
+        drawn_of = [condition for condition in given for _ in range(count)]
+        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count))
+
+    def facts(self) -> dict[str, str]:
+        """Returns what this is, by name."""
+        run, config = self.run, self.run.config
+        height, width, _ = run.image_shape
+        factor = self._decoder.factor
+        weights = jax.tree.leaves(self._weights)
+        device = run.mesh.devices.flat[0]
+        classes = config.model.num_classes
+        return {
+            "run": self.path,
+            "step": "unknown" if self.step is None else f"{self.step:,}",
+            "condition": "text" if config.model.condition == "text" else f"{classes:,} class{'es' * (classes > 1)}",
+            "size": f"{height * factor} × {width * factor}",
+            "objective": f"{config.objective.name}, {run.transport.name}",
+            "sampler": f"{run.sampling.sampler}, guidance {run.sampling.guidance:g}",
+            "parameters": f"{sum(leaf.size for leaf in weights):,}",
+            "weights": run.sampling.ema,
+            "devices": f"{run.mesh.size} × {device.device_kind}",
+        }
+
+    def __repr__(self) -> str:
+        return f"Tim({', '.join(f'{name}: {value}' for name, value in self.facts().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.facts().items())
+        return f"<table>{rows}</table>"
 
     def _generator(self, count: int, guidance: float | None) -> Generator:
         """A generator for so many images at a time; one for each power of two, so that calls share what is compiled."""

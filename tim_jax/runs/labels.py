@@ -5,10 +5,15 @@ The names are those that a workdir keeps (`workdir.class_names`).
 
 import csv
 import difflib
+import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from tim_jax.system import paths
+
+WORDNET = re.compile(r"n\d{8}\s+(?=\S)")  # an identifier before a name
 NUMBER = "#"  # before a label that is meant as a number where a class is called like another number
 
 
@@ -32,8 +37,40 @@ def read_labels(text: str, names: Sequence[str], num_classes: int) -> list[int]:
 
     Raises ValueError for what is neither.
     """
-    (parts,) = list(csv.reader([text], skipinitialspace=True)) or [[]]
+    try:
+        parts = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error:
+        raise ValueError(
+            f"--labels is {text!r}; it must be one line of names or numbers, with commas between"
+        ) from None
     return [label_of(part.strip(), names, num_classes, "--labels has") for part in parts]
+
+
+def read_names(path: str, num_classes: int) -> tuple[str, ...]:
+    """Reads a file of names, in the order of their labels.
+
+    Args:
+        path: a name on each line, or a JSON list (.json). What ImageNet's own lists begin lines with, such as
+            "n01440764 tench, Tinca tinca", is left out.
+        num_classes: how many there may be at most.
+
+    Raises:
+        ValueError: one line.
+    """
+    file = paths.given(path, "--classes")
+    try:
+        text = file.read_text()
+        names = json.loads(text) if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--classes is {path!r}, which cannot be read: {error}") from None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"--classes is {path!r}; it must hold a name on each line, or a JSON list of names")
+    if len(names) > num_classes or len(set(names)) < len(names):
+        raise ValueError(
+            f"--classes is {path!r}; it must hold at most {num_classes} names, each once, and holds {len(names)}, of "
+            f"which {len(set(names))} differ"
+        )
+    return tuple(WORDNET.sub("", name) for name in names)
 
 
 def label_of(given: object, names: Sequence[str], num_classes: int, where: str) -> int:
@@ -55,7 +92,7 @@ def label_of(given: object, names: Sequence[str], num_classes: int, where: str) 
         if given in names:
             return names.index(given)
         number = given.removeprefix(NUMBER)
-        if not (number.isascii() and number.isdecimal()):
+        if not re.fullmatch(r"[+-]?\d+", number, re.ASCII):
             return _by_other_letters(given, names, num_classes, where)
         given = int(number)
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or not 0 <= given < num_classes:
@@ -84,6 +121,6 @@ def _by_other_letters(given: str, names: Sequence[str], num_classes: int, where:
         raise ValueError(f"{where} {given!r}, which several classes are called: {', '.join(map(repr, found))}")
     near = difflib.get_close_matches(_folded(given), known, n=3, cutoff=0.6)
     what = "did you mean" if near else "there are"
-    shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], "…"]
+    shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], *["…"][: len(names) > 3]]
     listed = ", ".join(name if name == "…" else repr(name) for name in shown)
     raise ValueError(f"{where} {given!r}, which is no class of this run; {what} {listed}{'?' if near else ''}")

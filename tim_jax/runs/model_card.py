@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys, loading
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.runs import exports, published, workdir
 from tim_jax.runs.exports import Origin
@@ -35,8 +35,8 @@ def samples(folder: epath.Path) -> epath.Path | None:
     evaluated = folder / "any_step_samples.png"
     if evaluated.exists():
         return evaluated
-    drawn = sorted((folder / "samples").glob("samples_*.png")) if (folder / "samples").exists() else []
-    return drawn[-1] if drawn else None
+    drawn = (folder / "samples").iterdir() if (folder / "samples").exists() else ()
+    return max((path for path in drawn if path.suffix == ".png"), key=lambda path: path.name, default=None)
 
 
 def card(
@@ -63,11 +63,12 @@ def card(
         _shown(picture),
         "## Use",
         _use(config, origin, name),
+        _plugins(config),
         "## In the published code",
         _in_published_code(config, modules, origin),
         *_classes(origin),
         "## Recipe",
-        _recipe(config, folder),
+        _recipe(config, origin, folder),
         "## Scores",
         _scores(folder, origin.step),
         "## Citation",
@@ -129,6 +130,17 @@ def _use(config: ConfigDict, origin: Origin, name: str) -> str:
     )
 
 
+def _plugins(config: ConfigDict) -> str:
+    """Of a run with code of its own, which nobody runs unread."""
+    copies = [str(recorded_plugins.copy_of(entry, "")) for entry in config.plugin]
+    if not copies:
+        return ""
+    return (
+        f"The run has code of its own, in {', '.join(f'`{copy}`' for copy in copies)}. Read it, then name it: "
+        f"`plugin={copies[0]!r}` in `tim_jax.load`, `--config.plugin={','.join(copies)}` for commands."
+    )
+
+
 def _in_published_code(config: ConfigDict, modules: Iterable[str], origin: Origin) -> str:
     found = published.obstacles(config, modules)
     others = [module for module in modules if module != published.GUIDANCE]
@@ -145,16 +157,16 @@ def _in_published_code(config: ConfigDict, modules: Iterable[str], origin: Origi
 
 
 def _classes(origin: Origin) -> list[str]:
-    if not origin.classes:
+    if all(name == str(label) for label, name in enumerate(origin.classes)):
         return []
     more = len(origin.classes) - SHOWN
     listed = ", ".join(f"{label} {name}" for label, name in enumerate(origin.classes[:SHOWN]))
     return ["## Classes", listed + (f" and {more:,} more" if more > 0 else "")]
 
 
-def _recipe(config: ConfigDict, folder: epath.Path) -> str:
+def _recipe(config: ConfigDict, origin: Origin, folder: epath.Path) -> str:
     """What differs from configs/base.py, and the last start."""
-    base = loading.load("base").get_config()
+    base = plugins.base_config(config.plugin)
     base.objective.name, base.transport.name = config.objective.name, config.transport.name
     default = keys.flatten(resolved(base))
     given = exports.without_places(keys.flatten(config))
@@ -166,7 +178,14 @@ def _recipe(config: ConfigDict, folder: epath.Path) -> str:
     lines = [f"| `{key}` | `{json.dumps(value, ensure_ascii=False)}` |" for key, value in differing]
     table = "\n".join(["| key | value |", "| --- | --- |", *lines])
     said = "The configuration, where it differs from `configs/base.py`; the file of weights holds all of it."
-    return "\n\n".join(part for part in (said, table, _start(folder)) if part)
+    return "\n\n".join(part for part in (said, table, _data(config, origin), _start(folder)) if part)
+
+
+def _data(config: ConfigDict, origin: Origin) -> str:
+    data = config.data
+    where = f" `{data.path}`" if data.path else ""
+    many = f", {sum(origin.counts):,} examples" if origin.counts else ""
+    return f"Data: {'a mixture' if data.mixture else f'source `{data.source}`'}{where}, part `{data.split}`{many}."
 
 
 def _start(folder: epath.Path) -> str:

@@ -22,7 +22,7 @@ from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
 from tim_jax.runs.workdir import restored, to_json
-from tim_jax.system import cluster, lock, paths
+from tim_jax.system import cluster, devices, lock, paths
 from tim_jax.system.progress import Bar
 from tim_jax.system.user_errors import failures, user_errors
 from tim_jax.training.preemption import Stop
@@ -128,6 +128,7 @@ def run(job: Job, folder: Path) -> None:
             begun = compare(folder, job.settings, job.former)
             if begun and finished(folder):
                 return print_once(f"{folder}: was made before; nothing is left to do")
+            devices.announce()
             check_room(job, folder)
             stack.enter_context(lock.locked(folder, lead, jax.process_count(), "--out"))
             if lead and not begun:
@@ -165,7 +166,7 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
     """
     path = folder / shard_files.SETTINGS
     try:
-        before = _renamed(json.loads(path.read_bytes()))
+        before = _renamed(json.loads(path.read_bytes()), folder)
     except FileNotFoundError:
         others = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
         others = [name for name in others if name != lock.NAME and not name.startswith(".")]
@@ -184,9 +185,9 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
     return True
 
 
-def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings, flat, with the keys of configurations in them as they would be recorded today."""
-    of_run = identity(to_json(restored(nested(settings.pop("run"))))) if "run" in settings else {}
+def _renamed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recorded settings of a folder, flat, with the keys of configurations as they would be recorded today."""
+    of_run = identity(to_json(restored(nested(settings.pop("run")), folder))) if "run" in settings else {}
     of_run = {f"run.{key}": value for key, value in of_run.items()}
     sampling = renamed({f"sampling.{key}": value for key, value in settings.pop("sampling", {}).items()})
     return flatten(settings) | of_run | sampling

@@ -48,7 +48,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     if config.checkpoint.resume:
         saved = warm_start.find(config.checkpoint.resume, "checkpoint.resume")
         recorded = warm_start.record(saved)
-        before = to_json(restored(recorded["config"]))
+        before = to_json(restored(recorded["config"], saved.directory.parent))
         compare_identity(before, config, saved)
         warn_of_schedule(run, before)
         teachers.check_same(run, recorded, saved)

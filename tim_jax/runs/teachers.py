@@ -110,7 +110,7 @@ def _find(config: ConfigDict, key: str, ema_key: str) -> TeacherSource:
     if ema not in found:
         raise ValueError(f"teacher.{ema_key} is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
     try:
-        own = workdir.restored(warm_start.record(saved)["config"])
+        own = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     except ValueError as error:
         raise ValueError(f"{where}; it must be of a run that can be built: {error}") from None
     return TeacherSource(where, own, saved, ema, fingerprint)

@@ -28,6 +28,7 @@ from tim_jax.training import sharding
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.loop import End, Periodic, train
+from tim_jax.training.mesh import AUTO, mesh_text
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.state import TrainState
@@ -42,6 +43,7 @@ def check(run: Run) -> None:
     Raises SystemExit, with one line, if they are not finite.
     """
     warn_of_schedule(run)
+    print_mesh(run)
     if line := published.note(run):
         print(line)
     batch_size = run.inputs.batch_size_of(run.image_shape[:2])
@@ -57,6 +59,14 @@ def check(run: Run) -> None:
     print(f"one step of {batch_size} examples, {count:,} parameters, in {time.perf_counter() - began:.1f} s")
     if not all(np.isfinite(value) for value in values.values()):
         raise SystemExit("the first step is not finite")
+
+
+def print_mesh(run: Run) -> None:
+    """Prints, where there are several devices, how they are shared out, and whether `mesh.fsdp` was chosen."""
+    if run.mesh.size > 1 and jax.process_index() == 0:
+        chosen = run.config.mesh.fsdp == AUTO and run.mesh.shape["fsdp"] > 1
+        why = f"; mesh.fsdp was chosen for a width of {run.network.width}" if chosen else ""
+        print(f"mesh: {mesh_text(run.mesh)}{why}", flush=True)
 
 
 def picture_sizes(run: Run, plan: data.BucketPlan, max_sizes: int = 5) -> list[tuple[int, int]]:
@@ -141,6 +151,7 @@ def fit(
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
     pipeline = dataclasses.replace(pipeline, account=account)
+    print_mesh(run)
     if jax.process_index() == 0:
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
         if line := published.note(run):

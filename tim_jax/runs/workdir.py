@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys
+from tim_jax.config import keys, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
@@ -38,17 +38,22 @@ def recorded(workdir: epath.Path) -> dict | None:
     path = workdir / CONFIG
     if not path.exists():
         return None
-    return to_json(restored(json.loads(path.read_text())))
+    return to_json(restored(json.loads(path.read_text()), workdir))
 
 
-def restored(values: dict) -> ConfigDict:
-    """Returns the configuration that a workdir or a checkpoint has recorded.
+def restored(values: dict, folder: Any = None) -> ConfigDict:
+    """Returns the configuration that a workdir or a checkpoint has recorded, with its plugins loaded.
 
     It is by today's names, with the values that keys which have come since stand for in it.
 
+    Args:
+        values: what was recorded.
+        folder: the workdir; None for exported weights.
+
     Raises:
-        ValueError: for an objective or a transport that is no more.
+        ValueError: for an objective or a transport that is no more, or a plugin that may not be run.
     """
+    values = values | {"plugin": recorded_plugins.require(values.get("plugin", ()), folder)}
     return resolved(ConfigDict(_with_tuples(keys.completed(values))))
 
 
@@ -62,10 +67,14 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     Raises:
         ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
     """
+    overrides = dict(overrides or {})
+    given = plugins.load_given(overrides)
     values = recorded(workdir)
     if values is None:
         raise ValueError(f"--workdir={workdir}: holds no run; python -m tim_jax.train --workdir={workdir} makes one")
-    config = override(ConfigDict(_with_tuples(values)), overrides or {})
+    config = ConfigDict(_with_tuples(values))
+    config.plugin = tuple(dict.fromkeys((*config.plugin, *given)))
+    config = override(config, overrides)
     keys.compare_identity(values, config, workdir)
     return config
 
@@ -93,6 +102,7 @@ def record_start(
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG).exists():
         files.replace(workdir / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    recorded_plugins.keep_copies(config.plugin, workdir)
     if classes and not (workdir / CLASSES).exists():
         files.replace(workdir / CLASSES, (json.dumps(classes, indent=1) + "\n").encode())
     start = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}

@@ -13,7 +13,8 @@ from etils import epath
 
 from tim_jax.system import files
 
-REMOTE = ("gs://", "s3://", "az://")  # object storage, as epath knows it
+PACKAGES = {"gs": '"tim-jax[gcs]"', "s3": "s3fs", "az": "adlfs"}  # what reads object storage, as pip installs it
+REMOTE = tuple(f"{scheme}://" for scheme in PACKAGES)  # as epath knows it
 UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, of bytes not in UTF-8, of line ends
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 _PATTERN = re.compile(r"[][*?\\]")
@@ -59,7 +60,9 @@ def _check_package(scheme: str, wrong: Callable[[str], ValueError]) -> None:
     try:
         fsspec.get_filesystem_class({"gs": "gcs", "az": "abfs"}.get(scheme, scheme))
     except ImportError as error:
-        raise wrong(f"be a local path, since {scheme}:// needs a package that is not installed ({error})") from None
+        package = PACKAGES[scheme]
+        must = f"be a local path, since {scheme}:// needs a package that is not installed: pip install {package}"
+        raise wrong(must) from error
 
 
 def run_folder(text: str, name: str) -> epath.Path:

@@ -1,25 +1,49 @@
 """Sheets of labelled tiles: small pictures side by side, enlarged so that people can see them."""
 
 import functools
+import importlib
+import importlib.util
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 2  # pixels between tiles
+GAP = 4  # pixels between tiles
 SIDE = 80  # of a tile in pixels, at least, as the square root of its area
 TEXT = 13  # pixels of the letters above and below tiles
 LINES = 3  # of a label, at most
+FONT = "fonts/ttf/DejaVuSans.ttf"
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Matplotlib's own font, which has more alphabets than Pillow's; size: in pixels."""
-    import matplotlib  # takes a while, and only pictures need it
+    return ImageFont.truetype(_file(), size)
 
-    return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+def _file() -> pathlib.Path:
+    """Where the font is, found without importing Matplotlib, which makes folders in the user's home."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None, "a package that this one depends on"
+    file = pathlib.Path(spec.origin).parent / "mpl-data" / FONT
+    if not file.is_file():  # a distribution has put it elsewhere
+        file = pathlib.Path(importlib.import_module("matplotlib").get_data_path()) / FONT
+    return file
+
+
+@functools.cache
+def _has(letter: str) -> bool:
+    """Whether the font has a letter: for those that it has not it draws one and the same box."""
+    glyph, box = (font(20).getmask(text) for text in (letter, "\U0010ffff"))
+    return letter == " " or (glyph.size, bytes(glyph)) != (box.size, bytes(box))
+
+
+def drawable(text: str) -> str:
+    """A text with "?" for letters that the font has not, such as Chinese ones, which would be drawn as empty boxes."""
+    return re.sub("\0+", "?", "".join(letter if _has(letter) else "\0" for letter in " ".join(text.split())))
 
 
 def enlargement(tiles: Sequence[np.ndarray]) -> int:
@@ -99,7 +123,7 @@ def sheet(
     widths = [scale * max(row[i].shape[1] for row in rows if i < len(row)) for i in range(columns)]
     heights = [scale * max(tile.shape[0] for tile in row) for row in rows]
     beside = max(11, min(20, min(heights) // 3))  # pixels of the letters beside rows
-    margin = int(max(font(beside).getlength(label) for label in row_labels)) + 8 * GAP if row_labels else 0
+    margin = int(max(font(beside).getlength(label) for label in row_labels)) + 4 * GAP if row_labels else 0
     groups = _groups(column_labels)  # neighbours of one label share it
     above = [wrapped(column_labels[i], sum(widths[i:j]) + (j - i - 1) * GAP) for i, j in groups]
     places = [(r, c) for r, row in enumerate(rows) for c in range(len(row))]
@@ -108,18 +132,18 @@ def sheet(
     feet = [_height([text for text, (at, _) in zip(below, places) if at == r]) for r in range(len(rows))]
     lefts = np.cumsum([margin + GAP, *(width + GAP for width in widths)])
     tops = np.cumsum([head + GAP, *(height + foot + GAP for height, foot in zip(heights, feet))])
-    width = max(int(lefts[-1]), int(font(TEXT).getlength(title)) + 4 * GAP)
+    width = max(int(lefts[-1]), int(font(TEXT).getlength(title)) + 2 * GAP)
     picture = Image.new("RGB", (width, int(tops[-1])), PAPER)
     draw = ImageDraw.Draw(picture)
 
     def write(at: tuple[float, float], text: str, size: int, anchor: str) -> None:
         draw.text(at, text, fill=INK, font=font(size), anchor=anchor, align="center", spacing=2)
 
-    write((2 * GAP, GAP), title, TEXT, "la")
+    write((GAP, GAP), title, TEXT, "la")
     for (i, j), text in zip(groups, above):
         write(((lefts[i] + lefts[j] - GAP) / 2, head), text, TEXT, "md")
     for top, height, text in zip(tops, heights, row_labels):
-        write((margin - 4 * GAP, top + height / 2), text, beside, "rm")
+        write((margin - 2 * GAP, top + height / 2), text, beside, "rm")
     for i, (r, c) in enumerate(places):
         tile = rows[r][c].repeat(scale, axis=0).repeat(scale, axis=1)
         high, wide = tile.shape[:2]
@@ -139,4 +163,4 @@ def _groups(labels: Sequence[str]) -> list[tuple[int, int]]:
 def _height(texts: Sequence[str]) -> int:
     """Pixels of the line or lines that some texts stand in, 0 where all are empty."""
     lines = max((text.count("\n") + 1 for text in texts if text), default=0)
-    return lines * (TEXT + 5) + 2 * GAP if lines else 0
+    return lines * (TEXT + 5) + GAP if lines else 0

@@ -1,8 +1,9 @@
 """Devices that are not there: TPU slices and GPU clusters as their compilers see them, and the CPU's own.
 
-A topology is written CHIP:SHAPE. TPU slices go by their torus (v5e:16x16, v5p:4x4x8), GPU clusters by nodes × GPUs per
-node (h100:4x8), the CPU by its number of host devices (cpu:8). JAX is imported by the functions that need it, so that
-names are checked at once.
+A topology is written CHIP:SHAPE. TPU slices go by their torus (v5e:16x16, v5p:4x4x8) or accelerator type (v5e-256,
+v5p-256), several of them over the data-centre network by their number as well (2xv5p-256); GPU clusters by nodes × GPUs
+per node (h100:4x8), the CPU by its number of host devices (cpu:8). JAX is imported by the functions that need it, so
+that names are checked at once.
 """
 
 import dataclasses
@@ -12,9 +13,11 @@ import os
 import pathlib
 import re
 
+from tim_jax.system.accelerators import NO_TPU
 from tim_jax.system.chips import CHIPS, Chip
+from tim_jax.system.slices import named_slice
 
-EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
+EXAMPLES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "v5p-64", "2xv5p-64", "a100:4x8", "h100:4x8", "h200:4x8", "cpu:8")
 TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # dimensions of the torus
 COMPILERS = {"TPU": ("libtpu",), "GPU": ("jax_cuda13_plugin", "nvidia")}  # the packages that bring them
 # What XLA's GPU compiler wants to know of a GPU: (compute capability, cores, clock in GHz, arithmetic units per core,
@@ -42,39 +45,54 @@ class Topology:
     devices: list
     island: int
 
+    @property
+    def islands(self) -> int:
+        """How many slices or nodes there are, between which the network is."""
+        return len(self.devices) // self.island
+
 
 def topology(name: str) -> Topology:
     """Returns the topology called `name`. Raises ValueError as `check`, and for a slice that no compiler knows."""
-    kind, sizes = check(name)
+    kind, sizes, count = check(name)
     if kind in TPUS:
-        devices = _tpus(name)
-        return Topology(name, CHIPS[kind], devices, len(devices))
+        devices = _tpus(name, kind, sizes, count)
+        return Topology(name, CHIPS[kind], devices, len(devices) // count)
     if kind in GPUS:
         return Topology(name, CHIPS[kind], _gpus(kind, sizes), sizes[-1])
     return Topology(name, CHIPS[kind], _cpus(name, sizes), sizes[0])
 
 
-def check(name: str) -> tuple[str, tuple[int, ...]]:
-    """Returns the chip and the sizes that a topology's name means. Imports nothing.
+def check(name: str) -> tuple[str, tuple[int, ...], int]:
+    """Returns the chip, the sizes and the number of slices that a topology's name means. Imports nothing.
 
     Raises:
         ValueError: If there is no such topology, or if what it needs is not installed.
     """
-    kind, _, shape = name.partition(":")
+    several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", name)
+    count, one = (int(several[1]), several[2]) if several else (1, name)
+    try:
+        found = named_slice(one)
+    except ValueError as error:
+        raise ValueError(f"--topology has {name!r}; {error}") from None
+    kind, shape = found or (one.partition(":")[0], one.partition(":")[2])
+    if found and kind not in CHIPS:
+        raise ValueError(f"--topology has {name!r}; it must have one of the chips {', '.join(CHIPS)}")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"--topology has {name!r}; it must be CHIP:SHAPE, such as {', '.join(EXAMPLES)}")
     sizes = tuple(int(size) for size in shape.split("x"))
     if kind in TPUS and len(sizes) != TPUS[kind]:
-        raise ValueError(f"--topology has {name!r}; its shape must have {TPUS[kind]} sizes, such as {_like(name)}")
+        raise ValueError(f"--topology has {name!r}; its shape must have {TPUS[kind]} sizes, such as {_like(kind)}")
+    if several and kind not in TPUS:
+        raise ValueError(f"--topology has {name!r}; it must be one such as {_like(kind)}: only TPU slices are counted")
     if kind in GPUS and len(sizes) != 2:
-        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(name)}")
+        raise ValueError(f"--topology has {name!r}; it must be nodes × GPUs per node, such as {_like(kind)}")
     missing = {package for package in COMPILERS.get(_maker(kind), ()) if importlib.util.find_spec(package) is None}
     if missing:
         maker = _maker(kind)
         raise ValueError(
             f'--topology has {name!r}, which needs the {maker} compiler: pip install "tim-jax[{maker.lower()}-planner]"'
         )
-    return kind, sizes
+    return kind, sizes, count
 
 
 def _maker(kind: str) -> str:
@@ -91,17 +109,16 @@ def host_devices(names: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", max(counts))
 
 
-def _tpus(name: str) -> list:
+def _tpus(name: str, kind: str, sizes: tuple[int, ...], count: int) -> list:
     import jax
     from jax.experimental import topologies
 
     # There is no TPU here and no metadata server to ask about one; several planners may run beside one another.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-1", "TPU_WORKER_HOSTNAMES": "localhost",
-             "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
-    for key, value in quiet.items():
+    for key, value in (NO_TPU | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
         os.environ.setdefault(key, value)
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        shape, more = "x".join(map(str, sizes)), {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
+        return list(topologies.get_topology_desc(f"{kind}:{shape}", "tpu", num_slices=count, **more).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology has {name!r}; the TPU compiler has no such slice ({error})") from None
 
@@ -166,6 +183,5 @@ def _cpus(name: str, sizes: tuple[int, ...]) -> list:
     return devices[: sizes[0]]
 
 
-def _like(name: str) -> str:
-    kind = name.partition(":")[0]
+def _like(kind: str) -> str:
     return next(example for example in EXAMPLES if example.startswith(f"{kind}:"))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from tim_jax.system import streams
+from tim_jax.system import accelerators, logs, streams
 from tim_jax.system.exit_codes import FAILED, USER_ERROR
 
 
@@ -81,11 +81,13 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that answers wrong arguments with one line and exit code 2.
 
     A flag that is none is named before one that is missing, since most often it was meant to be that. A command that
-    parses its line writes on where nobody reads it any more; see `streams`.
+    parses its line writes on where nobody reads it any more (see `streams`), shows what libraries warn of in one line
+    (see `logs`), and keeps the TPU library quiet where there is no TPU.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        streams.keep_going()
+        for prepare in (streams.keep_going, streams.interrupts_in_one_line, logs.install, accelerators.quiet):
+            prepare()
         args, flags = sys.argv[1:] if args is None else args, self.flags()
         for word in itertools.takewhile(lambda word: word != "--", args):
             flag, equals, value = word.partition("=")

@@ -22,7 +22,7 @@ class MeshSettings:
     """The sizes of the mesh's axes."""
 
     data: int = -1
-    fsdp: int = 1
+    fsdp: int = 0  # 0: chosen by the width of the network; 1 for small ones
     tensor: int = 1
     sequence: int = 1
 

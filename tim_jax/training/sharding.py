@@ -1,19 +1,14 @@
-"""The device mesh and the one table from logical axis names (in the networks) to its axes."""
+"""How arrays lie on the mesh: the one table from logical axis names (in the networks) to its axes."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tim_jax.types import Output
-
-# In this order: within the shard_map over the other axes attention has one over `tensor`, and XLA of JAX 0.12 ends the
-# process where the axes of nested ones do not rise.
-AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Examples go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
 RULES = (
@@ -31,42 +26,6 @@ EXAMPLES = ("data", "fsdp")
 BATCH = PartitionSpec(EXAMPLES)
 # The rules among devices that hold the same examples and tokens.
 AMONG_SAME_EXAMPLES = tuple((name, axis if axis == "tensor" else None) for name, axis in RULES)
-
-
-def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh. The compiler places what the rules leave open (automatic axes).
-
-    Args:
-        sizes: Of each axis in AXES; one may be −1 for the rest.
-        devices: All by default.
-
-    Raises:
-        ValueError: If the sizes do not multiply up to the number of devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
-    named = f"{', '.join(f'mesh.{axis}' for axis in AXES)} are {', '.join(map(str, shape))}"
-    if sum(size == -1 for size in shape) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise ValueError(f"{named}; they must be at least 1, and at most one of them -1 for the rest")
-    known = 1
-    for size in shape:
-        known *= size if size > 0 else 1
-    if -1 in shape and len(devices) % known == 0:
-        shape[shape.index(-1)] = len(devices) // known
-        known = len(devices)
-    if known != len(devices):
-        raise ValueError(f"{named}; they must multiply to the number of devices, {len(devices)}")
-    # Neighbours in the mesh are neighbours in a TPU slice; an axis may take a part of one of its rings. Of several
-    # slices, or nodes, only the data axis goes over the slow links between them, where it can.
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and shape[0] % slices and devices[0].platform == "tpu":
-        raise ValueError(f"mesh.data is {shape[0]}; it must be a multiple of the number of slices, {slices}")
-    if slices > 1 and shape[0] % slices == 0:
-        inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
-        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
-    else:
-        placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.types import Output, PyTree, Query, TangentQuery
 
 Net: TypeAlias = Callable[[tuple[Query, ...]], tuple[Output, ...]]
+"""A network as objectives and samplers call it: groups of examples in, an Output for each."""
 
 
 class Path(NamedTuple):

@@ -21,12 +21,13 @@ from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
-from tim_jax.transitions.times import Times
+from tim_jax.transitions.times import Times, positions
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
 from tim_jax.types import Examples, Output, Query
 
 DERIVATIVES = ("jvp", "dde")
+VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
@@ -115,6 +116,21 @@ class Objective:
         return ()
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of all networks that the objective calls, "online" first."""
+        names = ["online", *self.teachers, *self.auxiliary]
+        if self.guidance.active:
+            names.append(self.guidance.ema)
+        if self.times.share_equal < 1:
+            if self.consistency == "semigroup":
+                names.append(self.bootstrap.ema)
+            elif self.consistency == "eulerian" and self.velocity not in VELOCITIES:
+                names.append(self.velocity)
+            if self.consistency == "eulerian" and self.derivative == "dde":
+                names.append("float32")
+        return tuple(dict.fromkeys(names))
+
+    @property
     def batch_multiple(self) -> int:
         """The number of examples that every batch must be a multiple of."""
         return 1
@@ -181,8 +197,7 @@ class Objective:
             key: A random key.
             batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
         """
-        count, height, width = examples.x.shape[:3]
-        t, r = self.draw(key, count, height * width, step if batch is None else batch)
+        t, r = self.draw(key, len(examples.x), positions(examples.x), step if batch is None else batch)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
 
@@ -325,8 +340,8 @@ class Objective:
             target = jax.lax.stop_gradient(target)
         error = example_mean((output.F - target) ** 2)
         direction = head = log_variance = alignment = jnp.zeros_like(error)
-        axes = DIRECTION_AXES[self.direction]
-        if axes is not None:
+        axes = DIRECTION_AXES[self.direction](output.F.ndim)
+        if axes:
             direction = direction_error(output.F, target, axes)
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)

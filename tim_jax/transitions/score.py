@@ -19,6 +19,7 @@ from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import data_and_noise, expand, interpolate, jump, prediction_target
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.times import positions
 from tim_jax.types import Examples
 
 
@@ -84,7 +85,7 @@ class ScoreRegularised(Objective):
         transport = self.transport
         rollout_key, time_key, noise_key = jax.random.split(key, 3)
         x = self.rollout(nets, examples, rollout_key)
-        t = self.times.draw_t(transport, time_key, (len(x),), positions=x.shape[1] * x.shape[2])
+        t = self.times.draw_t(transport, time_key, (len(x),), positions(x))
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
         sample = jax.lax.stop_gradient(x)
         x_t = interpolate(transport, sample, noise, t)

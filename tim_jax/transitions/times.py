@@ -6,6 +6,7 @@ whole number of examples goes to further examples of some batches; see `shares.p
 """
 
 import dataclasses
+import math
 from fractions import Fraction
 
 import jax
@@ -220,6 +221,11 @@ class Times:
             with_one_more(equal, more_equal, Fraction(0), 0),
             with_one_more(minimal, more_minimal, more_equal, 1),
         )
+
+
+def positions(x: jax.Array) -> int:
+    """Returns how many positions an example of x has: h·w of images (B, h, w, C), 1 of vectors (B, d)."""
+    return math.prod(x.shape[1:-1])
 
 
 def dyadic(transport: Transport, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -99,11 +99,15 @@ class AdaptiveWeight:
         return (jax.lax.stop_gradient(loss) + offset) ** -self.power if self.power else jnp.ones_like(loss)
 
 
-# The axes of (B, h, w, C) along which a vector has a direction.
-DIRECTION_AXES: dict[str, int | tuple[int, ...] | None] = {"none": None, "channels": -1, "image": (-3, -2, -1)}
+# The axes of (B, …, C) along which a vector has a direction, by the number of all axes.
+DIRECTION_AXES: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "none": lambda ndim: (),
+    "channels": lambda ndim: (-1,),
+    "image": lambda ndim: tuple(range(1, ndim)),
+}
 
 
-def direction_error(F: jax.Array, target: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
+def direction_error(F: jax.Array, target: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the mean (B,) of 1 − cos(F, F*), the cosine being taken along `axes`.
 
     A vector shorter than 1e-6 has no direction: its error counts as 1, with zero gradient, so that value and gradient
@@ -132,5 +136,5 @@ def alignment_error(hidden: jax.Array, features: jax.Array, mask: jax.Array | No
         features: Features (B, N, Z) of a frozen image encoder.
         mask: (B,), 0 for examples without features, whose error is then 0.
     """
-    error = direction_error(hidden, features, -1)
+    error = direction_error(hidden, features, (-1,))
     return error if mask is None else jnp.where(mask > 0, error, 0.0)

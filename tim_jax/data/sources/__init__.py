@@ -2,14 +2,16 @@
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from tim_jax.data.sources.base import Location, Source
 from tim_jax.data.splits import part_of
 from tim_jax.system import files
 
-# name -> the function that opens it. A module is imported when its source is first opened: some need large packages.
-SOURCES = {
+# name -> the function that opens it, or where that is: such a module is imported when its source is first opened, since
+# some need large packages.
+SOURCES: dict[str, str | Callable[[Location], Source]] = {
     "digits": "tim_jax.data.sources.digits.open_digits",
     "photos": "tim_jax.data.sources.photos.open_photos",
     "folder": "tim_jax.data.sources.folder.open_folder",
@@ -43,6 +45,9 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         near = difflib.get_close_matches(str(name), SOURCES, n=1, cutoff=0.0)[0]
         known = ", ".join(sorted(SOURCES))
         raise ValueError(f"{section}.source is {name!r}; it must be one of {known} (the nearest is {near!r})")
-    module, function = SOURCES[name].rsplit(".", 1)
     at = Location(directory, split, key=f"{section}.path", **more)
-    return part_of(getattr(importlib.import_module(module), function)(at), at)
+    opens = SOURCES[name]
+    if isinstance(opens, str):
+        module, function = opens.rsplit(".", 1)
+        opens = getattr(importlib.import_module(module), function)
+    return part_of(opens(at), at)

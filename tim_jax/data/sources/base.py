@@ -209,7 +209,9 @@ class Location:
     def root(self) -> epath.Path:
         """The path, from the root of the disk. Raises ValueError if it is not there."""
         if not self.path:
-            raise ValueError(f"{self.key} is {self.path!r}; it must name the data of this source")
+            raise ValueError(
+                f"{self.key} is {self.path!r}; it must name the data of this source: --config.{self.key}=PATH"
+            )
         root = paths.given(self.path, self.key)
         if not root.exists():
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")

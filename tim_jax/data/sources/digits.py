@@ -3,11 +3,11 @@
 import io
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from tim_jax.data.sources.base import InMemory, Location, Source
 from tim_jax.data.sources.tfds import open_prepared, prepare
@@ -44,6 +44,12 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _digits() -> Any:
+    from sklearn.datasets import load_digits  # slow to import, and needed only where the data set is not there yet
+
+    return load_digits()
+
+
 class Digits(tfds.core.GeneratorBasedBuilder):
     """The splits `train` and `held_out` of scikit-learn's digits, examples in scikit-learn's order."""
 
@@ -61,10 +67,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(ids) for split, ids in split_indices(load_digits().target).items()}
+        return {split: self._generate_examples(ids) for split, ids in split_indices(_digits().target).items()}
 
     def _generate_examples(self, indices: list[int]) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
+        digits = _digits()
         images = to_uint8(digits.images)
         for i in indices:
             yield i, {"image": encode_png(images[i]), "label": int(digits.target[i])}

@@ -1,4 +1,8 @@
-"""A folder of class folders of images, see class_folders.py."""
+"""A folder of class folders of images, see class_folders.py, or of images with captions.
+
+Captions lie in a text file beside each image, `cat.txt` or `cat.caption` beside `cat.jpg`, or in one file of a hub,
+`metadata.jsonl` or `metadata.csv`, see manifest.py.
+"""
 
 import dataclasses
 import functools
@@ -7,12 +11,18 @@ from pathlib import PurePosixPath
 import numpy as np
 from etils import epath
 
-from tim_jax.data import tables
+from tim_jax.data import splits, tables
+from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.class_folders import index_folder
 from tim_jax.data.decode import ENDINGS
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, Source, digest, read_file
+from tim_jax.data.sources.manifest import open_manifest
 from tim_jax.data.stamps import stamp, stamps_of_some
 from tim_jax.system import files
+
+CAPTION_ENDINGS = (".txt", ".caption")
+CAPTION_FILES = tuple(f"{ending} files" for ending in CAPTION_ENDINGS)  # as `Walk` counts them
+METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +114,56 @@ class FolderSource(FilesInClassFolders, EncodedImages):
         return self._table["label"][examples].astype(np.int64)
 
 
-def open_folder(at: Location) -> FolderSource:
-    """Opens the images in the class folders of `at.path`. Raises ValueError if there are none."""
-    return FolderSource(*index_folder(at, ENDINGS), at.channels)
+@dataclasses.dataclass(frozen=True)
+class CaptionedFolder(FolderSource):
+    """Images with a caption in a text file beside each of them; one without is a bad record."""
+
+    @property
+    def captions(self) -> bool:
+        return True
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        found = super().left_out
+        return {what: found[what] for what in found if what not in CAPTION_FILES}
+
+    def raw(self, i: int, max_bytes: int = -1) -> Raw:
+        return super().raw(i, max_bytes)._replace(captions=self._caption(i))
+
+    def _caption(self, i: int) -> str:
+        """The whole text of the file beside image i. Raises BadRecord."""
+        path = epath.Path(self.root) / PurePosixPath(self.identity(i))
+        for ending in CAPTION_ENDINGS:
+            try:
+                return read_file(path.with_suffix(ending)).decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise BadRecord("caption", f"{path.stem}{ending} is not UTF-8") from None
+            except BadRecord as error:
+                if error.reason != "missing":
+                    raise
+        raise BadRecord("caption", f"there is no {path.stem}{CAPTION_ENDINGS[0]} beside {path.name}")
+
+
+def open_folder(at: Location) -> EncodedImages:
+    """Opens the images of `at.path`: in class folders, or all in one folder, with captions where these are wanted.
+
+    Captions are those of a file `metadata.jsonl` or `metadata.csv`, or else of text files beside the images if at least
+    every other image has one.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    if at.captions and (found := metadata_files(at)):
+        return open_manifest(at, found)
+    where = (*index_folder(at, ENDINGS, flat=True), at.channels)
+    source = FolderSource(*where)
+    captions = sum(source.left_out.get(what, 0) for what in CAPTION_FILES)
+    return CaptionedFolder(*where) if at.captions and 2 * captions >= len(source) else source
+
+
+def metadata_files(at: Location) -> list[epath.Path]:
+    """The files of captions as hubs name them, of the part `at.split`; [] where there are none."""
+    try:
+        return splits.files_of_split(at, METADATA)
+    except splits.NoFiles:
+        return []

@@ -1,7 +1,9 @@
-"""A folder with a JSONL manifest: one line per image with `image_file`, `captions` and, optionally, `bucket`.
+"""A folder with a manifest: one line per image with the name of its file and its captions, as JSONL or CSV.
 
-A `bucket` ("512x768", height first, optionally after a name and a hyphen) states the size of the image; then no header
-is read for the plan. The index holds only where each line ends, so that ten million lines take 80 MB on disk.
+The name is under `image_file` or, as on hubs, `file_name`, and the captions, one text or a list, are under `captions`,
+`caption`, `text` or `prompt`. Lines of one image give it several captions. An optional `bucket` ("512x768", height
+first, optionally after a name and a hyphen) states the size of the image; then no header is read for the plan. The
+index holds only where each line ends, so that ten million lines take 80 MB on disk.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ import json
 import os
 import posixpath
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,42 +20,14 @@ from etils import epath
 
 from tim_jax.data import splits, tables
 from tim_jax.data.bad_records import BadRecord
+from tim_jax.data.lines import index_lines, lines_of_csv
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
-from tim_jax.data.stamps import stamp, stamps_of_some
+from tim_jax.data.stamps import stamps_of_some
 from tim_jax.system import files
-from tim_jax.system.progress import Bar
 
-BLOCK = 2**24
+NAMES = ("image_file", "file_name")  # keys of the file; a hub has a further one that ends in _file_name as well
+CAPTIONS = ("captions", "caption", "text", "prompt")
 SIZE = re.compile(r"(?:.*-)?(\d+)x(\d+)")
-
-
-def index_lines(path: epath.Path, directory: str) -> epath.Path:
-    """Finds where the lines of a file end, once for each state of the file.
-
-    Args:
-        path: the file.
-        directory: the folder that the table of line ends is written below.
-
-    Returns:
-        The folder of that table, which has one column, `end`.
-    """
-    length, changed = stamp(path)
-    folder = epath.Path(directory).expanduser() / f"lines-{digest('lines 1', str(path), length, changed)}"
-    if not tables.exists(folder):
-        with (
-            tables.writing(folder, end=np.int64) as writer,
-            path.open("rb") as file,
-            Bar(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
-        ):
-            start, last = 0, b"\n"
-            while block := file.read(BLOCK):
-                writer.append(end=np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + start + 1)
-                start, last = start + len(block), block[-1:]
-                progress.update(len(block))
-            if last != b"\n":  # the last line has no end
-                writer.append(end=start)
-            writer.meta["state"] = digest(length, changed)
-    return folder
 
 
 def inside(root: str, name: str) -> str:
@@ -104,14 +79,16 @@ class ManifestSource(EncodedImages):
     """Images with captions that the lines of a manifest name.
 
     Attributes:
-        manifest: the JSONL file; it names images relative to its own folder.
+        manifest: the file; it names images relative to its own folder.
         index: the table of its lines, see `index_lines`.
         channels: channels of the images to make.
+        lines: the JSONL file that the manifest's rows were written to; "" where it is one.
     """
 
     manifest: str
     index: str
     channels: int = 3
+    lines: str = ""
 
     @functools.cached_property
     def _table(self) -> tables.Table:
@@ -140,7 +117,7 @@ class ManifestSource(EncodedImages):
         ends = self._table["end"][start:stop].astype(np.int64)
         first = int(self._table["end"][start - 1]) if start else 0
         try:
-            with epath.Path(self.manifest).open("rb") as file:
+            with epath.Path(self.lines or self.manifest).open("rb") as file:
                 file.seek(first)
                 block = file.read(int(ends[-1]) - first)
         except OSError as error:
@@ -148,14 +125,20 @@ class ManifestSource(EncodedImages):
         starts = [0] + (ends[:-1] - first).tolist()
         return [block[a : b - first] for a, b in zip(starts, ends.tolist(), strict=True)]
 
+    def line(self, i: int) -> bytes:
+        """Line i as it is stored."""
+        return self._lines(i, i + 1)[0]
+
     def _entry(self, line: bytes) -> dict[str, Any]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             raise BadRecord("metadata", f"not JSON: {line[:60]!r}") from None
-        if not isinstance(entry, dict) or not isinstance(entry.get("image_file"), str) or not entry["image_file"]:
-            raise BadRecord("metadata", "image_file must be the name of a file")
-        return entry
+        name = entry.get(name_key(entry)) if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            raise BadRecord("metadata", "image_file or file_name must be the name of a file")
+        captions = next((entry[key] for key in CAPTIONS if entry.get(key) is not None), None)
+        return entry | {"image_file": name, "captions": captions}
 
     def identity(self, i: int) -> str:
         return f"{epath.Path(self.manifest).name}:{i + 1}"
@@ -172,7 +155,7 @@ class ManifestSource(EncodedImages):
         return found
 
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
-        entry = self._entry(self._lines(i, i + 1)[0])
+        entry = self._entry(self.line(i))
         path = epath.Path(self._root) / inside(self._root, entry["image_file"])
         return Raw(read_file(path, max_bytes), None, entry.get("captions"))
 
@@ -208,25 +191,67 @@ class ManifestSource(EncodedImages):
     def _image(self, i: int) -> epath.Path | None:
         """The file of image i, None where the manifest names none."""
         try:
-            return epath.Path(self._root) / inside(self._root, self._entry(self._lines(i, i + 1)[0])["image_file"])
+            return epath.Path(self._root) / inside(self._root, self._entry(self.line(i))["image_file"])
         except BadRecord:
             return None
 
 
-def open_manifest(at: Location) -> ManifestSource:
+def name_key(entry: Collection[Any]) -> str:
+    """Which of the keys of a line names its image; "" for none."""
+    for key in entry:
+        if key in NAMES or (isinstance(key, str) and key.endswith("_file_name")):
+            return key
+    return ""
+
+
+def check_columns(at: Location, path: epath.Path, source: ManifestSource) -> None:
+    """Raises ValueError for a manifest whose first line has no key of a file, or none of captions."""
+    try:
+        first = json.loads(source.line(0))
+    except (ValueError, RecursionError):
+        return  # a bad record
+    if not isinstance(first, dict):
+        return
+    for what, found, names in (
+        ("the file of an image", name_key(first), NAMES[::-1]),
+        ("its captions", any(key in first for key in CAPTIONS), CAPTIONS),
+    ):
+        if not found:
+            raise ValueError(
+                f"{at.key} is {at.path!r}; its {path.name} must name {what} under {' or '.join(names)}, and has "
+                f"{', '.join(map(str, first)) or 'nothing'}"
+            )
+
+
+def open_manifest(at: Location, found: Sequence[epath.Path] = ()) -> ManifestSource:
     """Opens the images of a manifest.
 
     Args:
-        at: its path is the .jsonl file, or a folder that holds exactly one for each part of the data.
+        at: its path is the .jsonl or .csv file, or a folder that holds exactly one for each part of the data; CSV files
+            beside JSONL files are not read.
+        found: the manifest, where it has been found already.
 
     Raises:
-        ValueError: there is no such file, several, or one without lines.
+        ValueError: there is no such file, several, or one without lines or without names of images.
     """
-    found = splits.files_of_split(at, (".jsonl",))
+    found = found or _manifests(at)
     if len(found) != 1:
-        raise ValueError(f"{at.key} is {at.path!r}; it must hold one .jsonl file, but holds {len(found)}")
+        raise ValueError(
+            f"{at.key} is {at.path!r}; it must hold one manifest, but holds {', '.join(path.name for path in found)}"
+        )
     (path,) = found
-    source = ManifestSource(str(path), str(index_lines(path, at.directory)), at.channels)
+    lines = lines_of_csv(at, path) if path.name.lower().endswith(".csv") else path
+    index = str(index_lines(lines, at.directory))
+    source = ManifestSource(str(path), index, at.channels, "" if lines == path else str(lines))
     if not len(source):
         raise ValueError(f"{at.key} is {at.path!r}; its manifest must have at least one line")
+    check_columns(at, path, source)
     return source
+
+
+def _manifests(at: Location) -> list[epath.Path]:
+    """The manifests of the part `at.split`: JSONL files, or else CSV files."""
+    try:
+        return splits.files_of_split(at, (".jsonl",))
+    except splits.NoFiles:
+        return splits.files_of_split(at, (".jsonl", ".csv"))

@@ -4,29 +4,51 @@ The photographs come with scikit-image and scikit-learn; their crops are written
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import skimage.data
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from tim_jax.data.sources.base import InMemory, Location, Source
 from tim_jax.data.sources.tfds import open_prepared, prepare
 
-# class -> (where the photograph is, what it shows)
+
+def of_skimage(name: str) -> Callable[[], np.ndarray]:
+    """Returns the function that loads a photograph of scikit-image."""
+
+    def load() -> np.ndarray:
+        import skimage.data  # slow to import, and needed only where the data set is not there yet
+
+        found = getattr(skimage.data, name)()
+        return found[0] if isinstance(found, tuple) else found  # the first of a stereo pair
+
+    return load
+
+
+def of_sklearn(name: str) -> Callable[[], np.ndarray]:
+    """Returns the function that loads a photograph of scikit-learn."""
+
+    def load() -> np.ndarray:
+        from sklearn.datasets import load_sample_image  # as above
+
+        return load_sample_image(name)
+
+    return load
+
+
+# class -> (what loads the photograph, what it shows)
 PHOTOGRAPHS = {
-    "astronaut": (skimage.data.astronaut, "an astronaut in an orange suit"),
-    "cat": (skimage.data.chelsea, "a tabby cat"),
-    "coffee": (skimage.data.coffee, "a cup of coffee on a wooden table"),
-    "flower": (lambda: load_sample_image("flower.jpg"), "an orange dahlia"),
-    "galaxies": (skimage.data.hubble_deep_field, "galaxies in the dark sky"),
-    "motorcycle": (lambda: skimage.data.stereo_motorcycle()[0], "a motorcycle in a garage"),
-    "retina": (skimage.data.retina, "the retina of an eye"),
-    "rocket": (skimage.data.rocket, "a rocket on its launch pad"),
-    "temple": (lambda: load_sample_image("china.jpg"), "a Chinese temple with curved roofs"),
-    "tissue": (skimage.data.immunohistochemistry, "stained tissue under a microscope"),
+    "astronaut": (of_skimage("astronaut"), "an astronaut in an orange suit"),
+    "cat": (of_skimage("chelsea"), "a tabby cat"),
+    "coffee": (of_skimage("coffee"), "a cup of coffee on a wooden table"),
+    "flower": (of_sklearn("flower.jpg"), "an orange dahlia"),
+    "galaxies": (of_skimage("hubble_deep_field"), "galaxies in the dark sky"),
+    "motorcycle": (of_skimage("stereo_motorcycle"), "a motorcycle in a garage"),
+    "retina": (of_skimage("retina"), "the retina of an eye"),
+    "rocket": (of_skimage("rocket"), "a rocket on its launch pad"),
+    "temple": (of_sklearn("china.jpg"), "a Chinese temple with curved roofs"),
+    "tissue": (of_skimage("immunohistochemistry"), "stained tissue under a microscope"),
 }
 CROPS = {"train": 200, "held_out": 40}
 ASPECTS = (0.4, 2.5)  # height over width

@@ -3,10 +3,11 @@
 import json
 from typing import Any
 
-from tim_jax.codecs import hub, loading, stand_in, tokenizer
+from tim_jax.codecs import loading, stand_in, tokenizer
 from tim_jax.config.run import Run
 from tim_jax.data.sources.base import digest
 from tim_jax.runs.encoding.work import Work
+from tim_jax.system import hub
 
 START = 2**20  # bytes of a file of weights that tell it from others: its header and the first weights
 

@@ -14,7 +14,7 @@ from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.data.sources.base import PickledByFields
 from tim_jax.runs.input_pipeline import open_source_and_plan
-from tim_jax.training import sharding
+from tim_jax.training.mesh import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def local_run(config: ConfigDict) -> Run:
         bucketing = dataclasses.replace(settings.bucketing, grid=grid)
         bucketing.check()
         settings = dataclasses.replace(settings, bucketing=bucketing)
-    return dataclasses.replace(run, mesh=sharding.make_mesh(dict(mesh), here), inputs=settings)
+    return dataclasses.replace(run, mesh=make_mesh(dict(mesh), here), inputs=settings)
 
 
 def open_work(run: Run, rows_per_shard: int) -> Work:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.grids import GRIDS, make_grid
@@ -132,6 +133,13 @@ def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) ->
     return inside
 
 
+def guidance_inputs(transport: Transport, sampling: Sampling, count: int, dtype: DTypeLike) -> jax.Array:
+    """Returns (count, 3), scale and interval of guidance, for a network that takes them as inputs."""
+    ends = np.array([sampling.guidance_low, sampling.guidance_high]) * transport.T_max
+    inputs = jnp.array([sampling.guidance, *np.maximum(ends, transport.T_min)], dtype)
+    return jnp.tile(inputs, (count, 1))
+
+
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
     """Returns the plan of a sampling run.
 
@@ -241,7 +249,7 @@ def sample(
     Args:
         net: The network.
         plan: The plan, of n evaluations.
-        x: The first states (B, h, w, C), noise as a rule.
+        x: The first states (B, …), noise as a rule.
         condition, null_condition: Pytrees of (B, …) arrays.
         keys: Random keys (B,) from `image_keys`, for samplers with fresh noise.
         guidance: The scale where the plan is guided; 1 compiles no second evaluation.
@@ -250,7 +258,7 @@ def sample(
             serves all step counts up to the plan's length (see `padded`).
 
     Returns:
-        Images (B, h, w, C), or for a trajectory the states (n + 1, B, h, w, C) before and after every evaluation.
+        Samples (B, …), or for a trajectory the states (n + 1, B, …) before and after every evaluation.
     """
 
     def make_query(x: jax.Array, t: jax.Array, s: jax.Array, condition: PyTree) -> Query:

@@ -10,7 +10,8 @@ from tim_jax.system import paths
 
 SCHEME = "hf://"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-FILES = ["*.json", "*.safetensors", "tokenizer.model"]  # that are fetched of a repository without a file name
+# What is fetched of a repository where no file is named.
+FILES = ["*.json", "*.safetensors", "tokenizer.model", "plugins/*.py"]
 
 
 def local(path: str | pathlib.Path) -> pathlib.Path:

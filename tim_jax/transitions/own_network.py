@@ -1,0 +1,237 @@
+"""Objectives and sampling for a network of one's own: a function net(x_t, t, r) or net(x_t, t, r, condition).
+
+    objective = OBJECTIVES["tim"](TRANSPORTS["ot_fm"]())
+    loss, metrics = mean_loss(objective, net, x, key)
+    samples = generate(objective, net, noise, steps=4)
+
+`net` may be a Flax or an Equinox module or a plain function, and x vectors (B, d), images (B, h, w, C) or anything else
+with examples along its first axis. The network returns F like x_t, or an `Output` where an objective reads more than F.
+t and r (B,) are what the transport's c_noise makes of the times: the times themselves for OT-FM.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tim_jax.transitions.derivative import Net
+from tim_jax.transitions.jump import expand
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.plans import host_transport
+from tim_jax.transitions.sampling.sampler import Sampling, guidance_inputs, make_plan, sample, time_grid
+from tim_jax.types import Examples, Output, PyTree, Query
+
+FEW = 16  # numbers in an example, below which its own error is no measure of the mean error
+Network: TypeAlias = Callable[..., Any]
+"""A network of one's own: (x_t, t, r) or (x_t, t, r, condition) → F (B, …) or an Output."""
+
+
+def as_net(network: Network, heads: tuple[str, ...] = ()) -> Net:
+    """Returns a network of one's own in the form that objectives and samplers call: Queries in, Outputs out.
+
+    Args:
+        network: Called as network(x_t, t, r), or network(x_t, t, r, condition) where there is a condition.
+        heads: Those that its Output must have.
+
+    Raises:
+        ValueError: When it is called, if it returns another shape or lacks a head.
+    """
+
+    def answer(query: Query) -> Output:
+        condition = () if query.condition is None else (query.condition,)
+        output = network(query.x_t, query.t, query.r, *condition)
+        output = output if isinstance(output, Output) else Output(output)
+        if jnp.shape(output.F) != query.x_t.shape:
+            raise ValueError(f"the network returned {jnp.shape(output.F)}; it must be {query.x_t.shape}, as x_t is")
+        missing = [name for name in heads if name not in (output.heads or {})]
+        if missing:
+            parts = ", ".join(f"{name!r}: …" for name in heads)
+            raise ValueError(f"the network returned no head {missing[0]!r}; it must be Output(F, heads={{{parts}}})")
+        return output
+
+    return lambda queries: tuple(map(answer, queries))
+
+
+def mean_loss(
+    objective: Objective,
+    net: Network,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    step: jax.Array | int | None = None,
+    condition: PyTree = None,
+    null_condition: PyTree = None,
+    condition_dropout: float = 0.0,
+    noise: jax.Array | None = None,
+    **networks: Network,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the mean loss of a batch, to be differentiated by the parameters of `net`, and metrics of its examples.
+
+    Args:
+        objective: The objective.
+        net: The network that is trained.
+        x: The data (B, …).
+        key: A random key: of noise, times, and whatever else the objective draws.
+        step: The number of the training step, from 0, for objectives whose loss changes with it.
+        condition: A pytree of (B, …) arrays, such as labels (B,).
+        null_condition: What stands for no condition: a pytree like `condition`, which it is broadcast to.
+        condition_dropout: The share of examples that are trained with the null condition.
+        noise: (B, …), by default drawn; reflow brings its own.
+        **networks: The other networks that the objective calls, by their names: an EMA of `net` as `slow`, a frozen
+            `teacher`. `objective.networks` lists them.
+
+    Returns:
+        The loss, a scalar, and metrics (B,) by name: "error" is the unweighted squared error, at times "t" and "r".
+
+    Raises:
+        ValueError: One line that says what the objective needs.
+    """
+    x = jnp.asarray(x)
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x is {x.dtype} {x.shape}; it must be floating-point numbers (B, …) of at least two axes")
+    objective.check()
+    objective.check_batch(len(x))
+    if x[0].size < FEW and (objective.adaptive.power or objective.direction != "none"):
+        warnings.warn(
+            f"examples have {x[0].size} numbers, and {_name(objective)} weights them by their own error or compares "
+            "directions, which draws predictions of so few away from the mean: see unweighted()",
+            stacklevel=2,
+        )
+    if len(x) % objective.batch_multiple:
+        raise ValueError(f"x has {len(x)} examples; {_name(objective)} takes multiples of {objective.batch_multiple}")
+    _check_step(objective, step)
+    nets = _nets(objective, net, networks)
+    noise_key, null_key, batch_key, key = jax.random.split(key, 4)
+    is_null = jax.random.bernoulli(null_key, condition_dropout, (len(x),))
+    condition, null_condition = _conditions(objective, condition, null_condition, condition_dropout, is_null)
+    noise = jax.random.normal(noise_key, x.shape, x.dtype) if noise is None else jnp.asarray(noise)
+    if noise.shape != x.shape:
+        raise ValueError(f"noise has shape {noise.shape}; it must be that of x, {x.shape}")
+    examples = Examples(x, noise, condition, null_condition, is_null)
+    # Shares of a batch that are not whole have their turn by its number, or by a random one.
+    batch = jax.random.bits(batch_key) if step is None else jnp.asarray(step)
+    losses, metrics = objective(nets, examples, jnp.asarray(0 if step is None else step), key, batch)
+    return losses.mean(), metrics
+
+
+def generate(
+    objective: Objective,
+    net: Network,
+    noise: jax.Array,
+    steps: int = 4,
+    *,
+    key: jax.Array | None = None,
+    condition: PyTree = None,
+    null_condition: PyTree = None,
+    sampling: Sampling | None = None,
+    trajectory: bool = False,
+) -> jax.Array:
+    """Returns samples (B, …) of a network that was trained with an objective.
+
+    Args:
+        objective: The objective; it names the transport and the sampler that suits the network.
+        net: The network.
+        noise: Standard normal noise (B, …), a sample for each.
+        steps: The number of steps, at least 1.
+        key: A random key, for samplers that take fresh noise on their way.
+        condition: A pytree of (B, …) arrays.
+        null_condition: What stands for no condition, for guidance.
+        sampling: Sampler, grid and guidance; its sampler "default" is the objective's.
+        trajectory: Whether to return the states before and after every evaluation, (n + 1, B, …).
+
+    Raises:
+        ValueError: One line that says what is wrong or missing.
+    """
+    sampling = _sampling(objective, sampling)
+    transport, noise = objective.transport, jnp.asarray(noise)
+    plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
+    if key is None and (plan.c > 0).any():
+        raise ValueError(f"key is missing; the sampler {sampling.sampler!r} takes fresh noise in {steps} steps")
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(noise))
+    guidance = 1.0 if sampling.guidance_input else sampling.guidance
+    if guidance != 1 and (condition is None or null_condition is None):
+        raise ValueError(f"condition, null_condition: missing; sampling.guidance is {guidance:g}, which uses both")
+    null_condition = condition if null_condition is None else _broadcast(null_condition, condition)
+    if sampling.guidance_input:
+        condition = _dictionary(objective, condition)
+        condition |= {"guidance": guidance_inputs(transport, sampling, len(noise), noise.dtype)}
+    sigma = float(host_transport(transport).sigma(np.array(transport.T_max)))
+    return sample(as_net(net), plan, sigma * noise, condition, null_condition, keys, guidance, trajectory)
+
+
+def _sampling(objective: Objective, sampling: Sampling | None) -> Sampling:
+    """The settings, checked, with the objective's sampler for "default"."""
+    sampling = sampling or Sampling(sampler="default")
+    name = objective.sampler if sampling.sampler == "default" else sampling.sampler
+    sampling = dataclasses.replace(sampling, sampler=name, guidance_input=objective.input_guidance.active)
+    sampling.check()
+    return sampling
+
+
+def _name(objective: Objective) -> str:
+    return objective.name or "the objective"
+
+
+def _check_step(objective: Objective, step: jax.Array | int | None) -> None:
+    tangent, guidance = objective.tangent, objective.guidance
+    changes = tangent.warmup_steps or tangent.differentiate_steps or (guidance.active and guidance.start_step)
+    if changes and step is None:
+        raise ValueError(
+            f"{_name(objective)} changes over the first {changes} steps; give step=, the number of the step, from 0"
+        )
+
+
+def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> dict[str, Net]:
+    """All networks by name, in the form that the objective calls."""
+    for name in others:
+        if name not in objective.networks[1:]:
+            known = ", ".join(objective.networks[1:]) or "no other network"
+            raise ValueError(f"{name}: no network of {_name(objective)}, which calls {known}")
+    for name in objective.networks[1:]:
+        if name not in others and name != "float32":
+            what = "an EMA of the network"
+            if name in objective.teachers:
+                what = "a trained network, which stays as it is"
+            elif name in objective.auxiliary:
+                what = "a second network, which the same loss trains"
+            raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
+    nets = {name: as_net(other) for name, other in others.items()}
+    return {"float32": as_net(net)} | nets | {"online": as_net(net, objective.heads)}
+
+
+def _conditions(
+    objective: Objective, condition: PyTree, null_condition: PyTree, dropout: float, is_null: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """The condition, dropped where `is_null`, and the null condition of every example."""
+    guided = objective.guidance.uses_null or objective.input_guidance.active
+    guided = guided or (bool(objective.teachers) and objective.teacher.guidance != 1 and not objective.teacher.weaker)
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"condition_dropout is {dropout}; it must lie in [0, 1]")
+    if (guided or dropout) and (condition is None or null_condition is None):
+        why = f"{_name(objective)} has guided targets" if guided else f"condition_dropout is {dropout}"
+        raise ValueError(f"condition, null_condition: missing; {why}, which takes both")
+    if null_condition is None:
+        return condition, condition
+    if objective.input_guidance.active:
+        condition, null_condition = _dictionary(objective, condition), _dictionary(objective, null_condition)
+    null_condition = _broadcast(null_condition, condition)
+    dropped = jax.tree.map(lambda c, null: jnp.where(expand(is_null, c), null, c), condition, null_condition)
+    return dropped, null_condition
+
+
+def _broadcast(null_condition: PyTree, condition: PyTree) -> PyTree:
+    return jax.tree.map(lambda c, null: jnp.broadcast_to(null, jnp.shape(c)), condition, null_condition)
+
+
+def _dictionary(objective: Objective, condition: PyTree) -> dict[str, Any]:
+    """A copy of a condition that gets "guidance" (B, 3), scale and interval, as an input of the network."""
+    if not isinstance(condition, Mapping):
+        raise ValueError(
+            f"condition must be a dictionary of arrays for {_name(objective)}, which adds the guidance scale to it as "
+            "'guidance' (B, 3)"
+        )
+    return dict(condition)
