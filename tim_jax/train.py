@@ -63,9 +63,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
             before, given = workdir.recorded(folder), config
+            first_look = before is None and bool(automatic.open_keys(config))
+            if first_look:
+                build(config)  # so that what is wrong is told before the data is read
+                devices.announce()
             if before is None:
-                if automatic.open_keys(config):
-                    build(config)  # so that what is wrong is told before the data is read
                 config = counted(config)
             else:
                 config = keys.with_recorded_schedule(before, automatic.as_recorded(config, before))
@@ -84,7 +86,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             first = first_state(run, folder)
             if before is not None and (line := finished(run, folder)):
                 return print(line) if jax.process_index() == 0 else None
-            devices.announce()  # before data is read, which may take minutes
+            if not first_look:
+                devices.announce()  # before data is read, which may take minutes
             pipeline = open_pipeline(run)
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None

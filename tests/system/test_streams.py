@@ -83,3 +83,17 @@ def test_help_that_is_cut_short_is_no_failure():
     process, reader = started(["-m", "tim_jax", "--help"], "true")
     reader.wait()
     assert process.wait() == DONE
+
+
+def test_an_interrupt_ends_a_command_by_its_signal_with_one_line():
+    """Of commands that have nothing to save; those that have end with 75."""
+    command = (
+        "import sys, time; from tim_jax.system.user_errors import ArgumentParser; ArgumentParser().parse_args([]);"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "\nstopped by SIGINT\n" and process.returncode == -signal.SIGINT

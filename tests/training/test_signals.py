@@ -74,7 +74,7 @@ def draw_for_ever():
     """Pictures that take minutes on the device."""
     import jax
 
-    from tim_jax import train
+    from tim_jax.runs import training
 
     def sample_pictures(run, plan):
         def draw(state):
@@ -84,7 +84,7 @@ def draw_for_ever():
 
         return draw
 
-    train.sample_pictures = sample_pictures
+    training.sample_pictures = sample_pictures
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def _write_index(
 ) -> None:
     """Writes the table of the files in the class folders of `root`; classes are those of all `roots`."""
     walk, found, elsewhere = Walk(endings), {}, set()
-    with Bar(desc=f"files of {root.name}", unit=" files") as progress:
+    with Bar(desc=f"files of {root.name}", unit=" files", delay=1) as progress:
         for name in folders_in(root):
             found[name] = list(walk.files(root, name))
             progress.update(len(found[name]))

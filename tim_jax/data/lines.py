@@ -31,7 +31,7 @@ def index_lines(path: epath.Path, directory: str) -> epath.Path:
         with (
             tables.writing(folder, end=np.int64) as writer,
             path.open("rb") as file,
-            Bar(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True) as progress,
+            Bar(total=length, desc=f"lines of {path.name}", unit="B", unit_scale=True, delay=1) as progress,
         ):
             start, last = 0, b"\n"
             while block := file.read(BLOCK):

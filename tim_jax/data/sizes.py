@@ -74,7 +74,7 @@ def _measured(source: Source, threads: int) -> Iterator[Found]:
     starts = range(0, len(source), CHUNK)
     with (
         ThreadPoolExecutor(threads) as pool,
-        Bar(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True) as progress,
+        Bar(total=len(source), desc=f"sizes of {source.name}", unit=" images", unit_scale=True, delay=1) as progress,
     ):
         for first in range(0, len(starts), IN_FLIGHT):  # a bounded number of chunks at a time
             some = starts[first : first + IN_FLIGHT]

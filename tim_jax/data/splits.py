@@ -146,7 +146,7 @@ def part_of(source: Source, at: Location) -> Source:
     key = digest("part 1", source.fingerprint(), at.split, at.held_out_share)
     folder = epath.Path(at.directory).expanduser() / f"part-{key}"
     if not tables.exists(folder):
-        progress = Bar(total=len(source), desc=f"parts of {source.name}", unit=" examples", unit_scale=True)
+        progress = Bar(total=len(source), desc=f"parts of {source.name}", unit=" examples", unit_scale=True, delay=1)
         with tables.writing(folder, row=np.int64) as writer, progress:
             for start in range(0, len(source), CHUNK):
                 stop = min(start + CHUNK, len(source))

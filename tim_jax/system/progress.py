@@ -14,7 +14,8 @@ SECONDS = 30.0  # from one line of a log to the next
 class Bar(tqdm):
     """tqdm's progress bar where there is a terminal or a notebook to draw it, else lines, SECONDS apart.
 
-    Work that takes less than SECONDS has one line in a log, at its end, and none with `leave=False`.
+    Work that takes less than SECONDS has one line in a log, at its end, and none with `leave=False`, or where it has
+    taken less than `delay` seconds.
     """
 
     disable: bool
@@ -57,7 +58,8 @@ class Bar(tqdm):
         """Ends the bar; in a log, with a last line."""
         if not self.in_log or self.disable:
             return super().close()
-        if self.leave and self._said != (self.n, self.postfix):
+        late = time.time() - self.start_t >= self.delay
+        if self.leave and late and self._said != (self.n, self.postfix):
             self._line()
         self.disable = True
         self._decr_instances(self)

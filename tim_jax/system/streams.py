@@ -53,5 +53,19 @@ def keep_going() -> None:
         setattr(sys, name, changed)
 
 
+def interrupts_in_one_line() -> None:
+    """Makes Ctrl-C end the process, by that signal as ever, with a line in place of a traceback; for commands."""
+    before = sys.excepthook
+
+    def hook(kind, error, traceback) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("\nstopped by SIGINT", file=sys.stderr)
+        else:
+            before(kind, error, traceback)
+
+    if before is sys.__excepthook__:
+        sys.excepthook = hook
+
+
 def _raw(stream: io.TextIOWrapper) -> object:
     return getattr(stream.buffer, "raw", stream.buffer)

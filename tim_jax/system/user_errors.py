@@ -86,7 +86,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for prepare in (streams.keep_going, logs.install, accelerators.quiet):
+        for prepare in (streams.keep_going, streams.interrupts_in_one_line, logs.install, accelerators.quiet):
             prepare()
         args, flags = sys.argv[1:] if args is None else args, self.flags()
         for word in itertools.takewhile(lambda word: word != "--", args):

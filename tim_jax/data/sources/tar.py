@@ -131,7 +131,7 @@ def index_shards(at: Location) -> str:
         check_plain(path, at)
     ends = {"cls": False, "caption": False}
     with tables.writing(folder, **COLUMNS) as writer:
-        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards")):
+        for number, path in enumerate(Bar(shards, desc=f"index of {root.name}", unit=" shards", delay=1)):
             found, whole = _examples_in(path, left_out)
             for stem, files in found + ([] if whole else [("", {})]):
                 tables.append_text(writer, "stem", stem)
