@@ -187,9 +187,9 @@ def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> lis
 
 def _of_prompts(settings: SampleSettings, run: Run, size: tuple[int, int], factor: int) -> list[Request]:
     """The requests of a run that is conditioned on text. Raises ValueError."""
-    for name in ("labels", "count"):
-        if getattr(settings, name):
-            raise ValueError(f"--{name} is {getattr(settings, name)}; this run is conditioned on text: give --prompt")
+    for name, instead in (("labels", "--prompt"), ("count", "--per-prompt")):
+        if value := getattr(settings, name):
+            raise ValueError(f"--{name} is {value}; it must be {instead}, as this run is conditioned on text")
     if (settings.prompt is None) == (settings.prompts is None):
         raise ValueError("--prompt, --prompts: this run is conditioned on text; give one of them")
     prompts = [("00000", {"prompt": settings.prompt})] if settings.prompts is None else read_prompts(settings.prompts)
