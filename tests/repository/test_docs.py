@@ -15,6 +15,7 @@ import yaml
 
 from tim_jax.config import keys, loading
 from tim_jax.config.command_line import Parser, load_config
+from tim_jax.transitions import OBJECTIVES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -192,7 +193,8 @@ def test_python_is_valid_and_its_imports_exist(page):
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
-def test_own_objective_and_transport_are_what_they_say():
+def test_own_objective_and_transport_are_what_they_say(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "scaled", None)  # which the page adds, and no other test shall meet
     own = {}
     for block in blocks(ROOT / "docs" / "your_own.md", "python"):
         exec(block, own)
@@ -213,7 +215,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (block,) = blocks(README, "python")
     assert '"runs/digits"' in block
     exec(block.replace('"runs/digits"', repr(str(ROOT / "notebooks" / "digits"))), {})
-    assert len(list(tmp_path.glob("*.png"))) == 14
+    assert len(list(tmp_path.glob("*.png"))) == 3
 
 
 @pytest.mark.slow

@@ -77,12 +77,14 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     Raises:
         ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
     """
+    overrides = dict(overrides or {})
+    given = plugins.load_given(overrides)
     values = recorded(workdir)
     if values is None:
         raise ValueError(
             f"--workdir={workdir}: holds no run; tim-jax train --config=NAME --workdir={workdir} makes one"
         )
-    return _changed(values, overrides or {}, workdir)
+    return _changed(values, overrides, given, workdir)
 
 
 def to_go_on(path: str, overrides: dict[str, str]) -> ConfigDict:
@@ -95,19 +97,20 @@ def to_go_on(path: str, overrides: dict[str, str]) -> ConfigDict:
     Raises:
         ValueError: one line, as `load`.
     """
-    folder = paths.run_folder(path, "--workdir")
+    folder, overrides = paths.run_folder(path, "--workdir"), dict(overrides)
+    given = plugins.load_given(overrides)
     values = last_started(folder)
     if values is None:
         raise ValueError(
             f"--config: missing; it names what to train, as --workdir={path} holds no run that could go on"
         )
-    return _changed(values, overrides, folder)
+    return _changed(values, overrides, given, folder)
 
 
-def _changed(values: dict[str, Any], overrides: dict[str, str], workdir: epath.Path) -> ConfigDict:
-    """A recorded configuration with keys changed."""
-    overrides = dict(overrides)
-    given = plugins.load_given(overrides)
+def _changed(
+    values: dict[str, Any], overrides: dict[str, str], given: tuple[str, ...], workdir: epath.Path
+) -> ConfigDict:
+    """A recorded configuration with plugins added and keys changed."""
     config = ConfigDict(_with_tuples(values))
     config.plugin = tuple(dict.fromkeys((*config.plugin, *given)))
     config = override(config, overrides)
