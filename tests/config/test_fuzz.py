@@ -15,6 +15,7 @@ import shutil
 import sys
 import typing
 
+import jax
 import pytest
 
 from tests.helpers.ablations import write_file
@@ -31,6 +32,7 @@ from tim_jax.plan import job as plan_job
 from tim_jax.runs import conversion, diagnosis, shard_job, step_grid, training
 from tim_jax.runs.any_step import AnyStepJob
 from tim_jax.runs.outputs.job import SampleJob
+from tim_jax.system import compilation_cache
 
 CALLS_AT_LEAST = 500
 # Texts for each key, and for each flag, of those below; by default, and where there is time.
@@ -88,7 +90,9 @@ def places(data_directory, tmp_path_factory):
         ):  # fmt: skip
             patch.setattr(owner, name, reach)
         patch.chdir(folder)
+        programs = jax.config.jax_compilation_cache_dir
         yield folder, run, small
+        compilation_cache.change(programs)  # of the tests that come after
 
 
 def call(main, arguments):

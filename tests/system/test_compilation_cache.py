@@ -76,7 +76,7 @@ def kept_at_once():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    compilation_cache._change(folder)
+    compilation_cache.change(folder)
 
 
 def test_where_programs_are_kept_can_be_said(tmp_path, monkeypatch, kept_at_once):
@@ -91,7 +91,7 @@ def test_where_programs_are_kept_can_be_said(tmp_path, monkeypatch, kept_at_once
             ("auto", None, tmp_path / "xdg" / "tim_jax" / "xla" / processor),
         ]
     ):
-        compilation_cache._change(environment)  # as JAX does with JAX_COMPILATION_CACHE_DIR
+        compilation_cache.change(environment)  # as JAX does with JAX_COMPILATION_CACHE_DIR
         line = compilation_cache.use(setting)
         assert line == (f"compiled programs are kept in {folder}" if folder else "compiled programs are not kept")
         jax.jit(lambda x: x + number)(1.0).block_until_ready()  # noqa: B023
@@ -102,7 +102,7 @@ def test_where_programs_are_kept_can_be_said(tmp_path, monkeypatch, kept_at_once
 def test_a_folder_that_cannot_be_made_is_the_users_error_only_if_named(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
-    monkeypatch.setattr(compilation_cache, "_change", lambda _: pytest.fail("nothing may change"))
+    monkeypatch.setattr(compilation_cache, "change", lambda _: pytest.fail("nothing may change"))
     with pytest.raises(ValueError, match=f"^training.compilation_cache is '{file}/in'; it must be a folder"):
         compilation_cache.use(f"{file}/in")
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))

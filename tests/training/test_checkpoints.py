@@ -62,11 +62,15 @@ def test_a_new_checkpoint_is_complete_before_an_old_one_goes(workdir):
     saved(workdir, [1, 2])
     seen, ended = set(), threading.Event()
 
+    def steps_now():
+        return sorted(name for name in os.listdir(workdir / "checkpoints") if name.isdigit())
+
     def watch():
         while not ended.is_set():
-            steps = [name for name in os.listdir(workdir / "checkpoints") if name.isdigit()]
+            steps = steps_now()
             complete = [s for s in steps if os.path.exists(workdir / "checkpoints" / s / "state" / "manifest.ocdbt")]
-            seen.add((len(steps), len(complete) >= 2))
+            if steps == steps_now():  # else one of them has gone meanwhile
+                seen.add((len(steps), len(complete) >= 2))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from tim_jax.system import paths
+from tim_jax.system import files, paths
 
 KEY = "training.compilation_cache"
 
@@ -27,14 +27,14 @@ def use(setting: str) -> str:
         ValueError: For a folder that cannot be made.
     """
     if setting == "":
-        _change(None)
+        change(None)
         return "compiled programs are not kept"
     config: Any = jax.config  # whose options type checkers do not see
     given = config.jax_compilation_cache_dir  # from JAX_COMPILATION_CACHE_DIR
     if setting == "auto" and given:
         return f"compiled programs are kept in {given}"
     try:
-        folder = epath.Path(default()) if setting == "auto" else paths.given(setting, KEY)
+        folder = files.absolute(epath.Path(default()) if setting == "auto" else paths.given(setting, KEY))
     except RuntimeError as error:  # no home
         return f"compiled programs are not kept: {error}"
     if jax.default_backend() == "cpu":
@@ -45,11 +45,11 @@ def use(setting: str) -> str:
         if setting == "auto":  # such as a container without a home
             return f"compiled programs are not kept: {error}"
         raise ValueError(f"{KEY} is {setting!r}; it must be a folder that can be made ({error})") from None
-    _change(os.fspath(folder))
+    change(os.fspath(folder))
     return f"compiled programs are kept in {folder}"
 
 
-def _change(folder: str | None) -> None:
+def change(folder: str | None) -> None:
     """Sets the folder, also where JAX has begun to use another one."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
