@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.codecs.settings import CodecSettings
     from tim_jax.config import automatic, values
     from tim_jax.config.examples import make_inputs
-    from tim_jax.config.keys import check_keys
+    from tim_jax.config.identity import check_keys
     from tim_jax.config.sections import read
     from tim_jax.data.sections import DataSettings, LoaderSettings
     from tim_jax.data.settings import open_data

@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     import jax
 
-    from tim_jax.config import automatic, keys
+    from tim_jax.config import automatic, identity
     from tim_jax.config.build import build
     from tim_jax.runs import training, workdir
     from tim_jax.runs.counting import counted
@@ -70,11 +70,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             if before is None:
                 config = counted(config)
             else:
-                config = keys.with_recorded_schedule(before, automatic.as_recorded(config, before))
+                config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config)
             cache = compilation_cache.use(run.config.training.compilation_cache)
             if before is not None:
-                keys.compare_identity(before, run.config, folder)
+                identity.compare(before, run.config, folder)
             run = with_teachers(run)
             measurement = open_measurement(run) if run.evaluation.periodic.every else None
             if measurement is not None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tim_jax import ablate, convert, encode, evaluate, grid, inspect, pairs, sample, train
 from tim_jax.bench import __main__ as bench
-from tim_jax.config import keys
+from tim_jax.config import identity
 from tim_jax.plan import __main__ as plan
 from tim_jax.training import sharding
 
@@ -241,10 +241,10 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
 def test_a_run_from_before_a_key_had_come_goes_on(workdir):
     older = json.loads((workdir / "config.json").read_text())
     del older["start"], older["data"]["buckets"], older["model"]["attention"]
-    found = keys.completed(older)
+    found = identity.completed(older)
     assert found == json.loads((workdir / "config.json").read_text())
     older["ema"] = {"other": 0.5}
-    assert keys.completed(older)["ema"] == {"other": 0.5}, "averages have the names that a run gave them"
+    assert identity.completed(older)["ema"] == {"other": 0.5}, "averages have the names that a run gave them"
 
 
 def test_the_any_step_table_of_a_run(workdir):

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 import tim_jax
 from tests.helpers.workdirs import TINY
-from tim_jax.config import keys, loading, page, renames
+from tim_jax.config import identity, loading, page, renames
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import FREE, check_keys, flatten, identity
+from tim_jax.config.keys import FREE, flatten
 from tim_jax.config.sections import SECTIONS, keys_of, unused
 from tim_jax.runs import workdir
 
@@ -141,7 +141,7 @@ def test_an_old_name_in_a_file_is_answered_with_the_new_one(old):
         place = place[name]
     place[last] = 1
     with pytest.raises(ValueError, match=f"^config.{old}: no such key; renamed to config.{new}$"):
-        check_keys(config)
+        identity.check_keys(config)
 
 
 def test_a_configuration_of_before_is_read_by_the_names_of_today():
@@ -160,7 +160,7 @@ def test_a_configuration_of_before_is_read_by_the_names_of_today():
 def test_a_run_of_before_is_the_same_run():
     folder = epath.Path(ROOT / "notebooks" / "digits")
     config = ConfigDict(workdir.load(folder, {"training.steps": "9", "model.remat": "full"}).to_dict())
-    keys.compare_identity(workdir.recorded(folder), config, folder)
-    assert "objective.adaptive.power" in identity(config) and "model.remat" not in identity(config)
+    identity.compare(workdir.recorded(folder), config, folder)
+    assert "objective.adaptive.power" in identity.of(config) and "model.remat" not in identity.of(config)
     with pytest.raises(ValueError, match=r"^objective.weight.kernel is 'sqrt'; it must be 'square', since .*digits"):
         workdir.load(folder, {"objective.weight.kernel": "sqrt"})

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.buckets import Sized, made_plan
-from tim_jax.config import keys
+from tim_jax.config import identity
 from tim_jax.config.command_line import load_config
 from tim_jax.data import summary
 from tim_jax.data.bucket_shapes import derive
@@ -103,9 +103,9 @@ def test_rare_shapes_shrink_others_where_that_is_asked_for(keep_rare, table):
 def test_runs_from_before_keep_their_buckets(area, table, kept):
     recorded = json.loads(load_config("photos", {}).to_json())
     recorded["data"]["buckets"] |= {"area": area, "table": table}
-    assert not keys.completed(recorded)["data"]["buckets"]["keep_rare"]
+    assert not identity.completed(recorded)["data"]["buckets"]["keep_rare"]
     del recorded["data"]["buckets"]["keep_rare"]
-    assert keys.completed(recorded)["data"]["buckets"]["keep_rare"] == kept
+    assert identity.completed(recorded)["data"]["buckets"]["keep_rare"] == kept
 
 
 COUNTS = st.dictionaries(st.tuples(st.integers(1, 30), st.integers(1, 30)), st.integers(1, 40), min_size=1, max_size=12)

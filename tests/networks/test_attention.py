@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from tim_jax.bench import __main__ as command
 from tim_jax.bench import attention as bench
+from tim_jax.config import identity
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import identity
 from tim_jax.config.network import warn_once
 from tim_jax.networks.attention import blockwise, pallas, xla
 from tim_jax.networks.attention.modules import ATTENTION, LINEAR_FROM, attention
@@ -332,7 +332,7 @@ def test_which_devices_have_kernels(platform, capability, width, has):
 
 
 def test_a_run_may_go_on_with_another_implementation():
-    assert identity(load_config("digits", {"model.attention": "xla"})) == identity(load_config("digits", {}))
+    assert identity.of(load_config("digits", {"model.attention": "xla"})) == identity.of(load_config("digits", {}))
     with pytest.raises(
         ValueError, match="^model.attention is 'flash'; it must be one of auto, xla, blockwise, pallas$"
     ):

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from etils import epath
 
-from tim_jax.config import keys, loading
+from tim_jax.config import identity, loading
 from tim_jax.config.build import build
 from tim_jax.runs import workdir
 from tim_jax.training import checksums
@@ -50,7 +50,7 @@ def test_the_run_beside_them_is_small_whole_and_of_its_configuration():
     (checkpoint,) = (RUN / "checkpoints").iterdir()
     assert checksums.damage(epath.Path(checkpoint)) is None
     config = loading.load("digits_tiny").get_config()
-    keys.compare_identity(workdir.recorded(epath.Path(RUN)), build(config).config, RUN)
+    identity.compare(workdir.recorded(epath.Path(RUN)), build(config).config, RUN)
 
 
 @every_notebook

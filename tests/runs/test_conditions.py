@@ -14,7 +14,7 @@ from tests.helpers.configs import TINY_NETWORK
 from tim_jax import data, evaluate, grid, pairs, sample
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import completed
+from tim_jax.config.identity import completed
 from tim_jax.runs import conditions, training
 from tim_jax.runs import workdir as of_workdir
 from tim_jax.runs.input_pipeline import open_pipeline

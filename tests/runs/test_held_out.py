@@ -15,7 +15,7 @@ from tests.helpers.workdirs import one_device, workdir
 from tim_jax import diagnose, train
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import completed
+from tim_jax.config.identity import completed
 from tim_jax.evaluation import references
 from tim_jax.evaluation.yardstick import HELD_OUT
 from tim_jax.runs import input_pipeline, measuring

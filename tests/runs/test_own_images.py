@@ -14,10 +14,10 @@ from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.sources import MADE
 from tests.helpers.workdirs import one_device
 from tim_jax import train
-from tim_jax.config import automatic
+from tim_jax.config import automatic, identity
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import compare_identity, flatten
+from tim_jax.config.keys import flatten
 from tim_jax.runs.counting import counted
 from tim_jax.runs.workdir import record_start, recorded
 
@@ -143,12 +143,12 @@ def test_what_is_recorded_is_taken_again_on_another_machine(tmp_path, monkeypatc
     keys = {"data.path": str(root), "loader.directory": str(tmp_path / "cache")}
     given = load_config("own_images", keys)
     again = build(automatic.as_recorded(given, before), jax.devices()[:1])
-    compare_identity(before, again.config, tmp_path)
+    identity.compare(before, again.config, tmp_path)
     with pytest.raises(ValueError, match="data.batch_size is 16; it must be 32"):
-        compare_identity(before, build(counted(given), jax.devices()[:1]).config, tmp_path)
+        identity.compare(before, build(counted(given), jax.devices()[:1]).config, tmp_path)
     other = automatic.as_recorded(load_config("own_images", keys | {"data.height": "64"}), before)
     with pytest.raises(ValueError, match="data.height is 64; it must be 32"):
-        compare_identity(before, build(other, jax.devices()[:1]).config, tmp_path)
+        identity.compare(before, build(other, jax.devices()[:1]).config, tmp_path)
 
 
 @pytest.mark.slow

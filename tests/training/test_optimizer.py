@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.configs import tiny_config
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
-from tim_jax.config.keys import completed
+from tim_jax.config.identity import completed
 from tim_jax.runs.workdir import to_json
 from tim_jax.training import sharding
 from tim_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings, make_optimizer, make_schedule

@@ -9,10 +9,10 @@ import pytest
 from etils import epath
 
 from tim_jax import train as command
+from tim_jax.config import identity
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.config.keys import compare_identity, completed, with_recorded_schedule
 from tim_jax.runs.workdir import to_json
 from tim_jax.training import checkpoints, sharding
 
@@ -148,10 +148,10 @@ def test_a_schedule_that_was_given_is_kept_and_may_be_changed(tmp_path):
     """As runs of before have recorded it."""
     recorded = to_json(load_config("digits", SMALL | {"optimizer.decay_steps": "3600"}))
     for decay in ("0", "7200"):
-        compare_identity(recorded, load_config("digits", SMALL | {"optimizer.decay_steps": decay}), tmp_path)
-    assert completed(recorded)["optimizer"]["decay_steps"] == 3600
+        identity.compare(recorded, load_config("digits", SMALL | {"optimizer.decay_steps": decay}), tmp_path)
+    assert identity.completed(recorded)["optimizer"]["decay_steps"] == 3600
     for given, taken in (("0", 3600), ("7200", 7200)):
         config = load_config("digits", SMALL | {"optimizer.decay_steps": given, "training.steps": "5000"})
-        assert with_recorded_schedule(recorded, config).optimizer.decay_steps == taken
+        assert identity.with_recorded_schedule(recorded, config).optimizer.decay_steps == taken
     with pytest.raises(ValueError, match="optimizer.schedule"):
-        compare_identity(recorded, load_config("digits", SMALL | {"optimizer.schedule": "cosine"}), tmp_path)
+        identity.compare(recorded, load_config("digits", SMALL | {"optimizer.schedule": "cosine"}), tmp_path)

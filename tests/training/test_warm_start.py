@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from tim_jax import train as command
-from tim_jax.config import keys
+from tim_jax.config import identity
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -266,9 +266,9 @@ def test_what_a_run_started_from_may_not_change_in_its_workdir():
     before = make_run(start__checkpoint="there").config
     for changes in (dict(), dict(start__checkpoint="there", start__reinitialise="('blocks',)")):
         with pytest.raises(ValueError, match=r"^start.(checkpoint|reinitialise) is "):
-            keys.compare_identity(workdir.to_json(before), make_run(**changes).config, "WORKDIR")
+            identity.compare(workdir.to_json(before), make_run(**changes).config, "WORKDIR")
     named = make_run(start__checkpoint="there", checkpoint__resume="elsewhere").config
-    keys.compare_identity(workdir.to_json(before), named, "WORKDIR")
+    identity.compare(workdir.to_json(before), named, "WORKDIR")
 
 
 def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_path):

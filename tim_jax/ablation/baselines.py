@@ -8,7 +8,7 @@ from etils import epath
 
 from tim_jax.ablation import runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.config import keys
+from tim_jax.config import identity, keys
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.runs import measuring, workdir
@@ -85,7 +85,7 @@ def find(ablation: Ablation, name: str, folder: epath.Path) -> tuple[Run, Saved]
     config.sampling, config.mesh = copy.deepcopy(reference.sampling), copy.deepcopy(reference.mesh)
     config.sampling.ema = ema
     config.evaluation.batch_size = reference.evaluation.batch_size
-    for codec in keys.CODECS:
+    for codec in identity.CODECS:
         config.codecs[codec] = reference.codecs[codec]
     try:
         run = build(config)
@@ -125,5 +125,5 @@ def _identity(saved: Saved) -> dict[str, Any]:
     return {"steps": saved.step, "fingerprint": checksums.fingerprint(saved.directory / str(saved.step))}
 
 
-def _short(identity: dict[str, Any]) -> str:
-    return f"step {identity['steps']} (fingerprint {(identity['fingerprint'] or 'unknown')[:SHORT]})"
+def _short(about: dict[str, Any]) -> str:
+    return f"step {about['steps']} (fingerprint {(about['fingerprint'] or 'unknown')[:SHORT]})"

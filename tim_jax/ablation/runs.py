@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from tim_jax.config import keys
+from tim_jax.config import identity
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
@@ -70,7 +70,7 @@ def train_and_measure(
     run = build(config)
     before = workdir.recorded(folder)
     if before is not None:
-        keys.compare_identity(before, run.config, folder)
+        identity.compare(before, run.config, folder)
     run = with_teachers(run)
     first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
     check_classes(run, folder, pipeline.source)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys
+from tim_jax.config import identity, keys
 from tim_jax.config.command_line import read_file
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
@@ -17,8 +17,8 @@ RULES = ("time", "steps", "flops")
 MAX_SEEDS = 1000
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Sections that define a variant, besides the identity of its run. Batch sizes of samples change no number.
-DEFINING = (*keys.IDENTITY, "sampling", "evaluation")
-NOT_DEFINING = ({*keys.CHANGEABLE} - {"optimizer.decay_steps"}) | {"evaluation.batch_size", "sampling.batch_size"}
+DEFINING = (*identity.IDENTITY, "sampling", "evaluation")
+NOT_DEFINING = ({*identity.CHANGEABLE} - {"optimizer.decay_steps"}) | {"evaluation.batch_size", "sampling.batch_size"}
 # Keys that count steps and are stretched with them, so that a schedule keeps its shape.
 IN_STEPS = (
     "optimizer.warmup_steps",

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
-from tim_jax.config.keys import check_keys
+from tim_jax.config.identity import check_keys
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run

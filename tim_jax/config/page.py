@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Iterator
 from typing import Any
 
-from tim_jax.config.keys import CHANGEABLE, IDENTITY
+from tim_jax.config.identity import CHANGEABLE, IDENTITY
 from tim_jax.config.sections import PLUGIN, SECTIONS, SEED, Key, Section, keys_of
 
 WIDTH = 120

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from tim_jax.codecs import tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import keys, plugins, recorded_plugins
+from tim_jax.config import identity, plugins, recorded_plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
@@ -118,7 +118,7 @@ def read_weights(path: str, config: str, overrides: dict[str, str], same: bool =
     chosen = import_config(file, state, origin, config, overrides)
     if same:
         before = workdir.to_json(import_config(file, state, origin, config, {}))
-        keys.compare_identity(before, chosen, path)
+        identity.compare(before, chosen, path)
     run = build(chosen)
     try:
         params = from_official(state, run.trainer.abstract.params["online"])

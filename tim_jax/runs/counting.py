@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from tim_jax import data
 from tim_jax.config import automatic, values
-from tim_jax.config.keys import check_keys
+from tim_jax.config.identity import check_keys
 from tim_jax.config.sections import read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs, open_split

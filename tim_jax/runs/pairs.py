@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 
 from tim_jax import data
+from tim_jax.config import identity
 from tim_jax.config.build import build
-from tim_jax.config.keys import identity
 from tim_jax.config.run import Run
 from tim_jax.data.shard_files import EXAMPLE_OVERHEAD, SHARD_OVERHEAD
 from tim_jax.runs import shard_job, workdir
@@ -207,7 +207,7 @@ def open_pairs(
         )
     generator.load()
     names = known_as(run, folder, step)
-    depends_on |= {"run": identity(run.config), "weights": {key: values[0] for key, values in names.items()}}
+    depends_on |= {"run": identity.of(run.config), "weights": {key: values[0] for key, values in names.items()}}
     former = {f"weights.{key}": values[-1] for key, values in names.items()}
     if source is not None:
         former["source"] = source.former_fingerprint()

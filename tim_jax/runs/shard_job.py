@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tim_jax import data
-from tim_jax.config.keys import flatten, identity, nested
+from tim_jax.config import identity
+from tim_jax.config.keys import flatten, nested
 from tim_jax.config.renames import renamed
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import MIN_EXAMPLES, REASONS, check_share
@@ -186,7 +187,7 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
 
 def _renamed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recorded settings of a folder, flat, with the keys of configurations as they would be recorded today."""
-    of_run = identity(to_json(restored(nested(settings.pop("run")), folder))) if "run" in settings else {}
+    of_run = identity.of(to_json(restored(nested(settings.pop("run")), folder))) if "run" in settings else {}
     of_run = {f"run.{key}": value for key, value in of_run.items()}
     sampling = renamed({f"sampling.{key}": value for key, value in settings.pop("sampling", {}).items()})
     return flatten(settings) | of_run | sampling

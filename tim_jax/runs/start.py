@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from tim_jax import data
-from tim_jax.config.keys import compare_identity
+from tim_jax.config import identity
 from tim_jax.config.run import Run
 from tim_jax.runs import teachers
 from tim_jax.runs.schedule import warn_of_schedule
@@ -49,7 +49,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         saved = warm_start.find(config.checkpoint.resume, "checkpoint.resume")
         recorded = warm_start.record(saved)
         before = to_json(restored(recorded["config"], saved.directory.parent))
-        compare_identity(before, config, saved)
+        identity.compare(before, config, saved)
         warn_of_schedule(run, before)
         teachers.check_same(run, recorded, saved)
         return _announced(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))

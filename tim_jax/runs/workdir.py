@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from tim_jax.config import keys, plugins, recorded_plugins
+from tim_jax.config import identity, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
@@ -55,7 +55,7 @@ def restored(values: dict, folder: Any = None) -> ConfigDict:
         ValueError: for an objective or a transport that is no more, or a plugin that may not be run.
     """
     values = values | {"plugin": recorded_plugins.require(values.get("plugin", ()), folder)}
-    return resolved(ConfigDict(_with_tuples(keys.completed(values))))
+    return resolved(ConfigDict(_with_tuples(identity.completed(values))))
 
 
 def last_started(workdir: epath.Path) -> dict | None:
@@ -114,7 +114,7 @@ def _changed(
     config = ConfigDict(_with_tuples(values))
     config.plugin = tuple(dict.fromkeys((*config.plugin, *given)))
     config = override(config, overrides)
-    keys.compare_identity(values, config, workdir)
+    identity.compare(values, config, workdir)
     return config
 
 
