@@ -22,7 +22,8 @@ SMALL = {
 
 # Every run is a process of its own, forked from one that has imported what all of them need.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tim_jax.train"])
+ROOMS = ("input_pipeline", "measuring", "teachers", "training")  # which tim_jax.train imports when its line is read
+FORKS.set_forkserver_preload([f"tim_jax.runs.{room}" for room in ROOMS])
 
 
 def entry(log, arguments, change):
