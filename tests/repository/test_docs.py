@@ -224,7 +224,7 @@ def test_the_step_that_the_readme_tries_is_taken(capsys, monkeypatch, tmp_path):
     (arguments,) = [
         words for page, module, words in COMMANDS if "--check" in words and "configs/digits_tiny.py" in words[0]
     ]
-    entry("tim_jax.train")(arguments)
+    entry("tim_jax.train").main(arguments)
     assert "one step of" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 

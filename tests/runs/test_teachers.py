@@ -34,6 +34,7 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.network import initialiser
 from tim_jax.plan import __main__ as planner
+from tim_jax.plan import job
 from tim_jax.plan.memory import Memory, shard_bytes
 from tim_jax.runs.teachers import check_same, record, with_teachers
 from tim_jax.system.topologies import topology
@@ -270,5 +271,5 @@ def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
         assert stop.value.code == 2 and error.count("\n") == 1
         for word in words:
             assert word in error, error
-    found = planner.models_of(run.config, None, topology("cpu:8"))
+    found = job.models_of(run.config, None, topology("cpu:8"))
     assert found["teacher"].config.model.width == 32, "the weights' own configuration where there is no other"
