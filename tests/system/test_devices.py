@@ -1,6 +1,7 @@
 """What a command says it runs on, and the accelerators that it finds idle."""
 
 import importlib.util
+import os
 import sys
 
 import jax
@@ -47,3 +48,25 @@ def test_the_owner_of_an_idle_accelerator_is_told(kind, installed, monkeypatch, 
     shown = capsys.readouterr()
     for text in (shown.out, shown.err):
         assert text.splitlines()[0].startswith("on the CPU, ") and f"(JAX {jax.__version__})" in text
+
+
+@pytest.mark.parametrize(
+    "file, platforms, silenced",
+    [
+        ("", "", True),
+        ("dev/accel0", "", False),
+        ("dev/vfio/7", "", False),
+        ("dev/vfio/vfio", "", True),
+        ("", "tpu", False),
+    ],
+)
+def test_the_tpu_library_is_left_alone_where_there_may_be_a_tpu(file, platforms, silenced, tmp_path, monkeypatch):
+    for name in accelerators.NO_TPU:
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    if file:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    accelerators.quiet(str(tmp_path))
+    assert all((name in os.environ) == silenced for name in accelerators.NO_TPU)

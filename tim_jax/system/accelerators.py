@@ -63,8 +63,13 @@ def is_there(kind: Accelerator, root: str = "/") -> bool:
     )
 
 
-def quiet() -> None:
-    """Keeps the TPU library quiet on a machine without a TPU; before JAX starts."""
-    if not is_there(TPU):
+def quiet(root: str = "/") -> None:
+    """Keeps the TPU library quiet on a machine without a TPU; before JAX starts.
+
+    What may be a TPU of a kind that is not known here, a device that is passed through to this machine, counts as one,
+    and so does JAX_PLATFORMS=tpu.
+    """
+    passed_through = glob.glob(str(pathlib.Path(root) / "dev/vfio/[0-9]*"))
+    if not (is_there(TPU, root) or passed_through or "tpu" in os.environ.get("JAX_PLATFORMS", "")):
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
