@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -189,10 +188,9 @@ def _data(config: ConfigDict, origin: Origin) -> str:
 
 
 def _start(folder: epath.Path) -> str:
-    path = folder / workdir.STARTS
-    if not path.exists():
+    start = workdir.last_start(folder)
+    if start is None:
         return ""
-    start: dict[str, Any] = json.loads(path.read_text().strip().splitlines()[-1])
     versions = start.get("versions", {})
     packages = ", ".join(f"{name} {versions[name]}" for name in ("tim-jax", "jax", "flax") if name in versions)
     return f"Last started on {start['devices']}, {start['time'][:10]}, with {packages}."

@@ -58,13 +58,13 @@ def restored(values: dict, folder: Any = None) -> ConfigDict:
     return resolved(ConfigDict(_with_tuples(identity.completed(values))))
 
 
-def last_started(workdir: epath.Path) -> dict | None:
-    """Returns the configuration that a workdir's run was last started with, or None in a new one; see `recorded`."""
+def last_start(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns what STARTS says of the last start of a workdir's run, or None where it says nothing."""
     path = workdir / STARTS
     for line in reversed(path.read_text().splitlines() if path.exists() else []):
-        with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
-            return to_json(restored(json.loads(line)["config"], workdir))
-    return recorded(workdir)
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            return json.loads(line)
+    return None
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -99,7 +99,8 @@ def to_go_on(path: str, overrides: dict[str, str]) -> ConfigDict:
     """
     folder, overrides = paths.run_folder(path, "--workdir"), dict(overrides)
     given = plugins.load_given(overrides)
-    values = last_started(folder)
+    start = last_start(folder)
+    values = to_json(restored(start["config"], folder)) if start else recorded(folder)
     if values is None:
         raise ValueError(
             f"--config: missing; it names what to train, as --workdir={path} holds no run that could go on"
