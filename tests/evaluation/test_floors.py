@@ -112,12 +112,13 @@ def test_more_dimensions_than_images():
 def test_more_images_than_are_stored():
     """Of 2,000 images the features of 400 are stored: their splits tell what sets of 2,000 score."""
     found, true = [], []
-    for seed in range(6):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         reference, samples = (mixture(rng, 2000, 12) for _ in range(2))
-        found.append(yardstick(reference, max_images=400).floor_at(2000, range(6))["frechet"])
+        found.append(yardstick(reference, max_images=400).floor_at(2000, [0, 1, 2])["frechet"])
         true.append(frechet(samples, reference))
-    assert np.mean(found) == pytest.approx(np.mean(true), rel=0.1)
+    assert abs(np.mean(found) - np.mean(true)) < 3.5 * np.hypot(np.std(found), np.std(true)) / np.sqrt(20)
+    assert np.std(found) < 0.4 * np.mean(true)
 
 
 def test_the_bias_is_a_curve_through_what_was_measured():
