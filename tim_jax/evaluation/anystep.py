@@ -5,7 +5,7 @@ import json
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation import curves, references
+from tim_jax.evaluation import curves, duplicates, references
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
 from tim_jax.system import files
@@ -158,7 +158,8 @@ def to_markdown(table):
     floor = FLOOR + _how(table)
     of = table.get("reference")
     floor += f" Compared by {of['features']} with {of['images']:,} images of {of['data']}, {of['split']}." if of else ""
-    return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n"
+    copies = duplicates.sentence(table.get("duplicates", {}))
+    return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n" + f"\n{copies}\n" * bool(copies)
 
 
 def floors(table):

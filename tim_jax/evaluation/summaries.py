@@ -35,6 +35,12 @@ class RawFeatures(NamedTuple):
     values: np.ndarray
 
 
+class Digests(NamedTuple):
+    """Digests of images, (n, w) uint32, by which duplicates are found."""
+
+    values: np.ndarray
+
+
 class Splits(NamedTuple):
     """Sums over class probabilities p (K,) for each of S splits of a set.
 
@@ -86,6 +92,11 @@ KINDS = {
         RawFeatures,
         lambda features, _: RawFeatures(np.asarray(features)),
         lambda a, b: RawFeatures(np.concatenate([a.values, b.values])),
+    ),
+    "digests": SummaryKind(
+        Digests,
+        lambda found, _: Digests(np.asarray(found, np.uint32)),
+        lambda a, b: Digests(np.concatenate([a.values, b.values])),
     ),
     "splits": SummaryKind(Splits, splits_of, _merge_splits),
 }

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from tim_jax.config.run import Run
+from tim_jax.evaluation import duplicates
 from tim_jax.evaluation.features import Features
 from tim_jax.runs.reference_data import ImageSet
 from tim_jax.system.progress import Activity, Bar
@@ -71,14 +72,15 @@ class Extractor:
         """Features of real images, of which each process reads its own, with a progress bar of that title.
 
         Yields:
-            The features of the images of a batch that can be read, {output: (n, d)}, and their numbers (n,).
+            The features of the images of a batch that can be read, {output: (n, d)}, with their digests (see
+            duplicates.py), and their numbers (n,).
         """
         quiet, size = jax.process_index() > 0, self.batch_size
         for first in Bar(range(0, images.count, size), desc=title, unit="batch", disable=quiet, leave=False):
             indices = np.arange(first, first + size)
             inside = indices < images.count
             batch, found = images.read(self.local(np.minimum(indices, images.count - 1)))
-            outputs = self(batch)
-            placed = sharding.put_batch(self.mesh, {"x": found})["x"]
-            readable = np.asarray(self._gather(placed)) & inside
+            known = sharding.put_batch(self.mesh, {"found": found, "digests": duplicates.digests(batch)})
+            outputs = self(batch) | {duplicates.DIGESTS[0]: np.asarray(self._gather(known["digests"]))}
+            readable = np.asarray(self._gather(known["found"])) & inside
             yield {name: x[readable] for name, x in outputs.items()}, indices[readable]

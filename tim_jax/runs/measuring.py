@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax.config.run import Run
-from tim_jax.evaluation import FEATURES, metrics, pictures, published, references, summaries, yardstick
+from tim_jax.evaluation import FEATURES, duplicates, metrics, pictures, published, references, summaries, yardstick
 from tim_jax.evaluation.features import WEIGHTS, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
@@ -87,6 +87,27 @@ class Measurement:
             found = Reference(images.fingerprint, summary | images.given)
             references.keep(path, found)
         assert found is not None, "read on all processes, or computed"
+        return found
+
+    def real_images(self, count: int, seeds: Sequence[int]) -> dict[str, Any]:
+        """What a table says of the real images that samples are compared with, besides the floor of halves.
+
+        Args:
+            count: samples that are measured.
+            seeds: of random subsets.
+
+        Returns:
+            {"floor_at_count": what as many perfect samples would score, see `Yardstick.floor_at`, "duplicates": see
+            `duplicates.count`}.
+        """
+        return {"floor_at_count": self.yardstick.floor_at(count, seeds), "duplicates": self.duplicates}
+
+    @functools.cached_property
+    def duplicates(self) -> dict[str, int]:
+        """Images that are there more than once, see `duplicates.count`, with a warning of those that should not be."""
+        found = duplicates.count({suffix: of.summary for suffix, of in self.yardstick.references.items()})
+        if line := duplicates.warning(found):
+            logging.warning("evaluation.held_out is %r: %s", self.run.evaluation.held_out, line)
         return found
 
     def figures(self, batches: Iterator[np.ndarray], count: int) -> dict[str, float]:
@@ -195,7 +216,7 @@ def measure_while_training(run: Run, measurement: Measurement) -> Callable[[Any]
     """
     settings = run.evaluation
     count = settings.periodic.num_samples or measurement.sample_count()
-    _ = measurement.yardstick  # before training begins
+    _ = measurement.duplicates  # before training begins: references are made, and duplicates warned of
     generator = measurement_generator(run, count)
     generator.load()
     conditions = sample_conditions(run, count)
