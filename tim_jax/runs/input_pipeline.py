@@ -14,13 +14,14 @@ from jax.experimental import multihost_utils
 from tim_jax import data
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.run import Run
-from tim_jax.data.settings import open_data
+from tim_jax.data.settings import open_data, open_split
 from tim_jax.evaluation.settings import AUTO
 from tim_jax.runs.encoders import BatchEncoder
 from tim_jax.runs.workdir import compare_classes
 from tim_jax.system import int64
 from tim_jax.training import sharding
 
+MOST_UNKNOWN = 0.5  # of the held-out examples of `evaluation.source`: a few images may have no latent
 DEPTH = 2  # batches on the devices before the one that trains
 
 T = TypeVar("T")
@@ -229,16 +230,46 @@ def one_shape(run: Run, split: str) -> tuple[data.Source, Callable[[np.ndarray],
 def open_held_out(run: Run) -> tuple[str, data.Source, Callable[[np.ndarray], np.ndarray]] | None:
     """The part of the data that `evaluation.held_out` means: its name, and what `one_shape` returns; None for none.
 
-    Raises ValueError if there is no part of that name.
+    Raises ValueError if there is no part of that name, or if what it holds out may be trained on (`check_left_out`).
     """
     named = run.evaluation.held_out
-    if named != AUTO:
-        return (named, *one_shape(run, named)) if named else None
-    for split in data.NOT_TRAINED_ON:
-        if split != run.data.split:
-            with contextlib.suppress(data.UnknownSplit):
-                return split, *one_shape(run, split)
+    for split in data.NOT_TRAINED_ON if named == AUTO else [named] if named else []:
+        if named != AUTO or split != run.data.split:
+            with contextlib.suppress(*[data.UnknownSplit] * (named == AUTO)):
+                source, fit = one_shape(run, split)
+                check_left_out(run, split, source)
+                return split, source, fit
     return None
+
+
+def check_left_out(run: Run, split: str, held_out: data.Source) -> None:
+    """Checks that training leaves out what a share of another source holds out.
+
+    The hash of its name puts an example on the same side wherever it lies, so that an image and the latent that was
+    made of it are held out together. Where `evaluation.source` calls the examples otherwise, images that it holds out
+    would be trained on.
+
+    Args:
+        run: that is measured.
+        split: the part.
+        held_out: the examples of that part in `evaluation.source`.
+
+    Raises:
+        ValueError: few of the names of that part are among those that `data.source` holds out.
+    """
+    share = run.inputs.held_out_share
+    if not run.evaluation.source or not share or split != data.HELD_OUT:
+        return
+    here = open_split(run.inputs, data.HELD_OUT)
+    left_out = {name for part in getattr(here, "sources", (here,)) for name in part.stable_names(0, len(part))}
+    names = held_out.stable_names(0, len(held_out))
+    unknown = [name for name in names if name not in left_out]
+    if len(unknown) > MOST_UNKNOWN * len(names):
+        raise ValueError(
+            f"evaluation.source is {run.evaluation.source!r}; with data.held_out_share {share} it must call its "
+            f"examples as data.source does, since a hash of names says what is held out, and {unknown[0]!r} is not "
+            "among those that training leaves out: it may be trained on"
+        )
 
 
 def held_out_arrays(run: Run, folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
