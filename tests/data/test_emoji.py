@@ -1,4 +1,4 @@
-"""The emoji: names and groups against Unicode's, families by code points, pictures drawn again, one writer of several."""
+"""The emoji: groups of Unicode, families by code points, pictures drawn again, one writer of several processes."""
 
 import collections
 import hashlib
@@ -69,10 +69,10 @@ def test_every_emoji_has_a_row_in_its_class(parts, rows, known):
 
 
 def code_family(code):
-    """A code without what variants differ by: skin tones, signs of sex, hair, and whether it is man, woman or person."""
+    """A code without what variants differ by: skin tones, signs of sex, hair, and man, woman or person."""
     plain = []
     for part in code.split("-"):
-        if part not in {"FE0F", "2640", "2642"} | {f"1F3F{n}" for n in "BCDEF"} | {f"1F9B{n}" for n in "0123"}:
+        if part not in {"FE0F", "2640", "2642", *(f"1F3F{n}" for n in "BCDEF"), *(f"1F9B{n}" for n in "0123")}:
             plain.append("1F9D1" if part in ("1F468", "1F469") else part)
     return "-".join(plain).replace("-200D", "").replace("200D-", "")
 
