@@ -186,3 +186,21 @@ def test_both_floors_are_in_the_table_and_its_words(tmp_path):
     for said in ("60 samples: what as many perfect samples", "1/samples + 1/images", "no bias", "in place of samples"):
         assert said in text
     anystep.write(table, tmp_path)
+
+
+def test_the_floor_of_halves_is_what_scipy_says():
+    rng = np.random.default_rng(0)
+    x, held_out = mixture(rng, 90), mixture(rng, 40)
+    found, expected = yardstick(x, held_out).floor([0, 5]), {}
+    for seed in (0, 5):
+        order = np.random.default_rng(seed).permutation(90)
+        for name, figure in TRUTH.items():
+            expected.setdefault(name, []).append(figure(x[order[:45]], x[order[45:]]))
+    expected = {name: np.mean(values) for name, values in expected.items()}
+    expected |= {name + HELD_OUT: figure(x, held_out) for name, figure in TRUTH.items()}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_sfid_is_the_frechet_distance_of_its_features():
+    x, y = (gaussian(np.random.default_rng(seed), 60) for seed in (0, 1))
+    assert METRICS["sfid"](x, y) == pytest.approx(frechet(x, y), rel=1e-6)

@@ -217,7 +217,7 @@ def test_real_images_of_another_source_are_none_that_are_trained_on(trained, com
         split, held_out, _ = input_pipeline.open_held_out(run)
         assert split == "held_out" and len(held_out) and not seen & set(contents(held_out))
         return
-    with pytest.raises(ValueError, match=f"evaluation.source is '{source}'; with data.held_out_share 0.4 it") as error:
+    with pytest.raises(ValueError, match=f"evaluation.source is '{source}'; it must call") as error:
         input_pipeline.open_held_out(run)
     assert "\n" not in str(error.value)
     there = dataclasses.replace(inputs, source=source, path=path)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tim_jax.evaluation import floors, summaries
-from tim_jax.evaluation.duplicates import DIGESTS
 from tim_jax.evaluation.metrics import Metric
 from tim_jax.evaluation.references import Reference
 
@@ -20,12 +19,11 @@ def needs_of(metrics: Mapping[str, Metric], reference: bool = False) -> tuple[su
 
     Args:
         metrics: {name: Metric}.
-        reference: whether the summary is that of a reference, whose floors are taken from raw features, and in
-            which duplicates are looked for.
+        reference: whether the summary is that of a reference, whose floors are taken from raw features.
     """
     needs = {metric.need: None for metric in metrics.values()}
     if reference:
-        needs |= {(metric.output, "raw"): None for metric in metrics.values()} | {DIGESTS: None}
+        needs |= {(metric.output, "raw"): None for metric in metrics.values()}
     return tuple(needs)
 
 

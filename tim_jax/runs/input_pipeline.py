@@ -266,8 +266,8 @@ def check_left_out(run: Run, split: str, held_out: data.Source) -> None:
     unknown = [name for name in names if name not in left_out]
     if len(unknown) > MOST_UNKNOWN * len(names):
         raise ValueError(
-            f"evaluation.source is {run.evaluation.source!r}; with data.held_out_share {share} it must call its "
-            f"examples as data.source does, since a hash of names says what is held out, and {unknown[0]!r} is not "
+            f"evaluation.source is {run.evaluation.source!r}; it must call its examples as data.source does where "
+            f"data.held_out_share is {share}, since a hash of names says what is held out, and {unknown[0]!r} is not "
             "among those that training leaves out: it may be trained on"
         )
 

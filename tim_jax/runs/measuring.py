@@ -78,7 +78,7 @@ class Measurement:
     def _reference(self, images: ImageSet, suffix: str) -> Reference:
         if not images.count:
             return Reference(images.fingerprint, images.given)
-        needs = yardstick.needs_of(self.metrics, reference=True)
+        needs = (*yardstick.needs_of(self.metrics, reference=True), duplicates.DIGESTS)
         path = epath.Path(self.run.inputs.directory).expanduser() / references.name_of(images.fingerprint)
         found = references.cached(path, images.fingerprint, needs)
         if not _all_processes(found is not None):
