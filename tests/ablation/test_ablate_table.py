@@ -20,7 +20,8 @@ def result(rng, steps=(1, 4)):
             row |= {name: value, f"{name}_spread": 0.0, f"{name}_seeds": [value]}
         rows.append(row)
     floor = {"frechet": float(rng.uniform()), "frechet_held_out": float(rng.uniform())}
-    table = {"rows": rows, "floor": floor, "samples": 16}
+    perfect = {"frechet": float(rng.uniform()), "frechet_held_out": float(rng.uniform())}
+    table = {"rows": rows, "floor": floor, "floor_at_count": perfect, "samples": 16}
     return {"steps": 4, "train_seconds": float(rng.uniform(1, 9)), "seconds": 1.0, "table": table}
 
 
@@ -57,8 +58,11 @@ def test_the_table_holds_what_numpy_says(tmp_path):
             cell = f"**{first['rows'][k][name]:.3g}"
             assert cell in text
     assert a["train_seconds"] == pytest.approx(np.mean([of["train_seconds"] for of in by_seed]))
-    floors = [of["table"]["floor"]["frechet"] for of in given.values()]
-    assert found["floor"]["frechet"] == pytest.approx(np.mean(floors))
+    for key, title in (("floor", "floor, halves"), ("floor_at_count", "floor, 16 samples")):
+        for name in report.DISTANCES:
+            mean = np.mean([of["table"][key][name] for of in given.values()])
+            assert found[key][name] == pytest.approx(mean) and f"| {title} |  |  |  | {mean:.3g} |" in text
+    assert "what as many perfect samples" in text
     assert "- b: 1 of 3 runs; seed 1 failed: ValueError: no luck" in text and "- c: 0 of 3 runs" in text
     assert (folder / "ablation.md").read_text() == text and len((folder / "ablation.png").read_bytes()) > 10_000
 

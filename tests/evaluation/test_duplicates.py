@@ -1,5 +1,7 @@
 """Copies of images within the training part, and across it and what is held out, are counted and warned of."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -58,6 +60,23 @@ def test_duplicates_are_counted_told_and_kept_with_the_reference(images, monkeyp
     again = measured(images)
     assert again.duplicates == COUNTED and len(said) == 2
     assert again.real_images(6, [0])["duplicates"] == COUNTED
+
+
+def test_what_is_trained_on_is_looked_at_where_samples_are_compared_with_other_images(images, tmp_path, monkeypatch):
+    """All images are trained on, from a folder without parts; others are named to compare with, and hold some out."""
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+    for path in (tmp_path / "images").glob("*/*/*.png"):
+        new = tmp_path / "all" / path.parent.name / f"{path.parts[-3]} {path.name}"
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, new)
+    keys = {"data.path": str(tmp_path / "all"), "evaluation.source": "folder", "evaluation.path": images["data.path"]}
+    found = measured(images, **keys).duplicates
+    assert found["training"] == 32 and found["held_out_in_training"] == found["held_out"] == 8
+    assert len(said) == 1 and "8 of 8 held-out images" in said[0]
+    shutil.rmtree(tmp_path / "all")
+    assert measured(images, **keys).duplicates == COUNTED, "of the part named train, as what is trained on is gone"
+    assert "not looked for among those that are trained on: data.path is" in said[1]
 
 
 def test_nothing_is_said_of_what_is_not_known_or_not_wrong(images, monkeypatch):

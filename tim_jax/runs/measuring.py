@@ -20,7 +20,7 @@ from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
 from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
-from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
+from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, trained_images, training_images
 from tim_jax.system import paths
 from tim_jax.system.progress import Bar
 
@@ -105,7 +105,10 @@ class Measurement:
     @functools.cached_property
     def duplicates(self) -> dict[str, int]:
         """Images that are there more than once, see `duplicates.count`, with a warning of those that should not be."""
-        found = duplicates.count({suffix: of.summary for suffix, of in self.yardstick.references.items()})
+        known = {suffix: of.summary for suffix, of in self.yardstick.references.items()}
+        if HELD_OUT in known and (trained := trained_images(self.run, self.features)) is not None:
+            known[""] = self._reference(trained, "").summary
+        found = duplicates.count(known)
         if line := duplicates.warning(found):
             logging.warning("evaluation.held_out is %r: %s", self.run.evaluation.held_out, line)
         return found

@@ -10,6 +10,7 @@ from etils import epath
 
 from tim_jax import data
 from tim_jax.config.run import Run
+from tim_jax.data.settings import open_split
 from tim_jax.evaluation import published, summaries
 from tim_jax.evaluation.features import Features
 from tim_jax.evaluation.settings import AUTO
@@ -64,6 +65,24 @@ def training_images(run: Run, features: Features) -> ImageSet:
             f"are images and the examples of {source.name} latents"
         )
     return _images_of(run, features, run.data.split, source, fit)
+
+
+def trained_images(run: Run, features: Features) -> ImageSet | None:
+    """The images that a run is trained on, where `evaluation.source` names others to compare with; otherwise None.
+
+    None as well where they are no images, but latents or pairs, or are not there any more, which is warned of.
+    """
+    if not run.evaluation.source:
+        return None
+    own = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, source="", path=""))
+    try:
+        source = open_split(run.inputs, run.data.split)
+        if source.latents or source.paired_noise:
+            return None
+        return _images_of(run, features, run.data.split, *one_shape(own, run.data.split))
+    except ValueError as error:
+        logging.warning("held-out images are not looked for among those that are trained on: %s", error)
+        return None
 
 
 def held_out_images(run: Run, features: Features) -> ImageSet | None:
