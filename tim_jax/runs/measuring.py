@@ -22,7 +22,7 @@ from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, trained_images, training_images
 from tim_jax.system import paths
-from tim_jax.system.progress import Bar
+from tim_jax.system.progress import Activity, Bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,9 @@ class Measurement:
             {"floor_at_count": what as many perfect samples would score, see `Yardstick.floor_at`, "duplicates": see
             `duplicates.count`}.
         """
-        return {"floor_at_count": self.yardstick.floor_at(count, seeds), "duplicates": self.duplicates}
+        with Activity("estimating what perfect samples would score", disable=jax.process_index() > 0):
+            floor = self.yardstick.floor_at(count, seeds)
+        return {"floor_at_count": floor, "duplicates": self.duplicates}
 
     @functools.cached_property
     def duplicates(self) -> dict[str, int]:
