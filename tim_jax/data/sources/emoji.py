@@ -32,7 +32,7 @@ SHARE = 0.2  # of the families that is held out
 COMPARED_AT = 72  # pixels: the size that the drawings are made for
 SUPERSAMPLED = 4
 LARGEST_IN_MEMORY = 128  # pixels: 180 MB
-DRAWING = 1  # counts changes of how pictures are made
+DRAWING = 1  # counts changes of how pictures are made, named and divided
 
 
 def png(svg: str, size: int) -> bytes:
