@@ -1,4 +1,4 @@
-"""The report of an ablation: its table and its plot, from the results of its runs."""
+"""The table of an ablation and its plot, from the results of its runs."""
 
 import json
 import math
@@ -120,7 +120,7 @@ def winners(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def to_markdown(found: Mapping[str, Any], title: str) -> str:
-    """Returns the report as markdown: for both distances a line per variant and a column per network evaluations."""
+    """Returns the table as markdown: for both distances a line per variant and a column per network evaluations."""
     text = [f"# {title}", ""]
     for name, part in DISTANCES.items():
         text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_table(found, name), ""]
@@ -233,13 +233,13 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
-    """Writes the report into an ablation's folder.
+    """Writes table and plot into an ablation's folder.
 
     Args:
         ablation: the ablation.
         folder: its folder.
-        title: of the report.
-        only: runs that have a report of their own beside that of all (ONLY_NAMES).
+        title: of the table.
+        only: runs that have a table of their own beside that of all (ONLY_NAMES).
 
     Returns:
         The markdown of the runs in `only`, or of all.
