@@ -67,7 +67,12 @@ class Comparison:
 def read(folder: Folder) -> Comparison:
     """Reads an ablation. Raises one of WRONG where its plan is not as it was written."""
     plan = folder.json("plan.json") or {}
-    planned = plan.get("variants") or {}
+    given = plan.get("variants")
+    planned = (
+        {name: about for name, about in given.items() if isinstance(about, dict)} if isinstance(given, dict) else {}
+    )
+    if not planned or len(planned) < len(given):
+        folder.note("plan.json", "it does not say of every variant how it was planned")
     names = dict.fromkeys([*planned, *sorted(found for found in _folders(folder))])
     members: list[Member] = []
     results: dict[Member, dict[str, Any]] = {}

@@ -31,8 +31,10 @@ def section(folder: Folder, command: str) -> Markup:
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the names of the figures of a table, those against the training part first."""
+    """Returns the names of the figures of a table, those against the training part first. Raises ValueError."""
     found = [key.removesuffix("_seeds") for key in rows[0] if key.endswith("_seeds")]
+    if not found:
+        raise ValueError(f"{FILE} holds no figures")
     own = [name for name in METRICS if name in found]
     held_out = [f"{name}{HELD_OUT}" for name in METRICS if f"{name}{HELD_OUT}" in found]
     return [*own, *held_out, *(name for name in found if name not in {*own, *held_out})]

@@ -287,6 +287,10 @@ function chart(root) {
   });
   plot.addEventListener("pointerleave", leave);
   plot.addEventListener("blur", leave);
+  document.addEventListener("scroll", () => {
+    if (state.at !== null && document.activeElement === plot) point(state.at);
+    else if (state.at !== null) leave();
+  }, {passive: true});
   plot.addEventListener("keydown", (event) => {
     const xs = view.xs, now = state.at === null ? -1 : xs.indexOf(state.at);
     const stride = event.shiftKey ? Math.max(1, Math.round(xs.length / 20)) : 1;

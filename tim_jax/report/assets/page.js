@@ -19,7 +19,9 @@ document.addEventListener("pointerover", (event) => {
 document.addEventListener("pointerout", (event) => {
   if (event.target.closest?.("[data-tip]")) hideTip();
 });
-document.addEventListener("scroll", hideTip, {passive: true});
+document.addEventListener("scroll", () => {
+  if (!document.activeElement?.matches(".plot")) hideTip();
+}, {passive: true});
 
 // Charts in what was closed have had no width; they draw when they get one. On paper everything is open.
 window.addEventListener("beforeprint", () => {
