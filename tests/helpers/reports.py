@@ -26,6 +26,7 @@ def any_step(rng):
         rows.append(row)
     return {
         "rows": rows, "floor": {name: float(rng.uniform(0.1, 1)) for name in NAMES}, "samples": 500, "seeds": [0, 1],
+        "floor_at_count": {"frechet": float(rng.uniform(0.1, 1)), "kernel": 0.0, "kernel_spread": 0.002},
         "reference": {"data": f"digits {NASTY}", "features": "pixels", "images": 1442}, "labels": "data", "step": 40,
         "monotone": {"metric": "frechet", "rises": [], "verdict": "The Fréchet distance nowhere rises."},
         "protocol": {"resize": "none", "saved as": ["uint8", NASTY], "guidance interval": [0.1, 0.9]},

@@ -34,8 +34,9 @@ def test_json_is_what_it_was_and_stays_in_its_element(words, value):
 
 
 def test_a_page_of_nasty_texts_holds_them_as_texts():
-    body = markup.join([tag("p", NASTY), markup.facts({NASTY: NASTY}), markup.missing(NASTY, NASTY),
-                        markup.table([NASTY], [[NASTY]], NASTY), markup.component("choice", {NASTY: NASTY})])  # fmt: skip
+    parts = [tag("p", NASTY), markup.facts({NASTY: NASTY}), markup.missing(NASTY, NASTY)]
+    parts += [markup.table([NASTY], [[NASTY]], NASTY), markup.component("choice", {NASTY: NASTY})]
+    body = markup.join(parts)
     text = markup.page(NASTY, NASTY, NASTY, tag("p", NASTY), [Section("one", NASTY, body)], NASTY)
     root = pages.read(text)
     assert root.all("img") == [] and len(root.all("script")) == 2

@@ -152,8 +152,8 @@ def test_trajectories_are_chosen_by_their_steps(opened, browser):
     assert run(browser, seen) == [False, True]
 
 
-def test_pointing_at_a_curve_tells_its_value(opened, browser, page_of):
-    lines = [line for line in reports.metrics(np.random.default_rng(0))]
+def test_pointing_at_a_curve_tells_its_value(opened, browser):
+    lines = reports.metrics(np.random.default_rng(0))
     opened("run")
     said = hover(browser, "#curves .plot", across=0.99)
     data = run(
@@ -183,7 +183,8 @@ def test_arrow_keys_read_a_curve(opened, browser):
 def test_one_set_of_tools_serves_all_curves_of_a_run(opened, browser):
     opened("run")
     ticks = """return [...document.querySelectorAll('#curves .charts .plot')].map((plot) =>
-        [...plot.querySelectorAll('text')].map((text) => text.textContent).join() + plot.querySelector('.curve').getAttribute('d'))"""
+        [...plot.querySelectorAll('text')].map((text) => text.textContent).join()
+            + plot.querySelector('.curve').getAttribute('d'))"""
     raw = "return document.querySelectorAll('#curves .curve.raw').length"
     before = run(browser, ticks)
     run(browser, "document.querySelector('#curves .log').click()")
@@ -201,8 +202,10 @@ def test_the_plot_of_any_step_figures_has_a_choice(opened, browser):
     opened("run")
     floor = "return document.querySelector('#quality .floorline') !== null"
     assert run(browser, floor) and run(browser, "return document.querySelectorAll('#quality .dot').length") == 3
-    change = """const select = document.querySelector('#quality select'); select.selectedIndex = select.options.length - 1;
-        select.dispatchEvent(new Event('change')); return select.options[select.selectedIndex].text"""
+    change = """const select = document.querySelector('#quality select');
+        select.selectedIndex = select.options.length - 1;
+        select.dispatchEvent(new Event('change'));
+        return select.options[select.selectedIndex].text"""
     assert run(browser, change) == "novel" and not run(browser, floor)
     assert "novel" in hover(browser, "#quality tbody td:nth-of-type(5)") and "By seed" in run(
         browser, "return document.getElementById('tip').innerText"

@@ -1,4 +1,4 @@
-"""The page of a run: every part is there, its figures are those of the files, and damaged files cost their part alone."""
+"""The page of a run: every part is there, with the figures of its files, and a damaged file costs its part alone."""
 
 import json
 
@@ -51,19 +51,20 @@ def test_the_any_step_table_has_the_figures_of_its_file(run):
     page, found = run
     table, section = found["any_step.json"], pages.section(page, "quality")
     names = [("frechet", "kernel", "precision", "novel"), reports.NAMES[3:]]
-    for shown, columns in zip(section.all("table"), names, strict=True):
-        lines = pages.rows(shown)
-        assert [line[0] for line in lines] == ["1", "2", "4", "floor"]
+    for whole, columns in zip(section.all("table"), names, strict=True):
+        lines = pages.rows(whole)
+        titles = ["floor, halves", "floor, 500 samples"]
+        assert [line[0] for line in lines] == ["1", "2", "4", *titles]
         for line, row in zip(lines, table["rows"], strict=False):
             assert pages.number(line[1]) == row["nfe"]
             for cell, name in zip(line[2:], columns, strict=False):
                 assert pages.number(cell) == pytest.approx(row[name], rel=5e-3)
                 assert float(cell.split("±")[1]) == pytest.approx(row[f"{name}_spread"], rel=0.5)
             assert pages.number(line[-1]) == pytest.approx(1000 * row["seconds_per_image"], rel=5e-3)
-        for cell, name in zip(lines[-1][2:], columns, strict=False):
-            if name in table["floor"]:
-                assert pages.number(cell) == pytest.approx(table["floor"][name], rel=5e-3)
-        best = {cell.text for cell in shown.all("td", class_="best")}
+        for line, floor in zip(lines[3:], (table["floor"], table["floor_at_count"]), strict=True):
+            shown = {name: pages.number(cell) for cell, name in zip(line[2:], columns, strict=False) if cell}
+            assert shown == pytest.approx({name: floor[name] for name in columns if name in floor}, rel=5e-3)
+        best = {cell.text for cell in whole.all("td", class_="best")}
         for name in set(columns) - {"novel"}:
             end = max if name.startswith("precision") else min
             value = end(row[name] for row in table["rows"])
@@ -75,7 +76,7 @@ def test_the_any_step_table_has_the_figures_of_its_file(run):
         assert series["x"] == [row["nfe"] for row in table["rows"]]
         assert series["y"] == pytest.approx([row[name] for row in table["rows"]], rel=1e-6)
         assert series["spread"] == pytest.approx([row[f"{name}_spread"] for row in table["rows"]], rel=1e-6)
-        floors = [table["floor"][name]] if name in table["floor"] else []
+        floors = [floor[name] for floor in (table["floor"], table["floor_at_count"]) if name in floor]
         assert [line["y"] for line in panel["lines"]] == pytest.approx(floors, rel=1e-6)
     assert "uint8" in section.text and "0.1, 0.9" in section.text, "what is not known here is shown as it is"
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from tim_jax.ablation import runs
 from tim_jax.ablation import table as tables
@@ -59,6 +56,13 @@ class Comparison:
         """The most runs of a variant."""
         return max((about["runs"] for about in self.everything.values()), default=0)
 
+    @property
+    def floors(self) -> dict[str, Any]:
+        """Figures of real images, as `tables.floors` takes them."""
+        measured = [result["table"] for result in self.results.values() if "table" in result]
+        found = {key: tables.mean_floor([table.get(key, {}) for table in measured]) for key in tables.FLOORS}
+        return found | {"samples": measured[0]["samples"] if measured else 0}
+
     def colour(self, name: str) -> int:
         """The number of a variant's colour."""
         return list(self.everything).index(name)
@@ -67,10 +71,8 @@ class Comparison:
 def read(folder: Folder) -> Comparison:
     """Reads an ablation. Raises one of WRONG where its plan is not as it was written."""
     plan = folder.json("plan.json") or {}
-    given = plan.get("variants")
-    planned = (
-        {name: about for name, about in given.items() if isinstance(about, dict)} if isinstance(given, dict) else {}
-    )
+    given = plan["variants"] if isinstance(plan.get("variants"), dict) else {}
+    planned = {name: about for name, about in given.items() if isinstance(about, dict)}
     if not planned or len(planned) < len(given):
         folder.note("plan.json", "it does not say of every variant how it was planned")
     names = dict.fromkeys([*planned, *sorted(found for found in _folders(folder))])
@@ -123,12 +125,10 @@ def figures_section(found: Comparison, command: str) -> Markup:
     """Returns plot and tables of both distances. command: that trains and measures what is missing."""
     if not any(about["rows"] for about in found.everything.values()):
         return missing("No run is finished yet. They are trained and measured by:", command)
-    floors = [result["table"]["floor"] for result in found.results.values() if "table" in result]
-    floor = {name: float(np.mean([each[name] for each in floors if name in each])) for name in (floors or [{}])[0]}
-    return join([plot(found, floor), *(distance_table(found, name, floor) for name in tables.DISTANCES)])
+    return join([plot(found), *(distance_table(found, name) for name in tables.DISTANCES)])
 
 
-def plot(found: Comparison, floor: Mapping[str, float]) -> Markup:
+def plot(found: Comparison) -> Markup:
     """Returns a chart of both distances by network evaluations, a curve for each variant and baseline."""
     panels = []
     for name, part in tables.DISTANCES.items():
@@ -139,7 +139,7 @@ def plot(found: Comparison, floor: Mapping[str, float]) -> Markup:
                 of = {"name": variant, "colour": found.colour(variant), "dash": variant in found.baselines}
                 of |= {"x": [row["nfe"] for row in rows], "y": [short(row[name]) for row in rows]}
                 series.append(of | {"spread": [short(row[f"{name}_spread"]) for row in rows]})
-        lines = [{"name": "floor", "y": short(floor[name])}] if name in floor else []
+        lines = [{"name": title, "y": short(value)} for title, _, value in tables.floors(found.floors, name)]
         label = f"Fréchet distance {part}"
         if series:
             panels.append({"name": label, "series": series, "lines": lines, "y": {"label": label}})
@@ -148,7 +148,7 @@ def plot(found: Comparison, floor: Mapping[str, float]) -> Markup:
     return tag("figure", component("chart", spec | {"points": True}, aria_label=label, class_="wide"), class_="chart")
 
 
-def distance_table(found: Comparison, name: str, floor: Mapping[str, float]) -> Markup:
+def distance_table(found: Comparison, name: str) -> Markup:
     """Returns the table of a distance: a line for each variant and baseline, winners marked."""
     columns = [str(n) for n in sorted({row["nfe"] for about in found.everything.values() for row in about["rows"]})]
     lines = []
@@ -178,9 +178,9 @@ def distance_table(found: Comparison, name: str, floor: Mapping[str, float]) -> 
                 tag("td", tag("strong", value) if won else value, class_=f"number{' best' * won}", data_tip=tip)
             )
         lines.append(cells)
-    if name in floor:
-        ends = [digits(floor[name]), *[""] * (len(columns) - 1)]
-        lines.append([tag("th", "floor", scope="row", class_="floor"), "", "", "", *ends])
+    for title, _, height in tables.floors(found.floors, name):
+        ends = [digits(height), *[""] * (len(columns) - 1)]
+        lines.append([tag("th", title, scope="row", class_="floor"), "", "", "", *ends])
     caption = f"Fréchet distance {tables.DISTANCES[name]}, by network evaluations. Bold: the smallest mean."
     caption += " ≈: the second is within the spread over seeds." if found.seeds > 1 else ""
     return table(["variant", "steps", "cost", "finished", *columns], lines, caption, class_="quality")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tim_jax.evaluation.anystep import LABELS
+from tim_jax.evaluation import anystep
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
 from tim_jax.report.curves import short
@@ -12,8 +12,8 @@ from tim_jax.report.markup import Markup, component, digits, facts, join, missin
 from tim_jax.report.reading import Folder, is_number
 
 FILE = "any_step.json"
-SHOWN = ("rows", "floor", "samples", "seeds", "monotone", "step", "labels", "reference")  # the others come as they are
-COLUMNS = {"steps": "steps", "nfe": "NFE", "seconds_per_image": "ms per image"}
+# What the section shows in places of its own; the others come as they are.
+SHOWN = ("rows", "floor", "floor_at_count", "samples", "seeds", "monotone", "step", "labels", "reference")
 
 
 def section(folder: Folder, command: str) -> Markup:
@@ -68,8 +68,11 @@ def plot(found: Mapping[str, Any], names: Sequence[str]) -> Markup:
             "y": [short(row[name]) for row in rows],
             "spread": [short(row.get(f"{name}_spread", 0.0)) for row in rows],
         }
-        floor = (found.get("floor") or {}).get(name)
-        lines = [{"name": "floor", "y": short(floor)}] if is_number(floor) else []
+        lines = [
+            {"name": title, "y": short(floor[name])}
+            for title, floor in floors(found).items()
+            if is_number(floor.get(name))
+        ]
         panels.append({"name": of["name"], "series": [of], "lines": lines, "y": {"label": of["name"]}})
     spec = {
         "x": {"label": "network evaluations per image", "log": 2},
@@ -114,23 +117,34 @@ def figures_table(
     for row in rows:
         lines.append([row["steps"], f"{row['nfe']:g}", *(cell(row, name) for name in names)])
         lines[-1].append(digits(1000 * row["seconds_per_image"]) if "seconds_per_image" in row else "")
-    floor = found.get("floor") or {}
-    values = [digits(floor[name]) if is_number(floor.get(name)) else "" for name in names]
-    lines.append([tag("th", "floor", scope="row", class_="floor"), "", *values, ""])
+    for name, floor in floors(found).items():
+        lines.append([tag("th", name, scope="row", class_="floor"), "", *(of_floor(floor, each) for each in names), ""])
     header = ["steps", tag("abbr", "NFE", title="network evaluations per image")]
     header += [title(found, name).removesuffix(", held out") for name in names] + ["ms per image"]
     over = f"mean ± standard deviation over {seeds} seeds of the noise" if seeds > 1 else "one seed"
     return table(header, lines, f"Against {part}: {over}. The best mean of each column is bold.", class_="quality")
 
 
+def floors(found: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Returns {title: {name: figure}} of the figures of real images that a table has."""
+    given = anystep.floors({"floor": {}} | {key: value for key, value in found.items() if value is not None})
+    return {title: floor for title, floor in given.items() if floor}
+
+
+def of_floor(floor: Mapping[str, Any], name: str) -> Any:
+    """Returns a figure of real images, with its spread where it has one."""
+    value, spread = floor.get(name), floor.get(f"{name}_spread")
+    if not is_number(value):
+        return ""
+    return join([digits(value), tag("span", f" ± {spread:.1g}", class_="spread") if is_number(spread) else None])
+
+
 def verdict(found: Mapping[str, Any]) -> str:
-    """Returns what the table says of itself, and what the floor is."""
-    said = (found.get("monotone") or {}).get("verdict", "")
-    return (
-        f"{said} The floor is what real images have: two halves of the training part, and for held-out figures the "
-        "training part against the held-out part. Halves hold half as many images, which nearly doubles the bias of "
-        "their Fréchet distance, so that good samples can lie below it."
-    ).strip()
+    """Returns what the table says of itself, and what the floors are."""
+    said = [(found.get("monotone") or {}).get("verdict", ""), anystep.FLOOR if found.get("floor") else ""]
+    if found.get("floor_at_count"):
+        said.append(f"{anystep.FLOOR_AT.format(count=found['samples'])}.")
+    return " ".join(filter(None, said))
 
 
 def protocol(found: Mapping[str, Any]) -> Markup:
@@ -144,7 +158,7 @@ def protocol(found: Mapping[str, Any]) -> Markup:
     if "seeds" in found:
         own["seeds"] = ", ".join(map(str, found["seeds"]))
     if "labels" in found:
-        own["labels"] = LABELS.get(found["labels"], str(found["labels"])).removeprefix(", ")
+        own["labels"] = anystep.LABELS.get(found["labels"], str(found["labels"])).removeprefix(", ")
     own |= {f"reference: {name}": told(value) for name, value in reference.items()}
     own |= {name.replace("_", " "): told(value) for name, value in found.items() if name not in SHOWN}
     return more("How this was measured", facts(own, "protocol"))

@@ -205,10 +205,11 @@ function chart(root) {
     }
     drawn(svg, "line", {class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom});
     drawn(svg, "text", {x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle"}, xAxis.label || "");
-    for (const line of lines) {
+    for (const [i, line] of lines.entries()) {
       if (!positive(line.y) || !shown.length) continue;
       drawn(svg, "line", {class: "floorline", x1: box.left, x2: box.right, y1: sy(line.y), y2: sy(line.y)});
-      drawn(svg, "text", {x: box.right, y: sy(line.y) - 5, "text-anchor": "end"}, `${line.name} ${told(line.y)}`);
+      const [x, anchor] = i % 2 ? [box.left + 4, "start"] : [box.right, "end"]; // labels of close lines do not meet
+      drawn(svg, "text", {x, y: sy(line.y) - 5, "text-anchor": anchor}, `${line.name} ${told(line.y)}`);
     }
     const path = (xs, ys) => {
       let text = "", open = false;
@@ -261,9 +262,8 @@ function chart(root) {
         const holder = drawn(view.overlay, "g", {class: series.look});
         drawn(holder, "circle", {class: "dot", cx: view.sx(series.x[i]), cy: view.sy(line), r: 4.5});
       }
-      const name = spec().series.length > 1 ? series.name : "";
       rows.push([value, element("div", {}, element("span", {class: `key ${series.look}${series.dash ? " dash" : ""}`}),
-        element("span", {}, name), element("span", {}, `${told(value)}${spread}${mean}`))]);
+        element("span", {}, series.name), element("span", {}, `${told(value)}${spread}${mean}`))]);
     }
     if (rows.length > 6) rows.sort((a, b) => b[0] - a[0]);
     const title = element("b", {}, `${spec().x.label || "x"} ${tick(state.at)}`);
