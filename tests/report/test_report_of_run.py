@@ -157,12 +157,12 @@ def test_samples_are_those_of_the_run_and_neighbours_those_of_its_data(tmp_path,
     changes = TINY_NETWORK | {"loader.directory": str(data_directory)}
     folder = workdirs.workdir(tmp_path / "run", "digits", **changes)
     with workdirs.one_device():
-        page = made(folder, "--samples=3", "--steps=2,1", "--samplers=heun")
+        page = made(folder, "--samples=3", "--steps=2,1", "--samplers=euler,heun")
         tim = tim_jax.load(folder, sampling={"sampler": "heun"})
     assert "written: " in capsys.readouterr().out
     data = pages.data(pages.section(page, "samples").one(data_component="samples"))
-    assert data["samplers"] == ["heun"] and data["captions"] == ["0", "1", "2"] and data["steps"] == [1, 2]
-    for shown, steps in zip(data["images"][0], data["steps"], strict=True):
+    assert data["samplers"] == ["euler", "heun"] and data["captions"] == ["0", "1", "2"] and data["steps"] == [1, 2]
+    for shown, steps in zip(data["images"][1], data["steps"], strict=True):
         expected = [np.asarray(image.convert("RGB")) for image in tim([0, 1, 2], steps=steps)]
         assert np.abs(np.stack([pages.pixels(uri) for uri in shown]).astype(int) - expected).max() <= 1
     states = pages.section(page, "trajectories").one(data_choice="2").all("img")

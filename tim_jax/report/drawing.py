@@ -160,8 +160,8 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     runs = {name: with_found_grid(run, folder, step) for name, run in runs.items()}
     check_steps(runs, steps)
     conditions = conditions_of(first, folder, count)
-    texts = open_generator(first, count)
-    texts.load()
+    generator = open_generator(first, min(count, first.config.sampling.batch_size))
+    generator.load()
     samples: dict[str, dict[int, np.ndarray]] = {name: {} for name in runs}
     nfe = {name: {n: evaluations(run.transport, n, run.sampling) for n in steps} for name, run in runs.items()}
     own = next(iter(runs))
@@ -170,7 +170,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     paths = {}
     with Bar(total=total, desc="samples", unit="pass", disable=jax.process_index() > 0) as bar:
         for name, run in runs.items():
-            generator = Generator(run, count, texts.texts, texts.decode)
+            generator.run = run  # one program for all: they differ in their plans, which are its arguments
             for n in sorted(steps):
                 images = generator.images(weights, generator.times(n), conditions, seed=SEED)
                 samples[name][n] = pictures.to_uint8(np.concatenate(list(images)))
