@@ -280,3 +280,43 @@ def test_long_runs_are_thinned(tmp_path):
     (series,) = pages.data(pages.section(page, "curves").one("figure", class_="chart"))["series"]
     assert len(series["x"]) <= curves.POINTS
     assert (min(series["y"]), max(series["y"])) == pytest.approx((values.min(), values.max()), rel=1e-6)
+
+
+def test_a_sweep_has_a_section_of_its_own(tmp_path):
+    """A line for each way of sampling; without guidance, a point belongs to the curves of all intervals."""
+    folder, rng = tmp_path / "run", np.random.default_rng(0)
+    reports.undrawn_run(folder, rng)
+    ways = [(1.0, None), (1.5, [0.0, 1.0]), (1.5, [0.2, 0.8]), (2.0, [0.0, 1.0])]
+    lines = []
+    for guidance, interval in ways:
+        figures = [{"frechet": float(rng.uniform(1, 2)), "frechet_spread": 0.01} for _ in (1, 2)]
+        rows = [{"steps": steps, "nfe": 2 * steps, **row} for steps, row in zip((1, 2), figures, strict=True)]
+        way = {"weights": "slow", "sampler": "euler", "guidance": guidance, "guidance_interval": interval}
+        lines.append(way | {"rows": rows, "failures": {}, "protocol": {"line": f"Protocol: {NASTY}"}})
+    lines[3] |= {"rows": lines[3]["rows"][:1], "failures": {"2": "not finite"}}
+    best = {axis: lines[0][axis] for axis in ("weights", "sampler", "guidance", "guidance_interval")}
+    best |= {"steps": 2, "nfe": 4, "value": 0.75, "spread": 0.01, "second": "guidance 2", "close": True}
+    sweep = {"lines": lines, "metric": "frechet", "samples": 50, "seeds": [0, 1], "best": {"overall": best}}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    section = pages.section(made(folder, "--samples=0"), "sweep")
+    shown = pages.rows(section.one("table"))
+    assert [line[:4] for line in shown] == [
+        ["slow", "euler", "1", ""], ["slow", "euler", "1.5", "[0, 1]"], ["slow", "euler", "1.5", "[0.2, 0.8]"],
+        ["slow", "euler", "2", "[0, 1]"],
+    ]  # fmt: skip
+    for line, of in zip(shown, lines, strict=True):
+        for cell, row in zip(line[4:], of["rows"], strict=False):
+            assert pages.number(cell) == pytest.approx(row["frechet"], rel=5e-3)
+    assert shown[3][5] == "failed" and "not finite" in section.text and NASTY in section.text
+    for column in range(2):
+        values = [of["rows"][column]["frechet"] for of in lines if len(of["rows"]) > column]
+        (marked,) = [row.all("td")[3 + column].text for row in section.one("tbody").all("tr")
+                     if "best" in row.all("td")[3 + column].classes]  # fmt: skip
+        assert pages.number(marked) == pytest.approx(min(values), rel=5e-3)
+    by_nfe, by_guidance = pages.data(section.one(data_component="chart"))["panels"]
+    assert [series["x"] for series in by_nfe["series"]] == [[2, 4], [2, 4], [2, 4], [2]]
+    curves_by = {series["name"]: series["x"] for series in by_guidance["series"]}
+    assert curves_by == {
+        "in [0, 1], 1 step": [1.0, 1.5, 2.0], "in [0, 1], 2 steps": [1.0, 1.5],
+        "in [0.2, 0.8], 1 step": [1.0, 1.5], "in [0.2, 0.8], 2 steps": [1.0, 1.5],
+    }  # fmt: skip

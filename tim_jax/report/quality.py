@@ -27,7 +27,8 @@ def section(folder: Folder, command: str) -> Markup:
     own = [name for name in names if name not in held_out]
     for which, part in ((own, "the training part"), (held_out, "the held-out part")):
         parts += [figures_table(found, rows, which, part)] if which else []
-    return join([*parts, tag("p", verdict(found), class_="note"), protocol(found)])
+    said = [tag("p", text, class_="note") for text in (verdict(found), protocol_line(found)) if text]
+    return join([*parts, *said, protocol(found)])
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,6 +148,12 @@ def verdict(found: Mapping[str, Any]) -> str:
     return " ".join(filter(None, said))
 
 
+def protocol_line(found: Mapping[str, Any]) -> str:
+    """Returns the sentence in which a table, or a line of a sweep, says how it was measured; "" if it does not."""
+    protocol = found.get("protocol")
+    return str(protocol.get("line", "")) if isinstance(protocol, Mapping) else ""
+
+
 def protocol(found: Mapping[str, Any]) -> Markup:
     """Returns what was measured and how: what is known here by name, and whatever else the file says."""
     reference = found.get("reference") or {}
@@ -157,8 +164,7 @@ def protocol(found: Mapping[str, Any]) -> Markup:
         own["samples per row and seed"] = f"{found['samples']:,}"
     if "seeds" in found:
         own["seeds"] = ", ".join(map(str, found["seeds"]))
-    if "labels" in found:
-        own["labels"] = anystep.LABELS.get(found["labels"], str(found["labels"])).removeprefix(", ")
+    own |= {"labels": told(found["labels"])} if "labels" in found else {}
     own |= {f"reference: {name}": told(value) for name, value in reference.items()}
     own |= {name.replace("_", " "): told(value) for name, value in found.items() if name not in SHOWN}
     return more("How this was measured", facts(own, "protocol"))

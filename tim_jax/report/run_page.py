@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from tim_jax.report import curves, diagnosis, pictures, quality, setup
+from tim_jax.report import curves, diagnosis, pictures, quality, setup, sweeps
 from tim_jax.report.drawing import Drawn
 from tim_jax.report.markup import Markup, Section, digits, facts, join, more, page, tag
 from tim_jax.report.reading import Folder, is_number
@@ -50,6 +50,8 @@ def make(folder: Folder, drawn: Drawn | None, reason: str) -> str:
         folder.section("configuration", "Configuration", lambda: setup.configuration_section(config, starts)),
         folder.section("starts", "Versions and hardware", lambda: setup.starts_section(starts)),
     ]  # fmt: skip
+    if (folder.path / sweeps.FILE).exists():
+        sections.insert(2, folder.section("sweep", "Sweep", lambda: sweeps.section(folder)))
     header = folder.section("facts", "Facts", lambda: facts_of(folder, config, starts)).body
     return page(
         "Report of a run", folder.name, lead(config, starts), join([header, damaged(folder)]), sections, made(folder)
