@@ -44,13 +44,18 @@ class ReportSettings:
         if self.out is not None and not self.out.endswith(".html"):
             raise ValueError(f"--out is {self.out!r}; it must end with .html")
         if self.samples == 0:
-            for name in ("steps", "samplers"):
-                if value := getattr(self, name):
-                    raise ValueError(f"--{name} is {','.join(map(str, value))!r}; it must be left out with --samples=0")
+            for flag, value in self.given().items():
+                if flag != "--samples":
+                    raise ValueError(f"{flag} is {value!r}; it must be left out with --samples=0")
 
-    def given(self) -> list[str]:
-        """The flags that say what is drawn of a run."""
-        return [name for name in ("samples", "steps", "samplers") if getattr(self, name) is not None]
+    def given(self) -> dict[str, str]:
+        """{flag: value} of those that say what is drawn of a run."""
+        values = {"--samples": self.samples, "--steps": self.steps, "--samplers": self.samplers}
+        return {flag: _typed(value) for flag, value in values.items() if value is not None}
+
+
+def _typed(value: int | list[int] | list[str]) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +107,14 @@ def open_report(settings: ReportSettings, overrides: dict[str, str]) -> ReportJo
             f"tim-jax train --config=NAME --workdir={path} makes a run"
         )
     paths.check_file(out, "--out")
-    asked = [*(f"--{name}" for name in settings.given()), *(f"--config.{key}" for key in overrides)]
+    changes = {f"--config.{key}": value for key, value in overrides.items()}
     if not is_run:
-        if asked:
-            raise ValueError(f"{asked[0]}: must be left out, since {path} holds an ablation, of which nothing is drawn")
+        for flag, value in {**settings.given(), **changes}.items():
+            raise ValueError(f"{flag} is {value!r}; it must be left out, since {path} holds an ablation")
         return ReportJob(folder, out, lambda: ablation_page.make(folder, out))
     if settings.samples == 0:
-        if overrides:
-            raise ValueError(
-                f"--config.{next(iter(overrides))}: must be left out with --samples=0, which draws nothing"
-            )
+        for flag, value in changes.items():
+            raise ValueError(f"{flag} is {value!r}; it must be left out with --samples=0")
         return ReportJob(folder, out, lambda: run_page.make(folder, None, NOT_ASKED))
     steps, count = settings.steps or STEPS, settings.samples or SAMPLES
     try:
