@@ -59,7 +59,7 @@ def test_the_table_holds_what_numpy_says(tmp_path):
             assert cell in text
     assert a["train_seconds"] == pytest.approx(np.mean([of["train_seconds"] for of in by_seed]))
     for key, title in (("floor", "floor, halves"), ("floor_at_count", "floor, 16 samples")):
-        for name in report.DISTANCES:
+        for name in table.DISTANCES:
             mean = np.mean([of["table"][key][name] for of in given.values()])
             assert found[key][name] == pytest.approx(mean) and f"| {title} |  |  |  | {mean:.3g} |" in text
     assert "what as many perfect samples" in text
