@@ -52,6 +52,7 @@ METRICS = {
     "frechet": Metric("Fréchet", "features", "moments", distances.gaussian, distances.frechet_distance),
     "sfid": Metric("sFID", "spatial", "moments", distances.gaussian, distances.frechet_distance),
     "kernel": Metric("kernel", "features", "raw", distances.kernel_set, distances.kernel_distance),
+    "mmd": Metric("MMD", "embedding", "raw", distances.mmd_set, distances.mmd),
     "inception_score": Metric(
         "Inception score",
         "logits",
@@ -64,7 +65,8 @@ METRICS = {
     "precision": Metric("precision", "features", "raw", neighbours.balls, neighbours.precision, higher_is_better=True),
     "recall": Metric("recall", "features", "raw", neighbours.balls, neighbours.recall, higher_is_better=True),
 }
-TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID"}  # (features, metric) with a name of its own
+# (features, metric) with a name of its own. CMMD is the MMD of CLIP's embeddings alone.
+TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID", ("dinov2", "frechet"): "FD-DINOv2"}
 
 
 def chosen(outputs: Collection[str], names: Collection[str] = ()) -> dict[str, Metric]:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import FEATURES, metrics, pictures, published, references, summaries, yardstick
-from tim_jax.evaluation.features import WEIGHTS, Features
+from tim_jax.evaluation.features import PLACES, Features
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
@@ -139,7 +139,9 @@ def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def open_measurement(run: Run) -> Measurement:
     """The evaluation that a run's configuration asks for, with all that can be wrong checked. Raises ValueError."""
     settings = run.evaluation
-    weights = settings.inception or str(epath.Path(run.inputs.directory).expanduser() / WEIGHTS)
+    weights = str(getattr(settings, settings.features, ""))
+    if not weights and settings.features in PLACES:
+        weights = str(epath.Path(run.inputs.directory).expanduser() / PLACES[settings.features])
     features = FEATURES[settings.features](weights)
     chosen = metrics.chosen(features.outputs, settings.metrics)
     image_sets: dict[str, ImageSet] = {}
