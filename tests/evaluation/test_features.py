@@ -60,7 +60,7 @@ def test_every_entry(name, opened):
         assert grey.shape == found["features"].shape
 
 
-@pytest.mark.parametrize("size", [(20, 17), (224, 224), (300, 190), (448, 500)])
+@pytest.mark.parametrize("size", [(20, 17), (32, 32), (224, 224), (190, 300), (512, 512)])
 def test_resize_is_pillows(size):
     levels = levels_of(2, size)
     ours = np.asarray(dinov2.resize(levels.astype(np.float32)))
@@ -114,8 +114,8 @@ def test_dinov2_is_the_class_token_of_fd_dinov2(published):
 
 
 def test_dinov2_weights_that_cannot_be_used_are_named(published, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    for path, seen in ((tmp_path / "none", "facebook/dinov2-large"), (tmp_path, "clip")):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    for path, seen in ((tmp_path / "none", "facebook/dinov2-large"), (tmp_path, "model.safetensors")):
         with pytest.raises(ValueError, match=seen) as error:
             FEATURES["dinov2"](str(path))
         assert "\n" not in str(error.value) and str(error.value).startswith("evaluation.dinov2 is ")

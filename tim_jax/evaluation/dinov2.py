@@ -6,7 +6,7 @@ interpolated as DINOv2's own code does, with an offset of 0.1.
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ SIZES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1536: "ViT-g"}  # by width
 
 def load(path: str) -> tuple[Dino, Any, str]:
     """Loads (module, parameters, name with a digest) of a published folder. Raises ValueError with one line."""
-    module, params = codecs.load(path, codecs.IMAGE_ENCODERS)
+    loaded, params = codecs.load(path, codecs.IMAGE_ENCODERS)
+    module = cast(Dino, loaded)
     config, found = module.config, hashlib.sha256()
     for _, array in sorted(flatten_dict(params).items()):
         found.update(np.ascontiguousarray(array).tobytes())
@@ -36,14 +37,17 @@ def load(path: str) -> tuple[Dino, Any, str]:
 
 def class_tokens(module: Dino, params: Any, levels: jax.Array) -> jax.Array:
     """Returns the class tokens (n, D) float32 of images (n, h, w, 3) with levels 0 … 255."""
-    mean, deviation = (jnp.asarray(value) for value in (MEAN, STD))
-    x = (resize(levels) / 255 - mean) / deviation
-    return module.apply({"params": params}, x)[:, 0].astype(jnp.float32)
+    mean, deviation = (jnp.asarray(value)[None, None, None] for value in (MEAN, STD))
+    tokens: Any = module.apply({"params": params}, (resize(levels) / 255 - mean) / deviation)
+    return tokens[:, 0].astype(jnp.float32)
 
 
 def resize(levels: jax.Array) -> jax.Array:
-    """Resizes images (n, h, w, C) with levels 0 … 255 to (n, SIDE, SIDE, C) as Pillow does: bicubic, antialiased, with
-    8 bits after the columns and after the rows."""
+    """Resizes images (n, h, w, C) with levels 0 … 255 to (n, SIDE, SIDE, C), bicubic and antialiased, as Pillow does.
+
+    There are 8 bits after the first pass, along rows, and after the second. (The newest Pillow begins with columns
+    where an image is higher than wide and is made smaller.)
+    """
     for axis in (2, 1):
         shape = levels.shape[:axis] + (SIDE,) + levels.shape[axis + 1 :]
         if shape != levels.shape:
