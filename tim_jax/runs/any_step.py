@@ -16,7 +16,7 @@ from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.generation import Conditions, Generator, load_weights
-from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement
+from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
@@ -71,10 +71,9 @@ def any_step_table(
 
         return measurement.figures(timed(), count), seconds
 
-    floor, reference = yardstick.floor(seeds), measurement.fingerprint
-    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference)
-    by_class = measurement.run.config.model.condition == "class"
-    return table | {"labels": measurement.run.evaluation.labels if by_class else "captions"}, shown
+    protocol = measurement.protocol(generator.run.sampling, count, seeds)
+    floor = yardstick.floor(seeds)
+    return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, protocol), shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +174,9 @@ class AnyStepJob:
                 pass
             return
         labels = np.zeros(self.count, np.int32) if isinstance(conditions, list) else np.asarray(conditions)
-        published.write_images(path, levels(), (self.count, *picture_shape(run)[:2], 3), labels)
+        protocol = protocol_of(run, run.sampling, self.count, [0]).record()
+        shape = (self.count, *picture_shape(run)[:2], 3)
+        published.write_images(path, levels(), shape, labels, protocol | {"steps": steps, "step": self.step})
         print(f"{self.count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
 
     def table(self) -> None:
