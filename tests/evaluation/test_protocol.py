@@ -72,8 +72,8 @@ def test_the_line_says_all_of_it():
 
 
 CHANGES = {
-    "reference": REFERENCE | {"features": "inception cd"}, "held_out": OWN | {"features": "x"}, "labels": "data", "levels": "as drawn",
-    "samples": 49_999, "nfe": "another",
+    "reference": REFERENCE | {"features": "inception cd"}, "held_out": OWN | {"features": "x"}, "labels": "data",
+    "levels": "as drawn", "samples": 49_999, "nfe": "another",
 }  # fmt: skip
 
 
@@ -119,7 +119,8 @@ def test_every_table_export_and_start_says_its_protocol(tmp_path, monkeypatch):
     data = f"--config.loader.directory={tmp_path / 'data'}"
     small = ["--config.training.steps=2", "--config.data.batch_size=32", "--config.model.patch_size=4",
              "--config.training.sample_every=0", "--config.training.sample_steps=1",
-             "--config.evaluation.periodic.every=2", "--config.evaluation.periodic.steps=(1,)", "--config.evaluation.periodic.num_samples=20",
+             "--config.evaluation.periodic.every=2", "--config.evaluation.periodic.steps=(1,)",
+             "--config.evaluation.periodic.num_samples=20",
              "--config.evaluation.periodic.emas=('online', 'slow')"]  # fmt: skip
     folder = tmp_path / "run"
     train.main(["--config=digits", f"--workdir={folder}", data, *flags(TINY_NETWORK), *small])

@@ -55,18 +55,33 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
                 name, value = next(iter(figures.items()))
                 done = len(rows) * len(seeds) + len(by_seed)
                 progress(done, len(steps) * len(seeds), f"{s} steps, seed {seed}: {name} {value:.4g}")
-        row = {"steps": s, "nfe": nfe(s), "seconds_per_image": float(np.median(seconds))}
-        for name in by_seed[0]:
-            values = [float(figures[name]) for figures in by_seed]
-            row[name] = float(np.mean(values))
-            row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            row[f"{name}_seeds"] = values
-        rows.append(row)
+        rows.append(make_row(s, nfe(s), by_seed, seconds))
     table = {"rows": rows, "floor": dict(floor), "samples": int(count), "seeds": seeds}
     if measured_by:
         table |= {"protocol": measured_by.record(), "reference": dict(measured_by.reference)}
     first = next(name for name in METRICS if name in rows[0])
     return table | {"monotone": monotone(rows, first, long_title(table, first))}
+
+
+def make_row(steps, nfe, by_seed, seconds):
+    """Makes a row of the table.
+
+    Args:
+        steps: of the sampler.
+        nfe: network evaluations per image.
+        by_seed: {name: figure} of each seed.
+        seconds: per image, of each seed.
+
+    Returns:
+        {"steps", "nfe", "seconds_per_image", NAME, NAME_spread, NAME_seeds}; see `any_step_table`.
+    """
+    row = {"steps": steps, "nfe": nfe, "seconds_per_image": float(np.median(seconds))}
+    for name in by_seed[0]:
+        values = [float(figures[name]) for figures in by_seed]
+        row[name] = float(np.mean(values))
+        row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        row[f"{name}_seeds"] = values
+    return row
 
 
 def monotone(rows, name="frechet", title="Fréchet distance", tolerance=TOLERANCE):

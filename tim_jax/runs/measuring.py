@@ -194,7 +194,7 @@ def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def open_measurement(run: Run) -> Measurement:
     """The evaluation that a run's configuration asks for, with all that can be wrong checked. Raises ValueError."""
     settings = run.evaluation
-    weights = str(getattr(settings, settings.features, ""))
+    weights = {"inception": settings.inception, "dinov2": settings.dinov2}.get(settings.features, "")
     if not weights and settings.features in PLACES:
         weights = str(epath.Path(run.inputs.directory).expanduser() / PLACES[settings.features])
     features = FEATURES[settings.features](weights)
