@@ -71,8 +71,8 @@ def best(sweep: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any] | Non
 
 def varying(sweep: Mapping[str, Any]) -> list[str]:
     """The names of the AXES along which there is more than one value, or the first if there is none."""
-    lines = sweep["lines"]
-    return [name for name in AXES if len({str(line[name]) for line in lines}) > 1] or ["weights"]
+    values = {name: {str(line[name]) for line in sweep["lines"] if line[name] is not None} for name in AXES}
+    return [name for name in AXES if len(values[name]) > 1] or ["weights"]
 
 
 def name_of(line: Mapping[str, Any], axes: Sequence[str]) -> str:
@@ -111,31 +111,27 @@ def plot(sweep: Mapping[str, Any], path: epath.Path) -> None:
         path: where the picture is written.
     """
     scales = sorted({line["guidance"] for line in sweep["lines"]})
-    if len(scales) == 1:
-        series, axes = {}, varying(sweep)
-        for line in sweep["lines"]:
-            if line["rows"]:
-                keys = ("nfe", sweep["metric"], f"{sweep['metric']}_spread")
-                series[name_of(line, axes)] = tuple([row[key] for row in line["rows"]] for key in keys)
-        floor = {"": sweep["floor"][sweep["metric"]]} if sweep["metric"] in sweep["floor"] else {}
-        labels = ("network evaluations per image", f"{_title(sweep, sweep['metric'])} to the training part")
-        figures.save(_curves(series, floor, labels), path)
-        return
-    figures.save(_panels(sweep, scales), path)
+    figures.save(_panels(sweep, scales) if len(scales) > 1 else _curves(sweep), path)
 
 
-def _curves(series, floor, labels):
+def _curves(sweep):
+    metric, names = sweep["metric"], varying(sweep)
     figure = figures.new(7, 4)
     axes = figure.subplots()
-    for i, (name, (x, y, spread)) in enumerate(series.items()):
-        axes.errorbar(x, y, yerr=spread, label=name, **_style(i))
-    for height in floor.values():
-        axes.axhline(height, color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
-    figures.logarithmic(axes, {value for x, _, _ in series.values() for value in x})
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
+    for i, line in enumerate(sweep["lines"]):
+        x, y, spread = ([row[key] for row in line["rows"]] for key in ("nfe", metric, f"{metric}_spread"))
+        axes.errorbar(x, y, yerr=spread, label=name_of(line, names), **_style(i))
+    _add_floor(sweep, axes)
+    figures.logarithmic(axes, {row["nfe"] for line in sweep["lines"] for row in line["rows"]})
+    axes.set_xlabel("network evaluations per image")
+    axes.set_ylabel(f"{_title(sweep, metric)} to the training part")
     _legend(figure, axes)
     return figure
+
+
+def _add_floor(sweep, axes):
+    if sweep["metric"] in sweep["floor"]:
+        axes.axhline(sweep["floor"][sweep["metric"]], color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
 
 
 def _panels(sweep, scales):
@@ -144,20 +140,16 @@ def _panels(sweep, scales):
     columns = min(COLUMNS, len(counts))
     figure = figures.new(max(2.9 * columns + 0.8, 5), 2.7 * math.ceil(len(counts) / columns) + 0.4)
     grid = figure.subplots(math.ceil(len(counts) / columns), columns, squeeze=False, sharex=True, sharey=True)
-    curves, floor = _curves_by_guidance(sweep), sweep["floor"].get(metric)
+    curves = _curves_by_guidance(sweep)
     for axes, steps in zip(grid.flat, counts):
         for i, (name, points) in enumerate(curves.items()):
-            found = sorted((scale, rows[steps]) for scale, rows in points.items() if steps in rows)
-            x, y, spread = (
-                [point[k] for point in ((s, r[metric], r[f"{metric}_spread"]) for s, r in found)] for k in range(3)
-            )
-            if x:
-                axes.errorbar(x, y, yerr=spread, label=name, **_style(i))
+            x = [scale for scale in sorted(points) if steps in points[scale]]
+            y, spread = ([points[scale][steps][key] for scale in x] for key in (metric, f"{metric}_spread"))
+            axes.errorbar(x, y, yerr=spread, label=name, **_style(i))
         cell = sweep["best"]["steps"][str(steps)]
         ring = dict(ls="", marker="o", ms=13, mfc="none", mec="#222222", mew=1.2, zorder=4)
         axes.plot([cell["guidance"]], [cell["value"]], label=BEST, **ring)
-        if floor is not None:
-            axes.axhline(floor, color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
+        _add_floor(sweep, axes)
         axes.set_title(_steps(steps), fontsize=10)
     for axes in list(grid.flat)[len(counts) :]:
         axes.set_visible(False)
@@ -242,7 +234,8 @@ def _sentence(sweep: Mapping[str, Any]) -> str:
 
 def _same(sweep: Mapping[str, Any], axes: Sequence[str]) -> str:
     """How all cells were sampled, along the axes on which they are alike."""
-    line, of = sweep["lines"][0], protocol.read(sweep["lines"][0]["protocol"])
+    of = protocol.read(sweep["lines"][0]["protocol"])
+    line = next((line for line in sweep["lines"] if line["guidance_interval"]), sweep["lines"][0])
     alike = name_of(line, [axis for axis in AXES if axis not in axes])
     return f"All: {alike + ', ' if alike else ''}on the grid {of.grid}. NFE: {of.nfe}."
 

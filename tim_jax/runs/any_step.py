@@ -241,6 +241,10 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     else:
         paths.check_folder(settings.folder, "--out")
     runs = [resampled(run, way) for way in settings.ways] if others else [run]
+    if settings.guidance_interval and all(each.sampling.guidance == 1 for each in runs):
+        raise ValueError(
+            "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
+        )
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None
     if settings.export is not None:
