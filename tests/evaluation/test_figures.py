@@ -60,8 +60,8 @@ def swept(names, steps, ends, scales=(1.0,)):
             axes = {"weights": name, "sampler": "flow_map", "guidance": scale}
             interval = (0.0, 1.0) if scale != 1 else None
             lines.append(axes | {"guidance_interval": interval, "rows": rows, "failures": {}})
-    about = {"samples": 100, "seeds": [0, 1], "reference": {"features": "pixels"}}
-    sweep.plot(sweep.make(lines, {"frechet": ends[0]}, about), None)
+    about = {"samples": 100, "seeds": [0, 1], "reference": {"features": "pixels"}, "floor": {"frechet": ends[0]}}
+    sweep.plot(sweep.make(lines, about), None)
 
 
 def guided(names, steps, ends):

@@ -172,8 +172,8 @@ def cells(values, metric="frechet", spread=0.01):
               "protocol": PROTOCOL.record(),
               "rows": [{"steps": s, "nfe": 2 * s, metric: v, f"{metric}_spread": spread} for s, v in rows.items()]}
              for name, rows in values.items()]  # fmt: skip
-    about = {"samples": 20, "seeds": [0, 1], "step": 7, "reference": PROTOCOL.reference}
-    return sweep.make(lines, {metric: 0.25}, about)
+    about = {"samples": 20, "seeds": [0, 1], "step": 7, "reference": REFERENCE, "floor": {metric: 0.25}}
+    return sweep.make(lines, about)
 
 
 def test_the_best_cell_is_named_by_steps_and_overall():

@@ -20,20 +20,19 @@ COLUMNS = 4  # panels side by side
 BEST, FLOOR = "best of a panel", "floor"  # in the legend
 
 
-def make(lines: Sequence[Mapping[str, Any]], floor: Mapping[str, float], about: Mapping[str, Any]) -> dict[str, Any]:
+def make(lines: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Makes a sweep.
 
     Args:
         lines: see above.
-        floor: {name: figure} of real images (see `Yardstick.floor`).
-        about: what else is known: samples, seeds, step, reference.
+        about: what else is known: floor, floor_at_count (see `Yardstick`), samples, seeds, step, reference.
 
     Returns:
         The sweep, with "best": {"steps": {number of steps: cell}, "overall": cell}, see `best`.
     """
     rows = [row for line in lines for row in line["rows"]]
     metric = next(name for name in METRICS if not rows or name in rows[0])
-    found = {**about, "metric": metric, "floor": dict(floor), "lines": [dict(line) for line in lines]}
+    found = {**about, "metric": metric, "lines": [dict(line) for line in lines]}
     steps = sorted({row["steps"] for row in rows})
     by_steps = {str(each): best(found, [each]) for each in steps}
     return found | {"best": {"steps": by_steps, "overall": best(found, steps)}}
@@ -94,9 +93,8 @@ def to_markdown(sweep: Mapping[str, Any]) -> str:
     seeds, step = len(sweep["seeds"]), f", training step {sweep['step']}" if "step" in sweep else ""
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     text += [
-        f"{sweep['samples']} samples in each cell, {over}{step}. Bold: the best of a column. Floor: two halves of the "
-        "training part, half as many images; under held out, training part against held-out part. All other figures "
-        "are in sweep.json.",
+        f"{sweep['samples']} samples in each cell, {over}{step}. Bold: the best of a column. All other figures are in "
+        f"sweep.json. {anystep.about_floors(sweep)}",
         "",
         f"{protocol.read(sweep['lines'][0]['protocol']).measured}. {_same(sweep, axes)}",
     ]
@@ -130,8 +128,10 @@ def _curves(sweep):
 
 
 def _add_floor(sweep, axes):
-    if sweep["metric"] in sweep["floor"]:
-        axes.axhline(sweep["floor"][sweep["metric"]], color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
+    for floor in (sweep.get("floor_at_count", {}), sweep["floor"]):
+        if floor.get(sweep["metric"], 0) > 0:
+            axes.axhline(floor[sweep["metric"]], color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
+            break
 
 
 def _panels(sweep, scales):
@@ -210,8 +210,9 @@ def _table(sweep: Mapping[str, Any], name: str, axes: Sequence[str]) -> list[str
             cell = f"{each[step][name]:.3g}{spread}"
             cells.append(f"**{cell}**" if each[step][name] == bests[step] else cell)
         lines.append([*(_text(line[axis]) for axis in axes), *cells])
-    if name in sweep["floor"]:
-        lines.append(["floor", *[""] * (len(axes) - 1), f"{sweep['floor'][name]:.3g}", *[""] * (len(steps) - 1)])
+    for title, floor in anystep.floors(sweep).items():
+        if name in floor:
+            lines.append([title, *[""] * (len(axes) - 1), *[f"{floor[name]:.3g}"] * len(steps)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 

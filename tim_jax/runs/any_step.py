@@ -65,7 +65,8 @@ def any_step_table(
 
     protocol = measurement.protocol(generator.run.sampling, count, seeds)
     floor = yardstick.floor(seeds)
-    return anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, protocol), shown
+    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, protocol)
+    return table | {"floor_at_count": yardstick.floor_at(count, seeds)}, shown
 
 
 def compile_for(generator: Generator, weights: Any, conditions: Conditions, steps: Sequence[int]) -> None:

@@ -110,8 +110,9 @@ def measure_all(job: AnyStepJob) -> None:
         raise ValueError(
             f"no samples of the sweep could be measured; the first: {next(iter(lines[0]['failures'].values()))}"
         )
-    about = {"step": job.step, "samples": job.count, "seeds": seeds, "reference": measurement.fingerprint}
-    found = sweep.make(lines, measurement.yardstick.floor(seeds), about)
+    yardstick, about = measurement.yardstick, {"step": job.step, "samples": job.count, "seeds": seeds}
+    about |= {"floor": yardstick.floor(seeds), "floor_at_count": yardstick.floor_at(job.count, seeds)}
+    found = sweep.make(lines, {**about, "reference": measurement.fingerprint})
     if first:
         text = sweep.to_markdown(found)
         files.replace(folder / NAMES[0], text.encode())
