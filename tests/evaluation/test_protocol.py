@@ -3,19 +3,15 @@
 import json
 from dataclasses import replace
 
-import jax
-import numpy as np
 import pytest
 
-from tests.helpers.configs import TINY_NETWORK, flags
+from tests.helpers.configs import TINY_NETWORK
 from tests.helpers.workdirs import one_device
-from tim_jax import evaluate, train
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.evaluation import anystep, protocol
 from tim_jax.evaluation.protocol import NAMED, Protocol
 from tim_jax.runs.measuring import protocol_of
-from tim_jax.training import sharding
 from tim_jax.transitions.sampling.sampler import Sampling
 
 REFERENCE = {
@@ -112,33 +108,3 @@ def test_every_field_of_sampling_is_in_the_protocol():
 def made():
     with one_device():
         return build(load_config("digits", TINY_NETWORK))
-
-
-def test_every_table_export_and_start_says_its_protocol(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
-    data = f"--config.loader.directory={tmp_path / 'data'}"
-    small = ["--config.training.steps=2", "--config.data.batch_size=32", "--config.model.patch_size=4",
-             "--config.training.sample_every=0", "--config.training.sample_steps=1",
-             "--config.evaluation.periodic.every=2", "--config.evaluation.periodic.steps=(1,)",
-             "--config.evaluation.periodic.num_samples=20",
-             "--config.evaluation.periodic.emas=('online', 'slow')"]  # fmt: skip
-    folder = tmp_path / "run"
-    train.main(["--config=digits", f"--workdir={folder}", data, *flags(TINY_NETWORK), *small])
-    start = json.loads((folder / "starts.jsonl").read_text())
-    assert [(p["weights"], p["samples"], p["seeds"]) for p in start["evaluation_protocols"]] == [
-        ("online", 20, [0]), ("slow", 20, [0])
-    ]  # fmt: skip
-    evaluate.main([f"--workdir={folder}", data, "--steps=1", "--seeds=2", "--count=30",
-                   "--config.evaluation.labels=balanced", "--config.sampling.guidance=1.5"])  # fmt: skip
-    table = json.loads((folder / "any_step.json").read_text())
-    found = protocol.read(table["protocol"])
-    assert (found.labels, found.samples, found.seeds, found.weights) == ("balanced", 30, (0, 1), "slow")
-    assert (found.guidance, found.guidance_interval, found.guidance_ends) == (1.5, (0.0, 1.0), "included")
-    assert found.reference == table["reference"] and found.held_out["split"] == "held_out"
-    assert found.line in (folder / "any_step.md").read_text()
-    evaluate.main([f"--workdir={folder}", data, "--steps=3", "--count=5", f"--export={tmp_path / 'x.npz'}"])
-    with np.load(tmp_path / "x.npz") as stored:
-        said = json.loads(str(stored["protocol"]))
-        assert stored["arr_0"].shape == (5, 8, 8, 3)
-    assert said["samples"] == 5 and said["steps"] == 3 and said["step"] == 2 and said["levels"] == "8 bits"
-    assert protocol.read(said).reference is None

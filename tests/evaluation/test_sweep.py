@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import contents, told, workdir
 from tim_jax import evaluate, train
-from tim_jax.evaluation import sweep
+from tim_jax.evaluation import protocol, sweep
 from tim_jax.evaluation.protocol import Protocol
 from tim_jax.runs import any_step
 from tim_jax.runs import sweep as sweeps
@@ -22,7 +22,8 @@ SMALL = [
     *flags(TINY_NETWORK), "--config.model.patch_size=4", "--config.data.batch_size=32",
     "--config.training.sample_steps=1", "--config.training.sample_every=0", "--config.training.steps=4",
     "--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.05", "--config.optimizer.ema_warmup=False",
-    "--config.ema.slow=0.5",
+    "--config.ema.slow=0.5", "--config.evaluation.periodic.every=4", "--config.evaluation.periodic.steps=(1,)",
+    "--config.evaluation.periodic.num_samples=20", "--config.evaluation.periodic.emas=('online', 'slow')",
 ]  # fmt: skip
 ASKED = ["--guidance=1,1.5,2", "--guidance-interval=0:1,0.6:1", "--weights=slow,online", "--steps=1,2", "--seeds=2"]
 FIGURES = ("frechet", "kernel", "precision", "recall")
@@ -45,6 +46,26 @@ def data(folder):
 def run(place, out, *arguments):
     evaluate.main([f"--workdir={place / 'run'}", data(place), "--count=20", f"--out={place / out}", *arguments])
     return place / out
+
+
+def test_every_table_export_and_start_says_its_protocol(place, tmp_path):
+    start = json.loads((place / "run" / "starts.jsonl").read_text())
+    found = [protocol.read(each) for each in start["evaluation_protocols"]]
+    assert [(each.weights, each.samples, each.seeds) for each in found] == [("online", 20, (0,)), ("slow", 20, (0,))]
+    folder = run(place, "table", "--steps=1", "--seeds=2", "--guidance=1.5", "--config.evaluation.labels=balanced")
+    table = json.loads((folder / "any_step.json").read_text())
+    said = protocol.read(table["protocol"])
+    assert (said.labels, said.samples, said.seeds, said.weights) == ("balanced", 20, (0, 1), "slow")
+    assert (said.guidance, said.guidance_interval, said.guidance_ends) == (1.5, (0.0, 1.0), "included")
+    assert said.reference == table["reference"] and said.held_out["split"] == "held_out"
+    assert said.line in (folder / "any_step.md").read_text()
+    export = tmp_path / "samples.npz"
+    evaluate.main([f"--workdir={place / 'run'}", data(place), "--steps=3", "--count=5", f"--export={export}"])
+    with np.load(export) as stored:
+        about = json.loads(str(stored["protocol"]))
+        assert stored["arr_0"].shape == (5, 8, 8, 3)
+    assert (about["samples"], about["steps"], about["step"], about["levels"]) == (5, 3, 4, "8 bits")
+    assert protocol.read(about).reference is None
 
 
 class Killed(BaseException):
