@@ -206,8 +206,9 @@ def test_the_best_cell_is_named_by_steps_and_overall():
     text = sweep.to_markdown(found)
     lines = text.splitlines()
     assert lines[2] == "| weights | 1 | 4 |" and "| fast | **0.4 ± 0.01** | **0.3 ± 0.01** |" in lines
-    assert "1 step: fast (0.4 ± 0.01, 2 NFE); 4 steps: fast (0.3 ± 0.01, 8 NFE, within the spread of slow)" in text
-    assert "**Overall: 4 steps, fast" in text and "training step 7" in text and PROTOCOL.measured in text
+    assert "- 1 step: fast (0.4 ± 0.01, 2 NFE)" in lines
+    assert "- 4 steps: fast (0.3 ± 0.01, 8 NFE, within the spread of slow)" in lines
+    assert "- **overall: 4 steps, fast" in text and "training step 7" in text and PROTOCOL.measured in text
     higher = cells({"slow": {1: 0.5}, "fast": {1: 0.4}}, metric="precision")
     assert higher["best"]["overall"]["weights"] == "slow" and "**0.5 ± 0.01**" in sweep.to_markdown(higher)
     assert cells({"slow": {}})["best"]["overall"] is None

@@ -17,7 +17,7 @@ from tim_jax.evaluation.yardstick import HELD_OUT
 
 AXES = {"weights": "", "sampler": "", "guidance": "guidance ", "guidance_interval": "in "}  # words before a value
 COLUMNS = 4  # panels side by side
-BEST, FLOOR = "best of a panel", "floor"  # in the legend
+BEST = "best of a panel"  # in the legend
 
 
 def make(lines: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def to_markdown(sweep: Mapping[str, Any]) -> str:
         if any(name in row for line in sweep["lines"] for row in line["rows"]):
             text += [f"{_title(sweep, name)}, by steps:", "", *_table(sweep, name, axes), ""]
     if sweep["best"]["overall"]:
-        text += [_sentence(sweep), ""]
+        text += [*_best(sweep), ""]
     for line in sweep["lines"]:
         text += [f"- {name_of(line, axes)}, {_steps(int(s))}: {why}" for s, why in line["failures"].items()]
     seeds, step = len(sweep["seeds"]), f", training step {sweep['step']}" if "step" in sweep else ""
@@ -128,18 +128,22 @@ def _curves(sweep):
 
 
 def _add_floor(sweep, axes):
-    for floor in (sweep.get("floor_at_count", {}), sweep["floor"]):
-        if floor.get(sweep["metric"], 0) > 0:
-            axes.axhline(floor[sweep["metric"]], color="#555555", ls=(0, (1, 2)), lw=1.2, label=FLOOR)
+    """That of as many samples, if there is one."""
+    for key in ("floor_at_count", "floor"):
+        height = sweep.get(key, {}).get(sweep["metric"], 0)
+        if height > 0:
+            label = anystep.PLOTTED[key].format(count=f"{sweep['samples']:,}")
+            axes.axhline(height, color="#555555", ls=(0, (1, 2)), lw=1.2, label=label)
             break
 
 
 def _panels(sweep, scales):
     metric = sweep["metric"]
     counts = sorted({row["steps"] for line in sweep["lines"] for row in line["rows"]})
-    columns = min(COLUMNS, len(counts))
-    figure = figures.new(max(2.9 * columns + 0.8, 5), 2.7 * math.ceil(len(counts) / columns) + 0.4)
-    grid = figure.subplots(math.ceil(len(counts) / columns), columns, squeeze=False, sharex=True, sharey=True)
+    rows = math.ceil(len(counts) / COLUMNS)
+    columns = math.ceil(len(counts) / rows)
+    figure = figures.new(max(2.9 * columns + 0.8, 5), 2.7 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     curves = _curves_by_guidance(sweep)
     for axes, steps in zip(grid.flat, counts):
         for i, (name, points) in enumerate(curves.items()):
@@ -164,7 +168,9 @@ def _panels(sweep, scales):
 
 def _legend(figure, axes):
     """Below the axes: the curves first, then what is not one of them."""
-    found = sorted(zip(*axes.get_legend_handles_labels()), key=lambda each: each[1] in (BEST, FLOOR))
+    found = sorted(
+        zip(*axes.get_legend_handles_labels()), key=lambda each: each[1] == BEST or each[1].startswith("floor")
+    )
     figures.legend_below(figure, *zip(*found))
 
 
@@ -216,8 +222,8 @@ def _table(sweep: Mapping[str, Any], name: str, axes: Sequence[str]) -> list[str
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _sentence(sweep: Mapping[str, Any]) -> str:
-    """The best cell of each step count and of all, and whether other seeds could change that."""
+def _best(sweep: Mapping[str, Any]) -> list[str]:
+    """Lines with the best cell of each step count and of all, and whether other seeds could change that."""
     axes = varying(sweep)
 
     def told(cell: Mapping[str, Any]) -> str:
@@ -225,12 +231,13 @@ def _sentence(sweep: Mapping[str, Any]) -> str:
         close = f", within the spread of {cell['second']}" if cell["close"] and len(sweep["seeds"]) > 1 else ""
         return f"{name_of(cell, axes)} ({cell['value']:.3g}{spread}, {cell['nfe']} NFE{close})"
 
-    each = "; ".join(f"{_steps(int(steps))}: {told(cell)}" for steps, cell in sweep["best"]["steps"].items())
     overall = sweep["best"]["overall"]
-    return (
-        f"Best {_title(sweep, sweep['metric'])} to the training part: {each}. "
-        f"**Overall: {_steps(overall['steps'])}, {told(overall)}.**"
-    )
+    return [
+        f"Best {_title(sweep, sweep['metric'])} to the training part:",
+        "",
+        *(f"- {_steps(int(steps))}: {told(cell)}" for steps, cell in sweep["best"]["steps"].items()),
+        f"- **overall: {_steps(overall['steps'])}, {told(overall)}**",
+    ]
 
 
 def _same(sweep: Mapping[str, Any], axes: Sequence[str]) -> str:
