@@ -228,8 +228,8 @@ def test_the_best_cell_is_named_by_steps_and_overall():
             "--guidance-interval is given; it must be left out where sampling.guidance is",
         ),
         (["--weights=slow,"], "--weights is 'slow,'; it must be words"),
-        (["--weights=slow,none"], "sampling.ema is 'none'; it must be one of"),
-        (["--sampler=flow_map,rk45"], "sampling.sampler is 'rk45'; it must be one of"),
+        (["--weights=slow,none"], "--weights: sampling.ema is 'none'; it must be one of"),
+        (["--sampler=flow_map,rk45"], "--sampler: sampling.sampler is 'rk45'; it must be one of"),
         (
             ["--guidance=1,2", "--config.sampling.guidance=3"],
             "--config.sampling.guidance is given; it must be left out",

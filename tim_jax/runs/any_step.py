@@ -236,12 +236,13 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
     folder = paths.run_folder(settings.workdir, "--workdir")
     first, *others = settings.ways
-    run = build(workdir.load(folder, overrides | ({} if others else first)))
+    with settings.naming_flags():
+        run = build(workdir.load(folder, overrides | ({} if others else first)))
+        runs = [resampled(run, way) for way in settings.ways] if others else [run]
     if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
         paths.check_folder(settings.folder, "--out")
-    runs = [resampled(run, way) for way in settings.ways] if others else [run]
     if settings.guidance_interval and all(each.sampling.guidance == 1 for each in runs):
         raise ValueError(
             "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"

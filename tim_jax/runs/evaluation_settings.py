@@ -1,8 +1,9 @@
 """The arguments of python -m tim_jax.evaluate: what is measured of a run, and in which ways its samples are drawn."""
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from etils import epath
 
@@ -79,6 +80,17 @@ class EvaluationArguments:
     def is_sweep(self) -> bool:
         """Whether there is more than one way of sampling."""
         return len(self.ways) > 1
+
+    @contextlib.contextmanager
+    def naming_flags(self) -> Iterator[None]:
+        """A context in which errors that begin with a key name the argument that gave its value."""
+        try:
+            yield
+        except ValueError as error:
+            for name, keys in AXES.items():
+                if getattr(self, name) and str(error).startswith(keys):
+                    raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
+            raise
 
     def check(self, overrides: Collection[str]) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run. overrides: keys that are changed too."""
