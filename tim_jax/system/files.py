@@ -70,7 +70,9 @@ def move_folder(folder: epath.Path, to: epath.Path) -> None:
 
 
 def copy_folder(folder: epath.Path, to: epath.Path) -> None:
-    """Copies all files below a folder in object storage, which knows no folders but in names."""
+    """Copies all files below a folder. Object storage knows no folders but in names."""
+    if is_local(to):
+        to.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             copy_folder(path, to / path.name)
