@@ -177,6 +177,8 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
     with contextlib.ExitStack() as stack:
         with user_errors():
             stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
+        if "table" in (before := runs.read(place) or {}):  # another command has finished it meanwhile
+            return before
         try:
             if about is None:
                 result = baselines.measure(ablation, member, folder)

@@ -11,10 +11,11 @@ from etils import epath
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.evaluation import figures
-from tim_jax.system import files
+from tim_jax.system import files, lock
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
 ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # of the runs that --only names
+LOCK = "ablation.lock"
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
 DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
@@ -244,6 +245,11 @@ def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Mem
     Returns:
         The markdown of the runs in `only`, or of all.
     """
+    with lock.locked(folder, name=LOCK, waiting=lambda who: None):  # whoever writes last has seen all results
+        return _write(ablation, folder, title, only)
+
+
+def _write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None) -> str:
     text = ""
     for names, members in ((NAMES, None), (ONLY_NAMES, only))[: 1 if only is None else 2]:
         found = collect(ablation, folder, members)

@@ -8,13 +8,14 @@ from etils import epath
 from tim_jax.evaluation import curves, references
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
-from tim_jax.system import files
+from tim_jax.system import files, lock
 
 LABELS = {
     "data": ", labels as often as in the data",
     "balanced": ", every label alike",
     "captions": ", captions of the data",
 }
+LOCK = "any_step.lock"
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 
 
@@ -176,6 +177,11 @@ def write(table, workdir, name=None):
         name: of the curve in the plot; by default the folder's.
     """
     workdir = epath.Path(workdir)
+    with lock.locked(workdir, name=LOCK, waiting=lambda who: None):  # of two evaluations each keeps the other's table
+        _write(table, workdir, name or workdir.name)
+
+
+def _write(table, workdir, name):
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = workdir / "any_step.json"
     if path.exists() and path.read_text() != text:
@@ -185,7 +191,7 @@ def write(table, workdir, name=None):
         files.replace(workdir / f"any_step.{number}.json", path.read_bytes())
     files.replace(path, text.encode())
     files.replace(workdir / "any_step.md", to_markdown(table).encode())
-    plot({name or workdir.name: table}, workdir / "any_step.png")
+    plot({name: table}, workdir / "any_step.png")
 
 
 def _value(mean, spread, seeds):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from typing import TypeVar
@@ -45,7 +46,7 @@ def appearing(path: _Path, alone: bool = False) -> Iterator[_Path]:
     if not is_local(path):
         yield path
         return
-    new = path.parent / (f".{path.name}.new" if alone else f".{path.name}.{os.getpid()}.new")  # see UNFINISHED
+    new = path.parent / (f".{path.name}.new" if alone else f".{path.name}.{secrets.randbits(48)}.new")  # see UNFINISHED
     try:
         yield new
         new.replace(path)
