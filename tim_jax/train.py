@@ -93,9 +93,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
-            if (
-                before is None and (first_there := workdir.recorded(folder)) is not None
-            ):
+            if before is None and (first_there := workdir.recorded(folder)) is not None:
                 identity.compare(first_there, run.config, folder)
         if jax.process_index() == 0:
             print(cache, flush=True)

@@ -18,6 +18,10 @@ ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # 
 LOCK = "ablation.lock"
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
+DASHES = ("-", "--", ":", "-.")
+# Figures of real images, by the key of a table: what a line is called, in a plot and in the table, and how it is drawn.
+FLOORS = {"floor": ("floor, halves", (0, (4, 2))), "floor_at_count": ("floor, {samples:,} samples", (0, (1, 2)))}
+PERFECT = "what as many perfect samples, drawn from the distribution of the training part, score on average"
 DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
@@ -30,14 +34,17 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         members: the runs, all by default.
 
     Returns:
-        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "variants", "baselines",
-        "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
-        "others" are the variants and baselines that are not among the runs.
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "floor_at_count", "variants",
+        "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained
+        otherwise. Where several EMAs of each run are measured, each is a variant of its own called "NAME (EMA)", with
+        "variant" and "ema". "others" are the variants and baselines that are not among the runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
     members = ablation.members() if members is None else members
     seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
-    variants, baselines, tables = {}, {}, []
+    variants: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
+    tables: list[dict[str, Any]] = []
     for name in (name for name in ablation.names if seeds[name]):
         results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
         good = [result for result in results.values() if result and "table" in result]
@@ -47,19 +54,38 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
             baselines[name] = {**about, **summarise(results)}
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
-            variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
-    floors = [table["floor"] for table in tables]
+            about = {"changes": dict(ablation.variants[name]), **about}
+            own, *more = ablation.emas_of(name)
+            variants |= {name: about | summarise(results)} if not more else {}
+            for ema in (own, *more) if more else ():
+                of_ema = {seed: _of_weights(result, own, ema) for seed, result in results.items()}
+                variants[f"{name} ({ema})"] = {"variant": name, "ema": ema, **about, **summarise(of_ema)}
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
         "samples": tables[0]["samples"] if tables else None,
-        "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
+        **{key: _mean([table.get(key, {}) for table in tables]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
         "winners": winners(variants),
     }
+
+
+def _of_weights(result: dict[str, Any] | None, own: str, ema: str) -> dict[str, Any] | None:
+    """What a result says of one of its run's weights; own: those that samples are drawn with."""
+    found = runs.tables(result, own)
+    if result is None or not found:
+        return result
+    rest = {key: value for key, value in result.items() if key not in ("table", "emas")}
+    return rest | ({"table": found[ema]} if ema in found else {})
+
+
+def _mean(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure that all of them have."""
+    names = [name for name in (floors or [{}])[0] if all(name in floor for floor in floors)]
+    return {name: float(np.mean([floor[name] for floor in floors])) for name in names}
 
 
 def summarise(results: Mapping[int, dict[str, Any] | None]) -> dict[str, Any]:
@@ -135,8 +161,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
     text += [
         f"{over.capitalize()}, {found['samples']} samples of each. All variants got {rule[found['equal']]}; "
         f"a step's cost is relative to that of {found['reference']}, seconds are those of training as it ran. Bold: "
-        "the smallest mean. Floor: two halves of the training part, half as many images; under held out, training "
+        "the smallest mean. Floor, halves: two halves of the training part, half as many images; held out: training "
         "part against held-out part."
+        + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
     for name, about in found["baselines"].items():
         of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
@@ -147,6 +174,8 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in DISTANCES)]
+    if any("ema" in about for about in found["variants"].values()):
+        text += ["", "In brackets: the weights that are measured, all of them of the same training runs."]
     if found["others"]:
         text += ["", f"Left out by --only: {', '.join(found['others'])}."]
     missing = {name: about for name, about in everything.items() if about["finished"] < about["runs"]}
@@ -180,9 +209,18 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
             winner = found["winners"][name].get(nfe, {}).get("variant")
             cells.append(f"**{cell}**" if variant == winner else cell)
         lines.append([variant, *cells])
-    if name in found["floor"]:
-        lines.append(["floor", "", "", "", f"{found['floor'][name]:.3g}", *[""] * (len(columns) - 1)])
+    for title, _, height in _floors(found, name):
+        lines.append([title, "", "", "", f"{height:.3g}", *[""] * (len(columns) - 1)])
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
+    """Returns (what it is called, how its line is drawn, figure) of each floor of a distance."""
+    return [
+        (title.format(samples=found.get("samples")), dashes, found[key][name])
+        for key, (title, dashes) in FLOORS.items()
+        if name in found.get(key, {})
+    ]
 
 
 def _verdict(found: Mapping[str, Any], name: str) -> str:
@@ -215,14 +253,13 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
             is_baseline = variant in found["baselines"]
-            colour = BASELINE_COLOUR if is_baseline else figures.COLOURS[i % len(figures.COLOURS)]
-            dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]  # where there are more variants than colours
-            marker = figures.MARKERS[i % len(figures.MARKERS)]
+            colour, dashes, marker = _style(found["variants"], i)
+            colour = BASELINE_COLOUR if is_baseline else colour
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
-        if name in found["floor"]:
-            axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
+        for label, dashes, height in _floors(found, name):
+            axes.axhline(height, color="#555555", ls=dashes, lw=1.2, label=label)
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
         axes.set_xlabel("network evaluations per image")
     for axes in panels:  # which share the axis of the distances
@@ -231,6 +268,18 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
     figure.suptitle(figures.wrapped(title), fontsize=11)
     figures.legend_below(figure, *panels[0].get_legend_handles_labels())
     figures.save(figure, path)
+
+
+def _style(variants: Mapping[str, Mapping[str, Any]], i: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker of line i: EMAs of one variant have its colour and marker, where there are several."""
+    lines = [(about.get("variant", name), about.get("ema", "")) for name, about in variants.items()]
+    names, emas = (list(dict.fromkeys(part)) for part in zip(*lines, strict=True))
+    shades = len(figures.COLOURS)
+    if len(names) > 1 and len(emas) > 1 and i < len(lines):
+        k, turn = names.index(lines[i][0]), emas.index(lines[i][1])
+    else:
+        k, turn = i, i // shades  # where there are more variants than colours
+    return figures.COLOURS[k % shades], DASHES[turn % len(DASHES)], figures.MARKERS[k % len(figures.MARKERS)]
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
