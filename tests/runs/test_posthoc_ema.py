@@ -19,6 +19,7 @@ from tests.helpers.processes import one_device as one_device
 from tim_jax import convert, sample, train
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.plan import memory
 from tim_jax.runs import averages, workdir
 from tim_jax.runs.generation import load_weights
 from tim_jax.runs.interface import load
@@ -218,6 +219,14 @@ def test_no_kill_loses_a_snapshot_before_a_checkpoint(tmp_path):
         for step in range(2, max(whole, default=0) + 1, 2):
             assert checkpoints.damage(folder / snapshots.FOLDER / str(step)) is None, (step, whole)
     assert whole
+
+
+def test_the_planner_counts_them(whole):
+    """Two more copies of the parameters in memory beside the EMA of `ema`."""
+    abstract = run_of(whole).trainer.abstract
+    assert list(abstract.emas) == ["slow", "sigma_rel:0.05", "sigma_rel:0.1"]
+    needs = memory._named(abstract, (), ())
+    assert needs["emas"] == 3 * needs["parameters"]
 
 
 # Where the decay of an EMA is in force.
