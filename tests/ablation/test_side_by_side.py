@@ -14,13 +14,15 @@ import pytest
 from etils import epath
 
 from tests.ablation.test_ablate_table import result
-from tests.helpers.ablations import arguments, tiny, write_file
+from tests.helpers import workdirs
+from tests.helpers.ablations import TINY, arguments, tiny, write_file
 from tests.helpers.devices import for_devices
 from tests.helpers.processes import FORKS
 from tests.helpers.processes import one_device as one_device
+from tim_jax import train
 from tim_jax.ablation import Ablation, budget, report, runs
 from tim_jax.ablation.settings import Member
-from tim_jax.evaluation import anystep
+from tim_jax.evaluation import anystep, references, summaries
 from tim_jax.system import files, lock
 
 VARIANTS = {"a": {}, "b": {"model.depth": 2}, "c": {"model.depth": 3}, "d": {"model.depth": 4}}
@@ -132,6 +134,45 @@ def test_no_table_of_an_evaluation_is_lost(tmp_path):
         assert process.exitcode == 0
     found = sorted(json.loads(path.read_text())["samples"] for path in tmp_path.glob("any_step*.json"))
     assert found == [first + number for first in (0, 100, 200) for number in range(10)]
+
+
+def keep_reference(folder, name):
+    """A process that keeps one of the things that metrics need of a reference."""
+    value = np.full(3, float("abcd".index(name)))
+    references.keep(pathlib.Path(folder) / "reference.npz", reference_of({name: value}))
+
+
+def reference_of(outputs):
+    found = {(name, "raw"): summaries.RawFeatures(value[:, None]) for name, value in outputs.items()}
+    return references.Reference({"size": "1x1x1"}, found)
+
+
+def test_what_a_reference_has_for_other_metrics_stays(tmp_path):
+    started = [FORKS.Process(target=keep_reference, args=(str(tmp_path), name)) for name in VARIANTS]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    found = references.read(tmp_path / "reference.npz")
+    assert {name: value.values[0, 0] for (name, _), value in found.summary.items()} == {
+        name: float("abcd".index(name)) for name in VARIANTS
+    }
+
+
+def test_a_run_that_was_a_little_faster_in_a_new_workdir_is_not_mixed_up(tmp_path, capsys, monkeypatch):
+    """It came and went between the look into the workdir and the lock."""
+    locked, place = lock.locked, tmp_path / "run"
+
+    def late(folder, *args):
+        with workdirs.one_device():
+            workdirs.workdir(place, "digits", **{**TINY, "model.width": "32"})
+        return locked(folder, *args)
+
+    monkeypatch.setattr(lock, "locked", late)
+    words = [f"--config.{key}={value}" for key, value in {**TINY, "loader.directory": str(tmp_path / "data")}.items()]
+    error = workdirs.told(train.main, ["--config=digits", f"--workdir={place}", *words], capsys)
+    assert "model.width is 16; it must be 32" in error and not (place / "metrics.jsonl").exists()
 
 
 def test_two_writers_of_a_file_never_share_an_unfinished_one(tmp_path):

@@ -35,7 +35,7 @@ class PosthocEMASettings:
                 f"posthoc_ema.sigma_rel is {self.sigma_rel}; each of them must lie in (0, {MAX_SIGMA_REL}]"
             )
         if len(self.decays) < len(self.sigma_rel):
-            raise ValueError(f"posthoc_ema.sigma_rel is {self.sigma_rel}; no two of them may be the same")
+            raise ValueError(f"posthoc_ema.sigma_rel is {self.sigma_rel}; each of them must differ from the others")
         if self.every < 1:
             raise ValueError(f"posthoc_ema.every is {self.every}; it must be at least 1")
         if self.dtype not in SNAPSHOT_DTYPES:
