@@ -1,9 +1,8 @@
 """The budget of an ablation: how many steps each variant takes, so that all cost the same.
 
 It is written to plan.json in the ablation's folder and read again by later starts. One command at a time adds to it,
-the others wait. The cost of a step is measured
-against the reference's, with the two called in turn in one process: whatever else the machine does falls on both, so
-that the step counts are those of a quiet machine.
+the others wait. The cost of a step is measured against the reference's, with the two called in turn in one process:
+whatever else the machine does falls on both, so that the step counts are those of a quiet machine.
 """
 
 import functools
@@ -93,7 +92,7 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], progress: 
         return whole
 
     def waiting(who: str) -> None:
-        progress(f"waiting for {who}, to plan: no two do at a time")
+        progress(f"{who} is planning, one at a time does: waiting for it")
 
     with lock.locked(folder, jax.process_index() == 0, jax.process_count(), waiting=waiting):
         found = read(folder)
@@ -101,6 +100,8 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], progress: 
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the budget is read")
         missing = [name for name in wanted if name not in (found or _empty(ablation))["variants"]]
+        if found and not missing:  # who was waited for has found them
+            return found
         costs = {"time": by_time, "flops": by_flops, "steps": by_steps}[ablation.equal](ablation, missing, progress)
         failed = {name: cost for name, cost in costs.items() if "failure" in cost}
         new = {

@@ -130,8 +130,9 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
     for member in waiting:
         done = len(members) - len(waiting) + waiting.index(member)
-        count = sum(other not in trained for other in waiting[waiting.index(member) :])
-        left = time_left([planned["variants"].get(other.variant, {}) for other in waiting], spent, count)
+        to_train = [other for other in waiting if other not in trained]
+        count = sum(other in to_train for other in waiting[waiting.index(member) :])
+        left = time_left([planned["variants"].get(other.variant, {}) for other in to_train], spent, count)
         so_far, about = minutes(time.perf_counter() - began), planned["variants"].get(member.variant)
         work = f"{about.get('steps', 'no')} steps" if about and member not in trained else "measured alone"
         print_once(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far{left}")
