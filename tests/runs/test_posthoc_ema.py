@@ -16,6 +16,7 @@ from tests.helpers import workdirs
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.processes import Run
 from tests.helpers.processes import one_device as one_device
+from tests.training.test_processes import start
 from tim_jax import convert, sample, train
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -221,10 +222,31 @@ def test_no_kill_loses_a_snapshot_before_a_checkpoint(tmp_path):
     assert whole
 
 
+@pytest.mark.slow
+def test_two_processes_store_and_synthesise_together(tmp_path):
+    """Of shards that lie on both; what they make of the snapshots is what one process makes of the same."""
+    changes = SMALL | {
+        "training.steps": "4", "posthoc_ema.every": "1", "checkpoint.every": "2", "mesh.data": "1", "mesh.fsdp": "4",
+    }  # fmt: skip
+    words = ["--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.loader.directory={tmp_path / 'data'}"]
+    start(2, ["tim_jax.train", *words, *flags(changes)])
+    folder = epath.Path(tmp_path / "run")
+    assert sorted(stored(folder)) == [1, 2, 3, 4]
+    name = "--config.sampling.ema=sigma_rel:0.07"
+    samples = {}
+    for count in (2, 1):
+        mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=4"]
+        out = tmp_path / f"{count}"
+        start(count, ["tim_jax.sample", f"--workdir={folder}", "--count=4", "--steps=1", f"--out={out}", name, *mesh])
+        (samples[count],) = (np.load(path) for path in out.rglob("*.npz"))
+    for key in samples[1].files:
+        np.testing.assert_allclose(samples[2][key], samples[1][key], atol=1e-5)
+
+
 def test_the_planner_counts_them(whole):
     """Two more copies of the parameters in memory beside the EMA of `ema`."""
     abstract = run_of(whole).trainer.abstract
-    assert list(abstract.emas) == ["slow", "sigma_rel:0.05", "sigma_rel:0.1"]
+    assert sorted(abstract.emas) == ["sigma_rel:0.05", "sigma_rel:0.1", "slow"]
     needs = memory._named(abstract, (), ())
     assert needs["emas"] == 3 * needs["parameters"]
 

@@ -45,7 +45,8 @@ def locked(
         lead: Whether this process takes the lock for all processes of its run; each of them must enter.
         count: Number of processes of the run.
         option: Option of the command line that named the folder, for errors.
-        name: Of the lock's file: what is never done by two at a time. NAME stands for all of a run.
+        name: Of the lock's file: what is never done by two at a time. NAME stands for all of a run, and stays; files of
+            other names are there while the lock is held.
         waiting: If given, another run is waited for rather than an error, and this is called once, with who it is.
 
     Raises:
@@ -93,25 +94,32 @@ def _taken(folder: epath.Path, name: str) -> Iterator[str | None]:
         with _alive(path) as who:
             yield who
         return
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield _who(file.read())
-            return
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            logging.warning(
-                "%s: its file system has no locks (%s); signs of life in %s keep other runs away instead",
-                folder, error.strerror, path,
-            )  # fmt: skip
-        else:
+    while True:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                yield _who(file.read())
+                return
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                logging.warning(
+                    "%s: its file system has no locks (%s); signs of life in %s keep other runs away instead",
+                    folder, error.strerror, path,
+                )  # fmt: skip
+                break
+            if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                continue  # who held it has removed it meanwhile, and another may hold a new one
             file.truncate(0)
             file.write(json.dumps(_me()))
             file.flush()
-            yield None  # closing the file unlocks it
+            try:
+                yield None  # closing the file unlocks it
+            finally:
+                if name != NAME:
+                    path.unlink(missing_ok=True)
             return
     with _alive(path) as who:
         yield who
