@@ -186,6 +186,13 @@ def test_what_is_said_while_it_runs(made, capsys, monkeypatch):
         assert f"{member} (online): frechet {shown}" in said
 
 
+def test_baselines_alone_are_shown(made, tmp_path):
+    ablation, folder, *_ = made
+    found = report.collect(ablation, folder, [member for member in ablation.members() if member.variant == "teacher"])
+    report.plot(found, epath.Path(tmp_path / "plot.png"), "mine")
+    assert "| teacher | 4,600 |" in report.to_markdown(found, "mine") and (tmp_path / "plot.png").exists()
+
+
 def test_averages_that_are_not_measured_yet_are_told(made, tmp_path):
     """A folder whose runs were measured with the weights of samples alone goes on."""
     ablation, *_ = made

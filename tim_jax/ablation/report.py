@@ -273,7 +273,7 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
 def _style(variants: Mapping[str, Mapping[str, Any]], i: int) -> tuple[str, str, str]:
     """Colour, dashes and marker of line i: EMAs of one variant have its colour and marker, where there are several."""
     lines = [(about.get("variant", name), about.get("ema", "")) for name, about in variants.items()]
-    names, emas = (list(dict.fromkeys(part)) for part in zip(*lines, strict=True))
+    names, emas = (list(dict.fromkeys(line[part] for line in lines)) for part in (0, 1))
     shades = len(figures.COLOURS)
     if len(names) > 1 and len(emas) > 1 and i < len(lines):
         k, turn = names.index(lines[i][0]), emas.index(lines[i][1])
