@@ -52,6 +52,20 @@ def test_the_recurrence_is_the_average(sigma_rel):
     np.testing.assert_allclose(found, averaged(walk, sigma_rel), atol=2e-5 * np.abs(walk).max())
 
 
+def test_a_warm_up_that_never_ends_is_nearly_a_power_function():
+    """(1 + n)/(10 + n) is (1 − 1/t)⁹ but for terms in 1/t², and γ = 8 is σ_rel = 0.0905."""
+    assert power_ema.sigma_rel_of(8) == pytest.approx(0.0905, abs=5e-5)
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(STEPS, 3)), axis=0)
+
+    def step(ema, inputs):
+        return update_emas({"slow": ema}, inputs[1], {"slow": 0.99999}, inputs[0])["slow"], None
+
+    found, _ = jax.lax.scan(step, jnp.zeros(3), (jnp.arange(STEPS), jnp.asarray(walk, jnp.float32)))
+    expected = averaged(walk, power_ema.sigma_rel_of(8))[-1]
+    apart = averaged(walk, 0.1)[-1] - expected
+    assert np.abs(found - expected).max() < 0.1 * np.abs(apart).max()
+
+
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.13, 0.2, 0.25])
 @pytest.mark.parametrize("power", [0, 1, 2, 5])
 def test_polynomials_are_synthesised(power, sigma_rel):
