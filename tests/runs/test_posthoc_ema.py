@@ -61,6 +61,7 @@ def whole(trained):
 
 @functools.cache
 def run_of(folder, **changes):
+    changes = {"mesh.data": 1, "mesh.fsdp": 1} | changes
     return build(workdir.load(folder, {key.replace("__", "."): str(value) for key, value in changes.items()}))
 
 
