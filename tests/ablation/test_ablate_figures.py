@@ -10,7 +10,7 @@ from etils import epath
 
 from tests.helpers.ablations import tiny
 from tests.helpers.figures import unreadable
-from tim_jax.ablation import Ablation, budget, job, report, runs
+from tim_jax.ablation import Ablation, budget, job, runs, table
 from tim_jax.evaluation import figures
 from tim_jax.training.preemption import Stop
 
@@ -26,7 +26,7 @@ def value(*of):
     return round(1 + abs(math.sin(sum((i + 2.3) * sum(map(ord, str(one))) for i, one in enumerate(of)))), 6)
 
 
-def table(line, seed):
+def measured(line, seed):
     rows = []
     for steps, nfe in STEPS.items():
         row = {"steps": steps, "nfe": nfe, "seconds_per_image": 0.1}
@@ -51,17 +51,19 @@ def made(tmp_path_factory):
         )
         budget.make(ablation, folder, list(VARIANTS), lambda line: None)
         for member in ablation.members():
-            tables = {ema: table(f"{member.variant} ({ema})", member.seed) for ema in ("slow", "online")}
+            tables = {ema: measured(f"{member.variant} ({ema})", member.seed) for ema in ("slow", "online")}
             result = {"seconds": 20.0, "table": tables["slow"]}
             if member.variant == "teacher":
                 of = {"checkpoint": "runs/t", "ema": "slow", "steps": 4600, "fingerprint": "ab"}
-                result = {"seconds": 1.0, "table": table("teacher", member.seed), "baseline": of}
+                result = {"seconds": 1.0, "table": measured("teacher", member.seed), "baseline": of}
             else:
-                others = {ema: table(f"{member.variant} ({ema})", member.seed) for ema in ("online", "sigma_rel:0.1")}
+                others = {
+                    ema: measured(f"{member.variant} ({ema})", member.seed) for ema in ("online", "sigma_rel:0.1")
+                }
                 result |= {"steps": 1, "train_seconds": value(member, "seconds") * 100, "emas": others}
             runs.write(folder / str(member), result)
         patch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-        text = report.write(ablation, folder, "mine")
+        text = table.write(ablation, folder, "mine")
     return ablation, folder, text, json.loads((folder / "ablation.json").read_text()), drawn[0]
 
 
@@ -120,7 +122,7 @@ def test_seconds_are_those_of_training(made):
 def test_who_is_ahead_and_by_how_much(made, name):
     """A lead within the spread of the difference, √(s₁² + s₂²), is said to be."""
     _, _, text, found, _ = made
-    said = next(line for line in text.splitlines() if line.startswith(f"Ahead {report.DISTANCES[name]}"))
+    said = next(line for line in text.splitlines() if line.startswith(f"Ahead {table.DISTANCES[name]}"))
     for steps, nfe in STEPS.items():
         ranked = sorted(LINES, key=lambda line, steps=steps: statistics.fmean(by_seed(line, steps, name)))
         first, second = (by_seed(line, steps, name) for line in ranked[:2])
@@ -188,9 +190,9 @@ def test_what_is_said_while_it_runs(made, capsys, monkeypatch):
 
 def test_baselines_alone_are_shown(made, tmp_path):
     ablation, folder, *_ = made
-    found = report.collect(ablation, folder, [member for member in ablation.members() if member.variant == "teacher"])
-    report.plot(found, epath.Path(tmp_path / "plot.png"), "mine")
-    assert "| teacher | 4,600 |" in report.to_markdown(found, "mine") and (tmp_path / "plot.png").exists()
+    found = table.collect(ablation, folder, [member for member in ablation.members() if member.variant == "teacher"])
+    table.plot(found, epath.Path(tmp_path / "plot.png"), "mine")
+    assert "| teacher | 4,600 |" in table.to_markdown(found, "mine") and (tmp_path / "plot.png").exists()
 
 
 def test_averages_that_are_not_measured_yet_are_told(made, tmp_path):
@@ -198,11 +200,11 @@ def test_averages_that_are_not_measured_yet_are_told(made, tmp_path):
     ablation, *_ = made
     folder = epath.Path(tmp_path)
     member = ablation.members()[0]
-    result = {"seconds": 1.0, "steps": 1, "train_seconds": 1.0, "table": table("quick (slow)", 0)}
+    result = {"seconds": 1.0, "steps": 1, "train_seconds": 1.0, "table": measured("quick (slow)", 0)}
     runs.write(folder / str(member), result)
     assert job.lacking(ablation, member, result)
     assert not job.lacking(ablation, member, result | {"emas": {"online": {}, "sigma_rel:0.1": {}}})
-    text = report.to_markdown(report.collect(ablation, folder, [member]), "mine")
+    text = table.to_markdown(table.collect(ablation, folder, [member]), "mine")
     assert "- quick (online): 0 of 1 runs" in text and "- quick (slow)" not in text
 
 

@@ -20,7 +20,7 @@ from tests.helpers.devices import for_devices
 from tests.helpers.processes import FORKS
 from tests.helpers.processes import one_device as one_device
 from tim_jax import train
-from tim_jax.ablation import Ablation, budget, report, runs
+from tim_jax.ablation import Ablation, budget, runs, table
 from tim_jax.ablation.settings import Member
 from tim_jax.evaluation import anystep, references, summaries
 from tim_jax.system import files, lock
@@ -97,7 +97,7 @@ def test_the_last_report_has_seen_all_results(tmp_path, monkeypatch):
     folder, rng, collected = epath.Path(tmp_path), np.random.default_rng(0), threading.Event()
     budget.make(ablation, folder, ["a", "b"], lambda line: None)
     runs.write(folder / str(Member("a", 0)), result(rng))
-    collect = report.collect
+    collect = table.collect
 
     def slowly(*args):
         found = collect(*args)
@@ -106,12 +106,12 @@ def test_the_last_report_has_seen_all_results(tmp_path, monkeypatch):
             time.sleep(0.5)
         return found
 
-    monkeypatch.setattr(report, "collect", slowly)
-    first = threading.Thread(target=report.write, args=(ablation, folder, "mine"))
+    monkeypatch.setattr(table, "collect", slowly)
+    first = threading.Thread(target=table.write, args=(ablation, folder, "mine"))
     first.start()
     assert collected.wait(30)
     runs.write(folder / str(Member("b", 0)), result(rng))
-    report.write(ablation, folder, "mine")
+    table.write(ablation, folder, "mine")
     first.join(60)
     found = json.loads((folder / "ablation.json").read_text())
     assert {name: about["finished"] for name, about in found["variants"].items()} == {"a": 1, "b": 1}
