@@ -1,5 +1,6 @@
 """One run of an ablation: an ordinary training workdir, which is measured when it has been trained."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +153,8 @@ def table_of(
         The any-step table.
     """
     run, conditions = generator.run, sample_conditions(measurement.run, measurement.sample_count())
+    if ema:
+        generator = generator.sampled_by(dataclasses.replace(run.sampling, ema=ema))  # so that its protocol names them
     table, shown = any_step_table(measurement, generator, weights, conditions, nfe, [seed])
     if jax.process_index() == 0 and run.shows_images:
         above = labels.captions(conditions[: min(map(len, shown.values()))], workdir.class_names(folder))

@@ -10,7 +10,7 @@ from etils import epath
 
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import figures
+from tim_jax.evaluation import figures, protocol
 from tim_jax.system import files, lock
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
@@ -34,21 +34,23 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         members: the runs, all by default.
 
     Returns:
-        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "floor_at_count", "variants",
-        "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained
-        otherwise. Where several EMAs of each run are measured, each is a variant of its own called "NAME (EMA)", with
-        "variant" and "ema". "others" are the variants and baselines that are not among the runs.
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "protocol", "measured_otherwise", "floor",
+        "floor_at_count", "variants", "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win
+        nothing, since they were trained otherwise. "protocol" is that of the first run, "measured_otherwise" says in
+        lines which were measured by another. Where several EMAs of each run are measured, each is a variant of its own
+        called "NAME (EMA)", with "variant" and "ema". "others" are the variants and baselines that are not among the
+        runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
     members = ablation.members() if members is None else members
     seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
     variants: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
-    tables: list[dict[str, Any]] = []
+    tables: dict[str, dict[str, Any]] = {}
     for name in (name for name in ablation.names if seeds[name]):
         results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
         good = [result for result in results.values() if result and "table" in result]
-        tables += [result["table"] for result in good]
+        tables |= {f"{name}/seed_{seed}": result["table"] for seed, result in results.items() if result in good}
         if name in ablation.baselines:
             about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
             baselines[name] = {**about, **summarise(results)}
@@ -60,12 +62,15 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
             for ema in (own, *more) if more else ():
                 of_ema = {seed: _of_weights(result, own, ema) for seed, result in results.items()}
                 variants[f"{name} ({ema})"] = {"variant": name, "ema": ema, **about, **summarise(of_ema)}
+    first: dict[str, Any] = next(iter(tables.values()), {})
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
-        "samples": tables[0]["samples"] if tables else None,
-        **{key: mean_floor([table.get(key, {}) for table in tables]) for key in FLOORS},
+        "samples": first.get("samples"),
+        "protocol": first.get("protocol"),
+        "measured_otherwise": protocol.differences(tables),
+        **{key: mean_floor([table.get(key, {}) for table in tables.values()]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
@@ -165,6 +170,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         "part against held-out part."
         + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
+    if found["protocol"]:
+        text += ["", f"{protocol.read(found['protocol']).measured}."]
+    text += [line for each in found["measured_otherwise"] for line in ("", f"**Not to be compared:** {each}.")]
     for name, about in found["baselines"].items():
         of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
         text += [
