@@ -83,9 +83,9 @@ def stored(folder):
     for path in (folder / snapshots.FOLDER).iterdir():
         assert checkpoints.damage(path) is None
         parts = [(name,) for name in run_of(folder).posthoc_ema.decays]
-        found[int(path.name)] = np.stack(
-            [flat(checkpoints.read_part(folder / snapshots.FOLDER, int(path.name), part, abstract)) for part in parts]
-        )
+        with checkpoints.opened(folder / snapshots.FOLDER, whole=False) as manager:
+            read = [checkpoints.read_part(manager, int(path.name), part, abstract) for part in parts]
+        found[int(path.name)] = np.stack([flat(one) for one in read])
     return found
 
 

@@ -116,7 +116,9 @@ def measure(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str,
     compilation_cache.use(reference.config.training.compilation_cache)
     weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
-    table = runs.table_of(measuring.open_measurement(reference), run, weights, nfe, member.seed, folder / str(member))
+    measurement = measuring.open_measurement(reference)
+    generator = measuring.measurement_generator(run, measurement.sample_count())
+    table = runs.table_of(measurement, generator, weights, nfe, member.seed, folder / str(member))
     of = {"checkpoint": ablation.baselines[member.variant], "ema": run.sampling.ema} | _identity(saved)
     return {"seconds": time.perf_counter() - began, "table": table, "baseline": of}
 

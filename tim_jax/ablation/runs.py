@@ -1,5 +1,6 @@
 """One run of an ablation: an ordinary training workdir, which is measured when it has been trained."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from tim_jax.evaluation import pictures
 from tim_jax.runs import labels, measuring, training, workdir
 from tim_jax.runs.any_step import any_step_table
 from tim_jax.runs.conditions import sample_conditions
-from tim_jax.runs.generation import resampled
+from tim_jax.runs.generation import Generator
 from tim_jax.runs.input_pipeline import SourcePipeline, open_pipeline
 from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
@@ -103,10 +104,11 @@ def train_and_measure(
     saved = warm_start.find(str(folder), "--workdir")
     if saved.step != result["steps"]:
         raise ValueError(f"{folder}: its checkpoint is of step {saved.step}, and it was measured at {result['steps']}")
+    generator = measuring.measurement_generator(run, measurement.sample_count())  # compiled once for all weights
     for ema in dict.fromkeys((run.sampling.ema, *emas)):
         if ema not in known:
             weights = warm_start.read_network(saved, ema, run.trainer.abstract.params["online"])
-            known[ema] = table_of(measurement, run, weights, nfe, seed, folder, ema)
+            known[ema] = table_of(measurement, generator, weights, nfe, seed, folder, ema)
     others = {ema: table for ema, table in known.items() if ema != run.sampling.ema}
     result |= {"table": known[run.sampling.ema]} | ({"emas": others} if others else {})
     return {"seconds": time.perf_counter() - began} | result
@@ -129,7 +131,7 @@ def _train(
 
 def table_of(
     measurement: measuring.Measurement,
-    run: Run,
+    generator: Generator,
     weights: Any,
     nfe: dict[int, int],
     seed: int,
@@ -140,7 +142,7 @@ def table_of(
 
     Args:
         measurement: how samples are measured.
-        run: the run.
+        generator: of the run's samples, see `measuring.measurement_generator`.
         weights: parameters that are sampled from.
         nfe: {steps: network evaluations per image}, see `network_evaluations`.
         seed: of the noise.
@@ -150,10 +152,9 @@ def table_of(
     Returns:
         The any-step table.
     """
-    count = measurement.sample_count()
-    sampled = resampled(run, {"sampling.ema": ema}) if ema else run  # so that its protocol names them
-    generator = measuring.measurement_generator(sampled, count)
-    conditions = sample_conditions(measurement.run, count)
+    run, conditions = generator.run, sample_conditions(measurement.run, measurement.sample_count())
+    if ema:
+        generator = generator.sampled_by(dataclasses.replace(run.sampling, ema=ema))  # so that its protocol names them
     table, shown = any_step_table(measurement, generator, weights, conditions, nfe, [seed])
     if jax.process_index() == 0 and run.shows_images:
         above = labels.captions(conditions[: min(map(len, shown.values()))], workdir.class_names(folder))

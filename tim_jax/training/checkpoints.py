@@ -177,12 +177,12 @@ def opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.Checkpoint
 
 
 def read_part(
-    directory: epath.Path, step: int, part: Sequence[str], abstract: Mapping[str, jax.ShapeDtypeStruct]
+    manager: ocp.CheckpointManager, step: int, part: Sequence[str], abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
     """Returns parameters by name from a part of a state; nothing else is read.
 
     Args:
-        directory: Folder of all checkpoints.
+        manager: The checkpoints, opened with whole=False.
         step: Which one.
         part: The keys that lead to the parameters, such as ("emas", "slow").
         abstract: Shapes, types and shardings of the parameters to read, by name.
@@ -193,8 +193,7 @@ def read_part(
     args = ocp.args.PyTreeRestore(
         item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
-    with opened(directory, whole=False) as manager:
-        tree = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    tree = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
     for key in part:
         tree = tree[key]
     return names.by_name(tree)

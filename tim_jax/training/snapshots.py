@@ -4,6 +4,7 @@ A snapshot is whole before the checkpoint of its step, or of a later one, is beg
 has all snapshots up to there. A run that passes a step again writes its snapshot again. None is ever removed.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -130,14 +131,17 @@ def synthesise(
     add = jax.jit(lambda total, more, c: jax.tree.map(lambda a, b: a + c * b, total, more), donate_argnums=0)
     total: Any = None
     what = f"synthesising {name} from {len(steps)} snapshots"
-    with Activity(what, len(steps) + 1, disable=jax.process_index() > 0) as activity:
+    with contextlib.ExitStack() as stack:
+        activity = stack.enter_context(Activity(what, len(steps) + 1, disable=jax.process_index() > 0))
+        opened = checkpoints.opened(files.absolute(workdir) / FOLDER, whole=False)
+        manager = stack.enter_context(opened) if steps else None
         shares = iter(coefficients.astype(np.float32))
         for at in (*steps, step):
             for part in names:
-                if at == step:
+                if manager is None or at == step:
                     weights = read(part, in_float32)
                 else:
-                    weights = checkpoints.read_part(files.absolute(workdir) / FOLDER, at, (part,), in_float32)
+                    weights = checkpoints.read_part(manager, at, (part,), in_float32)
                 share = next(shares)
                 total = jax.tree.map(lambda x: share * x, weights) if total is None else add(total, weights, share)
             if at != step:

@@ -182,11 +182,11 @@ def read_weights(saved: Saved, ema: str, abstract: Mapping[str, jax.ShapeDtypeSt
                 lambda name, abstract: read_weights(saved, name, abstract),
                 abstract,
             )
-    part = ("emas", ema)
-    if ema == "online":
-        with checkpoints.opened(saved.directory, whole=False) as manager:
+    with checkpoints.opened(saved.directory, whole=False) as manager:
+        part = ("emas", ema)
+        if ema == "online":
             part = ("params", formats.name_then("online", checkpoints.format_of(manager, saved.step)))
-    return checkpoints.read_part(saved.directory, saved.step, part, abstract)
+        return checkpoints.read_part(manager, saved.step, part, abstract)
 
 
 def read_network(saved: Saved, ema: str, abstract: Any) -> Any:
