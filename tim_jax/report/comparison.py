@@ -56,12 +56,15 @@ class Comparison:
         """The most runs of a variant."""
         return max((about["runs"] for about in self.everything.values()), default=0)
 
-    @property
-    def floors(self) -> dict[str, Any]:
-        """Figures of real images, as `tables.floors` takes them."""
+    def floors(self, name: str) -> dict[str, float]:
+        """{title: mean} of the figures of real images that all tables have of a distance."""
         measured = [result["table"] for result in self.results.values() if "table" in result]
-        found = {key: tables.mean_floor([table.get(key, {}) for table in measured]) for key in tables.FLOORS}
-        return found | {"samples": measured[0]["samples"] if measured else 0}
+        found = {}
+        for key, (title, _) in tables.FLOORS.items():
+            values = [table[key][name] for table in measured if name in table.get(key, {})]
+            if measured and len(values) == len(measured):
+                found[title.format(samples=measured[0]["samples"])] = sum(values) / len(values)
+        return found
 
     def colour(self, name: str) -> int:
         """The number of a variant's colour."""
@@ -139,7 +142,7 @@ def plot(found: Comparison) -> Markup:
                 of = {"name": variant, "colour": found.colour(variant), "dash": variant in found.baselines}
                 of |= {"x": [row["nfe"] for row in rows], "y": [short(row[name]) for row in rows]}
                 series.append(of | {"spread": [short(row[f"{name}_spread"]) for row in rows]})
-        lines = [{"name": title, "y": short(value)} for title, _, value in tables.floors(found.floors, name)]
+        lines = [{"name": title, "y": short(value)} for title, value in found.floors(name).items()]
         label = f"Fréchet distance {part}"
         if series:
             panels.append({"name": label, "series": series, "lines": lines, "y": {"label": label}})
@@ -178,7 +181,7 @@ def distance_table(found: Comparison, name: str) -> Markup:
                 tag("td", tag("strong", value) if won else value, class_=f"number{' best' * won}", data_tip=tip)
             )
         lines.append(cells)
-    for title, _, height in tables.floors(found.floors, name):
+    for title, height in found.floors(name).items():
         ends = [digits(height), *[""] * (len(columns) - 1)]
         lines.append([tag("th", title, scope="row", class_="floor"), "", "", "", *ends])
     caption = f"Fréchet distance {tables.DISTANCES[name]}, by network evaluations. Bold: the smallest mean."
