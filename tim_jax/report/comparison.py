@@ -36,6 +36,8 @@ class Comparison:
         results: of the runs that have one.
         variants: {name: what `tables.summarise` says, with "steps", "cost" and "changes"}.
         baselines: the same of models that were trained elsewhere.
+        measured: {name: the same} of all that was measured, baselines last. Where several averages of the weights of a
+            variant's runs were, each is one of its own, called "NAME (EMA)", with "variant".
         winners: see `tables.winners`.
     """
 
@@ -44,6 +46,7 @@ class Comparison:
     results: dict[Member, dict[str, Any]]
     variants: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
+    measured: dict[str, dict[str, Any]]
     winners: dict[str, dict[str, Any]]
 
     @property
@@ -67,8 +70,9 @@ class Comparison:
         return found
 
     def colour(self, name: str) -> int:
-        """The number of a variant's colour."""
-        return list(self.everything).index(name)
+        """The number of the colour of what was measured, or of the first of a variant."""
+        names = [name, *(each for each, about in self.measured.items() if about.get("variant") == name)]
+        return next(i for i, each in enumerate(self.measured) if each in names)
 
 
 def read(folder: Folder) -> Comparison:
@@ -83,6 +87,7 @@ def read(folder: Folder) -> Comparison:
     results: dict[Member, dict[str, Any]] = {}
     variants: dict[str, dict[str, Any]] = {}
     baselines: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     reference = (planned.get(plan.get("reference")) or {}).get("definition") or {}
     for name in names:
         of: dict[int, dict[str, Any] | None] = {}
@@ -101,7 +106,29 @@ def read(folder: Folder) -> Comparison:
         changes = setup.differences(reference, own.get("definition") or reference)
         variants[name] = {key: own[key] for key in ("steps", "cost", "failure") if key in own} | about
         variants[name]["changes"] = [change for change in changes if change[0] not in ("training.steps",)]
-    return Comparison(plan, members, results, variants, baselines, tables.winners(variants))
+        measured |= _measured(name, variants[name], of, (own.get("definition") or {}).get("sampling.ema", "own"))
+    won = tables.winners(measured)
+    return Comparison(plan, members, results, variants, baselines, measured | baselines, won)
+
+
+def _measured(
+    name: str, about: dict[str, Any], of: dict[int, dict[str, Any] | None], own: str
+) -> dict[str, dict[str, Any]]:
+    """What was measured of a variant: its runs, or each average of their weights. own: that which they sample with."""
+    emas = dict.fromkeys(ema for result in of.values() if result for ema in result.get("emas", {}))
+    if not emas:
+        return {name: about}
+    found = {}
+    for ema in dict.fromkeys([own, *emas]):
+        results = {seed: _of_ema(result, ema) if result and ema != own else result for seed, result in of.items()}
+        found[f"{name} ({ema})"] = about | tables.summarise(results) | {"variant": name}
+    return found
+
+
+def _of_ema(result: dict[str, Any], ema: str) -> dict[str, Any]:
+    """A result with the table of another average of its run's weights, or without one."""
+    rest = {key: value for key, value in result.items() if key != "table"}
+    return rest | ({"table": result["emas"][ema]} if ema in result.get("emas", {}) else {})
 
 
 def _folders(folder: Folder) -> list[str]:
@@ -126,7 +153,7 @@ def _result(folder: Folder, member: Member) -> dict[str, Any] | None:
 
 def figures_section(found: Comparison, command: str) -> Markup:
     """Returns plot and tables of both distances. command: that trains and measures what is missing."""
-    if not any(about["rows"] for about in found.everything.values()):
+    if not any(about["rows"] for about in found.measured.values()):
         return missing("No run is finished yet. They are trained and measured by:", command)
     return join([plot(found), *(distance_table(found, name) for name in tables.DISTANCES)])
 
@@ -136,7 +163,7 @@ def plot(found: Comparison) -> Markup:
     panels = []
     for name, part in tables.DISTANCES.items():
         series = []
-        for variant, about in found.everything.items():
+        for variant, about in found.measured.items():
             rows = [row for row in about["rows"] if name in row]
             if rows:
                 of = {"name": variant, "colour": found.colour(variant), "dash": variant in found.baselines}
@@ -153,12 +180,17 @@ def plot(found: Comparison) -> Markup:
 
 def distance_table(found: Comparison, name: str) -> Markup:
     """Returns the table of a distance: a line for each variant and baseline, winners marked."""
-    columns = [str(n) for n in sorted({row["nfe"] for about in found.everything.values() for row in about["rows"]})]
+    columns = [str(n) for n in sorted({row["nfe"] for about in found.measured.values() for row in about["rows"]})]
     lines = []
-    for variant, about in found.everything.items():
+    for variant, about in found.measured.items():
         rows = {str(row["nfe"]): row for row in about["rows"]}
         cells: list[Any] = [
-            tag("th", key(found, variant), tag("a", variant, href=f"#variant-{variant}"), scope="row"),
+            tag(
+                "th",
+                key(found, variant),
+                tag("a", variant, href=f"#variant-{about.get('variant', variant)}"),
+                scope="row",
+            ),
             f"{about['steps']:,}" if "steps" in about else "",
             f"{about['cost']:.2f}" if "cost" in about else "",
             f"{about['finished']} of {about['runs']}",
@@ -196,9 +228,9 @@ def key(found: Comparison, variant: str) -> Markup:
 
 def spread_section(found: Comparison) -> Markup:
     """Returns the figures of every seed, a row for each variant, with a slider over network evaluations."""
-    columns = sorted({row["nfe"] for about in found.everything.values() for row in about["rows"]})
+    columns = sorted({row["nfe"] for about in found.measured.values() for row in about["rows"]})
     rows: list[dict[str, Any]] = []
-    for variant, about in found.everything.items():
+    for variant, about in found.measured.items():
         by_nfe = {row["nfe"]: row for row in about["rows"]}
         values = {
             name: [[short(one) for one in by_nfe.get(nfe, {}).get(f"{name}_seeds", [])] for nfe in columns]
