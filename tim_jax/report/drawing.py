@@ -156,7 +156,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     try:
         weights, step = load_weights(first, folder)
     except ValueError as error:
-        raise Undrawable(str(error)) from None
+        raise Undrawable(str(error).replace(f"--workdir={folder}: ", "this run ")) from None
     runs = {name: with_found_grid(run, folder, step) for name, run in runs.items()}
     check_steps(runs, steps)
     conditions = conditions_of(first, folder, count)
