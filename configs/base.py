@@ -297,11 +297,13 @@ def get_config():
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
+    # published folder of "dinov2", or hf://owner/repository; "": dinov2-large below loader.directory
+    config.evaluation.dinov2 = ""
     config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
     config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
     config.evaluation.path = ""  # where these are, as data.path
-    config.evaluation.max_images = 10000  # of which the kernel distance, precision and recall look at single features
+    config.evaluation.max_images = 10000  # of which kernel distances, precision and recall look at single features
     # while training
     config.evaluation.periodic = ConfigDict()
     config.evaluation.periodic.every = 0  # steps of training between evaluations; 0: none

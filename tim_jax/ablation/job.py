@@ -14,7 +14,7 @@ from tim_jax.ablation import baselines, budget, runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
 from tim_jax.runs.input_pipeline import open_pipeline
-from tim_jax.runs.measuring import open_measurement
+from tim_jax.runs.measuring import Measurement, open_measurement
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import lock
@@ -23,7 +23,8 @@ from tim_jax.system.user_errors import user_errors
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 
-MEASURED_BY = ("size", "preprocessing", "features")  # of a reference's fingerprint: how images are made comparable
+# Of a reference's fingerprint, how images are made comparable; and of the protocol, of what samples.
+MEASURED_BY = ("size", "preprocessing", "features", "labels", "levels", "samples")
 
 
 def chosen(ablation: Ablation, only: str | None) -> list[Member]:
@@ -71,7 +72,7 @@ def validate(ablation: Ablation, folder: epath.Path, members: list[Member]) -> N
             read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
                 open_pipeline(run)
-                _check_measured_alike(ablation, open_measurement(run).fingerprint, folder)
+                _check_measured_alike(ablation, open_measurement(run), folder)
                 opened.append(read)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
@@ -87,16 +88,18 @@ def _needed(ablation: Ablation, folder: epath.Path, members: list[Member]) -> li
     return [name for name in ablation.variants if name in names]
 
 
-def _check_measured_alike(ablation: Ablation, fingerprint: Mapping[str, Any], folder: epath.Path) -> None:
-    """Raises ValueError for a finished run whose images were made comparable in another way than they now are."""
+def _check_measured_alike(ablation: Ablation, measurement: Measurement, folder: epath.Path) -> None:
+    """Raises ValueError for a finished run that was measured in another way than runs now are."""
+    protocol = measurement.protocol(measurement.run.sampling, measurement.sample_count(), [0])
+    now = protocol.record() | measurement.fingerprint
     for member in ablation.members():
-        result = runs.read(folder / str(member)) or {}
-        before = result.get("table", {}).get("reference", {})
+        table = (runs.read(folder / str(member)) or {}).get("table", {})
+        before = table.get("reference", {}) | table.get("protocol", {})
         for key in MEASURED_BY:
-            if key in before and before[key] != fingerprint.get(key):
+            if key in before and before[key] != now[key]:
                 raise ValueError(
                     f"{folder / str(member)} was measured with {key} {before[key]!r}, and now it is "
-                    f"{fingerprint.get(key)!r}: remove its {runs.FILE}, to measure it again, or give another workdir"
+                    f"{now[key]!r}: remove its {runs.FILE}, to measure it again, or give another workdir"
                 )
 
 

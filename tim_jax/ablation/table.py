@@ -10,7 +10,7 @@ from etils import epath
 
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import figures
+from tim_jax.evaluation import figures, protocol
 from tim_jax.system import files
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
@@ -32,30 +32,35 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         members: the runs, all by default.
 
     Returns:
-        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "floor_at_count", "variants",
-        "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained
-        otherwise. "others" are the variants and baselines that are not among the runs.
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "protocol", "measured_otherwise", "floor",
+        "floor_at_count", "variants", "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win
+        nothing, since they were trained otherwise. "protocol" is that of the first run, "measured_otherwise" says in
+        lines which were measured by another. "others" are the variants and baselines that are not among the runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
     members = ablation.members() if members is None else members
     seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
-    variants, baselines, tables = {}, {}, []
+    variants, baselines = {}, {}
+    tables: dict[str, dict[str, Any]] = {}
     for name in (name for name in ablation.names if seeds[name]):
         results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
         good = [result for result in results.values() if result and "table" in result]
-        tables += [result["table"] for result in good]
+        tables |= {f"{name}/seed_{seed}": result["table"] for seed, result in results.items() if result in good}
         if name in ablation.baselines:
             about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
             baselines[name] = {**about, **summarise(results)}
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
             variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
+    first: dict[str, Any] = next(iter(tables.values()), {})
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
-        "samples": tables[0]["samples"] if tables else None,
-        **{key: _mean([table.get(key, {}) for table in tables]) for key in FLOORS},
+        "samples": first.get("samples"),
+        "protocol": first.get("protocol"),
+        "measured_otherwise": protocol.differences(tables),
+        **{key: mean_floor([table.get(key, {}) for table in tables.values()]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
@@ -63,7 +68,7 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
     }
 
 
-def _mean(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_floor(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure that all of them have."""
     names = [name for name in (floors or [{}])[0] if all(name in floor for floor in floors)]
     return {name: float(np.mean([floor[name] for floor in floors])) for name in names}
@@ -146,6 +151,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         "part against held-out part."
         + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
+    if found["protocol"]:
+        text += ["", f"{protocol.read(found['protocol']).measured}."]
+    text += [line for each in found["measured_otherwise"] for line in ("", f"**Not to be compared:** {each}.")]
     for name, about in found["baselines"].items():
         of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
         text += [
@@ -188,12 +196,12 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
             winner = found["winners"][name].get(nfe, {}).get("variant")
             cells.append(f"**{cell}**" if variant == winner else cell)
         lines.append([variant, *cells])
-    for title, _, height in _floors(found, name):
+    for title, _, height in floors(found, name):
         lines.append([title, "", "", "", f"{height:.3g}", *[""] * (len(columns) - 1)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
+def floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
     """Returns (what it is called, how its line is drawn, figure) of each floor of a distance."""
     return [
         (title.format(samples=found.get("samples")), dashes, found[key][name])
@@ -238,7 +246,7 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
-        for label, dashes, height in _floors(found, name):
+        for label, dashes, height in floors(found, name):
             axes.axhline(height, color="#555555", ls=dashes, lw=1.2, label=label)
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
         axes.set_xlabel("network evaluations per image")

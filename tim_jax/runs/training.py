@@ -21,7 +21,7 @@ from tim_jax.runs import labels, published, teachers, workdir
 from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
-from tim_jax.runs.measuring import Measurement, measure_while_training
+from tim_jax.runs.measuring import Measurement, measure_while_training, periodic_protocols
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
 from tim_jax.training import sharding
@@ -146,7 +146,10 @@ def fit(
     """
     warn_of_schedule(run, workdir.recorded(folder))
     classes = pipeline.source.class_names if run.inputs.num_classes else ()
-    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
+    more = teachers.record(run)
+    if measurement is not None:
+        more |= {"evaluation_protocols": periodic_protocols(measurement)}
+    record = workdir.record_start(folder, run.config, more, classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
