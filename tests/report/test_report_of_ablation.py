@@ -148,3 +148,12 @@ def test_every_average_of_the_weights_is_a_line_of_its_own(tmp_path):
     assert all(row.all("a")[0].text == "tim (fast)" for row in table.all("tr") if row.all("td", class_="best"))
     expected = np.mean([found[f"tim/seed_{seed}"]["table"]["rows"][0]["frechet"] for seed in (0, 1)])
     assert pages.number(lines["tim (own)"][4]) == pytest.approx(expected, rel=5e-3)
+
+
+def test_runs_that_were_measured_otherwise_are_named(tmp_path):
+    folder = tmp_path / "mine"
+    found = reports.ablation(folder, np.random.default_rng(0))
+    found["wide/seed_0"]["table"]["samples"] = 50
+    (folder / "wide" / "seed_0" / "result.json").write_text(json.dumps(found["wide/seed_0"]))
+    said = pages.section(made(folder), "figures").one("ul", class_="warning").text
+    assert said.startswith("Not to be compared: ") and "wide/seed_0" in said and "50" in said and "500" in said

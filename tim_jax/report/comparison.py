@@ -7,6 +7,7 @@ from typing import Any
 from tim_jax.ablation import runs
 from tim_jax.ablation import table as tables
 from tim_jax.ablation.settings import Member
+from tim_jax.evaluation import protocol
 from tim_jax.report import curves, setup
 from tim_jax.report.curves import short
 from tim_jax.report.markup import Markup, component, digits, join, missing, table, tag
@@ -155,7 +156,17 @@ def figures_section(found: Comparison, command: str) -> Markup:
     """Returns plot and tables of both distances. command: that trains and measures what is missing."""
     if not any(about["rows"] for about in found.measured.values()):
         return missing("No run is finished yet. They are trained and measured by:", command)
-    return join([plot(found), *(distance_table(found, name) for name in tables.DISTANCES)])
+    measured = {str(member): result["table"] for member, result in found.results.items() if "table" in result}
+    apart = [tag("li", tag("strong", "Not to be compared:"), " ", line) for line in protocol.differences(measured)]
+    told = [protocol.read(table["protocol"]).measured for table in measured.values() if "protocol" in table][:1]
+    return join(
+        [
+            tag("ul", *apart, class_="warning") if apart else None,
+            plot(found),
+            *(distance_table(found, name) for name in tables.DISTANCES),
+            *(tag("p", f"{line}.", class_="note") for line in told),
+        ]
+    )
 
 
 def plot(found: Comparison) -> Markup:
