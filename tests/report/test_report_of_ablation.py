@@ -128,3 +128,32 @@ def test_what_is_drawn_of_runs_is_not_asked_of_an_ablation(word, tmp_path, capsy
     folder = tmp_path / "mine"
     reports.ablation(folder, np.random.default_rng(0))
     assert "holds an ablation" in workdirs.told(report.main, [f"--workdir={folder}", word], capsys)
+
+
+def test_every_average_of_the_weights_is_a_line_of_its_own(tmp_path):
+    folder = tmp_path / "mine"
+    found = reports.ablation(folder, np.random.default_rng(0))
+    for seed in (0, 1):
+        result = found[f"tim/seed_{seed}"]
+        table = json.loads(json.dumps(result["table"]))
+        for row in table["rows"]:
+            row |= {"frechet": 0.01 + seed / 100, "frechet_seeds": [0.01 + seed / 100]}
+        result["emas"] = {"fast": table}
+        (folder / "tim" / f"seed_{seed}" / "result.json").write_text(json.dumps(result))
+    page = made(folder)
+    table = pages.section(page, "figures").all("table")[0]
+    lines = {line[0]: line for line in pages.rows(table)}
+    assert list(lines) == ["tim (own)", "tim (fast)", "wide", "teacher", "floor, halves"]
+    assert pages.number(lines["tim (fast)"][4]) == pytest.approx(0.015, rel=5e-3)
+    assert all(row.all("a")[0].text == "tim (fast)" for row in table.all("tr") if row.all("td", class_="best"))
+    expected = np.mean([found[f"tim/seed_{seed}"]["table"]["rows"][0]["frechet"] for seed in (0, 1)])
+    assert pages.number(lines["tim (own)"][4]) == pytest.approx(expected, rel=5e-3)
+
+
+def test_runs_that_were_measured_otherwise_are_named(tmp_path):
+    folder = tmp_path / "mine"
+    found = reports.ablation(folder, np.random.default_rng(0))
+    found["wide/seed_0"]["table"]["samples"] = 50
+    (folder / "wide" / "seed_0" / "result.json").write_text(json.dumps(found["wide/seed_0"]))
+    said = pages.section(made(folder), "figures").one("ul", class_="warning").text
+    assert said.startswith("Not to be compared: ") and "wide/seed_0" in said and "50" in said and "500" in said

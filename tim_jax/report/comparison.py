@@ -7,6 +7,7 @@ from typing import Any
 from tim_jax.ablation import runs
 from tim_jax.ablation import table as tables
 from tim_jax.ablation.settings import Member
+from tim_jax.evaluation import protocol
 from tim_jax.report import curves, setup
 from tim_jax.report.curves import short
 from tim_jax.report.markup import Markup, component, digits, join, missing, table, tag
@@ -36,6 +37,8 @@ class Comparison:
         results: of the runs that have one.
         variants: {name: what `tables.summarise` says, with "steps", "cost" and "changes"}.
         baselines: the same of models that were trained elsewhere.
+        measured: {name: the same} of all that was measured, baselines last. Where several averages of the weights of a
+            variant's runs were, each is one of its own, called "NAME (EMA)", with "variant".
         winners: see `tables.winners`.
     """
 
@@ -44,6 +47,7 @@ class Comparison:
     results: dict[Member, dict[str, Any]]
     variants: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
+    measured: dict[str, dict[str, Any]]
     winners: dict[str, dict[str, Any]]
 
     @property
@@ -56,16 +60,20 @@ class Comparison:
         """The most runs of a variant."""
         return max((about["runs"] for about in self.everything.values()), default=0)
 
-    @property
-    def floors(self) -> dict[str, Any]:
-        """Figures of real images, as `tables.floors` takes them."""
+    def floors(self, name: str) -> dict[str, float]:
+        """{title: mean} of the figures of real images that all tables have of a distance."""
         measured = [result["table"] for result in self.results.values() if "table" in result]
-        found = {key: tables.mean_floor([table.get(key, {}) for table in measured]) for key in tables.FLOORS}
-        return found | {"samples": measured[0]["samples"] if measured else 0}
+        found = {}
+        for key, (title, _) in tables.FLOORS.items():
+            values = [table[key][name] for table in measured if name in table.get(key, {})]
+            if measured and len(values) == len(measured):
+                found[title.format(samples=measured[0]["samples"])] = sum(values) / len(values)
+        return found
 
     def colour(self, name: str) -> int:
-        """The number of a variant's colour."""
-        return list(self.everything).index(name)
+        """The number of the colour of what was measured, or of the first of a variant."""
+        names = [name, *(each for each, about in self.measured.items() if about.get("variant") == name)]
+        return next(i for i, each in enumerate(self.measured) if each in names)
 
 
 def read(folder: Folder) -> Comparison:
@@ -80,6 +88,7 @@ def read(folder: Folder) -> Comparison:
     results: dict[Member, dict[str, Any]] = {}
     variants: dict[str, dict[str, Any]] = {}
     baselines: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     reference = (planned.get(plan.get("reference")) or {}).get("definition") or {}
     for name in names:
         of: dict[int, dict[str, Any] | None] = {}
@@ -98,7 +107,29 @@ def read(folder: Folder) -> Comparison:
         changes = setup.differences(reference, own.get("definition") or reference)
         variants[name] = {key: own[key] for key in ("steps", "cost", "failure") if key in own} | about
         variants[name]["changes"] = [change for change in changes if change[0] not in ("training.steps",)]
-    return Comparison(plan, members, results, variants, baselines, tables.winners(variants))
+        measured |= _measured(name, variants[name], of, (own.get("definition") or {}).get("sampling.ema", "own"))
+    won = tables.winners(measured)
+    return Comparison(plan, members, results, variants, baselines, measured | baselines, won)
+
+
+def _measured(
+    name: str, about: dict[str, Any], of: dict[int, dict[str, Any] | None], own: str
+) -> dict[str, dict[str, Any]]:
+    """What was measured of a variant: its runs, or each average of their weights. own: that which they sample with."""
+    emas = dict.fromkeys(ema for result in of.values() if result for ema in result.get("emas", {}))
+    if not emas:
+        return {name: about}
+    found = {}
+    for ema in dict.fromkeys([own, *emas]):
+        results = {seed: _of_ema(result, ema) if result and ema != own else result for seed, result in of.items()}
+        found[f"{name} ({ema})"] = about | tables.summarise(results) | {"variant": name}
+    return found
+
+
+def _of_ema(result: dict[str, Any], ema: str) -> dict[str, Any]:
+    """A result with the table of another average of its run's weights, or without one."""
+    rest = {key: value for key, value in result.items() if key != "table"}
+    return rest | ({"table": result["emas"][ema]} if ema in result.get("emas", {}) else {})
 
 
 def _folders(folder: Folder) -> list[str]:
@@ -123,9 +154,19 @@ def _result(folder: Folder, member: Member) -> dict[str, Any] | None:
 
 def figures_section(found: Comparison, command: str) -> Markup:
     """Returns plot and tables of both distances. command: that trains and measures what is missing."""
-    if not any(about["rows"] for about in found.everything.values()):
+    if not any(about["rows"] for about in found.measured.values()):
         return missing("No run is finished yet. They are trained and measured by:", command)
-    return join([plot(found), *(distance_table(found, name) for name in tables.DISTANCES)])
+    measured = {str(member): result["table"] for member, result in found.results.items() if "table" in result}
+    apart = [tag("li", tag("strong", "Not to be compared:"), " ", line) for line in protocol.differences(measured)]
+    told = [protocol.read(table["protocol"]).measured for table in measured.values() if "protocol" in table][:1]
+    return join(
+        [
+            tag("ul", *apart, class_="warning") if apart else None,
+            plot(found),
+            *(distance_table(found, name) for name in tables.DISTANCES),
+            *(tag("p", f"{line}.", class_="note") for line in told),
+        ]
+    )
 
 
 def plot(found: Comparison) -> Markup:
@@ -133,13 +174,13 @@ def plot(found: Comparison) -> Markup:
     panels = []
     for name, part in tables.DISTANCES.items():
         series = []
-        for variant, about in found.everything.items():
+        for variant, about in found.measured.items():
             rows = [row for row in about["rows"] if name in row]
             if rows:
                 of = {"name": variant, "colour": found.colour(variant), "dash": variant in found.baselines}
                 of |= {"x": [row["nfe"] for row in rows], "y": [short(row[name]) for row in rows]}
                 series.append(of | {"spread": [short(row[f"{name}_spread"]) for row in rows]})
-        lines = [{"name": title, "y": short(value)} for title, _, value in tables.floors(found.floors, name)]
+        lines = [{"name": title, "y": short(value)} for title, value in found.floors(name).items()]
         label = f"Fréchet distance {part}"
         if series:
             panels.append({"name": label, "series": series, "lines": lines, "y": {"label": label}})
@@ -150,12 +191,17 @@ def plot(found: Comparison) -> Markup:
 
 def distance_table(found: Comparison, name: str) -> Markup:
     """Returns the table of a distance: a line for each variant and baseline, winners marked."""
-    columns = [str(n) for n in sorted({row["nfe"] for about in found.everything.values() for row in about["rows"]})]
+    columns = [str(n) for n in sorted({row["nfe"] for about in found.measured.values() for row in about["rows"]})]
     lines = []
-    for variant, about in found.everything.items():
+    for variant, about in found.measured.items():
         rows = {str(row["nfe"]): row for row in about["rows"]}
         cells: list[Any] = [
-            tag("th", key(found, variant), tag("a", variant, href=f"#variant-{variant}"), scope="row"),
+            tag(
+                "th",
+                key(found, variant),
+                tag("a", variant, href=f"#variant-{about.get('variant', variant)}"),
+                scope="row",
+            ),
             f"{about['steps']:,}" if "steps" in about else "",
             f"{about['cost']:.2f}" if "cost" in about else "",
             f"{about['finished']} of {about['runs']}",
@@ -178,7 +224,7 @@ def distance_table(found: Comparison, name: str) -> Markup:
                 tag("td", tag("strong", value) if won else value, class_=f"number{' best' * won}", data_tip=tip)
             )
         lines.append(cells)
-    for title, _, height in tables.floors(found.floors, name):
+    for title, height in found.floors(name).items():
         ends = [digits(height), *[""] * (len(columns) - 1)]
         lines.append([tag("th", title, scope="row", class_="floor"), "", "", "", *ends])
     caption = f"Fréchet distance {tables.DISTANCES[name]}, by network evaluations. Bold: the smallest mean."
@@ -193,9 +239,9 @@ def key(found: Comparison, variant: str) -> Markup:
 
 def spread_section(found: Comparison) -> Markup:
     """Returns the figures of every seed, a row for each variant, with a slider over network evaluations."""
-    columns = sorted({row["nfe"] for about in found.everything.values() for row in about["rows"]})
+    columns = sorted({row["nfe"] for about in found.measured.values() for row in about["rows"]})
     rows: list[dict[str, Any]] = []
-    for variant, about in found.everything.items():
+    for variant, about in found.measured.items():
         by_nfe = {row["nfe"]: row for row in about["rows"]}
         values = {
             name: [[short(one) for one in by_nfe.get(nfe, {}).get(f"{name}_seeds", [])] for nfe in columns]

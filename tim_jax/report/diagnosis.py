@@ -20,7 +20,7 @@ def section(folder: Folder, command: str) -> Markup:
     """Returns the diagnostics of a run. command: that makes them."""
     found = folder.json(FILE)
     if found is None:
-        return missing("Errors and derivatives by time and interval have not been looked at yet. They are by:", command)
+        return missing("Errors and derivatives by time and interval are not known yet. They are found by:", command)
     levels = found["levels"]
     rows = found.get("rows")
     about = f"Step {found['step']:,}" if is_number(found.get("step")) else "Of an unknown step"

@@ -10,13 +10,11 @@ from absl import logging
 from etils import epath
 
 from tim_jax.config.build import build
-from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import FEATURES, pictures
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import class_turns, data_captions, known_labels
-from tim_jax.runs.generation import Conditions, Generator, load_weights, open_generator
+from tim_jax.runs.generation import Conditions, Generator, load_weights, open_generator, resampled
 from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.reference_data import training_images
 from tim_jax.runs.step_grid import with_found_grid
@@ -110,12 +108,7 @@ def open_run(folder: epath.Path, overrides: dict[str, str], names: Sequence[str]
             raise ValueError(f"--samplers has {name!r}; each must be one of {', '.join(SAMPLERS)}")
     found = {}
     for name in dict.fromkeys(names):
-        if name == run.sampling.sampler:
-            found[name] = run
-            continue
-        config = override(run.config, {"sampling.sampler": name})
-        sampling = dataclasses.replace(make_sampling(config, objective), optimal_times=run.sampling.optimal_times)
-        found[name] = dataclasses.replace(run, config=config, sampling=sampling)
+        found[name] = run if name == run.sampling.sampler else resampled(run, {"sampling.sampler": name})
     return found
 
 
@@ -156,7 +149,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     try:
         weights, step = load_weights(first, folder)
     except ValueError as error:
-        raise Undrawable(str(error)) from None
+        raise Undrawable(str(error).replace(f"--workdir={folder}: ", "this run ")) from None
     runs = {name: with_found_grid(run, folder, step) for name, run in runs.items()}
     check_steps(runs, steps)
     conditions = conditions_of(first, folder, count)
@@ -170,7 +163,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     paths = {}
     with Bar(total=total, desc="samples", unit="pass", disable=jax.process_index() > 0) as bar:
         for name, run in runs.items():
-            generator.run = run  # one program for all: they differ in their plans, which are its arguments
+            generator = generator.sampled_by(run.sampling)  # by the same programs
             for n in sorted(steps):
                 images = generator.images(weights, generator.times(n), conditions, seed=SEED)
                 samples[name][n] = pictures.to_uint8(np.concatenate(list(images)))

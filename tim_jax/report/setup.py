@@ -119,7 +119,7 @@ def goodput_section(folder: Folder, command: str) -> Markup:
     found = curves.read(folder)
     share = curves.last(found, "goodput")
     if share is None:
-        return missing("Goodput is written with the metrics. They are by:", command)
+        return missing("Goodput is written with the metrics, which training writes:", command)
     parts = [bar({"steps which count": share, "starting, compiling, sampling, saving": max(0.0, 1 - share)})]
     times = [line["time"] for line in folder.lines(curves.FILE) if is_number(line.get("time"))]
     wait, rate = (curves.last(found, name) for name in ("data_wait", "images_per_second"))
