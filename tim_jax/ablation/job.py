@@ -128,22 +128,35 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     """Trains and measures what is not finished yet, and returns how many runs failed, which does not end the others."""
     began, failed = time.perf_counter(), 0
     results = {member: runs.read(folder / str(member)) for member in members}
-    waiting = [member for member in members if "table" not in (results[member] or {})]
+    waiting = [member for member in members if lacking(ablation, member, results[member])]
+    trained = [member for member in waiting if "table" in (results[member] or {})]  # of which more is to be measured
     spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
     for member in waiting:
         done = len(members) - len(waiting) + waiting.index(member)
-        left = time_left([planned["variants"].get(other.variant, {}) for other in waiting], spent, len(members) - done)
+        to_train = [other for other in waiting if other not in trained]
+        count = sum(other in to_train for other in waiting[waiting.index(member) :])
+        left = time_left([planned["variants"].get(other.variant, {}) for other in to_train], spent, count)
         so_far, about = minutes(time.perf_counter() - began), planned["variants"].get(member.variant)
-        work = f"{about.get('steps', 'no')} steps" if about else "measured alone"
+        work = f"{about.get('steps', 'no')} steps" if about and member not in trained else "measured alone"
         print_once(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far{left}")
         result = run_one(ablation, about, folder, member, stop)
         if "failure" in result:
             failed += 1
             continue
-        figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in result["table"]["rows"])
-        print_once(f"{member}: frechet {figures}")
-        spent.append(result["seconds"])
+        for ema, table in runs.tables(result, "").items():
+            figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in table["rows"])
+            print_once(f"{member}{f' ({ema})' if ema else ''}: frechet {figures}")
+        if member not in trained:
+            spent.append(result["seconds"])
     return failed
+
+
+def lacking(ablation: Ablation, member: Member, result: Mapping[str, Any] | None) -> bool:
+    """Whether some of a run's weights are still to be measured, or all of it to be done."""
+    if member.variant in ablation.baselines or "table" not in (result or {}):
+        return "table" not in (result or {})
+    own, *_ = emas = ablation.emas_of(member.variant)
+    return not set(emas) <= runs.tables(result, own).keys()
 
 
 def time_left(waiting: Sequence[Mapping[str, Any]], spent: Sequence[float], count: int) -> str:
@@ -180,6 +193,9 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
     with contextlib.ExitStack() as stack:
         with user_errors():
             stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
+        before = runs.read(place)
+        if not lacking(ablation, member, before):  # another command has finished it meanwhile
+            return before or {}
         try:
             if about is None:
                 result = baselines.measure(ablation, member, folder)
@@ -187,14 +203,17 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
                 raise RuntimeError(about["failure"])
             else:
                 config = ablation.config(member.variant, member.seed, about["steps"])
-                result = runs.train_and_measure(config, place, member.seed, ablation.sampler_steps, stop)
+                emas, measured = ablation.emas_of(member.variant), before if "table" in (before or {}) else None
+                steps = ablation.sampler_steps
+                result = runs.train_and_measure(config, place, member.seed, steps, stop, emas, measured)
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == RESTART:
                 raise
             cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
             result = {"failure": f"{type(cause).__name__}: {' '.join(str(cause).split())}"}
             print(f"failed: {member}: {result['failure']}", file=sys.stderr, flush=True)
-        runs.write(place, result)
+        if "failure" not in result or "table" not in (before or {}):  # what has been measured stays
+            runs.write(place, result)
     jax.clear_caches()  # no two runs share a program
     return result
 

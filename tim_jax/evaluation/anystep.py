@@ -8,8 +8,9 @@ from etils import epath
 from tim_jax.evaluation import curves, protocol
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
-from tim_jax.system import files
+from tim_jax.system import files, lock
 
+LOCK = "any_step.lock"
 FLOOR = (
     "Floors are figures of real images. Halves: two halves of the training part; under held out, training part against "
     "held-out part. Halves hold half as many images, which nearly doubles the bias of their Fréchet distance: good "
@@ -239,6 +240,11 @@ def write(table, workdir, name=None):
         name: of the curve in the plot; by default the folder's.
     """
     workdir = epath.Path(workdir)
+    with lock.locked(workdir, name=LOCK, waiting=lambda who: None):  # of two evaluations each keeps the other's table
+        _write(table, workdir, name or workdir.name)
+
+
+def _write(table, workdir, name):
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = workdir / "any_step.json"
     if path.exists() and path.read_text() != text:
@@ -248,7 +254,7 @@ def write(table, workdir, name=None):
         files.replace(workdir / f"any_step.{number}.json", path.read_bytes())
     files.replace(path, text.encode())
     files.replace(workdir / "any_step.md", to_markdown(table).encode())
-    plot({name or workdir.name: table}, workdir / "any_step.png")
+    plot({name: table}, workdir / "any_step.png")
 
 
 def _value(mean, spread, seeds):

@@ -35,20 +35,21 @@ from tim_jax.transitions.sampling.sampler import (
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
 
 
-def load_weights(run: Run, workdir: epath.Path) -> tuple[Any, int]:
-    """Reads the weights that `sampling.ema` names from the latest good checkpoint of a workdir.
+def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int]:
+    """Reads weights by their name from the latest good checkpoint of a workdir.
 
     Nothing else of the checkpoint is restored, and that only once the checksums of all its files are right.
 
     Args:
         run: the workdir's run, on whose mesh the weights are placed.
         workdir: its folder.
+        ema: a name as `warm_start.find_weights` takes it; "" for `sampling.ema`.
 
     Returns:
         The parameters and the training step they are of.
 
     Raises:
-        ValueError: if there is no checkpoint.
+        ValueError: if there is no checkpoint, or no such weights in it.
     """
     none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():
@@ -61,7 +62,9 @@ def load_weights(run: Run, workdir: epath.Path) -> tuple[Any, int]:
         logging.warning("checkpoint of step %d not used: %s", later, reason)
     manager.close()
     saved = warm_start.Saved(manager.directory, step)
-    return warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract)), step
+    ema = ema or run.sampling.ema
+    warm_start.find_weights(saved, ema, "sampling.ema")
+    return warm_start.read_network(saved, ema, run.trainer.abstract.params["online"]), step
 
 
 def resampled(run: Run, changes: Mapping[str, str]) -> Run:
