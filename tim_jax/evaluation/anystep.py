@@ -26,6 +26,7 @@ HOW = {  # how a floor at the number of samples is found, for the metrics named
         "sfid",
     ): "Fréchet distances from disjoint parts of the training part of several sizes, by their "
     "bias in 1/samples + 1/images",
+    ("mmd",): "MMD in the same way",
     ("kernel",): "the kernel distance is 0, as it has no bias, ± the standard deviation of a set of samples",
     ("precision", "recall"): "precision and recall of training images, each among others",
     ("frechet_held_out", "kernel_held_out", "precision_held_out"): "held out: training images in place of samples",
