@@ -32,7 +32,7 @@ class CodecSettings:
     """Pretrained models that encode and decode: folders of published files, a path or hf://owner/repository."""
 
     autoencoder: str = ""  # whose latents are trained on; "": images, or latents that nothing here decodes
-    text_encoder: str = ""  # of captions and prompts; "stand-in": a small one with random weights
+    text_encoder: str = ""  # of captions and prompts; "minilm": all-MiniLM-L6-v2; "stand-in": random weights
     image_encoder: str = ""  # whose features hidden states are aligned with
     text_states: str = "last"  # of the text encoder: last or second_to_last
     # Read "ä" of captions and prompts as the escape "\xe4", and all beyond printable ASCII likewise: as published, for

@@ -44,6 +44,12 @@ class TextEncoder:
                 f"data.text_width is {width}; it must be {config.hidden_size}, as {settings.text_encoder} "
                 "(codecs.text_encoder) has it"
             )
+        longest = getattr(config, "max_position_embeddings", length)  # of encoders with a table of positions
+        if length > longest:
+            raise ValueError(
+                f"data.text_tokens is {length}; it must be at most {longest}, as {settings.text_encoder} "
+                "(codecs.text_encoder) reads no longer text"
+            )
         stands_in = settings.text_encoder == stand_in.NAME
         tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
         self.tokenizer = escaped(tokenizer) if settings.text_escapes else tokenizer
