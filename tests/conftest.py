@@ -58,8 +58,8 @@ def embedded(tmp_path_factory):
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other process waits, and finds what this one made
-        for name in ("digits", "photos"):
-            data.open_source(name, str(folder))
+        for name in ("digits", "photos", "emoji"):
+            data.open_source(name, str(folder), size=16)
     return folder
 
 
@@ -67,7 +67,7 @@ def embedded(tmp_path_factory):
 def data_directory(embedded, tmp_path_factory):
     """A folder of the module's own for `loader.directory`, in which the embedded data sets are there already."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("digits", "photos"):
+    for name in ("digits", "photos", "emoji"):
         (folder / name).symlink_to(embedded / name)
     return folder
 

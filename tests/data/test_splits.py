@@ -33,8 +33,11 @@ def opened(request, embedded, tmp_path_factory):
     """(a function: part, share → source; examples of all parts) for every entry of the table."""
     name = request.param
     if name in EMBEDDED:
-        whole = {"digits": len(load_digits().target), "photos": sum(CROPS.values()) * len(PHOTOGRAPHS)}[name]
-        return lambda split, share=0.0: data.open_source(name, str(embedded), split), whole
+        whole = {"digits": len(load_digits().target), "photos": sum(CROPS.values()) * len(PHOTOGRAPHS)} | {
+            "emoji": 3722
+        }
+        whole = whole[name]
+        return lambda split, share=0.0: data.open_source(name, str(embedded), split, size=16), whole
     root = tmp_path_factory.mktemp(name)
     where = MADE[name](root)
 

@@ -117,13 +117,13 @@ def make_tfds(root):
 
 MADE = {"folder": make_folder, "manifest": make_manifest, "tar": make_tar, "parquet": make_parquet}
 MADE |= {"latents": make_latents, "shards": make_shards, "tfds": make_tfds}
-EMBEDDED = ("digits", "photos")
+EMBEDDED = ("digits", "photos", "emoji")
 
 
 def open_made(name, folder, embedded):
     """A small source for an entry of SOURCES. folder: for what is made up; embedded: see tests/conftest.py."""
     if name in EMBEDDED:
-        return data.open_source(name, str(embedded), "held_out")
+        return data.open_source(name, str(embedded), "held_out", size=16)
     return data.open_source(name, str(folder / "cache"), "train", **MADE[name](folder))
 
 

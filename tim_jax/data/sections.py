@@ -4,7 +4,7 @@ import dataclasses
 
 from tim_jax.data.buckets import MAX_BUCKETS
 
-EMBEDDED = ("digits", "photos")  # sources that need no path
+EMBEDDED = ("digits", "photos", "emoji")  # sources that need no path
 MAX_BATCH = 10**7
 UNUSED = {
     ("data.source", "data.path"): ("data.mixture names the sources", lambda c: c.data.mixture),

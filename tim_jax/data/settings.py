@@ -1,6 +1,7 @@
 """The `data` and `loader` sections of a configuration as plain values, and the source and plan that they name."""
 
 import dataclasses
+import math
 import os
 from typing import Any, cast
 
@@ -69,6 +70,14 @@ class Inputs:
         """The size of a global batch of a shape, that of the network's input, where there are images enough."""
         images = (self.factor * shape[0], self.factor * shape[1])
         return self.bucketing.batch_size_of(images) if self.bucketing else self.batch_size
+
+    @property
+    def drawn_size(self) -> int:
+        """Pixels of the sides of images that are drawn: as large as the largest that is asked for."""
+        if not self.bucketing:
+            return max(self.shape)
+        sides = [side for shape in self.bucketing.table for side in shape]
+        return max(sides, default=math.ceil(self.bucketing.area**0.5))
 
     @classmethod
     def read(
@@ -218,6 +227,7 @@ def open_split(settings: Inputs, split: str) -> Source:
     """A split of the source of settings, or of their mixture. Raises ValueError."""
     common: dict[str, Any] = {
         "channels": settings.channels,
+        "size": settings.drawn_size,
         "num_classes": settings.num_classes,
         "images": settings.images,
         "held_out_share": settings.held_out_share,

@@ -12,7 +12,7 @@ MIN_IMAGES = 4  # precision and recall look at a third neighbour
 UNUSED = {
     ("evaluation.path",): (
         "evaluation.source is '' or embedded",
-        lambda c: c.evaluation.source in ("", "digits", "photos"),
+        lambda c: c.evaluation.source in ("", "digits", "photos", "emoji"),
     ),
     ("evaluation.labels",): ("model.condition is text", lambda c: c.model.condition == "text"),
 }

@@ -14,6 +14,7 @@ from tim_jax.system import files
 SOURCES: dict[str, str | Callable[[Location], Source]] = {
     "digits": "tim_jax.data.sources.digits.open_digits",
     "photos": "tim_jax.data.sources.photos.open_photos",
+    "emoji": "tim_jax.data.sources.emoji.open_emoji",
     "folder": "tim_jax.data.sources.folder.open_folder",
     "manifest": "tim_jax.data.sources.manifest.open_manifest",
     "tar": "tim_jax.data.sources.tar.open_tar",
@@ -32,7 +33,7 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         directory: a folder on a local disk, see Location.
         split: the part of the data, such as "train".
         section: the section of the configuration that names the source, for messages.
-        **more: `path`, `channels`, `num_classes`, `images`, `held_out_share`, `captions` and `split_key` of Location.
+        **more: `path`, `channels`, `size`, `num_classes`, `images`, `held_out_share`, `captions` and `split_key` of Location.
 
     Raises:
         UnknownSplit: the data has no such part.

@@ -188,6 +188,7 @@ class Location:
         held_out_share: the share of "train" that is the part "held_out" instead; 0 for none.
         path: the data itself, or the name of a data set; embedded sources need none.
         channels: channels of the images to make, 1 or 3, or of the latents that are there.
+        size: pixels of the sides of images, for a source that draws them.
         num_classes: labels lie below it, where the data does not say so itself; 0 says that labels are not read.
         images: the images that latents were made of, where they are to be read beside them.
         captions: whether captions are read, where the data has them.
@@ -199,6 +200,7 @@ class Location:
     held_out_share: float = 0.0
     path: str = ""
     channels: int = 3
+    size: int = 32
     num_classes: int = 0
     images: str = ""
     captions: bool = True

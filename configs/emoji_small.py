@@ -1,0 +1,39 @@
+"""Emoji at 16×16, by their groups, with a small network: what ablations start from beside configs/digits_small.py.
+
+Launch: python -m tim_jax.train --config=configs/emoji_small.py --workdir=runs/emoji_small
+It needs the packages of an extra: pip install "tim-jax[emoji]". All emojis designed by OpenMoji – the open-source emoji
+and icon project. License: CC BY-SA 4.0.
+"""
+
+from tim_jax.config import loading
+
+
+def smaller(config):
+    config.data.source = "emoji"
+    config.data.height = 16
+    config.data.width = 16
+    config.data.channels = 3
+    config.data.batch_size = 64
+
+    config.model.num_classes = 9
+    config.model.width = 96
+    config.model.depth = 3
+    config.model.heads = 3
+
+    config.optimizer.warmup_steps = 100
+
+    config.ema.slow = 0.995
+
+    config.training.steps = 3000
+    config.training.sample_every = 0
+    config.training.log_every = 100
+    return config
+
+
+def network():
+    """Data, network and optimizer, with the objective left as it is named in configs/base.py."""
+    return smaller(loading.load("digits").network())
+
+
+def get_config():
+    return smaller(loading.load("digits").get_config())
