@@ -29,6 +29,7 @@ def get_config():
     config.model.width = 160
     config.model.heads = 5
 
-    config.training.steps = 6000
-    config.training.sample_every = 2000
+    config.training.steps = 4000
+    config.training.sample_every = 1000
+    config.training.sample_steps = (1, 4, 16)
     return config
