@@ -160,5 +160,5 @@ def open_emoji(at: Location) -> Source:
     """
     versions()
     with _one_at_a_time(epath.Path(at.directory).expanduser()):
-        folder = prepare(functools.partial(EmojiPictures, at.size), at.directory)  # type: ignore[arg-type]
+        folder = prepare(functools.partial(EmojiPictures, at.size), at.directory)
     return InMemory(open_prepared(at, folder))
