@@ -1,4 +1,4 @@
-"""BERT (Devlin et al., arXiv 1810.04805), of which MiniLM (arXiv 2002.10957) is a small one, as an encoder of captions."""
+"""BERT (Devlin et al., arXiv 1810.04805), of which MiniLM (arXiv 2002.10957) is a small one, as a text encoder."""
 
 import dataclasses
 from collections.abc import Mapping

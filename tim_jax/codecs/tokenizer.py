@@ -155,7 +155,9 @@ def _wordpiece(path: pathlib.Path, content: bytes) -> Tokenizer:
     model.no_padding()
     frame, pad = model.encode("").ids, model.token_to_id("[PAD]")
     if len(frame) != 2 or pad is None:
-        raise ValueError(f"{path}: has no tokens that begin and end a text, or none for padding; it is not that of BERT")
+        raise ValueError(
+            f"{path}: has no tokens that begin and end a text, or none for padding; it is not that of BERT"
+        )
     numbers = lambda texts: [model.encode(text, add_special_tokens=False).ids for text in texts]  # noqa: E731
     return Tokenizer(numbers, model.get_vocab_size(), frame[0], pad, frame[1], model.token_to_id("[UNK]"))
 
