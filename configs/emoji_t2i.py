@@ -23,5 +23,6 @@ def get_config():
     config.model.condition = "text"
     config.model.num_classes = loading.load("base").get_config().model.num_classes
 
-    config.training.steps = 6000
+    config.training.steps = 4000
+    config.training.sample_every = 1000
     return config
