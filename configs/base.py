@@ -2,9 +2,9 @@
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
 objective, teacher, optimizer, ema, posthoc_ema, start. Run keys may: loader, mesh, training, checkpoint, sampling,
-evaluation, model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype,
-codecs.tile, optimizer.decay_steps, posthoc_ema.every, posthoc_ema.dtype. A teacher may move, but must be the same
-checkpoint, and a plugin the same code.
+evaluation, model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder,
+codecs.text_memory, codecs.dtype, codecs.tile, optimizer.decay_steps, posthoc_ema.every, posthoc_ema.dtype. A teacher
+may move, but must be the same checkpoint, and a plugin the same code.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -66,8 +66,10 @@ def get_config():
     # Pretrained encoders and decoders, as folders of published files: a path, or hf://owner/repository.
     config.codecs = ConfigDict()
     config.codecs.autoencoder = ""  # whose latents are trained on; "": images, or latents that nothing here decodes
-    config.codecs.text_encoder = ""  # of captions and prompts; "stand-in": a small one with random weights
+    config.codecs.text_encoder = ""  # of captions and prompts; "minilm": all-MiniLM-L6-v2; "stand-in": random weights
     config.codecs.image_encoder = ""  # whose features hidden states are aligned with
+    # Captions whose features are computed once and kept in the memory of each process; 0: computed anew in each batch.
+    config.codecs.text_memory = 0
     config.codecs.text_states = "last"  # of the text encoder: last or second_to_last
     # Read "ä" of captions and prompts as the escape "\xe4", and all beyond printable ASCII likewise: as published, for
     # published weights only.

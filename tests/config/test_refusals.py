@@ -61,6 +61,7 @@ BUILD = [
     ({"ema.online": "0.5"}, "ema.online"),
     ({"codecs.dtype": "float16"}, "codecs.dtype"),
     ({"codecs.tile": "-1", "codecs.autoencoder": "x"}, "codecs.tile"),
+    ({**TEXT, "codecs.text_memory": "-1"}, "codecs.text_memory"),
     ({**ENCODE}, "data.encode"),
     ({**ENCODE, **TEXT}, "codecs.text_encoder"),
     ({**ENCODE, "codecs.autoencoder": "/nowhere"}, "codecs.autoencoder"),

@@ -53,8 +53,9 @@ def read(run, folder):
 
 
 @pytest.mark.slow
-def test_captions_become_features_of_their_own_tokens(build, tmp_path):
-    raw, batch = read(build(), tmp_path)
+@pytest.mark.parametrize("memory", [0, 3])
+def test_captions_become_features_of_their_own_tokens(build, tmp_path, memory):
+    raw, batch = read(build(codecs__text_memory=memory), tmp_path)
     module, params = stand_in.load()
     ids, mask = BYTES(raw["caption"].tolist(), 72)
     with jax.default_matmul_precision("highest"):
@@ -68,6 +69,21 @@ def test_captions_become_features_of_their_own_tokens(build, tmp_path):
     # Captions that differ have features that differ, also far from where they do.
     one, other = module.apply({"params": params}, *BYTES(["a cat, a photograph", "a dog, a photograph"], 24)).last
     assert np.abs(one - other)[BYTES.count("a cat, a photograph") - 1].max() > 0.1
+
+
+def test_captions_are_encoded_once_where_they_are_kept(build):
+    """Whatever is beside them, and whether they fill all columns; of those not asked for lately again."""
+    kept, anew = (encoders.open_text_encoder(build(codecs__text_memory=memory)) for memory in (2, 0))
+    encoded, encode = [], kept.memory.encode
+    kept.memory.encode = lambda texts: encoded.append(dict.fromkeys(texts)) or encode(texts)
+    batches = ["a cat", "a dog", "a cat"], ["a dog", "x" * 71], ["x" * 200, "", "a dog"], ["a dog", ""], ["a cat"]
+    for texts in batches:
+        found = kept(texts)
+        for name, value in anew(texts).items():
+            np.testing.assert_allclose(found[name], value, atol=1e-5)
+    assert [list(texts) for texts in encoded] == [["a cat", "a dog"], ["x" * 71], ["x" * 200, ""], ["a cat"]]
+    for name, value in anew.null.items():
+        np.testing.assert_allclose(kept.null[name], value, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -137,6 +153,11 @@ def test_eight_devices_train_on_what_one_does(build, tmp_path):
 WRONG = {
     "no text encoder": (dict(codecs__text_encoder=""), "codecs.text_encoder is ''; it must name one for data.encode"),
     "another width": (dict(data__text_width=95), "data.text_width is 95; it must be 96, as stand-in (codecs"),
+    "fewer positions": (
+        dict(codecs__text_encoder="BERT", data__text_width=32, data__text_tokens=25),
+        "data.text_tokens is 25; it must be at most 24, as ",
+    ),
+    "negative memory": (dict(codecs__text_memory=-1), "codecs.text_memory is -1; it must be at least 0"),
     "no image encoder": (dict(data__features_width=8), "codecs.image_encoder is ''; it must name one for data.encode"),
     "no such states": (dict(codecs__text_states="first"), "codecs.text_states is 'first'; it must be one of last, "),
     "no such folder": (dict(codecs__autoencoder="/nowhere"), "/nowhere: is neither a folder nor a file"),
@@ -161,9 +182,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_fit_is_one_line(name, build, published):
     changes, said = WRONG[name]
-    models = {"KL": "autoencoder_kl_tiny", "DC": "autoencoder_dc_tiny"}
-    if changes.get("codecs__autoencoder") in models:
-        changes = changes | {"codecs__autoencoder": published(models[changes["codecs__autoencoder"]])}
+    models = {"KL": "autoencoder_kl_tiny", "DC": "autoencoder_dc_tiny", "BERT": "bert_tiny"}
+    changes = {key: published(models[value]) if value in models else value for key, value in changes.items()}
     with pytest.raises(ValueError) as error:
         input_pipeline.open_pipeline(build(**changes))
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -6,13 +6,13 @@ All are Flax modules whose parameters `load` reads from Hugging Face files. To a
 trained, has its place here), write a file with a Kind and a line in a table below.
 """
 
-from tim_jax.codecs import autoencoder_dc, autoencoder_kl, dino, gemma
+from tim_jax.codecs import autoencoder_dc, autoencoder_kl, bert, dino, gemma
 from tim_jax.codecs.loading import describe as describe
 from tim_jax.codecs.loading import load as load
 from tim_jax.codecs.tiling import tiled as tiled
 
 # Keyed by the class or model type in config.json.
 AUTOENCODERS = {"AutoencoderKL": autoencoder_kl.KIND, "AutoencoderDC": autoencoder_dc.KIND}
-TEXT_ENCODERS = {"gemma3_text": gemma.KIND}
+TEXT_ENCODERS = {"gemma3_text": gemma.KIND, "bert": bert.KIND}
 IMAGE_ENCODERS = {"dinov2": dino.KIND, "dinov2_with_registers": dino.KIND}
 KINDS = {"autoencoder": AUTOENCODERS, "text_encoder": TEXT_ENCODERS, "image_encoder": IMAGE_ENCODERS}

@@ -4,14 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tim_jax.codecs import configs
-from tim_jax.codecs.layers import RMSNorm
+from tim_jax.codecs.layers import Hidden, RMSNorm
 from tim_jax.codecs.loading import Kind, exactly
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -82,18 +82,6 @@ def read_config(values: Mapping[str, Any], source: str) -> Config:
     }
     values |= {key: value for key, value in named.items() if value is not None}
     return configs.make(Config, values, source, ONLY, IGNORED)
-
-
-class Hidden(NamedTuple):
-    """Hidden states.
-
-    Attributes:
-        last: (B, M, D) after the last layer and norm.
-        second_to_last: (B, M, D) before the last layer.
-    """
-
-    last: jax.Array
-    second_to_last: jax.Array
 
 
 class Gemma(nn.Module):

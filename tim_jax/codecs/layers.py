@@ -1,6 +1,6 @@
-"""Layers that several frozen networks share."""
+"""Layers that several frozen networks share, and what text encoders return."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,18 @@ def check_sides(images_BHWC, factor: int) -> None:
 def doubled(x_BhwC):
     """Returns x (B, h, w, C) at twice the size, (B, 2 h, 2 w, C), by nearest neighbours."""
     return x_BhwC.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class Hidden(NamedTuple):
+    """Hidden states of a text encoder.
+
+    Attributes:
+        last: (B, M, D) after the last layer and norm.
+        second_to_last: (B, M, D) before the last layer.
+    """
+
+    last: jax.Array
+    second_to_last: jax.Array
 
 
 class RMSNorm(nn.Module):

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tim_jax.codecs import configs, tensors
-from tim_jax.system import hub
+from tim_jax.codecs import configs, packaged, tensors
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -46,7 +45,7 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
 
     Args:
         path: a folder with config.json and safetensors, whole or in shards with their index; or one safetensors file
-            beside its config.json; or either on the hub, as hf://owner/repository.
+            beside its config.json; or either on the hub, as hf://owner/repository; or a name in `packaged.PACKAGES`.
         kinds: the kinds of models that are accepted, by the `_class_name` or `model_type` in config.json.
         dtype: float32 or bfloat16, of parameters and computation.
 
@@ -56,14 +55,14 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
     Raises:
         ValueError: with one line that names the file and what is wrong with it.
     """
-    path = hub.local(path)
+    path = packaged.local(path)
     module, kind = _described(path, kinds, dtype)
     return module, read_parameters(find(path)[1], shapes_of(module), kind.renames, dtype)
 
 
 def describe(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> nn.Module:
     """Returns the module that config.json describes, without parameters; arguments and errors are those of `load`."""
-    return _described(hub.local(path), kinds, dtype)[0]
+    return _described(packaged.local(path), kinds, dtype)[0]
 
 
 def _described(path: pathlib.Path, kinds: Mapping[str, Kind], dtype: Any) -> tuple[nn.Module, Kind]:

@@ -14,7 +14,7 @@ from tim_jax.types import DTYPES
 STATES = ("last", "second_to_last")
 LATENTS = ("mean", "sample")
 UNUSED = {
-    ("codecs.text_encoder", "codecs.text_states", "codecs.text_escapes"): (
+    ("codecs.text_encoder", "codecs.text_memory", "codecs.text_states", "codecs.text_escapes"): (
         "model.condition is not 'text'",
         lambda c: c.model.condition != "text",
     ),
@@ -32,8 +32,10 @@ class CodecSettings:
     """Pretrained models that encode and decode: folders of published files, a path or hf://owner/repository."""
 
     autoencoder: str = ""  # whose latents are trained on; "": images, or latents that nothing here decodes
-    text_encoder: str = ""  # of captions and prompts; "stand-in": a small one with random weights
+    text_encoder: str = ""  # of captions and prompts; "minilm": all-MiniLM-L6-v2; "stand-in": random weights
     image_encoder: str = ""  # whose features hidden states are aligned with
+    # Captions whose features are computed once and kept in the memory of each process; 0: computed anew in each batch.
+    text_memory: int = 0
     text_states: str = "last"  # of the text encoder: last or second_to_last
     # Read "ä" of captions and prompts as the escape "\xe4", and all beyond printable ASCII likewise: as published, for
     # published weights only.
@@ -47,8 +49,9 @@ class CodecSettings:
         for name, known in (("text_states", STATES), ("latents", LATENTS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"codecs.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        if self.tile < 0:
-            raise ValueError(f"codecs.tile is {self.tile}; it must be at least 0")
+        for name in ("tile", "text_memory"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"codecs.{name} is {getattr(self, name)}; it must be at least 0")
 
     def factor_of_images(self, encode: bool, condition: str, features_width: int) -> int:
         """Returns how many pixels of an image become one position of an example, along each side.

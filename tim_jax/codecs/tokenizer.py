@@ -1,4 +1,5 @@
-"""Tokenizers turn texts into padded token numbers, by the SentencePiece model of Gemma, or by bytes."""
+"""Tokenizers turn texts into padded token numbers: by a SentencePiece model, as Gemma has it, by a tokenizer.json, as
+BERT has it, or by bytes."""
 
 import dataclasses
 import pathlib
@@ -7,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
-from tim_jax.system import hub
+from tim_jax.codecs import packaged
 
-FILE = "tokenizer.model"
+# Of a published folder, the first that is there: a SentencePiece model, or what the package tokenizers reads.
+FILES = ("tokenizer.model", "tokenizer.json")
 SHOWN = 60  # characters of a prompt that an error shows
 
 
@@ -28,30 +31,38 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A function from texts to Tokens: the token that begins a text, then those of the text.
+    """A function from texts to Tokens: the token that begins a text, those of the text, and that which ends it.
 
     Attributes:
         numbers: maps texts to the token numbers of each, all below vocab_size.
         vocab_size: number of different tokens.
         begin: the token before each text.
         pad: the token after it, up to the length that is asked for.
+        end: the token, if any, that follows each text before those of padding.
+        unknown: the token, if any, of all words that have none of their own.
     """
 
     numbers: Callable[[list[str]], list[list[int]]]
     vocab_size: int
     begin: int
     pad: int
+    end: int | None = None
+    unknown: int | None = None
 
     def count(self, text: str) -> int:
-        """Returns the number of tokens of a text, including the one that begins it."""
-        return 1 + len(self._checked([text])[0])
+        """Returns the number of tokens of a text, including those that begin and end it."""
+        return 1 + len(self._checked([text])[0]) + len(self._end)
+
+    @property
+    def _end(self) -> list[int]:
+        return [] if self.end is None else [self.end]
 
     def __call__(self, texts: Sequence[str], length: int, strict: bool = False) -> Tokens:
         """Tokenizes texts.
 
         Args:
-            texts: B texts. The empty text is the token that begins a text.
-            length: M, the number of columns. Longer texts lose their end.
+            texts: B texts. The empty text is the token that begins a text, and that which ends it.
+            length: M, the number of columns. Longer texts lose their last words.
             strict: whether empty and longer texts are refused, as they should be where somebody typed them.
 
         Returns:
@@ -60,16 +71,20 @@ class Tokenizer:
         Raises:
             ValueError: for something that is no text, and for what `strict` refuses, naming the prompt.
         """
-        rows = [[self.begin, *numbers] for numbers in self._checked(texts)]
+        rows = self._checked(texts)
         ids = np.full((len(rows), length), self.pad, np.int32)
         mask = np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):
             if strict and not texts[i].strip():
                 raise ValueError(f"prompt {i + 1} of {len(rows)} is empty")
-            if strict and len(row) > length:
-                excess = f"{len(row)} tokens, more than {length}"
+            count = 1 + len(row) + len(self._end)
+            if strict and count > length:
+                excess = f"{count} tokens, more than {length}"
                 raise ValueError(f"prompt {i + 1} of {len(rows)} has {excess}: {_shown(texts[i])}")
-            row = row[:length]
+            if strict and self.unknown in row:
+                shown = f"prompt {i + 1} of {len(rows)}, {_shown(texts[i])}"
+                logging.warning("%s, has words or signs that the text encoder does not know", shown)
+            row = [self.begin, *row[: length - 1 - len(self._end)], *self._end]
             ids[i, : len(row)], mask[i, : len(row)] = row, True
         return Tokens(ids, mask)
 
@@ -82,33 +97,69 @@ class Tokenizer:
         return self.numbers(list(texts))
 
 
+def file_in(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the tokenizer of a published folder, which need not be there."""
+    return next((folder / name for name in FILES if (folder / name).exists()), folder / FILES[0])
+
+
 def open_tokenizer(path: str | pathlib.Path, vocab_size: int | None = None) -> Tokenizer:
-    """Opens a SentencePiece model.
+    """Opens the tokenizer of a published text encoder.
 
     Args:
-        path: a tokenizer.model, the folder that holds it, or either on the hub.
+        path: a tokenizer.model or tokenizer.json, the folder that holds it, either on the hub, or a name of
+            `packaged.PACKAGES`.
         vocab_size: of the text encoder, within which the token numbers must lie; None for no check.
 
     Raises:
-        ValueError: if the file is missing or of another kind, has no token to begin or to pad with, or does not fit.
+        ValueError: if the file is missing or of another kind, has no token to begin or to pad with, or does not fit;
+            or if the package that reads it is not installed.
     """
-    path = hub.local(path)
-    path = path / FILE if path.is_dir() else path
+    path = packaged.local(path)
+    path = file_in(path) if path.is_dir() else path
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); it comes with the text encoder") from None
-    except RuntimeError:
-        raise ValueError(f"{path}: is truncated or no SentencePiece model") from None
-    tokenizer = Tokenizer(model.encode, model.vocab_size(), model.bos_id(), model.pad_id())
-    if min(tokenizer.begin, tokenizer.pad) < 0:
-        raise ValueError(f"{path}: has no token that begins a text, or none for padding; it is not that of Gemma")
+    tokenizer = (_wordpiece if path.suffix == ".json" else _sentencepiece)(path, content)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"{path}: has {tokenizer.vocab_size} tokens, the text encoder only {vocab_size}; they do not belong "
             "together"
         )
     return tokenizer
+
+
+def _sentencepiece(path: pathlib.Path, content: bytes) -> Tokenizer:
+    """The tokenizer of Gemma."""
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise ValueError(f"{path}: is truncated or no SentencePiece model") from None
+    tokenizer = Tokenizer(model.encode, model.vocab_size(), model.bos_id(), model.pad_id())
+    if min(tokenizer.begin, tokenizer.pad) < 0:
+        raise ValueError(f"{path}: has no token that begins a text, or none for padding; it is not that of Gemma")
+    return tokenizer
+
+
+def _wordpiece(path: pathlib.Path, content: bytes) -> Tokenizer:
+    """The tokenizer of BERT."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError(f"{path}: is read by the package tokenizers; pip install tokenizers") from None
+    try:
+        model = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(f"{path}: is truncated or no tokenizer ({str(error)[:SHOWN]})") from None
+    model.no_truncation()
+    model.no_padding()
+    frame, pad = model.encode("").ids, model.token_to_id("[PAD]")
+    if len(frame) != 2 or pad is None:
+        raise ValueError(
+            f"{path}: has no tokens that begin and end a text, or none for padding; it is not that of BERT"
+        )
+    numbers = lambda texts: [model.encode(text, add_special_tokens=False).ids for text in texts]  # noqa: E731
+    return Tokenizer(numbers, model.get_vocab_size(), frame[0], pad, frame[1], model.token_to_id("[UNK]"))
 
 
 def escaped(tokenizer: Tokenizer) -> Tokenizer:

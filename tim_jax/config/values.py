@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tim_jax.codecs import packaged, stand_in
 from tim_jax.config.keys import FREE
 from tim_jax.config.sections import SECTIONS, SEED, Section, keys_of
 from tim_jax.system import paths
@@ -30,7 +31,7 @@ PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "loader.directory": ((), ()),
     "training.compilation_cache": (paths.REMOTE, ("auto",)),
     "codecs.autoencoder": ((SCHEME,), ()),
-    "codecs.text_encoder": ((SCHEME,), ("stand-in",)),
+    "codecs.text_encoder": ((SCHEME,), (stand_in.NAME, *packaged.PACKAGES)),
     "codecs.image_encoder": ((SCHEME,), ()),
 }
 

@@ -95,7 +95,9 @@ class BatchEncoder:
         inputs = {"x": batch["x"]}
         if self.run.data.images:
             inputs["original"] = batch["original"]
-        if self.texts:
+        if self.texts and self.texts.memory:
+            inputs |= self.texts.memory(batch["caption"].tolist())
+        elif self.texts:
             ids, mask = self.texts.tokenizer(batch["caption"].tolist(), self.texts.length)
             inputs |= {"ids": ids, "mask": mask}
         else:
@@ -125,7 +127,10 @@ class BatchEncoder:
         if "features" in encoded:
             encoded["features_mask"] = jnp.ones(len(images), bool)
         if self.texts:
-            encoded["text"] = self.texts.features(modules["text_encoder"], batch["ids"], batch["mask"])
+            if "text" in batch:
+                encoded["text"] = batch["text"]
+            else:
+                encoded["text"] = self.texts.features(modules["text_encoder"], batch["ids"], batch["mask"])
             encoded["mask"] = batch["mask"]
         else:
             encoded["label"] = batch["label"]

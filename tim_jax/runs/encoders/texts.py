@@ -1,5 +1,6 @@
 """Captions and prompts as networks take them."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -12,9 +13,12 @@ from tim_jax.codecs import stand_in
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.codecs.tokenizer import BYTES, Tokenizer, escaped, open_tokenizer
 from tim_jax.config.run import Run
+from tim_jax.runs.encoders.memory import TextMemory
 from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
+
+AT_A_TIME = 2**11  # tokens that a device encodes together for the memory
 
 
 class TextEncoder:
@@ -37,12 +41,18 @@ class TextEncoder:
                 "features "
                 "trained on are of"
             )
-        self.settings, self.mesh, self.length = settings, mesh, length
+        self.settings, self.mesh, self.length, self.width = settings, mesh, length, width
         config = settings.describe_text_encoder().config
         if config.hidden_size != width:
             raise ValueError(
                 f"data.text_width is {width}; it must be {config.hidden_size}, as {settings.text_encoder} "
                 "(codecs.text_encoder) has it"
+            )
+        longest = getattr(config, "max_position_embeddings", length)  # of encoders with a table of positions
+        if length > longest:
+            raise ValueError(
+                f"data.text_tokens is {length}; it must be at most {longest}, as {settings.text_encoder} "
+                "(codecs.text_encoder) reads no longer text"
             )
         stands_in = settings.text_encoder == stand_in.NAME
         tokenizer: Tokenizer = BYTES if stands_in else open_tokenizer(settings.text_encoder, config.vocab_size)
@@ -75,16 +85,39 @@ class TextEncoder:
         Returns:
             {"text": (B, M, T), "mask": (B, M)}.
         """
+        if self.memory:
+            return self._placed(self.memory(texts))
         ids, mask = self.tokenizer(texts, self.length)
+        placed = self._placed({"ids": ids, "mask": mask})
+        with on_mesh(self.mesh):
+            return {"text": self._apply(self.module, placed["ids"], placed["mask"]), "mask": placed["mask"]}
+
+    @functools.cached_property
+    def memory(self) -> TextMemory | None:
+        """The conditions that this process keeps, made on its own devices; None without `codecs.text_memory`."""
+        settings = dataclasses.replace(self.settings, text_memory=0)
+        if settings == self.settings:
+            return None
+        mesh = self.mesh
+        if jax.process_count() > 1:
+            own = np.array(jax.local_devices()[:1]).reshape((1,) * len(mesh.axis_names))
+            mesh = Mesh(own, mesh.axis_names)
+        encoder = TextEncoder(settings, mesh, self.length, self.width)
+        count = sharding.batch_shards(mesh) * max(1, AT_A_TIME // self.length)
+        encode = lambda texts: {name: np.asarray(value) for name, value in encoder(texts).items()}  # noqa: E731
+        return TextMemory(encode, count, self.settings.text_memory)
+
+    def _placed(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Arrays (B, …) that every process knows, on the mesh."""
         where = sharding.batch_sharding(self.mesh)
         put = lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index])  # noqa: E731
-        placed_ids, placed_mask = put(ids), put(mask)
-        with on_mesh(self.mesh):
-            return {"text": self._apply(self.module, placed_ids, placed_mask), "mask": placed_mask}
+        return {name: put(array) for name, array in arrays.items()}
 
     @functools.cached_property
     def null(self) -> dict[str, np.ndarray]:
         """The condition of the empty prompt: {"text": (1, M, T), "mask": (1, M)}."""
+        if self.memory:
+            return self.memory([""])
         ids, mask = self.tokenizer([""], self.length)
         whole = jax.jit(lambda *args: self.features(*args), out_shardings=sharding.replicated(self.mesh))
         with on_mesh(self.mesh):

@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-from tim_jax.codecs import loading, stand_in, tokenizer
+from tim_jax.codecs import loading, packaged, stand_in, tokenizer
 from tim_jax.config.run import Run
 from tim_jax.data.sources.base import digest
 from tim_jax.runs.encoding.work import Work
-from tim_jax.system import hub
 
 START = 2**20  # bytes of a file of weights that tell it from others: its header and the first weights
 
@@ -38,7 +37,7 @@ def module_identity(path: str) -> dict[str, Any]:
     """Tells a pretrained module from others.
 
     Args:
-        path: as `codecs` has it: a folder, hf://…, or the name of the stand-in.
+        path: as `codecs` has it: a folder, hf://…, or a name such as that of the stand-in.
 
     Returns:
         {"path", "fingerprint"}; the fingerprint is of the module's configuration and of the name, size and beginning
@@ -46,9 +45,9 @@ def module_identity(path: str) -> dict[str, Any]:
     """
     if path == stand_in.NAME:
         return {"path": path, "fingerprint": digest(stand_in.CONFIG, stand_in.SEED)}
-    folder, files = loading.find(hub.local(path))
+    folder, files = loading.find(packaged.local(path))
     found = []
-    for file in [folder / "config.json", folder / tokenizer.FILE, *files]:
+    for file in [folder / "config.json", tokenizer.file_in(folder), *files]:
         if file.exists():
             with file.open("rb") as opened:
                 found.append((file.name, file.stat().st_size, digest(opened.read(START))))

@@ -28,7 +28,10 @@ def read_prompts(path: str) -> list[tuple[str, Record]]:
     file = paths.given(path, "--prompts")
     kind = "folder" if file.is_dir() else file.suffix.lower()
     if kind not in READERS:
-        raise ValueError(f"--prompts is {path!r}; it must be a folder of .txt files, or end in .txt, .jsonl or .json")
+        raise ValueError(
+            f"--prompts is {path!r}; it must be a folder of .txt files, or end in .txt, .jsonl or .json (a prompt "
+            "itself is given with --prompt)"
+        )
     try:
         found = [(name, _record(i, value)) for i, (name, value) in enumerate(READERS[kind](file), 1)]
     except OSError as error:
