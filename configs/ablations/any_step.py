@@ -21,7 +21,7 @@ def any_step(config):
     """{"section.key": value} of what configs/digits.py changes in TiM, which is the same on all data."""
     parts = {
         "times": ("share_equal", "share_min"),
-        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity", "tangent.warmup_share"),
     }
     return {f"{part}.{key}": config[part][key] for part, keys in parts.items() for key in keys}
 
