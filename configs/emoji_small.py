@@ -24,7 +24,7 @@ def smaller(config):
 
     config.ema.slow = 0.995
 
-    config.training.steps = 3000
+    config.training.steps = 2500
     config.training.sample_every = 0
     config.training.log_every = 100
     return config

@@ -272,6 +272,7 @@ NOT_PROVOKED = {
     "data/buckets.py: data.buckets.table is {table}; each of them must have a multiple of mesh.sequence": "devices",
     "data/bucket_shapes.py: data.buckets.area": "images of no common size",
     "data/plan.py": "images that fit no bucket, or a plan made without a configuration",
+    "data/sources/emoji.py": "a machine without the packages of an extra",
     "data/sources/latents.py": "latents whose images are elsewhere",
     "data/sources/__init__.py: loader.directory": "a program's own call: a configuration is refused before",
     "data/sources/mixture.py": "sources of two kinds",

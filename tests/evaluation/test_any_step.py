@@ -160,7 +160,7 @@ def test_markdown(table):
     first = anystep.to_markdown(named).splitlines()[0]
     assert "| FID |" in first and "| FID, held out |" in first and "| Fréchet |" in lines[0]
     assert len({line.count("|") for line in lines[:6]}) == 1
-    assert lines[2].startswith("| 1 | 2 | ") and lines[5].startswith("| floor |")
+    assert lines[2].startswith("| 1 | 2 | ") and lines[5].startswith("| floor, halves |")
     assert table["monotone"]["verdict"] in text and "200 samples" in text and "training step 1234" in text
 
 

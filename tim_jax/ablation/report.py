@@ -17,6 +17,9 @@ NAMES = ("ablation.md", "ablation.json", "ablation.png")
 ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # of the runs that --only names
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
+# Figures of real images, by the key of a table: what a line is called, in a plot and in the table, and how it is drawn.
+FLOORS = {"floor": ("floor, halves", (0, (4, 2))), "floor_at_count": ("floor, {samples:,} samples", (0, (1, 2)))}
+PERFECT = "what as many perfect samples, drawn from the distribution of the training part, score on average"
 DISTANCES = {"frechet": "to the training part", "frechet_held_out": "to the held-out part"}
 
 
@@ -29,9 +32,9 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         members: the runs, all by default.
 
     Returns:
-        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "variants", "baselines",
-        "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained otherwise.
-        "others" are the variants and baselines that are not among the runs.
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "floor_at_count", "variants",
+        "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained
+        otherwise. "others" are the variants and baselines that are not among the runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
     members = ablation.members() if members is None else members
@@ -47,18 +50,23 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
             variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
-    floors = [table["floor"] for table in tables]
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
         "samples": tables[0]["samples"] if tables else None,
-        "floor": {name: float(np.mean([floor[name] for floor in floors])) for name in (floors or [{}])[0]},
+        **{key: _mean([table.get(key, {}) for table in tables]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
         "winners": winners(variants),
     }
+
+
+def _mean(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure that all of them have."""
+    names = [name for name in (floors or [{}])[0] if all(name in floor for floor in floors)]
+    return {name: float(np.mean([floor[name] for floor in floors])) for name in names}
 
 
 def summarise(results: Mapping[int, dict[str, Any] | None]) -> dict[str, Any]:
@@ -134,8 +142,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
     text += [
         f"{over.capitalize()}, {found['samples']} samples of each. All variants got {rule[found['equal']]}; "
         f"a step's cost is relative to that of {found['reference']}, seconds are those of training as it ran. Bold: "
-        "the smallest mean. Floor: two halves of the training part, half as many images; under held out, training "
+        "the smallest mean. Floor, halves: two halves of the training part, half as many images; held out: training "
         "part against held-out part."
+        + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
     for name, about in found["baselines"].items():
         of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
@@ -179,9 +188,18 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
             winner = found["winners"][name].get(nfe, {}).get("variant")
             cells.append(f"**{cell}**" if variant == winner else cell)
         lines.append([variant, *cells])
-    if name in found["floor"]:
-        lines.append(["floor", "", "", "", f"{found['floor'][name]:.3g}", *[""] * (len(columns) - 1)])
+    for title, _, height in _floors(found, name):
+        lines.append([title, "", "", "", f"{height:.3g}", *[""] * (len(columns) - 1)])
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
+    """Returns (what it is called, how its line is drawn, figure) of each floor of a distance."""
+    return [
+        (title.format(samples=found.get("samples")), dashes, found[key][name])
+        for key, (title, dashes) in FLOORS.items()
+        if name in found.get(key, {})
+    ]
 
 
 def _verdict(found: Mapping[str, Any], name: str) -> str:
@@ -220,8 +238,8 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
-        if name in found["floor"]:
-            axes.axhline(found["floor"][name], color="#555555", ls=(0, (1, 2)), lw=1.2, label="floor")
+        for label, dashes, height in _floors(found, name):
+            axes.axhline(height, color="#555555", ls=dashes, lw=1.2, label=label)
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
         axes.set_xlabel("network evaluations per image")
     for axes in panels:  # which share the axis of the distances

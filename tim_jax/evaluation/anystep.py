@@ -15,6 +15,29 @@ LABELS = {
     "balanced": ", every label alike",
     "captions": ", captions of the data",
 }
+FLOOR = (
+    "Floors are figures of real images. Halves: two halves of the training part; under held out, training part against "
+    "held-out part. Halves hold half as many images, which nearly doubles the bias of their Fréchet distance: good "
+    "samples can lie below it."
+)
+FLOOR_AT = (
+    "{count:,} samples: what as many perfect samples, drawn from the very distribution of the training part, score on "
+    "average against the same references"
+)
+HOW = {  # how a floor at the number of samples is found, for the metrics named
+    (
+        "frechet",
+        "sfid",
+    ): "Fréchet distances from disjoint parts of the training part of several sizes, by their "
+    "bias in 1/samples + 1/images",
+    ("kernel",): "the kernel distance is 0, as it has no bias, ± the standard deviation of a set of samples",
+    ("precision", "recall"): "precision and recall of training images, each among others",
+    ("frechet_held_out", "kernel_held_out", "precision_held_out"): "held out: training images in place of samples",
+}
+PLOTTED = {
+    "floor": "floor: halves of the training part, half as many images",
+    "floor_at_count": "floor: {count} perfect samples, expected",
+}
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 
 
@@ -22,7 +45,8 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
     """Measures samples by number of steps.
 
     The Fréchet distance of finite sets is biased upward, nearly as one over their size: the floor's halves score almost
-    twice what full-sized sets would, so that good samples can lie below it. The kernel distance has no such bias.
+    twice what full-sized sets would, so that good samples can lie below it. The kernel distance has no such bias. What
+    perfect samples would score is beside the floor, where the caller adds "floor_at_count" (`Yardstick.floor_at`).
 
     Args:
         measure: maps (steps, seed) to ({name: figure} of `count` samples, seconds that sampling took). Sample i of a
@@ -116,36 +140,54 @@ def long_title(table, name):
 
 
 def to_markdown(table):
-    """Returns a table as markdown: a line per step count and the floor, then the verdict and what was measured."""
+    """Returns a table as markdown: a line per step count and the floors, then the verdict and what was measured."""
     names = titles(table)
     header = ("steps", "NFE", *names.values(), "ms per image")
     lines = [header, ["---:"] * len(header)]
     for row in table["rows"]:
         values = [_value(row[name], row[f"{name}_spread"], len(table["seeds"])) for name in names]
         lines.append([str(row["steps"]), str(row["nfe"]), *values, f"{1000 * row['seconds_per_image']:.3g}"])
-    floor = table["floor"]
-    lines.append(["floor", "", *(f"{floor[name]:.3g}" if name in floor else "" for name in names), ""])
+    for title, floor in floors(table).items():
+        lines.append([title, "", *(_floor(floor, name) for name in names), ""])
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     seeds = len(table["seeds"])
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     step = f", training step {table['step']}" if "step" in table else ""
     note = f"{table['samples']} samples per step count{LABELS.get(table.get('labels'), '')}, {over}{step}. "
     note += "NFE: network evaluations per image."
-    floor = (
-        "Floor: two halves of the training part; under held out, training part against held-out part. Halves hold half "
-        "as many images, which nearly doubles the bias of their Fréchet distance: good samples can lie below it."
-    )
+    floor = FLOOR + _how(table)
     of = table.get("reference")
     floor += f" Compared by {of['features']} with {of['images']:,} images of {of['data']}, {of['split']}." if of else ""
     return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n"
+
+
+def floors(table):
+    """Returns {title: {name: figure}} of the floors that a table has."""
+    found = {"floor, halves": table["floor"]}
+    if "floor_at_count" in table:
+        found[f"floor, {table['samples']:,} samples"] = table["floor_at_count"]
+    return found
+
+
+def _how(table):
+    """How the floor at the number of samples was found, for those metrics that have one."""
+    if "floor_at_count" not in table:
+        return ""
+    how = [text for names, text in HOW.items() if any(name in table["floor_at_count"] for name in names)]
+    return " " + ": ".join([FLOOR_AT.format(count=table["samples"]), *["; ".join(how)] * bool(how)]) + "."
+
+
+def _floor(floor, name):
+    spread = f" ± {floor[f'{name}_spread']:.1g}" if f"{name}_spread" in floor else ""
+    return f"{floor[name]:.3g}{spread}" if name in floor else ""
 
 
 def plot(tables, path):
     """Plots the first metric of some tables against the training part, by network evaluations, as PNG.
 
     Args:
-        tables: {name: table}, of which each becomes a curve, with its floor as a dashed line. Their first metric is
-            that of the first table, the Fréchet distance as a rule.
+        tables: {name: table}, of which each becomes a curve, with its floors as dashed and dotted lines. Their first
+            metric is that of the first table, the Fréchet distance as a rule.
         path: where the picture is written.
 
     Raises:
@@ -159,10 +201,15 @@ def plot(tables, path):
         name: tuple([row[key] for row in table["rows"]] for key in ("nfe", metric, f"{metric}_spread"))
         for name, table in tables.items()
     }
-    floor = {name: table["floor"][metric] for name, table in tables.items() if metric in table["floor"]}
+    lines = {}
+    for key, label in PLOTTED.items():
+        having = {name: table for name, table in tables.items() if table.get(key, {}).get(metric, 0) > 0}
+        if having:
+            counts = {f"{table['samples']:,}" for table in having.values()} if "{count}" in label else {""}
+            title = label.format(count=counts.pop() if len(counts) == 1 else "as many")
+            lines[title] = {name: table[key][metric] for name, table in having.items()}
     title = long_title(next(iter(tables.values())), metric)
-    labels = ("network evaluations per image", f"{title} to the training part")
-    curves.curves(series, floor, path, *labels, floor_label="floor: halves of the training part, half as many images")
+    curves.curves(series, lines, path, "network evaluations per image", f"{title} to the training part")
 
 
 def write(table, workdir, name=None):

@@ -2,7 +2,7 @@
 
 A set is summarised once (see summaries.py) and prepared once, and is then compared any number of times, so that a
 reference is never paid for twice. To add a metric, write a file with its `prepare` and `compare`, and give it a line in
-METRICS: the any-step table, the floor, stored references and evaluation while training take it from there.
+METRICS: the any-step table, the floors, stored references and evaluation while training take it from there.
 """
 
 from collections.abc import Callable, Collection
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tim_jax.evaluation import distances, neighbours, score, summaries
+from tim_jax.evaluation import distances, floors, neighbours, score, summaries
 
 
 class Metric(NamedTuple):
@@ -24,6 +24,7 @@ class Metric(NamedTuple):
         compare: maps what was prepared of the samples and of the reference to the figure.
         reference_free: whether the reference is not looked at.
         higher_is_better: whether larger figures are better.
+        floor: estimates what perfect samples would score (see floors.py); None where that is not known.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Metric(NamedTuple):
     compare: Callable[[Any, Any], float]
     reference_free: bool = False
     higher_is_better: bool = False
+    floor: Callable[[floors.Given], floors.Floor] | None = None
 
     @property
     def need(self) -> summaries.Need:
@@ -49,9 +51,15 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "frechet": Metric("Fréchet", "features", "moments", distances.gaussian, distances.frechet_distance),
-    "sfid": Metric("sFID", "spatial", "moments", distances.gaussian, distances.frechet_distance),
-    "kernel": Metric("kernel", "features", "raw", distances.kernel_set, distances.kernel_distance),
+    "frechet": Metric(
+        "Fréchet", "features", "moments", distances.gaussian, distances.frechet_distance, floor=floors.extrapolated
+    ),
+    "sfid": Metric(
+        "sFID", "spatial", "moments", distances.gaussian, distances.frechet_distance, floor=floors.extrapolated
+    ),
+    "kernel": Metric(
+        "kernel", "features", "raw", distances.kernel_set, distances.kernel_distance, floor=floors.unbiased
+    ),
     "inception_score": Metric(
         "Inception score",
         "logits",
@@ -60,9 +68,26 @@ METRICS = {
         lambda a, _: a,
         reference_free=True,
         higher_is_better=True,
+        floor=floors.of_subset,
     ),
-    "precision": Metric("precision", "features", "raw", neighbours.balls, neighbours.precision, higher_is_better=True),
-    "recall": Metric("recall", "features", "raw", neighbours.balls, neighbours.recall, higher_is_better=True),
+    "precision": Metric(
+        "precision",
+        "features",
+        "raw",
+        neighbours.balls,
+        neighbours.precision,
+        higher_is_better=True,
+        floor=floors.covered,
+    ),
+    "recall": Metric(
+        "recall",
+        "features",
+        "raw",
+        neighbours.balls,
+        neighbours.recall,
+        higher_is_better=True,
+        floor=floors.covered_by_samples,
+    ),
 }
 TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID"}  # (features, metric) with a name of its own
 

@@ -56,6 +56,23 @@ def recall(samples: Balls, reference: Balls) -> float:
     return _share(reference, samples)
 
 
+def covered_by_others(of: Balls) -> float:
+    """Returns the share of features that lie in the ball of another one, in [0, 1].
+
+    It is the precision of a fresh feature from the same distribution: without feature i, the ball around j would still
+    reach its third neighbour, and i lies in it if i is one of the first three.
+    """
+    inside, first = 0, 0
+    for block in _squares(of.centres, of.norms, of.centres, of.norms):
+        rows = np.arange(len(block))
+        norms = of.norms[first : first + len(block), None] + of.norms[None, :]
+        within = block <= of.squares[None, :] + ROUNDING * norms
+        within[rows, first + rows] = False
+        inside += int(within.any(axis=1).sum())
+        first += len(block)
+    return inside / len(of.centres)
+
+
 def _share(points: Balls, support: Balls) -> float:
     widths = points.centres.shape[1], support.centres.shape[1]
     if widths[0] != widths[1]:

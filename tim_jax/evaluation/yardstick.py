@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tim_jax.evaluation import summaries
+from tim_jax.evaluation import floors, summaries
 from tim_jax.evaluation.metrics import Metric
 from tim_jax.evaluation.references import Reference
 
@@ -19,11 +19,11 @@ def needs_of(metrics: Mapping[str, Metric], reference: bool = False) -> tuple[su
 
     Args:
         metrics: {name: Metric}.
-        reference: whether the summary is that of a reference, whose floor is taken from raw features.
+        reference: whether the summary is that of a reference, whose floors are taken from raw features.
     """
     needs = {metric.need: None for metric in metrics.values()}
     if reference:
-        needs |= {(metric.output, "raw"): None for metric in metrics.values() if not metric.reference_free}
+        needs |= {(metric.output, "raw"): None for metric in metrics.values()}
     return tuple(needs)
 
 
@@ -113,6 +113,45 @@ class Yardstick:
             for name, value in self._compare(self._prepared_references[""], others).items()
             if name.endswith(HELD_OUT)
         }
+
+    def floor_at(self, count: int, seeds: Sequence[int]) -> dict[str, float]:
+        """Estimates what `count` perfect samples would score; see floors.py for how.
+
+        Args:
+            count: number of samples.
+            seeds: of random subsets of the training part.
+
+        Returns:
+            NAME: figures against these very references; NAME_spread: the standard deviation of those whose mean is
+            known to be 0. Without what cannot be told: of references that do not say of how many images they are.
+        """
+        training = self.references[""].summary
+        found: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            raw = training.get((metric.output, "raw"))
+            images = self._images("", metric)
+            if raw is None or metric.need not in training or len(raw.values) < floors.FEWEST or not images:
+                continue
+            prepared = self._prepared_references[""][metric.need, metric.prepare]
+            looked_at = min(count, self.max_images) if metric.kind == "raw" else count
+            given = floors.Given(metric, raw.values, prepared, looked_at, images, seeds)
+            if metric.floor is not None:
+                found |= {name + end: value for end, value in metric.floor(given).items()}
+            if metric.reference_free:
+                continue
+            for suffix, others in self._prepared_references.items():
+                if suffix and (number := self._images(suffix, metric)):
+                    found[name + suffix] = floors.against(given, others[metric.need, metric.prepare], number)
+        return found
+
+    def _images(self, suffix: str, metric: Metric) -> int:
+        """How many images of a reference a metric looks at; 0 where the reference does not say."""
+        value = self.references[suffix].summary.get(metric.need)
+        raw = self.references[suffix].summary.get((metric.output, "raw"))
+        stored = len(raw.values) if raw is not None else 0
+        if metric.kind != "moments" or value is None:
+            return stored
+        return value.count if value.count >= stored else 0  # published moments do not say
 
     @functools.cached_property
     def _prepared_references(self) -> dict[str, dict[Any, Any]]:

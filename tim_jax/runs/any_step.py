@@ -73,6 +73,7 @@ def any_step_table(
 
     floor, reference = yardstick.floor(seeds), measurement.fingerprint
     table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference)
+    table["floor_at_count"] = yardstick.floor_at(count, seeds)
     by_class = measurement.run.config.model.condition == "class"
     return table | {"labels": measurement.run.evaluation.labels if by_class else "captions"}, shown
 

@@ -33,7 +33,8 @@ def open_source(name: str, directory: str, split: str = "train", section: str = 
         directory: a folder on a local disk, see Location.
         split: the part of the data, such as "train".
         section: the section of the configuration that names the source, for messages.
-        **more: `path`, `channels`, `size`, `num_classes`, `images`, `held_out_share`, `captions` and `split_key` of Location.
+        **more: `path`, `channels`, `size`, `num_classes`, `images`, `held_out_share`, `captions` and `split_key` of
+            Location.
 
     Raises:
         UnknownSplit: the data has no such part.

@@ -21,8 +21,8 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from tim_jax.data.emoji_names import GROUPS, Emoji, named
 from tim_jax.data.sources.base import InMemory, Location, Source, digest
-from tim_jax.data.sources.emoji_names import GROUPS, Emoji, named
 from tim_jax.data.sources.tfds import open_prepared, prepare
 from tim_jax.data.splits import HELD_OUT, TRAIN, place
 from tim_jax.system.progress import Bar
@@ -133,14 +133,8 @@ class EmojiPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def versions() -> list[str]:
-    """The versions of PACKAGES. Raises ValueError if one is not there."""
-    try:
-        return [metadata.version(package) for package in PACKAGES]
-    except metadata.PackageNotFoundError as error:
-        raise ValueError(
-            f"data.source is 'emoji', which needs the package {error.name}; it must be installed: "
-            'pip install "tim-jax[emoji]"'
-        ) from None
+    """The versions of PACKAGES. Raises PackageNotFoundError if one is not installed."""
+    return [metadata.version(package) for package in PACKAGES]
 
 
 @contextlib.contextmanager
@@ -158,7 +152,14 @@ def open_emoji(at: Location) -> Source:
 
     Raises ValueError if the packages of the extra "emoji" are not installed, or there is no such split.
     """
-    versions()
+    try:
+        versions()
+    except metadata.PackageNotFoundError as error:
+        key = f"{at.key.rpartition('.')[0]}.source"
+        raise ValueError(
+            f"{key} is 'emoji'; it must be another one without the package {error.name} "
+            '(pip install "tim-jax[emoji]")'
+        ) from None
     with _one_at_a_time(epath.Path(at.directory).expanduser()):
-        folder = prepare(functools.partial(EmojiPictures, at.size), at.directory)  # type: ignore[arg-type]
+        folder = prepare(functools.partial(EmojiPictures, at.size), at.directory)
     return InMemory(open_prepared(at, folder))

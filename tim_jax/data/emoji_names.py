@@ -6,6 +6,7 @@ Names and groups are those of Unicode (emoji.tsv beside this file), words to sea
 import dataclasses
 import importlib.resources
 import json
+import pathlib
 import re
 from collections.abc import Iterable
 from importlib import metadata
@@ -127,6 +128,6 @@ def _table() -> dict[str, tuple[int, str, str]]:
 def _words() -> dict[str, tuple[str, ...]]:
     """code → words that em-keyboard finds it by. Its first is the name."""
     (path,) = (file for file in metadata.files("em-keyboard") or () if file.name == "emojis.json")
-    entries = json.loads(path.locate().read_bytes())
+    entries = json.loads(pathlib.Path(path.locate()).read_bytes())
     codes = ((plain("-".join(f"{ord(letter):04X}" for letter in letters)), words) for letters, words in entries.items())
     return {code: tuple(filter(WORD.fullmatch, (w.replace("_", " ") for w in words[1:]))) for code, words in codes}
