@@ -5,7 +5,7 @@ Launch: bash launch/local.sh
 Where it leaves the published loss, and why (figures in docs/how_good.md):
 - No weight by an example's own error: in few dimensions it no longer aims at the conditional mean, and samples lose
   spread.
-- No weight by the interval either: the tenth of the examples that learn jumps needs all of its say, or one step suffers.
+- No weight by the interval either: the tenth of the examples that learn jumps needs all of its say for one step.
 - No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
 - dF/dt along the velocity that the network itself predicts at r = t, not along the example's own. The target's mean is
   the same, its variance lower.

@@ -47,7 +47,7 @@ def test_the_any_step_comparison_differs_between_data_in_learning_rates_alone(da
         others = {key: value for key, value in keys.items() if key != rate}
         assert {key: value for key, value in here.variants[name].items() if key != rate} == others
         swept = [keys for variant, keys in rates.variants.items() if variant.rpartition("_")[0] == name]
-        assert len({keys[rate] for keys in swept}) == 3 and all(keys | others == keys for keys in swept)
+        assert len({keys[rate] for keys in swept}) == 4 and all(keys | others == keys for keys in swept)
         assert here.config(name).optimizer.learning_rate in {keys[rate] for keys in swept}
     assert here.sampler_steps == rates.sampler_steps == (1, 2, 4, 8, 16, 32, 64)
 
