@@ -5,13 +5,10 @@ Launch: bash launch/local.sh
 Where it leaves the published loss, and why (figures in docs/how_good.md):
 - No weight by an example's own error: in few dimensions it no longer aims at the conditional mean, and samples lose
   spread.
-- No weight by the interval either: the tenth of the examples that learn jumps needs all of its say for one step.
 - No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
 - dF/dt along the velocity that the network itself predicts at r = t, not along the example's own. The target's mean is
-  the same, its variance lower.
-- Nine tenths of the examples at r = t, which many steps need.
-- dF/dt sets in over the first third of training. Before the network knows a velocity, its derivative is noise; until
-  then the examples with r ≠ t learn that velocity as well.
+  the same, its variance lower: the error of examples with r ≠ t falls from 0.50 to 0.36.
+- Four fifths of the examples at r = t and less weight for long intervals, which one step can spare and many steps need.
 - The learning rate falls linearly to zero, for the flow-matching twin as well.
 """
 
@@ -46,12 +43,11 @@ def network():
 def get_config():
     config = network()
 
-    config.times.share_equal = 0.9
+    config.times.share_equal = 0.8
     config.times.share_min = 0.05
 
-    config.objective.weight.kernel = "constant"
+    config.objective.weight.kernel = "square"
     config.objective.adaptive.power = 0.0
     config.objective.direction = "none"
     config.objective.velocity = "online"
-    config.objective.tangent.warmup_share = 1 / 3
     return config

@@ -1,7 +1,7 @@
 """Any-step quality on emoji at 16×16: the methods and the one TiM of ablations/any_step.py on the other data.
 
 Launch: python -m tim_jax.ablate --config=configs/ablations/any_step_emoji.py --workdir=runs/ablations/any_step_emoji
-Time: 6 variants × 3 seeds × about ten minutes of one core.
+Time: 6 variants × 3 seeds × about five minutes of one core.
 
 Published: see ablations/any_step.py. To compare: whether `tim_any_step`, which is changed in nothing but its learning
 rate, is within a standard deviation of the best method here as well.

@@ -19,7 +19,7 @@ def get_ablation():
     tuned = loading.load("digits_small").get_config()
     changed = {
         "times": ("share_equal", "share_min"),
-        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity", "tangent.warmup_share"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
     }
     return Ablation(
         base=base,

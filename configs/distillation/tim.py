@@ -2,7 +2,7 @@
 
     F* = v_T − (t − r) sg D_{v_T} F, v_T the velocity of the teacher at x_t in place of ε − x
 
-The objective is that of configs/digits.py, but for the velocity, which is known from the start: nothing warms up.
+The objective is that of configs/digits.py, but for the velocity.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.train --config=configs/distillation/tim.py --workdir=runs/tim_distilled
@@ -13,5 +13,5 @@ from tim_jax.config import loading
 
 def get_config():
     return loading.load("digits_flow_matching").student(
-        {"objective.velocity": "teacher", "objective.tangent.warmup_share": 0.0}, loading.load("digits").get_config()
+        {"objective.velocity": "teacher"}, loading.load("digits").get_config()
     )
