@@ -1,8 +1,9 @@
 """Emoji at 16×16, by their groups, with a small network: what ablations start from beside configs/digits_small.py.
 
 Launch: python -m tim_jax.train --config=configs/emoji_small.py --workdir=runs/emoji_small
+A step takes about 65 ms on one core and a run three minutes, so that two cores train two variants at once.
 It needs the packages of an extra: pip install "tim-jax[emoji]". All emojis designed by OpenMoji – the open-source emoji
-and icon project. License: CC BY-SA 4.0.
+and icon project. License: CC BY-SA 4.0. Loss and schedule are those of configs/digits.py.
 """
 
 from tim_jax.config import loading

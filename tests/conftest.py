@@ -50,7 +50,10 @@ def x64():
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
-    """A folder with the embedded data sets, made once for all processes of a test run: the photographs take seconds."""
+    """A folder with the embedded data sets, made once for all processes of a test run: the photographs take seconds.
+
+    The emoji, which take more, are drawn when a test first opens them; others then wait.
+    """
     from tim_jax import data
 
     folder = tmp_path_factory.getbasetemp()
@@ -58,8 +61,8 @@ def embedded(tmp_path_factory):
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other process waits, and finds what this one made
-        for name in ("digits", "photos", "emoji"):
-            data.open_source(name, str(folder), size=16)
+        for name in ("digits", "photos"):
+            data.open_source(name, str(folder))
     return folder
 
 
@@ -67,7 +70,7 @@ def embedded(tmp_path_factory):
 def data_directory(embedded, tmp_path_factory):
     """A folder of the module's own for `loader.directory`, in which the embedded data sets are there already."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("digits", "photos", "emoji"):
+    for name in ("digits", "photos"):
         (folder / name).symlink_to(embedded / name)
     return folder
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "draws images from a trained run at several step counts, from labels, prompts or images",
     "evaluate": "measures a trained run at every step count, or exports samples for published evaluations",
     "diagnose": "shows errors and derivatives of a trained run by time and interval",
+    "report": "makes one HTML page of a run or of an ablation: samples, curves, tables",
     "grid": "finds the step grids that suit a trained run best",
     "inspect": "shows the buckets and the first batches of a data set",
     "encode": "encodes a data set once, to shards that training reads",
@@ -31,7 +32,7 @@ COMMANDS = {
 
 def module_of(name: str) -> str:
     """The module whose `main(argv)` is the command: one beside the rooms, or the `__main__` of a room."""
-    rooms = ("plan", "bench")
+    rooms = ("report", "plan", "bench")
     return f"tim_jax.{name}.__main__" if name in rooms else f"tim_jax.{name}"
 
 

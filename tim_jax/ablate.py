@@ -34,7 +34,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     import jax
 
-    from tim_jax.ablation import baselines, budget, job, launch, report, settings
+    from tim_jax.ablation import baselines, budget, job, launch, settings, table
     from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
@@ -72,11 +72,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             failed = 0 if args.plan else job.run_all(ablation, planned, folder, members, stop)
         if jax.process_index() == 0 and not args.plan:
             only = None if args.only is None else members
-            print(report.write(ablation, folder, title, only))
-            names = report.NAMES if only is None else report.ONLY_NAMES
+            print(table.write(ablation, folder, title, only))
+            names = table.NAMES if only is None else table.ONLY_NAMES
             print(f"written: {', '.join(str(folder / name) for name in names if (folder / name).exists())}")
             if only is not None:
-                print(f"all that is finished: {folder / report.NAMES[0]}")
+                print(f"all that is finished: {folder / table.NAMES[0]}")
     if failed:
         job.print_once(f"{failed} of {len(members)} runs failed; the same command tries them again")
         raise SystemExit(FAILED)

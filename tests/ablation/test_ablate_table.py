@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.ablations import tiny
-from tim_jax.ablation import Ablation, budget, job, report, runs
+from tim_jax.ablation import Ablation, budget, job, runs, table
 from tim_jax.ablation.settings import Member
 
 
@@ -36,7 +36,7 @@ def test_the_table_holds_what_numpy_says(tmp_path):
             given[member] = result(rng)
             runs.write(folder / str(member), given[member])
 
-    text = report.write(ablation, folder, "mine")
+    text = table.write(ablation, folder, "mine")
     found = json.loads((folder / "ablation.json").read_text())
     a, b, c = (found["variants"][name] for name in "abc")
     assert (a["finished"], b["finished"], c["finished"]) == (3, 1, 0) and c["rows"] == []
@@ -68,8 +68,8 @@ def test_columns_are_network_evaluations(tmp_path):
     one, two = result(rng), result(rng)
     for row in two["table"]["rows"]:
         row["nfe"] *= 2
-    variants = {"a": report.summarise({0: one}), "b": report.summarise({0: two})}
-    winners = report.winners(variants)["frechet"]
+    variants = {"a": table.summarise({0: one}), "b": table.summarise({0: two})}
+    winners = table.winners(variants)["frechet"]
     assert {nfe: about["variant"] for nfe, about in winners.items()} == {"1": "a", "2": "b", "4": "a", "8": "b"}
     assert all(about["second"] is None for about in winners.values())
 
@@ -78,21 +78,21 @@ def test_a_baseline_is_shown_and_wins_nothing(tmp_path):
     ablation = Ablation(tiny(), {"a": {}}, equal="steps", seeds=2, baselines={"teacher": "runs/t", "gone": "runs/g"})
     folder, rng, given = epath.Path(tmp_path), np.random.default_rng(2), {}
     budget.make(ablation, folder, ["a"], lambda line: None)
-    alone = report.write(ablation, folder, "mine")
+    alone = table.write(ablation, folder, "mine")
     assert "| teacher |  | not trained here |  |" in alone and "- teacher: 0 of 2 runs" in alone
     for member in ablation.members():
         if member.variant == "a":
             given[member] = result(rng)
         elif member.variant == "teacher":  # better than all others
-            table = result(rng, steps=(1, 4, 8))["table"]
-            for row in table["rows"]:
+            measured = result(rng, steps=(1, 4, 8))["table"]
+            for row in measured["rows"]:
                 row |= {name: row[name] / 10 for name in ("frechet", "frechet_held_out")}
             of = {"checkpoint": "runs/t", "steps": 4600, "ema": "slow"}
-            given[member] = {"seconds": 1.0, "table": table, "baseline": of}
+            given[member] = {"seconds": 1.0, "table": measured, "baseline": of}
     for member, one in given.items():
         runs.write(folder / str(member), one)
 
-    text = report.write(ablation, folder, "mine")
+    text = table.write(ablation, folder, "mine")
     found = json.loads((folder / "ablation.json").read_text())
     assert list(found["variants"]) == ["a"] and list(found["baselines"]) == ["teacher", "gone"]
     assert {nfe: about["variant"] for nfe, about in found["winners"]["frechet"].items()} == {"1": "a", "4": "a"}
@@ -112,15 +112,15 @@ def test_only_has_a_report_of_its_own_beside_that_of_all(tmp_path):
     given = {member: result(rng) for member in ablation.members()}
     for member, one in given.items():
         runs.write(folder / str(member), one)
-    text = report.write(ablation, folder, "mine", job.chosen(ablation, "a/seed_1, c"))
-    whole, part = (json.loads((folder / names[1]).read_text()) for names in (report.NAMES, report.ONLY_NAMES))
+    text = table.write(ablation, folder, "mine", job.chosen(ablation, "a/seed_1, c"))
+    whole, part = (json.loads((folder / names[1]).read_text()) for names in (table.NAMES, table.ONLY_NAMES))
     assert (folder / "ablation_only.md").read_text() == text and (folder / "ablation_only.png").exists()
     assert list(whole["variants"]) == ["a", "b", "c"] and whole["others"] == []
     assert list(part["variants"]) == ["a", "c"] and part["others"] == ["b"]
     assert part["variants"]["c"] == whole["variants"]["c"]
     assert part["variants"]["a"]["rows"][0]["frechet"] == given[Member("a", 1)]["table"]["rows"][0]["frechet"]
     assert "| a |" in text and "| b |" not in text and "Left out by --only: b." in text and "Not finished" not in text
-    assert report.write(ablation, folder, "mine") == (folder / "ablation.md").read_text() and "| b |" not in text
+    assert table.write(ablation, folder, "mine") == (folder / "ablation.md").read_text() and "| b |" not in text
 
 
 def test_results_of_version_0_1_are_read(tmp_path):

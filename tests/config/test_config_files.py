@@ -2,6 +2,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import jax
 import pytest
@@ -96,6 +97,8 @@ def test_an_installed_wheel_carries_every_configuration(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", f"--wheel-dir={tmp_path}", str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("tim_jax-*.whl")
+    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "tim_jax" / "report" / "assets").iterdir()}
+    assert len(assets) > 4 and assets <= set(zipfile.ZipFile(wheel).namelist()), "what a report is made of"
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", f"--target={site}", str(wheel)], check=True)
 

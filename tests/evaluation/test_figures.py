@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.helpers.figures import unreadable
 from tim_jax import data
-from tim_jax.ablation import report
+from tim_jax.ablation import table
 from tim_jax.data import summary
 from tim_jax.data.plan import Bucket, BucketPlan
 from tim_jax.evaluation import anystep, diagnostics, figures
@@ -43,12 +43,12 @@ def any_step(names, steps, ends):
 def ablation(names, steps, ends):
     def about(i):
         values = falling(ends, len(steps)) * (1 + i / 50)
-        keys = [f"{name}{end}" for name in report.DISTANCES for end in ("", "_spread")]
+        keys = [f"{name}{end}" for name in table.DISTANCES for end in ("", "_spread")]
         return {"rows": [{"nfe": s} | {key: v / (1 + 5 * key.endswith("spread")) for key in keys}
                          for s, v in zip(steps, values)]}  # fmt: skip
 
-    variants, floor = {name: about(i) for i, name in enumerate(names)}, dict.fromkeys(report.DISTANCES, ends[0])
-    report.plot({"variants": variants, "baselines": {"teacher": about(2)}, "floor": floor}, None, names[0])
+    variants, floor = {name: about(i) for i, name in enumerate(names)}, dict.fromkeys(table.DISTANCES, ends[0])
+    table.plot({"variants": variants, "baselines": {"teacher": about(2)}, "floor": floor}, None, names[0])
 
 
 CASES = [("many", "all", "huge"), ("long", "far", "narrow"), ("many", "usual", "usual"), ("one", "one", "equal")]

@@ -32,6 +32,7 @@ ARROWS = {
     "config": GROUND | RECEIVE,
     "runs": GROUND | RECEIVE | {"config"},
     "ablation": SEE_A_RUN,
+    "report": SEE_A_RUN | {"ablation"},
     "plan": SEE_A_RUN,
     "bench": SEE_A_RUN,
 }

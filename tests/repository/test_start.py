@@ -31,6 +31,7 @@ NOTHING_THERE = {
     "sample": ["--workdir={}"],
     "evaluate": ["--workdir={}"],
     "diagnose": ["--workdir={}"],
+    "report": ["--workdir={}"],
     "grid": ["--workdir={}"],
     "inspect": ["--config=digits", "--config.data.source=none"],
     "encode": ["--config=digits", "--out={}/out"],

@@ -75,10 +75,9 @@ class Emoji:
     @property
     def family(self) -> str:
         """The name that its variants share: other skin tones, hair, sexes, directions and colours of the same thing."""
-        name = self.name
-        for tone in TONES.values():
-            name = re.sub(rf"(: |, )\b{tone}\b", lambda match: ":" if match[1] == ": " else "", name)
-        name = re.sub(r":(, |$)", lambda match: ": " if match[1] else "", name)
+        name, _, rest = self.name.partition(": ")
+        if details := [part for part in rest.split(", ") if part and part not in TONES.values()]:
+            name = f"{name}: {', '.join(details)}"
         for pattern, kept in VARIANTS:
             name = pattern.sub(kept, name)
         return name

