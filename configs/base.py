@@ -1,9 +1,10 @@
 """Every key of a configuration, with its default and meaning. Other configurations start from here.
 
 Identity keys make a run what it is and may not change in a workdir: seed, data, codecs, model, transport, times,
-objective, teacher, optimizer, ema, start. Run keys may: loader, mesh, training, checkpoint, sampling, evaluation,
-model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype, codecs.tile,
-optimizer.decay_steps. A teacher may move, but must be the same checkpoint, and a plugin the same code.
+objective, teacher, optimizer, ema, posthoc_ema, start. Run keys may: loader, mesh, training, checkpoint, sampling,
+evaluation, model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder, codecs.dtype,
+codecs.tile, optimizer.decay_steps, posthoc_ema.every, posthoc_ema.dtype. A teacher may move, but must be the same
+checkpoint, and a plugin the same code.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -241,6 +242,15 @@ def get_config():
     config.ema = ConfigDict()
     config.ema.slow = 0.9999
 
+    # Post-hoc EMAs (arXiv 2312.02696): power-function EMAs, tracked and stored so that those of other lengths can be
+    # made afterwards; "sigma_rel:0.13" names one, wherever an EMA is named.
+    config.posthoc_ema = ConfigDict()
+    # Standard deviations of what they average over, as shares of the steps so far, such as (0.05, 0.1); (): none.
+    config.posthoc_ema.sigma_rel = ()
+    # steps between snapshots of them, which all stay; some 50 in a run serve any length
+    config.posthoc_ema.every = 1000
+    config.posthoc_ema.dtype = "float16"  # of snapshots: float16, bfloat16, float32
+
     # What the first step starts from: the weights of another run, or, by default, scratch.
     config.start = ConfigDict()
     config.start.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000
@@ -299,11 +309,13 @@ def get_config():
     config.evaluation.batch_size = 512
     config.evaluation.features = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
+    # published folder of "dinov2", or hf://owner/repository; "": dinov2-large below loader.directory
+    config.evaluation.dinov2 = ""
     config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
     config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
     config.evaluation.path = ""  # where these are, as data.path
-    config.evaluation.max_images = 10000  # of which the kernel distance, precision and recall look at single features
+    config.evaluation.max_images = 10000  # of which kernel distances, precision and recall look at single features
     # while training
     config.evaluation.periodic = ConfigDict()
     config.evaluation.periodic.every = 0  # steps of training between evaluations; 0: none

@@ -6,7 +6,7 @@ from the published recipe, and the flag that brings the published value where th
   ε = 0.005: --config.objective.derivative=dde.
 - The features are those of DINOv2 (ViT-B/14), in place of RADIO-v2.5-B, which is not read here; both are 768 wide.
 Official latents hold samples of the autoencoder's distribution, and so do those of images with codecs.latents=sample.
-Published score: FID 7.11 at 1 step, 3.26 with guided targets (imagenet256_xl_guided.py).
+Published score: FID 7.11 at 1 step, 3.26 with guided targets (imagenet256_xl_guided.py), by the protocol of ADM.
 Hardware: a pod slice such as v5p-64, or 32 H100; bfloat16.
 Launch, on every host, with the official latents and the images that they were made of (docs/imagenet.md: from images):
     python -m tim_jax.train --config=configs/imagenet256_xl.py --workdir=gs://BUCKET/imagenet256_xl
@@ -39,5 +39,7 @@ def get_config():
     config.training.steps = 750_000
     config.model.remat = "full"
     config.checkpoint.every = 2000
-    config.evaluation.labels = "balanced"  # as published: 50 samples of each class
+    # As published (ADM): 50 samples of each class. Features and reference are files: docs/imagenet.md.
+    config.evaluation.labels = "balanced"
+    config.evaluation.num_samples = 50_000
     return config

@@ -19,6 +19,8 @@ def parser() -> Parser:
     made.add_argument("--only", help="variants, or single runs such as tim/seed_0, with commas between")
     made.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
     made.add_argument("--equal", help="time, flops or steps; default: as the file says")
+    made.add_argument("--emas", help="weights of each run that are measured besides those it samples with, such as "
+                      "online,fast; default: as the file says")  # fmt: skip
     made.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
     made.add_argument("--report", action="store_true", help="only table and plot, of the runs that are finished")
     made.add_argument("--launch", choices=("print", "slurm", "kubernetes"), help="print commands, one for every run")
@@ -44,7 +46,9 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         title = pathlib.Path(args.config).stem
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
-            ablation = settings.load(args.config, overrides, seeds=args.seeds, equal=args.equal)
+            ablation = settings.load(
+                args.config, overrides, seeds=args.seeds, equal=args.equal, emas=names_of(args.emas)
+            )
             members = job.chosen(ablation, args.only)
             if args.launch is None:
                 paths.check_folder(folder, "--workdir")
@@ -82,10 +86,16 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise SystemExit(FAILED)
 
 
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """The names between commas; None where nothing is given."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def command_line(args: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
     """The arguments of the command that do not pick runs, as `launch.commands` takes them."""
     arguments = [f"--config={args.config}", f"--workdir={args.workdir}"]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("seeds", "equal") if getattr(args, name) is not None]
+    arguments += [f"--emas={args.emas}"] if args.emas is not None else []
     return arguments + [f"--config.{key}={value}" for key, value in overrides.items()]
 
 

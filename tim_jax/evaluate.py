@@ -1,8 +1,11 @@
-"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]"""
+"""python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]
+
+With several values of --weights, --sampler, --guidance or --guidance-interval it measures all their combinations.
+"""
 
 import argparse
 
-from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
+from tim_jax.config.command_line import Parser, failures, intervals, real_numbers, user_errors, whole_numbers, words
 
 
 def parser() -> Parser:
@@ -12,7 +15,12 @@ def parser() -> Parser:
     made.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
     made.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
     made.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
-    made.add_argument("--nearest", type=int, default=24, help="samples shown beside their nearest training image")
+    made.add_argument("--weights", help="names of EMAs, or online, such as slow,fast; default: sampling.ema")
+    made.add_argument("--sampler", help="names of samplers, such as flow_map,euler; default: sampling.sampler")
+    made.add_argument("--guidance", help="scales, such as 1,1.5,2; default: sampling.guidance")
+    made.add_argument("--guidance-interval", help="intervals in which guidance acts, as fractions of the largest time, "
+                      "such as 0:1,0.1:0.8; default: sampling.guidance_low and _high")  # fmt: skip
+    made.add_argument("--nearest", type=int, help="samples shown beside their nearest training image; default: 24")
     made.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
                         "as published evaluations read them")  # fmt: skip
     made.add_argument("--out", help="folder for table and pictures; default: the run's")
@@ -28,8 +36,16 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     with user_errors():
         args.steps = whole_numbers("steps", args.steps, least=1)
+        args.weights, args.sampler = (
+            words(name, text) if (text := getattr(args, name)) is not None else () for name in ("weights", "sampler")
+        )
+        args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()
+        given = args.guidance_interval
+        args.guidance_interval = intervals("guidance-interval", given) if given is not None else ()
 
-    from tim_jax.runs.any_step import AnyStepSettings, open_any_step
+    from tim_jax.runs import sweep
+    from tim_jax.runs.any_step import open_any_step
+    from tim_jax.runs.evaluation_settings import EvaluationArguments
     from tim_jax.system import cluster, devices
     from tim_jax.training.preemption import Stop
 
@@ -37,11 +53,13 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            job = open_any_step(AnyStepSettings(**vars(args)), overrides)
+            job = open_any_step(EvaluationArguments(**vars(args)), overrides)
         devices.announce()
         with failures(ValueError, OSError):
             if args.export is not None:
                 job.export()
+            elif len(job.ways) > 1:
+                sweep.measure_all(job)
             else:
                 job.table()
 

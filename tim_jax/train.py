@@ -38,7 +38,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from tim_jax.config import automatic, identity
     from tim_jax.config.build import build
-    from tim_jax.runs import training, workdir
+    from tim_jax.runs import averages, training, workdir
     from tim_jax.runs.counting import counted
     from tim_jax.runs.input_pipeline import open_pipeline
     from tim_jax.runs.measuring import open_measurement
@@ -83,6 +83,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 raise ValueError(
                     "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
                 )
+            averages.check(run)
             first = first_state(run, folder)
             if before is not None and (line := finished(run, folder)):
                 return print(line) if jax.process_index() == 0 else None
@@ -92,6 +93,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
+            if before is None and (first_there := workdir.recorded(folder)) is not None:
+                identity.compare(first_there, run.config, folder)
         if jax.process_index() == 0:
             print(cache, flush=True)
             if before is None and (chosen := automatic.told(given, run.config)):

@@ -9,6 +9,7 @@ from etils import epath
 from tests.helpers.ablations import tiny
 from tim_jax.ablation import Ablation, budget, job, runs, table
 from tim_jax.ablation.settings import Member
+from tim_jax.evaluation.protocol import Protocol
 
 
 def result(rng, steps=(1, 4)):
@@ -61,6 +62,24 @@ def test_the_table_holds_what_numpy_says(tmp_path):
     assert found["floor"]["frechet"] == pytest.approx(np.mean(floors))
     assert "- b: 1 of 3 runs; seed 1 failed: ValueError: no luck" in text and "- c: 0 of 3 runs" in text
     assert (folder / "ablation.md").read_text() == text and len((folder / "ablation.png").read_bytes()) > 10_000
+
+
+def test_runs_that_were_measured_otherwise_are_named(tmp_path):
+    ablation = Ablation(tiny(), {"a": {}, "b": {"model.depth": 2}}, equal="steps", seeds=2)
+    folder, rng = epath.Path(tmp_path), np.random.default_rng(0)
+    budget.make(ablation, folder, list(ablation.variants), lambda line: None)
+    reference = {"data": "digits ab", "split": "train", "images": 30, "size": "8x8x1", "preprocessing": "8 bits",
+                 "features": "pixels", "rows": 20}  # fmt: skip
+    for member in ablation.members():
+        labels = "balanced" if member == Member("b", 1) else "data"
+        by = Protocol(reference, None, labels, "8 bits", 16, (member.seed,), "slow", "flow_map", "uniform")
+        made = result(rng)
+        runs.write(folder / str(member), made | {"table": made["table"] | {"protocol": by.record()}})
+    text = table.write(ablation, folder, "mine")
+    line = "b/seed_1 was measured with labels 'balanced', a/seed_0 with 'data': they cannot be compared"
+    assert f"**Not to be compared:** {line}." in text and text.count("Not to be compared") == 1
+    assert json.loads((folder / "ablation.json").read_text())["measured_otherwise"] == [line]
+    assert "Protocol pixels: 16 samples rounded to 8 bits, labels as often as in the data; against 30 images" in text
 
 
 def test_columns_are_network_evaluations(tmp_path):

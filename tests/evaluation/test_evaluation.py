@@ -1,8 +1,11 @@
 """Statistics, distances, the any-step table and pictures, against closed forms, scipy and naive loops."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,7 @@ from tim_jax.evaluation import (
 )
 from tim_jax.evaluation.references import Reference
 
-DISTANCES = ("frechet", "sfid", "kernel")
+DISTANCES = ("frechet", "sfid", "kernel", "mmd")
 SHARES = ("precision", "recall")
 
 
@@ -194,6 +197,41 @@ def test_kernel_equals_naive_loops(monkeypatch):
     assert abs(METRICS["kernel"](x, y) - expected) < 1e-12
 
 
+def test_mmd_equals_naive_loops_and_scipy(monkeypatch):
+    """The biased estimate of a Gaussian kernel with σ = 10, times 1000 (Jayasumana et al. 2024)."""
+    monkeypatch.setattr(distances, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    x, y = 3 * rng.standard_normal((20, 5)), 3 * rng.standard_normal((13, 5)) + 0.3
+
+    def mean(a, b):
+        return np.mean([math.exp(-sum((p - q) ** 2 for p, q in zip(u, v)) / 200) for u in a for v in b])
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert METRICS["mmd"](x, y) == pytest.approx(expected, rel=1e-9)
+    k = [np.exp(-scipy.spatial.distance.cdist(a, b, "sqeuclidean") / 200).mean() for a, b in ((x, x), (y, y), (x, y))]
+    assert METRICS["mmd"](x, y) == pytest.approx(1000 * (k[0] + k[1] - 2 * k[2]), rel=1e-9)
+    assert METRICS["mmd"](x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_mmd_of_gaussians_is_the_closed_form():
+    """E k(x, y) of x, y ~ N(0, s² I), shifted by δ: (σ²/(σ² + 2 s²))^{d/2} exp(−δ²/(2 (σ² + 2 s²)))."""
+    rng, d, s, shift = np.random.default_rng(0), 4, 2.0, 6.0
+    x, y = s * rng.standard_normal((2, 2000, d))
+    y[:, 0] += shift
+    same = (100 / (100 + 2 * s**2)) ** (d / 2)
+    expected = 1000 * 2 * same * (1 - np.exp(-(shift**2) / (2 * (100 + 2 * s**2))))
+    assert METRICS["mmd"](x, y) == pytest.approx(expected, rel=0.05)
+
+
+def test_kernels_look_at_blocks_only(monkeypatch):
+    """No matrix of all pairs: 50,000 samples fit into memory."""
+    monkeypatch.setattr(distances, "BLOCK", 10)
+    seen = []
+    monkeypatch.setattr(distances, "_gaussian", lambda x, y: seen.append((len(x), len(y))) or np.zeros((1, 1)))
+    distances.mmd_set(summaries.RawFeatures(np.zeros((35, 2))))
+    assert len(seen) == 16 and max(max(sizes) for sizes in seen) == 10
+
+
 def test_kernel_is_unbiased():
     rng = np.random.default_rng(0)
     draws = [METRICS["kernel"](rng.standard_normal((30, 4)), rng.standard_normal((20, 4))) for _ in range(2000)]
@@ -266,7 +304,7 @@ def test_inception_score_is_the_published_mean_over_splits(monkeypatch):
 
 def test_metrics_are_those_that_features_can_serve():
     assert set(metrics.chosen(("features",))) == {"frechet", "kernel", "precision", "recall"}
-    assert set(metrics.chosen(("features", "spatial", "logits"))) == set(METRICS)
+    assert set(metrics.chosen(("features", "spatial", "logits", "embedding"))) == set(METRICS)
     assert list(metrics.chosen(("features",), ("recall", "frechet"))) == ["frechet", "recall"]
     for names, message in ((("fid",), "'fid'.*frechet"), (("sfid",), "'sfid'.*'spatial'")):
         with pytest.raises(ValueError, match=message):

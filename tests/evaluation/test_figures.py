@@ -11,7 +11,7 @@ from tim_jax import data
 from tim_jax.ablation import table
 from tim_jax.data import summary
 from tim_jax.data.plan import Bucket, BucketPlan
-from tim_jax.evaluation import anystep, diagnostics, figures
+from tim_jax.evaluation import anystep, diagnostics, figures, sweep
 
 LONG = "runs_of_the_whole_winter_with_every_augmentation_and_the_second_learning_rate_again"
 NAMES = {"one": ["tim"], "many": [f"variant_{i}" for i in range(24)], "long": [f"{LONG}_{i}" for i in range(3)]}
@@ -51,10 +51,27 @@ def ablation(names, steps, ends):
     table.plot({"variants": variants, "baselines": {"teacher": about(2)}, "floor": floor}, None, names[0])
 
 
+def swept(names, steps, ends, scales=(1.0,)):
+    lines = []
+    for i, name in enumerate(names):
+        for scale in scales:
+            values = falling(ends, len(steps)) * (1 + i / 50) * (1 + (scale - 1.5) ** 2)
+            rows = [{"steps": s, "nfe": s, "frechet": v, "frechet_spread": v / 9} for s, v in zip(steps, values)]
+            axes = {"weights": name, "sampler": "flow_map", "guidance": scale}
+            interval = (0.0, 1.0) if scale != 1 else None
+            lines.append(axes | {"guidance_interval": interval, "rows": rows, "failures": {}})
+    about = {"samples": 100, "seeds": [0, 1], "reference": {"features": "pixels"}, "floor": {"frechet": ends[0]}}
+    sweep.plot(sweep.make(lines, about), None)
+
+
+def guided(names, steps, ends):
+    swept(names[:6], steps[:6], ends, (1.0, 1.25, 1.5, 2.0, 4.0))
+
+
 CASES = [("many", "all", "huge"), ("long", "far", "narrow"), ("many", "usual", "usual"), ("one", "one", "equal")]
 
 
-@pytest.mark.parametrize("plot", [any_step, ablation])
+@pytest.mark.parametrize("plot", [any_step, ablation, swept, guided])
 @pytest.mark.parametrize("names, steps, values", CASES)
 def test_curves(plot, names, steps, values, drawn):
     plot(NAMES[names], STEPS[steps], VALUES[values])

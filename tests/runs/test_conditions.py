@@ -66,7 +66,7 @@ def test_samples_have_the_labels_of_the_data(made, capsys):
     assert exported(folder, "--config.evaluation.labels=balanced", count=8).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     evaluate.main([f"--workdir={folder / 'run'}", "--steps=1", "--seeds=1", "--nearest=0", f"--out={folder / 'table'}"])
     table = json.loads((folder / "table" / "any_step.json").read_text())
-    assert table["labels"] == "data" and table["samples"] == 20
+    assert table["protocol"]["labels"] == "data" and table["samples"] == 20
     assert "labels as often as in the data" in (folder / "table" / "any_step.md").read_text()
 
 

@@ -114,7 +114,7 @@ def measure(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str,
     run, saved = find(ablation, member.variant, folder)
     reference = build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
-    weights = warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract))
+    weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     table = runs.table_of(measuring.open_measurement(reference), run, weights, nfe, member.seed, folder / str(member))
     of = {"checkpoint": ablation.baselines[member.variant], "ema": run.sampling.ema} | _identity(saved)

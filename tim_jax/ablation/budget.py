@@ -1,17 +1,17 @@
 """The budget of an ablation: how many steps each variant takes, so that all cost the same.
 
-It is written to plan.json in the ablation's folder and read again by later starts. The cost of a step is measured
-against the reference's, with the two called in turn in one process: whatever else the machine does falls on both, so
-that the step counts are those of a quiet machine.
+It is written to plan.json in the ablation's folder and read again by later starts. One command at a time adds to it,
+the others wait. The cost of a step is measured against the reference's, with the two called in turn in one process:
+whatever else the machine does falls on both, so that the step counts are those of a quiet machine.
 """
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
@@ -87,31 +87,50 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], progress: 
         "step_seconds", "spread", "definition"}}}. A variant whose step cannot be made has "failure", one line, in place
         of "steps"; that is not written, so that the variant is tried again.
     """
-    # Operations are the same for every process that counts them, but times must not be measured twice.
-    alone = lock.locked(folder, jax.process_index() == 0, jax.process_count()) if ablation.equal == "time" else None
-    with alone or contextlib.nullcontext():
-        empty: dict[str, Any] = {"equal": ablation.equal, "reference": ablation.reference, "variants": {}}
-        found = read(folder) or empty
+    wanted = list(dict.fromkeys([ablation.reference, *variants]))
+    if (whole := _planned(folder, wanted)) is not None:
+        return whole
+
+    def waiting(who: str) -> None:
+        progress(f"{who} is planning, one at a time does: waiting for it")
+
+    with lock.locked(folder, jax.process_index() == 0, jax.process_count(), waiting=waiting):
+        found = read(folder)
+        check(ablation, found, folder)  # again: the folder may have been another's first
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the budget is read")
-        missing = [name for name in dict.fromkeys([ablation.reference, *variants]) if name not in found["variants"]]
-        if not missing:
+        missing = [name for name in wanted if name not in (found or _empty(ablation))["variants"]]
+        if found and not missing:  # who was waited for has found them
             return found
         costs = {"time": by_time, "flops": by_flops, "steps": by_steps}[ablation.equal](ablation, missing, progress)
         failed = {name: cost for name, cost in costs.items() if "failure" in cost}
-        found["machine"] = timing.machine()
-        found["variants"] |= {
+        new = {
             name: {"steps": steps_of(ablation, name, cost["cost"]), **cost, "definition": ablation.definition(name)}
             for name, cost in costs.items()
             if name not in failed
         }
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
+        found = read(folder) or _empty(ablation)
+        found |= {"machine": timing.machine(), "variants": found["variants"] | new}
+        if jax.process_index() == 0 and new:
             files.replace(folder / FILE, (json.dumps(found, indent=2) + "\n").encode())
         if jax.process_count() > 1:  # each has measured times of its own
             multihost_utils.sync_global_devices("the budget is written")
             found = read(folder) or found
         return found | {"variants": failed | found["variants"]}
+
+
+def _empty(ablation: Ablation) -> dict[str, Any]:
+    return {"equal": ablation.equal, "reference": ablation.reference, "variants": {}}
+
+
+def _planned(folder: epath.Path, wanted: list[str]) -> dict[str, Any] | None:
+    """The budget in a folder if it has all these variants, the same for all processes; entries never leave it."""
+    found = read(folder)
+    whole = found is not None and set(wanted) <= found["variants"].keys()
+    if jax.process_count() > 1:
+        whole = bool(multihost_utils.broadcast_one_to_all(np.array(whole)))
+        found = read(folder)
+    return found if whole else None
 
 
 def steps_of(ablation: Ablation, name: str, cost: float) -> int:

@@ -14,7 +14,7 @@ from tim_jax.ablation import baselines, budget, runs
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
 from tim_jax.runs.input_pipeline import open_pipeline
-from tim_jax.runs.measuring import open_measurement
+from tim_jax.runs.measuring import Measurement, open_measurement
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import lock
@@ -23,7 +23,8 @@ from tim_jax.system.user_errors import user_errors
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
 
-MEASURED_BY = ("size", "preprocessing", "features")  # of a reference's fingerprint: how images are made comparable
+# Of a reference's fingerprint, how images are made comparable; and of the protocol, of what samples.
+MEASURED_BY = ("size", "preprocessing", "features", "labels", "levels", "samples")
 
 
 def chosen(ablation: Ablation, only: str | None) -> list[Member]:
@@ -71,7 +72,7 @@ def validate(ablation: Ablation, folder: epath.Path, members: list[Member]) -> N
             read = {part: run.config[part].to_json() for part in ("data", "loader", "codecs", "evaluation", "model")}
             if read not in opened:
                 open_pipeline(run)
-                _check_measured_alike(ablation, open_measurement(run).fingerprint, folder)
+                _check_measured_alike(ablation, open_measurement(run), folder)
                 opened.append(read)
         except ValueError as error:
             raise ValueError(f"variant {name!r}: {error}") from None
@@ -87,16 +88,18 @@ def _needed(ablation: Ablation, folder: epath.Path, members: list[Member]) -> li
     return [name for name in ablation.variants if name in names]
 
 
-def _check_measured_alike(ablation: Ablation, fingerprint: Mapping[str, Any], folder: epath.Path) -> None:
-    """Raises ValueError for a finished run whose images were made comparable in another way than they now are."""
+def _check_measured_alike(ablation: Ablation, measurement: Measurement, folder: epath.Path) -> None:
+    """Raises ValueError for a finished run that was measured in another way than runs now are."""
+    protocol = measurement.protocol(measurement.run.sampling, measurement.sample_count(), [0])
+    now = protocol.record() | measurement.fingerprint
     for member in ablation.members():
-        result = runs.read(folder / str(member)) or {}
-        before = result.get("table", {}).get("reference", {})
+        table = (runs.read(folder / str(member)) or {}).get("table", {})
+        before = table.get("reference", {}) | table.get("protocol", {})
         for key in MEASURED_BY:
-            if key in before and before[key] != fingerprint.get(key):
+            if key in before and before[key] != now[key]:
                 raise ValueError(
                     f"{folder / str(member)} was measured with {key} {before[key]!r}, and now it is "
-                    f"{fingerprint.get(key)!r}: remove its {runs.FILE}, to measure it again, or give another workdir"
+                    f"{now[key]!r}: remove its {runs.FILE}, to measure it again, or give another workdir"
                 )
 
 
@@ -125,22 +128,35 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
     """Trains and measures what is not finished yet, and returns how many runs failed, which does not end the others."""
     began, failed = time.perf_counter(), 0
     results = {member: runs.read(folder / str(member)) for member in members}
-    waiting = [member for member in members if "table" not in (results[member] or {})]
+    waiting = [member for member in members if lacking(ablation, member, results[member])]
+    trained = [member for member in waiting if "table" in (results[member] or {})]  # of which more is to be measured
     spent = [result["seconds"] for result in results.values() if result and "seconds" in result]
     for member in waiting:
         done = len(members) - len(waiting) + waiting.index(member)
-        left = time_left([planned["variants"].get(other.variant, {}) for other in waiting], spent, len(members) - done)
+        to_train = [other for other in waiting if other not in trained]
+        count = sum(other in to_train for other in waiting[waiting.index(member) :])
+        left = time_left([planned["variants"].get(other.variant, {}) for other in to_train], spent, count)
         so_far, about = minutes(time.perf_counter() - began), planned["variants"].get(member.variant)
-        work = f"{about.get('steps', 'no')} steps" if about else "measured alone"
+        work = f"{about.get('steps', 'no')} steps" if about and member not in trained else "measured alone"
         print_once(f"[{done + 1}/{len(members)}] {member}: {work}; {so_far} so far{left}")
         result = run_one(ablation, about, folder, member, stop)
         if "failure" in result:
             failed += 1
             continue
-        figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in result["table"]["rows"])
-        print_once(f"{member}: frechet {figures}")
-        spent.append(result["seconds"])
+        for ema, table in runs.tables(result, "").items():
+            figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in table["rows"])
+            print_once(f"{member}{f' ({ema})' if ema else ''}: frechet {figures}")
+        if member not in trained:
+            spent.append(result["seconds"])
     return failed
+
+
+def lacking(ablation: Ablation, member: Member, result: Mapping[str, Any] | None) -> bool:
+    """Whether some of a run's weights are still to be measured, or all of it to be done."""
+    if member.variant in ablation.baselines or "table" not in (result or {}):
+        return "table" not in (result or {})
+    own, *_ = emas = ablation.emas_of(member.variant)
+    return not set(emas) <= runs.tables(result, own).keys()
 
 
 def time_left(waiting: Sequence[Mapping[str, Any]], spent: Sequence[float], count: int) -> str:
@@ -177,6 +193,9 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
     with contextlib.ExitStack() as stack:
         with user_errors():
             stack.enter_context(lock.locked(place, jax.process_index() == 0, jax.process_count()))
+        before = runs.read(place)
+        if not lacking(ablation, member, before):  # another command has finished it meanwhile
+            return before or {}
         try:
             if about is None:
                 result = baselines.measure(ablation, member, folder)
@@ -184,14 +203,17 @@ def run_one(ablation: Ablation, about: dict | None, folder: epath.Path, member: 
                 raise RuntimeError(about["failure"])
             else:
                 config = ablation.config(member.variant, member.seed, about["steps"])
-                result = runs.train_and_measure(config, place, member.seed, ablation.sampler_steps, stop)
+                emas, measured = ablation.emas_of(member.variant), before if "table" in (before or {}) else None
+                steps = ablation.sampler_steps
+                result = runs.train_and_measure(config, place, member.seed, steps, stop, emas, measured)
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == RESTART:
                 raise
             cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
             result = {"failure": f"{type(cause).__name__}: {' '.join(str(cause).split())}"}
             print(f"failed: {member}: {result['failure']}", file=sys.stderr, flush=True)
-        runs.write(place, result)
+        if "failure" not in result or "table" not in (before or {}):  # what has been measured stays
+            runs.write(place, result)
     jax.clear_caches()  # no two runs share a program
     return result
 

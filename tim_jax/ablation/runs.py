@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from tim_jax.evaluation import pictures
 from tim_jax.runs import labels, measuring, training, workdir
 from tim_jax.runs.any_step import any_step_table
 from tim_jax.runs.conditions import sample_conditions
-from tim_jax.runs.input_pipeline import open_pipeline
+from tim_jax.runs.generation import resampled
+from tim_jax.runs.input_pipeline import SourcePipeline, open_pipeline
 from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
-from tim_jax.system import files
+from tim_jax.system import compilation_cache, files
 from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
@@ -46,8 +48,21 @@ def write(folder: epath.Path, result: dict[str, Any]) -> None:
         files.replace(folder / FILE, (json.dumps(result, indent=2) + "\n").encode())
 
 
+def tables(result: Mapping[str, Any] | None, own: str) -> dict[str, Any]:
+    """Returns {weights: their any-step table} of a result. own: the weights that its run samples with."""
+    if not result or "table" not in result:
+        return {}
+    return {own: result["table"], **result.get("emas", {})}
+
+
 def train_and_measure(
-    config: Any, folder: epath.Path, seed: int, sampler_steps: tuple[int, ...], stop: Stop
+    config: Any,
+    folder: epath.Path,
+    seed: int,
+    sampler_steps: tuple[int, ...],
+    stop: Stop,
+    emas: Sequence[str] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a run, from its folder's checkpoint if there is one, and measures it. The caller holds the folder's lock.
 
@@ -57,25 +72,50 @@ def train_and_measure(
         seed: of the noise that samples are drawn from.
         sampler_steps: step counts that are measured.
         stop: tells whether the process was asked to stop.
+        emas: further weights to measure, besides those of `sampling.ema`.
+        before: the result of a run that has been trained and measured; only weights that it lacks are measured then.
 
     Returns:
-        {"steps", "train_seconds", "seconds" of this start, "table"}, the last an any-step table.
+        {"steps", "train_seconds", "seconds" of this start, "table", "emas"}. The table is an any-step table; "emas" are
+        {weights: table} of further weights, where there are any.
 
     Raises:
-        ValueError: for what is wrong before training.
+        ValueError: for what is wrong before training, or if a trained run's checkpoint is gone.
         RuntimeError: if the run could not be saved.
         SystemExit: as training does, with RESTART if the process was asked to stop.
     """
     began = time.perf_counter()
     run = build(config)
-    before = workdir.recorded(folder)
-    if before is not None:
-        identity.compare(before, run.config, folder)
-    run = with_teachers(run)
-    first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
-    check_classes(run, folder, pipeline.source)
+    recorded = workdir.recorded(folder)
+    if recorded is not None:
+        identity.compare(recorded, run.config, folder)
     nfe = network_evaluations(run, sampler_steps)
-    measurement.sample_count()  # before training begins
+    known = tables(before, run.sampling.ema)
+    if before is None or not known:
+        run = with_teachers(run)
+        first, pipeline, measurement = first_state(run, folder), open_pipeline(run), measuring.open_measurement(run)
+        check_classes(run, folder, pipeline.source)
+        measurement.sample_count()  # before training begins
+        result = _train(run, pipeline, folder, first, stop)
+    else:
+        measurement, result = measuring.open_measurement(run), dict(before)
+        compilation_cache.use(run.config.training.compilation_cache)
+    saved = warm_start.find(str(folder), "--workdir")
+    if saved.step != result["steps"]:
+        raise ValueError(f"{folder}: its checkpoint is of step {saved.step}, and it was measured at {result['steps']}")
+    for ema in dict.fromkeys((run.sampling.ema, *emas)):
+        if ema not in known:
+            weights = warm_start.read_network(saved, ema, run.trainer.abstract.params["online"])
+            known[ema] = table_of(measurement, run, weights, nfe, seed, folder, ema)
+    others = {ema: table for ema, table in known.items() if ema != run.sampling.ema}
+    result |= {"table": known[run.sampling.ema]} | ({"emas": others} if others else {})
+    return {"seconds": time.perf_counter() - began} | result
+
+
+def _train(
+    run: Run, pipeline: SourcePipeline, folder: epath.Path, first: Callable[[], Any], stop: Stop
+) -> dict[str, Any]:
+    """Trains to the last step; {"steps", "train_seconds"}."""
     end = training.fit(run, pipeline, folder, first, stop)
     if end.stopped:
         if jax.process_index() == 0:
@@ -83,18 +123,18 @@ def train_and_measure(
         raise SystemExit(RESTART)
     if not end.saved:
         raise RuntimeError("; ".join(end.failures))
-    table = table_of(measurement, run, run.weights(end.state), nfe, seed, folder)
     record = warm_start.record(warm_start.find(str(folder), "--workdir"))
-    return {
-        "steps": end.step,
-        "train_seconds": record["productive_seconds"],
-        "seconds": time.perf_counter() - began,
-        "table": table,
-    }
+    return {"steps": end.step, "train_seconds": record["productive_seconds"]}
 
 
 def table_of(
-    measurement: measuring.Measurement, run: Run, weights: Any, nfe: dict[int, int], seed: int, folder: epath.Path
+    measurement: measuring.Measurement,
+    run: Run,
+    weights: Any,
+    nfe: dict[int, int],
+    seed: int,
+    folder: epath.Path,
+    ema: str = "",
 ) -> dict[str, Any]:
     """Measures weights of a run, and draws a picture of its samples into a folder.
 
@@ -105,17 +145,20 @@ def table_of(
         nfe: {steps: network evaluations per image}, see `network_evaluations`.
         seed: of the noise.
         folder: where the picture is written.
+        ema: the name of the weights, where they are not those of `sampling.ema`.
 
     Returns:
         The any-step table.
     """
     count = measurement.sample_count()
-    generator = measuring.measurement_generator(run, count)
+    sampled = resampled(run, {"sampling.ema": ema}) if ema else run  # so that its protocol names them
+    generator = measuring.measurement_generator(sampled, count)
     conditions = sample_conditions(measurement.run, count)
     table, shown = any_step_table(measurement, generator, weights, conditions, nfe, [seed])
     if jax.process_index() == 0 and run.shows_images:
         above = labels.captions(conditions[: min(map(len, shown.values()))], workdir.class_names(folder))
-        pictures.any_step_grid(shown, path=folder / "any_step_samples.png", column_labels=above)
+        further = "" if ema in ("", run.sampling.ema) else "_" + ema.replace(":", "_")
+        pictures.any_step_grid(shown, path=folder / f"any_step_samples{further}.png", column_labels=above)
     return table
 
 

@@ -12,6 +12,8 @@ from tim_jax.config import identity, keys
 from tim_jax.config.command_line import read_file
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
+from tim_jax.config.sampling import check_weights
+from tim_jax.training import power_ema
 
 RULES = ("time", "steps", "flops")
 MAX_SEEDS = 1000
@@ -26,6 +28,7 @@ IN_STEPS = (
     "objective.guidance.start_step",
     "objective.tangent.warmup_steps",
     "objective.tangent.differentiate_steps",
+    "posthoc_ema.every",
 )
 
 
@@ -50,6 +53,8 @@ class Ablation:
         equal: what all variants get the same amount of: "time" (on the device, by calibration), "flops" or "steps".
         seeds: runs of each variant. Run n trains with seed base.seed + n and is measured on noise of seed n.
         sampler_steps: step counts at which samples are measured.
+        emas: weights of every run, besides those of its `sampling.ema`, that are measured as well: "online", an EMA, or
+            one of another length, such as "sigma_rel:0.13". Nothing is trained for them.
         baselines: {name: a workdir, or one of its checkpoints}: models that are not trained here, such as the variants'
             teacher, but measured as the variants are.
         beside: the name that `baselines` had in version 0.1.0; refused.
@@ -60,6 +65,7 @@ class Ablation:
     equal: str = "time"
     seeds: int = 3
     sampler_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    emas: tuple[str, ...] = ()
     baselines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beside: dataclasses.InitVar[Any] = None
 
@@ -105,6 +111,13 @@ class Ablation:
                 raise ValueError(f"variant {name!r}: changes training.steps; equal is {self.equal!r}, which sets them")
             if self.config(name).model.condition != "class":
                 raise ValueError(f"variant {name!r}: model.condition is 'text'; it must be 'class' to be measured")
+            for ema in self.emas:
+                check_weights("emas", ema, self.config(name))
+
+    def emas_of(self, name: str) -> tuple[str, ...]:
+        """The weights of a variant's runs that are measured, those that samples are drawn with first."""
+        own = power_ema.canonical(self.config(name).sampling.ema)
+        return tuple(dict.fromkeys((own, *map(power_ema.canonical, self.emas))))
 
     def config(self, name: str, seed: int = 0, steps: int | None = None) -> ConfigDict:
         """Returns the configuration of a variant.
@@ -143,7 +156,7 @@ def stretch_steps(config: ConfigDict, steps: int) -> None:
     """Sets `training.steps` of a configuration, and scales every key in IN_STEPS with them."""
     factor, values = steps / config.training.steps, keys.flatten(resolved(config))
     for key in IN_STEPS:
-        if not values[key]:
+        if not values[key] or key == "posthoc_ema.every" and not config.posthoc_ema.sigma_rel:
             continue
         *sections, last = key.split(".")
         section = config

@@ -10,13 +10,15 @@ from etils import epath
 
 from tim_jax.ablation import budget, runs
 from tim_jax.ablation.settings import Ablation, Member
-from tim_jax.evaluation import figures
-from tim_jax.system import files
+from tim_jax.evaluation import figures, protocol
+from tim_jax.system import files, lock
 
 NAMES = ("ablation.md", "ablation.json", "ablation.png")
 ONLY_NAMES = ("ablation_only.md", "ablation_only.json", "ablation_only.png")  # of the runs that --only names
+LOCK = "ablation.lock"
 NOT_TRAINED = "not trained here"
 BASELINE_COLOUR = "#8a8a8a"
+DASHES = ("-", "--", ":", "-.")
 # Figures of real images, by the key of a table: what a line is called, in a plot and in the table, and how it is drawn.
 FLOORS = {"floor": ("floor, halves", (0, (4, 2))), "floor_at_count": ("floor, {samples:,} samples", (0, (1, 2)))}
 PERFECT = "what as many perfect samples, drawn from the distribution of the training part, score on average"
@@ -32,35 +34,57 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         members: the runs, all by default.
 
     Returns:
-        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "floor", "floor_at_count", "variants",
-        "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win nothing, since they were trained
-        otherwise. "others" are the variants and baselines that are not among the runs.
+        A dict that JSON can hold: {"equal", "reference", "seeds", "samples", "protocol", "measured_otherwise", "floor",
+        "floor_at_count", "variants", "baselines", "others", "winners"}; see `summarise` and `winners`. Baselines win
+        nothing, since they were trained otherwise. "protocol" is that of the first run, "measured_otherwise" says in
+        lines which were measured by another. Where several EMAs of each run are measured, each is a variant of its own
+        called "NAME (EMA)", with "variant" and "ema". "others" are the variants and baselines that are not among the
+        runs.
     """
     planned = (budget.read(folder) or {"variants": {}})["variants"]
     members = ablation.members() if members is None else members
     seeds = {name: [each.seed for each in members if each.variant == name] for name in ablation.names}
-    variants, baselines, tables = {}, {}, []
+    variants: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for name in (name for name in ablation.names if seeds[name]):
         results = {seed: runs.read(folder / str(Member(name, seed))) for seed in seeds[name]}
         good = [result for result in results.values() if result and "table" in result]
-        tables += [result["table"] for result in good]
+        tables |= {f"{name}/seed_{seed}": result["table"] for seed, result in results.items() if result in good}
         if name in ablation.baselines:
             about = good[0]["baseline"] if good else {"checkpoint": ablation.baselines[name]}
             baselines[name] = {**about, **summarise(results)}
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
-            variants[name] = {"changes": dict(ablation.variants[name]), **about, **summarise(results)}
+            about = {"changes": dict(ablation.variants[name]), **about}
+            own, *more = ablation.emas_of(name)
+            variants |= {name: about | summarise(results)} if not more else {}
+            for ema in (own, *more) if more else ():
+                of_ema = {seed: _of_weights(result, own, ema) for seed, result in results.items()}
+                variants[f"{name} ({ema})"] = {"variant": name, "ema": ema, **about, **summarise(of_ema)}
+    first: dict[str, Any] = next(iter(tables.values()), {})
     return {
         "equal": ablation.equal,
         "reference": ablation.reference,
         "seeds": max(map(len, seeds.values())),
-        "samples": tables[0]["samples"] if tables else None,
-        **{key: mean_floor([table.get(key, {}) for table in tables]) for key in FLOORS},
+        "samples": first.get("samples"),
+        "protocol": first.get("protocol"),
+        "measured_otherwise": protocol.differences(tables),
+        **{key: mean_floor([table.get(key, {}) for table in tables.values()]) for key in FLOORS},
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
         "winners": winners(variants),
     }
+
+
+def _of_weights(result: dict[str, Any] | None, own: str, ema: str) -> dict[str, Any] | None:
+    """What a result says of one of its run's weights; own: those that samples are drawn with."""
+    found = runs.tables(result, own)
+    if result is None or not found:
+        return result
+    rest = {key: value for key, value in result.items() if key not in ("table", "emas")}
+    return rest | ({"table": found[ema]} if ema in found else {})
 
 
 def mean_floor(floors: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -146,6 +170,9 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         "part against held-out part."
         + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
+    if found["protocol"]:
+        text += ["", f"{protocol.read(found['protocol']).measured}."]
+    text += [line for each in found["measured_otherwise"] for line in ("", f"**Not to be compared:** {each}.")]
     for name, about in found["baselines"].items():
         of = f"its weights {about['ema']!r} at step {about['steps']:,}" if about["finished"] else "its weights"
         text += [
@@ -155,6 +182,8 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         ]
     if len(found["variants"]) > 1:
         text += ["", *(_verdict(found, name) for name in DISTANCES)]
+    if any("ema" in about for about in found["variants"].values()):
+        text += ["", "In brackets: the weights that are measured, all of them of the same training runs."]
     if found["others"]:
         text += ["", f"Left out by --only: {', '.join(found['others'])}."]
     missing = {name: about for name, about in everything.items() if about["finished"] < about["runs"]}
@@ -232,9 +261,8 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
             x, y, spread = (np.array([row[key] for row in about["rows"]]) for key in ("nfe", name, f"{name}_spread"))
             ticks |= set(x.tolist())
             is_baseline = variant in found["baselines"]
-            colour = BASELINE_COLOUR if is_baseline else figures.COLOURS[i % len(figures.COLOURS)]
-            dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]  # where there are more variants than colours
-            marker = figures.MARKERS[i % len(figures.MARKERS)]
+            colour, dashes, marker = _style(found["variants"], i)
+            colour = BASELINE_COLOUR if is_baseline else colour
             label = f"{variant}, {NOT_TRAINED}" if is_baseline else variant
             axes.plot(x, y, dashes, color=colour, marker=marker, label=label, lw=1.8, ms=5, mec="white", mew=0.7)
             axes.fill_between(x, np.maximum(y - spread, y / 4), y + spread, color=colour, alpha=0.18, lw=0)
@@ -250,6 +278,18 @@ def plot(found: Mapping[str, Any], path: epath.Path, title: str) -> None:
     figures.save(figure, path)
 
 
+def _style(variants: Mapping[str, Mapping[str, Any]], i: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker of line i: EMAs of one variant have its colour and marker, where there are several."""
+    lines = [(about.get("variant", name), about.get("ema", "")) for name, about in variants.items()]
+    names, emas = (list(dict.fromkeys(line[part] for line in lines)) for part in (0, 1))
+    shades = len(figures.COLOURS)
+    if len(names) > 1 and len(emas) > 1 and i < len(lines):
+        k, turn = names.index(lines[i][0]), emas.index(lines[i][1])
+    else:
+        k, turn = i, i // shades  # where there are more variants than colours
+    return figures.COLOURS[k % shades], DASHES[turn % len(DASHES)], figures.MARKERS[k % len(figures.MARKERS)]
+
+
 def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None = None) -> str:
     """Writes table and plot into an ablation's folder.
 
@@ -262,6 +302,11 @@ def write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Mem
     Returns:
         The markdown of the runs in `only`, or of all.
     """
+    with lock.locked(folder, name=LOCK, waiting=lambda who: None):  # whoever writes last has seen all results
+        return _write(ablation, folder, title, only)
+
+
+def _write(ablation: Ablation, folder: epath.Path, title: str, only: Sequence[Member] | None) -> str:
     text = ""
     for names, members in ((NAMES, None), (ONLY_NAMES, only))[: 1 if only is None else 2]:
         found = collect(ablation, folder, members)

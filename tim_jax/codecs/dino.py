@@ -32,6 +32,9 @@ class Config:
     qkv_bias: bool = True
     num_register_tokens: int = 0
     antialias: bool = False
+    interpolate_offset: float = (
+        0.0  # added to the size that position embeddings are brought to: 0.1 in DINOv2's own code
+    )
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
@@ -90,7 +93,8 @@ class Dino(nn.Module):
             B, h, w, _ = x.shape
             own = c.image_size // c.patch_size
             places = token("embeddings.position_embeddings", shape=(1, 1 + own * own, D)).astype(jnp.float32)
-            places, first = resized(places[:, 1:].reshape(own, own, D), h, w, c.antialias), places[:, :1]
+            table, first = places[:, 1:].reshape(own, own, D), places[:, :1]
+            places = resized(table, h, w, c.antialias, c.interpolate_offset)
             x = (x + places[None].astype(self.dtype)).reshape(B, h * w, D)
             start = [token("embeddings.cls_token", shape=(1, 1, D)).astype(jnp.float32) + first]
             if c.num_register_tokens:
@@ -142,7 +146,7 @@ class Block(nn.Module):
         return x + scaled(dense(D, name="mlp.fc2")(y), "layer_scale2.lambda1")
 
 
-def resized(table_hwD, h: int, w: int, antialias: bool):
+def resized(table_hwD, h: int, w: int, antialias: bool, offset: float = 0.0):
     """Resizes a table of position embeddings by bicubic interpolation, as the published code does.
 
     Args:
@@ -150,19 +154,24 @@ def resized(table_hwD, h: int, w: int, antialias: bool):
         h: rows of the result.
         w: columns of the result.
         antialias: with it, the cubic is that of jax.image (a = −1/2), without it that of PyTorch (a = −3/4).
+        offset: added to h and w where places are computed, unless the table has that size; without antialiasing only.
 
     Returns:
         (h, w, D).
     """
     if antialias:
         return jax.image.resize(table_hwD, (h, w, table_hwD.shape[-1]), "cubic")
-    rows, columns = bicubic(table_hwD.shape[0], h), bicubic(table_hwD.shape[1], w)
+    offset = 0.0 if table_hwD.shape[:2] == (h, w) else offset
+    rows, columns = bicubic(table_hwD.shape[0], h, offset), bicubic(table_hwD.shape[1], w, offset)
     return jnp.einsum("yh,xw,hwd->yxd", rows, columns, table_hwD)
 
 
-def bicubic(n: int, m: int, a: float = -0.75) -> np.ndarray:
-    """Returns (m, n) weights that interpolate n samples at m places: pixel centres at halves, edges repeated."""
-    place = (np.arange(m) + 0.5) * n / m - 0.5
+def bicubic(n: int, m: int, offset: float = 0.0, a: float = -0.75) -> np.ndarray:
+    """Returns (m, n) weights that interpolate n samples at m places: pixel centres at halves, edges repeated.
+
+    With an offset places lie as if there were m + offset of them.
+    """
+    place = (np.arange(m) + 0.5) * n / (m + offset) - 0.5
     left = np.floor(place).astype(int)
     weights = np.zeros((m, n), np.float32)
     for tap in range(-1, 3):

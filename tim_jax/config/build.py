@@ -25,7 +25,7 @@ from tim_jax.training import names, sharding
 from tim_jax.training.mesh import AUTO, choose_fsdp, make_mesh
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_schedule
-from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
+from tim_jax.training.settings import CheckpointSettings, PosthocEMASettings, StartSettings, TrainingSettings
 from tim_jax.training.step import Conditions, StepSettings
 from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.objective import Objective
@@ -48,9 +48,9 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
         read(CodecSettings, config.codecs),
     )
     optimizer, training = read(OptimizerSettings, config.optimizer), read(TrainingSettings, config.training)
-    checkpoint = read(CheckpointSettings, config.checkpoint)
+    checkpoint, posthoc_ema = read(CheckpointSettings, config.checkpoint), read(PosthocEMASettings, config.posthoc_ema)
     data.check(config.model.patch_size, config.model.condition)
-    for settings in (loader, codecs, optimizer, training, checkpoint):
+    for settings in (loader, codecs, optimizer, training, checkpoint, posthoc_ema):
         settings.check()
     optimizer = optimizer.following(training.steps)
     check_emas(config.ema)
@@ -82,6 +82,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
         loader=loader,
         codecs=codecs,
         teacher=objective.teacher,
+        posthoc_ema=posthoc_ema,
         start=read(StartSettings, config.start),
         training=training,
         checkpoint=checkpoint,
@@ -140,7 +141,7 @@ def _trainer(
             objective=objective,
             tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
             schedule=make_schedule(optimizer),
-            emas=dict(config.ema),
+            emas=dict(config.ema) | read(PosthocEMASettings, config.posthoc_ema).decays,
             conditions=_conditions(network),
             condition_dropout=config.data.condition_dropout,
             dropout=network.dropout > 0,

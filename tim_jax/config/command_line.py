@@ -5,6 +5,7 @@ is light. Rooms, and JAX with them, are imported by the function that runs the c
 """
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -101,6 +102,40 @@ def read_file(name: str, function: str) -> Any:
         raise
     except Exception as error:  # of a file that a user wrote
         raise ValueError(f"--config={name}: {loading.said(error, loading.find(name))}") from error
+
+
+def real_numbers(name: str, text: str, least: float) -> list[float]:
+    """A comma-separated list of finite numbers of at least `least`. Raises ValueError that names the argument."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} is {text!r}; it must be numbers such as 1,1.5,2") from None
+    for number in numbers:
+        if not least <= number < math.inf:
+            raise ValueError(f"--{name} has {number:g}; each must be at least {least:g} and finite")
+    return numbers
+
+
+def words(name: str, text: str) -> list[str]:
+    """A comma-separated list of words. Raises ValueError that names the argument."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise ValueError(f"--{name} is {text!r}; it must be words with commas between")
+    return found
+
+
+def intervals(name: str, text: str) -> list[tuple[float, float]]:
+    """A comma-separated list of LOW:HIGH within [0, 1]. Raises ValueError that names the argument."""
+    found = []
+    for part in text.split(","):
+        low, _, high = part.partition(":")
+        try:
+            found.append((float(low), float(high)))
+        except ValueError:
+            raise ValueError(f"--{name} has {part!r}; each must be LOW:HIGH, such as 0.1:0.8") from None
+        if not 0 <= found[-1][0] <= found[-1][1] <= 1:
+            raise ValueError(f"--{name} has {part!r}; its ends must be ordered and lie in [0, 1]")
+    return found
 
 
 def whole_numbers(name: str, text: str, least: int) -> list[int]:

@@ -10,15 +10,16 @@ from tim_jax.config import plugins, recorded_plugins, renames
 from tim_jax.config.keys import FREE, flatten, hint, nested
 
 IDENTITY = (
-    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
+    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "posthoc_ema",
+    "start",
 )  # fmt: skip
 # Keys of those sections that may change all the same: where pretrained models lie and how they compute, what no result
-# depends on but by rounding, where teachers lie, whose checksums are compared instead, and when the learning rate
-# reaches 0, so that a run can be extended as training.steps says.
+# depends on but by rounding, where teachers lie, whose checksums are compared instead, how EMAs are stored, and when
+# the learning rate reaches 0, so that a run can be extended as training.steps says.
 CODECS = ("autoencoder", "text_encoder", "image_encoder", "dtype", "tile")
 CHANGEABLE = (
     "model.attention", "model.remat", *(f"codecs.{key}" for key in CODECS), "teacher.checkpoint",
-    "teacher.weak_checkpoint", "optimizer.decay_steps",
+    "teacher.weak_checkpoint", "optimizer.decay_steps", "posthoc_ema.every", "posthoc_ema.dtype",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.config.keys import check_left, flatten
 from tim_jax.config.sections import read
+from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives import OBJECTIVES
@@ -61,7 +62,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         teacher=read(objective.teacher, config.teacher),
         shards=shards,
     )
-    check_networks(objective, config.ema)
+    check_networks(objective, config.ema, tuple(map(name_of, config.posthoc_ema.sigma_rel)))
     if objective.alignment_weight and not config.data.features_width:
         raise ValueError(
             f"objective.alignment_weight is {objective.alignment_weight}; it must be 0 without image features "
@@ -98,9 +99,9 @@ def check_parts(section: ConfigDict, objective: Objective, name: str) -> None:
             )
 
 
-def check_networks(objective: Objective, emas: Mapping[str, float]) -> None:
-    """Raises ValueError for a name that means none of the networks that there are."""
-    known = ("online", *emas)
+def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple[str, ...] = ()) -> None:
+    """Raises ValueError for a name that means none of the networks that there are. power: power-function EMAs."""
+    known = ("online", *emas, *power)
     names = {
         "objective.bootstrap.ema": (objective.bootstrap.ema, known),
         "objective.velocity": (objective.velocity, (*VELOCITIES, *known)),

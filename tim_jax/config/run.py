@@ -11,8 +11,8 @@ from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import TiM
-from tim_jax.training import sharding
-from tim_jax.training.settings import CheckpointSettings, StartSettings, TrainingSettings
+from tim_jax.training import power_ema, sharding
+from tim_jax.training.settings import CheckpointSettings, PosthocEMASettings, StartSettings, TrainingSettings
 from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.sampler import Sampling
@@ -42,6 +42,7 @@ class Run:
     loader: LoaderSettings
     codecs: CodecSettings
     teacher: Teacher
+    posthoc_ema: PosthocEMASettings
     start: StartSettings
     training: TrainingSettings
     checkpoint: CheckpointSettings
@@ -65,6 +66,6 @@ class Run:
         return lambda queries: sharding.apply_on_mesh(self.mesh, self.trainer.init, self.network, params, queries)
 
     def weights(self, state: Any, name: str = "") -> Any:
-        """The parameters of that name: "online" or an EMA; those that `sampling.ema` names by default."""
-        name = name or self.sampling.ema
+        """The parameters of that name in a state: "online" or an EMA; those that `sampling.ema` names by default."""
+        name = power_ema.canonical(name or self.sampling.ema)
         return state.params["online"] if name == "online" else state.emas[name]

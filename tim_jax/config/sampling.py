@@ -8,6 +8,7 @@ from tim_jax.config.network import warn_once
 from tim_jax.config.objective import check_null
 from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
+from tim_jax.training import power_ema
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.plans import SAMPLERS
 from tim_jax.transitions.sampling.sampler import Sampling
@@ -23,14 +24,27 @@ def check_emas(emas: Mapping[str, float]) -> None:
             raise ValueError(f"ema.{name} is {decay}; it must lie in [0, 1)")
 
 
+def tracked(config: ConfigDict) -> tuple[str, ...]:
+    """The names of the weights that training keeps: "online", the EMAs of `ema` and those of `posthoc_ema`."""
+    return ("online", *config.ema, *map(power_ema.name_of, config.posthoc_ema.sigma_rel))
+
+
+def check_weights(key: str, name: str, config: ConfigDict) -> None:
+    """Raises ValueError, naming the key, for a name that means no weights of this run, tracked or synthesised."""
+    known, any_length = tracked(config), bool(config.posthoc_ema.sigma_rel)
+    if power_ema.canonical(name) in known or any_length and power_ema.named(name):
+        return
+    more = f" or {power_ema.PREFIX}VALUE, with a value up to {power_ema.MAX_SIGMA_REL}" if any_length else ""
+    raise ValueError(f"{key} is {name!r}; it must be one of {', '.join(known)}{more}")
+
+
 def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
     sampling = read(Sampling, config.sampling, guidance_input=objective.input_guidance.active)
     if sampling.sampler == "default":
         sampling = read(sampling, {"sampler": objective.sampler})
-    known = ("online", *config.ema)
-    if sampling.ema not in known:
-        raise ValueError(f"sampling.ema is {sampling.ema!r}; it must be one of {', '.join(known)}")
+    check_weights("sampling.ema", sampling.ema, config)
+    sampling = read(sampling, {"ema": power_ema.canonical(sampling.ema)})
     sampling.check()
     if sampling.guidance_input:
         check_inputs(sampling, objective)
@@ -73,5 +87,5 @@ def warn_of_untrained(sampler: str, times: Times) -> None:
 def make_evaluation(config: ConfigDict) -> EvaluationSettings:
     """The settings of `evaluation`. Raises ValueError."""
     settings = read(EvaluationSettings, config.evaluation)
-    settings.check(tuple(config.ema), 3 if config.codecs.autoencoder else config.data.channels)
+    settings.check(tracked(config)[1:], 3 if config.codecs.autoencoder else config.data.channels)
     return settings

@@ -19,7 +19,13 @@ from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import Size, TiM
 from tim_jax.training.optimizer import OptimizerSettings
-from tim_jax.training.settings import CheckpointSettings, MeshSettings, StartSettings, TrainingSettings
+from tim_jax.training.settings import (
+    CheckpointSettings,
+    MeshSettings,
+    PosthocEMASettings,
+    StartSettings,
+    TrainingSettings,
+)
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.sampling.sampler import Sampling
@@ -95,6 +101,9 @@ SECTIONS = {
     "optimizer": Section("The optimizer.", (OptimizerSettings,)),
     "ema": Section("Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.", (),
                    {"slow": 0.9999}),
+    "posthoc_ema": Section("Post-hoc EMAs (arXiv 2312.02696): power-function EMAs, tracked and stored so that those of "
+                           "other lengths can be made afterwards; \"sigma_rel:0.13\" names one, wherever an EMA is "
+                           "named.", (PosthocEMASettings,)),
     "start": Section("What the first step starts from: the weights of another run, or, by default, scratch.",
                      (StartSettings,)),
     "mesh": Section("Devices per mesh axis; -1: all the rest.", (MeshSettings,)),

@@ -26,6 +26,7 @@ PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluation.path": (paths.REMOTE, ()),
     "evaluation.reference": (paths.REMOTE, ()),
     "evaluation.inception": (paths.REMOTE, ()),
+    "evaluation.dinov2": ((SCHEME,), ()),
     "loader.directory": ((), ()),
     "training.compilation_cache": (paths.REMOTE, ("auto",)),
     "codecs.autoencoder": ((SCHEME,), ()),

@@ -5,16 +5,12 @@ import json
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation import curves, references
+from tim_jax.evaluation import curves, protocol
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
-from tim_jax.system import files
+from tim_jax.system import files, lock
 
-LABELS = {
-    "data": ", labels as often as in the data",
-    "balanced": ", every label alike",
-    "captions": ", captions of the data",
-}
+LOCK = "any_step.lock"
 FLOOR = (
     "Floors are figures of real images. Halves: two halves of the training part; under held out, training part against "
     "held-out part. Halves hold half as many images, which nearly doubles the bias of their Fréchet distance: good "
@@ -41,7 +37,7 @@ PLOTTED = {
 TOLERANCE = 0.05  # a figure that is worse by more than this share counts against the verdict
 
 
-def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, reference=None):
+def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, measured_by=None):
     """Measures samples by number of steps.
 
     The Fréchet distance of finite sets is biased upward, nearly as one over their size: the floor's halves score almost
@@ -58,12 +54,12 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
         floor: {name: figure} of real images (see `Yardstick.floor`).
         nfe: maps steps to network evaluations per image, which guidance doubles where it acts.
         progress: called as progress(done, total, line) after every set of samples.
-        reference: fingerprint of what the figures are against; tables of different ones are not plotted together.
+        measured_by: the `Protocol` of the figures; tables that were measured otherwise are not plotted together.
 
     Returns:
         A dict that JSON can hold. "rows", in ascending steps, hold steps, nfe, seconds_per_image (median over seeds)
         and, for every figure, NAME (mean over seeds), NAME_spread (standard deviation) and NAME_seeds. The others are
-        floor, samples, seeds, reference, and monotone (see there) of the first metric.
+        floor, samples, seeds, protocol, reference (its own), and monotone (see there) of the first metric.
 
     Raises:
         ValueError: for an empty list, or a step count below one.
@@ -84,17 +80,33 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
                 name, value = next(iter(figures.items()))
                 done = len(rows) * len(seeds) + len(by_seed)
                 progress(done, len(steps) * len(seeds), f"{s} steps, seed {seed}: {name} {value:.4g}")
-        row = {"steps": s, "nfe": nfe(s), "seconds_per_image": float(np.median(seconds))}
-        for name in by_seed[0]:
-            values = [float(figures[name]) for figures in by_seed]
-            row[name] = float(np.mean(values))
-            row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            row[f"{name}_seeds"] = values
-        rows.append(row)
+        rows.append(make_row(s, nfe(s), by_seed, seconds))
     table = {"rows": rows, "floor": dict(floor), "samples": int(count), "seeds": seeds}
-    table |= {"reference": dict(reference)} if reference else {}
+    if measured_by:
+        table |= {"protocol": measured_by.record(), "reference": dict(measured_by.reference)}
     first = next(name for name in METRICS if name in rows[0])
     return table | {"monotone": monotone(rows, first, long_title(table, first))}
+
+
+def make_row(steps, nfe, by_seed, seconds):
+    """Makes a row of the table.
+
+    Args:
+        steps: of the sampler.
+        nfe: network evaluations per image.
+        by_seed: {name: figure} of each seed.
+        seconds: per image, of each seed.
+
+    Returns:
+        {"steps", "nfe", "seconds_per_image", NAME, NAME_spread, NAME_seeds}; see `any_step_table`.
+    """
+    row = {"steps": steps, "nfe": nfe, "seconds_per_image": float(np.median(seconds))}
+    for name in by_seed[0]:
+        values = [float(figures[name]) for figures in by_seed]
+        row[name] = float(np.mean(values))
+        row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        row[f"{name}_seeds"] = values
+    return row
 
 
 def monotone(rows, name="frechet", title="Fréchet distance", tolerance=TOLERANCE):
@@ -153,12 +165,11 @@ def to_markdown(table):
     seeds = len(table["seeds"])
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     step = f", training step {table['step']}" if "step" in table else ""
-    note = f"{table['samples']} samples per step count{LABELS.get(table.get('labels'), '')}, {over}{step}. "
+    note = f"{table['samples']} samples per step count, {over}{step}. "
     note += "NFE: network evaluations per image."
-    floor = FLOOR + _how(table)
-    of = table.get("reference")
-    floor += f" Compared by {of['features']} with {of['images']:,} images of {of['data']}, {of['split']}." if of else ""
-    return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n"
+    floor = about_floors(table)
+    measured_by = f"\n{table['protocol']['line']}\n" if "protocol" in table else ""
+    return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n{measured_by}"
 
 
 def floors(table):
@@ -167,6 +178,11 @@ def floors(table):
     if "floor_at_count" in table:
         found[f"floor, {table['samples']:,} samples"] = table["floor_at_count"]
     return found
+
+
+def about_floors(table):
+    """Returns a few sentences on what the floors of a table are."""
+    return FLOOR + _how(table)
 
 
 def _how(table):
@@ -191,11 +207,11 @@ def plot(tables, path):
         path: where the picture is written.
 
     Raises:
-        ValueError: naming what differs, if tables were measured against different references.
+        ValueError: naming what differs, if tables were measured by different protocols.
     """
-    known = {name: table["reference"] for name, table in tables.items() if "reference" in table}
-    for name, fingerprint in known.items():
-        references.check_same(fingerprint, next(iter(known.values())), f"the reference of {name}")
+    first = next(iter(tables))
+    for name, table in tables.items():
+        protocol.check_same(table, tables[first], (name, first))
     metric = next(iter(tables.values()))["monotone"].get("metric", "frechet")
     series = {
         name: tuple([row[key] for row in table["rows"]] for key in ("nfe", metric, f"{metric}_spread"))
@@ -223,6 +239,11 @@ def write(table, workdir, name=None):
         name: of the curve in the plot; by default the folder's.
     """
     workdir = epath.Path(workdir)
+    with lock.locked(workdir, name=LOCK, waiting=lambda who: None):  # of two evaluations each keeps the other's table
+        _write(table, workdir, name or workdir.name)
+
+
+def _write(table, workdir, name):
     text = json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = workdir / "any_step.json"
     if path.exists() and path.read_text() != text:
@@ -232,7 +253,7 @@ def write(table, workdir, name=None):
         files.replace(workdir / f"any_step.{number}.json", path.read_bytes())
     files.replace(path, text.encode())
     files.replace(workdir / "any_step.md", to_markdown(table).encode())
-    plot({name or workdir.name: table}, workdir / "any_step.png")
+    plot({name: table}, workdir / "any_step.png")
 
 
 def _value(mean, spread, seeds):

@@ -43,6 +43,25 @@ def logarithmic(axes: Any, ticks: Iterable[float]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def logarithmic_height(axes: Any, places: Sequence[float]) -> None:
+    """Makes the vertical axis logarithmic, and ticks of the other one equally far apart. Call it at the end.
+
+    Args:
+        axes: of matplotlib.
+        places: along x, all that there are: where they are few they are the ticks.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    axes.set_yscale("log", nonpositive="clip")
+    gaps = np.diff(sorted(places))
+    few = len(places) <= 6 and (gaps >= (max(places) - min(places)) / 8).all()
+    axes.xaxis.set_major_locator(FixedLocator(sorted(places)) if few else MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+    few_ticks(axes.yaxis, *axes.get_ylim())
+    axes.grid(color="#dddddd", lw=0.7, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def thinned(ticks: Iterable[float]) -> list[float]:
     """Returns the ticks whose labels have room on a logarithmic axis, in ascending order, powers of two first."""
     given = sorted(set(ticks))

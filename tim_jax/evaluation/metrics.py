@@ -60,6 +60,7 @@ METRICS = {
     "kernel": Metric(
         "kernel", "features", "raw", distances.kernel_set, distances.kernel_distance, floor=floors.unbiased
     ),
+    "mmd": Metric("MMD", "embedding", "raw", distances.mmd_set, distances.mmd, floor=floors.extrapolated),
     "inception_score": Metric(
         "Inception score",
         "logits",
@@ -89,7 +90,8 @@ METRICS = {
         floor=floors.covered_by_samples,
     ),
 }
-TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID"}  # (features, metric) with a name of its own
+# (features, metric) with a name of its own. CMMD is the MMD of CLIP's embeddings alone.
+TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID", ("dinov2", "frechet"): "FD-DINOv2"}
 
 
 def chosen(outputs: Collection[str], names: Collection[str] = ()) -> dict[str, Metric]:

@@ -1,14 +1,16 @@
 """Files of images and statistics as the published evaluations exchange them (Dhariwal & Nichol 2021, ADM).
 
-Such an npz file holds images in arr_0, uint8 (n, h, w, 3), and their labels in arr_1. Reference batches may also hold
+Such an npz file holds images in arr_0, uint8 (n, h, w, 3), and their labels in arr_1; one that is written here says in
+"protocol" how they were drawn. Reference batches may also hold
 the moments of a larger set: mu and sigma of pool3, mu_s and sigma_s of the spatial features. Images are read and
 written in parts, so that 50,000 of them need not fit in memory.
 """
 
 import contextlib
 import hashlib
+import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,17 @@ from tim_jax.evaluation.statistics import Statistics
 from tim_jax.evaluation.summaries import Summary
 from tim_jax.system import files
 
-IMAGES, LABELS = "arr_0", "arr_1"
+IMAGES, LABELS, PROTOCOL = "arr_0", "arr_1", "protocol"
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 PART = 256  # images that are read at a time
 
 
 def write_images(
-    path: Any, batches: Iterable[np.ndarray], shape: tuple[int, int, int, int], labels: np.ndarray
+    path: Any,
+    batches: Iterable[np.ndarray],
+    shape: tuple[int, int, int, int],
+    labels: np.ndarray,
+    protocol: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a file of images and labels in one move.
 
@@ -33,6 +39,7 @@ def write_images(
         batches: the images in order, uint8 (any number, h, w, 3).
         shape: (n, h, w, 3) of all of them together.
         labels: (n,) whole numbers.
+        protocol: how they were drawn, as JSON holds it; None for nothing that is said of it.
 
     Raises:
         ValueError: for images of another type or shape, or another number of them.
@@ -55,6 +62,10 @@ def write_images(
                 written += len(batch)
         with archive.open(f"{LABELS}.npy", "w") as stream:
             np.lib.format.write_array(stream, np.asarray(labels, np.int64), allow_pickle=False)
+        if protocol is not None:
+            with archive.open(f"{PROTOCOL}.npy", "w") as stream:
+                text = json.dumps(protocol, ensure_ascii=False)
+                np.lib.format.write_array(stream, np.array(text), allow_pickle=False)
         if written != shape[0]:
             raise ValueError(f"images: {written} were given; shape says {shape[0]}")
 

@@ -18,9 +18,10 @@ from absl import logging
 from etils import epath
 
 from tim_jax.evaluation.summaries import KINDS, Need, Summary
-from tim_jax.system import files
+from tim_jax.system import files, lock
 
 FINGERPRINT = "fingerprint"
+LOCK = "references.lock"
 # Kinds of summaries that have another name in files: raw features had it before, and splits of images in the order of
 # their data set are no more what is compared.
 STORED = {"raw": "rows", "splits": "shuffled_splits"}
@@ -73,10 +74,16 @@ def write(path: Any, reference: Reference) -> None:
 
 
 def keep(path: Any, reference: Reference) -> None:
-    """Writes a reference as `write` does, where that is possible: figures do not depend on it."""
+    """Writes a reference as `write` does, where that is possible: figures do not depend on it.
+
+    What is stored of the same reference for other metrics stays, also where two evaluations write at a time.
+    """
+    path = epath.Path(path)
     try:
-        write(path, reference)
-    except OSError as error:
+        with lock.locked(path.parent, name=LOCK, waiting=lambda who: None):
+            stored = cached(path, reference.fingerprint, ())
+            write(path, Reference(reference.fingerprint, (stored.summary if stored else {}) | reference.summary))
+    except (OSError, ValueError) as error:
         logging.warning("the reference is not kept, and will be computed again: %s", error)
 
 

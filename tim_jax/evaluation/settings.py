@@ -55,11 +55,12 @@ class EvaluationSettings:
     batch_size: int = 512
     features: str = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     inception: str = ""  # file of the weights of "inception"; "": below loader.directory
+    dinov2: str = ""  # published folder of "dinov2", or hf://owner/repository; "": dinov2-large below loader.directory
     metrics: tuple[str, ...] = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
     reference: str = ""  # a stored or published (npz) reference in place of the training part
     source: str = ""  # of real images of the samples' size, as data.source; "": that of training
     path: str = ""  # where these are, as data.path
-    max_images: int = 10000  # of which the kernel distance, precision and recall look at single features
+    max_images: int = 10000  # of which kernel distances, precision and recall look at single features
     # while training
     periodic: PeriodicEvaluation = PeriodicEvaluation()
 
@@ -72,10 +73,10 @@ class EvaluationSettings:
         """
         if self.features not in FEATURES:
             raise ValueError(f"evaluation.features is {self.features!r}; it must be one of {', '.join(FEATURES)}")
-        if self.features == "inception" and channels not in (1, 3):
+        if self.features != "pixels" and channels not in (1, 3):
             raise ValueError(
-                "evaluation.features is 'inception'; it must be another one for examples of other than 1 or 3 channels "
-                f"(data.channels is {channels}) that no codecs.autoencoder decodes"
+                f"evaluation.features is {self.features!r}; it must be 'pixels' for examples of other than 1 or 3 "
+                f"channels (data.channels is {channels}) that no codecs.autoencoder decodes"
             )
         if not set(self.metrics) <= set(METRICS):
             raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {', '.join(METRICS)}")

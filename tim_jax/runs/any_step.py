@@ -1,4 +1,7 @@
-"""The job of python -m tim_jax.evaluate: the any-step table of a workdir's run, or samples for other evaluations."""
+"""The job of python -m tim_jax.evaluate: the any-step table of a workdir's run, or samples for other evaluations.
+
+With several ways of sampling it is a sweep, see `sweep.py`.
+"""
 
 import dataclasses
 import time
@@ -12,14 +15,16 @@ from etils import epath
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
 from tim_jax.evaluation import anystep, pictures, published
-from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
+from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
-from tim_jax.runs.generation import Conditions, Generator, load_weights
-from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement
+from tim_jax.runs.evaluation_settings import NEAREST, EvaluationArguments
+from tim_jax.runs.generation import Conditions, Generator, load_weights, resampled
+from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
+from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.sampler import evaluations
 
 SHOWN = 10  # samples of a step count in pictures
@@ -52,82 +57,74 @@ def any_step_table(
     Raises:
         ValueError: for samples that are not finite.
     """
-    yardstick, max_steps, count = measurement.yardstick, max(nfe), len(conditions)
-    for steps in {min(64, max_steps), max_steps}:  # compilation is not the sampler's time
-        generator(weights, conditions[: generator.batch_size], steps=steps, seed=seeds[0])
+    yardstick, count = measurement.yardstick, len(conditions)
+    compile_for(generator, weights, conditions, sorted(nfe))
     shown: dict[int, np.ndarray] = {}
 
     def figures(steps: int, seed: int) -> tuple[dict[str, float], float]:
-        seconds = 0.0
+        return measure(measurement, generator, weights, conditions, steps, seed, shown)
 
-        def timed() -> Iterator[np.ndarray]:
-            nonlocal seconds
-            began = time.perf_counter()
-            for images in generator.images(weights, generator.times(steps), conditions, seed=seed):
-                seconds += time.perf_counter() - began
+    protocol = measurement.protocol(generator.run.sampling, count, seeds)
+    floor = yardstick.floor(seeds)
+    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, protocol)
+    return table | {"floor_at_count": yardstick.floor_at(count, seeds)}, shown
+
+
+def compile_for(generator: Generator, weights: Any, conditions: Conditions, steps: Sequence[int]) -> None:
+    """Compiles what samples in so many steps, where that is still to be done: its time is not the sampler's."""
+    for each in steps:
+        if not generator.has_compiled(each):
+            generator(weights, conditions[: generator.batch_size], steps=each)
+
+
+def measure(
+    measurement: Measurement,
+    generator: Generator,
+    weights: Any,
+    conditions: Conditions,
+    steps: int,
+    seed: int,
+    shown: dict[int, np.ndarray] | None = None,
+) -> tuple[dict[str, float], float]:
+    """Draws and measures samples of one step count and one seed; the arguments are those of `any_step_table`.
+
+    Args:
+        steps: of the sampler.
+        seed: of the noise.
+        shown: where the first samples of each step count are put, if there are none yet.
+
+    Returns:
+        {NAME: figure}, and the seconds that drawing took.
+
+    Raises:
+        ValueError: for samples that are not finite.
+    """
+    seconds = 0.0
+
+    def timed() -> Iterator[np.ndarray]:
+        nonlocal seconds
+        began = time.perf_counter()
+        for images in generator.images(weights, generator.times(steps), conditions, seed=seed):
+            seconds += time.perf_counter() - began
+            if shown is not None:
                 shown.setdefault(steps, images[:SHOWN])
-                yield images
-                began = time.perf_counter()
+            yield images
+            began = time.perf_counter()
 
-        return measurement.figures(timed(), count), seconds
-
-    floor, reference = yardstick.floor(seeds), measurement.fingerprint
-    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, reference)
-    table["floor_at_count"] = yardstick.floor_at(count, seeds)
-    by_class = measurement.run.config.model.condition == "class"
-    return table | {"labels": measurement.run.evaluation.labels if by_class else "captions"}, shown
+    return measurement.figures(timed(), len(conditions)), seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class AnyStepSettings:
-    """The arguments of the command.
+class Way:
+    """One way of sampling a run.
 
     Attributes:
-        workdir: the run's folder.
-        steps: step counts.
-        seeds: how many noises, for mean and spread.
-        count: samples per step count and seed; None for `evaluation.num_samples`.
-        nearest: samples shown beside their nearest training image.
-        export: the npz file that samples are written to in place of a table; None for a table.
-        out: the folder that table and pictures are written to; None for the workdir.
+        run: the run, with that sampling.
+        nfe: {steps: network evaluations per image}.
     """
 
-    workdir: str
-    steps: list[int]
-    seeds: int = 3
-    count: int | None = None
-    nearest: int = 24
-    export: str | None = None
-    out: str | None = None
-
-    @property
-    def folder(self) -> epath.Path:
-        """The folder that table and pictures are written to."""
-        return paths.given(self.out, "--out") if self.out is not None else paths.run_folder(self.workdir, "--workdir")
-
-    def check(self) -> None:
-        """Raises ValueError for arguments that cannot be, whatever the run."""
-        if self.export is not None and self.out is not None:
-            raise ValueError(f"--out is {self.out!r}; it must be left out with --export, which names the file")
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is {self.seeds}; it must be at least 1")
-        if self.nearest < 0:
-            raise ValueError(f"--nearest is {self.nearest}; it must be at least 0")
-        minimum = 1 if self.export is not None else MIN_IMAGES
-        if self.count is not None and not minimum <= self.count <= MOST_IMAGES:
-            raise ValueError(f"--count is {self.count}; it must be at least {minimum}, and at most {MOST_IMAGES}")
-
-    def check_export(self, run: Run) -> None:
-        """Raises ValueError if the samples of a run cannot be exported."""
-        if len(self.steps) > 1:
-            steps = ",".join(map(str, self.steps))
-            raise ValueError(f"--steps is {steps!r}; with --export it must be one step count")
-        if not str(self.export).endswith(".npz"):
-            raise ValueError(f"--export is {self.export!r}; it must end with .npz")
-        if not (self.count or run.evaluation.num_samples):
-            raise ValueError("--count: missing; with --export it says how many samples to write")
-        if not run.shows_images:
-            raise ValueError(f"--export: data.channels is {run.image_shape[-1]}; only 1 or 3 are images")
+    run: Run
+    nfe: dict[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +133,19 @@ class AnyStepJob:
 
     Attributes:
         settings: of the command.
-        generator: of the run.
-        weights: parameters of the network.
+        generator: of the first way.
+        ways: of sampling; with several of them there is a sweep.
+        weights: parameters of the network, of the first way.
         step: of training.
-        nfe: {steps: network evaluations per image}.
         conditions: labels or prompts of the samples of each step count and seed.
         measurement: what samples are measured by; None where they are exported.
     """
 
-    settings: AnyStepSettings
+    settings: EvaluationArguments
     generator: Generator
+    ways: list[Way]
     weights: Any
     step: int
-    nfe: dict[int, int]
     conditions: Conditions
     measurement: Measurement | None
 
@@ -176,7 +173,9 @@ class AnyStepJob:
                 pass
             return
         labels = np.zeros(self.count, np.int32) if isinstance(conditions, list) else np.asarray(conditions)
-        published.write_images(path, levels(), (self.count, *picture_shape(run)[:2], 3), labels)
+        protocol = protocol_of(run, run.sampling, self.count, [0]).record()
+        shape = (self.count, *picture_shape(run)[:2], 3)
+        published.write_images(path, levels(), shape, labels, protocol | {"steps": steps, "step": self.step})
         print(f"{self.count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
 
     def table(self) -> None:
@@ -187,18 +186,20 @@ class AnyStepJob:
         """
         measurement, settings, folder = self.measurement, self.settings, self.settings.folder
         assert measurement is not None, "an evaluation that measures"
-        run, generator, steps = measurement.run, self.generator, sorted(self.nfe)
-        work = np.cumsum([self.nfe[s] + METRICS_COST for s in steps for _ in range(settings.seeds)])
+        run, generator, nfe = measurement.run, self.generator, self.ways[0].nfe
+        steps = sorted(nfe)
+        work = np.cumsum([nfe[s] + METRICS_COST for s in steps for _ in range(settings.seeds)])
         time_left = Progress(work[-1])
 
         def progress(done: int, total: int, line: str) -> None:
             time_left(work[done - 1], f"{done}/{total}: {line}")
 
         seeds = list(range(settings.seeds))
-        table, shown = any_step_table(measurement, generator, self.weights, self.conditions, self.nfe, seeds, progress)
+        table, shown = any_step_table(measurement, generator, self.weights, self.conditions, nfe, seeds, progress)
         table |= {"step": self.step}
         written = ["any_step.json", "any_step.md", "any_step.png"]
-        near, images = min(settings.nearest, self.count), None
+        near = min(NEAREST if settings.nearest is None else settings.nearest, self.count)
+        images = None
         if run.shows_images and measurement.neighbours and near:
             images = generator.decode(generator(self.weights, self.conditions[:near], steps=max(steps)))
         if jax.process_index() > 0:
@@ -221,7 +222,7 @@ class AnyStepJob:
         print("written: " + ", ".join(str(folder / name) for name in written))
 
 
-def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnyStepJob:
+def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> AnyStepJob:
     """Checks all that a command asks for, and reads the weights.
 
     Args:
@@ -231,15 +232,22 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     Raises:
         ValueError: one line that names what is wrong.
     """
-    settings.check()
+    settings.check(overrides)
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
     folder = paths.run_folder(settings.workdir, "--workdir")
-    run = build(workdir.load(folder, overrides))
+    first, *others = settings.ways
+    with settings.naming_flags():
+        run = build(workdir.load(folder, overrides | ({} if others else first)))
+        runs = [resampled(run, way) for way in settings.ways] if others else [run]
     if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
         paths.check_folder(settings.folder, "--out")
+    if settings.guidance_interval and all(each.sampling.guidance == 1 for each in runs):
+        raise ValueError(
+            "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
+        )
     compilation_cache.use(run.config.training.compilation_cache)
     measurement = None
     if settings.export is not None:
@@ -251,12 +259,20 @@ def open_any_step(settings: AnyStepSettings, overrides: dict[str, str]) -> AnySt
     labels = data_labels(run, folder) if run.config.model.condition == "class" else None
     if labels is not None:
         warn_of_untrained(labels)
-    weights, step = load_weights(run, folder)
-    run = with_found_grid(run, folder, step)
-    nfe = {steps: evaluations(run.transport, steps, run.sampling) for steps in settings.steps}
-    generator = measurement_generator(run, count)
+    weights, step = load_weights(runs[0], folder)
+    saved = warm_start.find(str(folder), "--workdir")
+    for each in runs[1:]:
+        warm_start.find_weights(saved, each.sampling.ema, "--weights")
+    runs = [with_found_grid(each, folder, step) for each in runs]
+    ways = [Way(each, network_evaluations(each, settings.steps)) for each in runs]
+    generator = measurement_generator(runs[0], count)
     generator.load()
-    return AnyStepJob(settings, generator, weights, step, nfe, sample_conditions(run, count, labels), measurement)
+    return AnyStepJob(settings, generator, ways, weights, step, sample_conditions(run, count, labels), measurement)
+
+
+def network_evaluations(run: Run, steps: Sequence[int]) -> dict[int, int]:
+    """{steps: network evaluations per image} of a run's sampler. Raises ValueError for steps that it cannot take."""
+    return {each: evaluations(run.transport, each, run.sampling) for each in steps}
 
 
 class Progress:

@@ -229,11 +229,10 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     """
     saved = warm_start.find(path, "WORKDIR")
     config = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
-    found, ema = warm_start.weights_of(saved), ema or config.sampling.ema
-    if ema not in found:
-        raise ValueError(f"--ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
+    ema = ema or config.sampling.ema
+    shapes = warm_start.find_weights(saved, ema, "--ema")
     here = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, shape in found[ema].items()}
+    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, shape in shapes.items()}
     params = unflatten_dict(warm_start.read_weights(saved, ema, abstract), sep="/")
     turned = published.is_transposed(config)
     official = to_official(transposed(params) if turned else params)

@@ -1,6 +1,8 @@
 """Images from a trained run: what sampling, evaluation and the pictures of training share."""
 
-from collections.abc import Iterator, Sequence
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -9,15 +11,19 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
+from tim_jax.config.sampling import make_sampling
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.sampler import (
-    guidance_inputs,
+    Sampling,
+    guidance_values,
     image_keys,
     make_plan,
     padded,
@@ -29,20 +35,21 @@ from tim_jax.transitions.sampling.sampler import (
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
 
 
-def load_weights(run: Run, workdir: epath.Path) -> tuple[Any, int]:
-    """Reads the weights that `sampling.ema` names from the latest good checkpoint of a workdir.
+def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int]:
+    """Reads weights by their name from the latest good checkpoint of a workdir.
 
     Nothing else of the checkpoint is restored, and that only once the checksums of all its files are right.
 
     Args:
         run: the workdir's run, on whose mesh the weights are placed.
         workdir: its folder.
+        ema: a name as `warm_start.find_weights` takes it; "" for `sampling.ema`.
 
     Returns:
         The parameters and the training step they are of.
 
     Raises:
-        ValueError: if there is no checkpoint.
+        ValueError: if there is no checkpoint, or no such weights in it.
     """
     none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():
@@ -55,7 +62,15 @@ def load_weights(run: Run, workdir: epath.Path) -> tuple[Any, int]:
         logging.warning("checkpoint of step %d not used: %s", later, reason)
     manager.close()
     saved = warm_start.Saved(manager.directory, step)
-    return warm_start.read_network(saved, run.sampling.ema, run.weights(run.trainer.abstract)), step
+    ema = ema or run.sampling.ema
+    warm_start.find_weights(saved, ema, "sampling.ema")
+    return warm_start.read_network(saved, ema, run.trainer.abstract.params["online"]), step
+
+
+def resampled(run: Run, changes: Mapping[str, str]) -> Run:
+    """The run with keys of `sampling` changed, {"sampling.key": text}. Raises ValueError, as building the run would."""
+    sampling = make_sampling(override(run.config, dict(changes)), cast(Objective, run.trainer.step.objective))
+    return dataclasses.replace(run, sampling=dataclasses.replace(sampling, optimal_times=run.sampling.optimal_times))
 
 
 def check_class_conditional(run: Run, workdir: epath.Path) -> None:
@@ -68,7 +83,8 @@ class Generator:
     """Samples of a run with given weights; image i of a seed is the same whatever the batch and the mesh.
 
     What it draws are examples (h, w, C), images or latents, which `decode` turns into images. One program is compiled
-    for each size, whatever the number of steps, up to `sampler.PADDED` network evaluations, and others for more.
+    for each size, whatever the number of steps, up to `sampler.PADDED` network evaluations, and others for more. Scale
+    and interval of guidance are its arguments; where guidance never acts there is a program without it.
 
     Conditions are labels, or prompts where the run has a text encoder to read them by. With `model.use_text_mask` False
     an image does depend on its batch: on how long the longest of its prompts is, as published.
@@ -92,9 +108,20 @@ class Generator:
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(8, 9), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11), out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
+
+    def sampled_by(self, sampling: Sampling) -> "Generator":
+        """A generator that samples otherwise, with the same programs and encoders."""
+        other = copy.copy(self)
+        other.run = dataclasses.replace(self.run, sampling=sampling)
+        return other
+
+    def has_compiled(self, steps: int) -> bool:
+        """Whether the program that samples in so many steps, from noise and at the default size, has been compiled."""
+        plan = padded(make_plan(self.run.transport, self.times(steps), self.run.sampling))
+        return _program(plan, self.run.image_shape[:2]) in self._compiled
 
     def load(self) -> None:
         """Reads text encoder and autoencoder now, which otherwise the first batch does. Raises ValueError."""
@@ -202,9 +229,11 @@ class Generator:
             States (b, h, w, C) of at most `batch_size` images at the last time, or (len(times), b, h, w, C).
         """
         plan = make_plan(self.run.transport, times, self.run.sampling)
-        evaluations, count = len(plan.t), np.int32(len(plan.t))
+        evaluations, count, guided = len(plan.t), np.int32(len(plan.t)), bool(plan.guided.any())
+        guidance = guidance_values(self.run.transport, self.run.sampling)
         plan = plan if trajectory else padded(plan)
         h, w = size or self.run.image_shape[:2]
+        program = _program(plan, (h, w), trajectory, start is None)
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         for first in range(0, len(conditions), self.batch_size):
@@ -213,14 +242,14 @@ class Generator:
             states = None
             if start is not None:
                 states = self._put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
-            program = ((h, w), len(plan.t), trajectory, start is None)
             known = program in self._compiled or jax.process_index() > 0
             self._compiled.add(program)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found = self._sample(
-                    weights, plan, count, np.uint32(seed), indices, condition, null, states, (h, w), trajectory
-                )
+                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, (h, w), guided,
+                    trajectory,
+                )  # fmt: skip
             examples, left = np.asarray(found), len(conditions) - first
             yield examples[:: evaluations // (len(times) - 1), :left] if trajectory else examples[:left]
 
@@ -245,10 +274,15 @@ class Generator:
         condition: dict[str, jax.Array],
         null: dict[str, jax.Array],
         start: jax.Array | None,
+        guidance: jax.Array,
         size: tuple[int, int],
+        guided: bool,
         trajectory: bool,
     ) -> jax.Array:
-        """The compiled program: see `batches`, and `sampler.sample` for `count`."""
+        """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
+
+        `guidance` is what `guidance_values` returns, and `guided` says whether it acts anywhere.
+        """
         run = self.run
         keys = image_keys(seed, indices)
         x = start
@@ -258,16 +292,20 @@ class Generator:
         if self.texts and not run.network.use_text_mask:
             mask = {"mask": up_to_longest(condition["mask"])}
             condition, null = condition | mask, null | mask
-        guidance = run.sampling.guidance
-        if run.sampling.guidance_input:
-            inputs = guidance_inputs(run.transport, run.sampling, len(x), x.dtype)
-            condition, guidance = condition | {"guidance": inputs}, 1.0
-        return sample(run.net(weights), plan, x, condition, null, keys, guidance, trajectory, count)
+        if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
+            condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
+        scale = guidance[0] if guided else 1.0
+        return sample(run.net(weights), plan, x, condition, null, keys, scale, trajectory, count)
 
     def _put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
         where = sharding.batch_sharding(self.run.mesh)
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+
+def _program(plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, from_noise: bool = True) -> tuple:
+    """What tells compiled programs of a generator from one another."""
+    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

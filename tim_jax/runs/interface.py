@@ -1,12 +1,11 @@
 """A trained run in the hands of a program: `tim = tim_jax.load(path)`, then `tim("a red bicycle", steps=4)`."""
 
 import contextlib
-import dataclasses
 import html
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,20 +13,17 @@ from PIL import Image
 
 from tim_jax.config.build import build
 from tim_jax.config.keys import flatten
-from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.config.sampling import make_sampling
 from tim_jax.evaluation import pictures
 from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
-from tim_jax.runs.generation import Generator
+from tim_jax.runs.generation import Generator, resampled
 from tim_jax.runs.images import Images
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
-from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.sampler import make_plan, time_grid
 
 
@@ -151,7 +147,7 @@ class Tim:
         self._texts = open_text_encoder(run) if run.config.model.condition == "text" else None
         self._weights = read()
         self.classes = classes
-        self._generators: dict[tuple[int, float], Generator] = {}
+        self._generators: dict[int, Generator] = {}
         self._generator(1, None).load()
 
     @arguments_of_python("guidance")
@@ -241,13 +237,7 @@ class Tim:
     def _generator(self, count: int, guidance: float | None) -> Generator:
         """A generator for so many images at a time; one for each power of two, so that calls share what is compiled."""
         batch = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
-        run = self.run
-        if guidance is not None:
-            config = override(run.config, {"sampling.guidance": str(guidance)})
-            sampling = make_sampling(config, cast(Objective, run.trainer.step.objective))
-            sampling = dataclasses.replace(sampling, optimal_times=run.sampling.optimal_times)
-            run = dataclasses.replace(run, sampling=sampling)
-        key = batch, run.sampling.guidance
-        if key not in self._generators:
-            self._generators[key] = Generator(run, batch, self._texts, self._decoder)
-        return self._generators[key]
+        run = self.run if guidance is None else resampled(self.run, {"sampling.guidance": str(guidance)})
+        if batch not in self._generators:
+            self._generators[batch] = Generator(self.run, batch, self._texts, self._decoder)
+        return self._generators[batch].sampled_by(run.sampling)

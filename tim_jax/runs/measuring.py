@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from jax.experimental import multihost_utils
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import FEATURES, metrics, pictures, published, references, summaries, yardstick
-from tim_jax.evaluation.features import WEIGHTS, Features
+from tim_jax.evaluation.features import PLACES, Features
+from tim_jax.evaluation.protocol import AS_DRAWN, EIGHT_BITS, Protocol
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.evaluation.yardstick import HELD_OUT, Yardstick
@@ -23,6 +26,7 @@ from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, training_images
 from tim_jax.system import paths
 from tim_jax.system.progress import Bar
+from tim_jax.transitions.sampling.sampler import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,12 @@ class Measurement:
             batches = map(pictures.as_written, batches)
         return self.yardstick.figures(self.extractor.samples(batches), count)
 
+    def protocol(self, sampling: Sampling, count: int, seeds: Sequence[int]) -> Protocol:
+        """What figures of `count` samples of each seed, drawn by that sampling, are measured by."""
+        held_out = self.image_sets.get(HELD_OUT)
+        parts = self.fingerprint, held_out.fingerprint if held_out else None
+        return protocol_of(self.run, sampling, count, seeds, *parts)
+
     def sample_count(self) -> int:
         """Samples per step count and seed: `evaluation.num_samples`, or as many as the reference has images.
 
@@ -119,6 +129,51 @@ class Measurement:
                 "evaluation.num_samples is 0; it must be given, as evaluation.reference holds no images to count"
             )
         return count
+
+
+def protocol_of(
+    run: Run,
+    sampling: Sampling,
+    count: int,
+    seeds: Sequence[int],
+    reference: Mapping[str, Any] | None = None,
+    held_out: Mapping[str, Any] | None = None,
+) -> Protocol:
+    """The protocol of samples: the one place where it is made.
+
+    Args:
+        run: whose `evaluation` says how they are measured.
+        sampling: by which they are drawn.
+        count: how many of each seed.
+        seeds: of the noise.
+        reference: fingerprint of what they are compared with; None where they are only written.
+        held_out: fingerprint of the held-out part, or None.
+    """
+    grid = sampling.grid
+    if grid == "optimal":
+        found = json.dumps({steps: list(times) for steps, times in sorted(sampling.optimal_times.items())})
+        grid = f"optimal {hashlib.sha256(found.encode()).hexdigest()[:16]}"
+    elif grid == "shifted":
+        grid = f"shifted by {sampling.shift:g}"
+    guided = sampling.guidance != 1
+    ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
+    return Protocol(
+        reference=reference,
+        held_out=held_out,
+        labels=run.evaluation.labels if run.config.model.condition == "class" else "captions",
+        levels=EIGHT_BITS if run.shows_images else AS_DRAWN,
+        samples=count,
+        seeds=tuple(seeds),
+        weights=sampling.ema,
+        sampler=sampling.sampler,
+        grid=grid,
+        guidance=sampling.guidance,
+        guidance_interval=(sampling.guidance_low, sampling.guidance_high) if guided else None,
+        guidance_ends=ends if guided else None,
+        guidance_input=sampling.guidance_input,
+        stochasticity=sampling.stochasticity,
+        stochastic=sampling.stochastic if sampling.stochasticity else None,
+    )
 
 
 def _all_processes(here: bool) -> bool:
@@ -139,7 +194,9 @@ def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def open_measurement(run: Run) -> Measurement:
     """The evaluation that a run's configuration asks for, with all that can be wrong checked. Raises ValueError."""
     settings = run.evaluation
-    weights = settings.inception or str(epath.Path(run.inputs.directory).expanduser() / WEIGHTS)
+    weights = {"inception": settings.inception, "dinov2": settings.dinov2}.get(settings.features, "")
+    if not weights and settings.features in PLACES:
+        weights = str(epath.Path(run.inputs.directory).expanduser() / PLACES[settings.features])
     features = FEATURES[settings.features](weights)
     chosen = metrics.chosen(features.outputs, settings.metrics)
     image_sets: dict[str, ImageSet] = {}
@@ -215,6 +272,15 @@ def measure_while_training(run: Run, measurement: Measurement) -> Callable[[Any]
         return found
 
     return measure
+
+
+def periodic_protocols(measurement: Measurement) -> list[dict[str, Any]]:
+    """The protocols of evaluations while training as JSON holds them, one for each of the weights."""
+    run = measurement.run
+    count = run.evaluation.periodic.num_samples or measurement.sample_count()
+    names = run.evaluation.periodic.emas or (run.sampling.ema,)
+    samplings = [dataclasses.replace(run.sampling, ema=name) for name in names]
+    return [measurement.protocol(sampling, count, [0]).record() for sampling in samplings]
 
 
 def measurement_generator(run: Run, count: int) -> Generator:

@@ -16,8 +16,8 @@ CARD, PICTURE = "README.md", "samples.png"
 SHOWN = 30  # classes that are listed
 # Sections that say what a run is, and how it is sampled and measured; the others are about machines.
 RECIPE = (
-    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "start",
-    "training", "sampling", "evaluation",
+    "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "posthoc_ema",
+    "start", "training", "sampling", "evaluation",
 )  # fmt: skip
 CITATION = """\
 @article{wang2025transition,

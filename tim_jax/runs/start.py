@@ -12,7 +12,7 @@ from tim_jax.runs import teachers
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.runs.workdir import compare_classes, restored, to_json
 from tim_jax.system import files
-from tim_jax.training import names, warm_start
+from tim_jax.training import names, snapshots, warm_start
 from tim_jax.training.state import TrainState
 
 
@@ -52,20 +52,18 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         identity.compare(before, config, saved)
         warn_of_schedule(run, before)
         teachers.check_same(run, recorded, saved)
-        return _announced(f"goes on from {saved}", lambda: warm_start.resume(saved, trainer.abstract))
+        return _announced(f"goes on from {saved}", lambda: _resumed(run, saved, workdir))
     if not config.start.checkpoint:
         return trainer.create
 
     weights, ema = config.start.checkpoint, config.start.ema
     saved = warm_start.find(weights, "start.checkpoint")
-    found = warm_start.weights_of(saved)
-    if ema not in found:
-        raise ValueError(f"start.ema is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
+    there = warm_start.find_weights(saved, ema, "start.ema")
     abstract = names.by_name(trainer.abstract.params["online"])
     here = {name: leaf.shape for name, leaf in abstract.items()}
-    names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | found[ema].keys())
+    names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | there.keys())
     try:
-        taken = warm_start.common(here, found[ema], config.start.reinitialise)
+        taken = warm_start.common(here, there, config.start.reinitialise)
     except ValueError as error:
         raise ValueError(f"start.checkpoint is {weights!r}; it must fit this run: {error}") from None
     if not taken:
@@ -79,6 +77,14 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         return warm_start.replace_weights(trainer.create(), values)
 
     return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
+
+
+def _resumed(run: Run, saved: warm_start.Saved, workdir: epath.Path) -> TrainState:
+    """The whole state of another workdir's checkpoint, whose snapshots of EMAs are copied into this one."""
+    state = warm_start.resume(saved, run.trainer.abstract)
+    if run.posthoc_ema.sigma_rel:
+        snapshots.copy(saved.directory.parent, saved.step, workdir)
+    return state
 
 
 def finished(run: Run, workdir: epath.Path) -> str | None:

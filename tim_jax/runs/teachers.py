@@ -106,9 +106,7 @@ def _find(config: ConfigDict, key: str, ema_key: str) -> TeacherSource:
         raise ValueError(
             f"{where}; it must be a checkpoint with checksums, and there are {checkpoints.NO_MANIFEST} in {saved}"
         )
-    found = warm_start.weights_of(saved)
-    if ema not in found:
-        raise ValueError(f"teacher.{ema_key} is {ema!r}; it must be one of {', '.join(found)}, which {saved} has")
+    warm_start.find_weights(saved, ema, f"teacher.{ema_key}")
     try:
         own = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     except ValueError as error:
@@ -157,7 +155,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
         sharding.shardings(run.mesh, boxed, shapes),
     )
     if source.saved is not None:
-        there = warm_start.weights_of(source.saved)[source.ema]
+        there = warm_start.find_weights(source.saved, source.ema, source.where)
         for name, leaf in names.by_name(shapes).items():
             if there.get(name) != leaf.shape:
                 own = f"is {leaf.shape} by its own configuration and {there.get(name)} there"

@@ -17,11 +17,11 @@ from tim_jax.config.command_line import failures, user_errors
 from tim_jax.config.run import Run
 from tim_jax.data import summary
 from tim_jax.evaluation import pictures
-from tim_jax.runs import labels, published, teachers, workdir
+from tim_jax.runs import averages, labels, published, teachers, workdir
 from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
-from tim_jax.runs.measuring import Measurement, measure_while_training
+from tim_jax.runs.measuring import Measurement, measure_while_training, periodic_protocols
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
 from tim_jax.training import sharding
@@ -31,6 +31,7 @@ from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.mesh import AUTO, mesh_text
 from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
+from tim_jax.training.snapshots import Snapshots
 from tim_jax.training.state import TrainState
 from tim_jax.training.watch import of_nothing
 
@@ -43,6 +44,7 @@ def check(run: Run) -> None:
     Raises SystemExit, with one line, if they are not finite.
     """
     warn_of_schedule(run)
+    averages.warn(run)
     print_mesh(run)
     if line := published.note(run):
         print(line)
@@ -145,8 +147,12 @@ def fit(
         SystemExit: with one line, if too many records are bad or training cannot go on.
     """
     warn_of_schedule(run, workdir.recorded(folder))
+    averages.warn(run)
     classes = pipeline.source.class_names if run.inputs.num_classes else ()
-    record = workdir.record_start(folder, run.config, teachers.record(run), classes)
+    more = teachers.record(run)
+    if measurement is not None:
+        more |= {"evaluation_protocols": periodic_protocols(measurement)}
+    record = workdir.record_start(folder, run.config, more, classes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the start is recorded")
     account = data.Account(folder, jax.process_index(), run.inputs.max_bad_share, cluster.summed)
@@ -156,12 +162,15 @@ def fit(
         print(summary.summary(pipeline.source, pipeline.plan), flush=True)
         if line := published.note(run):
             print(line, flush=True)
+        for line in averages.told(run, folder):
+            print(line, flush=True)
     with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
         first_start = workdir.first_start(folder)
         if run.config.model.condition == "class":
             record_labels(run, pipeline.source, folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
         measure = measure_while_training(run, measurement) if measurement else None
+        stored = run.posthoc_ema
         return train(
             run.trainer,
             run.training,
@@ -172,6 +181,7 @@ def fit(
             record=record,
             pictures=pictures,
             figures=Periodic(measure, run.evaluation.periodic.every) if measure else None,
+            snapshots=Snapshots(folder, stored.every, stored.dtype) if stored.sigma_rel else None,
             stop=stop,
             first_start=first_start,
             profile=profile,

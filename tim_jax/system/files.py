@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from typing import TypeVar
@@ -45,7 +46,7 @@ def appearing(path: _Path, alone: bool = False) -> Iterator[_Path]:
     if not is_local(path):
         yield path
         return
-    new = path.parent / (f".{path.name}.new" if alone else f".{path.name}.{os.getpid()}.new")  # see UNFINISHED
+    new = path.parent / (f".{path.name}.new" if alone else f".{path.name}.{secrets.randbits(48)}.new")  # see UNFINISHED
     try:
         yield new
         new.replace(path)
@@ -70,7 +71,9 @@ def move_folder(folder: epath.Path, to: epath.Path) -> None:
 
 
 def copy_folder(folder: epath.Path, to: epath.Path) -> None:
-    """Copies all files below a folder in object storage, which knows no folders but in names."""
+    """Copies all files below a folder. Object storage knows no folders but in names."""
+    if is_local(to):
+        to.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             copy_folder(path, to / path.name)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
@@ -20,11 +21,19 @@ from tim_jax.system import files
 NAME = "lock"
 # Errors of file systems without locks: NFS without its lock service, some of FUSE and of clusters.
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+POLL = 0.2  # seconds between looks at a lock that is waited for
 BEAT = 10.0  # seconds between signs of life where files cannot be locked (object storage)
 
 
 @contextlib.contextmanager
-def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = "--workdir"):
+def locked(
+    folder: epath.Path,
+    lead: bool = True,
+    count: int = 1,
+    option: str = "--workdir",
+    name: str = NAME,
+    waiting: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """A context in which no other run works in the folder, which is made.
 
     A local file is locked by the operating system, which lets go of it when the process ends, however it ends.
@@ -36,6 +45,9 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
         lead: Whether this process takes the lock for all processes of its run; each of them must enter.
         count: Number of processes of the run.
         option: Option of the command line that named the folder, for errors.
+        name: Of the lock's file: what is never done by two at a time. NAME stands for all of a run, and stays; files of
+            other names are there while the lock is held.
+        waiting: If given, another run is waited for rather than an error, and this is called once, with who it is.
 
     Raises:
         ValueError: If another run works there, or the folder cannot be written to.
@@ -44,7 +56,8 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
         refused = None
         if lead:
             try:
-                refused = stack.enter_context(_taken(folder))
+                who = _enter(stack, folder, name, waiting)
+                refused = who and f"another run is at work there ({who}): stop it or give another"
             except OSError as error:
                 refused = f"it cannot be written to ({error.strerror or error}); give another"
         if count > 1:
@@ -55,41 +68,65 @@ def locked(folder: epath.Path, lead: bool = True, count: int = 1, option: str = 
         yield
 
 
+def _enter(
+    stack: contextlib.ExitStack, folder: epath.Path, name: str, waiting: Callable[[str], None] | None
+) -> str | None:
+    """Enters what holds the lock, at once or when nobody else does; or returns who does."""
+    told = False
+    while True:
+        with contextlib.ExitStack() as attempt:
+            who = attempt.enter_context(_taken(folder, name))
+            if who is None or waiting is None:
+                stack.enter_context(attempt.pop_all())
+                return who
+        if not told:
+            waiting(who)
+            told = True
+        time.sleep(POLL)
+
+
 @contextlib.contextmanager
-def _taken(folder: epath.Path):
-    """A context that holds the lock and gives None, or that says why not."""
+def _taken(folder: epath.Path, name: str) -> Iterator[str | None]:
+    """A context that holds the lock and gives None, or that says who holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    path = folder / name
     if "://" in str(folder):
-        with _alive(path) as refused:
-            yield refused
+        with _alive(path) as who:
+            yield who
         return
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield _who(file.read())
-            return
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            logging.warning(
-                "%s: its file system has no locks (%s); signs of life in %s keep other runs away instead",
-                folder, error.strerror, path,
-            )  # fmt: skip
-        else:
+    while True:
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                yield _who(file.read())
+                return
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                logging.warning(
+                    "%s: its file system has no locks (%s); signs of life in %s keep other runs away instead",
+                    folder, error.strerror, path,
+                )  # fmt: skip
+                break
+            if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                continue  # who held it has removed it meanwhile, and another may hold a new one
             file.truncate(0)
             file.write(json.dumps(_me()))
             file.flush()
-            yield None  # closing the file unlocks it
+            try:
+                yield None  # closing the file unlocks it
+            finally:
+                if name != NAME:
+                    path.unlink(missing_ok=True)
             return
-    with _alive(path) as refused:
-        yield refused
+    with _alive(path) as who:
+        yield who
 
 
 @contextlib.contextmanager
-def _alive(path: epath.Path):
+def _alive(path: epath.Path) -> Iterator[str | None]:
     """The same where files cannot be locked, by signs of life."""
     before = path.read_text() if path.exists() else ""
     if before:
@@ -128,7 +165,6 @@ def _me() -> dict:
 def _who(text: str) -> str:
     try:
         me = json.loads(text)
-        who = f"process {me['process']} on {me['host']} since {me['since']}"
+        return f"process {me['process']} on {me['host']} since {me['since']}"
     except (ValueError, KeyError, TypeError):
-        who = "unknown"
-    return f"another run is at work there ({who}): stop it or give another"
+        return "unknown"

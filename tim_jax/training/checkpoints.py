@@ -6,6 +6,7 @@ import logging as python_logging
 import os
 import sys
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
-from tim_jax.training import checksums, formats
+from tim_jax.training import checksums, formats, names
 
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
@@ -65,8 +67,12 @@ class Saver:
         failures: What could not be written, a line each.
     """
 
-    def __init__(self, manager: ocp.CheckpointManager):
-        self.manager = manager
+    def __init__(self, manager: ocp.CheckpointManager, what: str = "checkpoint"):
+        """Args:
+        manager: Of the folder.
+        what: What is saved, for messages.
+        """
+        self.manager, self._what = manager, what
         self.saved: int | None = None
         self.failures: list[str] = []
         _hush_closed_loops()
@@ -129,7 +135,7 @@ class Saver:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if len(reason) > 300:  # it begins with the files and ends with what went wrong
             reason = f"{reason[:100]} … {reason[-200:]}"
-        self.failures.append(f"the checkpoint of step {step} could not be written: {reason}")
+        self.failures.append(f"the {self._what} of step {step} could not be written: {reason}")
         self._clear()
         logging.warning("%s; training goes on", self.failures[-1])
 
@@ -153,6 +159,45 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
     format = format_of(manager, step)
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.state_then(abstract, format)))
     return formats.state_today(manager.restore(step, args=wanted)["state"], format)
+
+
+@contextlib.contextmanager
+def opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.CheckpointManager]:
+    """A context with the checkpoints in a folder, to be read. whole: whether states are read with all their parts."""
+    handlers = {
+        "state": ocp.StandardCheckpointHandler() if whole else ocp.PyTreeCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
+    manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def read_part(
+    directory: epath.Path, step: int, part: Sequence[str], abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Returns parameters by name from a part of a state; nothing else is read.
+
+    Args:
+        directory: Folder of all checkpoints.
+        step: Which one.
+        part: The keys that lead to the parameters, such as ("emas", "slow").
+        abstract: Shapes, types and shardings of the parameters to read, by name.
+    """
+    item: Any = unflatten_dict(dict(abstract), sep="/")
+    for key in reversed(part):
+        item = {key: item}
+    args = ocp.args.PyTreeRestore(
+        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with opened(directory, whole=False) as manager:
+        tree = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    for key in part:
+        tree = tree[key]
+    return names.by_name(tree)
 
 
 def format_of(manager: ocp.CheckpointManager, step: int) -> int:

@@ -15,6 +15,7 @@ from tim_jax.training.goodput import Goodput
 from tim_jax.training.monitor import Launched, Monitor
 from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.settings import CheckpointSettings, TrainingSettings
+from tim_jax.training.snapshots import Snapshots
 from tim_jax.training.state import TrainState
 from tim_jax.training.trainer import AbstractBatch, Batch, Trainer
 
@@ -95,6 +96,7 @@ def train(
     record: Mapping[str, Any] = {},
     pictures: Periodic | None = None,
     figures: Periodic | None = None,
+    snapshots: Snapshots | None = None,
     stop: Stop | None = None,
     first_start: float | None = None,
     profile: tuple[int, int] | None = None,
@@ -111,6 +113,7 @@ def train(
         record: What checkpoints say of the run, JSON.
         pictures: Images by name, which go to samples/ and TensorBoard.
         figures: Numbers by name, which go to the metrics.
+        snapshots: Where power-function EMAs are stored, or None; closed at the end.
         stop: Who asks for an end; signals do only within its context.
         first_start: When the workdir's run was first started, in seconds since the epoch.
         profile: First and last step of a trace.
@@ -136,12 +139,17 @@ def train(
 
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
+        if snapshots is not None:
+            stack.enter_context(contextlib.closing(snapshots))
         batches = pipeline.batches(start)
         monitor = stack.enter_context(
             Monitor(workdir, settings, trainer.mesh, start, goodput, record, profile, pipeline.metrics)
         )
         stack.enter_context(stop.held())
         stop.before = saver.wait
+
+        def failures() -> list[str]:
+            return [*(snapshots.failures if snapshots else ()), *saver.failures]
 
         unsaved = False  # whether a checkpoint is due that has not been written
         for step in range(start + 1, settings.steps + 1):
@@ -154,19 +162,25 @@ def train(
             stopped, ended = agreement(stop.asked is not None), step == settings.steps
             unsaved = unsaved or step % checkpoint.every == 0
             due = [task for task in (pictures, figures) if task is not None and task.due(step, ended)]
-            if not (unsaved or due or ended or stopped):
+            storing = snapshots if snapshots is not None and snapshots.due(step) else None
+            saving = unsaved or due or ended or stopped
+            if not (saving or storing):
                 continue
             monitor.finish()
             with monitor.paused():
+                if storing:
+                    storing.save(step, state)  # before any checkpoint from which a run would go on without it
+                if not saving:
+                    continue
                 if ended or monitor.finite:  # while updates are left out, the last good checkpoint stays
                     saver.save(step, state, {**record, "productive_seconds": goodput.productive})
                     unsaved = False
                 if stopped and not ended:
                     saver.wait()
                     by = stop.asked or "a signal to another process"
-                    return End(state, step, goodput.share, saver.saved == step, saver.failures, by)
+                    return End(state, step, goodput.share, saver.saved == step, failures(), by)
                 for task in due:
                     with stop.released():  # the state is saved, so that a stop may break it off
                         monitor.writer.write(step, task.call(state))
         saver.wait()
-        return End(state, step, goodput.share, saver.saved == step, saver.failures)
+        return End(state, step, goodput.share, saver.saved == step, failures())

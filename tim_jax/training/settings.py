@@ -3,9 +3,43 @@
 import dataclasses
 import importlib.util
 
+from tim_jax.training.power_ema import MAX_SIGMA_REL, PowerFunction, name_of
+
 UNUSED = {
     ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
+    ("posthoc_ema.every", "posthoc_ema.dtype"): ("posthoc_ema.sigma_rel is ()", lambda c: not c.posthoc_ema.sigma_rel),
 }
+
+
+SNAPSHOT_DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class PosthocEMASettings:
+    """The EMAs that others are synthesised from."""
+
+    # Standard deviations of what they average over, as shares of the steps so far, such as (0.05, 0.1); (): none.
+    sigma_rel: tuple[float, ...] = ()
+    every: int = 1000  # steps between snapshots of them, which all stay; some 50 in a run serve any length
+    dtype: str = "float16"  # of snapshots: float16, bfloat16, float32
+
+    @property
+    def decays(self) -> dict[str, PowerFunction]:
+        """The decays by names such as "sigma_rel:0.05"."""
+        return {name_of(sigma_rel): PowerFunction(sigma_rel) for sigma_rel in self.sigma_rel}
+
+    def check(self) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be."""
+        if not all(0 < sigma_rel <= MAX_SIGMA_REL for sigma_rel in self.sigma_rel):
+            raise ValueError(
+                f"posthoc_ema.sigma_rel is {self.sigma_rel}; each of them must lie in (0, {MAX_SIGMA_REL}]"
+            )
+        if len(self.decays) < len(self.sigma_rel):
+            raise ValueError(f"posthoc_ema.sigma_rel is {self.sigma_rel}; each of them must differ from the others")
+        if self.every < 1:
+            raise ValueError(f"posthoc_ema.every is {self.every}; it must be at least 1")
+        if self.dtype not in SNAPSHOT_DTYPES:
+            raise ValueError(f"posthoc_ema.dtype is {self.dtype!r}; it must be one of {', '.join(SNAPSHOT_DTYPES)}")
 
 
 @dataclasses.dataclass(frozen=True)

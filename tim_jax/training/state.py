@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tim_jax.training.power_ema import PowerFunction
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -63,21 +65,30 @@ def first_state(
 
 
 def update_emas(
-    emas: Mapping[str, Any], params: Any, decays: Mapping[str, float], step: jax.Array, warmup: bool = True
+    emas: Mapping[str, Any],
+    params: Any,
+    decays: Mapping[str, float | PowerFunction],
+    step: jax.Array,
+    warmup: bool = True,
 ) -> dict[str, Any]:
     """Returns the EMAs after a step: decay · EMA + (1 − decay) · parameters.
 
     Args:
         emas: The EMAs before, by name.
         params: Parameters of the online network after the step.
-        decays: The decays by name, in [0, 1).
+        decays: The decays by name, in [0, 1), or what gives them in every step.
         step: Number of steps done before.
         warmup: Whether decays start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon
-            forgotten.
+            forgotten. Power functions need none.
     """
 
+    def share(decay: float | PowerFunction) -> Any:
+        if isinstance(decay, PowerFunction):
+            return decay.share(step)
+        return 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else 1 - decay
+
     def update(name: str) -> Any:
-        decay = jnp.minimum(decays[name], (1.0 + step) / (10.0 + step)) if warmup else decays[name]
-        return jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), emas[name], params)
+        new_share = share(decays[name])
+        return jax.tree.map(lambda ema, new: ema + new_share * (new - ema), emas[name], params)
 
     return {name: update(name) for name in emas}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tim_jax.training.optimizer import updates_made
+from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.types import Examples
 
@@ -31,7 +32,7 @@ class StepSettings:
         objective: Function (nets, examples, step, key, number of the microbatch) → (loss (B,), metrics (B,) by name).
         tx: Optimizer.
         schedule: Learning rate by the number of updates made before, for the metrics.
-        emas: Decays of the EMAs by name.
+        emas: Decays of the EMAs by name; see `update_emas`.
         conditions: Function (batch, is_null (B,)) → (condition, null condition).
         condition_dropout: Share of examples with the null condition, in [0, 1].
         dropout: Whether the network needs a key for each example.
@@ -44,7 +45,7 @@ class StepSettings:
     objective: Callable
     tx: optax.GradientTransformation
     schedule: optax.Schedule
-    emas: Mapping[str, float]
+    emas: Mapping[str, float | PowerFunction]
     conditions: Conditions
     condition_dropout: float = 0.1
     dropout: bool = False

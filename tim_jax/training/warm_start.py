@@ -2,17 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, formats, names
+from tim_jax.training import checkpoints, formats, names, power_ema, snapshots
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -35,26 +34,12 @@ class Saved:
         return str(self.directory / str(self.step))
 
 
-@contextlib.contextmanager
-def _opened(directory: epath.Path, whole: bool = True) -> Iterator[ocp.CheckpointManager]:
-    handlers = {
-        "state": ocp.StandardCheckpointHandler() if whole else ocp.PyTreeCheckpointHandler(),
-        "record": ocp.JsonCheckpointHandler(),
-    }
-    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
-    manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
-    try:
-        yield manager
-    finally:
-        manager.close()
-
-
 def latest(workdir: epath.Path) -> Saved | None:
     """Returns a workdir's latest checkpoint, damaged or not, or None."""
     directory = files.absolute(workdir) / "checkpoints"
     if not directory.exists():
         return None
-    with _opened(directory) as manager:
+    with checkpoints.opened(directory) as manager:
         step = manager.latest_step()
     return None if step is None else Saved(directory, step)
 
@@ -74,7 +59,7 @@ def find(path: str, key: str) -> Saved:
     directory = given.parent if named else given / "checkpoints"
     step = None
     if directory.exists():
-        with _opened(directory) as manager:
+        with checkpoints.opened(directory) as manager:
             if not named:
                 step, _ = checkpoints.latest_good(manager)
             elif int(given.name) in manager.all_steps():
@@ -89,7 +74,7 @@ def find(path: str, key: str) -> Saved:
 
 def record(saved: Saved) -> dict[str, Any]:
     """Returns what a checkpoint says of the run that made it."""
-    with _opened(saved.directory) as manager:
+    with checkpoints.opened(saved.directory) as manager:
         return checkpoints.read_record(manager, saved.step)
 
 
@@ -101,7 +86,7 @@ def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
     latest_one = latest(workdir)
     if latest_one is None:
         return None
-    with _opened(latest_one.directory) as manager:
+    with checkpoints.opened(latest_one.directory) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged one, which training sets aside
                 return Saved(latest_one.directory, step), checkpoints.read_record(manager, step)
@@ -110,7 +95,7 @@ def latest_record(workdir: epath.Path) -> tuple[Saved, dict[str, Any]] | None:
 
 def weights_of(saved: Saved) -> dict[str, Shapes]:
     """Returns the shapes of all weights that a checkpoint holds, by "online" or the name of an EMA."""
-    with _opened(saved.directory, whole=False) as manager:
+    with checkpoints.opened(saved.directory, whole=False) as manager:
         tree = manager.item_metadata(saved.step)["state"]
         online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
     found = {"online": tree["params"][online]} | dict(tree["emas"] or {})
@@ -152,8 +137,29 @@ def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
 
 def resume(saved: Saved, abstract: TrainState) -> TrainState:
     """Returns the whole state of a checkpoint, on the shardings of `abstract`."""
-    with _opened(saved.directory) as manager:
+    with checkpoints.opened(saved.directory) as manager:
         return checkpoints.restore(manager, abstract, saved.step)
+
+
+def find_weights(saved: Saved, name: str, key: str) -> Shapes:
+    """Returns the shapes of the weights that a name means in a checkpoint: its own, or an EMA synthesised from them.
+
+    Args:
+        saved: The checkpoint.
+        name: "online", the name of an EMA, or, with power-function EMAs, another length, such as "sigma_rel:0.13".
+        key: Key or option that has the name, for the error.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = weights_of(saved)
+    tracked = [each for each in found if power_ema.named(each)]
+    if power_ema.canonical(name) in found:
+        return found[power_ema.canonical(name)]
+    if tracked and power_ema.named(name):
+        return found[tracked[0]]
+    more = f" or {power_ema.PREFIX}VALUE, with a value up to {power_ema.MAX_SIGMA_REL}" if tracked else ""
+    raise ValueError(f"{key} is {name!r}; it must be one of {', '.join(found)}{more}, which {saved} has")
 
 
 def read_weights(saved: Saved, ema: str, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -161,18 +167,26 @@ def read_weights(saved: Saved, ema: str, abstract: Mapping[str, jax.ShapeDtypeSt
 
     Args:
         saved: The checkpoint.
-        ema: "online" or the name of an EMA.
+        ema: A name as `find_weights` takes it. A length that the checkpoint does not have is synthesised.
         abstract: Shapes, types and shardings of the parameters to read, by name.
     """
-    tree = unflatten_dict(dict(abstract), sep="/")
-    with _opened(saved.directory, whole=False) as manager:
-        online = formats.name_then("online", checkpoints.format_of(manager, saved.step))
-        part, name = ("params", online) if ema == "online" else ("emas", ema)
-        item = {part: {name: tree}}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        state = manager.restore(saved.step, args=ocp.args.Composite(state=args))["state"]
-    return names.by_name(state[part][name])
+    ema = power_ema.canonical(ema)
+    if power_ema.named(ema) is not None:
+        tracked = {name: value for name in weights_of(saved) if (value := power_ema.named(name))}
+        if tracked and ema not in tracked:
+            return snapshots.synthesise(
+                saved.directory.parent,
+                saved.step,
+                cast(float, power_ema.named(ema)),
+                tracked,
+                lambda name, abstract: read_weights(saved, name, abstract),
+                abstract,
+            )
+    part = ("emas", ema)
+    if ema == "online":
+        with checkpoints.opened(saved.directory, whole=False) as manager:
+            part = ("params", formats.name_then("online", checkpoints.format_of(manager, saved.step)))
+    return checkpoints.read_part(saved.directory, saved.step, part, abstract)
 
 
 def read_network(saved: Saved, ema: str, abstract: Any) -> Any:

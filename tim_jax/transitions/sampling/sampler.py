@@ -133,11 +133,15 @@ def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) ->
     return inside
 
 
+def guidance_values(transport: Transport, sampling: Sampling) -> np.ndarray:
+    """Returns (3,) float32, the scale of guidance and the times at which its interval begins and ends."""
+    ends = np.array([sampling.guidance_low, sampling.guidance_high]) * transport.T_max
+    return np.array([sampling.guidance, *np.maximum(ends, transport.T_min)], np.float32)
+
+
 def guidance_inputs(transport: Transport, sampling: Sampling, count: int, dtype: DTypeLike) -> jax.Array:
     """Returns (count, 3), scale and interval of guidance, for a network that takes them as inputs."""
-    ends = np.array([sampling.guidance_low, sampling.guidance_high]) * transport.T_max
-    inputs = jnp.array([sampling.guidance, *np.maximum(ends, transport.T_min)], dtype)
-    return jnp.tile(inputs, (count, 1))
+    return jnp.tile(jnp.asarray(guidance_values(transport, sampling), dtype), (count, 1))
 
 
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
@@ -240,7 +244,7 @@ def sample(
     condition: PyTree,
     null_condition: PyTree,
     keys: jax.Array,
-    guidance: float = 1.0,
+    guidance: float | jax.Array = 1.0,
     trajectory: bool = False,
     count: jax.Array | int | None = None,
 ) -> jax.Array:
@@ -252,7 +256,8 @@ def sample(
         x: The first states (B, …), noise as a rule.
         condition, null_condition: Pytrees of (B, …) arrays.
         keys: Random keys (B,) from `image_keys`, for samplers with fresh noise.
-        guidance: The scale where the plan is guided; 1 compiles no second evaluation.
+        guidance: The scale where the plan is guided; the number 1 compiles no second evaluation, and one program serves
+            all scales that are arrays.
         trajectory: Whether to return all states.
         count: The number of evaluations that take place; all by default, and always for trajectories. So one program
             serves all step counts up to the plan's length (see `padded`).
@@ -273,7 +278,7 @@ def sample(
             conditional, unconditional = net((make_query(x, t, s, condition), make_query(x, t, s, null_condition)))
             return unconditional.F + guidance * (conditional.F - unconditional.F)
 
-        if guidance == 1.0:
+        if not isinstance(guidance, jax.Array) and guidance == 1.0:
             return without_guidance()
         F: jax.Array = jax.lax.cond(guided, with_guidance, without_guidance)
         return F

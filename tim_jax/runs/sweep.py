@@ -1,0 +1,178 @@
+"""A sweep over ways of sampling a run: every cell is stored when it is measured, so that a sweep that ended goes on.
+
+SETS holds a line for every set of samples, of one way of sampling, step count and seed, with all that it was measured
+by. What was measured by the same is not measured again, whatever else is asked for; other lines are left alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from tim_jax.evaluation import anystep, sweep
+from tim_jax.evaluation.protocol import Protocol
+from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, measure
+from tim_jax.runs.generation import load_weights
+from tim_jax.runs.measuring import Measurement
+from tim_jax.system import files, paths
+from tim_jax.training import checksums
+
+SETS, NAMES = "sweep.jsonl", ("sweep.md", "sweep.json", "sweep.png")
+NOT_OF_A_SET = ("name", "line", "seeds")  # fields of a protocol's record
+
+
+class Store:
+    """Sets of samples that have been measured, in a file that each of them adds a line to.
+
+    Args:
+        path: of the file, which need not be there. A line that was cut off is passed over.
+        writes: whether this process writes.
+    """
+
+    def __init__(self, path: epath.Path, writes: bool = True):
+        text = path.read_text() if path.exists() else ""
+        self.path, self._writes = path, writes
+        self._cut_off = bool(text) and not text.endswith("\n")  # by the end of a process
+        self._known: dict[str, dict[str, Any]] = {}
+        for line in text.splitlines():
+            try:
+                found = json.loads(line)
+                self._known[key_of(found["of"])] = found
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def get(self, of: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What was measured, {"figures", "seconds"} or {"failure"}, of exactly that; None if nothing was."""
+        return self._known.get(key_of(of))
+
+    def add(self, of: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Adds what was measured."""
+        line = {"of": dict(of), **found}
+        self._known[key_of(of)] = line
+        if self._writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            log = files.Log(self.path)
+            log.add("\n" * self._cut_off + json.dumps(line, ensure_ascii=False, allow_nan=False))
+            log.close()
+            self._cut_off = False
+
+
+def key_of(of: Mapping[str, Any]) -> str:
+    """The text by which a set is found: equal for equal values, whatever their order."""
+    return json.dumps(of, sort_keys=True)
+
+
+def set_of(protocol: Protocol, steps: int, seed: int, step: int, checkpoint: str | None) -> dict[str, Any]:
+    """What tells a set of samples from all others, as JSON holds it.
+
+    Args:
+        protocol: by which it is measured.
+        steps: of the sampler.
+        seed: of the noise.
+        step: of training.
+        checkpoint: fingerprint of the checkpoint.
+    """
+    record = {name: value for name, value in protocol.record().items() if name not in NOT_OF_A_SET}
+    return json.loads(json.dumps({**record, "seed": seed, "steps": steps, "step": step, "checkpoint": checkpoint}))
+
+
+def measure_all(job: AnyStepJob) -> None:
+    """Measures all that is not measured yet, writes table and plot, and prints them, with progress and time left."""
+    measurement, settings, first = job.measurement, job.settings, jax.process_index() == 0
+    assert measurement is not None, "a sweep measures"
+    folder, seeds = settings.folder, list(range(settings.seeds))
+    run_folder = paths.run_folder(settings.workdir, "--workdir")
+    checkpoint = checksums.fingerprint(run_folder / "checkpoints" / str(job.step))
+    store, protocols = (
+        Store(folder / SETS, first),
+        [measurement.protocol(way.run.sampling, job.count, seeds) for way in job.ways],
+    )
+    sets = [
+        (i, steps, seed, set_of(protocol, steps, seed, job.step, checkpoint))
+        for i, protocol in enumerate(protocols)
+        for steps in sorted(job.ways[i].nfe)
+        for seed in seeds
+    ]
+    known = _agreed([store.get(of) is not None for *_, of in sets])
+    waiting = [each for each, there in zip(sets, known, strict=True) if not there]
+    if first and any(known):
+        print(f"{sum(known)} of {len(sets)} sets of samples were measured before, see {folder / SETS}", flush=True)
+    _measure(job, measurement, store, waiting, len(sets))
+    lines = [
+        _line(way, protocol, seeds, [(steps, store.get(of) or {}) for j, steps, _, of in sets if j == i])
+        for i, (way, protocol) in enumerate(zip(job.ways, protocols, strict=True))
+    ]
+    if not any(line["rows"] for line in lines):
+        raise ValueError(
+            f"no samples of the sweep could be measured; the first: {next(iter(lines[0]['failures'].values()))}"
+        )
+    yardstick, about = measurement.yardstick, {"step": job.step, "samples": job.count, "seeds": seeds}
+    about |= {"floor": yardstick.floor(seeds), "floor_at_count": yardstick.floor_at(job.count, seeds)}
+    found = sweep.make(lines, {**about, "reference": measurement.fingerprint})
+    if first:
+        text = sweep.to_markdown(found)
+        files.replace(folder / NAMES[0], text.encode())
+        files.replace(folder / NAMES[1], (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+        sweep.plot(found, folder / NAMES[2])
+        print(text)
+        print("written: " + ", ".join(str(folder / name) for name in NAMES))
+
+
+def _measure(
+    job: AnyStepJob, measurement: Measurement, store: Store, waiting: Sequence[tuple[int, int, int, dict]], total: int
+) -> None:
+    """Measures the sets that wait, those of the same weights one after another."""
+    work = np.cumsum([job.ways[i].nfe[steps] + METRICS_COST for i, steps, _, _ in waiting])
+    progress, weights, loaded = Progress(work[-1] if len(work) else 0), job.weights, job.ways[0].run.sampling.ema
+    run_folder = paths.run_folder(job.settings.workdir, "--workdir")
+    for done, (i, steps, seed, of) in enumerate(waiting):
+        way = job.ways[i]
+        if way.run.sampling.ema != loaded:
+            weights = None  # before others take their place
+            (weights, step), loaded = load_weights(way.run, run_folder), way.run.sampling.ema
+            if step != job.step:
+                raise ValueError(
+                    f"--workdir={run_folder}: has gone on to step {step}, and the sweep is of step {job.step}: start "
+                    "it again"
+                )
+        generator = job.generator.sampled_by(way.run.sampling)
+        compile_for(generator, weights, job.conditions, [steps])
+        try:
+            figures, seconds = measure(measurement, generator, weights, job.conditions, steps, seed)
+            found: dict[str, Any] = {"figures": figures, "seconds": seconds / job.count}
+            (name, value), *_ = figures.items()
+            said = f"{name} {value:.4g}"
+        except ValueError as error:  # samples that are not finite
+            found, said = {"failure": str(error)}, str(error)
+        store.add(of, found)
+        cell = f"{sweep.name_of(of, list(sweep.AXES))}, {steps} steps, seed {seed}"
+        progress(work[done], f"{total - len(waiting) + done + 1}/{total}: {cell}: {said}")
+
+
+def _line(
+    way: Way, protocol: Protocol, seeds: Sequence[int], sets: Sequence[tuple[int, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """A line of the sweep (see `evaluation/sweep.py`) from its sets, (steps, what was measured) of each seed."""
+    rows, failures = [], {}
+    for steps in sorted(way.nfe):
+        found = [each for of_steps, each in sets if of_steps == steps]
+        failed = [each["failure"] for each in found if "failure" in each]
+        if failed:
+            failures[str(steps)] = failed[0]
+        else:
+            seconds = [each["seconds"] for each in found]
+            rows.append(anystep.make_row(steps, way.nfe[steps], [each["figures"] for each in found], seconds))
+    record = protocol.record()
+    axes = {name: record[name] for name in sweep.AXES}
+    return {**axes, "protocol": record, "rows": rows, "failures": failures}
+
+
+def _agreed(flags: Sequence[bool]) -> list[bool]:
+    """Whether each is so on all processes."""
+    if jax.process_count() == 1:
+        return list(flags)
+    return multihost_utils.process_allgather(np.array(flags, np.int32)).all(axis=0).tolist()
