@@ -140,6 +140,8 @@ def get_config():
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
     config.objective.tangent.warmup_steps = placeholder(int)  # over which dF/dt sets in; 0: none
+    # the same as a share of all training steps, in place of warmup_steps; 0: none
+    config.objective.tangent.warmup_share = placeholder(float)
     config.objective.tangent.max_share = placeholder(float)  # of dF/dt, once it has set in
     config.objective.tangent.differentiate_steps = placeholder(int)  # over which dF/dt gets a gradient; 0: never
     # semigroup

@@ -23,7 +23,8 @@ def test_every_variant_of_a_shipped_set_can_be_built(name):
     ablation = settings.load(f"ablations/{name}", {})
     module = loading.load(f"ablations/{name}")
     assert f"--config=configs/ablations/{name}.py" in module.__doc__ and "Published" in module.__doc__
-    assert ablation.equal == "time" and ablation.seeds == 3 and len(ablation.variants) > 1
+    assert ablation.equal == ("flops" if name.startswith("any_step") else "time") and len(ablation.variants) > 1
+    assert ablation.seeds == (1 if "rates" in name else 3)
     definitions = [json.dumps(ablation.definition(variant)) for variant in ablation.variants]
     assert len(set(definitions)) == len(definitions), "two variants are the same"
     for variant in ablation.variants:
@@ -32,7 +33,23 @@ def test_every_variant_of_a_shipped_set_can_be_built(name):
 
 
 def test_the_published_ablations_are_there():
-    assert SHIPPED == ["architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights"]
+    assert SHIPPED == [
+        "any_step", "any_step_emoji", "any_step_emoji_rates", "any_step_rates",
+        "architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["", "_emoji"])
+def test_the_any_step_comparison_differs_between_data_in_learning_rates_alone(data):
+    here, digits = settings.load(f"ablations/any_step{data}", {}), settings.load("ablations/any_step", {})
+    rates, rate = settings.load(f"ablations/any_step{data}_rates", {}), "optimizer.learning_rate"
+    for name, keys in digits.variants.items():
+        others = {key: value for key, value in keys.items() if key != rate}
+        assert {key: value for key, value in here.variants[name].items() if key != rate} == others
+        swept = [keys for variant, keys in rates.variants.items() if variant.rpartition("_")[0] == name]
+        assert len({keys[rate] for keys in swept}) == 4 and all(keys | others == keys for keys in swept)
+        assert here.config(name).optimizer.learning_rate in {keys[rate] for keys in swept}
+    assert here.sampler_steps == rates.sampler_steps == (1, 2, 4, 8, 16, 32, 64)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ BUILD = [
     ({**TAUGHT, "objective.name": "ayf_lagrangian", "objective.derivative": "dde"}, "objective.derivative"),
     ({"objective.tangent.normalise": "-1.0"}, "objective.tangent.normalise"),
     ({"objective.tangent.max_share": "1.5"}, "objective.tangent.max_share"),
+    ({"objective.tangent.warmup_share": "-0.5"}, "objective.tangent.warmup_share"),
+    (
+        {"objective.tangent.warmup_share": "0.5", "objective.tangent.warmup_steps": "10"},
+        "objective.tangent.warmup_share",
+    ),
     (
         {"objective.tangent.differentiate_steps": "5", "objective.tangent.bounded": "True"},
         "objective.tangent.differentiate_steps",

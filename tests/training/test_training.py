@@ -135,10 +135,14 @@ def test_a_finished_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, on
     """The rates that are told, by the closed form of each length."""
     flags = [f"--config.loader.directory={tmp_path / 'data'}", "--config.training.log_every=1"]
     flags += ["--config.optimizer.warmup_steps=0", "--config.checkpoint.every=100"]
+    flags += ["--config.objective.tangent.warmup_share=0.4"]
     train(tmp_path / "run", *flags, "--config.training.steps=3")
-    assert "learning rate" not in capsys.readouterr().err
+    first = capsys.readouterr().err
+    assert "learning rate" not in first and "dF/dt" not in first
     train(tmp_path / "run", *flags, "--config.training.steps=6")
-    assert "reaches 0 at step 6; as the run was recorded, it did at step 3" in capsys.readouterr().err
+    then = capsys.readouterr().err
+    assert "reaches 0 at step 6; as the run was recorded, it did at step 3" in then
+    assert "dF/dt has set in at step 2; as the run was recorded, it had at step 1" in then
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     right = [1e-3 * (1 - n / end) for n, end in enumerate((3, 3, 3, 6, 6, 6))]
     np.testing.assert_allclose([line["learning_rate"] for line in lines], right, rtol=1e-5)

@@ -29,6 +29,7 @@ from tim_jax.transitions import (
 )
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import expand
+from tim_jax.transitions.tangent import Tangent
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_network.md"
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)]
@@ -227,6 +228,13 @@ def test_dropped_conditions_and_guidance():
         (
             lambda net: mean_loss(OBJECTIVES["tbcm"](OT_FM), net, random(0)[:9], jax.random.key(0)),
             "the objective takes multiples of 8",
+        ),
+        (
+            lambda net: mean_loss(
+                dataclasses.replace(unweighted(OT_FM, Times()), tangent=Tangent(warmup_share=0.5)),
+                net, random(0), jax.random.key(0), step=3,
+            ),
+            "the objective changes over a share of all steps",
         ),
         (lambda net: generate(unweighted(OT_FM, Times()), net, random(0), 0), "steps is 0"),
         (

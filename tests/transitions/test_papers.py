@@ -55,6 +55,16 @@ def test_mean_flow_is_the_transition_target_of_straight_paths(x64):
         np.testing.assert_allclose(target_of(OBJECTIVES[name](plain_times("ot_fm")), x, noise, t, r), exact, rtol=1e-9)
 
 
+@pytest.mark.parametrize("step, w", [(0, 0.0), (75, 0.25), (300, 1.0), (599, 1.0)])
+def test_a_warm_up_goes_from_the_velocity_to_the_transition_target(step, w, x64):
+    """F* = v − w (t − r) D_v F, w rising over the half of 600 steps."""
+    x, noise, t, r = moving_rows()
+    objective = OBJECTIVES["tim"](plain_times("ot_fm"))
+    objective = dataclasses.replace(objective, tangent=Tangent(warmup_share=0.5).following(600))
+    exact = noise - x - w * (t - r)[:, None, None, None] * total_derivative(x, noise, t, r)
+    np.testing.assert_allclose(target_of(objective, x, noise, t, r, step=jnp.int32(step)), exact, rtol=1e-9)
+
+
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
 def test_scm_is_the_bounded_transition_target(w, x64):
     """g = −cos²t (F⁻ − dx_t/dt) − w (cos t sin t x_t + ∂F), ∂F along cos t sin t (dx_t/dt, 1)."""

@@ -1,4 +1,4 @@
-"""What is said of a learning rate before a run trains by it."""
+"""What is said of schedules, of the learning rate and of dF/dt, before a run trains by them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from tim_jax.training.optimizer import OptimizerSettings
 
 
 def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
-    """Says so where the learning rate does what hardly anybody wants, or ends elsewhere than it did before.
+    """Says so where the learning rate does what hardly anybody wants, or a schedule ends elsewhere than it did before.
 
     Args:
         run: that is to be trained.
@@ -31,4 +31,10 @@ def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
         warn_once(
             f"the learning rate reaches 0 at step {now.decay_steps}; as the run was recorded, it did at step "
             f"{then.decay_steps}"
+        )
+    share, steps_then = run.config.objective.tangent.warmup_share, before["training"]["steps"]
+    if share and round(share * steps) != round(share * steps_then):
+        warn_once(
+            f"dF/dt has set in at step {round(share * steps)}; as the run was recorded, it had at step "
+            f"{round(share * steps_then)}"
         )

@@ -5,7 +5,7 @@ With the target's change and the sensitivity q = B/Ḃ of `target.py`,
     g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + g / (‖g‖ + c)
 
     w     the warm-up: 0 at the first step, `max_share` from step `warmup_steps` on (sCM, arXiv 2410.11081; Align Your
-          Flow, arXiv 2506.14603, ends at 0.99)
+          Flow, arXiv 2506.14603, ends at 0.99); before, jumps learn the velocity at r = t
     s     1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM), else 1
     c     `normalise`, the normalisation (both papers); ‖g‖ is the root mean square of an example
     SG_λ  λ z + (1 − λ) sg z, with λ from 0 to 1 over `differentiate_steps` (Modular MeanFlow, arXiv 2508.17426)
@@ -22,7 +22,7 @@ from tim_jax.transitions.jump import expand
 
 UNUSED = {
     tuple(f"objective.tangent.{name}" for name in (
-        "normalise", "bounded", "warmup_steps", "max_share", "differentiate_steps"
+        "normalise", "bounded", "warmup_steps", "warmup_share", "max_share", "differentiate_steps"
     )): (
         "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
@@ -37,6 +37,7 @@ class Tangent:
     normalise: float = 0.0  # c of g/(‖g‖ + c), the change of F; 0: none
     bounded: bool = False  # g over 1 + (B/Ḃ)²
     warmup_steps: int = 0  # over which dF/dt sets in; 0: none
+    warmup_share: float = 0.0  # the same as a share of all training steps, in place of warmup_steps; 0: none
     max_share: float = 1.0  # of dF/dt, once it has set in
     differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never
 
@@ -45,17 +46,29 @@ class Tangent:
         for name in ("normalise", "warmup_steps", "differentiate_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
-        if not 0 <= self.max_share <= 1:
-            raise ValueError(f"objective.tangent.max_share is {self.max_share}; it must lie in [0, 1]")
+        for name in ("warmup_share", "max_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if self.warmup_share and self.warmup_steps:
+            raise ValueError(
+                f"objective.tangent.warmup_share is {self.warmup_share}; it must be 0 with "
+                f"objective.tangent.warmup_steps {self.warmup_steps}"
+            )
         if self.differentiate_steps and self._changes:
             raise ValueError(
                 f"objective.tangent.differentiate_steps is {self.differentiate_steps}; it must be 0 with normalise, "
-                "bounded, warmup_steps or max_share"
+                "bounded, warmup_steps, warmup_share or max_share"
             )
+
+    def following(self, steps: int) -> "Tangent":
+        """Returns these settings for so many steps of training: with the steps of a warm-up that is a share of them."""
+        if not self.warmup_share:
+            return self
+        return dataclasses.replace(self, warmup_steps=round(self.warmup_share * steps), warmup_share=0.0)
 
     @property
     def _changes(self) -> bool:
-        return bool(self.normalise or self.bounded or self.warmup_steps or self.max_share != 1)
+        return bool(self.normalise or self.bounded or self.warmup_steps or self.warmup_share or self.max_share != 1)
 
     def mix_stop_gradient(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
         """Returns SG_λ[dF/dt] (B, …), λ being that of the step."""
@@ -80,6 +93,7 @@ class Tangent:
         """
         if not self._changes:
             return base + change
+        assert not self.warmup_share, "`following` says how many steps these are"
         share = jnp.minimum(jnp.asarray(step, change.dtype) / self.warmup_steps, 1) if self.warmup_steps else 1.0
         change = self.max_share * share * change
         F = jax.lax.stop_gradient(F)
