@@ -32,7 +32,7 @@ def network():
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_steps = 200
 
-    config.ema.slow = 0.999
+    config.ema.slow = 0.9975
 
     config.training.steps = 3600
     config.training.sample_every = 1200

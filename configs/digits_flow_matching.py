@@ -20,6 +20,8 @@ def student(changes, config=None, steps=1800):
 
     config.optimizer.warmup_steps = 100
 
+    config.ema.slow = 0.99
+
     config.training.steps = steps
     config.training.sample_every = steps // 3
     config.update_from_flattened_dict(changes)

@@ -13,7 +13,7 @@ def smaller(config):
 
     config.optimizer.warmup_steps = 100
 
-    config.ema.slow = 0.995
+    config.ema.slow = 0.99
 
     config.training.steps = 1500
     config.training.sample_every = 0

@@ -23,6 +23,8 @@ def get_config():
     config.model.condition = "text"
     config.model.num_classes = loading.load("base").get_config().model.num_classes
 
+    config.ema.slow = 0.9975
+
     config.training.steps = 4000
     config.training.sample_every = 1000
     return config

@@ -29,7 +29,7 @@ def get_ablation():
     base.training.steps = 600
     base.training.sample_every = 0
     base.optimizer.warmup_steps = 60
-    base.ema.slow = 0.99
+    base.ema.slow = 0.98
 
     tuned = loading.load("digits").get_config()
     changed = {

@@ -87,6 +87,15 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
         assert len(warm_start.common(*shapes, run.config.start.reinitialise)) == len(there)
 
 
+def test_every_ema_has_its_decay_before_the_end():
+    for path in (path for path in (ROOT / "configs").rglob("*.py") if path.stem != "base"):
+        module = loading.load(str(path))
+        config = module.get_config() if hasattr(module, "get_config") else module.get_ablation().base
+        for name, decay in config.ema.items() if config.optimizer.ema_warmup else ():
+            n = config.training.steps
+            assert (1 + n) / (10 + n) > decay, (path.name, name)
+
+
 def test_every_objective_has_its_configuration():
     found = {loading.load(f"{path.parent.stem}/{path.stem}").get_config().objective.name for path in BY_OBJECTIVE}
     assert found == OBJECTIVES.keys()
