@@ -72,6 +72,7 @@ class Killed(BaseException):
     """As SIGKILL: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_every_cell_is_that_of_the_single_command(place, monkeypatch, capsys):
     measured, generators = [], []
     real, opened = any_step.measure, any_step.measurement_generator

@@ -18,7 +18,7 @@ from tests.helpers.teachers import (  # noqa: F401 (fixtures)
 from tim_jax.runs import conversion
 from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
-from tim_jax.training import names, warm_start
+from tim_jax.training import checkpoints, names, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
 
 
@@ -63,7 +63,7 @@ def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
 
     # Imported weights, too.
     conversion.write_workdir(run, state.params["online"], "nothing", epath.Path(tmp_path / "imported"))
-    with warm_start._opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
+    with checkpoints.opened(epath.Path(tmp_path / "imported" / "checkpoints"), whole=False) as manager:
         assert set(manager.item_metadata(0)["state"]["params"]) == {"online", "score"}
 
 

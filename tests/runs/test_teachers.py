@@ -38,7 +38,7 @@ from tim_jax.plan import job
 from tim_jax.plan.memory import Memory, shard_bytes
 from tim_jax.runs.teachers import check_same, record, with_teachers
 from tim_jax.system.topologies import topology
-from tim_jax.training import checksums, names, warm_start
+from tim_jax.training import checkpoints, checksums, names, warm_start
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.types import Query
 
@@ -93,7 +93,7 @@ def test_a_teacher_is_asked_and_never_changed_or_saved(teacher, after_three_step
     # Nor does a checkpoint hold any of it, while it says what it was.
     train(tmp_path / "run", data, teacher__checkpoint=teacher)
     found = warm_start.find(str(tmp_path / "run"), "--workdir")
-    with warm_start._opened(found.directory, whole=False) as manager:
+    with checkpoints.opened(found.directory, whole=False) as manager:
         tree = manager.item_metadata(found.step)["state"]
     shapes = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
     assert shapes == sorted(leaf.shape for leaf in jax.tree.leaves(run.trainer.abstract))
