@@ -18,6 +18,8 @@ def get_config():
 
     config.optimizer.learning_rate = 2e-3
 
+    config.ema.slow = 0.995
+
     config.training.steps = 4000
     config.training.log_every = 100
 
