@@ -78,7 +78,7 @@ def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one
 
     def rows(name):
         found = json.loads((folder / name / "seed_0" / "result.json").read_text())
-        assert found["table"]["labels"] == "data", "also of models that are only measured"
+        assert found["table"]["protocol"]["labels"] == "data", "also of models that are only measured"
         for row in found["table"]["rows"]:
             del row["seconds_per_image"]
         return found["table"]["rows"]
