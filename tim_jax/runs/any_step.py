@@ -23,7 +23,7 @@ from tim_jax.runs.generation import Conditions, Generator, load_weights, resampl
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
-from tim_jax.system import compilation_cache, paths
+from tim_jax.system import compilation_cache, files, paths
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.sampler import evaluations
 
@@ -260,7 +260,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     if labels is not None:
         warn_of_untrained(labels)
     weights, step = load_weights(runs[0], folder)
-    saved = warm_start.find(str(folder), "--workdir")
+    saved = warm_start.Saved(files.absolute(folder) / "checkpoints", step)
     for each in runs[1:]:
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
     runs = [with_found_grid(each, folder, step) for each in runs]
