@@ -10,13 +10,9 @@ from tim_jax.config import loading
 
 
 def smaller(config):
-    config.data.source = "emoji"
     config.data.height = 16
     config.data.width = 16
-    config.data.channels = 3
-    config.data.batch_size = 64
 
-    config.model.num_classes = 9
     config.model.width = 96
     config.model.depth = 3
     config.model.heads = 3
@@ -33,8 +29,8 @@ def smaller(config):
 
 def network():
     """Data, network and optimizer, with the objective left as it is named in configs/base.py."""
-    return smaller(loading.load("digits").network())
+    return smaller(loading.load("emoji").network())
 
 
 def get_config():
-    return smaller(loading.load("digits").get_config())
+    return smaller(loading.load("emoji").get_config())
