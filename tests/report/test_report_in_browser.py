@@ -3,13 +3,13 @@
 The browser is Chromium with its driver. Where there is none these tests are skipped, but not in continuous integration.
 """
 
-import os
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.helpers import reports
+from tests.helpers.requirements import missing
 from tim_jax.report import ablation_page, run_page
 from tim_jax.report.reading import Folder
 
@@ -25,8 +25,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 def browser(tmp_path_factory):
     paths = [next(filter(None, map(shutil.which, names)), None) for names in (BROWSERS, ("chromedriver",))]
     if None in paths:
-        said = "there is no Chromium with chromedriver (on Debian: apt-get install chromium chromium-driver)"
-        pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
+        missing("there is no Chromium with chromedriver (on Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
