@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from tim_jax.runs import sweep
     from tim_jax.runs.any_step import open_any_step
-    from tim_jax.runs.evaluation_settings import EvaluationArguments
+    from tim_jax.runs.evaluation_arguments import EvaluationArguments
     from tim_jax.system import cluster, devices
     from tim_jax.training.preemption import Stop
 

@@ -14,7 +14,7 @@ from tim_jax.evaluation import protocol, sweep
 from tim_jax.evaluation.protocol import Protocol
 from tim_jax.runs import any_step
 from tim_jax.runs import sweep as sweeps
-from tim_jax.runs.evaluation_settings import EvaluationArguments
+from tim_jax.runs.evaluation_arguments import EvaluationArguments
 from tim_jax.runs.sweep import Store, set_of
 from tim_jax.training import sharding
 

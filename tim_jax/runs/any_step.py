@@ -18,7 +18,7 @@ from tim_jax.evaluation import anystep, pictures, published
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
-from tim_jax.runs.evaluation_settings import NEAREST, EvaluationArguments
+from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
 from tim_jax.runs.generation import Conditions, Generator, load_weights, resampled
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
