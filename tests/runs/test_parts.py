@@ -33,7 +33,7 @@ def keys_of(name, root, embedded):
     """Keys of a configuration for an entry of the table, its data being made."""
     keys = KEYS | {"loader.directory": str(root / "cache"), "data.held_out_share": str(SHARE)}
     if name in EMBEDDED:
-        size = {"digits": ("8", "1"), "photos": ("8", "3"), "emoji": ("8", "3")}[name]
+        size = {"digits": ("8", "1"), "photos": ("8", "3"), "emoji": ("16", "3")}[name]
         return keys | {"data.source": name, "data.channels": size[1], "data.held_out_share": "0",
                        "loader.directory": str(embedded), "model.num_classes": "10"}  # fmt: skip
     if name == MIXTURE:
