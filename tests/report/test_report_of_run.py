@@ -13,7 +13,7 @@ from tests.helpers.reports import NASTY, STEPS
 from tim_jax.report import __main__ as report
 from tim_jax.report import curves, run_page, setup
 from tim_jax.report.reading import Folder
-from tim_jax.transitions.sampling.plans import SAMPLERS
+from tim_jax.transitions.sampling.samplers import SAMPLERS
 
 SECTIONS = ["samples", "quality", "trajectories", "nearest", "curves", "diagnostics", "goodput", "configuration",
             "starts"]  # fmt: skip

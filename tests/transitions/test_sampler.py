@@ -15,7 +15,8 @@ from tim_jax.codecs.official import from_official
 from tim_jax.networks import TiM
 from tim_jax.transitions import SAMPLERS, TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
-from tim_jax.transitions.sampling.plans import STOCHASTIC, host_transport
+from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import (
     Sampling,
     evaluations,
@@ -37,7 +38,7 @@ every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 upwards = pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.invertible])
 # The power of the step that the error falls with; nothing for those that are exact, or random.
-ORDERS = {"euler": 1, "heun": 2, "dpm_solver_2s": 2, "dpm_solver_3m": 3}
+ORDERS = {name: sampler.order for name, sampler in SAMPLERS.items() if sampler.order}
 
 
 @pytest.fixture(scope="module")

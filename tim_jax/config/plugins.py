@@ -21,7 +21,7 @@ from tim_jax.evaluation import FEATURES, METRICS
 from tim_jax.networks import NETWORKS
 from tim_jax.system import files, paths
 from tim_jax.transitions import CONSISTENCIES, DISTRIBUTIONS, GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS
-from tim_jax.transitions.sampling.plans import STOCHASTIC
+from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.weights import KERNELS, SCALES
 
 TABLES: dict[str, dict[str, Any]] = {

@@ -14,11 +14,16 @@ from jax.typing import DTypeLike
 
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.grids import GRIDS, make_grid
-from tim_jax.transitions.sampling.plans import SAMPLERS, STOCHASTIC, SamplingPlan, host_transport
+from tim_jax.transitions.sampling.diffusion import DIFFUSIONS, LAST_STEPS
+from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
+from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import PyTree, Query
 
 PADDED = 128  # evaluations that a padded plan has room for
+FIRST = 2**31 - 1  # tells fresh noise in the first state from the first state's own, 0, and from that of later states
 Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
 
 # Keys that say how guidance and fresh noise act, `exclusive_ends` and `stochastic`, may be set where there is neither:
@@ -59,6 +64,10 @@ class Sampling:
     exclusive_ends: bool = False  # leave the interval's ends out, T_max and so the first step among them: as published
     stochasticity: float = 0.0  # of the flow map; 0: none
     stochastic: str = "renoise"  # renoise, or euler: as published
+    noise_scale: str = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    diffusion: str = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
+    diffusion_scale: float = 1.0
+    last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 
@@ -68,6 +77,9 @@ class Sampling:
             "sampler": SAMPLERS,
             "grid": [*GRIDS, "optimal"],
             "stochastic": STOCHASTIC,
+            "noise_scale": NOISE_SCALES,
+            "diffusion": DIFFUSIONS,
+            "last_step": LAST_STEPS,
         }
         for key, table in names.items():
             if getattr(self, key) not in table:
@@ -78,6 +90,8 @@ class Sampling:
             raise ValueError(f"sampling.shift is {self.shift}; it must be above 0")
         if self.stochasticity < 0:
             raise ValueError(f"sampling.stochasticity is {self.stochasticity}; it must be at least 0")
+        if self.diffusion_scale < 0:
+            raise ValueError(f"sampling.diffusion_scale is {self.diffusion_scale}; it must be at least 0")
         if self.stochasticity and self.sampler != "flow_map":
             raise ValueError(
                 f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
@@ -170,7 +184,7 @@ def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Sa
     if sampling.stochasticity:
         plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
     else:
-        plan = sampler.plan(transport, times)
+        plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
     c_noise = host_transport(transport).c_noise
     return plan._replace(t=c_noise(plan.t), s=c_noise(plan.s), guided=guided_times(transport, plan.t, sampling))
 
@@ -187,7 +201,7 @@ def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) ->
     Raises:
         ValueError: One step needs more.
     """
-    for steps in range(max_evaluations // SAMPLERS[sampling.sampler].evaluations, 0, -1):
+    for steps in range(max_evaluations // SAMPLERS[sampling.sampler].evaluations + 1, 0, -1):
         if evaluations(transport, steps, sampling) <= max_evaluations:
             return steps
     needed = evaluations(transport, 1, sampling)
@@ -283,27 +297,30 @@ def sample(
         F: jax.Array = jax.lax.cond(guided, with_guidance, without_guidance)
         return F
 
+    def noised(state: jax.Array, c: jax.Array, which: jax.Array | int) -> jax.Array:
+        def xi() -> jax.Array:
+            def of_image(key: jax.Array) -> jax.Array:
+                return jax.random.normal(jax.random.fold_in(key, which), x.shape[1:], x.dtype)
+
+            return jax.vmap(of_image)(keys)
+
+        return state + c * jax.lax.cond(c > 0, xi, lambda: jnp.zeros_like(x))
+
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
     guided_n = jnp.asarray(plan.guided)
 
     def evaluate(index: jax.Array, carry: Carry) -> Carry:
         states, predictions = carry  # the latest first
-        t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n, guided_n))
+        t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
         predictions = (predict(states[0], t, s, guided).astype(x.dtype), *predictions[:-1])
-        xi = jax.lax.cond(
-            c > 0,
-            lambda: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), x.shape[1:], x.dtype))(
-                keys
-            ),
-            lambda: jnp.zeros_like(x),
-        )
         pairs = zip(states, predictions, strict=True)
-        following = sum(a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)) + c * xi
+        following = sum(a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs))
+        following = noised(following, c, index + 1)
         return (following, *states[:-1]), predictions
 
     length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)
-    carry = (x, *[nothing] * (memory - 1)), (nothing,) * memory
+    carry = (noised(x, c_n[0], FIRST), *[nothing] * (memory - 1)), (nothing,) * memory
     if not trajectory:
         last: Carry = jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)
         return last[0][0]

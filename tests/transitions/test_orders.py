@@ -1,0 +1,87 @@
+"""Every sampler's order, on a Gaussian by the exact mean and deviation, and on a mixture by the states."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.helpers.solving import mixture, moments, solve
+from tim_jax.transitions import SAMPLERS, TRANSPORTS
+from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.plans import host_transport
+from tim_jax.transitions.sampling.sampler import Sampling, make_plan
+from tim_jax.transitions.transports import edm
+
+CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
+MEAN, STD = 0.4, 0.6
+
+
+def settings():
+    """(settings, order) of every sampler that has one, with every kind of noise."""
+    for name, sampler in SAMPLERS.items():
+        if sampler.order:
+            plain = Sampling(sampler=name)
+            yield plain, sampler.order
+            if "noise_scale" in sampler.keys:
+                for scale in NOISE_SCALES:
+                    if scale != "ode":
+                        yield dataclasses.replace(plain, noise_scale=scale), min(sampler.order, 2)
+            if "diffusion" in sampler.keys:
+                yield dataclasses.replace(plain, diffusion="sigma", diffusion_scale=0.7, last_step="euler"), 1
+
+
+def title(value):
+    return f"{value.sampler}-{value.noise_scale}-{value.diffusion}" if isinstance(value, Sampling) else str(value)
+
+
+EACH = pytest.mark.parametrize("sampling, order", settings(), ids=title)
+
+
+def times(transport, steps):
+    """From noise five times the signal to a fifth of it, with short first steps, of which multistep ones have a start."""
+    return host_transport(transport).time_of_ratio(5.0 * 25.0 ** -(np.linspace(0, 1, steps + 1) ** 2))
+
+
+def plan_of(transport, steps, sampling):
+    plain = dataclasses.replace(transport, c_noise=lambda t: t)
+    return make_plan(plain, times(transport, steps), sampling)
+
+
+@EACH
+@pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
+def test_on_a_gaussian(transport, sampling, order):
+    host = host_transport(transport)
+    start, end = (times(transport, 1)[i : i + 1] for i in (0, 1))
+    exact = host.alpha(end) * MEAN, np.hypot(host.alpha(end) * STD, host.sigma(end))
+
+    def error(steps):
+        found = moments(plan_of(transport, steps, sampling), host, start, MEAN, STD)
+        return max(abs(one - other)[0] for one, other in zip(found, exact, strict=True))
+
+    errors = [error(steps) for steps in (100, 200, 400, 800)]
+    found = np.log2(np.divide(errors[:-1], errors[1:]))
+    print(sampling.sampler, found)
+    assert order - 0.12 < found[-1] < order + (0.35 if sampling.sampler.startswith("er_sde") else 0.3)
+    assert abs(found[-1] - order) < abs(found[0] - order) + 0.02, "and more so for more steps"
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The states of a mixture at the end, by many third-order single steps, for two transports."""
+    found = {}
+    for name in ("ot_fm", "vp"):
+        transport = TRANSPORTS[name]()
+        x = np.linspace(-2, 2, 9)
+        found[name] = x, solve(plan_of(transport, 2000, Sampling(sampler="dpm_solver_3s")), numbers(transport), x)[-1]
+    return found
+
+
+def numbers(transport):
+    """The mixture's prediction, by functions of numbers that compile nothing."""
+    return mixture(host_transport(transport), 0.7, 0.09)
+
+
+@pytest.mark.parametrize("name", ["ot_fm", "vp"])
+@pytest.mark.parametrize("sampler", [name for name, one in SAMPLERS.items() if one.order])
+def test_on_a_mixture(name, sampler, exact):
+    transport = TRANSPORTS[name]()

@@ -1,0 +1,64 @@
+"""The table of samplers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from tim_jax.transitions.sampling import published
+from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
+from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, multistep
+from tim_jax.transitions.sampling.jumps import consistency, euler, flow_map, heun
+from tim_jax.transitions.sampling.plans import SamplingPlan
+from tim_jax.transitions.sampling.unipc import unipc
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A sampling method.
+
+    Attributes:
+        plan: Makes the plan from the transport, the times (steps + 1,) and the settings `keys`.
+        evaluations: The number of network evaluations in a step.
+        invertible: Whether the method also takes times that grow, from data to noise (inversion).
+        single_step: Whether a step is a function of its state alone, not of steps before it or of fresh noise.
+        diagonal: Whether the network is evaluated at r = t alone.
+        order: The power of the step that the error falls with: of states, or with fresh noise of their mean and standard
+            deviation; 0: the jumps of a flow map, which are as good as the network.
+        keys: The settings, attributes of `Sampling`, that it takes.
+    """
+
+    plan: Callable[..., SamplingPlan]
+    evaluations: int = 1
+    invertible: bool = False
+    single_step: bool = False
+    diagonal: bool = False
+    order: int = 0
+    keys: tuple[str, ...] = ()
+
+
+def _multistep(plan: Callable[..., SamplingPlan], terms: int, order: int, **more) -> Sampler:
+    """A multistep sampler of so many terms, and the order that it reaches."""
+    return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, **more)
+
+
+_DIFFUSION = {"diagonal": True, "order": 1, "keys": ("diffusion", "diffusion_scale", "last_step")}
+SAMPLERS = {
+    "flow_map": Sampler(flow_map, invertible=True, single_step=True),
+    "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1),
+    "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True, diagonal=True, order=2),
+    "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True, diagonal=True, order=2),
+    "dpm_solver_3s": Sampler(dpm_solver_3s, evaluations=3, single_step=True, diagonal=True, order=3),
+    "dpm_solver_1m": _multistep(multistep, 1, 1, keys=("noise_scale",)),
+    "dpm_solver_2m": _multistep(multistep, 2, 2, keys=("noise_scale",)),
+    "dpm_solver_3m": _multistep(multistep, 3, 3, keys=("noise_scale",)),  # second with noise
+    "dpm_solver_2m_published": _multistep(published.dpm_solver, 2, 2),
+    "dpm_solver_3m_published": _multistep(published.dpm_solver, 3, 2),
+    "unipc_2": _multistep(unipc, 2, 3),
+    "unipc_3": _multistep(unipc, 3, 4),
+    "er_sde_1": _multistep(published.er_sde, 1, 1),
+    "er_sde_2": _multistep(published.er_sde, 2, 1),
+    "er_sde_3": _multistep(published.er_sde, 3, 1),
+    "sde": Sampler(euler_maruyama, **_DIFFUSION),
+    "sde_heun": Sampler(sde_heun, evaluations=2, **_DIFFUSION),
+    "consistency": Sampler(consistency),
+}
