@@ -4,11 +4,11 @@ import numpy as np
 
 
 def solve(plan, F, x, noise=None):
-    """All states of a plan. F maps (state, t, s) to a prediction; noise (n + 1, B, …), or none where c is not 0."""
+    """All states of a plan. F maps a state and the number of the evaluation to a prediction; noise (n + 1, B, …)."""
     noise = np.zeros((len(plan.c), *x.shape)) if noise is None else noise
     states, predictions, path = [x + plan.c[0] * noise[0]], [], [x]
-    for j, (t, s) in enumerate(zip(plan.t, plan.s, strict=True)):
-        predictions.insert(0, F(states[0], t, s))
+    for j in range(len(plan.t)):
+        predictions.insert(0, F(states[0], j))
         known = range(min(plan.a.shape[1], len(states)))
         following = sum(plan.a[j, k] * states[k] + plan.b[j, k] * predictions[k] for k in known)
         states.insert(0, following + plan.c[j + 1] * noise[j + 1])
@@ -22,7 +22,7 @@ def moments(plan, host, start, mean, std):
     The prediction is affine in the state, so that the last K states follow a linear recurrence.
     """
     memory = plan.a.shape[1]
-    alpha, sigma, alpha_hat, sigma_hat = (f(plan.t) for f in (host.alpha, host.sigma, host.alpha_hat, host.sigma_hat))
+    alpha, sigma, alpha_hat, sigma_hat = _coefficients(plan, host)
     gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)  # x̂ = gain (x_t − α mean) + mean
     slope = alpha_hat * gain + sigma_hat * (1 - alpha * gain) / sigma
     offset = (alpha_hat - sigma_hat * alpha / sigma) * (1 - gain * alpha) * mean
@@ -43,15 +43,18 @@ def moments(plan, host, start, mean, std):
     return expected[0], np.sqrt(covariance[0, 0])
 
 
-def mixture(transport, mean, variance):
-    """(state, t, s) → the exact F for ½N(mean, variance) + ½N(−mean, variance) in every number, t a number."""
+def mixture(plan, host, mean, variance):
+    """(state, number of the evaluation) → the exact F of a plan for ½N(mean, variance) + ½N(−mean, variance)."""
+    alpha, sigma, alpha_hat, sigma_hat = _coefficients(plan, host)
+    total = alpha**2 * variance + sigma**2
 
-    def F(x, t, s):
-        del s
-        of = {k: float(getattr(transport, k)(np.float64(t))) for k in ("alpha", "sigma", "alpha_hat", "sigma_hat")}
-        total = of["alpha"] ** 2 * variance + of["sigma"] ** 2
-        weight = np.tanh(of["alpha"] * mean * x / total)
-        data = (of["alpha"] * variance * x + of["sigma"] ** 2 * mean * weight) / total
-        return of["alpha_hat"] * data + of["sigma_hat"] * (x - of["alpha"] * data) / of["sigma"]
+    def F(x, j):
+        weight = np.tanh(alpha[j] * mean * x / total[j])
+        data = (alpha[j] * variance * x + sigma[j] ** 2 * mean * weight) / total[j]
+        return alpha_hat[j] * data + sigma_hat[j] * (x - alpha[j] * data) / sigma[j]
 
     return F
+
+
+def _coefficients(plan, host):
+    return [f(plan.t) for f in (host.alpha, host.sigma, host.alpha_hat, host.sigma_hat)]

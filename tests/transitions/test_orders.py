@@ -12,7 +12,7 @@ from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import Sampling, make_plan
 from tim_jax.transitions.transports import edm
 
-CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
+CASES = {"ot_fm": TRANSPORTS["ot_fm"](), "vp": TRANSPORTS["vp"](), "edm_2": edm(2.0)}
 MEAN, STD = 0.4, 0.6
 
 
@@ -51,37 +51,32 @@ def plan_of(transport, steps, sampling):
 @pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 def test_on_a_gaussian(transport, sampling, order):
     host = host_transport(transport)
-    start, end = (times(transport, 1)[i : i + 1] for i in (0, 1))
+    start, end = times(transport, 1)
     exact = host.alpha(end) * MEAN, np.hypot(host.alpha(end) * STD, host.sigma(end))
 
     def error(steps):
         found = moments(plan_of(transport, steps, sampling), host, start, MEAN, STD)
-        return max(abs(one - other)[0] for one, other in zip(found, exact, strict=True))
+        return max(abs(one - other) for one, other in zip(found, exact, strict=True))
 
-    errors = [error(steps) for steps in (100, 200, 400, 800)]
+    errors = [error(steps) for steps in (200, 400, 800)]
     found = np.log2(np.divide(errors[:-1], errors[1:]))
     print(sampling.sampler, found)
     assert order - 0.12 < found[-1] < order + (0.35 if sampling.sampler.startswith("er_sde") else 0.3)
     assert abs(found[-1] - order) < abs(found[0] - order) + 0.02, "and more so for more steps"
 
 
-@pytest.fixture(scope="module")
-def exact():
-    """The states of a mixture at the end, by many third-order single steps, for two transports."""
-    found = {}
-    for name in ("ot_fm", "vp"):
-        transport = TRANSPORTS[name]()
-        x = np.linspace(-2, 2, 9)
-        found[name] = x, solve(plan_of(transport, 2000, Sampling(sampler="dpm_solver_3s")), numbers(transport), x)[-1]
-    return found
-
-
-def numbers(transport):
-    """The mixture's prediction, by functions of numbers that compile nothing."""
-    return mixture(host_transport(transport), 0.7, 0.09)
+def end_of_mixture(transport, steps, sampler):
+    plan, start = plan_of(transport, steps, Sampling(sampler=sampler)), np.linspace(-2, 2, 9)
+    return solve(plan, mixture(plan, host_transport(transport), 0.7, 0.09), start)[-1]
 
 
 @pytest.mark.parametrize("name", ["ot_fm", "vp"])
-@pytest.mark.parametrize("sampler", [name for name, one in SAMPLERS.items() if one.order])
-def test_on_a_mixture(name, sampler, exact):
+def test_on_a_mixture(name):
+    """Where the prediction is far from linear, of samplers without noise, against many single steps of the third order."""
     transport = TRANSPORTS[name]()
+    exact = end_of_mixture(transport, 1500, "dpm_solver_3s")
+    for sampler, one in SAMPLERS.items():
+        if not one.order or one.keys and "diffusion" in one.keys or sampler.startswith("er_sde"):
+            continue
+        coarse, fine = (np.abs(end_of_mixture(transport, n, sampler) - exact).max() for n in (150, 300))
+        assert one.order - 0.15 < np.log2(coarse / fine) < one.order + 0.4, sampler

@@ -27,25 +27,25 @@ LAST_STEPS = ("mean", "euler", "tweedie")
 
 
 def euler_maruyama(
-    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", scale: float = 1.0, last_step: str = "mean"
+    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", diffusion_scale: float = 1.0, last_step: str = "mean"
 ) -> SamplingPlan:
     """Euler–Maruyama steps of the reverse SDE. First weak order."""
     t, r = times[:-2], times[1:-1]
-    w = coefficient(transport, t, diffusion, scale)
+    w = coefficient(transport, t, diffusion, diffusion_scale)
     of_state, of_F = _drift(transport, t, w)
     steps = linear(t, t, [1 + (r - t) * of_state], [(r - t) * of_F], np.sqrt(2 * w * (t - r)))
-    return then(steps, last(transport, times[-2:], diffusion, scale, last_step))
+    return then(steps, last(transport, times[-2:], diffusion, diffusion_scale, last_step))
 
 
 def sde_heun(
-    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", scale: float = 1.0, last_step: str = "mean"
+    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", diffusion_scale: float = 1.0, last_step: str = "mean"
 ) -> SamplingPlan:
     """Noise first, then a step of Heun along the drift."""
     t, r = times[:-2], times[1:-1]
-    w = coefficient(transport, t, diffusion, scale)
+    w = coefficient(transport, t, diffusion, diffusion_scale)
     noise = np.append(np.sqrt(2 * w * (t - r)), 0.0)  # in the state that each step begins with
     of_state, of_F = _drift(transport, t, w)
-    there = coefficient(transport, r, diffusion, scale)
+    there = coefficient(transport, r, diffusion, diffusion_scale)
     state_there, F_there = _drift(transport, r, there)
     first = linear(t, t, [1 + (r - t) * of_state], [(r - t) * of_F])
     second = linear(
@@ -57,7 +57,7 @@ def sde_heun(
     )
     steps = in_turn(first, second)
     steps = steps._replace(c=np.concatenate([noise[:1], steps.c[1:]]))
-    return then(steps, last(transport, times[-2:], diffusion, scale, last_step))
+    return then(steps, last(transport, times[-2:], diffusion, diffusion_scale, last_step))
 
 
 def last(transport: Transport, times: np.ndarray, diffusion: str, scale: float, last_step: str) -> SamplingPlan:

@@ -1,0 +1,112 @@
+"""Solvers against the states that published implementations computed, in float64 (tests/golden/README.md)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.solving import mixture, solve
+from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
+from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, in_ratio, in_time
+from tim_jax.transitions.sampling.plans import host_transport
+from tim_jax.transitions.sampling.published import dpm_solver, er_sde
+from tim_jax.transitions.sampling.unipc import unipc
+
+
+def probe(arrays):
+    """(state (B, …), t) → W2 tanh(W1 x + a t + e_label + d)."""
+    W1, a, d, e, W2 = (arrays[name] for name in ("W1", "a", "d", "e", "W2"))
+
+    def F(x, t):
+        return (np.tanh(x.reshape(len(x), -1) @ W1.T + a * t + e[arrays["labels"]] + d) @ W2.T).reshape(x.shape)
+
+    return F
+
+
+def cases(name, ending):
+    """The names of the results in a file."""
+    with np.load(f"tests/golden/{name}") as arrays:
+        return [key.removesuffix(ending) for key in arrays if key.endswith(ending)]
+
+
+def solver(name, grid):
+    """The plan of transport and times, by the name of a result."""
+    kind, *numbers = name.split("_")
+    if kind == "unipc":
+        return functools.partial(unipc, order=int(numbers[1]), form=numbers[0])
+    if numbers[0] in ("2m", "3m"):
+        return functools.partial(dpm_solver, order=int(numbers[0][0]))
+    between = {"logSNR": in_ratio, "time_uniform": in_time}[grid]
+    return functools.partial({"2s": dpm_solver_2s, "3s": dpm_solver_3s}[numbers[0]], between=between)
+
+
+@pytest.mark.parametrize("file", ["dpm_unipc.npz", "dpm_unipc_mixture.npz"])
+def test_dpm_solver_and_unipc(file, golden):
+    arrays, compared = golden(file), 0
+    for case in cases(file, "/times"):
+        name, grid, kind = case.split("/")
+        if kind.endswith("taylor"):
+            continue  # the exact weight of the slope: `multistep`, whose last steps have other orders
+        transport = TRANSPORTS[name]()
+        plan = solver(kind, grid)(transport, arrays[f"{case}/times"])
+        if "mixture" in file:
+            F = mixture(plan, host_transport(transport), arrays["means"], float(arrays["variance"]))
+        else:
+            F = functools.partial(lambda predict, plan, x, j: predict(x, plan.t[j]), probe(arrays), plan)
+        expected = arrays[f"{case}/result"]
+        found = solve(plan, F, arrays["z"])[-1]
+        assert np.abs(found - expected).max() < 1e-12 * np.abs(expected).max(), case
+        compared += 1
+    assert compared == {"dpm_unipc.npz": 36, "dpm_unipc_mixture.npz": 40}[file]
+
+
+
+@pytest.mark.parametrize("case", cases("er_sde.npz", "/result"))
+def test_er_sde(case, golden):
+    arrays = golden("er_sde.npz")
+    name, order, scale = case.split("/")
+    scale = {"f1": "ode", "f2": "sde", "f4": "power", "f7": "er_sde"}[scale]
+    predict = probe(arrays)
+    transport, times, x = TRANSPORTS[name](), arrays["times"], arrays["z"]
+    if name == "ve":
+        transport, times, x = dataclasses.replace(transport, T_min=0.0), arrays["sigmas"], 40 * x
+    plan = er_sde(transport, times, int(order[-1]), scale)
+
+    def F(x, j):
+        t = plan.t[j]
+        if name == "vp":
+            return predict(x, t)
+        return -(x - predict(x / np.sqrt(1 + t**2), np.log(t) / 4)) / t  # x̂ is what the probe gives
+
+    noise = np.concatenate([np.zeros((1, *x.shape)), arrays[f"{case}/noise"]])
+    expected = arrays[f"{case}/result"]
+    assert np.abs(solve(plan, F, x, noise)[-1] - expected).max() < 1e-12 * np.abs(expected).max()
+
+
+def slope(f):
+    return lambda t: jax.jvp(f, (t,), (jnp.ones_like(t),))[1]
+
+
+@pytest.mark.parametrize("case", cases("sit.npz", "/result"))
+def test_reverse_sdes(case, golden):
+    arrays = golden("sit.npz")
+    _, path, step, form, last, *_ = case.split("/")
+    transport = TRANSPORTS[{"Linear": "ot_fm", "GVP": "cosine", "VP": "vp"}[path]]()
+    # Its networks predict the velocity, whatever the path.
+    transport = dataclasses.replace(
+        transport, alpha_hat=slope(transport.alpha), sigma_hat=slope(transport.sigma), T_min=0.0
+    )
+    tau = arrays[f"{case}/tau"]
+    form = {"SBDM": "sbdm", "inccreasing-decreasing": "increasing_decreasing"}.get(form, form)
+    make = {"Euler": euler_maruyama, "Heun": sde_heun}[step]
+    times = 1 - np.append(tau, tau[-1] + arrays["last_step_size"])
+    plan = make(transport, times, form, float(arrays["norm"]), last.lower())
+    noise = np.zeros((len(plan.c), *arrays["z"].shape))
+    noise[plan.c > 0] = arrays["sde/noise"]
+    predict, expected = probe(arrays), arrays[f"{case}/result"]
+    found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"], noise)[-1]
+    np.testing.assert_allclose(found, expected, atol=1e-9, rtol=1e-9)
