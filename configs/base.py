@@ -300,6 +300,10 @@ def get_config():
     config.sampling.exclusive_ends = False
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none
     config.sampling.stochastic = "renoise"  # renoise, or euler: as published
+    config.sampling.noise_scale = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    config.sampling.diffusion = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
+    config.sampling.diffusion_scale = 1.0
+    config.sampling.last_step = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()

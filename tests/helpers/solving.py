@@ -26,6 +26,12 @@ def moments(plan, host, start, mean, std):
     gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)  # x̂ = gain (x_t − α mean) + mean
     slope = alpha_hat * gain + sigma_hat * (1 - alpha * gain) / sigma
     offset = (alpha_hat - sigma_hat * alpha / sigma) * (1 - gain * alpha) * mean
+    jumps = plan.s != plan.t  # where F is that of the flow map, which scales deviations from the mean
+    t, r = plan.t[jumps], plan.s[jumps]
+    ratio = np.hypot(host.alpha(r) * std, host.sigma(r)) / np.hypot(alpha[jumps] * std, sigma[jumps])
+    A, B = host.coefficient_A(t, r), host.coefficient_B(t, r)
+    slope[jumps] = (ratio - A) / B
+    offset[jumps] = (host.alpha(r) - ratio * alpha[jumps]) * mean / B
     expected, covariance = np.zeros(memory), np.zeros((memory, memory))
     expected[0] = host.alpha(start) * mean
     covariance[0, 0] = (host.alpha(start) * std) ** 2 + host.sigma(start) ** 2 + plan.c[0] ** 2

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.helpers.solving import moments
 from tim_jax.codecs.official import from_official
 from tim_jax.networks import TiM
 from tim_jax.transitions import SAMPLERS, TRANSPORTS
@@ -37,8 +38,9 @@ CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 upwards = pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.invertible])
-# The power of the step that the error falls with; nothing for those that are exact, or random.
-ORDERS = {name: sampler.order for name, sampler in SAMPLERS.items() if sampler.order}
+STOCHASTIC_SAMPLERS = ("er_sde_1", "er_sde_2", "er_sde_3", "sde", "sde_heun", "consistency")
+# Of solvers of the probability-flow ODE; see test_orders.py.
+ORDERS = {name: one.order for name, one in SAMPLERS.items() if one.order and name not in STOCHASTIC_SAMPLERS}
 
 
 @pytest.fixture(scope="module")
@@ -110,27 +112,14 @@ def error(name, times, sampler):
 
 @pytest.mark.parametrize("sampler", ORDERS)
 @pytest.mark.parametrize("name", CASES)
-def test_errors_fall_with_the_order(name, sampler, x64):
-    """Between noise five times the signal and a fifth of it, on times whose first steps are short, so that the lower
-    order of a multistep start does not count."""
-
-    def times(steps):
-        ratio = 5.0 * 25.0 ** -(np.linspace(0, 1, steps + 1) ** 2)
-        return host_transport(CASES[name]).time_of_ratio(ratio)
-
-    coarse, fine, finest = (error(name, times(steps), sampler) for steps in (50, 100, 200))
-    order = ORDERS[sampler]
-    assert 0.92 * 2**order < fine / finest < 1.3 * 2**order
-    assert abs(fine / finest / 2**order - 1) < abs(coarse / fine / 2**order - 1) + 0.02, "and more so for more steps"
-
-
-@pytest.mark.parametrize("sampler", ORDERS)
-@pytest.mark.parametrize("name", CASES)
 def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     """From T_max to T_min, where α or σ may be 0."""
     few, many = (error(name, time_grid(CASES[name], steps, Sampling(grid="edm")), sampler) for steps in (32, 128))
-    assert many < few / 3.5 and many < (4e-2 if ORDERS[sampler] == 1 else 1e-3)
-    if "edm" not in name and name != "ve":  # whose uniform grids have hardly a time at low noise
+    assert many < few / 3.5 and many < {1: 4e-2, 2: 2e-3}.get(ORDERS[sampler], 1e-3)
+    # Some uniform grids have hardly a time at low noise, and steps that grow there in ln λ, over which polynomials lead
+    # astray that are not kept from it.
+    kept = not (sampler.startswith("unipc") or sampler.endswith("published"))
+    if "edm" not in name and name != "ve" and (kept or name != "vp"):
         assert error(name, time_grid(CASES[name], 128), sampler) < 3e-2
     if sampler == "dpm_solver_3m":
         assert error(name, time_grid(CASES[name], 32), sampler) < 1.01 * error(
@@ -152,7 +141,7 @@ def test_consistency_sampling_keeps_the_marginal_and_asks_for_data_only(transpor
     keys = image_keys(1, jnp.arange(400))
     noise = start_noise(keys, (10, 10, 1)) * flow.marginal_std(jnp.float32(plain.T_max))
     plan = plan_of(plain, 5, Sampling(sampler="consistency"))
-    assert (plan.s == plain.T_min).all() and (plan.c[:-1] > 0).all() and plan.c[-1] == 0
+    assert (plan.s == plain.T_min).all() and plan.c[0] == 0 and (plan.c[1:-1] > 0).all() and plan.c[-1] == 0
     images = jax.jit(lambda n: sample(gaussian_net(flow), plan, n, None, None, keys))(noise)
     assert float(images.std() / flow.marginal_std(jnp.float32(plain.T_min))) == pytest.approx(1, abs=0.02)
 
@@ -199,7 +188,8 @@ def test_plans_are_finite_and_counts_are_those_of_the_network(transport, sampler
         sampling = Sampling(guidance=2.0, guidance_low=0.3, guidance_high=0.7, sampler=sampler, grid=grid)
         plan = plan_of(transport, steps, sampling)
         assert all(np.isfinite(part).all() for part in plan)
-        assert len(plan.t) == steps * SAMPLERS[sampler].evaluations
+        last = sampler == "sde_heun"  # whose step to data has one evaluation
+        assert len(plan.t) == steps * SAMPLERS[sampler].evaluations - last
         counted = []
 
         def net(queries, counted=counted):
@@ -216,17 +206,15 @@ def test_plans_are_finite_and_counts_are_those_of_the_network(transport, sampler
 def test_steps_for_equal_evaluations(sampler):
     transport = TRANSPORTS["ot_fm"]()
     plain, each = Sampling(sampler=sampler), SAMPLERS[sampler].evaluations
-    assert [steps_for(transport, most, plain) for most in (2, 3, 4, 128)] == [
-        2 // each,
-        3 // each,
-        4 // each,
-        128 // each,
+    last = int(sampler == "sde_heun")  # whose step to data has one evaluation
+    assert [steps_for(transport, most, plain) for most in (3, 4, 128)] == [
+        (most + last) // each for most in (3, 4, 128)
     ]
     guided = dataclasses.replace(plain, guidance=2.0, guidance_high=0.5)
-    for most in (4, 9, 16):
+    for most in (6, 9, 16):
         steps = steps_for(transport, most, guided)
         assert evaluations(transport, steps, guided) <= most < evaluations(transport, steps + 1, guided)
-    with pytest.raises(ValueError, match=f"evaluations is 1; one step of {sampler} takes {2 * each}"):
+    with pytest.raises(ValueError, match=f"evaluations is 1; one step of {sampler} takes {2 * (each - last)}"):
         steps_for(transport, 1, dataclasses.replace(plain, guidance=2.0))
 
 
@@ -246,18 +234,32 @@ def test_what_a_padded_plan_adds_does_not_take_place(sampler):
 
 
 @every_transport
-def test_stochastic_sampling_keeps_the_marginal_of_a_gaussian(transport):
-    """At 512 steps within 2%; 'renoise' is exact, so its error is that of 40,000 draws."""
-    plain = unnoised(transport)
+@pytest.mark.parametrize("rho", [0.5, 1.0])
+def test_stochastic_sampling_keeps_the_marginal_of_a_gaussian(transport, rho):
+    """By its exact moments: 'renoise' at any number of steps, and the published form ever better with more of them."""
+    plain, host = unnoised(transport), host_transport(unnoised(transport))
+
+    def error(form, steps):
+        plan = plan_of(plain, steps, Sampling(stochasticity=rho, stochastic=form))
+        mean, std = moments(plan, host, plain.T_max, 0.3, 0.8)
+        end = host.alpha(plain.T_min), host.sigma(plain.T_min)
+        return max(abs(mean / (0.3 * end[0]) - 1), abs(std / np.hypot(0.8 * end[0], end[1]) - 1))
+
+    assert max(error("renoise", 5), error("renoise", 64)) < 1e-9
+    if plain.name != "edm":  # whose uniform grid has hardly a time at low noise
+        assert error("euler", 512) < error("euler", 64) / 4
+
+
+def test_fresh_noise_is_drawn_and_changes_the_image():
+    plain = unnoised(TRANSPORTS["ot_fm"]())
     flow = Gaussian(plain, 0.0, 0.8)
     keys = image_keys(1, jnp.arange(400))
     noise = start_noise(keys, (10, 10, 1)) * flow.marginal_std(jnp.float32(plain.T_max))
-    run = jax.jit(lambda plan: sample(gaussian_net(flow), plan, noise, None, None, keys))
     exact = flow.marginal_std(jnp.float32(plain.T_min))
-    for rho in (0.5, 1.0):
-        images = run(plan_of(plain, 512, Sampling(stochasticity=rho)))
-        assert float(images.std() / exact) == pytest.approx(1, abs=0.02)
-        assert float(jnp.abs(jnp.corrcoef(images.ravel(), noise.ravel())[0, 1])) < 0.9, "no fresh noise came in"
+    plan = plan_of(plain, 64, Sampling(stochasticity=1.0))
+    images = jax.jit(lambda plan: sample(gaussian_net(flow), plan, noise, None, None, keys))(plan)
+    assert float(images.std() / exact) == pytest.approx(1, abs=0.02)
+    assert float(jnp.abs(jnp.corrcoef(images.ravel(), noise.ravel())[0, 1])) < 0.9, "no fresh noise came in"
 
 
 @pytest.mark.parametrize("name", ["ot_fm", "trigflow", "cosine", "vp"])
@@ -272,7 +274,7 @@ def test_the_published_stochastic_form_agrees_to_first_order(name):
 @every_transport
 def test_no_noise_enters_the_first_and_last_step(transport, stochastic):
     plan = plan_of(transport, 6, Sampling(stochasticity=1.0, stochastic=stochastic))
-    assert plan.c[0] == 0 and plan.c[-1] == 0 and (plan.c[1:-1] > 0).all()
+    assert (plan.c[[0, 1, -1]] == 0).all() and (plan.c[2:-1] > 0).all()
     assert all(np.isfinite(part).all() for part in plan)
     quiet = plan_of(transport, 6, Sampling())
     assert (quiet.c == 0).all()

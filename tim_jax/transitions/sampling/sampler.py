@@ -26,6 +26,12 @@ PADDED = 128  # evaluations that a padded plan has room for
 FIRST = 2**31 - 1  # tells fresh noise in the first state from the first state's own, 0, and from that of later states
 Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
 
+
+def _keys(sampler: str) -> tuple[str, ...]:
+    """The settings that a sampler takes, none for the name "default"."""
+    return SAMPLERS[sampler].keys if sampler in SAMPLERS else ()
+
+
 # Keys that say how guidance and fresh noise act, `exclusive_ends` and `stochastic`, may be set where there is neither:
 # configurations of published weights have them for whatever scales are asked for.
 UNUSED = {
@@ -38,6 +44,14 @@ UNUSED = {
         lambda c: c.objective.input_guidance.max_scale != 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("sampling.noise_scale",): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "noise_scale" in SAMPLERS[name].keys),
+        lambda c: "noise_scale" not in _keys(c.sampling.sampler),
+    ),
+    ("sampling.diffusion", "sampling.diffusion_scale", "sampling.last_step"): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "diffusion" in SAMPLERS[name].keys),
+        lambda c: "diffusion" not in _keys(c.sampling.sampler),
+    ),
 }
 
 
