@@ -64,7 +64,6 @@ def test_dpm_solver_and_unipc(file, golden):
     assert compared == {"dpm_unipc.npz": 36, "dpm_unipc_mixture.npz": 40}[file]
 
 
-
 @pytest.mark.parametrize("case", cases("er_sde.npz", "/result"))
 def test_er_sde(case, golden):
     arrays = golden("er_sde.npz")

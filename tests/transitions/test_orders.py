@@ -38,7 +38,7 @@ EACH = pytest.mark.parametrize("sampling, order", settings(), ids=title)
 
 
 def times(transport, steps):
-    """From noise five times the signal to a fifth of it, with short first steps, of which multistep ones have a start."""
+    """From noise five times the signal to a fifth of it, with short steps to start multistep samplers by."""
     return host_transport(transport).time_of_ratio(5.0 * 25.0 ** -(np.linspace(0, 1, steps + 1) ** 2))
 
 
@@ -72,7 +72,7 @@ def end_of_mixture(transport, steps, sampler):
 
 @pytest.mark.parametrize("name", ["ot_fm", "vp"])
 def test_on_a_mixture(name):
-    """Where the prediction is far from linear, of samplers without noise, against many single steps of the third order."""
+    """States without noise, where x̂ is far from linear, against many single steps of the third order."""
     transport = TRANSPORTS[name]()
     exact = end_of_mixture(transport, 1500, "dpm_solver_3s")
     for sampler, one in SAMPLERS.items():

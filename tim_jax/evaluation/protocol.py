@@ -38,6 +38,7 @@ class Protocol:
         guidance_input: whether the network takes the scale as an input, so that guidance costs nothing.
         stochasticity: of the flow map; 0 for none.
         stochastic: how it takes fresh noise; None where it takes none.
+        sampler_settings: the settings that the sampler takes, such as its noise scale.
         nfe: how network evaluations are counted.
     """
 
@@ -56,6 +57,7 @@ class Protocol:
     guidance_input: bool = False
     stochasticity: float = 0.0
     stochastic: str | None = None
+    sampler_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     nfe: str = NFE
 
     @property
@@ -67,6 +69,7 @@ class Protocol:
         """The protocol as JSON holds it, with its name and its one line."""
         found = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         found |= {key: found[key] and dict(found[key]) for key in REFERENCES}
+        found["sampler_settings"] = dict(self.sampler_settings)
         return {"name": self.name, **found, "line": self.line}
 
     @property
@@ -92,7 +95,9 @@ class Protocol:
     @property
     def sampling(self) -> str:
         """How samples are drawn, but for weights and noise."""
-        parts = [f"{self.sampler} on the grid {self.grid}", f"guidance {self.guidance:g}"]
+        settings = ", ".join(f"{key} {value}" for key, value in self.sampler_settings.items())
+        sampler = f"{self.sampler} ({settings})" if settings else self.sampler
+        parts = [f"{sampler} on the grid {self.grid}", f"guidance {self.guidance:g}"]
         if self.guidance_interval:
             low, high = self.guidance_interval
             ends = "without its ends" if self.guidance_ends == "excluded" else ""

@@ -22,8 +22,8 @@ from tim_jax.system import compilation_cache
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.sampler import evaluations, make_plan, time_grid
+from tim_jax.transitions.sampling.samplers import SAMPLERS
 
 BESIDE = ("flow_map", "heun")  # samplers that are drawn besides the run's own, where it was trained for them
 PATHS, PATH_STEPS = 4, 8  # trajectories, and the steps of the longest

@@ -26,6 +26,7 @@ from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, trained_images, training_images
 from tim_jax.system import paths
 from tim_jax.system.progress import Activity, Bar
+from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.sampling.sampler import Sampling
 
 
@@ -199,6 +200,7 @@ def protocol_of(
         guidance_input=sampling.guidance_input,
         stochasticity=sampling.stochasticity,
         stochastic=sampling.stochastic if sampling.stochasticity else None,
+        sampler_settings={key: getattr(sampling, key) for key in SAMPLERS[sampling.sampler].keys},
     )
 
 

@@ -27,7 +27,11 @@ LAST_STEPS = ("mean", "euler", "tweedie")
 
 
 def euler_maruyama(
-    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", diffusion_scale: float = 1.0, last_step: str = "mean"
+    transport: Transport,
+    times: np.ndarray,
+    diffusion: str = "sbdm",
+    diffusion_scale: float = 1.0,
+    last_step: str = "mean",
 ) -> SamplingPlan:
     """Euler–Maruyama steps of the reverse SDE. First weak order."""
     t, r = times[:-2], times[1:-1]
@@ -38,7 +42,11 @@ def euler_maruyama(
 
 
 def sde_heun(
-    transport: Transport, times: np.ndarray, diffusion: str = "sbdm", diffusion_scale: float = 1.0, last_step: str = "mean"
+    transport: Transport,
+    times: np.ndarray,
+    diffusion: str = "sbdm",
+    diffusion_scale: float = 1.0,
+    last_step: str = "mean",
 ) -> SamplingPlan:
     """Noise first, then a step of Heun along the drift."""
     t, r = times[:-2], times[1:-1]

@@ -4,8 +4,8 @@ For a noise scale φ (arXiv 2309.06169) the state at r follows from the one at t
 
     x_r = α_r [φ_r/φ_t · x_t/α_t + φ_r ∫_{λ_r}^{λ_t} x̂(u) φ'(u)/φ(u)² du + √(λ_r² − λ_t² φ_r²/φ_t²) ξ]
 
-φ(λ) = λ is the probability-flow ODE; all others are SDEs with the same marginals. Weights of the published solvers are in
-`published.py`.
+φ(λ) = λ is the probability-flow ODE; all others are SDEs with the same marginals. Published solvers whose weights are
+other ones are in `published.py`.
 """
 
 from collections.abc import Callable
@@ -84,9 +84,9 @@ def dpm_solver_3s(transport: Transport, times: np.ndarray, between: Between = in
 def multistep(transport: Transport, times: np.ndarray, order: int, noise_scale: str = "ode") -> SamplingPlan:
     """x̂ is the polynomial through the last `order` of them: DPM-Solver++, arXiv 2211.01095, and as an SDE.
 
-    Some steps use fewer points and so have a lower order: the first ones; of fewer than 15 steps the last ones; those at
-    ends where ln λ is infinite; and steps of more than twice the length of the one before, over which a polynomial would
-    lead astray.
+    Some steps use fewer points and so have a lower order: the first ones; of fewer than 15 steps the last ones; those
+    at ends where ln λ is infinite; and steps of more than twice the length of the one before, over which a polynomial
+    would lead astray.
     """
     host = host_transport(transport)
     scale = NOISE_SCALES[noise_scale]

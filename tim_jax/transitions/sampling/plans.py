@@ -119,7 +119,7 @@ def linear(
 def of_data(
     transport: Transport, t: np.ndarray, keep: np.ndarray, weights: np.ndarray, c: np.ndarray | float = 0.0
 ) -> SamplingPlan:
-    """Returns the plan of y_{j+1} = Σ_k (keep_{jk} y_{j−k} + weights_{jk} x̂_{j−k}) + c_{j+1} ξ_{j+1}, with x̂ of F(x_t, t, t).
+    """Returns the plan of y_{j+1} = Σ_k (keep_{jk} y_{j−k} + weights_{jk} x̂_{j−k}) + c_{j+1} ξ_{j+1}, x̂ at r = t.
 
     Args:
         transport: The transport.
@@ -148,7 +148,7 @@ def in_turn(*plans: SamplingPlan) -> SamplingPlan:
 
 
 def then(first: SamplingPlan, second: SamplingPlan) -> SamplingPlan:
-    """Returns the plan of all evaluations of one plan, then those of another, which adds no noise to what it is given."""
+    """Returns the plan of all evaluations of one plan, then those of another, which adds no noise to its start."""
     memory = max(first.a.shape[1], second.a.shape[1])
     later = _remembering(second, memory)._replace(c=second.c[1:])
     return SamplingPlan(*(np.concatenate(parts) for parts in zip(_remembering(first, memory), later, strict=True)))

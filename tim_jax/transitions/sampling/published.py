@@ -14,9 +14,9 @@ LEAST_VARIANCE = 1e-6  # below it, the published ER-SDE takes no noise
 
 
 def dpm_solver(transport: Transport, times: np.ndarray, order: int) -> SamplingPlan:
-    """DPM-Solver++(2M) and (3M) as published: half the weight of the slope, and of 3M half of the curvature's.
+    """DPM-Solver++(2M) and (3M) as published: an approximate weight of the slope, and of 3M half that of the curvature.
 
-    The curvature's weight makes 3M second order. The first steps have a lower order, and of fewer than 10 the last ones.
+    So 3M is of second order. The first steps have a lower order, and of fewer than 10 the last ones.
     """
     keep, weight, h = jump(host_transport(transport), times[:-1], times[1:])
     alpha = host_transport(transport).alpha(times[1:])

@@ -13,9 +13,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from tim_jax.transitions.derivative import Net
-from tim_jax.transitions.sampling.grids import GRIDS, make_grid
 from tim_jax.transitions.sampling.diffusion import DIFFUSIONS, LAST_STEPS
 from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.grids import GRIDS, make_grid
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.samplers import SAMPLERS

@@ -22,8 +22,8 @@ class Sampler:
         invertible: Whether the method also takes times that grow, from data to noise (inversion).
         single_step: Whether a step is a function of its state alone, not of steps before it or of fresh noise.
         diagonal: Whether the network is evaluated at r = t alone.
-        order: The power of the step that the error falls with: of states, or with fresh noise of their mean and standard
-            deviation; 0: the jumps of a flow map, which are as good as the network.
+        order: The power of the step that the error falls with: that of states, or with fresh noise that of their mean
+            and standard deviation; 0: the jumps of a flow map, which are as good as the network.
         keys: The settings, attributes of `Sampling`, that it takes.
     """
 
