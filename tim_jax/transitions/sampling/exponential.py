@@ -35,7 +35,8 @@ def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -
     ratio_t, ratio_r = host.ratio(t), host.ratio(r)
     finite = np.isfinite(ratio_t) & (ratio_r > 0)
     ratio = np.where(finite, ratio_t, 1.0) ** (1 - share) * np.where(finite, ratio_r, 1.0) ** share
-    return np.where(finite, host.time_of_ratio(ratio), in_time(transport, t, r, share))
+    times: np.ndarray = np.where(finite, host.time_of_ratio(ratio), in_time(transport, t, r, share))
+    return times
 
 
 def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -> np.ndarray:

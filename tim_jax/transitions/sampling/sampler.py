@@ -318,7 +318,8 @@ def sample(
 
             return jax.vmap(of_image)(keys)
 
-        return state + c * jax.lax.cond(c > 0, xi, lambda: jnp.zeros_like(x))
+        fresh: jax.Array = jax.lax.cond(c > 0, xi, lambda: jnp.zeros_like(x))
+        return state + c * fresh
 
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
     guided_n = jnp.asarray(plan.guided)
@@ -328,9 +329,8 @@ def sample(
         t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
         predictions = (predict(states[0], t, s, guided).astype(x.dtype), *predictions[:-1])
         pairs = zip(states, predictions, strict=True)
-        following = sum(a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs))
-        following = noised(following, c, index + 1)
-        return (following, *states[:-1]), predictions
+        terms = [a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)]
+        return (noised(sum(terms[1:], terms[0]), c, index + 1), *states[:-1]), predictions
 
     length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)

@@ -36,12 +36,12 @@ class Sampler:
     keys: tuple[str, ...] = ()
 
 
-def _multistep(plan: Callable[..., SamplingPlan], terms: int, order: int, **more) -> Sampler:
+def _multistep(plan: Callable[..., SamplingPlan], terms: int, order: int, keys: tuple[str, ...] = ()) -> Sampler:
     """A multistep sampler of so many terms, and the order that it reaches."""
-    return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, **more)
+    return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, keys=keys)
 
 
-_DIFFUSION = {"diagonal": True, "order": 1, "keys": ("diffusion", "diffusion_scale", "last_step")}
+_DIFFUSION = ("diffusion", "diffusion_scale", "last_step")
 SAMPLERS = {
     "flow_map": Sampler(flow_map, invertible=True, single_step=True),
     "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1),
@@ -58,7 +58,7 @@ SAMPLERS = {
     "er_sde_1": _multistep(published.er_sde, 1, 1),
     "er_sde_2": _multistep(published.er_sde, 2, 1),
     "er_sde_3": _multistep(published.er_sde, 3, 1),
-    "sde": Sampler(euler_maruyama, **_DIFFUSION),
-    "sde_heun": Sampler(sde_heun, evaluations=2, **_DIFFUSION),
+    "sde": Sampler(euler_maruyama, diagonal=True, order=1, keys=_DIFFUSION),
+    "sde_heun": Sampler(sde_heun, evaluations=2, diagonal=True, order=1, keys=_DIFFUSION),
     "consistency": Sampler(consistency),
 }
