@@ -23,6 +23,7 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.sampler import (
     Sampling,
+    ends_of_steps,
     guidance_values,
     image_keys,
     make_plan,
@@ -251,7 +252,7 @@ class Generator:
                     trajectory,
                 )  # fmt: skip
             examples, left = np.asarray(found), len(conditions) - first
-            yield examples[:: evaluations // (len(times) - 1), :left] if trajectory else examples[:left]
+            yield examples[ends_of_steps(evaluations, len(times) - 1), :left] if trajectory else examples[:left]
 
     def images(self, weights: Any, times: np.ndarray, conditions: Conditions, *, seed: int = 0) -> Iterator[np.ndarray]:
         """`batches` of samples from noise, decoded to images (b, H, W, c) in about [−1, 1]."""

@@ -4,7 +4,7 @@ Noise is keyed by (seed, image index), so that an image does not depend on its b
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import jax
@@ -24,6 +24,7 @@ from tim_jax.types import PyTree, Query
 
 PADDED = 128  # evaluations that a padded plan has room for
 FIRST = 2**31 - 1  # tells fresh noise in the first state from the first state's own, 0, and from that of later states
+Predictor: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (x, t, s, guided) → F
 Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
 
 
@@ -222,6 +223,14 @@ def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) ->
     raise ValueError(f"evaluations is {max_evaluations}; one step of {sampling.sampler} takes {needed}")
 
 
+def ends_of_steps(count: int, steps: int) -> np.ndarray:
+    """Returns after how many of `count` evaluations each of the times (steps + 1,) is reached, 0 first.
+
+    All steps have as many evaluations, but for a last one that has fewer.
+    """
+    return -(-count * np.arange(steps + 1) // steps)
+
+
 def padded(plan: SamplingPlan) -> SamplingPlan:
     """Returns the plan with evaluations appended that do not take place, to PADDED or the next power of two."""
     count = len(plan.t)
@@ -265,6 +274,39 @@ def slerp(x: np.ndarray, y: np.ndarray, u: np.ndarray) -> np.ndarray:
     return points
 
 
+def predictor(net: Net, condition: PyTree, null_condition: PyTree, guidance: float | jax.Array) -> Predictor:
+    """Returns (x, t, s, guided) → F, guided where the scalar `guided` says so; see `sample` for the arguments."""
+
+    def make_query(x: jax.Array, t: jax.Array, s: jax.Array, condition: PyTree) -> Query:
+        times = jnp.full((2, len(x)), jnp.stack([t, s])[:, None])
+        return Query(x, times[0], times[1], condition)
+
+    def predict(x: jax.Array, t: jax.Array, s: jax.Array, guided: jax.Array) -> jax.Array:
+        def without_guidance() -> jax.Array:
+            return net((make_query(x, t, s, condition),))[0].F
+
+        def with_guidance() -> jax.Array:
+            conditional, unconditional = net((make_query(x, t, s, condition), make_query(x, t, s, null_condition)))
+            return unconditional.F + guidance * (conditional.F - unconditional.F)
+
+        if not isinstance(guidance, jax.Array) and guidance == 1.0:
+            return without_guidance().astype(x.dtype)
+        F: jax.Array = jax.lax.cond(guided, with_guidance, without_guidance)
+        return F.astype(x.dtype)
+
+    return predict
+
+
+def fresh_noise(keys: jax.Array, which: jax.Array | int, like: jax.Array) -> jax.Array:
+    """Returns ξ (B, …) of a state, each from its image's key (B,) and the state's number."""
+
+    def of_image(key: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, which), like.shape[1:], like.dtype)
+
+    noise: jax.Array = jax.vmap(of_image)(keys)
+    return noise
+
+
 def sample(
     net: Net,
     plan: SamplingPlan,
@@ -294,31 +336,10 @@ def sample(
         Samples (B, …), or for a trajectory the states (n + 1, B, …) before and after every evaluation.
     """
 
-    def make_query(x: jax.Array, t: jax.Array, s: jax.Array, condition: PyTree) -> Query:
-        times = jnp.full((2, len(x)), jnp.stack([t, s])[:, None])
-        return Query(x, times[0], times[1], condition)
-
-    def predict(x: jax.Array, t: jax.Array, s: jax.Array, guided: jax.Array) -> jax.Array:
-        def without_guidance() -> jax.Array:
-            return net((make_query(x, t, s, condition),))[0].F
-
-        def with_guidance() -> jax.Array:
-            conditional, unconditional = net((make_query(x, t, s, condition), make_query(x, t, s, null_condition)))
-            return unconditional.F + guidance * (conditional.F - unconditional.F)
-
-        if not isinstance(guidance, jax.Array) and guidance == 1.0:
-            return without_guidance()
-        F: jax.Array = jax.lax.cond(guided, with_guidance, without_guidance)
-        return F
+    predict = predictor(net, condition, null_condition, guidance)
 
     def noised(state: jax.Array, c: jax.Array, which: jax.Array | int) -> jax.Array:
-        def xi() -> jax.Array:
-            def of_image(key: jax.Array) -> jax.Array:
-                return jax.random.normal(jax.random.fold_in(key, which), x.shape[1:], x.dtype)
-
-            return jax.vmap(of_image)(keys)
-
-        fresh: jax.Array = jax.lax.cond(c > 0, xi, lambda: jnp.zeros_like(x))
+        fresh: jax.Array = jax.lax.cond(c > 0, lambda: fresh_noise(keys, which, x), lambda: jnp.zeros_like(x))
         return state + c * fresh
 
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
@@ -327,7 +348,7 @@ def sample(
     def evaluate(index: jax.Array, carry: Carry) -> Carry:
         states, predictions = carry  # the latest first
         t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
-        predictions = (predict(states[0], t, s, guided).astype(x.dtype), *predictions[:-1])
+        predictions = (predict(states[0], t, s, guided), *predictions[:-1])
         pairs = zip(states, predictions, strict=True)
         terms = [a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)]
         return (noised(sum(terms[1:], terms[0]), c, index + 1), *states[:-1]), predictions

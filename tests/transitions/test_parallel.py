@@ -1,0 +1,52 @@
+"""Parallel-in-time sampling gives what sequential sampling gives, in fewer sweeps than there are steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tim_jax.transitions import SAMPLERS, TRANSPORTS
+from tim_jax.transitions.sampling.parallel import sample_parallel
+from tim_jax.transitions.sampling.sampler import Sampling, image_keys, make_plan, sample, time_grid
+from tim_jax.types import Output
+
+TRANSPORT = TRANSPORTS["ot_fm"]()
+
+
+def net(queries):
+    """A network that is not linear, and knows times and condition."""
+    return tuple(
+        Output(jnp.sin(2 * q.x_t) * jnp.cos(q.t - q.r / 2)[:, None] + q.condition[:, None] * q.x_t) for q in queries
+    )
+
+
+def both(sampling, steps, window, tolerance, guidance=1.0):
+    plan = make_plan(TRANSPORT, time_grid(TRANSPORT, steps), sampling)
+    keys = image_keys(3, jnp.arange(5))
+    x = jax.random.normal(jax.random.key(1), (5, 6), jnp.result_type(float))
+    condition, null = jnp.linspace(0, 1, 5), jnp.zeros(5)
+    arguments = (net, plan, x, condition, null, keys, jnp.asarray(guidance))
+    found, sweeps = sample_parallel(*arguments, window=window, tolerance=tolerance)
+    return sample(*arguments), found, int(sweeps)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_result_is_that_of_sequential_sampling(sampler, x64):
+    sampling = Sampling(sampler=sampler, guidance=1.5, guidance_low=0.2, guidance_high=0.7)
+    expected, found, _ = both(sampling, 8, 5, 0.0, guidance=1.5)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [32, 64])
+def test_few_sweeps_are_needed(steps, x64):
+    for tolerance in (1e-2, 1e-4, 1e-6):
+        expected, found, sweeps = both(Sampling(sampler="euler"), steps, steps, tolerance)
+        print(steps, tolerance, sweeps, np.abs(found - expected).max())
+        assert sweeps < steps / 2
+        assert np.sqrt(np.mean((found - expected) ** 2, axis=1)).max() < 10 * tolerance
+
+
+def test_one_at_a_time_is_sequential(x64):
+    expected, found, sweeps = both(Sampling(sampler="heun"), 4, 1, 1e-3)
+    assert sweeps == 8
+    np.testing.assert_allclose(found, expected, atol=1e-12)
