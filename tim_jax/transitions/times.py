@@ -1,5 +1,7 @@
 """Time distributions: t and r are two independent draws, t the larger, with exact shares of r = t and r = T_min.
 
+Where no example has an r of its own, as in flow matching (r = t) and in consistency models (r = T_min), t is one draw.
+
 Which examples belong to which share is a fixed interleave of their index in the batch, so that every contiguous block
 of examples holds its part and each device splits its own examples alike. What is left over of a share that is not a
 whole number of examples goes to further examples of some batches; see `shares.py`.
@@ -69,7 +71,8 @@ UNUSED = {
 class Times:
     """The joint distribution of the times (t, r) of a batch.
 
-    Where r ≠ t and intervals are "independent", t is the larger of two draws and r the other. With "dyadic" ones
+    With intervals "independent", t is the larger of two draws, and r the other, t or T_min; t is one draw if the shares
+    of the last two are 1 in sum. With "dyadic" ones
     (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
     its multiples. With `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
     which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
@@ -164,6 +167,9 @@ class Times:
             positions: Height × width of the images, for the shift.
         """
         count = len(equal)
+        if sum(self._shares) == 1:
+            t = self.draw_t(transport, key, (count,), positions)
+            return t, t
         if self.intervals == "dyadic":
             t_key, interval_key = jax.random.split(key)
             t, r = dyadic(transport, interval_key, count)
