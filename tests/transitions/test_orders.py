@@ -1,6 +1,7 @@
 """Every sampler's order, on a Gaussian by the exact mean and deviation, and on a mixture by the states."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -80,3 +81,14 @@ def test_on_a_mixture(name):
             continue
         coarse, fine = (np.abs(end_of_mixture(transport, n, sampler) - exact).max() for n in (150, 300))
         assert one.order - 0.15 < np.log2(coarse / fine) < one.order + 0.4, sampler
+
+
+def test_the_table_of_the_documentation():
+    """It has every sampler, with the evaluations and the order that are measured above."""
+    found = {}
+    for line in pathlib.Path("docs/sampling.md").read_text().splitlines():
+        if line.startswith("| `") and line.count("|") == 6:
+            names, evaluations, orders, *_ = (cell.split(", ") for cell in line.strip("| ").split(" | "))
+            for i, name in enumerate(names):
+                found[name.strip("`")] = evaluations[i % len(evaluations)], orders[i % len(orders)].strip()
+    assert found == {name: (str(one.evaluations), str(one.order or "")) for name, one in SAMPLERS.items()}

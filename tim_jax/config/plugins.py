@@ -21,13 +21,16 @@ from tim_jax.evaluation import FEATURES, METRICS
 from tim_jax.networks import NETWORKS
 from tim_jax.system import files, paths
 from tim_jax.transitions import CONSISTENCIES, DISTRIBUTIONS, GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS
+from tim_jax.transitions.sampling.diffusion import DIFFUSIONS
+from tim_jax.transitions.sampling.exponential import NOISE_SCALES
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.weights import KERNELS, SCALES
 
 TABLES: dict[str, dict[str, Any]] = {
     "OBJECTIVES": OBJECTIVES, "TRANSPORTS": TRANSPORTS, "CONSISTENCIES": CONSISTENCIES, "DISTRIBUTIONS": DISTRIBUTIONS,
     "KERNELS": KERNELS, "SCALES": SCALES, "SAMPLERS": SAMPLERS, "STOCHASTIC": STOCHASTIC, "GRIDS": GRIDS,
-    "SOURCES": SOURCES, "METRICS": METRICS, "FEATURES": FEATURES, "NETWORKS": NETWORKS,
+    "NOISE_SCALES": NOISE_SCALES, "DIFFUSIONS": DIFFUSIONS, "SOURCES": SOURCES, "METRICS": METRICS,
+    "FEATURES": FEATURES, "NETWORKS": NETWORKS,
 }  # fmt: skip
 MARK = "#sha256="
 
