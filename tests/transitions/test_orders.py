@@ -88,7 +88,7 @@ def test_the_table_of_the_documentation():
     found = {}
     for line in pathlib.Path("docs/sampling.md").read_text().splitlines():
         if line.startswith("| `") and line.count("|") == 6:
-            names, evaluations, orders, *_ = (cell.split(", ") for cell in line.strip("| ").split(" | "))
+            names, evaluations, orders, *_ = (cell.strip().split(", ") for cell in line.split("|")[1:])
             for i, name in enumerate(names):
-                found[name.strip("`")] = evaluations[i % len(evaluations)], orders[i % len(orders)].strip()
+                found[name.strip("`")] = evaluations[i % len(evaluations)], orders[i % len(orders)]
     assert found == {name: (str(one.evaluations), str(one.order or "")) for name, one in SAMPLERS.items()}
