@@ -18,6 +18,7 @@ def parser() -> Parser:
     made.add_argument("--steps", default="1,2,4,8,16", help="step counts to find grids for, such as 1,4,16")
     made.add_argument("--times", type=int, default=33, help="candidate times; every jump between two is measured")
     made.add_argument("--count", type=int, default=64, help="images that errors are measured on")
+    made.add_argument("--factor", type=float, default=1.0, help="weight of a step's error by that of the step before")
     made.add_argument("--seed", type=int, default=0, help="of the noise")
     return made
 
@@ -35,6 +36,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             raise ValueError(f"--count is {args.count}; it must be at least 2, and at most {MOST}")
         if not 0 <= args.seed < 2**32:
             raise ValueError(f"--seed is {args.seed}; it must be at least 0, and below 2^32")
+        if not 0.1 <= args.factor <= 10:
+            raise ValueError(f"--factor is {args.factor}; it must lie in [0.1, 10]")
         if args.times > MOST_TIMES:
             raise ValueError(f"--times is {args.times}; it must be at most {MOST_TIMES}")
         if args.times <= max(steps):
@@ -61,11 +64,13 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             weights, step = load_weights(run, folder)
             labels = class_turns(known_labels(run, folder), args.count)
         devices.announce(sys.stderr)
-        found = step_grid.find_grids(run, weights, steps, candidates=args.times, labels=labels, seed=args.seed)
+        found = step_grid.find_grids(
+            run, weights, steps, candidates=args.times, labels=labels, seed=args.seed, factor=args.factor
+        )
         if jax.process_index() > 0:
             return
         with failures(OSError):
-            step_grid.write(found, run, folder, step, count=args.count, seed=args.seed)
+            step_grid.write(found, run, folder, step, count=args.count, seed=args.seed, factor=args.factor)
         print("| steps | error | at even noise levels | times |\n| ---: | ---: | ---: | --- |")
         for grid in found.grids:
             times = " ".join(f"{time:.3g}" for time in grid.times)

@@ -134,6 +134,7 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (sample.main, ["--workdir={}", "--config.sampling.grid=optimal"], ["optimal", "tim_jax.grid", "grid.json"]),
         (train.main, ["--config=digits", "--workdir={}", *SMALL, "--config.sampling.grid=optimal"], ["optimal"]),
         (grid.main, ["--workdir={}", "--steps=8", "--times=8"], ["--times", "8", "9"]),
+        (grid.main, ["--workdir={}", "--factor=0"], ["--factor", "0.0", "[0.1, 10]"]),
         (grid.main, ["--workdir={}", "--count=1"], ["--count", "1", "2"]),
         (grid.main, ["--workdir={}", "--config.sampling.sampler=consistency"], ["consistency", "flow_map"]),
         (evaluate.main, ["--workdir={}", "--steps=0,4"], ["--steps", "0"]),

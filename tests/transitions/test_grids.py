@@ -124,3 +124,14 @@ def test_sampling_along_any_falling_times():
     transport = CASES["ot_fm"]
     plan = make_plan(transport, [1.0, 0.9, 0.2, 0.0], Sampling())
     np.testing.assert_allclose(plan.b[:, 0], [-0.1, -0.7, -0.2])
+
+
+def test_grids_are_those_of_gits(golden):
+    """The published dynamic programme, with and without its factor."""
+    arrays = golden("gits.npz")
+    cost = np.where(np.tri(13, k=0, dtype=bool), np.inf, arrays["cost"])
+    found = [key for key in arrays if key.startswith("coefficient")]
+    assert len(found) == 15
+    for key in found:
+        factor, steps = (float(part.strip("abcdefghijklmnopqrstuvwxyz")) for part in key.split("/"))
+        np.testing.assert_array_equal(cheapest(cost, int(steps), factor)[0], arrays[key], err_msg=key)

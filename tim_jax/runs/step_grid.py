@@ -108,7 +108,7 @@ def check_sampler(run: Run) -> None:
 
 
 def find_grids(
-    run: Run, weights: Any, steps: list[int], *, candidates: int, labels: np.ndarray, seed: int
+    run: Run, weights: Any, steps: list[int], *, candidates: int, labels: np.ndarray, seed: int, factor: float = 1.0
 ) -> FoundGrids:
     """Finds the grids of least error, each among all subsets of some candidate times.
 
@@ -119,19 +119,23 @@ def find_grids(
         candidates: how many times grids are made of, more than the largest step count.
         labels: (n,) of the images that errors are measured on.
         seed: of their noise.
+        factor: by which the error of a step weighs more than that of the one before; see `cheapest`.
     """
     generator = Generator(run, min(len(labels), run.config.evaluation.batch_size))
     times = candidate_times(run.transport, candidates)
     cost = measure_jumps(generator, weights, times, labels, seed)
     grids = []
     for number in sorted(set(steps)):
-        chosen, total = cheapest(cost, number)
+        chosen, total = cheapest(cost, number, factor)
         even = np.rint(np.linspace(0, candidates - 1, number + 1)).astype(int)
-        grids.append(StepGrid(number, times[chosen], total, float(cost[even[:-1], even[1:]].sum())))
+        uniform = float(np.sum(factor ** np.arange(number) * cost[even[:-1], even[1:]]))
+        grids.append(StepGrid(number, times[chosen], total, uniform))
     return FoundGrids(grids, times, cost)
 
 
-def write(found: FoundGrids, run: Run, folder: epath.Path, step: int, *, count: int, seed: int) -> None:
+def write(
+    found: FoundGrids, run: Run, folder: epath.Path, step: int, *, count: int, seed: int, factor: float = 1.0
+) -> None:
     """Writes grids into a workdir, for `with_found_grid`.
 
     Args:
@@ -141,11 +145,12 @@ def write(found: FoundGrids, run: Run, folder: epath.Path, step: int, *, count: 
         step: of training.
         count: images that errors were measured on.
         seed: of their noise.
+        factor: see `find_grids`.
     """
     record = {
         "of": fingerprint(run, folder, step),
         "grids": {grid.steps: grid.times.tolist() for grid in found.grids},
-        "measured": {"guidance": run.sampling.guidance, "count": count, "seed": seed},
+        "measured": {"guidance": run.sampling.guidance, "count": count, "seed": seed, "factor": factor},
         "times": found.times.tolist(),
         "cost": [[value if np.isfinite(value) else None for value in row] for row in found.cost.tolist()],
     }

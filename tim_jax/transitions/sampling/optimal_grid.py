@@ -38,12 +38,14 @@ def jump_costs(path: np.ndarray, step: Callable[[int, int], np.ndarray]) -> np.n
     return cost
 
 
-def cheapest(cost: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
+def cheapest(cost: np.ndarray, steps: int, factor: float = 1.0) -> tuple[np.ndarray, float]:
     """Finds the cheapest sequence of a given number of steps.
 
     Args:
         cost: (n + 1, n + 1), infinite where there is no jump.
         steps: The number of steps, 1 … n.
+        factor: What the cost of each step weighs relative to the one before it (GITS, arXiv 2405.11326): above 1 where
+            late errors count more than the sum says.
 
     Returns:
         The indices (steps + 1,) from the first to the last candidate, and the total cost.
@@ -56,8 +58,8 @@ def cheapest(cost: np.ndarray, steps: int) -> tuple[np.ndarray, float]:
         raise ValueError(f"steps is {steps}; between {last + 1} candidate times there are 1 … {last}")
     total = np.where(np.arange(last + 1) == 0, 0.0, np.inf)  # the cost to each candidate, so far by no steps
     came_from = []
-    for _ in range(steps):
-        through = total[:, None] + cost
+    for step in range(steps):
+        through = total[:, None] + factor**step * cost
         came_from.append(through.argmin(0))
         total = through.min(0)
     indices = [last]
