@@ -304,6 +304,9 @@ def get_config():
     config.sampling.diffusion = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     config.sampling.diffusion_scale = 1.0
     config.sampling.last_step = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
+    # evaluations that take place at once, in sweeps until they agree; 0: one after another
+    config.sampling.parallel = 0
+    config.sampling.tolerance = 1e-3  # of parallel: by which a state may still change, relative to the first ones
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()

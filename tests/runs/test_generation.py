@@ -64,6 +64,18 @@ def test_one_program_for_all_step_counts(run, sampler):
     np.testing.assert_allclose(few({}, LABELS[:5], steps=3), path[-1][:5], atol=1e-5, err_msg="other batches")
 
 
+@pytest.mark.parametrize("sampler", ["euler", "er_sde_2"])
+def test_evaluations_at_once_give_the_same_images(run, sampler):
+    one_by_one = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
+    sweeping = one_by_one.sampled_by(Sampling(sampler=sampler, parallel=16, tolerance=1e-5))
+    times = one_by_one.times(16)
+    expected = one_by_one.integrate({}, times, LABELS, trajectory=True)
+    assert one_by_one.sweeps == 16
+    np.testing.assert_allclose(sweeping.integrate({}, times, LABELS, trajectory=True), expected, atol=1e-4)
+    assert 2 <= sweeping.sweeps < 16
+    np.testing.assert_allclose(sweeping({}, LABELS, steps=16), expected[-1], atol=1e-4)
+
+
 def test_other_starts_are_another_program_and_the_noise_is_the_default(run):
     generator = Generator(run, 6)
     plain = generator({}, LABELS, steps=4, seed=1)

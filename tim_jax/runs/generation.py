@@ -20,6 +20,7 @@ from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.parallel import sample_parallel
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.sampler import (
     Sampling,
@@ -109,9 +110,10 @@ class Generator:
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12), out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
+        self.sweeps = 0  # of the latest batch: network calls one after another
 
     def sampled_by(self, sampling: Sampling) -> "Generator":
         """A generator that samples otherwise, with the same programs and encoders."""
@@ -121,8 +123,9 @@ class Generator:
 
     def has_compiled(self, steps: int) -> bool:
         """Whether the program that samples in so many steps, from noise and at the default size, has been compiled."""
-        plan = padded(make_plan(self.run.transport, self.times(steps), self.run.sampling))
-        return _program(plan, self.run.image_shape[:2]) in self._compiled
+        plan = make_plan(self.run.transport, self.times(steps), self.run.sampling)
+        plan = plan if self.run.sampling.parallel else padded(plan)
+        return _program(plan, self.run.sampling, self.run.image_shape[:2]) in self._compiled
 
     def load(self) -> None:
         """Reads text encoder and autoencoder now, which otherwise the first batch does. Raises ValueError."""
@@ -232,9 +235,10 @@ class Generator:
         plan = make_plan(self.run.transport, times, self.run.sampling)
         evaluations, count, guided = len(plan.t), np.int32(len(plan.t)), bool(plan.guided.any())
         guidance = guidance_values(self.run.transport, self.run.sampling)
-        plan = plan if trajectory else padded(plan)
+        parallel = self.run.sampling.parallel, self.run.sampling.tolerance
+        plan = plan if trajectory or parallel[0] else padded(plan)
         h, w = size or self.run.image_shape[:2]
-        program = _program(plan, (h, w), trajectory, start is None)
+        program = _program(plan, self.run.sampling, (h, w), trajectory, start is None)
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         for first in range(0, len(conditions), self.batch_size):
@@ -247,11 +251,11 @@ class Generator:
             self._compiled.add(program)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
-                found = self._sample(
+                found, sweeps = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, (h, w), guided,
-                    trajectory,
+                    trajectory, parallel,
                 )  # fmt: skip
-            examples, left = np.asarray(found), len(conditions) - first
+            examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             yield examples[ends_of_steps(evaluations, len(times) - 1), :left] if trajectory else examples[:left]
 
     def images(self, weights: Any, times: np.ndarray, conditions: Conditions, *, seed: int = 0) -> Iterator[np.ndarray]:
@@ -279,10 +283,12 @@ class Generator:
         size: tuple[int, int],
         guided: bool,
         trajectory: bool,
-    ) -> jax.Array:
+        parallel: tuple[int, float],
+    ) -> tuple[jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
-        `guidance` is what `guidance_values` returns, and `guided` says whether it acts anywhere.
+        `guidance` is what `guidance_values` returns, and `guided` says whether it acts anywhere; `parallel` are window
+        and tolerance of `sample_parallel`. With the samples, it returns how many calls of the network they took.
         """
         run = self.run
         keys = image_keys(seed, indices)
@@ -296,7 +302,10 @@ class Generator:
         if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
             condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
         scale = guidance[0] if guided else 1.0
-        return sample(run.net(weights), plan, x, condition, null, keys, scale, trajectory, count)
+        if parallel[0]:
+            states, sweeps = sample_parallel(run.net(weights), plan, x, condition, null, keys, scale, *parallel)
+            return states if trajectory else states[-1], sweeps
+        return sample(run.net(weights), plan, x, condition, null, keys, scale, trajectory, count), count
 
     def _put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
@@ -304,9 +313,12 @@ class Generator:
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
-def _program(plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, from_noise: bool = True) -> tuple:
+def _program(
+    plan: SamplingPlan, sampling: Sampling, size: tuple[int, int], trajectory: bool = False, from_noise: bool = True
+) -> tuple:
     """What tells compiled programs of a generator from one another."""
-    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise
+    parallel = sampling.parallel, sampling.tolerance
+    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise, parallel
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

@@ -41,7 +41,8 @@ def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -
 
 def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -> np.ndarray:
     """The times a share of the way from t to r."""
-    return t + share * (r - t)
+    times: np.ndarray = t + share * (r - t)
+    return times
 
 
 def dpm_solver_2s(transport: Transport, times: np.ndarray, between: Between = in_ratio) -> SamplingPlan:

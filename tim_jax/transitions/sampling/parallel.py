@@ -52,7 +52,8 @@ def sample_parallel(
             states. With 0, every state is that of sequential sampling, but for the rounding of other batches.
 
     Returns:
-        Samples (B, …), and the number of sweeps, at most that of the evaluations.
+        The states (n + 1, B, …) before and after every evaluation, of which the last are the samples, and the number of
+        sweeps, at most n.
     """
     count, memory = plan.a.shape
     window = min(window, count)
@@ -102,4 +103,4 @@ def sample_parallel(
     start = _Progress(jnp.zeros((), int), jnp.broadcast_to(x, (count + 1, *x.shape)), zeros, jnp.zeros((), int))
     start = start._replace(states=start.states.at[0].set(x + noise(numbers[0], c_n[0])))
     end: _Progress = jax.lax.while_loop(lambda progress: progress.done < count, sweep, start)
-    return end.states[-1], end.sweeps
+    return end.states, end.sweeps

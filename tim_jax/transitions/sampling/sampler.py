@@ -45,6 +45,7 @@ UNUSED = {
         lambda c: c.objective.input_guidance.max_scale != 1,
     ),
     ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("sampling.tolerance",): ("sampling.parallel is 0", lambda c: c.sampling.parallel == 0),
     ("sampling.noise_scale",): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "noise_scale" in SAMPLERS[name].keys),
         lambda c: "noise_scale" not in _keys(c.sampling.sampler),
@@ -83,6 +84,8 @@ class Sampling:
     diffusion: str = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     diffusion_scale: float = 1.0
     last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
+    parallel: int = 0  # evaluations that take place at once, in sweeps until they agree; 0: one after another
+    tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 
@@ -105,6 +108,10 @@ class Sampling:
             raise ValueError(f"sampling.shift is {self.shift}; it must be above 0")
         if self.stochasticity < 0:
             raise ValueError(f"sampling.stochasticity is {self.stochasticity}; it must be at least 0")
+        if self.parallel < 0:
+            raise ValueError(f"sampling.parallel is {self.parallel}; it must be at least 0")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"sampling.tolerance is {self.tolerance}; it must lie in [0, 1)")
         if self.diffusion_scale < 0:
             raise ValueError(f"sampling.diffusion_scale is {self.diffusion_scale}; it must be at least 0")
         if self.stochasticity and self.sampler != "flow_map":
