@@ -213,6 +213,8 @@ def get_config():
     config.times.P_std = placeholder(float)
     config.times.share_equal = placeholder(float)  # share of examples with r = t; 1.0 is flow matching
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
+    # where r = t, t is one draw and not the larger of two, which is nearer to noise
+    config.times.single_equal = placeholder(bool)
     config.times.intervals = placeholder(str)  # independent, dyadic
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)

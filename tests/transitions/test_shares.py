@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.contrastive import Contrast
@@ -93,3 +94,25 @@ def test_one_more_is_that_of_a_float64_sequence():
     clear = abs(multiples - 0.3) > 1e-4
     np.testing.assert_array_equal(found[clear], (multiples < 0.3)[clear])
     assert spread(0.3, 10).sum() == 3 and left_over(0.3, 9) == Fraction(7, 10)
+
+
+@pytest.mark.parametrize(
+    "times, draws",
+    [
+        (Times("uniform", share_equal=1.0, share_min=0.0), 1),  # flow matching
+        (Times("uniform", share_equal=0.0, share_min=1.0), 1),  # consistency models
+        (Times("uniform", share_equal=0.75, share_min=0.0), 2),  # MeanFlow and TiM, as published
+        (Times("uniform", share_equal=0.75, share_min=0.0, single_equal=True), 1),
+        (Times("uniform", share_equal=0.75, share_min=0.0, intervals="dyadic"), 1),
+    ],
+    ids=["flow matching", "consistency", "as published", "single_equal", "dyadic"],
+)
+def test_of_how_many_draws_t_is_the_larger_where_it_has_a_partner(times, draws):
+    """Of n uniform draws the largest has the distribution u^n; where an example has an r of its own, n is 2."""
+    transport = TRANSPORTS["ot_fm"]()
+    t, r = (np.asarray(time) for time in times.draw(transport, jax.random.key(5), 20_000))
+    alone = r == t if times.share_equal else r == transport.T_min
+    assert stats.kstest(t[alone], lambda u: u**draws).pvalue > 0.01
+    if times.intervals == "independent" and not alone.all():
+        assert stats.kstest(t[~alone], lambda u: u**2).pvalue > 0.01
+        assert (r[~alone] < t[~alone]).all()

@@ -63,6 +63,10 @@ UNUSED = {
         "times.distribution is not logit_normal or log_normal",
         lambda c: c.times.distribution not in USES_NORMAL,
     ),
+    ("times.single_equal",): (
+        "t is one draw already (times.share_equal is 1 or times.intervals 'dyadic') or no example has r = t",
+        lambda c: c.times.share_equal in (0, 1) or c.times.intervals == "dyadic",
+    ),
     ("times.intervals",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
 }
 
@@ -71,8 +75,8 @@ UNUSED = {
 class Times:
     """The joint distribution of the times (t, r) of a batch.
 
-    With intervals "independent", t is the larger of two draws, and r the other, t or T_min; t is one draw if the shares
-    of the last two are 1 in sum. With "dyadic" ones
+    With intervals "independent", t is the larger of two draws, and r the other, t or T_min; where r = t, t is one draw
+    with `single_equal`, and in all examples if the shares of r = t and r = T_min are 1 in sum. With "dyadic" ones
     (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
     its multiples. With `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
     which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
@@ -84,6 +88,7 @@ class Times:
     P_std: float = 1.0
     share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
     share_min: float = 0.1  # share of examples with r = T_min
+    single_equal: bool = False  # where r = t, t is one draw and not the larger of two, which is nearer to noise
     intervals: str = "independent"  # independent, dyadic
     shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
@@ -175,7 +180,8 @@ class Times:
             t, r = dyadic(transport, interval_key, count)
             return jnp.where(equal, self.draw_t(transport, t_key, (count,), positions), t), r
         pair = self.draw_t(transport, key, (2, count), positions)
-        return pair.max(axis=0), pair.min(axis=0)
+        larger = pair.max(axis=0)
+        return jnp.where(equal, pair[0], larger) if self.single_equal else larger, pair.min(axis=0)
 
     @property
     def _shares(self) -> tuple[Fraction, Fraction]:
