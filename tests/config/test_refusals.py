@@ -83,6 +83,7 @@ BUILD = [
     ({"times.distribution": "normal"}, "times.distribution"),
     ({"times.distribution": "log_uniform"}, "times.distribution"),
     ({"times.intervals": "triadic"}, "times.intervals"),
+    ({"objective.name": "flow_matching", "times.single_equal": "True"}, "times.single_equal"),
     ({"times.P_std": "0.0", "times.distribution": "log_normal"}, "times.P_std"),
     ({"times.share_equal": "1.5"}, "times.share_equal"),
     ({"times.share_equal": "0.8", "times.share_min": "0.7"}, "times.share_equal, times.share_min"),
