@@ -12,6 +12,7 @@ from tests.helpers.solving import mixture, solve
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, in_ratio, in_time
+from tim_jax.transitions.sampling.jumps import pseudo_corrector
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.published import dpm_solver, er_sde
 from tim_jax.transitions.sampling.unipc import unipc
@@ -109,3 +110,11 @@ def test_reverse_sdes(case, golden):
     predict, expected = probe(arrays), arrays[f"{case}/result"]
     found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"], noise)[-1]
     np.testing.assert_allclose(found, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_the_pseudo_corrector(golden):
+    arrays = golden("flowturbo.npz")
+    plan = pseudo_corrector(TRANSPORTS["ot_fm"](), 1 - arrays["tau"])
+    predict = probe(arrays)
+    found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"])[-1]
+    np.testing.assert_allclose(found, arrays["P/trajectory"][-1], atol=1e-12)

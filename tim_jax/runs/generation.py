@@ -233,7 +233,8 @@ class Generator:
             States (b, h, w, C) of at most `batch_size` images at the last time, or (len(times), b, h, w, C).
         """
         plan = make_plan(self.run.transport, times, self.run.sampling)
-        evaluations, count, guided = len(plan.t), np.int32(len(plan.t)), bool(plan.guided.any())
+        count, guided = np.int32(len(plan.t)), bool(plan.guided.any())
+        ends = ends_of_steps(plan, len(times) - 1, self.run.sampling)
         guidance = guidance_values(self.run.transport, self.run.sampling)
         parallel = self.run.sampling.parallel, self.run.sampling.tolerance
         plan = plan if trajectory or parallel[0] else padded(plan)
@@ -256,7 +257,7 @@ class Generator:
                     trajectory, parallel,
                 )  # fmt: skip
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
-            yield examples[ends_of_steps(evaluations, len(times) - 1), :left] if trajectory else examples[:left]
+            yield examples[ends, :left] if trajectory else examples[:left]
 
     def images(self, weights: Any, times: np.ndarray, conditions: Conditions, *, seed: int = 0) -> Iterator[np.ndarray]:
         """`batches` of samples from noise, decoded to images (b, H, W, c) in about [−1, 1]."""

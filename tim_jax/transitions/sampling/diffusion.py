@@ -9,7 +9,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, in_turn, linear, of_data, slope, then
+from tim_jax.transitions.sampling.plans import (
+    SamplingPlan,
+    host_transport,
+    in_turn,
+    linear,
+    of_data,
+    slope,
+    then,
+    velocity,
+)
 from tim_jax.transitions.transports import Transport
 
 Diffusion: TypeAlias = Callable[[float, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -36,7 +45,7 @@ def euler_maruyama(
     """Euler–Maruyama steps of the reverse SDE. First weak order."""
     t, r = times[:-2], times[1:-1]
     w = coefficient(transport, t, diffusion, diffusion_scale)
-    of_state, of_F = _drift(transport, t, w)
+    of_state, of_F = velocity(transport, t, w)
     steps = linear(t, t, [1 + (r - t) * of_state], [(r - t) * of_F], np.sqrt(2 * w * (t - r)))
     return then(steps, last(transport, times[-2:], diffusion, diffusion_scale, last_step))
 
@@ -52,9 +61,9 @@ def sde_heun(
     t, r = times[:-2], times[1:-1]
     w = coefficient(transport, t, diffusion, diffusion_scale)
     noise = np.append(np.sqrt(2 * w * (t - r)), 0.0)  # in the state that each step begins with
-    of_state, of_F = _drift(transport, t, w)
+    of_state, of_F = velocity(transport, t, w)
     there = coefficient(transport, r, diffusion, diffusion_scale)
-    state_there, F_there = _drift(transport, r, there)
+    state_there, F_there = velocity(transport, r, there)
     first = linear(t, t, [1 + (r - t) * of_state], [(r - t) * of_F])
     second = linear(
         r,
@@ -74,7 +83,7 @@ def last(transport: Transport, times: np.ndarray, diffusion: str, scale: float, 
     if last_step == "tweedie":
         return of_data(transport, t, 0 * t, host_transport(transport).alpha(r)[:, None])
     w = coefficient(transport, t, diffusion, scale) if last_step == "mean" else 0 * t
-    of_state, of_F = _drift(transport, t, w)
+    of_state, of_F = velocity(transport, t, w)
     return linear(t, t, [1 + (r - t) * of_state], [(r - t) * of_F])
 
 
@@ -86,14 +95,3 @@ def coefficient(transport: Transport, t: np.ndarray, diffusion: str, scale: floa
         own = sigma * slope(transport.sigma)(t) - sigma**2 * slope(transport.alpha)(t) / host.alpha(t)
     w = DIFFUSIONS[diffusion](scale, t / transport.T_max, sigma, own * transport.T_max) / transport.T_max
     return np.where(np.isfinite(w), w, 0.0)
-
-
-def _drift(transport: Transport, t: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns v − w s = α' x̂ + (σ' + w/σ) ε̂ as weights of x_t and F(x_t, t, t)."""
-    host = host_transport(transport)
-    of_data, of_noise = slope(transport.alpha)(t), slope(transport.sigma)(t) + w / host.sigma(t)
-    C = host.determinant(t)
-    return (
-        (of_data * host.sigma_hat(t) - of_noise * host.alpha_hat(t)) / C,
-        (of_noise * host.alpha(t) - of_data * host.sigma(t)) / C,
-    )

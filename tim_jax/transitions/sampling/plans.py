@@ -164,3 +164,22 @@ def data_prediction(host: HostTransport, t: np.ndarray) -> tuple[np.ndarray, np.
     """Returns x̂ = (σ̂_t x_t − σ_t F)/C_t as weights of x_t and F."""
     C = host.determinant(t)
     return host.sigma_hat(t) / C, -host.sigma(t) / C
+
+
+def velocity(transport: Transport, t: np.ndarray, w: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns v − w s = α' x̂ + (σ' + w/σ) ε̂ as weights of x_t and F(x_t, t, t), s = −ε̂/σ being the score.
+
+    Args:
+        transport: The transport.
+        t: The times (n,).
+        w: The diffusion coefficient, (n,) or one number; only where it is 0 may σ be.
+    """
+    host = host_transport(transport)
+    of_data, of_noise = slope(transport.alpha)(t), slope(transport.sigma)(t)
+    if np.any(w):
+        of_noise = of_noise + w / host.sigma(t)
+    C = host.determinant(t)
+    return (
+        (of_data * host.sigma_hat(t) - of_noise * host.alpha_hat(t)) / C,
+        (of_noise * host.alpha(t) - of_data * host.sigma(t)) / C,
+    )

@@ -230,12 +230,9 @@ def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) ->
     raise ValueError(f"evaluations is {max_evaluations}; one step of {sampling.sampler} takes {needed}")
 
 
-def ends_of_steps(count: int, steps: int) -> np.ndarray:
-    """Returns after how many of `count` evaluations each of the times (steps + 1,) is reached, 0 first.
-
-    All steps have as many evaluations, but for a last one that has fewer.
-    """
-    return -(-count * np.arange(steps + 1) // steps)
+def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndarray:
+    """Returns after how many evaluations of a plan each of the times (steps + 1,) is reached, 0 first."""
+    return np.append(SAMPLERS[sampling.sampler].evaluations * np.arange(steps), len(plan.t))
 
 
 def padded(plan: SamplingPlan) -> SamplingPlan:
