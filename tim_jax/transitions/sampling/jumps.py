@@ -34,8 +34,8 @@ def heun(transport: Transport, times: np.ndarray) -> SamplingPlan:
 def pseudo_corrector(transport: Transport, times: np.ndarray) -> SamplingPlan:
     """Heun's method with the slope of a step's end at hand for the next step's beginning (FlowTurbo, arXiv 2409.18128).
 
-    The plan holds predicted states y: y_{i+1} = x_i + h_i v_i and x_{i+1} = x_i + h_i (v_i + v_{i+1})/2, v_i = v(y_i). One
-    evaluation a step, and one more. Second order.
+    The plan holds predicted states y: y_{i+1} = x_i + h_i v_i and x_{i+1} = x_i + h_i (v_i + v_{i+1})/2, v_i = v(y_i).
+    One evaluation a step, and one more. Second order.
     """
     steps = len(times) - 1
     of_state, of_F = velocity(transport, times)
