@@ -19,30 +19,28 @@ def unipc(transport: Transport, times: np.ndarray, order: int, form: str = "bh2"
     keep, weight, h = jump(host, times[:-1], times[1:])
     alpha, steps = host.alpha(times[1:]), len(h)
     weights = np.zeros((steps, order + 1))
-    correction = np.zeros(order + 1)  # of the state at hand, by the last predictions
+    correction = np.zeros(order + 1)  # of the state at hand, by the last predictions; there is none at first
     for i in range(steps):
         used = min(order, i + 1, steps - i if steps < LOWER_LAST else order)
         points = -np.cumsum(h[i - used + 1 : i][::-1]) / h[i]  # of earlier predictions, in units of the step
         if not (np.isfinite(points).all() and np.isfinite(h[i])):
-            used, points = 1, points[:0]
+            points = points[:0]
         predictor = np.zeros(order + 1)
         predictor[0] = weight[i]
-        predictor[: len(points) + 1] += alpha[i] * _differences(points, h[i], form, corrects=False)
+        predictor[: len(points) + 1] += alpha[i] * _differences(points, h[i], form)
         weights[i] = keep[i] * correction + predictor
+        correction = np.zeros(order + 1)
         if np.isfinite(h[i]):
             # The latest prediction first, which is the one at the step's end.
-            corrector = alpha[i] * _differences(np.append(points, 1.0), h[i], form, corrects=True)
-            correction = np.zeros(order + 1)
+            corrector = alpha[i] * _differences(np.append(points, 1.0), h[i], form)
             correction[0] = corrector[-1]
             correction[1 : len(points) + 2] = corrector[:-1]
             correction[1] += weight[i]
             correction[1:] -= predictor[:-1]
-        else:
-            correction = np.zeros(order + 1)
     return of_data(transport, times[:-1], keep, weights)
 
 
-def _differences(points: np.ndarray, h: float, form: str, corrects: bool) -> np.ndarray:
+def _differences(points: np.ndarray, h: float, form: str) -> np.ndarray:
     """Returns −B(h) Σ_k ρ_k D_k/r_k as weights of x̂ at the step's beginning, and at the points r_k."""
     count = len(points)
     if count == 0:
