@@ -12,7 +12,7 @@ from tim_jax.config import loading
 # The best for each method of those in ablations/any_step.py that were tried: docs/how_good.md says which.
 RATES = {
     "tim": 8e-3,
-    "tim_any_step": 8e-3,
+    "tim_any_step": 16e-3,
     "flow_matching": 16e-3,
     "mean_flow": 16e-3,
     "shortcut": 8e-3,
