@@ -180,10 +180,11 @@ def with_teacher(run, teacher, config, overrides):
 
 
 TEACHER = SMALL | {"training.steps": "100"}
+STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
 
 
 @every_objective
-def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
+def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
     config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
@@ -201,7 +202,7 @@ def test_fifty_steps_bring_jumps_closer_to_the_data(name, teacher):
 
     state = run.trainer.create()
     before = distance(state.params["online"])
-    for _ in range(50):
+    for _ in range(STEPS.get(name, 50)):
         state, metrics, per_example = run.trainer.detailed(state, {"x": x, "label": label})
         assert metrics["nonfinite"] == 0 and jnp.isfinite(metrics["loss"])
     assert distance(state.params["online"]) < 0.8 * before
