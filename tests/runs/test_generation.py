@@ -50,7 +50,10 @@ def run():
     return make_run()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    ["flow_map", "euler", "heun", "dpm_solver_3s", "dpm_solver_3m", "unipc_3", "pseudo_corrector", "sde_heun"],
+)
 def test_one_program_for_all_step_counts(run, sampler):
     generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
     for steps in (1, 3, PADDED // SAMPLERS[sampler].evaluations - 1):
