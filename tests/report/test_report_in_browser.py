@@ -79,14 +79,16 @@ def hover(browser, selector, across=0.5):
 
     element = browser.find_element(By.CSS_SELECTOR, selector)
     run(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
-    # The first move ends the scrolling, which would take away what is said.
-    for shift in range(10):
-        ActionChains(browser, duration=50).move_to_element_with_offset(
-            element, int((across - 0.5) * element.size["width"]) + shift % 2, 0
-        ).pause(0.1).perform()
+    where, said = int((across - 0.5) * element.size["width"]), ""
+    for _ in range(5):  # the end of the scrolling, which is late on a busy machine, takes away what is said
+        for shift in (0, 1):
+            move = ActionChains(browser, duration=50).move_to_element_with_offset(element, where + shift, 0)
+            move.pause(0.1).perform()
         said = run(browser, "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.innerText")
-        if shift and said:  # a busy machine may be late
+        if said:
             break
+        ActionChains(browser, duration=50).move_to_element(browser.find_element(By.TAG_NAME, "h1")).perform()
+        run(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
     return said
 
 
