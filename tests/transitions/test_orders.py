@@ -35,7 +35,7 @@ def title(value):
     return f"{value.sampler}-{value.noise_scale}-{value.diffusion}" if isinstance(value, Sampling) else str(value)
 
 
-EACH = pytest.mark.parametrize("sampling, order", settings(), ids=title)
+EACH = pytest.mark.parametrize("sampling, order", list(settings()), ids=title)
 
 
 def times(transport, steps):
