@@ -60,8 +60,7 @@ def sample_parallel(
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
     guided_n = jnp.asarray(plan.guided)
     numbers = jnp.arange(count + 1).at[0].set(FIRST)
-    one = predictor(net, condition, null_condition, guidance)
-    predict = jax.vmap(one)
+    predict = jax.vmap(predictor(net, condition, null_condition, guidance))
     bound = tolerance * jnp.sqrt(jnp.mean(x**2))
 
     def noise(number: jax.Array, c: jax.Array) -> jax.Array:
