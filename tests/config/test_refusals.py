@@ -314,8 +314,8 @@ NOT_PROVOKED = {
     "train.py": "a trained run",
     "training/mesh.py: mesh.data is": "TPU slices",
     "training/warm_start.py": "a damaged checkpoint",
-    "transitions/sampling/sampler.py: sampling.grid": "a trained run",
-    "transitions/sampling/sampler.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
+    "transitions/sampling/planning.py: sampling.grid": "a trained run",
+    "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
     "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
 }
 

@@ -12,7 +12,7 @@ from tim_jax.config.command_line import load_config
 from tim_jax.evaluation import anystep, protocol
 from tim_jax.evaluation.protocol import NAMED, Protocol
 from tim_jax.runs.measuring import protocol_of
-from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.sampling.settings import Sampling
 
 REFERENCE = {
     "data": "VIRTUAL_imagenet256_labeled.npz 0123", "split": "all", "images": 10_000, "size": "256x256x3",

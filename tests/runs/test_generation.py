@@ -13,7 +13,8 @@ from tim_jax.config.command_line import load_config
 from tim_jax.runs.generation import Generator, alpha_sigma
 from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.gaussian import Gaussian
-from tim_jax.transitions.sampling.sampler import PADDED, Sampling, evaluations
+from tim_jax.transitions.sampling.planning import PADDED, evaluations
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.types import Output
 
 # The inverse of c_noise.

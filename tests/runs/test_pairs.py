@@ -181,7 +181,7 @@ def test_a_folder_of_something_else_and_a_full_disk_are_told(teacher, tmp_path, 
     (tmp_path / "thesis.txt").write_text("mine")
     assert "holds thesis.txt; give a new" in workdirs.told(pairs.main, flags(teacher, tmp_path), capsys)
     monkeypatch.setattr(shard_job, "free", lambda folder: 1000)
-    assert "the disk lacks about" in workdirs.told(pairs.main, flags(teacher, tmp_path / "out"), capsys)
+    assert "for all shards of --examples=" in workdirs.told(pairs.main, flags(teacher, tmp_path / "out"), capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

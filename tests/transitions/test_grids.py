@@ -9,9 +9,10 @@ import pytest
 from tim_jax.transitions import GRIDS, TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.sampling.optimal_grid import candidate_times, cheapest, jump_costs
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 from tim_jax.transitions.sampling.plans import ratios
-from tim_jax.transitions.sampling.sampler import Sampling, make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import edm
 
 CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}

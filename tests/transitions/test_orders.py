@@ -9,8 +9,9 @@ import pytest
 from tests.helpers.solving import mixture, moments, solve
 from tim_jax.transitions import SAMPLERS, TRANSPORTS
 from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.planning import make_plan
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.sampler import Sampling, make_plan
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import edm
 
 CASES = {"ot_fm": TRANSPORTS["ot_fm"](), "vp": TRANSPORTS["vp"](), "edm_2": edm(2.0)}

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.sampling.noise import image_keys
 from tim_jax.transitions.sampling.parallel import sample_parallel
-from tim_jax.transitions.sampling.sampler import Sampling, image_keys, make_plan, sample, time_grid
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.types import Output
 
 TRANSPORT = TRANSPORTS["ot_fm"]()

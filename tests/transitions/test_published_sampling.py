@@ -12,7 +12,10 @@ import pytest
 from tim_jax.config import loading
 from tim_jax.config.sections import read
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.sampling.sampler import Sampling, image_keys, make_plan, sample, time_grid
+from tim_jax.transitions.sampling.noise import image_keys
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.types import Output
 
 SHAPE, CLASSES = (2, 2, 3), 4

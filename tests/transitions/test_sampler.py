@@ -17,20 +17,11 @@ from tim_jax.networks import TiM
 from tim_jax.transitions import SAMPLERS, TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.noise import image_keys, slerp, start_noise
+from tim_jax.transitions.sampling.planning import evaluations, guided_times, make_plan, padded, steps_for, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.sampler import (
-    Sampling,
-    evaluations,
-    guided_times,
-    image_keys,
-    make_plan,
-    padded,
-    sample,
-    slerp,
-    start_noise,
-    steps_for,
-    time_grid,
-)
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import edm
 from tim_jax.types import Output, Query
 

@@ -24,7 +24,7 @@ from tim_jax.system import compilation_cache, files
 from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
-from tim_jax.transitions.sampling.sampler import evaluations
+from tim_jax.transitions.sampling.planning import evaluations
 
 FILE = "result.json"
 OLD_NAMES = {"weights": "checkpoint", "which": "ema"}  # of the fields of a baseline in version 0.1.0

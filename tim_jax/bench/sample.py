@@ -19,16 +19,10 @@ from tim_jax.bench.step import CASES, Case, check_names, make_state, read_number
 from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.sampling.sampler import (
-    Sampling,
-    evaluations,
-    image_keys,
-    make_plan,
-    padded,
-    sample,
-    start_noise,
-    time_grid,
-)
+from tim_jax.transitions.sampling.noise import image_keys, start_noise
+from tim_jax.transitions.sampling.planning import evaluations, make_plan, padded, time_grid
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.types import DTYPES, Query
 
 COLUMNS = (

@@ -15,7 +15,7 @@ from tim_jax.training import power_ema, sharding
 from tim_jax.training.settings import CheckpointSettings, PosthocEMASettings, StartSettings, TrainingSettings
 from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.derivative import Net
-from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
 

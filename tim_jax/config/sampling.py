@@ -10,8 +10,8 @@ from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.training import power_ema
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.sampling.sampler import Sampling
 from tim_jax.transitions.sampling.samplers import SAMPLERS
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.times import Times
 
 

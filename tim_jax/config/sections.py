@@ -28,7 +28,7 @@ from tim_jax.training.settings import (
 )
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES
-from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport, ot_fm

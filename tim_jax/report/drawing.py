@@ -21,8 +21,8 @@ from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.planning import evaluations, make_plan, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.sampler import evaluations, make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 
 BESIDE = ("flow_map", "heun")  # samplers that are drawn besides the run's own, where it was trained for them

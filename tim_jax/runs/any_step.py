@@ -25,7 +25,7 @@ from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, files, paths
 from tim_jax.training import warm_start
-from tim_jax.transitions.sampling.sampler import evaluations
+from tim_jax.transitions.sampling.planning import evaluations
 
 SHOWN = 10  # samples of a step count in pictures
 METRICS_COST = 8  # of a set of samples in network evaluations, roughly, for the time left

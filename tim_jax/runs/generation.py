@@ -20,19 +20,12 @@ from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.noise import image_keys, start_noise
 from tim_jax.transitions.sampling.parallel import sample_parallel
+from tim_jax.transitions.sampling.planning import ends_of_steps, guidance_values, make_plan, padded, time_grid
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
-from tim_jax.transitions.sampling.sampler import (
-    Sampling,
-    ends_of_steps,
-    guidance_values,
-    image_keys,
-    make_plan,
-    padded,
-    sample,
-    start_noise,
-    time_grid,
-)
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
 

@@ -24,7 +24,7 @@ from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
-from tim_jax.transitions.sampling.sampler import make_plan, time_grid
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 
 
 def load(

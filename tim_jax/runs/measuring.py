@@ -27,7 +27,7 @@ from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_bat
 from tim_jax.system import paths
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.transitions import SAMPLERS
-from tim_jax.transitions.sampling.sampler import Sampling
+from tim_jax.transitions.sampling.settings import Sampling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.outputs.batches import sampling_record
 from tim_jax.runs.step_grid import known_as, with_found_grid
 from tim_jax.system import compilation_cache, devices
-from tim_jax.transitions.sampling.sampler import make_plan
+from tim_jax.transitions.sampling.planning import make_plan
 
 SAMPLED_CAPTIONS = 64  # captions that are looked at to estimate the size of all
 
@@ -79,6 +79,11 @@ class Pairs:
     def counts(self) -> list[int]:
         """Pairs in each shard."""
         return [min(self.count - first, self.rows_per_shard) for first in range(0, self.count, self.rows_per_shard)]
+
+    @property
+    def counted_by(self) -> str:
+        """--examples."""
+        return f"--examples={self.count}"
 
     @property
     def max_bad_share(self) -> float:

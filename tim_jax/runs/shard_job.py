@@ -55,6 +55,11 @@ class Job(Protocol):
         ...
 
     @property
+    def counted_by(self) -> str:
+        """What sets the number of examples, as it is typed, such as "--examples=100"."""
+        ...
+
+    @property
     def max_bad_share(self) -> float:
         """The largest share of examples that cannot be used."""
         ...
@@ -215,7 +220,9 @@ def check_room(job: Job, folder: Path) -> None:
         lacking[:] = max(size - there - left, 0)
     missing = int(cluster.summed(lacking)[0])
     if missing:
-        raise ValueError(f"--out={folder}: the disk lacks about {in_words(missing)} for all shards; give another")
+        raise ValueError(
+            f"--out={folder}: the disk lacks about {in_words(missing)} for all shards of {job.counted_by}; give another"
+        )
 
 
 def make_shards(job: Job, folder: Path) -> None:

@@ -21,9 +21,12 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives import OBJECTIVES, unweighted
 from tim_jax.transitions.own_network import Network, as_net, generate, mean_loss
 from tim_jax.transitions.sampling.grids import GRIDS
+from tim_jax.transitions.sampling.noise import image_keys, start_noise
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 from tim_jax.transitions.sampling.plans import SamplingPlan
-from tim_jax.transitions.sampling.sampler import Sampling, image_keys, make_plan, sample, start_noise, time_grid
+from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.samplers import SAMPLERS, Sampler
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import DISTRIBUTIONS, Times
 from tim_jax.transitions.transports import TRANSPORTS, Transport

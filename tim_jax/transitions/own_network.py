@@ -21,8 +21,10 @@ import numpy as np
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.jump import expand
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.planning import guidance_inputs, make_plan, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.sampler import Sampling, guidance_inputs, make_plan, sample, time_grid
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.types import Examples, Output, PyTree, Query
 
 FEW = 16  # numbers in an example, below which its own error is no measure of the mean error

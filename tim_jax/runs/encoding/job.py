@@ -36,6 +36,11 @@ class Encoding:
     train_with = "--config.data.encode=False"
 
     @property
+    def counted_by(self) -> str:
+        """The source of the examples."""
+        return f"--config.data.source={self.run.config.data.source}"
+
+    @property
     def former(self) -> dict[str, Any]:
         """Version 0.1 told the same data by another fingerprint."""
         return {"source.fingerprint": self.work.source.former_fingerprint()}

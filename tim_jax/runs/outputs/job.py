@@ -22,7 +22,8 @@ from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
-from tim_jax.transitions.sampling.sampler import make_plan, slerp, time_grid
+from tim_jax.transitions.sampling.noise import slerp
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 
 
 @dataclasses.dataclass(frozen=True)

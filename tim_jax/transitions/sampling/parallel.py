@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.derivative import Net
+from tim_jax.transitions.sampling.noise import FIRST, fresh_noise
 from tim_jax.transitions.sampling.plans import SamplingPlan
-from tim_jax.transitions.sampling.sampler import FIRST, fresh_noise, predictor
+from tim_jax.transitions.sampling.sampler import predictor
 from tim_jax.types import PyTree
 
 

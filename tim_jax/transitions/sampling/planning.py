@@ -1,0 +1,130 @@
+"""From settings and a number of steps to times, and from times to a plan of network evaluations (see `plans.py`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from tim_jax.transitions.sampling.grids import make_grid
+from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
+from tim_jax.transitions.sampling.samplers import SAMPLERS
+from tim_jax.transitions.sampling.settings import Sampling
+from tim_jax.transitions.transports import Transport
+
+PADDED = 128  # evaluations that a padded plan has room for
+
+
+def time_grid(
+    transport: Transport, steps: int, sampling: Sampling | None = None, start: float | None = None
+) -> np.ndarray:
+    """Returns the times (steps + 1,) float64 of a sampling run, falling to T_min.
+
+    Args:
+        transport: The transport.
+        steps: The number of steps, at least 1.
+        sampling: Says which grid; uniform by default.
+        start: The first time, in (T_min, T_max]; T_max by default.
+
+    Raises:
+        ValueError: Steps or start are out of range, or an optimal grid has not been found for them.
+    """
+    sampling = sampling or Sampling()
+    if sampling.grid != "optimal":
+        return make_grid(sampling.grid, transport, steps, start, sampling.shift)
+    if steps not in sampling.optimal_times:
+        known = ", ".join(map(str, sorted(sampling.optimal_times))) or "no number of"
+        raise ValueError(
+            f"sampling.grid is 'optimal'; it must have been found for {steps} steps, and has been for {known}: "
+            f"python -m tim_jax.grid --workdir=… --steps={steps} finds it"
+        )
+    if start not in (None, transport.T_max):
+        raise ValueError(
+            f"sampling.grid is 'optimal'; it must be another grid for a start at {start}, as an optimal one starts "
+            "from noise"
+        )
+    return np.array(sampling.optimal_times[steps], np.float64)
+
+
+def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Returns (n,) bool, whether guidance acts on an evaluation at each of the times (n,)."""
+    if sampling.guidance == 1.0 or sampling.guidance_input:
+        return np.zeros(len(times), bool)
+    low, high = sampling.guidance_low * transport.T_max, sampling.guidance_high * transport.T_max
+    # Grid times carry rounding errors, so that they meet the ends of the interval within a tolerance only.
+    tolerance = 1e-9 * transport.T_max * (-1 if sampling.exclusive_ends else 1)
+    inside: np.ndarray = (times >= low - tolerance) & (times <= high + tolerance)
+    return inside
+
+
+def guidance_values(transport: Transport, sampling: Sampling) -> np.ndarray:
+    """Returns (3,) float32, the scale of guidance and the times at which its interval begins and ends."""
+    ends = np.array([sampling.guidance_low, sampling.guidance_high]) * transport.T_max
+    return np.array([sampling.guidance, *np.maximum(ends, transport.T_min)], np.float32)
+
+
+def guidance_inputs(transport: Transport, sampling: Sampling, count: int, dtype: DTypeLike) -> jax.Array:
+    """Returns (count, 3), scale and interval of guidance, for a network that takes them as inputs."""
+    return jnp.tile(jnp.asarray(guidance_values(transport, sampling), dtype), (count, 1))
+
+
+def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
+    """Returns the plan of a sampling run.
+
+    Args:
+        transport: The transport.
+        times: (steps + 1,), falling towards data, or growing towards noise (inversion).
+        sampling: The settings.
+
+    Raises:
+        ValueError: The times neither fall nor grow, or the sampler cannot go from data to noise.
+    """
+    times = np.asarray(times, np.float64)
+    falls, grows = (np.diff(times) < 0).all(), (np.diff(times) > 0).all()
+    if len(times) < 2 or not (falls or grows):
+        raise ValueError(f"times {times}: expected two or more that fall, or that grow")
+    sampler = SAMPLERS[sampling.sampler]
+    if grows and (sampling.stochasticity or not sampler.invertible):
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.invertible)
+        raise ValueError(
+            f"sampling.sampler, sampling.stochasticity are {sampling.sampler!r}, {sampling.stochasticity}; they must "
+            "be one "
+            f"of {able} and 0 from data to noise"
+        )
+    if sampling.stochasticity:
+        plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
+    else:
+        plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
+    c_noise = host_transport(transport).c_noise
+    return plan._replace(t=c_noise(plan.t), s=c_noise(plan.s), guided=guided_times(transport, plan.t, sampling))
+
+
+def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
+    """Returns the number of network evaluations per image; those with guidance count twice."""
+    plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
+    return len(plan.t) + int(plan.guided.sum())
+
+
+def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) -> int:
+    """Returns the largest number of steps within a budget of network evaluations per image, to compare samplers by.
+
+    Raises:
+        ValueError: One step needs more.
+    """
+    for steps in range(max_evaluations // SAMPLERS[sampling.sampler].evaluations + 1, 0, -1):
+        if evaluations(transport, steps, sampling) <= max_evaluations:
+            return steps
+    needed = evaluations(transport, 1, sampling)
+    raise ValueError(f"evaluations is {max_evaluations}; one step of {sampling.sampler} takes {needed}")
+
+
+def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndarray:
+    """Returns after how many evaluations of a plan each of the times (steps + 1,) is reached, 0 first."""
+    return np.append(SAMPLERS[sampling.sampler].evaluations * np.arange(steps), len(plan.t))
+
+
+def padded(plan: SamplingPlan) -> SamplingPlan:
+    """Returns the plan with evaluations appended that do not take place, to PADDED or the next power of two."""
+    count = len(plan.t)
+    length = max(PADDED, 1 << (count - 1).bit_length())
+    return SamplingPlan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))

@@ -1,0 +1,109 @@
+"""The settings of a sampling run, made from the section `sampling` of a configuration."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+from tim_jax.transitions.sampling.diffusion import DIFFUSIONS, LAST_STEPS
+from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.grids import GRIDS
+from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.samplers import SAMPLERS
+
+
+def _keys(sampler: str) -> tuple[str, ...]:
+    """The settings that a sampler takes, none for the name "default"."""
+    return SAMPLERS[sampler].keys if sampler in SAMPLERS else ()
+
+
+# Keys that say how guidance and fresh noise act, `exclusive_ends` and `stochastic`, may be set where there is neither:
+# configurations of published weights have them for whatever scales are asked for.
+UNUSED = {
+    ("sampling.guidance_low", "sampling.guidance_high"): (
+        "sampling.guidance is 1",
+        lambda c: c.sampling.guidance == 1,
+    ),
+    ("sampling.exclusive_ends",): (
+        "guidance is an input of the network (objective.input_guidance)",
+        lambda c: c.objective.input_guidance.max_scale != 1,
+    ),
+    ("sampling.shift",): ("sampling.grid is not 'shifted'", lambda c: c.sampling.grid != "shifted"),
+    ("sampling.tolerance",): ("sampling.parallel is 0", lambda c: c.sampling.parallel == 0),
+    ("sampling.noise_scale",): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "noise_scale" in SAMPLERS[name].keys),
+        lambda c: "noise_scale" not in _keys(c.sampling.sampler),
+    ),
+    ("sampling.diffusion", "sampling.diffusion_scale", "sampling.last_step"): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "diffusion" in SAMPLERS[name].keys),
+        lambda c: "diffusion" not in _keys(c.sampling.sampler),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Settings of a sampling run.
+
+    Guidance is F_∅ + s (F_c − F_∅) with the scale s, in an interval of times. `stochastic` is how the flow map takes
+    fresh noise after each jump but the first and the last: 'renoise' jumps further down and returns by the forward
+    process, which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form.
+
+    Two attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of steps,
+    and `guidance_input`, whether the network itself takes scale and interval, and needs no second evaluation.
+    """
+
+    ema: str = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
+    sampler: str = "flow_map"  # "default": the objective's, or a name in tim_jax.transitions.SAMPLERS
+    grid: str = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    shift: float = 3.0  # of the grid "shifted"; above 1: more steps near noise
+    batch_size: int = 64  # images at once, at most
+    guidance: float = 1.0  # scale; 1: none
+    guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
+    guidance_high: float = 1.0
+    exclusive_ends: bool = False  # leave the interval's ends out, T_max and so the first step among them: as published
+    stochasticity: float = 0.0  # of the flow map; 0: none
+    stochastic: str = "renoise"  # renoise, or euler: as published
+    noise_scale: str = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    diffusion: str = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
+    diffusion_scale: float = 1.0
+    last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
+    parallel: int = 0  # evaluations that take place at once, in sweeps until they agree; 0: one after another
+    tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    guidance_input: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError, naming key and value, for invalid settings."""
+        names: dict[str, Collection[str]] = {
+            "sampler": SAMPLERS,
+            "grid": [*GRIDS, "optimal"],
+            "stochastic": STOCHASTIC,
+            "noise_scale": NOISE_SCALES,
+            "diffusion": DIFFUSIONS,
+            "last_step": LAST_STEPS,
+        }
+        for key, table in names.items():
+            if getattr(self, key) not in table:
+                raise ValueError(f"sampling.{key} is {getattr(self, key)!r}; it must be one of {', '.join(table)}")
+        if self.batch_size < 1:
+            raise ValueError(f"sampling.batch_size is {self.batch_size}; it must be at least 1")
+        if self.shift <= 0:
+            raise ValueError(f"sampling.shift is {self.shift}; it must be above 0")
+        if self.stochasticity < 0:
+            raise ValueError(f"sampling.stochasticity is {self.stochasticity}; it must be at least 0")
+        if self.parallel < 0:
+            raise ValueError(f"sampling.parallel is {self.parallel}; it must be at least 0")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"sampling.tolerance is {self.tolerance}; it must lie in [0, 1)")
+        if self.diffusion_scale < 0:
+            raise ValueError(f"sampling.diffusion_scale is {self.diffusion_scale}; it must be at least 0")
+        if self.stochasticity and self.sampler != "flow_map":
+            raise ValueError(
+                f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
+            )
+        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
+            raise ValueError(
+                f"sampling.guidance_low, sampling.guidance_high are {self.guidance_low}, {self.guidance_high}; "
+                "they must be ordered and lie in [0, 1]"
+            )
+        if self.guidance < 0:
+            raise ValueError(f"sampling.guidance is {self.guidance}; it must be at least 0")
