@@ -309,6 +309,7 @@ def get_config():
     # evaluations that take place at once, in sweeps until they agree; 0: one after another
     config.sampling.parallel = 0
     config.sampling.tolerance = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    config.sampling.int8 = False  # products of the blocks' weights in int8, scaled by row and by output channel
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()

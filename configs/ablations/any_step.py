@@ -24,27 +24,9 @@ RATES = {
     "split_mean_flow": 16e-3,
 }
 
-# What TiM changes in the published loss, alike on all data; docs/how_good.md has the figures.
-ANY_STEP = {
-    # As published, t is the larger of two draws also where r = t: nearer to noise than many steps need. Images of more
-    # positions need higher times, by the usual shift.
-    "times.single_equal": True,
-    "times.shift_reference": 64.0,
-    # Many steps are only as good as F is at r = t.
-    "times.share_equal": 0.9,
-    "times.share_min": 0.05,
-    # A weight by the interval or by an example's own error takes the target away from the conditional mean, and samples
-    # lose spread; so does the direction term.
-    "objective.weight.kernel": "constant",
-    "objective.adaptive.power": 0.0,
-    "objective.direction": "none",
-    # dF/dt along the velocity that the network itself predicts, once it is learned: the same mean, a lower variance.
-    "objective.velocity": "online",
-    "objective.tangent.warmup_share": 0.5,
-}
 METHODS = {
     "tim": {},
-    "tim_any_step": ANY_STEP,
+    "tim_any_step": loading.load("digits").ANY_STEP,
     "flow_matching": {"objective.name": "flow_matching", "times.shift_reference": 64.0},
     "mean_flow": {"objective.name": "mean_flow"},
     "shortcut": {"objective.name": "shortcut"},

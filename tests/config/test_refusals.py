@@ -298,6 +298,7 @@ NOT_PROVOKED = {
     "evaluation/features.py": "the weights of Inception",
     "evaluation/metrics.py: evaluation.metrics is {tuple(names)}; each": "a table of metrics asked without settings",
     "evaluation/published.py": "a damaged file of statistics",
+    "networks/int8.py": "a network of one's own",
     "runs/averages.py": "a run that is about to train",
     "runs/counting.py": "data without labels, whose classes are to be counted",
     "runs/conditions.py: data.source": "labels that cannot be read",

@@ -81,11 +81,16 @@ class Linear(nn.Module):
             return INITS[self.kernel_init](key, matrix, dtype).reshape(shape)
 
         kernel = self._param("kernel", init, self.axes, shape)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), n_in, precision=self.precision)
+        y = self.product(x, kernel)
         if self.use_bias:
             bias = self._param("bias", nn.initializers.zeros, self.axes[n_in:], self.features)
             y += bias.astype(self.dtype).reshape((1,) * (y.ndim - n_out) + self.features)
         return y
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Returns x W; a method, so that `int8` can take its place."""
+        n_in = len(self.axes) - len(self.features)
+        return jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), n_in, precision=self.precision)
 
     def _param(self, name, init, axes, shape):
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, wide(self.dtype))

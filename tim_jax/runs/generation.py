@@ -14,6 +14,7 @@ from etils import epath
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
+from tim_jax.networks.int8 import with_int8
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
@@ -103,7 +104,7 @@ class Generator:
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12, 13), out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
@@ -247,7 +248,7 @@ class Generator:
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, (h, w), guided,
-                    trajectory, parallel,
+                    trajectory, parallel, self.run.sampling.int8,
                 )  # fmt: skip
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             yield examples[ends, :left] if trajectory else examples[:left]
@@ -278,11 +279,13 @@ class Generator:
         guided: bool,
         trajectory: bool,
         parallel: tuple[int, float],
+        int8: bool,
     ) -> tuple[jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
         `guidance` is what `guidance_values` returns, and `guided` says whether it acts anywhere; `parallel` are window
-        and tolerance of `sample_parallel`. With the samples, it returns how many calls of the network they took.
+        and tolerance of `sample_parallel`, and `int8` of the settings. With the samples, it returns how many calls of
+        the network they took.
         """
         run = self.run
         keys = image_keys(seed, indices)
@@ -296,10 +299,11 @@ class Generator:
         if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
             condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
         scale = guidance[0] if guided else 1.0
+        net = with_int8(run.net(weights)) if int8 else run.net(weights)
         if parallel[0]:
-            states, sweeps = sample_parallel(run.net(weights), plan, x, condition, null, keys, scale, *parallel)
+            states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, *parallel)
             return states if trajectory else states[-1], sweeps
-        return sample(run.net(weights), plan, x, condition, null, keys, scale, trajectory, count), count
+        return sample(net, plan, x, condition, null, keys, scale, trajectory, count), count
 
     def _put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
@@ -311,8 +315,8 @@ def _program(
     plan: SamplingPlan, sampling: Sampling, size: tuple[int, int], trajectory: bool = False, from_noise: bool = True
 ) -> tuple:
     """What tells compiled programs of a generator from one another."""
-    parallel = sampling.parallel, sampling.tolerance
-    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise, parallel
+    others = sampling.parallel, sampling.tolerance, sampling.int8
+    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise, others
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

@@ -183,7 +183,7 @@ def protocol_of(
     elif grid == "shifted":
         grid = f"shifted by {sampling.shift:g}"
     guided = sampling.guidance != 1
-    at_once = ("parallel", "tolerance") if sampling.parallel else ()
+    others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
     return Protocol(
         reference=reference,
@@ -201,7 +201,7 @@ def protocol_of(
         guidance_input=sampling.guidance_input,
         stochasticity=sampling.stochasticity,
         stochastic=sampling.stochastic if sampling.stochasticity else None,
-        sampler_settings={key: getattr(sampling, key) for key in (*SAMPLERS[sampling.sampler].keys, *at_once)},
+        sampler_settings={key: getattr(sampling, key) for key in (*SAMPLERS[sampling.sampler].keys, *others)},
     )
 
 

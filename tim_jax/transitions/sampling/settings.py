@@ -68,6 +68,7 @@ class Sampling:
     last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
     parallel: int = 0  # evaluations that take place at once, in sweeps until they agree; 0: one after another
     tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    int8: bool = False  # products of the blocks' weights in int8, scaled by row and by output channel
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     guidance_input: bool = False
 
