@@ -55,4 +55,6 @@ def network():
 def get_config():
     config = network()
     config.update_from_flattened_dict(ANY_STEP)
+
+    config.optimizer.learning_rate = 4e-3
     return config

@@ -18,6 +18,7 @@ def student(changes, config=None, steps=1800):
     config = config or loading.load("digits").network()
     config.start.checkpoint = config.teacher.checkpoint = WORKDIR
 
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
 
     config.ema.slow = 0.99
@@ -32,6 +33,8 @@ def get_config():
     config = loading.load("digits").network()
 
     config.objective.name = "flow_matching"
+
+    config.optimizer.learning_rate = 8e-3
 
     config.training.steps = 4600
     return config

@@ -21,10 +21,12 @@ def drawn(config):
     config.model.num_classes = 9
     config.model.depth = 5
 
+    config.optimizer.learning_rate = 5e-3
+
     config.ema.slow = 0.999
 
-    config.training.steps = 10000
-    config.training.sample_every = 2000
+    config.training.steps = 2600
+    config.training.sample_every = 650
     config.training.sample_steps = (1, 4, 16)
     return config
 
