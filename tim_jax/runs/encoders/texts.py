@@ -18,7 +18,7 @@ from tim_jax.runs.encoders.module import FrozenModule, open_module
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 
-AT_A_TIME = 2**11  # tokens that a device encodes together for the memory
+AT_A_TIME = 2**8  # tokens that a device encodes together for the memory: few, as most texts are kept already
 
 
 class TextEncoder:
