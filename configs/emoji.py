@@ -23,7 +23,7 @@ def drawn(config):
 
     config.optimizer.learning_rate = 5e-3
 
-    config.ema.slow = 0.999
+    config.ema.slow = 0.996
 
     config.training.steps = 2600
     config.training.sample_every = 650
