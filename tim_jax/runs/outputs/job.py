@@ -267,6 +267,8 @@ def check_times(settings: SampleSettings, run: Run) -> None:
     upwards = settings.images and start is None
     for steps in settings.steps:
         if returns_exactly(settings, run):
+            if steps < 2:
+                raise ValueError(f"--steps has {steps}; it must be 2 and more for a way back by {run.sampling.sampler}")
             check_pairs(run.sampling, steps)
         times = time_grid(run.transport, steps, run.sampling, start)
         make_plan(run.transport, times[::-1] if upwards else times, run.sampling)

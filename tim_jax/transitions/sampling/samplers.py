@@ -58,8 +58,8 @@ SAMPLERS = {
     "dpm_solver_3m": _multistep(multistep, 3, 3, keys=("noise_scale",)),  # second with noise
     "dpm_solver_2m_published": _multistep(published.dpm_solver, 2, 2),
     "dpm_solver_3m_published": _multistep(published.dpm_solver, 3, 2),
-    "unipc_2": _multistep(unipc, 2, 3),
-    "unipc_3": _multistep(unipc, 3, 4),
+    "unipc_2": _multistep(unipc, 2, 3, keys=("unipc_variant",)),
+    "unipc_3": _multistep(unipc, 3, 4, keys=("unipc_variant",)),
     "er_sde_1": _multistep(published.er_sde, 1, 1),
     "er_sde_2": _multistep(published.er_sde, 2, 1),
     "er_sde_3": _multistep(published.er_sde, 3, 1),
