@@ -303,6 +303,7 @@ def get_config():
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none
     config.sampling.stochastic = "renoise"  # renoise, or euler: as published
     config.sampling.noise_scale = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    config.sampling.unipc_variant = "bh2"  # of unipc_2 and unipc_3: bh2, or bh1
     config.sampling.diffusion = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     config.sampling.diffusion_scale = 1.0
     config.sampling.last_step = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie

@@ -190,6 +190,12 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     off = [np.sqrt(np.mean((back[f"steps{steps}"] - images) ** 2)) for steps in (16, 64)]
     assert max(off) < 0.01 and back["start64"].shape == images.shape
     assert capsys.readouterr().out.count("off (RMS)") == 2
+    exact = run("exact", files, "--labels=3,4", "--steps=4", "--config.sampling.sampler=leapfrog")
+    assert np.abs(exact["steps4"] - images).max() < 1e-5 and exact["start4"].shape == (2, 2, *images.shape[1:])
+    leapfrog = [f"--workdir={workdir}", files, "--labels=3,4", "--config.sampling.sampler=leapfrog"]
+    assert "--steps has 1; it must be 2 and more" in fails(sample.main, [*leapfrog, "--steps=1"], capsys)
+    parallel = fails(sample.main, [*leapfrog, "--steps=4", "--config.sampling.parallel=8"], capsys)
+    assert "sampling.parallel is 8; it must be 0" in parallel
     near, far = (run(f"to{start}", files, "--labels=3,4", "--steps=4", f"--start={start}") for start in (0.01, 1.0))
     np.testing.assert_allclose(near["steps4"], images, atol=0.15)
     plain = run("plain", "--labels=3,4", "--steps=4")

@@ -38,6 +38,7 @@ BY_NAME = {
     "mesh.sequence": "training/mesh.py: AXES",
     "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
     "sampling.noise_scale": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
+    "sampling.unipc_variant": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
     "sampling.diffusion": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
     "sampling.last_step": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
     "teacher.ema": 'runs/teachers.py: "ema"',

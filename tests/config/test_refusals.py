@@ -196,6 +196,8 @@ BUILD = [
     ({"sampling.parallel": "8", "sampling.tolerance": "1.0"}, "sampling.tolerance"),
     ({"sampling.tolerance": "0.1"}, "sampling.tolerance"),
     ({"sampling.noise_scale": "vp", "sampling.sampler": "dpm_solver_2m"}, "sampling.noise_scale"),
+    ({"sampling.unipc_variant": "bh3", "sampling.sampler": "unipc_2"}, "sampling.unipc_variant"),
+    ({"sampling.stochasticity": "1.0", "sampling.sampler": "leapfrog"}, "sampling.stochasticity"),
     ({"sampling.diffusion": "brown", "sampling.sampler": "sde"}, "sampling.diffusion"),
     ({"sampling.diffusion_scale": "-1.0", "sampling.sampler": "sde"}, "sampling.diffusion_scale"),
     ({"sampling.last_step": "none", "sampling.sampler": "sde_heun"}, "sampling.last_step"),
@@ -234,6 +236,7 @@ BUILD = [
     ({"start.ema": "online"}, "start.ema"),
     ({"sampling.shift": "2.0"}, "sampling.shift"),
     ({"sampling.noise_scale": "sde"}, "sampling.noise_scale"),
+    ({"sampling.unipc_variant": "bh1"}, "sampling.unipc_variant"),
     ({"sampling.diffusion_scale": "2.0", "sampling.sampler": "heun"}, "sampling.diffusion_scale"),
     ({"model.projector_width": "8"}, "model.projector_width"),
     ({"codecs.tile": "8"}, "codecs.tile"),
@@ -317,6 +320,8 @@ NOT_PROVOKED = {
     "training/warm_start.py": "a damaged checkpoint",
     "transitions/sampling/planning.py: sampling.grid": "a trained run",
     "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
+    "transitions/sampling/planning.py: sampling.sampler is {sampling.sampler!r}": "a start of two states",
+    "transitions/sampling/planning.py: sampling.parallel": "sampling from data to noise and back",
     "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
 }
 

@@ -53,7 +53,7 @@ def run():
 
 @pytest.mark.parametrize(
     "sampler",
-    ["flow_map", "euler", "heun", "dpm_solver_3s", "dpm_solver_3m", "unipc_3", "pseudo_corrector", "sde_heun"],
+    ["flow_map", "euler", "heun", "dpm_solver_3s", "dpm_solver_3m", "unipc_3", "pseudo_corrector", "leapfrog", "sde_heun"],
 )
 def test_one_program_for_all_step_counts(run, sampler):
     generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
@@ -119,6 +119,40 @@ def test_the_way_to_noise_and_back(run):
     noise = generator.integrate({}, times[::-1], LABELS, start=images)
     np.testing.assert_allclose(noise, images / 0.8, atol=1e-5)
     np.testing.assert_allclose(generator.integrate({}, times, LABELS, start=noise), images, atol=1e-5)
+
+
+class Curved:
+    """A network that is not linear in the state."""
+
+    def apply(self, variables, queries):
+        return tuple(Output(jnp.tanh(2 * q.x_t) + jnp.sin(q.t)[:, None, None, None]) for q in queries)
+
+
+def test_two_states_of_each_image_lead_back_to_it(run):
+    images = 0.8 * np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32)
+
+    def off(sampler, steps, **pair):
+        generator = Generator(dataclasses.replace(run, network=Curved(), sampling=Sampling(sampler=sampler)), 4)
+        times = generator.times(steps)
+        noise = generator.integrate({}, times[::-1], LABELS, start=images, **pair)
+        path = generator.integrate({}, times, LABELS, start=noise, trajectory=True)
+        back = generator.integrate({}, times, LABELS, start=noise)
+        assert path.shape == (steps + 1, 6, 8, 8, 1)
+        np.testing.assert_allclose(path[-1], back, atol=1e-5)
+        np.testing.assert_allclose(path[0], noise[:, 0] if pair else noise, atol=1e-6)
+        return np.abs(back - images).max()
+
+    assert off("leapfrog", 8, pair=True) < 1e-5 and off("euler", 8) > 1e-2 and off("heun", 4) > 1e-3
+
+
+def test_two_states_are_for_samplers_that_return_the_way_that_they_came(run):
+    generator = Generator(run, 6)
+    images, times = np.zeros((6, 8, 8, 1), np.float32), generator.times(4)
+    for given in ({"start": images, "pair": True}, {"start": np.stack([images, images], 1)}):
+        with pytest.raises(ValueError, match="sampling.sampler is 'flow_map'; it must be leapfrog"):
+            generator.integrate({}, times, LABELS, **given)
+    with pytest.raises(ValueError, match="pair and trajectory"):
+        generator.integrate({}, times, LABELS, start=images, pair=True, trajectory=True)
 
 
 class Guided:

@@ -38,7 +38,7 @@ def solver(name, grid):
     """The plan of transport and times, by the name of a result."""
     kind, *numbers = name.split("_")
     if kind == "unipc":
-        return functools.partial(unipc, order=int(numbers[1]), form=numbers[0])
+        return functools.partial(unipc, order=int(numbers[1]), unipc_variant=numbers[0])
     if numbers[0] in ("2m", "3m"):
         return functools.partial(dpm_solver, order=int(numbers[0][0]))
     between = {"logSNR": in_ratio, "time_uniform": in_time}[grid]

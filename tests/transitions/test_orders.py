@@ -28,12 +28,14 @@ def settings():
                 for scale in NOISE_SCALES:
                     if scale != "ode":
                         yield dataclasses.replace(plain, noise_scale=scale), min(sampler.order, 2)
+            if "unipc_variant" in sampler.keys:
+                yield dataclasses.replace(plain, unipc_variant="bh1"), sampler.order
             if "diffusion" in sampler.keys:
                 yield dataclasses.replace(plain, diffusion="sigma", diffusion_scale=0.7, last_step="euler"), 1
 
 
 def title(value):
-    return f"{value.sampler}-{value.noise_scale}-{value.diffusion}" if isinstance(value, Sampling) else str(value)
+    return f"{value.sampler}-{value.noise_scale}-{value.unipc_variant}-{value.diffusion}" if isinstance(value, Sampling) else str(value)
 
 
 EACH = pytest.mark.parametrize("sampling, order", list(settings()), ids=title)

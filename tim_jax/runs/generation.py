@@ -23,8 +23,15 @@ from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.noise import image_keys, start_noise
 from tim_jax.transitions.sampling.parallel import sample_parallel
-from tim_jax.transitions.sampling.planning import ends_of_steps, guidance_values, make_plan, padded, time_grid
-from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
+from tim_jax.transitions.sampling.planning import (
+    check_pairs,
+    ends_of_steps,
+    guidance_values,
+    make_plan,
+    padded,
+    time_grid,
+)
+from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, without_first
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
 
@@ -104,7 +111,7 @@ class Generator:
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12, 13), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12, 13, 14), out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
@@ -188,16 +195,19 @@ class Generator:
         size: tuple[int, int] | None = None,
         numbers: np.ndarray | None = None,
         trajectory: bool = False,
+        pair: bool = False,
     ) -> np.ndarray:
         """Brings states from the first of `times` to the last; the arguments are those of `batches`.
 
         Returns:
-            States (n, h, w, C) at the last time; with `trajectory` those at all times, (len(times), n, h, w, C).
+            States (n, h, w, C) at the last time; with `trajectory` those at all times, (len(times), n, h, w, C), and
+            with `pair` those at the last two, (n, 2, h, w, C).
         """
         batches = self.batches(
-            weights, times, conditions, seed=seed, start=start, size=size, numbers=numbers, trajectory=trajectory
-        )
-        return np.concatenate(list(batches), axis=-4)
+            weights, times, conditions, seed=seed, start=start, size=size, numbers=numbers, trajectory=trajectory,
+            pair=pair,
+        )  # fmt: skip
+        return np.concatenate(list(batches), axis=0 if pair else -4)
 
     def batches(
         self,
@@ -210,6 +220,7 @@ class Generator:
         size: tuple[int, int] | None = None,
         numbers: np.ndarray | None = None,
         trajectory: bool = False,
+        pair: bool = False,
     ) -> Iterator[np.ndarray]:
         """Brings states from the first of `times` to the last, a batch whenever one is wanted.
 
@@ -218,22 +229,35 @@ class Generator:
             times: falling, to sample, or growing, to bring examples to noise.
             conditions: n labels or prompts, one per image.
             seed: of the noise.
-            start: states (n, h, w, C) at the first time; by default σ(T_max) ε with ε = noise(seed, n, size=size).
+            start: states (n, h, w, C) at the first time; by default σ(T_max) ε with ε = noise(seed, n, size=size). Or
+                those at the first two times (n, 2, h, w, C), for a sampler that is reversible.
             size: (h, w) of the examples, multiples of the patch size; by default `data.height` and `data.width`.
             numbers: (n,) which images of the seed these are; by default 0, 1, …, n − 1.
             trajectory: whether to give the states at all times.
+            pair: whether to give those at the last two times, the last one first: the `start` of an exact way back.
 
         Yields:
-            States (b, h, w, C) of at most `batch_size` images at the last time, or (len(times), b, h, w, C).
+            States (b, h, w, C) of at most `batch_size` images at the last time, or (len(times), b, h, w, C), or
+            (b, 2, h, w, C).
+
+        Raises:
+            ValueError: if the sampler cannot take these times, or neither begin nor end with two states.
         """
+        from_pair = start is not None and start.ndim == 5
+        if pair and trajectory:
+            raise ValueError("pair and trajectory are True; one must be False: the pair ends the trajectory")
+        if pair or from_pair:
+            check_pairs(self.run.sampling, len(times) - 1)
         plan = make_plan(self.run.transport, times, self.run.sampling)
-        count, guided = np.int32(len(plan.t)), bool(plan.guided.any())
         ends = ends_of_steps(plan, len(times) - 1, self.run.sampling)
+        plan = without_first(plan) if from_pair else plan
+        count, guided = np.int32(len(plan.t)), bool(plan.guided.any())
         guidance = guidance_values(self.run.transport, self.run.sampling)
         parallel = self.run.sampling.parallel, self.run.sampling.tolerance
         plan = plan if trajectory or parallel[0] else padded(plan)
         h, w = size or self.run.image_shape[:2]
-        program = _program(plan, self.run.sampling, (h, w), trajectory, start is None)
+        start_kind = "noise" if start is None else "pair" if from_pair else "states"
+        program = _program(plan, self.run.sampling, (h, w), trajectory, start_kind, pair)
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         for first in range(0, len(conditions), self.batch_size):
@@ -248,7 +272,7 @@ class Generator:
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, (h, w), guided,
-                    trajectory, parallel, self.run.sampling.int8,
+                    trajectory, parallel, self.run.sampling.int8, pair,
                 )  # fmt: skip
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             yield examples[ends, :left] if trajectory else examples[:left]
@@ -280,6 +304,7 @@ class Generator:
         trajectory: bool,
         parallel: tuple[int, float],
         int8: bool,
+        pair: bool,
     ) -> tuple[jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
@@ -289,9 +314,11 @@ class Generator:
         """
         run = self.run
         keys = image_keys(seed, indices)
-        x = start
+        before, x = None, start
         if x is None:
             x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
+        elif x.ndim == 5:
+            before, x = x[:, 0], x[:, 1]
         null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
         if self.texts and not run.network.use_text_mask:
             mask = {"mask": up_to_longest(condition["mask"])}
@@ -303,7 +330,8 @@ class Generator:
         if parallel[0]:
             states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, *parallel)
             return states if trajectory else states[-1], sweeps
-        return sample(net, plan, x, condition, null, keys, scale, trajectory, count), count
+        states = sample(net, plan, x, condition, null, keys, scale, trajectory, count, before, pair)
+        return states, count
 
     def _put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
@@ -312,11 +340,16 @@ class Generator:
 
 
 def _program(
-    plan: SamplingPlan, sampling: Sampling, size: tuple[int, int], trajectory: bool = False, from_noise: bool = True
+    plan: SamplingPlan,
+    sampling: Sampling,
+    size: tuple[int, int],
+    trajectory: bool = False,
+    start: str = "noise",
+    pair: bool = False,
 ) -> tuple:
     """What tells compiled programs of a generator from one another."""
     others = sampling.parallel, sampling.tolerance, sampling.int8
-    return size, plan.a.shape, bool(plan.guided.any()), trajectory, from_noise, others
+    return size, plan.a.shape, bool(plan.guided.any()), trajectory, start, pair, others
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

@@ -23,7 +23,8 @@ from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.noise import slerp
-from tim_jax.transitions.sampling.planning import make_plan, time_grid
+from tim_jax.transitions.sampling.planning import check_pairs, make_plan, time_grid
+from tim_jax.transitions.sampling.samplers import SAMPLERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,9 @@ class SampleJob:
     def start_states(self, times: np.ndarray, examples: np.ndarray | None) -> np.ndarray | None:
         """The states (n, h, w, C) that sampling along `times` starts from; None for noise of the seed.
 
+        Where images are brought to noise by a reversible sampler they are two of each, (n, 2, h, w, C), so that the way
+        back is exact.
+
         Args:
             times: falling.
             examples: (len(requests), h, w, C) of `--from`, or None. With `--interpolate` there are as many states for
@@ -100,7 +104,10 @@ class SampleJob:
             return generator.add_noise(examples, settings.start, seed=settings.seed)
         if examples is not None:
             conditions = [request.condition for request in self.requests]
-            states = generator.integrate(self.weights, times[::-1], conditions, seed=settings.seed, start=examples)
+            states = generator.integrate(
+                self.weights, times[::-1], conditions, seed=settings.seed, start=examples,
+                pair=returns_exactly(settings, generator.run),
+            )  # fmt: skip
         elif settings.interpolate:
             noise = generator.noise(settings.seed, len(self.requests), size=self.requests[0].size)
             states = alpha_sigma(generator.run, times[0])[1] * noise
@@ -110,6 +117,15 @@ class SampleJob:
             return states
         u = np.linspace(0, 1, settings.interpolate)
         return np.concatenate([slerp(*pair, u) for pair in zip(states, states[1:])])
+
+
+def returns_exactly(settings: SampleSettings, run: Run) -> bool:
+    """Whether images are brought to noise and back by a sampler that returns the way that it came.
+
+    States between two noises are on no way that it came; with `--interpolate` it starts from them anew.
+    """
+    inverts = bool(settings.images) and settings.start is None and not settings.interpolate
+    return inverts and SAMPLERS[run.sampling.sampler].reversible
 
 
 def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
@@ -250,5 +266,9 @@ def check_times(settings: SampleSettings, run: Run) -> None:
         raise ValueError(f"--start is {start}; it must be {ends} for {run.transport.name}")
     upwards = settings.images and start is None
     for steps in settings.steps:
+        if returns_exactly(settings, run):
+            if steps < 2:
+                raise ValueError(f"--steps has {steps}; it must be 2 and more for a way back by {run.sampling.sampler}")
+            check_pairs(run.sampling, steps)
         times = time_grid(run.transport, steps, run.sampling, start)
         make_plan(run.transport, times[::-1] if upwards else times, run.sampling)

@@ -123,6 +123,19 @@ def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndar
     return np.append(SAMPLERS[sampling.sampler].evaluations * np.arange(steps), len(plan.t))
 
 
+def check_pairs(sampling: Sampling, steps: int) -> None:
+    """Raises ValueError where a run cannot be continued from two states, so that its way back is exact."""
+    if not SAMPLERS[sampling.sampler].reversible:
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.reversible)
+        raise ValueError(f"sampling.sampler is {sampling.sampler!r}; it must be {able} for two states of each image")
+    if sampling.parallel:
+        raise ValueError(
+            f"sampling.parallel is {sampling.parallel}; it must be 0 for an exact way back by {sampling.sampler}"
+        )
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; it must be at least 2 for a way back by {sampling.sampler}")
+
+
 def padded(plan: SamplingPlan) -> SamplingPlan:
     """Returns the plan with evaluations appended that do not take place, to PADDED or the next power of two."""
     count = len(plan.t)

@@ -154,6 +154,11 @@ def then(first: SamplingPlan, second: SamplingPlan) -> SamplingPlan:
     return SamplingPlan(*(np.concatenate(parts) for parts in zip(_remembering(first, memory), later, strict=True)))
 
 
+def without_first(plan: SamplingPlan) -> SamplingPlan:
+    """Returns the plan of all evaluations but the first, for a run that continues from the two states around it."""
+    return SamplingPlan(*(part[1:] for part in plan))
+
+
 def _remembering(plan: SamplingPlan, memory: int) -> SamplingPlan:
     """Returns the plan with weights of 0 for states and predictions that it does not look back at."""
     wider = ((0, 0), (0, memory - plan.a.shape[1]))

@@ -48,6 +48,8 @@ def sample(
     guidance: float | jax.Array = 1.0,
     trajectory: bool = False,
     count: jax.Array | int | None = None,
+    before: jax.Array | None = None,
+    pair: bool = False,
 ) -> jax.Array:
     """Runs a plan from given states.
 
@@ -62,9 +64,13 @@ def sample(
         trajectory: Whether to return all states.
         count: The number of evaluations that take place; all by default, and always for trajectories. So one program
             serves all step counts up to the plan's length (see `padded`).
+        before: The states (B, …) one evaluation before x, of which a plan of memory 2 may make use; by default there
+            are none. A trajectory begins with them.
+        pair: Whether to return the last two states.
 
     Returns:
-        Samples (B, …), or for a trajectory the states (n + 1, B, …) before and after every evaluation.
+        Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
+        (n + 1, B, …) before and after every evaluation.
     """
 
     predict = predictor(net, condition, null_condition, guidance)
@@ -86,14 +92,15 @@ def sample(
 
     length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)
-    carry = (noised(x, c_n[0], FIRST), *[nothing] * (memory - 1)), (nothing,) * memory
+    earlier = ([] if before is None else [before]) + [nothing] * memory
+    carry = (noised(x, c_n[0], FIRST), *earlier[: memory - 1]), (nothing,) * memory
     if not trajectory:
         last: Carry = jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)
-        return last[0][0]
+        return jnp.stack(last[0][:2], axis=1) if pair else last[0][0]
 
     def collect(carry: Carry, index: jax.Array) -> tuple[Carry, jax.Array]:
         carry = evaluate(index, carry)
         return carry, carry[0][0]
 
     _, states = jax.lax.scan(collect, carry, jnp.arange(length))
-    return jnp.concatenate([x[None], states])
+    return jnp.concatenate([x[None], states] if before is None else [before[None], x[None], states])

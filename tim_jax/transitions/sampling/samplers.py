@@ -9,6 +9,7 @@ from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, multistep
 from tim_jax.transitions.sampling.jumps import consistency, euler, flow_map, heun, pseudo_corrector
 from tim_jax.transitions.sampling.plans import SamplingPlan
+from tim_jax.transitions.sampling.reversible import leapfrog
 from tim_jax.transitions.sampling.unipc import unipc
 
 
@@ -20,6 +21,7 @@ class Sampler:
         plan: Makes the plan from the transport, the times (steps + 1,) and the settings `keys`.
         evaluations: The number of network evaluations in a step; the last may have one more or less.
         invertible: Whether the method also takes times that grow, from data to noise (inversion).
+        reversible: Whether the way back from the last two states is exact.
         single_step: Whether a step is a function of its state alone, not of steps before it or of fresh noise.
         diagonal: Whether the network is evaluated at r = t alone.
         order: The power of the step that the error falls with: that of states, or with fresh noise that of their mean
@@ -30,6 +32,7 @@ class Sampler:
     plan: Callable[..., SamplingPlan]
     evaluations: int = 1
     invertible: bool = False
+    reversible: bool = False
     single_step: bool = False
     diagonal: bool = False
     order: int = 0
@@ -47,6 +50,7 @@ SAMPLERS = {
     "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1),
     "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True, diagonal=True, order=2),
     "pseudo_corrector": Sampler(pseudo_corrector, diagonal=True, order=2),
+    "leapfrog": Sampler(leapfrog, invertible=True, reversible=True, diagonal=True, order=2),
     "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True, diagonal=True, order=2),
     "dpm_solver_3s": Sampler(dpm_solver_3s, evaluations=3, single_step=True, diagonal=True, order=3),
     "dpm_solver_1m": _multistep(multistep, 1, 1, keys=("noise_scale",)),
@@ -54,8 +58,8 @@ SAMPLERS = {
     "dpm_solver_3m": _multistep(multistep, 3, 3, keys=("noise_scale",)),  # second with noise
     "dpm_solver_2m_published": _multistep(published.dpm_solver, 2, 2),
     "dpm_solver_3m_published": _multistep(published.dpm_solver, 3, 2),
-    "unipc_2": _multistep(unipc, 2, 3),
-    "unipc_3": _multistep(unipc, 3, 4),
+    "unipc_2": _multistep(unipc, 2, 3, keys=("unipc_variant",)),
+    "unipc_3": _multistep(unipc, 3, 4, keys=("unipc_variant",)),
     "er_sde_1": _multistep(published.er_sde, 1, 1),
     "er_sde_2": _multistep(published.er_sde, 2, 1),
     "er_sde_3": _multistep(published.er_sde, 3, 1),

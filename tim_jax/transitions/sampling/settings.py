@@ -8,6 +8,7 @@ from tim_jax.transitions.sampling.exponential import NOISE_SCALES
 from tim_jax.transitions.sampling.grids import GRIDS
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.samplers import SAMPLERS
+from tim_jax.transitions.sampling.unipc import VARIANTS
 
 
 def _keys(sampler: str) -> tuple[str, ...]:
@@ -31,6 +32,10 @@ UNUSED = {
     ("sampling.noise_scale",): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "noise_scale" in SAMPLERS[name].keys),
         lambda c: "noise_scale" not in _keys(c.sampling.sampler),
+    ),
+    ("sampling.unipc_variant",): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "unipc_variant" in SAMPLERS[name].keys),
+        lambda c: "unipc_variant" not in _keys(c.sampling.sampler),
     ),
     ("sampling.diffusion", "sampling.diffusion_scale", "sampling.last_step"): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "diffusion" in SAMPLERS[name].keys),
@@ -63,6 +68,7 @@ class Sampling:
     stochasticity: float = 0.0  # of the flow map; 0: none
     stochastic: str = "renoise"  # renoise, or euler: as published
     noise_scale: str = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    unipc_variant: str = "bh2"  # of unipc_2 and unipc_3: bh2, or bh1
     diffusion: str = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     diffusion_scale: float = 1.0
     last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
@@ -79,6 +85,7 @@ class Sampling:
             "grid": [*GRIDS, "optimal"],
             "stochastic": STOCHASTIC,
             "noise_scale": NOISE_SCALES,
+            "unipc_variant": VARIANTS,
             "diffusion": DIFFUSIONS,
             "last_step": LAST_STEPS,
         }

@@ -12,9 +12,15 @@ from tim_jax.transitions.sampling.exponential import LOWER_LAST, jump
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, of_data
 from tim_jax.transitions.transports import Transport
 
+VARIANTS = ("bh2", "bh1")
 
-def unipc(transport: Transport, times: np.ndarray, order: int, form: str = "bh2") -> SamplingPlan:
-    """UniPC-p in x̂, with B(h) = −h (bh1) or e^{−h} − 1 (bh2). Order p + 1 with the corrector."""
+
+def unipc(transport: Transport, times: np.ndarray, order: int, unipc_variant: str = "bh2") -> SamplingPlan:
+    """UniPC-p in x̂, with B(h) = −h (bh1) or e^{−h} − 1 (bh2). Order p + 1 with the corrector.
+
+    B cancels where all weights are solved for. It acts where there is one of them, which is ½: in predictors of two
+    terms and correctors of one.
+    """
     host = host_transport(transport)
     keep, weight, h = jump(host, times[:-1], times[1:])
     alpha, steps = host.alpha(times[1:]), len(h)
@@ -27,12 +33,12 @@ def unipc(transport: Transport, times: np.ndarray, order: int, form: str = "bh2"
             points = points[:0]
         predictor = np.zeros(order + 1)
         predictor[0] = weight[i]
-        predictor[: len(points) + 1] += alpha[i] * _differences(points, h[i], form)
+        predictor[: len(points) + 1] += alpha[i] * _differences(points, h[i], unipc_variant)
         weights[i] = keep[i] * correction + predictor
         correction = np.zeros(order + 1)
         if np.isfinite(h[i]):
             # The latest prediction first, which is the one at the step's end.
-            corrector = alpha[i] * _differences(np.append(points, 1.0), h[i], form)
+            corrector = alpha[i] * _differences(np.append(points, 1.0), h[i], unipc_variant)
             correction[0] = corrector[-1]
             correction[1 : len(points) + 2] = corrector[:-1]
             correction[1] += weight[i]
@@ -40,12 +46,12 @@ def unipc(transport: Transport, times: np.ndarray, order: int, form: str = "bh2"
     return of_data(transport, times[:-1], keep, weights)
 
 
-def _differences(points: np.ndarray, h: float, form: str) -> np.ndarray:
+def _differences(points: np.ndarray, h: float, variant: str) -> np.ndarray:
     """Returns −B(h) Σ_k ρ_k D_k/r_k as weights of x̂ at the step's beginning, and at the points r_k."""
     count = len(points)
     if count == 0:
         return np.zeros(1)
-    B = -h if form == "bh1" else math.expm1(-h)
+    B = -h if variant == "bh1" else math.expm1(-h)
     q = math.expm1(-h) / -h - 1
     b = []
     for i in range(1, count + 1):
