@@ -199,6 +199,8 @@ BUILD = [
     ({"sampling.diffusion": "brown", "sampling.sampler": "sde"}, "sampling.diffusion"),
     ({"sampling.diffusion_scale": "-1.0", "sampling.sampler": "sde"}, "sampling.diffusion_scale"),
     ({"sampling.last_step": "none", "sampling.sampler": "sde_heun"}, "sampling.last_step"),
+    ({"sampling.plan": "best"}, "sampling.plan"),
+    ({"sampling.plan": "learned", "sampling.stochasticity": "0.5"}, "sampling.stochasticity"),
     ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
     (
         {"sampling.guidance": "2.0", "sampling.guidance_low": "0.9", "sampling.guidance_high": "0.5"},
@@ -310,11 +312,14 @@ NOT_PROVOKED = {
     "runs/pairs.py": "a teacher that makes pairs",
     "runs/reference_data.py": "references of another run",
     "runs/workdir.py: data.{key}": "a run that was started with other classes",
+    "runs/learned_plan.py": "a trained run",
     "runs/step_grid.py": "a trained run",
     "train.py": "a trained run",
     "training/mesh.py: mesh.data is": "TPU slices",
     "training/warm_start.py": "a damaged checkpoint",
     "transitions/sampling/planning.py: sampling.grid": "a trained run",
+    "transitions/sampling/planning.py: sampling.plan": "a trained run",
+    "transitions/sampling/planning.py: sampling.{key}": "a trained run",
     "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
     "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
 }
