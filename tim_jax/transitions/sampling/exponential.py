@@ -39,7 +39,7 @@ def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float | 
     return times
 
 
-def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -> np.ndarray:
+def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """The times a share of the way from t to r."""
     times: np.ndarray = t + share * (r - t)
     return times

@@ -96,8 +96,9 @@ def changed(of: Family, changes: Changes, xp: Any = np) -> SamplingPlan:
     longer = weights * (gaps.sum() / weights.sum()) - gaps  # 0 for changes 0: the quotient is 1
     ends = np.zeros(1)
     times = of.times - xp.concatenate([ends, xp.cumsum(longer[:-1]), ends])
-    start = of.start
-    return start._replace(t=times[of.t], s=times[of.s], a=start.a + of.a * changes.a, b=start.b + of.b * changes.b)
+    a, b = (old + unit * new for old, unit, new in zip(of.start[2:4], (of.a, of.b), changes[1:], strict=True))
+    plan: SamplingPlan = of.start._replace(t=times[of.t], s=times[of.s], a=xp.asarray(a), b=xp.asarray(b))
+    return plan
 
 
 def end_states(
@@ -118,7 +119,8 @@ def end_states(
         transport: The transport.
         plan: The plan, without fresh noise.
     """
-    seen = plan._replace(t=transport.c_noise(jnp.asarray(plan.t)), s=transport.c_noise(jnp.asarray(plan.s)))
+    t, s = (transport.c_noise(jnp.asarray(time)) for time in (plan.t, plan.s))
+    seen = SamplingPlan(t, s, *plan[2:])
     keys = jax.random.split(jax.random.key(0), len(x))  # of no noise
     return sample(jax.checkpoint(net), seen, x, condition, null_condition, keys, guidance)
 
