@@ -293,6 +293,7 @@ def get_config():
     config.sampling.ema = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
     config.sampling.sampler = "default"  # "default": the objective's, or a name in tim_jax.transitions.SAMPLERS
     config.sampling.grid = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    config.sampling.plan = "sampler"  # the sampler's own, or "learned" (python -m tim_jax.grid --kind=learned)
     config.sampling.shift = 3.0  # of the grid "shifted"; above 1: more steps near noise
     config.sampling.batch_size = 64  # images at once, at most
     config.sampling.guidance = 1.0  # scale; 1: none

@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": "measures a trained run at every step count, or exports samples for published evaluations",
     "diagnose": "shows errors and derivatives of a trained run by time and interval",
     "report": "makes one HTML page of a run or of an ablation: samples, curves, tables",
-    "grid": "finds the step grids that suit a trained run best",
+    "grid": "finds the step grids that suit a trained run best, or learns a plan of sampling for it",
     "inspect": "shows the buckets and the first batches of a data set",
     "encode": "encodes a data set once, to shards that training reads",
     "pairs": "samples pairs of noise and image from a trained run, for rectified flow's reflow",

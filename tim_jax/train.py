@@ -83,6 +83,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 raise ValueError(
                     "sampling.grid is 'optimal'; it must be another grid: an optimal one is found once a run is trained"
                 )
+            if run.sampling.plan == "learned":
+                raise ValueError("sampling.plan is 'learned'; it must be 'sampler' until a run is trained")
             averages.check(run)
             first = first_state(run, folder)
             if before is not None and (line := finished(run, folder)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tim_jax import ablate, convert, encode, evaluate, grid, inspect, pairs, sample, train
+from tim_jax import ablate, convert, encode, evaluate, grid, inspect, load, pairs, sample, train
 from tim_jax.bench import __main__ as bench
 from tim_jax.config import identity
 from tim_jax.plan import __main__ as plan
@@ -132,7 +132,9 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (sample.main, ["--workdir={}", "--config.sampling.grid=edm2"], ["sampling.grid", "edm2", "optimal"]),
         (sample.main, ["--workdir={}", "--config.sampling.shift=2.0"], ["sampling.shift", "2.0", "no effect"]),
         (sample.main, ["--workdir={}", "--config.sampling.grid=optimal"], ["optimal", "tim_jax.grid", "grid.json"]),
+        (sample.main, ["--workdir={}", "--config.sampling.plan=learned"], ["tim_jax.grid", "learned_plan.json"]),
         (train.main, ["--config=digits", "--workdir={}", *SMALL, "--config.sampling.grid=optimal"], ["optimal"]),
+        (train.main, ["--config=digits", "--workdir={}", *SMALL, "--config.sampling.plan=learned"], ["learned"]),
         (grid.main, ["--workdir={}", "--steps=8", "--times=8"], ["--times", "8", "9"]),
         (grid.main, ["--workdir={}", "--factor=0"], ["--factor", "0.0", "[0.1, 10]"]),
         (grid.main, ["--workdir={}", "--count=1"], ["--count", "1", "2"]),
@@ -243,6 +245,53 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     (workdir / "grid.json").write_text(json.dumps(record))
     assert "tim_jax.grid" in fails(sample.main, [*optimal, "--steps=4"], capsys)
     (workdir / "grid.json").unlink()
+
+
+def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_path, capsys):
+    file = workdir / "learned_plan.json"
+    learn = [f"--workdir={workdir}", "--kind=learned", "--times=5", "--count=8", "--iterations=30"]
+    heun = "--config.sampling.sampler=heun"
+    for more, named in (("--factor=1.1", "--factor"), ("--config.sampling.stochasticity=0.5", "draw no noise"),
+                        ("--config.sampling.sampler=sde", "draw no noise"),
+                        ("--iterations=0", "--iterations")):  # fmt: skip
+        assert named in fails(grid.main, [*learn, "--steps=2", more], capsys)
+    assert "--iterations" in fails(grid.main, [f"--workdir={workdir}", "--iterations=9"], capsys)
+    assert not file.exists()
+    grid.main([*learn, "--steps=2", heun])
+    grid.main([*learn, "--steps=3", heun])
+    assert "| 3 |" in capsys.readouterr().out
+    record = json.loads(file.read_text())
+    assert sorted(record["plans"]) == ["2", "3"] and record["settings"]["sampler"] == "heun"
+    for steps, measured in record["measured"].items():
+        assert measured["after"] < measured["before"]
+        assert len(record["plans"][steps]["t"]) == 2 * int(steps)
+    plain = [f"--workdir={workdir}", f"--out={tmp_path / 'plain'}", "--labels=1,2", heun]
+    taken = [f"--workdir={workdir}", f"--out={tmp_path / 'taken'}", heun, "--config.sampling.plan=learned"]
+    sample.main([*plain, "--steps=2"])
+    sample.main([*taken, "--labels=1,2", "--steps=2,3"])
+    arrays = [np.load(next((tmp_path / name).glob("*.npz")))["steps2"] for name in ("plain", "taken")]
+    assert np.abs(arrays[0] - arrays[1]).max() > 1e-4
+    tim = load(workdir, sampling={"plan": "learned", "sampler": "heun"})
+    assert len(tim([1, 2], steps=2)) == 2
+    with pytest.raises(ValueError, match="guidance is 3.0; it must be 1.0, which sampling.plan"):
+        tim([1], steps=2, guidance=3.0)
+    capsys.readouterr()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    for more, named in (
+        ("--steps=8", "--steps=8"),
+        ("--config.sampling.sampler=euler", "sampler euler"),
+        ("--config.sampling.ema=online", "weights online"),
+        ("--guidance=2", "sampling.guidance"),
+        ("--config.sampling.grid=edm", "sampling.grid"),
+        (f"--from={tmp_path / 'black.png'}", "it must be 'sampler' for times other"),
+    ):
+        assert named in fails(sample.main, [*taken, "--labels=1", "--steps=2", more], capsys), more
+    start = [f"--from={tmp_path / 'black.png'}", "--labels=1", "--start=0.5"]
+    assert "start at 0.5" in fails(sample.main, [*taken, "--steps=2", *start], capsys)
+    record["of"]["step"] = 3
+    file.write_text(json.dumps(record))
+    assert "--kind=learned" in fails(sample.main, [*taken, "--steps=2"], capsys)
+    file.unlink()
 
 
 def test_a_run_from_before_a_key_had_come_goes_on(workdir):

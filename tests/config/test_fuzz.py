@@ -29,7 +29,7 @@ from tim_jax.config import automatic, keys, values
 from tim_jax.data import summary
 from tim_jax.plan import __main__ as plan
 from tim_jax.plan import job as plan_job
-from tim_jax.runs import conversion, diagnosis, shard_job, step_grid, training
+from tim_jax.runs import conversion, diagnosis, learned_plan, shard_job, step_grid, training
 from tim_jax.runs.any_step import AnyStepJob
 from tim_jax.runs.outputs.job import SampleJob
 from tim_jax.system import compilation_cache
@@ -85,7 +85,8 @@ def places(data_directory, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, one_device():
         for owner, name in (
             (training, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"),
-            (diagnosis, "diagnose"), (step_grid, "find_grids"), (shard_job, "make_shards"), (summary, "write"),
+            (diagnosis, "diagnose"), (step_grid, "find_grids"),
+            (learned_plan, "learn"), (shard_job, "make_shards"), (summary, "write"),
             (plan_job, "make_plan"), (conversion, "write_workdir"), (conversion, "write_export"), (budget, "make"),
         ):  # fmt: skip
             patch.setattr(owner, name, reach)

@@ -95,7 +95,8 @@ def test_every_field_of_sampling_is_in_the_protocol():
     plain = protocol_of(run, Sampling(guidance=2.0, stochasticity=0.1, grid="shifted"), 10, [0])
     for change in ({"ema": "online"}, {"sampler": "euler"}, {"grid": "edm"}, {"shift": 2.0}, {"guidance": 1.0},
                    {"guidance_low": 0.1}, {"guidance_high": 0.8}, {"exclusive_ends": True}, {"stochasticity": 0.2},
-                   {"stochastic": "euler"}, {"grid": "optimal"}, {"guidance_input": True}):  # fmt: skip
+                   {"stochastic": "euler"}, {"grid": "optimal"}, {"plan": "learned"},
+                   {"guidance_input": True}):  # fmt: skip
         sampling = Sampling(**({"guidance": 2.0, "stochasticity": 0.1, "grid": "shifted"} | change))
         assert protocol_of(run, sampling, 10, [0]) != plain, change
     unguided = [protocol_of(run, Sampling(guidance_low=low), 10, [0]) for low in (0.0, 0.5)]

@@ -102,6 +102,8 @@ def test_keys_that_make_a_run_what_it_is_stay_when_it_is_loaded(made, tmp_path):
         load(tmp_path / "out", model={"depth": 2})
     with pytest.raises(ValueError, match="sampling={'grid': 'optimal'}; it must be another grid"):
         load(tmp_path / "out", sampling={"grid": "optimal"})
+    with pytest.raises(ValueError, match="sampling={'plan': 'learned'}; it must be 'sampler'"):
+        load(tmp_path / "out", sampling={"plan": "learned"})
     assert load(tmp_path / "out", sampling={"guidance": 2.0}).run.sampling.guidance == 2.0
 
 

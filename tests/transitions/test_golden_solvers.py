@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
 from tests.helpers.solving import mixture, solve
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
+from tim_jax.transitions.sampling.epd import parallel_gradients
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, in_ratio, in_time
 from tim_jax.transitions.sampling.jumps import pseudo_corrector
 from tim_jax.transitions.sampling.plans import host_transport
@@ -118,3 +120,24 @@ def test_the_pseudo_corrector(golden):
     predict = probe(arrays)
     found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"])[-1]
     np.testing.assert_allclose(found, arrays["P/trajectory"][-1], atol=1e-12)
+
+
+def test_epd(golden):
+    arrays = golden("epd.npz")
+    predict = probe(arrays)
+    raw = {name: arrays[f"raw_{name}"] for name in ("r", "weight", "direction", "time")}
+    directions, time_scales = (
+        1 + (2 * expit(raw[name] / 2) - 1) * arrays[f"{name}_range"] for name in ("direction", "time")
+    )
+    transport = dataclasses.replace(TRANSPORTS["ve"](), T_min=0.0)
+    plan = parallel_gradients(
+        transport, arrays["sigmas"], expit(raw["r"]), softmax(raw["weight"], axis=1), directions, time_scales
+    )
+
+    def F(x, j):  # x̂ is what the probe gives
+        t = plan.t[j]
+        return -(x - predict(x / np.sqrt(1 + t**2), np.log(t) / 4)) / t
+
+    found, expected = solve(plan, F, 80 * arrays["z"])[::4], arrays["trajectory"]
+    assert len(plan.t) == 16 and (plan.s == plan.t).all() and plan.a.shape == (16, 4)
+    assert np.abs(found - expected).max() < 1e-12 * np.abs(expected).max()

@@ -110,7 +110,7 @@ SECTIONS = {
     "training": Section("The training loop.", (TrainingSettings,)),
     "checkpoint": Section("Checkpoints.", (CheckpointSettings,)),
     "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"},
-                        ("optimal_times", "guidance_input")),
+                        ("optimal_times", "learned", "guidance_input")),
     "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
                           (EvaluationSettings,)),
 }  # fmt: skip

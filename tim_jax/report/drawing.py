@@ -16,8 +16,8 @@ from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import class_turns, data_captions, known_labels
 from tim_jax.runs.generation import Conditions, Generator, load_weights, open_generator, resampled
 from tim_jax.runs.input_pipeline import open_source_and_plan
+from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.reference_data import training_images
-from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.objective import Objective
@@ -109,7 +109,8 @@ def open_run(folder: epath.Path, overrides: dict[str, str], names: Sequence[str]
             raise ValueError(f"--samplers has {name!r}; each must be one of {', '.join(SAMPLERS)}")
     found = {}
     for name in dict.fromkeys(names):
-        found[name] = run if name == run.sampling.sampler else resampled(run, {"sampling.sampler": name})
+        own = {"sampling.sampler": name, "sampling.plan": "sampler"}
+        found[name] = run if name == run.sampling.sampler else resampled(run, own)
     return found
 
 
@@ -151,7 +152,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
         weights, step = load_weights(first, folder)
     except ValueError as error:
         raise Undrawable(str(error).replace(f"--workdir={folder}: ", "this run ")) from None
-    runs = {name: with_found_grid(run, folder, step) for name, run in runs.items()}
+    runs = {name: with_found(run, folder, step) for name, run in runs.items()}
     check_steps(runs, steps)
     conditions = conditions_of(first, folder, count)
     generator = open_generator(first, min(count, first.config.sampling.batch_size))

@@ -119,7 +119,8 @@ def open_report(settings: ReportSettings, overrides: dict[str, str]) -> ReportJo
     steps, count = settings.steps or STEPS, settings.samples or SAMPLES
     try:
         runs = drawing.open_run(path, overrides, settings.samplers)
-        if settings.steps is not None and next(iter(runs.values())).sampling.grid != "optimal":
+        sampling = next(iter(runs.values())).sampling
+        if settings.steps is not None and sampling.grid != "optimal" and sampling.plan != "learned":
             drawing.check_steps(runs, steps)
     except Undrawable as error:
         return ReportJob(folder, out, _undrawn(folder, str(error)))

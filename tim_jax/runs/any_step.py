@@ -20,9 +20,9 @@ from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
 from tim_jax.runs.generation import Conditions, Generator, load_weights, resampled
+from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
-from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, files, paths
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import evaluations
@@ -263,7 +263,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     saved = warm_start.Saved(files.absolute(folder) / "checkpoints", step)
     for each in runs[1:]:
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
-    runs = [with_found_grid(each, folder, step) for each in runs]
+    runs = [with_found(each, folder, step) for each in runs]
     ways = [Way(each, network_evaluations(each, settings.steps)) for each in runs]
     generator = measurement_generator(runs[0], count)
     generator.load()

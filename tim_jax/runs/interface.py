@@ -19,9 +19,9 @@ from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, resampled
 from tim_jax.runs.images import Images
+from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
-from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import make_plan, time_grid
@@ -63,7 +63,7 @@ def load(
         def read() -> Any:
             return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
 
-        return Tim(with_found_grid(run, folder, saved.step), read, workdir.class_names(folder), str(saved), saved.step)
+        return Tim(with_found(run, folder, saved.step), read, workdir.class_names(folder), str(saved), saved.step)
 
 
 def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
@@ -72,6 +72,8 @@ def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
     run = found.run
     if run.sampling.grid == "optimal":
         raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
+    if run.sampling.plan == "learned":
+        raise ValueError("sampling.plan is 'learned'; it must be 'sampler': import the weights into a workdir first")
     compilation_cache.use(run.config.training.compilation_cache)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract.params["online"])
     step = found.origin.step if found.origin else None

@@ -178,10 +178,14 @@ def protocol_of(
     """
     grid = sampling.grid
     if grid == "optimal":
-        found = json.dumps({steps: list(times) for steps, times in sorted(sampling.optimal_times.items())})
-        grid = f"optimal {hashlib.sha256(found.encode()).hexdigest()[:16]}"
+        grid = f"optimal {_digest({steps: list(times) for steps, times in sorted(sampling.optimal_times.items())})}"
     elif grid == "shifted":
         grid = f"shifted by {sampling.shift:g}"
+    plan = {}
+    if sampling.plan == "learned":
+        known = sampling.learned.plans if sampling.learned else {}
+        parts = {steps: [part.tolist() for part in one] for steps, one in sorted(known.items())}
+        plan = {"plan": f"learned {_digest(parts)}"}
     guided = sampling.guidance != 1
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
@@ -201,8 +205,13 @@ def protocol_of(
         guidance_input=sampling.guidance_input,
         stochasticity=sampling.stochasticity,
         stochastic=sampling.stochastic if sampling.stochasticity else None,
-        sampler_settings={key: getattr(sampling, key) for key in (*SAMPLERS[sampling.sampler].keys, *others)},
+        sampler_settings={key: getattr(sampling, key) for key in (*SAMPLERS[sampling.sampler].keys, *others)} | plan,
     )
+
+
+def _digest(found: Any) -> str:
+    """What tells grids or plans that were found from others."""
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def _all_processes(here: bool) -> bool:

@@ -25,8 +25,9 @@ from tim_jax.runs.encoders import open_text_encoder
 from tim_jax.runs.encoding.settings import module_identity
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeated
 from tim_jax.runs.input_pipeline import open_source_and_plan
+from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import sampling_record
-from tim_jax.runs.step_grid import known_as, with_found_grid
+from tim_jax.runs.step_grid import known_as
 from tim_jax.system import compilation_cache, devices
 from tim_jax.transitions.sampling.planning import make_plan
 
@@ -200,10 +201,11 @@ def open_pairs(
         if len(labels) < run.config.model.num_classes:
             depends_on = {"labels": labels.tolist()}
     weights, step = load_weights(run, folder)
-    run = with_found_grid(run, folder, step)
+    run = with_found(run, folder, step)
     generator = Generator(run, min(run.config.sampling.batch_size, rows_per_shard, count), texts)
     times = generator.times(steps)
-    if make_plan(run.transport, times, run.sampling).c.any():
+    plan = make_plan(run.transport, times, run.sampling)
+    if plan.c.any():
         raise ValueError(
             f"sampling.sampler, sampling.stochasticity are {run.sampling.sampler!r}, {run.sampling.stochasticity}; "
             "they "
@@ -216,7 +218,9 @@ def open_pairs(
     former = {f"weights.{key}": values[-1] for key, values in names.items()}
     if source is not None:
         former["source"] = source.former_fingerprint()
-    found = {"times": times.tolist()} if run.sampling.optimal_times else {}
+    found: dict[str, Any] = {"times": times.tolist()} if run.sampling.optimal_times else {}
+    if run.sampling.plan == "learned":
+        found |= {"plan": [part.tolist() for part in plan]}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
     devices.announce()
     shard_job.print_once(cache)

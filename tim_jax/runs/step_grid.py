@@ -84,15 +84,28 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
             f"sampling.grid is 'optimal'; it must have been found, and {folder} holds no {FILE}: {command}"
         )
     record = json.loads((folder / FILE).read_text())
-    for key, values in known_as(run, folder, step).items():
-        if record["of"].get(key) not in values:
-            raise ValueError(
-                f"sampling.grid is 'optimal'; it must have been found for {key} {values[0]}, and {folder / FILE} was "
-                "for "
-                f"{record['of'].get(key)}: {command}"
-            )
+    check_belongs("sampling.grid is 'optimal'", record["of"], run, folder, step, folder / FILE, command)
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
+
+
+def check_belongs(
+    given: str, of: dict[str, Any], run: Run, folder: epath.Path, step: int, file: epath.Path, command: str
+) -> None:
+    """Raises ValueError unless what a file holds was found for the weights and the sampler of a run.
+
+    Args:
+        given: the key and its value, for the message.
+        of: what the file says that it was found for.
+        run, folder, step: see `fingerprint`.
+        file: which one.
+        command: what else to do, for the message.
+    """
+    for key, values in known_as(run, folder, step).items():
+        if of.get(key) not in values:
+            raise ValueError(
+                f"{given}; it must have been found for {key} {values[0]}, and {file} was for {of.get(key)}: {command}"
+            )
 
 
 def check_sampler(run: Run) -> None:
@@ -157,6 +170,12 @@ def write(
     files.replace(folder / FILE, (json.dumps(record) + "\n").encode())
 
 
+def fine_times(times: np.ndarray) -> np.ndarray:
+    """Returns times (SMALL_STEPS (n − 1) + 1,) of a path of small steps through all of some candidates (n,)."""
+    places = np.arange(SMALL_STEPS * (len(times) - 1) + 1) / SMALL_STEPS
+    return np.interp(places, np.arange(len(times)), times)
+
+
 def measure_jumps(generator: Generator, weights: Any, times: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """Measures the errors of all jumps between candidate times, with a progress bar.
 
@@ -170,9 +189,7 @@ def measure_jumps(generator: Generator, weights: Any, times: np.ndarray, labels:
     Returns:
         (n, n) costs; see `optimal_grid.py`.
     """
-    places = np.arange(SMALL_STEPS * (len(times) - 1) + 1) / SMALL_STEPS
-    fine = np.interp(places, np.arange(len(times)), times)
-    path = generator.integrate(weights, fine, labels, seed=seed, trajectory=True)[::SMALL_STEPS]
+    path = generator.integrate(weights, fine_times(times), labels, seed=seed, trajectory=True)[::SMALL_STEPS]
     total = len(times) * (len(times) - 1) // 2
     with Bar(total=total, desc="jumps", disable=jax.process_index() > 0, mininterval=1.0) as bar:
 

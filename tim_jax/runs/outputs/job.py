@@ -13,13 +13,13 @@ from tim_jax.runs import workdir
 from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
+from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
 from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images, read_labels, read_size
 from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
-from tim_jax.runs.step_grid import with_found_grid
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.noise import slerp
@@ -152,7 +152,7 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     if texts:
         texts.check([str(request.condition) for request in requests])
     weights, step = load_weights(run, folder)
-    run = with_found_grid(run, folder, step)
+    run = with_found(run, folder, step)
     check_times(settings, run)
     generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels())
     generator.load()

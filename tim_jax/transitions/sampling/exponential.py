@@ -29,7 +29,7 @@ LOWER_LAST = 15  # steps, of fewer than which the last ones have a lower order
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
-def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -> np.ndarray:
+def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """The times a share of the way from t to r in ln λ, or in time where an end has no finite ln λ."""
     host = host_transport(transport)
     ratio_t, ratio_r = host.ratio(t), host.ratio(r)
@@ -39,7 +39,7 @@ def in_ratio(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -
     return times
 
 
-def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float) -> np.ndarray:
+def in_time(transport: Transport, t: np.ndarray, r: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """The times a share of the way from t to r."""
     times: np.ndarray = t + share * (r - t)
     return times

@@ -9,7 +9,7 @@ from tim_jax.transitions.sampling.grids import make_grid
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
 from tim_jax.transitions.sampling.samplers import SAMPLERS
-from tim_jax.transitions.sampling.settings import Sampling
+from tim_jax.transitions.sampling.settings import LearnedPlans, Sampling
 from tim_jax.transitions.transports import Transport
 
 PADDED = 128  # evaluations that a padded plan has room for
@@ -23,13 +23,21 @@ def time_grid(
     Args:
         transport: The transport.
         steps: The number of steps, at least 1.
-        sampling: Says which grid; uniform by default.
+        sampling: Says which grid or learned plan; uniform by default.
         start: The first time, in (T_min, T_max]; T_max by default.
 
     Raises:
-        ValueError: Steps or start are out of range, or an optimal grid has not been found for them.
+        ValueError: Steps or start are out of range, or an optimal grid or a plan has not been found for them.
     """
     sampling = sampling or Sampling()
+    if sampling.plan == "learned":
+        plan = learned_plan(steps, sampling)
+        if start not in (None, transport.T_max):
+            raise ValueError(
+                f"sampling.plan is 'learned'; it must be 'sampler' for a start at {start}, as a learned one starts "
+                "from noise"
+            )
+        return np.append(plan.t[ends_of_steps(plan, steps, sampling)[:-1]], transport.T_min)
     if sampling.grid != "optimal":
         return make_grid(sampling.grid, transport, steps, start, sampling.shift)
     if steps not in sampling.optimal_times:
@@ -44,6 +52,29 @@ def time_grid(
             "from noise"
         )
     return np.array(sampling.optimal_times[steps], np.float64)
+
+
+def learned_plan(steps: int, sampling: Sampling) -> SamplingPlan:
+    """Returns the learned plan of a number of steps, in times of the transport.
+
+    Raises:
+        ValueError: None has been learned for them, or it was for other settings.
+    """
+    known = sampling.learned or LearnedPlans({}, {})
+    command = f"python -m tim_jax.grid --workdir=… --kind=learned --steps={steps}"
+    if steps not in known.plans:
+        counts = ", ".join(map(str, sorted(known.plans))) or "no number of"
+        raise ValueError(
+            f"sampling.plan is 'learned'; it must have been learned for {steps} steps, and has been for {counts}: "
+            f"{command} learns it"
+        )
+    for key, value in sampling.depended_on().items():
+        if value != (before := known.settings.get(key, value)):
+            raise ValueError(
+                f"sampling.{key} is {value!r}; it must be {before!r}, which sampling.plan 'learned' was learned with: "
+                f"{command} learns another"
+            )
+    return known.plans[steps]
 
 
 def guided_times(transport: Transport, times: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -69,7 +100,13 @@ def guidance_inputs(transport: Transport, sampling: Sampling, count: int, dtype:
 
 
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
-    """Returns the plan of a sampling run.
+    """Returns the plan of a sampling run, its times as the network sees them; see `plan_in_time`."""
+    plan, c_noise = plan_in_time(transport, times, sampling), host_transport(transport).c_noise
+    return plan._replace(t=c_noise(plan.t), s=c_noise(plan.s))
+
+
+def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
+    """Returns the plan of a sampling run, in times of the transport.
 
     Args:
         transport: The transport.
@@ -77,7 +114,8 @@ def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Sa
         sampling: The settings.
 
     Raises:
-        ValueError: The times neither fall nor grow, or the sampler cannot go from data to noise.
+        ValueError: The times neither fall nor grow, the sampler cannot go from data to noise, or a plan was not
+            learned for them.
     """
     times = np.asarray(times, np.float64)
     falls, grows = (np.diff(times) < 0).all(), (np.diff(times) > 0).all()
@@ -91,12 +129,18 @@ def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> Sa
             "be one "
             f"of {able} and 0 from data to noise"
         )
+    if sampling.plan == "learned":
+        if not np.array_equal(times, time_grid(transport, len(times) - 1, sampling)):
+            raise ValueError(
+                "sampling.plan is 'learned'; it must be 'sampler' for times other than those that were learned, such "
+                f"as {times[0]:.3g} to {times[-1]:.3g}"
+            )
+        return learned_plan(len(times) - 1, sampling)  # guided where the plan was that it began from
     if sampling.stochasticity:
         plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
     else:
         plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
-    c_noise = host_transport(transport).c_noise
-    return plan._replace(t=c_noise(plan.t), s=c_noise(plan.s), guided=guided_times(transport, plan.t, sampling))
+    return plan._replace(guided=guided_times(transport, plan.t, sampling))
 
 
 def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tim_jax.transitions.sampling import published
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
+from tim_jax.transitions.sampling.epd import epd
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, multistep
 from tim_jax.transitions.sampling.jumps import consistency, euler, flow_map, heun, pseudo_corrector
 from tim_jax.transitions.sampling.plans import SamplingPlan
@@ -44,6 +45,12 @@ def _multistep(plan: Callable[..., SamplingPlan], terms: int, order: int, keys: 
     return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, keys=keys)
 
 
+def _parallel(points: int) -> Sampler:
+    """A sampler of so many slopes at once in every step, after the first one."""
+    plan = functools.partial(epd, points=points)
+    return Sampler(plan, evaluations=1 + points, single_step=True, diagonal=True, order=2)
+
+
 _DIFFUSION = ("diffusion", "diffusion_scale", "last_step")
 SAMPLERS = {
     "flow_map": Sampler(flow_map, invertible=True, single_step=True),
@@ -53,6 +60,8 @@ SAMPLERS = {
     "leapfrog": Sampler(leapfrog, invertible=True, reversible=True, diagonal=True, order=2),
     "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True, diagonal=True, order=2),
     "dpm_solver_3s": Sampler(dpm_solver_3s, evaluations=3, single_step=True, diagonal=True, order=3),
+    "epd_2": _parallel(2),
+    "epd_3": _parallel(3),
     "dpm_solver_1m": _multistep(multistep, 1, 1, keys=("noise_scale",)),
     "dpm_solver_2m": _multistep(multistep, 2, 2, keys=("noise_scale",)),
     "dpm_solver_3m": _multistep(multistep, 3, 3, keys=("noise_scale",)),  # second with noise

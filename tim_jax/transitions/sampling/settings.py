@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from tim_jax.transitions.sampling.diffusion import DIFFUSIONS, LAST_STEPS
 from tim_jax.transitions.sampling.exponential import NOISE_SCALES
 from tim_jax.transitions.sampling.grids import GRIDS
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
+from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.unipc import VARIANTS
 
@@ -44,6 +46,18 @@ UNUSED = {
 }
 
 
+class LearnedPlans(NamedTuple):
+    """Plans that were learned for a model (see `learned.py`).
+
+    Attributes:
+        plans: By number of steps, in times of the transport.
+        settings: What `Sampling.depended_on` was for the sampling that they were learned from.
+    """
+
+    plans: Mapping[int, SamplingPlan]
+    settings: Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """Settings of a sampling run.
@@ -52,13 +66,15 @@ class Sampling:
     fresh noise after each jump but the first and the last: 'renoise' jumps further down and returns by the forward
     process, which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form.
 
-    Two attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of steps,
-    and `guidance_input`, whether the network itself takes scale and interval, and needs no second evaluation.
+    Three attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of
+    steps, `learned`, the plans of the plan 'learned', and `guidance_input`, whether the network itself takes scale and
+    interval, and needs no second evaluation.
     """
 
     ema: str = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
     sampler: str = "flow_map"  # "default": the objective's, or a name in tim_jax.transitions.SAMPLERS
     grid: str = "uniform"  # a name in tim_jax.transitions.GRIDS, or "optimal" (python -m tim_jax.grid)
+    plan: str = "sampler"  # the sampler's own, or "learned" (python -m tim_jax.grid --kind=learned)
     shift: float = 3.0  # of the grid "shifted"; above 1: more steps near noise
     batch_size: int = 64  # images at once, at most
     guidance: float = 1.0  # scale; 1: none
@@ -76,13 +92,22 @@ class Sampling:
     tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
     int8: bool = False  # products of the blocks' weights in int8, scaled by row and by output channel
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    learned: LearnedPlans | None = None
     guidance_input: bool = False
+
+    def depended_on(self) -> dict[str, Any]:
+        """Returns the settings that a plan learned from this sampling depends on, by their names."""
+        names = ["ema", "sampler", *SAMPLERS[self.sampler].keys, "grid", "guidance"]
+        names += ["shift"] if self.grid == "shifted" else []
+        names += ["guidance_low", "guidance_high", "exclusive_ends"] if self.guidance != 1 else []
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings."""
         names: dict[str, Collection[str]] = {
             "sampler": SAMPLERS,
             "grid": [*GRIDS, "optimal"],
+            "plan": ["sampler", "learned"],
             "stochastic": STOCHASTIC,
             "noise_scale": NOISE_SCALES,
             "unipc_variant": VARIANTS,
@@ -107,6 +132,11 @@ class Sampling:
         if self.stochasticity and self.sampler != "flow_map":
             raise ValueError(
                 f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
+            )
+        if self.plan == "learned" and self.stochasticity:
+            raise ValueError(
+                f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.plan 'learned', which has "
+                "no fresh noise"
             )
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise ValueError(
