@@ -35,7 +35,9 @@ def settings():
 
 
 def title(value):
-    return f"{value.sampler}-{value.noise_scale}-{value.unipc_variant}-{value.diffusion}" if isinstance(value, Sampling) else str(value)
+    if not isinstance(value, Sampling):
+        return str(value)
+    return f"{value.sampler}-{value.noise_scale}-{value.unipc_variant}-{value.diffusion}"
 
 
 EACH = pytest.mark.parametrize("sampling, order", list(settings()), ids=title)
