@@ -53,7 +53,17 @@ def run():
 
 @pytest.mark.parametrize(
     "sampler",
-    "flow_map euler heun dpm_solver_3s dpm_solver_3m unipc_3 pseudo_corrector leapfrog sde_heun".split(),
+    [
+        "flow_map",
+        "euler",
+        "heun",
+        "dpm_solver_3s",
+        "dpm_solver_3m",
+        "unipc_3",
+        "pseudo_corrector",
+        "leapfrog",
+        "sde_heun",
+    ],
 )
 def test_one_program_for_all_step_counts(run, sampler):
     generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)

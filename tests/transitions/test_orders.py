@@ -35,9 +35,11 @@ def settings():
 
 
 def title(value):
-    if not isinstance(value, Sampling):
-        return str(value)
-    return f"{value.sampler}-{value.noise_scale}-{value.unipc_variant}-{value.diffusion}"
+    return (
+        f"{value.sampler}-{value.noise_scale}-{value.unipc_variant}-{value.diffusion}"
+        if isinstance(value, Sampling)
+        else str(value)
+    )
 
 
 EACH = pytest.mark.parametrize("sampling, order", list(settings()), ids=title)

@@ -27,12 +27,11 @@ GUIDANCE = 2.5
 def solver(guided):
     """(plan, x, before, count) → the last two states, by a network of the state, both times and the condition."""
 
-    def net(queries):
-        def F(q):
-            by_times = jnp.sin(jnp.outer(q.t, T) + jnp.outer(q.r, S))
-            return jnp.tanh(q.x_t @ W1 + by_times + jnp.outer(q.condition, C)) @ W2
+    def of_times(q):
+        return jnp.sin(jnp.outer(q.t, T) + jnp.outer(q.r, S))
 
-        return tuple(Output(F(q)) for q in queries)
+    def net(queries):
+        return tuple(Output(jnp.tanh(q.x_t @ W1 + of_times(q) + jnp.outer(q.condition, C)) @ W2) for q in queries)
 
     def run(plan, x, before, count):
         keys, scale = image_keys(0, jnp.arange(len(x))), GUIDANCE if guided else 1.0

@@ -109,8 +109,8 @@ def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     few, many = (error(name, time_grid(CASES[name], steps, Sampling(grid="edm")), sampler) for steps in (32, 128))
     assert many < few / 3.5 and many < {1: 4e-2, 2: 2e-3}.get(ORDERS[sampler], 1e-3)
     # Some uniform grids have hardly a time at low noise, and steps that grow there in ln λ, over which polynomials lead
-    # astray that are not kept from it.
-    kept = not (sampler.startswith("unipc") or sampler.endswith("published"))
+    # astray that are not kept from it, as published.
+    kept = not sampler.endswith("published")
     if "edm" not in name and name != "ve" and (kept or name != "vp"):
         assert error(name, time_grid(CASES[name], 128), sampler) < 3e-2
     if sampler == "dpm_solver_3m":

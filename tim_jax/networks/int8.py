@@ -47,7 +47,8 @@ def with_int8(net: Callable[..., Any]) -> Callable[..., Any]:
         if not (isinstance(module, Linear) and name == "product" and in_block(module.path)):
             return function(*args, **kwargs)
         found.append(module.path)
-        return product(*args, len(module.axes) - len(module.features)).astype(module.dtype)
+        x, kernel = args
+        return product(x, kernel, len(module.axes) - len(module.features)).astype(module.dtype)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(intercept):

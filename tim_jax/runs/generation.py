@@ -73,8 +73,9 @@ def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int
 def resampled(run: Run, changes: Mapping[str, str]) -> Run:
     """The run with keys of `sampling` changed, {"sampling.key": text}. Raises ValueError, as building the run would."""
     sampling = make_sampling(override(run.config, dict(changes)), cast(Objective, run.trainer.step.objective))
-    found = {"optimal_times": run.sampling.optimal_times, "learned": run.sampling.learned}
-    return dataclasses.replace(run, sampling=dataclasses.replace(sampling, **found))
+    found = run.sampling
+    sampling = dataclasses.replace(sampling, optimal_times=found.optimal_times, learned=found.learned)
+    return dataclasses.replace(run, sampling=sampling)
 
 
 def check_class_conditional(run: Run, workdir: epath.Path) -> None:

@@ -188,7 +188,7 @@ def _train(
     for i in range(iterations):
         order = np.random.default_rng((seed, i)).permutation(len(pool[0]))
         batch = [repeated(values[order], generator.batch_size) for values in pool]
-        put = [jax.make_array_from_callback(part.shape, where, lambda index, part=part: part[index]) for part in batch]
+        put = [jax.make_array_from_callback(part.shape, where, part.__getitem__) for part in batch]
         what = f"compiling the loop of {number} steps, to differentiate"
         with on_mesh(run.mesh), Activity(what, disable=i > 0 or jax.process_index() > 0):
             changes, state, value = jax.block_until_ready(update(changes, state, weights, *put))

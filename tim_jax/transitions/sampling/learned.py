@@ -120,7 +120,7 @@ def end_states(
         plan: The plan, without fresh noise.
     """
     t, s = (transport.c_noise(jnp.asarray(time)) for time in (plan.t, plan.s))
-    seen = SamplingPlan(t, s, *plan[2:])
+    seen = plan._replace(t=t, s=s)
     keys = jax.random.split(jax.random.key(0), len(x))  # of no noise
     return sample(jax.checkpoint(net), seen, x, condition, null_condition, keys, guidance)
 

@@ -5,9 +5,9 @@ Leapfrog predicts in the middle of a jump over two steps, for dx = x̂ dα + ε�
     x_{n+1} = x_{n−1} + (α_{n+1} − α_{n−1}) x̂_n + (σ_{n+1} − σ_{n−1}) ε̂_n
 
 Solved for x_{n−1} this is the same step on the reversed times, with the same prediction at x_n. Its two states are two
-chains, each carried by predictions at the other. It is BDIA with γ = 1 (arXiv 2307.10829), written for any transport.
-γ < 1 and the mixed chains of EDICT (arXiv 2211.12446) are first-order, and what they damp on the way down grows on the
-way up, by γ^{−n}; leapfrog damps nothing, and its weights stay finite where α or σ is 0.
+chains, each carried by predictions at the other. It is BDIA with γ = 1 (arXiv 2307.10829), for any transport. With
+γ < 1 it is of first order, as are the mixed chains of EDICT (arXiv 2211.12446), and what they damp on the way down
+grows on the way up, by γ^{−n}. Leapfrog damps nothing, and its weights stay finite where α or σ is 0.
 """
 
 import numpy as np

@@ -19,7 +19,8 @@ def unipc(transport: Transport, times: np.ndarray, order: int, unipc_variant: st
     """UniPC-p in x̂, with B(h) = −h (bh1) or e^{−h} − 1 (bh2). Order p + 1 with the corrector.
 
     B cancels where all weights are solved for. It acts where there is one of them, which is ½: in predictors of two
-    terms and correctors of one.
+    terms and correctors of one. Steps at infinite ln λ, and those of more than twice the length of the one before,
+    use no earlier predictions.
     """
     host = host_transport(transport)
     keep, weight, h = jump(host, times[:-1], times[1:])
@@ -29,8 +30,8 @@ def unipc(transport: Transport, times: np.ndarray, order: int, unipc_variant: st
     for i in range(steps):
         used = min(order, i + 1, steps - i if steps < LOWER_LAST else order)
         points = -np.cumsum(h[i - used + 1 : i][::-1]) / h[i]  # of earlier predictions, in units of the step
-        if not (np.isfinite(points).all() and np.isfinite(h[i])):
-            points = points[:0]
+        if not (np.isfinite(points).all() and np.isfinite(h[i])) or i > 0 and h[i] > 2 * h[i - 1]:
+            points = points[:0]  # as in `exponential.multistep`
         predictor = np.zeros(order + 1)
         predictor[0] = weight[i]
         predictor[: len(points) + 1] += alpha[i] * _differences(points, h[i], unipc_variant)
