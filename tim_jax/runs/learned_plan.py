@@ -24,7 +24,7 @@ from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.sampling.grids import make_grid
-from tim_jax.transitions.sampling.learned import Changes, Family, changed, distance, end_states, family, unchanged
+from tim_jax.transitions.sampling.learned import Changes, Family, changed, end_states, family, unchanged
 from tim_jax.transitions.sampling.optimal_grid import candidate_times
 from tim_jax.transitions.sampling.planning import guidance_inputs, plan_in_time, time_grid
 from tim_jax.transitions.sampling.plans import SamplingPlan
@@ -165,7 +165,7 @@ def _train(
 ) -> Changes:
     """The changes, in float64, that bring the end states of a pool (first states, end states, labels) nearer."""
     run, sampling = generator.run, generator.run.sampling
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(iterations, 1)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(iterations, 1)), b2=0.99)
     scale = sampling.guidance if among.start.guided.any() else 1.0
 
     def loss(changes: Changes, weights: Any, x: jax.Array, expected: jax.Array, label: jax.Array) -> jax.Array:
@@ -174,7 +174,8 @@ def _train(
             inputs = {"guidance": guidance_inputs(run.transport, sampling, len(x), x.dtype)}
             condition, null = condition | inputs, null | inputs
         plan = changed(among, changes, jnp)
-        return distance(end_states(run.net(weights), run.transport, plan, x, condition, null, scale), expected)
+        ends = end_states(run.net(weights), run.transport, plan, x, condition, null, scale)
+        return jnp.mean((ends - expected) ** 2)
 
     @jax.jit
     def update(changes: Changes, state: Any, weights: Any, *batch: jax.Array) -> tuple[Changes, Any, jax.Array]:
@@ -193,7 +194,7 @@ def _train(
         with on_mesh(run.mesh), Activity(what, disable=i > 0 or jax.process_index() > 0):
             changes, state, value = jax.block_until_ready(update(changes, state, weights, *put))
         bar.update()
-        bar.show(f"{number} steps, off by {np.exp(float(value) / 2):.3g}")
+        bar.show(f"{number} steps, off by {np.sqrt(float(value)):.3g}")
     return Changes(*(np.asarray(part, np.float64) for part in changes))
 
 

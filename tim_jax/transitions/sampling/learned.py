@@ -123,8 +123,3 @@ def end_states(
     seen = plan._replace(t=t, s=s)
     keys = jax.random.split(jax.random.key(0), len(x))  # of no noise
     return sample(jax.checkpoint(net), seen, x, condition, null_condition, keys, guidance)
-
-
-def distance(found: jax.Array, expected: jax.Array) -> jax.Array:
-    """Returns the logarithm of the mean square of what states (B, …) miss others by."""
-    return jnp.log(jnp.mean((found - expected) ** 2))
