@@ -1,4 +1,4 @@
-"""TiM on 2,900 emoji at 32×32, by their groups: about an hour on two CPU cores.
+"""TiM on 2,900 emoji at 32×32, by their groups: about an hour on one CPU core.
 
 Launch: python -m tim_jax.train --config=configs/emoji.py --workdir=runs/emoji
 Then: python -m tim_jax.sample --workdir=runs/emoji --labels=animals,food,smileys --steps=1,2,4,8,16
