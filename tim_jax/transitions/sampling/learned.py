@@ -5,7 +5,7 @@ their order and between the same ends, and what was one time stays one; a weight
 that a plan keeps its structure: an evaluation that needed no other one's result still needs none.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def end_states(
         transport: The transport.
         plan: The plan, without fresh noise.
     """
-    t, s = (transport.c_noise(jnp.asarray(time)) for time in (plan.t, plan.s))
+    t, s = (cast(Any, transport.c_noise(jnp.asarray(time))) for time in (plan.t, plan.s))  # traced
     seen = plan._replace(t=t, s=s)
     keys = jax.random.split(jax.random.key(0), len(x))  # of no noise
     return sample(jax.checkpoint(net), seen, x, condition, null_condition, keys, guidance)
