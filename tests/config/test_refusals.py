@@ -327,6 +327,7 @@ NOT_PROVOKED = {
     "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
     "transitions/sampling/planning.py: sampling.sampler is {sampling.sampler!r}": "a start of two states",
     "transitions/sampling/planning.py: sampling.parallel": "sampling from data to noise and back",
+    "transitions/sampling/learned.py: start.c": "a program's own call: a configuration is refused before",
     "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
 }
 

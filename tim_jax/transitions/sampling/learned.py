@@ -61,7 +61,7 @@ def family(start: SamplingPlan, last: float, evaluations: int) -> Family:
         ValueError: The plan has fresh noise.
     """
     if start.c.any():
-        raise ValueError("start.c is not 0; a plan is learned by the end states of given noise, and takes no other")
+        raise ValueError(f"start.c is up to {start.c.max():g}; it must be 0, as a plan is learned without fresh noise")
     times, index = np.unique(np.concatenate([start.t, start.s, [last]]), return_inverse=True)
     count = len(start.t)
     t, s, _ = np.split(len(times) - 1 - index.ravel(), [count, 2 * count])
