@@ -5,7 +5,7 @@ Then: python -m tim_jax.sample --workdir=runs/emoji --labels=animals,food,smiley
 With --config.data.height=64 --config.data.width=64 they are drawn at 64×64.
 
 It needs the packages of an extra: pip install "tim-jax[emoji]". All emojis designed by OpenMoji – the open-source emoji
-and icon project. License: CC BY-SA 4.0. Loss and schedule are those of configs/digits.py.
+and icon project. License: CC BY-SA 4.0. Loss and schedule are those of configs/digits_any_step.py.
 """
 
 from tim_jax.config import loading
@@ -37,4 +37,4 @@ def network():
 
 
 def get_config():
-    return drawn(loading.load("digits").get_config())
+    return drawn(loading.load("digits_any_step").get_config())

@@ -33,8 +33,6 @@ def get_config():
     config.model.bottleneck = 0
     config.model.encoder_depth = 0
 
-    config.optimizer.learning_rate = 1e-3
-
     config.training.steps = 4000
     config.training.sample_every = 250
     config.training.sample_steps = (1, 4, 16)

@@ -23,8 +23,6 @@ def get_config():
     config.model.width = 160
     config.model.heads = 5
 
-    config.optimizer.learning_rate = 1e-3
-
     config.training.steps = 4000
     config.training.sample_every = 1000
     return config

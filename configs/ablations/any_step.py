@@ -26,7 +26,7 @@ RATES = {
 
 METHODS = {
     "tim": {},
-    "tim_any_step": loading.load("digits").ANY_STEP,
+    "tim_any_step": loading.load("digits_any_step").ANY_STEP,
     "flow_matching": {"objective.name": "flow_matching", "times.shift_reference": 64.0},
     "mean_flow": {"objective.name": "mean_flow"},
     "shortcut": {"objective.name": "shortcut"},

@@ -31,7 +31,13 @@ def get_ablation():
     base.optimizer.warmup_steps = 60
     base.ema.slow = 0.98
 
-    tim = loading.load("digits").ANY_STEP
+    tuned = loading.load("digits").get_config()
+    changed = {
+        "times": ("share_equal", "share_min"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
+    }
+    tim = {f"{part}.{key}": tuned[part][key] for part, keys in changed.items() for key in keys}
+
     starts = {"start.checkpoint": TEACHER}
     learns = starts | {"teacher.checkpoint": TEACHER}
     warms_up = learns | {"objective.tangent.warmup_steps": base.training.steps // 3}

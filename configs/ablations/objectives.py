@@ -16,11 +16,16 @@ from tim_jax.config import loading
 
 def get_ablation():
     base = loading.load("digits_small").network()
+    tuned = loading.load("digits_small").get_config()
+    changed = {
+        "times": ("share_equal", "share_min"),
+        "objective": ("weight.kernel", "adaptive.power", "direction", "velocity"),
+    }
     return Ablation(
         base=base,
         variants={
             "tim": {},
-            "tim_digits": loading.load("digits").ANY_STEP,
+            "tim_digits": {f"{part}.{key}": tuned[part][key] for part, keys in changed.items() for key in keys},
             "flow_matching": {"objective.name": "flow_matching"},
             "rectified_flow": {"objective.name": "rectified_flow"},
             "mean_flow": {"objective.name": "mean_flow"},
