@@ -195,6 +195,7 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     exact = run("exact", files, "--labels=3,4", "--steps=4", "--config.sampling.sampler=leapfrog")
     assert np.abs(exact["steps4"] - images).max() < 1e-5 and exact["start4"].shape == (2, 2, *images.shape[1:])
     leapfrog = [f"--workdir={workdir}", files, "--labels=3,4", "--config.sampling.sampler=leapfrog"]
+    capsys.readouterr()
     assert "--steps has 1; it must be 2 and more" in fails(sample.main, [*leapfrog, "--steps=1"], capsys)
     parallel = fails(sample.main, [*leapfrog, "--steps=4", "--config.sampling.parallel=8"], capsys)
     assert "sampling.parallel is 8; it must be 0" in parallel
@@ -249,7 +250,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
 
 def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_path, capsys):
     file = workdir / "learned_plan.json"
-    learn = [f"--workdir={workdir}", "--kind=learned", "--times=5", "--count=8", "--iterations=30"]
+    learn = [f"--workdir={workdir}", "--kind=learned", "--times=5", "--count=8", "--iterations=300"]
     heun = "--config.sampling.sampler=heun"
     for more, named in (("--factor=1.1", "--factor"), ("--config.sampling.stochasticity=0.5", "draw no noise"),
                         ("--config.sampling.sampler=sde", "draw no noise"),

@@ -28,7 +28,9 @@ from tim_jax.types import Output, Query
 CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-upwards = pytest.mark.parametrize("sampler", [name for name, sampler in SAMPLERS.items() if sampler.invertible])
+# Those that reverse exactly are in test_reversible.py: from one state, the last interval of the grid edm, as long for any
+# number of steps, is Euler's both ways.
+upwards = pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if s.invertible and not s.reversible])
 STOCHASTIC_SAMPLERS = ("er_sde_1", "er_sde_2", "er_sde_3", "sde", "sde_heun", "consistency")
 MORE = {"sde_heun": -1, "pseudo_corrector": 1}  # evaluations of the last step
 # Of solvers of the probability-flow ODE; see test_orders.py.
@@ -107,6 +109,9 @@ def error(name, times, sampler):
 def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     """From T_max to T_min, where α or σ may be 0."""
     few, many = (error(name, time_grid(CASES[name], steps, Sampling(grid="edm")), sampler) for steps in (32, 128))
+    if sampler == "leapfrog" and name == "ve":  # the grid's last interval, see above
+        assert many < few / 2 and many < 4e-2
+        return
     assert many < few / 3.5 and many < {1: 4e-2, 2: 2e-3}.get(ORDERS[sampler], 1e-3)
     # Some uniform grids have hardly a time at low noise, and steps that grow there in ln λ, over which polynomials lead
     # astray that are not kept from it, as published.
@@ -198,11 +203,10 @@ def test_steps_for_equal_evaluations(sampler):
     transport = TRANSPORTS["ot_fm"]()
     plain, each = Sampling(sampler=sampler), SAMPLERS[sampler].evaluations
     more = MORE.get(sampler, 0)
-    assert [steps_for(transport, most, plain) for most in (3, 4, 128)] == [
-        (most - more) // each for most in (3, 4, 128)
-    ]
+    budgets = [most for most in (3, 4, 128) if most >= each + more]
+    assert [steps_for(transport, most, plain) for most in budgets] == [(most - more) // each for most in budgets]
     guided = dataclasses.replace(plain, guidance=2.0, guidance_high=0.5)
-    for most in (6, 9, 16):
+    for most in (max(6, evaluations(transport, 1, guided)), 9, 16):
         steps = steps_for(transport, most, guided)
         assert evaluations(transport, steps, guided) <= most < evaluations(transport, steps + 1, guided)
     with pytest.raises(ValueError, match=f"evaluations is 1; one step of {sampler} takes {2 * (each + more)}"):
