@@ -28,8 +28,8 @@ from tim_jax.types import Output, Query
 CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-# Those that reverse exactly are in test_reversible.py: from one state, the last interval of the grid edm, as long for any
-# number of steps, is Euler's both ways.
+# Those that reverse exactly are in test_reversible.py: from one state, the last interval of the grid edm, as long for
+# any number of steps, is Euler's both ways.
 upwards = pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if s.invertible and not s.reversible])
 STOCHASTIC_SAMPLERS = ("er_sde_1", "er_sde_2", "er_sde_3", "sde", "sde_heun", "consistency")
 MORE = {"sde_heun": -1, "pseudo_corrector": 1}  # evaluations of the last step
