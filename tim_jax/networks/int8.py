@@ -47,8 +47,7 @@ def with_int8(net: Callable[..., Any]) -> Callable[..., Any]:
         if not (isinstance(module, Linear) and name == "product" and in_block(module.path)):
             return function(*args, **kwargs)
         found.append(module.path)
-        x, kernel = args
-        return product(x, kernel, len(module.axes) - len(module.features)).astype(module.dtype)
+        return product(*args).astype(module.dtype)
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(intercept):

@@ -81,15 +81,14 @@ class Linear(nn.Module):
             return INITS[self.kernel_init](key, matrix, dtype).reshape(shape)
 
         kernel = self._param("kernel", init, self.axes, shape)
-        y = self.product(x, kernel)
+        y = self.product(x, kernel, n_in)
         if self.use_bias:
             bias = self._param("bias", nn.initializers.zeros, self.axes[n_in:], self.features)
             y += bias.astype(self.dtype).reshape((1,) * (y.ndim - n_out) + self.features)
         return y
 
-    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Returns x W; a method, so that `int8` can take its place."""
-        n_in = len(self.axes) - len(self.features)
+    def product(self, x: jax.Array, kernel: jax.Array, n_in: int) -> jax.Array:
+        """Returns x W, summed over the last `n_in` axes of x; a method, so that `int8` can take its place."""
         return jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), n_in, precision=self.precision)
 
     def _param(self, name, init, axes, shape):

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ class Generator:
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=(9, 10, 11, 12, 13, 14), out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=9, out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
@@ -128,7 +128,7 @@ class Generator:
         """Whether the program that samples in so many steps, from noise and at the default size, has been compiled."""
         plan = make_plan(self.run.transport, self.times(steps), self.run.sampling)
         plan = plan if self.run.sampling.parallel else padded(plan)
-        return _program(plan, self.run.sampling, self.run.image_shape[:2]) in self._compiled
+        return _program(plan, _way(self.run, plan, self.run.image_shape[:2])) in self._compiled
 
     def load(self) -> None:
         """Reads text encoder and autoencoder now, which otherwise the first batch does. Raises ValueError."""
@@ -253,13 +253,11 @@ class Generator:
         plan = make_plan(self.run.transport, times, self.run.sampling)
         ends = ends_of_steps(plan, len(times) - 1, self.run.sampling)
         plan = without_first(plan) if from_pair else plan
-        count, guided = np.int32(len(plan.t)), bool(plan.guided.any())
-        guidance = guidance_values(self.run.transport, self.run.sampling)
-        parallel = self.run.sampling.parallel, self.run.sampling.tolerance
-        plan = plan if trajectory or parallel[0] else padded(plan)
+        count, guidance = np.int32(len(plan.t)), guidance_values(self.run.transport, self.run.sampling)
+        plan = plan if trajectory or self.run.sampling.parallel else padded(plan)
         h, w = size or self.run.image_shape[:2]
-        start_kind = "noise" if start is None else "pair" if from_pair else "states"
-        program = _program(plan, self.run.sampling, (h, w), trajectory, start_kind, pair)
+        way = _way(self.run, plan, (h, w), trajectory, pair)
+        program = _program(plan, way, "noise" if start is None else "pair" if from_pair else "states")
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         for first in range(0, len(conditions), self.batch_size):
@@ -273,9 +271,8 @@ class Generator:
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps = self._sample(
-                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, (h, w), guided,
-                    trajectory, parallel, self.run.sampling.int8, pair,
-                )  # fmt: skip
+                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, way
+                )
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             yield examples[ends, :left] if trajectory else examples[:left]
 
@@ -301,24 +298,18 @@ class Generator:
         null: dict[str, jax.Array],
         start: jax.Array | None,
         guidance: jax.Array,
-        size: tuple[int, int],
-        guided: bool,
-        trajectory: bool,
-        parallel: tuple[int, float],
-        int8: bool,
-        pair: bool,
+        way: "_Way",
     ) -> tuple[jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
-        `guidance` is what `guidance_values` returns, and `guided` says whether it acts anywhere; `parallel` are window
-        and tolerance of `sample_parallel`, and `int8` of the settings. With the samples, it returns how many calls of
-        the network they took.
+        `guidance` is what `guidance_values` returns. With the samples, it returns how many calls of the network they
+        took.
         """
         run = self.run
         keys = image_keys(seed, indices)
         before, x = None, start
         if x is None:
-            x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*size, run.image_shape[-1]))
+            x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*way.size, run.image_shape[-1]))
         elif x.ndim == 5:
             before, x = x[:, 0], x[:, 1]
         null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
@@ -327,12 +318,12 @@ class Generator:
             condition, null = condition | mask, null | mask
         if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
             condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
-        scale = guidance[0] if guided else 1.0
-        net = with_int8(run.net(weights)) if int8 else run.net(weights)
-        if parallel[0]:
-            states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, *parallel)
-            return states if trajectory else states[-1], sweeps
-        states = sample(net, plan, x, condition, null, keys, scale, trajectory, count, before, pair)
+        scale = guidance[0] if way.guided else 1.0
+        net = with_int8(run.net(weights)) if way.int8 else run.net(weights)
+        if way.parallel:
+            states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, way.parallel, way.tolerance)
+            return states if way.trajectory else states[-1], sweeps
+        states = sample(net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair)
         return states, count
 
     def _put(self, values: np.ndarray) -> jax.Array:
@@ -341,17 +332,34 @@ class Generator:
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
-def _program(
-    plan: SamplingPlan,
-    sampling: Sampling,
-    size: tuple[int, int],
-    trajectory: bool = False,
-    start: str = "noise",
-    pair: bool = False,
-) -> tuple:
+class _Way(NamedTuple):
+    """What a program is compiled for, besides the shapes of its arguments.
+
+    Attributes:
+        size: (h, w) of the examples.
+        guided: whether guidance acts anywhere.
+        trajectory, pair: those of `Generator.batches`.
+        parallel, tolerance, int8: those of the settings.
+    """
+
+    size: tuple[int, int]
+    guided: bool
+    trajectory: bool
+    pair: bool
+    parallel: int
+    tolerance: float
+    int8: bool
+
+
+def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, pair: bool = False) -> _Way:
+    """The way that a run's `sampling` goes along a plan."""
+    sampling, guided = run.sampling, bool(plan.guided.any())
+    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8)
+
+
+def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
     """What tells compiled programs of a generator from one another."""
-    others = sampling.parallel, sampling.tolerance, sampling.int8
-    return size, plan.a.shape, bool(plan.guided.any()), trajectory, start, pair, others
+    return way, plan.a.shape, start
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

@@ -17,7 +17,7 @@ from etils import epath
 
 from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator, alpha_sigma, repeated
-from tim_jax.runs.step_grid import check_belongs, fine_times, fingerprint, with_found_grid
+from tim_jax.runs.step_grid import fine_times, fingerprint, read_record, with_found_grid
 from tim_jax.system import files
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.training import sharding
@@ -70,12 +70,7 @@ def with_found(run: Run, folder: epath.Path, step: int) -> Run:
     if run.sampling.plan != "learned":
         return run
     command = f"python -m tim_jax.grid --workdir={folder} --kind=learned learns it"
-    if not (folder / FILE).exists():
-        raise ValueError(
-            f"sampling.plan is 'learned'; it must have been learned, and {folder} holds no {FILE}: {command}"
-        )
-    record = json.loads((folder / FILE).read_text())
-    check_belongs(f"sampling.plan is {run.sampling.plan!r}", record["of"], run, folder, step, folder / FILE, command)
+    record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command)
     plans = {int(steps): _plan_of(plan) for steps, plan in record["plans"].items()}
     found = LearnedPlans(plans, record["settings"])
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, learned=found))

@@ -79,33 +79,33 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
     if run.sampling.grid != "optimal":
         return run
     command = f"python -m tim_jax.grid --workdir={folder} finds it"
-    if not (folder / FILE).exists():
-        raise ValueError(
-            f"sampling.grid is 'optimal'; it must have been found, and {folder} holds no {FILE}: {command}"
-        )
-    record = json.loads((folder / FILE).read_text())
-    check_belongs("sampling.grid is 'optimal'", record["of"], run, folder, step, folder / FILE, command)
+    record = read_record("sampling.grid is 'optimal'", run, folder, step, FILE, command)
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
 
 
-def check_belongs(
-    given: str, of: dict[str, Any], run: Run, folder: epath.Path, step: int, file: epath.Path, command: str
-) -> None:
-    """Raises ValueError unless what a file holds was found for the weights and the sampler of a run.
+def read_record(given: str, run: Run, folder: epath.Path, step: int, name: str, command: str) -> dict[str, Any]:
+    """Returns what a file of a workdir holds, found for the weights and the sampler of a run.
 
     Args:
-        given: the key and its value, for the message.
-        of: what the file says that it was found for.
+        given: the key and its value that ask for it, for messages.
         run, folder, step: see `fingerprint`.
-        file: which one.
-        command: what else to do, for the message.
+        name: of the file.
+        command: what else to do, for messages.
+
+    Raises:
+        ValueError: There is none, or it was found for others.
     """
+    file = folder / name
+    if not file.exists():
+        raise ValueError(f"{given}; it must have been found, and {folder} holds no {name}: {command}")
+    record: dict[str, Any] = json.loads(file.read_text())
     for key, values in known_as(run, folder, step).items():
-        if of.get(key) not in values:
+        if (of := record["of"].get(key)) not in values:
             raise ValueError(
-                f"{given}; it must have been found for {key} {values[0]}, and {file} was for {of.get(key)}: {command}"
+                f"{given}; it must have been found for {key} {values[0]}, and {file} was for {of}: {command}"
             )
+    return record
 
 
 def check_sampler(run: Run) -> None:
