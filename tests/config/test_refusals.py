@@ -202,6 +202,8 @@ BUILD = [
     ({"sampling.diffusion_scale": "-1.0", "sampling.sampler": "sde"}, "sampling.diffusion_scale"),
     ({"sampling.last_step": "none", "sampling.sampler": "sde_heun"}, "sampling.last_step"),
     ({"sampling.plan": "best"}, "sampling.plan"),
+    ({"sampling.plan": "learned", "sampling.sampler": "a_flops"}, "sampling.sampler"),
+    ({"sampling.parallel": "4", "sampling.sampler": "sada"}, "sampling.parallel"),
     ({"sampling.plan": "learned", "sampling.stochasticity": "0.5"}, "sampling.stochasticity"),
     ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
     (

@@ -39,6 +39,12 @@ def test_without_an_iteration_it_is_the_samplers_own_plan():
     assert found.before == found.after > 0 and not found.helps
 
 
+def test_samplers_with_weights_of_each_images_own_are_refused():
+    run = dataclasses.replace(make_run(), sampling=Sampling(sampler="a_flops"))
+    with pytest.raises(ValueError, match="^sampling.sampler is 'a_flops'; it must be one with the same weights"):
+        begin_from(run, [4])
+
+
 @pytest.mark.parametrize("settings", [{"sampler": "er_sde_2"}, {"sampler": "consistency"}, {"stochasticity": 0.5}])
 def test_samplers_with_fresh_noise_are_refused(settings):
     run = dataclasses.replace(make_run(), sampling=Sampling(**settings))

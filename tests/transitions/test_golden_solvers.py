@@ -17,6 +17,7 @@ from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3
 from tim_jax.transitions.sampling.jumps import pseudo_corrector
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.published import dpm_solver, er_sde
+from tim_jax.transitions.sampling.sada import instability
 from tim_jax.transitions.sampling.unipc import unipc
 
 
@@ -120,6 +121,14 @@ def test_the_pseudo_corrector(golden):
     predict = probe(arrays)
     found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"])[-1]
     np.testing.assert_allclose(found, arrays["P/trajectory"][-1], atol=1e-12)
+
+
+def test_the_criterion_of_sada(golden, x64):
+    arrays = golden("sada.npz")
+    f = [slopes[None] for slopes in arrays["f"]]  # its mean is over the batch, which here is one image
+    for n in range(2, len(f)):
+        found = instability(tuple(map(jnp.asarray, (f[n], f[n - 1], f[n - 2]))))
+        np.testing.assert_allclose(found, arrays["flow_criterion"][n], atol=1e-15)
 
 
 def test_epd(golden):

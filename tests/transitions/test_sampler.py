@@ -20,7 +20,7 @@ from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.noise import image_keys, slerp, start_noise
 from tim_jax.transitions.sampling.planning import evaluations, guided_times, make_plan, padded, steps_for, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
-from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.sampler import sample, sample_and_count
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import edm
 from tim_jax.types import Output, Query
@@ -112,7 +112,9 @@ def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     if sampler == "leapfrog" and name == "ve":  # the grid's last interval, see above
         assert many < few / 2 and many < 4e-2
         return
-    assert many < few / 3.5 and many < {1: 4e-2, 2: 2e-3}.get(ORDERS[sampler], 1e-3)
+    assert many < few / 3.5 and many < {1: 4e-2, 2: 2e-3}.get(ORDERS[sampler], 1e-3) * (
+        3 if sampler == "a_flops" else 1  # single numbers that turn around on their way have no rate there
+    )
     # Some uniform grids have hardly a time at low noise, and steps that grow there in ln λ, over which polynomials lead
     # astray that are not kept from it, as published.
     kept = not sampler.endswith("published")
@@ -184,7 +186,7 @@ def test_plans_are_finite_and_counts_are_those_of_the_network(transport, sampler
     for grid in ("uniform", "edm"):
         sampling = Sampling(guidance=2.0, guidance_low=0.3, guidance_high=0.7, sampler=sampler, grid=grid)
         plan = plan_of(transport, steps, sampling)
-        assert all(np.isfinite(part).all() for part in plan)
+        assert all(np.isfinite(part).all() for part in jax.tree.leaves(plan))
         assert len(plan.t) == steps * SAMPLERS[sampler].evaluations + MORE.get(sampler, 0)
         counted = []
 
@@ -194,8 +196,12 @@ def test_plans_are_finite_and_counts_are_those_of_the_network(transport, sampler
 
         if transport.name == "ot_fm":
             with jax.disable_jit():
-                sample(net, plan, jnp.zeros((1, 2, 2, 1)), None, None, image_keys(0, jnp.arange(1)), 2.0)
-            assert sum(counted) == evaluations(transport, steps, sampling)
+                _, made = sample_and_count(
+                    net, plan, jnp.zeros((1, 2, 2, 1)), None, None, image_keys(0, jnp.arange(1)), 2.0
+                )
+            most = evaluations(transport, steps, sampling)
+            assert made.tolist() == [sum(counted)]
+            assert most == sum(counted) or SAMPLERS[sampler].skips and sum(counted) < most
 
 
 @every_sampler
@@ -270,7 +276,7 @@ def test_the_published_stochastic_form_agrees_to_first_order(name):
 def test_no_noise_enters_the_first_and_last_step(transport, stochastic):
     plan = plan_of(transport, 6, Sampling(stochasticity=1.0, stochastic=stochastic))
     assert (plan.c[[0, 1, -1]] == 0).all() and (plan.c[2:-1] > 0).all()
-    assert all(np.isfinite(part).all() for part in plan)
+    assert all(np.isfinite(part).all() for part in plan.arrays().values())
     quiet = plan_of(transport, 6, Sampling())
     assert (quiet.c == 0).all()
 

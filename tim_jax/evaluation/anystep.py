@@ -53,7 +53,8 @@ def any_step_table(measure, steps, seeds, count, floor, nfe=int, progress=None, 
         seeds: seeds of the noise, whole numbers.
         count: number of samples per step count and seed.
         floor: {name: figure} of real images (see `Yardstick.floor`).
-        nfe: maps steps to network evaluations per image, which guidance doubles where it acts.
+        nfe: maps steps that were measured to network evaluations per image, which guidance doubles where it acts: a
+            whole number, or the mean over images, which may take different ones, as a float.
         progress: called as progress(done, total, line) after every set of samples.
         measured_by: the `Protocol` of the figures; tables that were measured otherwise are not plotted together.
 
@@ -94,7 +95,7 @@ def make_row(steps, nfe, by_seed, seconds):
 
     Args:
         steps: of the sampler.
-        nfe: network evaluations per image.
+        nfe: network evaluations per image; a float where it is a mean.
         by_seed: {name: figure} of each seed.
         seconds: per image, of each seed.
 
@@ -155,11 +156,12 @@ def long_title(table, name):
 def to_markdown(table):
     """Returns a table as markdown: a line per step count and the floors, then the verdict and what was measured."""
     names = titles(table)
-    header = ("steps", "NFE", *names.values(), "ms per image")
+    mean = any(isinstance(row["nfe"], float) for row in table["rows"])
+    header = ("steps", "mean NFE" if mean else "NFE", *names.values(), "ms per image")
     lines = [header, ["---:"] * len(header)]
     for row in table["rows"]:
         values = [_value(row[name], row[f"{name}_spread"], len(table["seeds"])) for name in names]
-        lines.append([str(row["steps"]), str(row["nfe"]), *values, f"{1000 * row['seconds_per_image']:.3g}"])
+        lines.append([str(row["steps"]), counted(row["nfe"]), *values, f"{1000 * row['seconds_per_image']:.3g}"])
     for title, floor in floors(table).items():
         lines.append([title, "", *(_floor(floor, name) for name in names), ""])
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -167,10 +169,15 @@ def to_markdown(table):
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     step = f", training step {table['step']}" if "step" in table else ""
     note = f"{table['samples']} samples per step count, {over}{step}. "
-    note += "NFE: network evaluations per image."
+    note += "NFE: network evaluations per image" + ", the mean of those that were made." * mean + "." * (not mean)
     floor = about_floors(table)
     measured_by = f"\n{table['protocol']['line']}\n" if "protocol" in table else ""
     return f"{body}\n\n{table['monotone']['verdict']} {note} {floor}\n{measured_by}"
+
+
+def counted(nfe):
+    """Returns a number of network evaluations as text, to four digits where it is a mean."""
+    return f"{nfe:.4g}" if isinstance(nfe, float) else str(nfe)
 
 
 def floors(table):

@@ -230,7 +230,7 @@ def _best(sweep: Mapping[str, Any]) -> list[str]:
     def told(cell: Mapping[str, Any]) -> str:
         spread = f" ± {cell['spread']:.1g}" if len(sweep["seeds"]) > 1 else ""
         close = f", within the spread of {cell['second']}" if cell["close"] and len(sweep["seeds"]) > 1 else ""
-        return f"{name_of(cell, axes)} ({cell['value']:.3g}{spread}, {cell['nfe']} NFE{close})"
+        return f"{name_of(cell, axes)} ({cell['value']:.3g}{spread}, {_nfe(cell['nfe'])}{close})"
 
     overall = sweep["best"]["overall"]
     return [
@@ -253,6 +253,10 @@ def _title(sweep: Mapping[str, Any], name: str) -> str:
     first = next(row for line in sweep["lines"] for row in line["rows"])
     table = {"rows": [first], "reference": sweep["reference"]}
     return anystep.long_title(table, name) if not name.endswith(HELD_OUT) else anystep.titles(table)[name]
+
+
+def _nfe(nfe: int | float) -> str:
+    return f"{anystep.counted(nfe)} {'mean ' * isinstance(nfe, float)}NFE"
 
 
 def _steps(steps: int) -> str:

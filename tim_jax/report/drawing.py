@@ -54,7 +54,7 @@ class Drawn:
         own: the run's own sampler.
         captions: labels or prompts of the samples.
         samples: {sampler: {steps: bytes (n, H, W, 3)}}; image i of all has the same noise.
-        evaluations: {sampler: {steps: network evaluations per image}}.
+        evaluations: {sampler: {steps: network evaluations per image, a float where it is their mean}}.
         paths: {steps: trajectories of the first samples by the run's own sampler}.
         nearest: samples (n, H, W, 3), the training images nearest to them, and Euclidean distances (n,); None if they
             were not looked for.
@@ -66,7 +66,7 @@ class Drawn:
     own: str
     captions: list[str]
     samples: dict[str, dict[int, np.ndarray]]
-    evaluations: dict[str, dict[int, int]]
+    evaluations: dict[str, dict[int, int | float]]
     paths: dict[int, Path]
     nearest: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     why: str = ""
@@ -158,7 +158,9 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
     generator = open_generator(first, min(count, first.config.sampling.batch_size))
     generator.load()
     samples: dict[str, dict[int, np.ndarray]] = {name: {} for name in runs}
-    nfe = {name: {n: evaluations(run.transport, n, run.sampling) for n in steps} for name, run in runs.items()}
+    nfe: dict[str, dict[int, int | float]] = {
+        name: {n: evaluations(run.transport, n, run.sampling) for n in steps} for name, run in runs.items()
+    }
     own = next(iter(runs))
     long = [n for n in sorted(steps) if 1 < n <= PATH_STEPS][-3:]
     total = sum(map(sum, (each.values() for each in nfe.values()))) + sum(nfe[own][n] for n in long)
@@ -170,6 +172,7 @@ def draw(folder: epath.Path, runs: dict[str, Run], steps: Sequence[int], count: 
                 images = generator.images(weights, generator.times(n), conditions, seed=SEED)
                 samples[name][n] = pictures.to_uint8(np.concatenate(list(images)))
                 bar.update(nfe[name][n])
+                nfe[name][n] = generator.nfe
             for n in long if name == own else ():
                 paths[n] = trajectories(generator, weights, conditions[:PATHS], n)
                 bar.update(nfe[name][n])

@@ -51,7 +51,7 @@ def samples_section(drawn: Drawn) -> Markup:
     data = {
         "steps": steps,
         "samplers": list(drawn.samples),
-        "nfe": [[drawn.evaluations[name][n] for n in steps] for name in drawn.samples],
+        "nfe": [[round(drawn.evaluations[name][n], 2) for n in steps] for name in drawn.samples],
         "images": list(uris.values()),
         "captions": drawn.captions,
     }
@@ -81,9 +81,10 @@ def samples_section(drawn: Drawn) -> Markup:
     )
 
 
-def steps_told(steps: int, nfe: int) -> str:
+def steps_told(steps: int, nfe: int | float) -> str:
     """Returns a number of steps with what it costs."""
-    return f"{steps} step{'s' * (steps > 1)}, {nfe} evaluation{'s' * (nfe > 1)}"
+    mean = " on average" if isinstance(nfe, float) else ""
+    return f"{steps} step{'s' * (steps > 1)}, {nfe:.4g} evaluation{'s' * (nfe > 1)}{mean}"
 
 
 def paths_section(drawn: Drawn) -> Markup:

@@ -47,7 +47,7 @@ def any_step_table(
         generator: see `measurement_generator`.
         weights: parameters of the network.
         conditions: labels or prompts of the samples of each step count and seed, see `sample_conditions`.
-        nfe: {steps: network evaluations per image}.
+        nfe: {steps: network evaluations per image}, at most; the table has those that there were.
         seeds: of the noise.
         progress: called as progress(done, total, line) after every set of samples.
 
@@ -60,13 +60,19 @@ def any_step_table(
     yardstick, count = measurement.yardstick, len(conditions)
     compile_for(generator, weights, conditions, sorted(nfe))
     shown: dict[int, np.ndarray] = {}
+    counted: dict[int, list[int | float]] = {steps: [] for steps in nfe}
 
     def figures(steps: int, seed: int) -> tuple[dict[str, float], float]:
-        return measure(measurement, generator, weights, conditions, steps, seed, shown)
+        found = measure(measurement, generator, weights, conditions, steps, seed, shown)
+        counted[steps].append(generator.nfe)
+        return found
+
+    def counts(steps: int) -> int | float:
+        return mean_nfe(counted[steps])
 
     protocol = measurement.protocol(generator.run.sampling, count, seeds)
     floor = yardstick.floor(seeds)
-    table = anystep.any_step_table(figures, nfe, seeds, count, floor, nfe.get, progress, protocol)
+    table = anystep.any_step_table(figures, nfe, seeds, count, floor, counts, progress, protocol)
     return table | measurement.real_images(count, seeds), shown
 
 
@@ -120,7 +126,7 @@ class Way:
 
     Attributes:
         run: the run, with that sampling.
-        nfe: {steps: network evaluations per image}.
+        nfe: {steps: network evaluations per image}, at most.
     """
 
     run: Run
@@ -271,8 +277,13 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
 
 
 def network_evaluations(run: Run, steps: Sequence[int]) -> dict[int, int]:
-    """{steps: network evaluations per image} of a run's sampler. Raises ValueError for steps that it cannot take."""
+    """{steps: network evaluations per image, at most} of a run's sampler. Raises ValueError for invalid steps."""
     return {each: evaluations(run.transport, each, run.sampling) for each in steps}
+
+
+def mean_nfe(counts: Sequence[int | float]) -> int | float:
+    """The mean of `Generator.nfe` over sets of as many samples each: a whole number where no sampler skips any."""
+    return counts[0] if isinstance(counts[0], int) else float(np.mean(counts))
 
 
 class Progress:

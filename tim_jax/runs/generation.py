@@ -32,7 +32,8 @@ from tim_jax.transitions.sampling.planning import (
     time_grid,
 )
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, without_first
-from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.sampler import sample_and_count
+from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import Sampling
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
@@ -117,12 +118,22 @@ class Generator:
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
+        self.evaluations = np.zeros(0, int)  # (n,) of each image drawn since the latest call, guided ones twice
 
     def sampled_by(self, sampling: Sampling) -> "Generator":
         """A generator that samples otherwise, with the same programs and encoders."""
         other = copy.copy(self)
         other.run = dataclasses.replace(self.run, sampling=sampling)
         return other
+
+    @property
+    def nfe(self) -> int | float:
+        """The mean of `evaluations`: as a float where the sampler skips some, otherwise a whole number.
+
+        In sweeps (`sampling.parallel`) as many are counted as there are one after another.
+        """
+        mean = float(self.evaluations.mean())
+        return mean if SAMPLERS[self.run.sampling.sampler].skips else int(mean)
 
     def has_compiled(self, steps: int) -> bool:
         """Whether the program that samples in so many steps, from noise and at the default size, has been compiled."""
@@ -260,6 +271,7 @@ class Generator:
         program = _program(plan, way, "noise" if start is None else "pair" if from_pair else "states")
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
+        self.evaluations = np.zeros(0, int)
         for first in range(0, len(conditions), self.batch_size):
             indices = self._put(repeated(numbers[first:].astype(np.uint32), self.batch_size))
             condition, null = self._encode(repeated(conditions[first:], self.batch_size))
@@ -270,10 +282,11 @@ class Generator:
             self._compiled.add(program)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
-                found, sweeps = self._sample(
+                found, sweeps, evaluations = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, way
                 )
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
+            self.evaluations = np.append(self.evaluations, np.asarray(evaluations)[:left])
             yield examples[ends, :left] if trajectory else examples[:left]
 
     def images(self, weights: Any, times: np.ndarray, conditions: Conditions, *, seed: int = 0) -> Iterator[np.ndarray]:
@@ -299,11 +312,11 @@ class Generator:
         start: jax.Array | None,
         guidance: jax.Array,
         way: "_Way",
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
         `guidance` is what `guidance_values` returns. With the samples, it returns how many calls of the network they
-        took.
+        took one after another at most, and how many evaluations each image (batch_size,).
         """
         run = self.run
         keys = image_keys(seed, indices)
@@ -322,9 +335,12 @@ class Generator:
         net = with_int8(run.net(weights)) if way.int8 else run.net(weights)
         if way.parallel:
             states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, way.parallel, way.tolerance)
-            return states if way.trajectory else states[-1], sweeps
-        states = sample(net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair)
-        return states, count
+            each = jnp.full(len(x), count + plan.guided.sum())
+            return states if way.trajectory else states[-1], sweeps, each
+        states, each = sample_and_count(
+            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair
+        )
+        return states, count, each
 
     def _put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
@@ -359,7 +375,7 @@ def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool =
 
 def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
     """What tells compiled programs of a generator from one another."""
-    return way, plan.a.shape, start
+    return way, plan.a.shape, jax.tree.structure(plan), start
 
 
 def open_generator(run: Run, batch_size: int) -> Generator:

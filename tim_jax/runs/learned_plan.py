@@ -80,9 +80,15 @@ def begin_from(run: Run, steps: Sequence[int]) -> Run:
     """Returns the run with its sampler's own plan.
 
     Raises:
-        ValueError: if the sampler takes fresh noise, or there are no times for one of the numbers of steps.
+        ValueError: if the sampler takes fresh noise or has weights of each image's own, or there are no times for one
+            of the numbers of steps.
     """
     sampling = dataclasses.replace(run.sampling, plan="sampler", learned=None)
+    if SAMPLERS[sampling.sampler].per_image:
+        raise ValueError(
+            f"sampling.sampler is {sampling.sampler!r}; it must be one with the same weights for all images, for a "
+            "plan to be learned"
+        )
     if plan_in_time(run.transport, make_grid("uniform", run.transport, 4), sampling).c.any():
         raise ValueError(
             f"sampling.sampler, sampling.stochasticity are {sampling.sampler!r}, {sampling.stochasticity}; they must "
@@ -218,7 +224,7 @@ def write(
         if all(before[key] == record[key] for key in ("of", "settings")):
             record = before
     for one in learned:
-        parts = {name: part.tolist() for name, part in one.plan._asdict().items()}
+        parts = {name: part.tolist() for name, part in one.plan.arrays().items()}
         figures = {"before": one.before, "after": one.after, "count": count, "seed": seed, "iterations": iterations}
         record["plans"][str(one.steps)], record["measured"][str(one.steps)] = parts, figures
     files.replace(folder / FILE, (json.dumps(record) + "\n").encode())
@@ -226,4 +232,5 @@ def write(
 
 def _plan_of(record: dict[str, list]) -> SamplingPlan:
     """The plan that `write` has written."""
-    return SamplingPlan(**{name: np.array(part, bool if name == "guided" else float) for name, part in record.items()})
+    parts: dict[str, Any] = {name: np.array(part, bool if name == "guided" else float) for name, part in record.items()}
+    return SamplingPlan(**parts)

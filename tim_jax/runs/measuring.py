@@ -184,7 +184,7 @@ def protocol_of(
     plan = {}
     if sampling.plan == "learned":
         known = sampling.learned.plans if sampling.learned else {}
-        parts = {steps: [part.tolist() for part in one] for steps, one in sorted(known.items())}
+        parts = {steps: [part.tolist() for part in one.arrays().values()] for steps, one in sorted(known.items())}
         plan = {"plan": f"learned {_digest(parts)}"}
     guided = sampling.guidance != 1
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8

@@ -220,7 +220,7 @@ def open_pairs(
         former["source"] = source.former_fingerprint()
     found: dict[str, Any] = {"times": times.tolist()} if run.sampling.optimal_times else {}
     if run.sampling.plan == "learned":
-        found |= {"plan": [part.tolist() for part in plan]}
+        found |= {"plan": [part.tolist() for part in plan.arrays().values()]}
     depends_on |= {"sampling": sampling_record(run, step, seed) | found}
     devices.announce()
     shard_job.print_once(cache)

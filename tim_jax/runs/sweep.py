@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from tim_jax.evaluation import anystep, sweep
 from tim_jax.evaluation.protocol import Protocol
-from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, measure
+from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, mean_nfe, measure
 from tim_jax.runs.generation import load_weights
 from tim_jax.runs.measuring import Measurement
 from tim_jax.system import files, paths
@@ -46,7 +46,7 @@ class Store:
                 continue
 
     def get(self, of: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What was measured, {"figures", "seconds"} or {"failure"}, of exactly that; None if nothing was."""
+        """What was measured, {"figures", "seconds", "nfe"} or {"failure"}, of exactly that; None if nothing was."""
         return self._known.get(key_of(of))
 
     def add(self, of: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ def _measure(
         compile_for(generator, weights, job.conditions, [steps])
         try:
             figures, seconds = measure(measurement, generator, weights, job.conditions, steps, seed)
-            found: dict[str, Any] = {"figures": figures, "seconds": seconds / job.count}
+            found: dict[str, Any] = {"figures": figures, "seconds": seconds / job.count, "nfe": generator.nfe}
             (name, value), *_ = figures.items()
             said = f"{name} {value:.4g}"
         except ValueError as error:  # samples that are not finite
@@ -165,7 +165,8 @@ def _line(
             failures[str(steps)] = failed[0]
         else:
             seconds = [each["seconds"] for each in found]
-            rows.append(anystep.make_row(steps, way.nfe[steps], [each["figures"] for each in found], seconds))
+            nfe = mean_nfe([each.get("nfe", way.nfe[steps]) for each in found])  # earlier lines do not say
+            rows.append(anystep.make_row(steps, nfe, [each["figures"] for each in found], seconds))
     record = protocol.record()
     axes = {name: record[name] for name in sweep.AXES}
     return {**axes, "protocol": record, "rows": rows, "failures": failures}

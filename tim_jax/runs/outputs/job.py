@@ -65,14 +65,20 @@ class SampleJob:
         names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
         writer = SampleWriter(settings, generator.run, self.step, requests, factor, names)
         total = len(settings.steps) * sum(request.count for request in requests)
+        counted: dict[int, list[np.ndarray]] = {steps: [] for steps in settings.steps}
         with Bar(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
             for steps in settings.steps:
+
+                def progress(count: int, counts: list[np.ndarray] = counted[steps]) -> None:
+                    counts.append(generator.evaluations[-count:])
+                    bar.update(count)
+
                 times = generator.times(steps, settings.start)
                 start = self.start_states(times, examples)
                 if examples is not None and start is not None:
                     writer.arrays[f"start{steps}"] = start
                 for samples in draw(
-                    generator, self.weights, times, requests, seed=settings.seed, start=start, progress=bar.update
+                    generator, self.weights, times, requests, seed=settings.seed, start=start, progress=progress
                 ):
                     writer.add(steps, samples)
         if jax.process_index() > 0:
@@ -82,6 +88,9 @@ class SampleJob:
             f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
             f"training step {self.step}, in {writer.folder}:"
         ]
+        if SAMPLERS[generator.run.sampling.sampler].skips:
+            for steps, counts in counted.items():
+                lines.append(f"  {steps} steps: mean NFE {np.concatenate(counts).mean():.4g}")
         if examples is not None and settings.start is None and not settings.interpolate:
             for steps in settings.steps:
                 off = np.sqrt(np.mean((writer.arrays[f"steps{steps}"] - examples) ** 2))

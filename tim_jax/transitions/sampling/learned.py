@@ -58,8 +58,10 @@ def family(start: SamplingPlan, last: float, evaluations: int) -> Family:
         evaluations: The number of evaluations in a step.
 
     Raises:
-        ValueError: The plan has fresh noise.
+        ValueError: The plan has fresh noise, or depends on the image.
     """
+    if start.rule is not None:
+        raise ValueError("start.rule is given; it must be None, as a plan is learned for all images alike")
     if start.c.any():
         raise ValueError(f"start.c is up to {start.c.max():g}; it must be 0, as a plan is learned without fresh noise")
     times, index = np.unique(np.concatenate([start.t, start.s, [last]]), return_inverse=True)

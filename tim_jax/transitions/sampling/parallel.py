@@ -58,7 +58,7 @@ def sample_parallel(
     """
     count, memory = plan.a.shape
     window = min(window, count)
-    t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
+    t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in (plan.t, plan.s, plan.a, plan.b, plan.c))
     guided_n = jnp.asarray(plan.guided)
     numbers = jnp.arange(count + 1).at[0].set(FIRST)
     predict = jax.vmap(predictor(net, condition, null_condition, guidance))

@@ -144,7 +144,10 @@ def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) ->
 
 
 def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
-    """Returns the number of network evaluations per image; those with guidance count twice."""
+    """Returns the number of network evaluations per image, at most where the sampler skips some.
+
+    Those with guidance count twice.
+    """
     plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
     return len(plan.t) + int(plan.guided.sum())
 
@@ -184,4 +187,7 @@ def padded(plan: SamplingPlan) -> SamplingPlan:
     """Returns the plan with evaluations appended that do not take place, to PADDED or the next power of two."""
     count = len(plan.t)
     length = max(PADDED, 1 << (count - 1).bit_length())
-    return SamplingPlan(*(np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]) for part in plan))
+    longer: SamplingPlan = jax.tree.map(
+        lambda part: np.concatenate([part, np.repeat(part[-1:], length - count, axis=0)]), plan
+    )
+    return longer

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, determinant
+from tim_jax.transitions.sampling.rules import Rule
 from tim_jax.transitions.transports import Scalar, Transport
 
 HostScalar: TypeAlias = Callable[[np.ndarray], np.ndarray]  # a scalar function of float64 arrays, elementwise
@@ -29,6 +30,7 @@ class SamplingPlan(NamedTuple):
         a, b: The weights (n, K) of the last K states and predictions, the latest first.
         c: The weight (n + 1,) of fresh noise in each state, of which the first is what is given.
         guided: (n,) bool, where guidance acts; all others are float64.
+        rule: What of it depends on the image, if anything does.
     """
 
     t: np.ndarray
@@ -37,6 +39,11 @@ class SamplingPlan(NamedTuple):
     b: np.ndarray
     c: np.ndarray
     guided: np.ndarray
+    rule: Rule | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns times, weights and where guidance acts, by name: all but the rule."""
+        return {name: part for name, part in self._asdict().items() if name != "rule"}
 
 
 def on_host(f: Scalar) -> HostScalar:
@@ -142,24 +149,26 @@ def in_turn(*plans: SamplingPlan) -> SamplingPlan:
     def interleave(*parts: np.ndarray) -> np.ndarray:
         return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    later = [_remembering(plan, memory)._replace(c=plan.c[1:]) for plan in plans]
-    joined = SamplingPlan(*map(interleave, *later))
+    later = [remembering(plan, memory)._replace(c=plan.c[1:]) for plan in plans]
+    joined: SamplingPlan = jax.tree.map(interleave, *later)
     return joined._replace(c=np.append(plans[0].c[0], joined.c))
 
 
 def then(first: SamplingPlan, second: SamplingPlan) -> SamplingPlan:
     """Returns the plan of all evaluations of one plan, then those of another, which adds no noise to its start."""
     memory = max(first.a.shape[1], second.a.shape[1])
-    later = _remembering(second, memory)._replace(c=second.c[1:])
-    return SamplingPlan(*(np.concatenate(parts) for parts in zip(_remembering(first, memory), later, strict=True)))
+    later = remembering(second, memory)._replace(c=second.c[1:])
+    joined: SamplingPlan = jax.tree.map(lambda *parts: np.concatenate(parts), remembering(first, memory), later)
+    return joined
 
 
 def without_first(plan: SamplingPlan) -> SamplingPlan:
     """Returns the plan of all evaluations but the first, for a run that continues from the two states around it."""
-    return SamplingPlan(*(part[1:] for part in plan))
+    later: SamplingPlan = jax.tree.map(lambda part: part[1:], plan)
+    return later
 
 
-def _remembering(plan: SamplingPlan, memory: int) -> SamplingPlan:
+def remembering(plan: SamplingPlan, memory: int) -> SamplingPlan:
     """Returns the plan with weights of 0 for states and predictions that it does not look back at."""
     wider = ((0, 0), (0, memory - plan.a.shape[1]))
     return plan._replace(a=np.pad(plan.a, wider), b=np.pad(plan.b, wider))
@@ -169,6 +178,13 @@ def data_prediction(host: HostTransport, t: np.ndarray) -> tuple[np.ndarray, np.
     """Returns x̂ = (σ̂_t x_t − σ_t F)/C_t as weights of x_t and F."""
     C = host.determinant(t)
     return host.sigma_hat(t) / C, -host.sigma(t) / C
+
+
+def straight_slope(transport: Transport, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ε̂ − x̂, the slope of x/(α + σ) over σ/(α + σ), as weights of x_t and F, elementwise."""
+    host = host_transport(transport)
+    C = host.determinant(t)
+    return -(host.alpha_hat(t) + host.sigma_hat(t)) / C, (host.alpha(t) + host.sigma(t)) / C
 
 
 def velocity(transport: Transport, t: np.ndarray, w: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:

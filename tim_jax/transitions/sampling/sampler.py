@@ -1,7 +1,7 @@
 """Sampling: from noise at T_max to data at T_min by a plan of network evaluations (see `plans.py`), in one loop."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,18 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.sampling.noise import FIRST, fresh_noise
 from tim_jax.transitions.sampling.plans import SamplingPlan
+from tim_jax.transitions.sampling.rules import Arrays, Tally, predict_where_needed, tally
 from tim_jax.types import PyTree, Query
 
 Predictor: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (x, t, s, guided) → F
-Carry: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # the last states and predictions
+
+
+class _Carry(NamedTuple):
+    """The last states and predictions, the latest first, and what is counted where evaluations may be skipped."""
+
+    states: Arrays
+    predictions: Arrays
+    tally: Tally | None
 
 
 def predictor(net: Net, condition: PyTree, null_condition: PyTree, guidance: float | jax.Array) -> Predictor:
@@ -72,35 +80,88 @@ def sample(
         Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
         (n + 1, B, …) before and after every evaluation.
     """
+    return _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair)[0]
 
-    predict = predictor(net, condition, null_condition, guidance)
+
+def sample_and_count(
+    net: Net,
+    plan: SamplingPlan,
+    x: jax.Array,
+    condition: PyTree,
+    null_condition: PyTree,
+    keys: jax.Array,
+    guidance: float | jax.Array = 1.0,
+    trajectory: bool = False,
+    count: jax.Array | int | None = None,
+    before: jax.Array | None = None,
+    pair: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a plan as `sample` does, and returns beside its samples the evaluations (B,) that each image took.
+
+    Those with guidance count twice.
+    """
+    states, counted = _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair)
+    if counted is not None:
+        return states, counted.evaluations
+    takes_place = jnp.arange(len(plan.t)) < (len(plan.t) if count is None or trajectory else count)
+    each = jnp.where(takes_place, 1 + jnp.asarray(plan.guided, jnp.int32), 0).sum()
+    return states, jnp.full(len(x), each)
+
+
+def _run(
+    net: Net,
+    plan: SamplingPlan,
+    x: jax.Array,
+    condition: PyTree,
+    null_condition: PyTree,
+    keys: jax.Array,
+    guidance: float | jax.Array,
+    trajectory: bool,
+    count: jax.Array | int | None,
+    before: jax.Array | None,
+    pair: bool,
+) -> tuple[jax.Array, Tally | None]:
+    """What `sample` returns, and what was counted where evaluations may be skipped."""
+    predict, rule = predictor(net, condition, null_condition, guidance), plan.rule
 
     def noised(state: jax.Array, c: jax.Array, which: jax.Array | int) -> jax.Array:
         fresh: jax.Array = jax.lax.cond(c > 0, lambda: fresh_noise(keys, which, x), lambda: jnp.zeros_like(x))
         return state + c * fresh
 
-    t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in plan[:-1])
+    t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in (plan.t, plan.s, plan.a, plan.b, plan.c))
     guided_n = jnp.asarray(plan.guided)
+    known_n = None if rule is None else jax.tree.map(lambda part: jnp.asarray(part, x.dtype), rule.known)
 
-    def evaluate(index: jax.Array, carry: Carry) -> Carry:
-        states, predictions = carry  # the latest first
+    def evaluate(index: jax.Array, carry: _Carry) -> _Carry:
+        states, predictions, counted = carry
         t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
-        predictions = (predict(states[0], t, s, guided), *predictions[:-1])
+        known = jax.tree.map(lambda part: part[index], known_n)
+        if rule is None or rule.guess is None or counted is None:
+            F = predict(states[0], t, s, guided)
+        else:
+            network, cost = (lambda: predict(states[0], t, s, guided)), 1 + guided.astype(jnp.int32)
+            F, counted = predict_where_needed(rule.guess, known, states, predictions, counted, network, cost)
+        predictions = (F, *predictions[:-1])
+        if rule is not None and rule.correct is not None:
+            changes = rule.correct(known, states, predictions)
+            # (K, B, 1, …), the weights of each image.
+            a, b = (jnp.expand_dims(own[:, None] + new.T, range(2, x.ndim + 1)) for own, new in zip((a, b), changes))
         pairs = zip(states, predictions, strict=True)
         terms = [a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)]
-        return (noised(sum(terms[1:], terms[0]), c, index + 1), *states[:-1]), predictions
+        return _Carry((noised(sum(terms[1:], terms[0]), c, index + 1), *states[:-1]), predictions, counted)
 
     length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)
     earlier = ([] if before is None else [before]) + [nothing] * memory
-    carry = (noised(x, c_n[0], FIRST), *earlier[: memory - 1]), (nothing,) * memory
+    counted = None if rule is None or rule.guess is None else tally(memory, len(x))
+    carry = _Carry((noised(x, c_n[0], FIRST), *earlier[: memory - 1]), (nothing,) * memory, counted)
     if not trajectory:
-        last: Carry = jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)
-        return jnp.stack(last[0][:2], axis=1) if pair else last[0][0]
+        last: _Carry = jax.lax.fori_loop(0, length if count is None else count, evaluate, carry)
+        return jnp.stack(last.states[:2], axis=1) if pair else last.states[0], last.tally
 
-    def collect(carry: Carry, index: jax.Array) -> tuple[Carry, jax.Array]:
+    def collect(carry: _Carry, index: jax.Array) -> tuple[_Carry, jax.Array]:
         carry = evaluate(index, carry)
-        return carry, carry[0][0]
+        return carry, carry.states[0]
 
-    _, states = jax.lax.scan(collect, carry, jnp.arange(length))
-    return jnp.concatenate([x[None], states] if before is None else [before[None], x[None], states])
+    last, states = jax.lax.scan(collect, carry, jnp.arange(length))
+    return jnp.concatenate([x[None], states] if before is None else [before[None], x[None], states]), last.tally

@@ -5,12 +5,14 @@ import functools
 from collections.abc import Callable
 
 from tim_jax.transitions.sampling import published
+from tim_jax.transitions.sampling.a_flops import a_flops
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
 from tim_jax.transitions.sampling.epd import epd
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, multistep
 from tim_jax.transitions.sampling.jumps import consistency, euler, flow_map, heun, pseudo_corrector
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.reversible import leapfrog
+from tim_jax.transitions.sampling.sada import sada
 from tim_jax.transitions.sampling.unipc import unipc
 
 
@@ -27,6 +29,8 @@ class Sampler:
         diagonal: Whether the network is evaluated at r = t alone.
         order: The power of the step that the error falls with: that of states, or with fresh noise that of their mean
             and standard deviation; 0: the jumps of a flow map, which are as good as the network.
+        per_image: Whether weights or evaluations depend on the image: neither taken in sweeps nor learned.
+        skips: Whether evaluations are skipped that an image does without: their number is what there are at most.
         keys: The settings, attributes of `Sampling`, that it takes.
     """
 
@@ -37,6 +41,8 @@ class Sampler:
     single_step: bool = False
     diagonal: bool = False
     order: int = 0
+    per_image: bool = False
+    skips: bool = False
     keys: tuple[str, ...] = ()
 
 
@@ -72,6 +78,8 @@ SAMPLERS = {
     "er_sde_1": _multistep(published.er_sde, 1, 1),
     "er_sde_2": _multistep(published.er_sde, 2, 1),
     "er_sde_3": _multistep(published.er_sde, 3, 1),
+    "a_flops": Sampler(a_flops, diagonal=True, order=2, per_image=True),
+    "sada": Sampler(sada, diagonal=True, order=1, per_image=True, skips=True),
     "sde": Sampler(euler_maruyama, diagonal=True, order=1, keys=_DIFFUSION),
     "sde_heun": Sampler(sde_heun, evaluations=2, diagonal=True, order=1, keys=_DIFFUSION),
     "consistency": Sampler(consistency),

@@ -133,6 +133,16 @@ class Sampling:
             raise ValueError(
                 f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
             )
+        if self.plan == "learned" and SAMPLERS[self.sampler].per_image:
+            raise ValueError(
+                f"sampling.sampler is {self.sampler!r}; it must be one with the same weights for all images, with "
+                "sampling.plan 'learned'"
+            )
+        if self.parallel and SAMPLERS[self.sampler].per_image:
+            raise ValueError(
+                f"sampling.parallel is {self.parallel}; it must be 0 with sampling.sampler {self.sampler!r}, whose "
+                "steps depend on the image"
+            )
         if self.plan == "learned" and self.stochasticity:
             raise ValueError(
                 f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.plan 'learned', which has "
