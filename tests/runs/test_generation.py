@@ -190,3 +190,16 @@ def test_the_default_sampler_is_the_objectives():
     assert make_run().sampling.sampler == "flow_map"
     assert make_run(objective__name="flow_matching").sampling.sampler == "euler"
     assert make_run(objective__name="flow_matching", sampling__sampler="heun").sampling.sampler == "heun"
+
+
+def test_evaluations_are_counted_image_by_image(run):
+    """Whatever the batches, of which the last one repeats images; a mean only where some may be skipped."""
+    heun = Generator(dataclasses.replace(run, sampling=Sampling(sampler="heun", guidance=2.0)), 4)
+    heun({}, LABELS, steps=3)
+    assert heun.nfe == 12 and isinstance(heun.nfe, int) and heun.evaluations.tolist() == 6 * [12]
+    skipping = dataclasses.replace(run, sampling=Sampling(sampler="sada"))
+    whole, halves = Generator(skipping, 6), Generator(skipping, 4)
+    images = whole({}, LABELS, steps=16)
+    np.testing.assert_allclose(halves({}, LABELS, steps=16), images, atol=1e-6)
+    assert halves.evaluations.tolist() == whole.evaluations.tolist() and max(whole.evaluations) < 16
+    assert whole.nfe == np.mean(whole.evaluations) and isinstance(whole.nfe, float)
