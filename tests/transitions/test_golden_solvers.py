@@ -14,11 +14,14 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
 from tim_jax.transitions.sampling.epd import parallel_gradients
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, in_ratio, in_time
+from tim_jax.transitions.sampling.flowturbo import continues, ends, flowturbo, kinds
 from tim_jax.transitions.sampling.jumps import pseudo_corrector
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.published import dpm_solver, er_sde
 from tim_jax.transitions.sampling.sada import instability
+from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.unipc import unipc
+from tim_jax.types import Output
 
 
 def probe(arrays):
@@ -113,6 +116,38 @@ def test_reverse_sdes(case, golden):
     predict, expected = probe(arrays), arrays[f"{case}/result"]
     found = solve(plan, lambda x, j: predict(x, plan.t[j]), arrays["z"], noise)[-1]
     np.testing.assert_allclose(found, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["H/H", "P/P", "H2P/HP", "H2P2R/HPR", "H1R/R"])
+def test_flowturbo(case, golden, x64):
+    arrays, (pattern, name) = golden("flowturbo.npz"), case.split("/")
+    refine = {key.removeprefix("refiner/"): part for key, part in arrays.items() if key.startswith("refiner/")}
+    transport = TRANSPORTS["ot_fm"]()
+    plan = flowturbo(transport, 1 - arrays["tau"], pattern)
+
+    def net(weights, extra):
+        def answer(q):
+            W1, a, d, e = (weights[part] for part in ("W1", "a", "d", "e"))
+            flat, pre = q.x_t.reshape(3, -1), e[arrays["labels"]] + d
+            if extra:
+                pre = pre + q.condition["prediction"].reshape(3, -1) @ weights["g"].T
+            F = (jnp.tanh(flat @ W1.T + a[None] * q.t[:, None] + pre) @ weights["W2"].T).reshape(q.x_t.shape)
+            return Output(F + q.condition["prediction"] if extra else F)
+
+        return lambda queries: tuple(map(answer, queries))
+
+    x, keys = jnp.asarray(arrays["z"]), jax.random.split(jax.random.key(0), 3)
+    states = sample(
+        net(arrays, False), plan, x, None, None, keys, trajectory=True, refiner=net(refine, True)
+    )
+    expected = arrays[f"{name}/trajectory"]
+    np.testing.assert_allclose(states[-1], expected[-1], atol=1e-12)
+    of_steps = kinds(pattern, 5)
+    assert [ord(letter) for letter in of_steps] == arrays[f"{name}/steps"].tolist()
+    found = states[ends(pattern, 5)]
+    for i in range(5):
+        if not continues(of_steps, i):  # where the state is a predicted one
+            np.testing.assert_allclose(found[i], expected[i], atol=1e-12)
 
 
 def test_the_pseudo_corrector(golden):

@@ -84,10 +84,10 @@ def begin_from(run: Run, steps: Sequence[int]) -> Run:
             of the numbers of steps.
     """
     sampling = dataclasses.replace(run.sampling, plan="sampler", learned=None)
-    if SAMPLERS[sampling.sampler].per_image:
+    if not sampling.linear:
         raise ValueError(
-            f"sampling.sampler is {sampling.sampler!r}; it must be one with the same weights for all images, for a "
-            "plan to be learned"
+            f"sampling.sampler is {sampling.sampler!r}; it must be one with the same weights for all images, and no "
+            "refiner, for a plan to be learned"
         )
     if plan_in_time(run.transport, make_grid("uniform", run.transport, 4), sampling).c.any():
         raise ValueError(

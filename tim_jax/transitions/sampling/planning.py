@@ -146,10 +146,11 @@ def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) ->
 def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
     """Returns the number of network evaluations per image, at most where the sampler skips some.
 
-    Those with guidance count twice.
+    Those with guidance count twice, and those of a refiner not at all.
     """
     plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
-    return len(plan.t) + int(plan.guided.sum())
+    made = np.ones(len(plan.t), bool) if plan.refined is None else plan.refined < 0
+    return int(made.sum() + (plan.guided & made).sum())
 
 
 def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) -> int:
@@ -167,7 +168,10 @@ def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) ->
 
 def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndarray:
     """Returns after how many evaluations of a plan each of the times (steps + 1,) is reached, 0 first."""
-    return np.append(SAMPLERS[sampling.sampler].evaluations * np.arange(steps), len(plan.t))
+    sampler = SAMPLERS[sampling.sampler]
+    if sampler.ends:
+        return sampler.ends(steps=steps, **{key: getattr(sampling, key) for key in sampler.keys})
+    return np.append(sampler.evaluations * np.arange(steps), len(plan.t))
 
 
 def check_pairs(sampling: Sampling, steps: int) -> None:

@@ -31,6 +31,8 @@ class SamplingPlan(NamedTuple):
         c: The weight (n + 1,) of fresh noise in each state, of which the first is what is given.
         guided: (n,) bool, where guidance acts; all others are float64.
         rule: What of it depends on the image, if anything does.
+        refined: (n,) how many predictions before the last one lies that a refiner makes each of, −1 where the network
+            predicts; None where it always does.
     """
 
     t: np.ndarray
@@ -40,10 +42,11 @@ class SamplingPlan(NamedTuple):
     c: np.ndarray
     guided: np.ndarray
     rule: Rule | None = None
+    refined: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns times, weights and where guidance acts, by name: all but the rule."""
-        return {name: part for name, part in self._asdict().items() if name != "rule"}
+        """Returns times, weights and where guidance acts, by name: all that every plan has."""
+        return {name: part for name, part in self._asdict().items() if name not in ("rule", "refined")}
 
 
 def on_host(f: Scalar) -> HostScalar:

@@ -58,6 +58,7 @@ def sample(
     count: jax.Array | int | None = None,
     before: jax.Array | None = None,
     pair: bool = False,
+    refiner: Net | None = None,
 ) -> jax.Array:
     """Runs a plan from given states.
 
@@ -75,12 +76,14 @@ def sample(
         before: The states (B, …) one evaluation before x, of which a plan of memory 2 may make use; by default there
             are none. A trajectory begins with them.
         pair: Whether to return the last two states.
+        refiner: The network that refines predictions, where the plan has it: its queries have the prediction that is
+            handed on as condition["prediction"]. It is never guided.
 
     Returns:
         Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
         (n + 1, B, …) before and after every evaluation.
     """
-    return _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair)[0]
+    return _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner)[0]
 
 
 def sample_and_count(
@@ -95,15 +98,20 @@ def sample_and_count(
     count: jax.Array | int | None = None,
     before: jax.Array | None = None,
     pair: bool = False,
+    refiner: Net | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a plan as `sample` does, and returns beside its samples the evaluations (B,) that each image took.
 
-    Those with guidance count twice.
+    Those with guidance count twice, and those of a refiner not at all.
     """
-    states, counted = _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair)
+    states, counted = _run(
+        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner
+    )
     if counted is not None:
         return states, counted.evaluations
     takes_place = jnp.arange(len(plan.t)) < (len(plan.t) if count is None or trajectory else count)
+    if plan.refined is not None:
+        takes_place &= jnp.asarray(plan.refined) < 0
     each = jnp.where(takes_place, 1 + jnp.asarray(plan.guided, jnp.int32), 0).sum()
     return states, jnp.full(len(x), each)
 
@@ -120,6 +128,7 @@ def _run(
     count: jax.Array | int | None,
     before: jax.Array | None,
     pair: bool,
+    refiner: Net | None,
 ) -> tuple[jax.Array, Tally | None]:
     """What `sample` returns, and what was counted where evaluations may be skipped."""
     predict, rule = predictor(net, condition, null_condition, guidance), plan.rule
@@ -127,6 +136,19 @@ def _run(
     def noised(state: jax.Array, c: jax.Array, which: jax.Array | int) -> jax.Array:
         fresh: jax.Array = jax.lax.cond(c > 0, lambda: fresh_noise(keys, which, x), lambda: jnp.zeros_like(x))
         return state + c * fresh
+
+    def refined(
+        back: jax.Array, x: jax.Array, predictions: Arrays, t: jax.Array, s: jax.Array, guided: jax.Array
+    ) -> jax.Array:
+        assert refiner is not None, "a plan with a refiner"
+
+        def refine() -> jax.Array:
+            handed = jnp.stack(predictions)[jnp.maximum(back, 0)]
+            inputs = (condition or {}) | {"prediction": handed}
+            return predictor(refiner, inputs, inputs, 1.0)(x, t, s, guided)
+
+        F: jax.Array = jax.lax.cond(back >= 0, refine, lambda: predict(x, t, s, guided))
+        return F
 
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in (plan.t, plan.s, plan.a, plan.b, plan.c))
     guided_n = jnp.asarray(plan.guided)
@@ -136,7 +158,9 @@ def _run(
         states, predictions, counted = carry
         t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
         known = jax.tree.map(lambda part: part[index], known_n)
-        if rule is None or rule.guess is None or counted is None:
+        if plan.refined is not None:
+            F = refined(jnp.asarray(plan.refined)[index], states[0], predictions, t, s, guided)
+        elif rule is None or rule.guess is None or counted is None:
             F = predict(states[0], t, s, guided)
         else:
             network, cost = (lambda: predict(states[0], t, s, guided)), 1 + guided.astype(jnp.int32)

@@ -4,11 +4,14 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import numpy as np
+
 from tim_jax.transitions.sampling import published
 from tim_jax.transitions.sampling.a_flops import a_flops
 from tim_jax.transitions.sampling.diffusion import euler_maruyama, sde_heun
 from tim_jax.transitions.sampling.epd import epd
 from tim_jax.transitions.sampling.exponential import dpm_solver_2s, dpm_solver_3s, multistep
+from tim_jax.transitions.sampling.flowturbo import ends, flowturbo
 from tim_jax.transitions.sampling.jumps import consistency, euler, flow_map, heun, pseudo_corrector
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.reversible import leapfrog
@@ -31,6 +34,8 @@ class Sampler:
             and standard deviation; 0: the jumps of a flow map, which are as good as the network.
         per_image: Whether weights or evaluations depend on the image: neither taken in sweeps nor learned.
         skips: Whether evaluations are skipped that an image does without: their number is what there are at most.
+        ends: Where steps have different numbers of evaluations: (keys, steps=) → after how many each of the times is
+            reached, (steps + 1,).
         keys: The settings, attributes of `Sampling`, that it takes.
     """
 
@@ -43,6 +48,7 @@ class Sampler:
     order: int = 0
     per_image: bool = False
     skips: bool = False
+    ends: Callable[..., np.ndarray] | None = None
     keys: tuple[str, ...] = ()
 
 
@@ -63,6 +69,7 @@ SAMPLERS = {
     "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1),
     "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True, diagonal=True, order=2),
     "pseudo_corrector": Sampler(pseudo_corrector, diagonal=True, order=2),
+    "flowturbo": Sampler(flowturbo, diagonal=True, order=2, ends=ends, keys=("pattern",)),
     "leapfrog": Sampler(leapfrog, invertible=True, reversible=True, diagonal=True, order=2),
     "dpm_solver_2s": Sampler(dpm_solver_2s, evaluations=2, single_step=True, diagonal=True, order=2),
     "dpm_solver_3s": Sampler(dpm_solver_3s, evaluations=3, single_step=True, diagonal=True, order=3),

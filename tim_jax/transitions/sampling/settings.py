@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tim_jax.transitions.sampling.diffusion import DIFFUSIONS, LAST_STEPS
 from tim_jax.transitions.sampling.exponential import NOISE_SCALES
+from tim_jax.transitions.sampling.flowturbo import check_pattern
 from tim_jax.transitions.sampling.grids import GRIDS
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.plans import SamplingPlan
@@ -38,6 +39,14 @@ UNUSED = {
     ("sampling.unipc_variant",): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "unipc_variant" in SAMPLERS[name].keys),
         lambda c: "unipc_variant" not in _keys(c.sampling.sampler),
+    ),
+    ("sampling.pattern",): (
+        "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "pattern" in SAMPLERS[name].keys),
+        lambda c: "pattern" not in _keys(c.sampling.sampler),
+    ),
+    ("sampling.refiner",): (
+        "no step of sampling.sampler is R of sampling.pattern",
+        lambda c: "pattern" not in _keys(c.sampling.sampler) or "R" not in c.sampling.pattern,
     ),
     ("sampling.diffusion", "sampling.diffusion_scale", "sampling.last_step"): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "diffusion" in SAMPLERS[name].keys),
@@ -84,6 +93,8 @@ class Sampling:
     stochasticity: float = 0.0  # of the flow map; 0: none
     stochastic: str = "renoise"  # renoise, or euler: as published
     noise_scale: str = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    pattern: str = "P"  # of flowturbo: H (Heun), P (pseudo-corrector), R (refiner) and numbers, such as H1P5R
+    refiner: str = ""  # of R in the pattern: a workdir of the objective velocity_refiner, or one of its checkpoints
     unipc_variant: str = "bh2"  # of unipc_2 and unipc_3: bh2, or bh1
     diffusion: str = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     diffusion_scale: float = 1.0
@@ -94,6 +105,16 @@ class Sampling:
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     learned: LearnedPlans | None = None
     guidance_input: bool = False
+
+    @property
+    def refines(self) -> bool:
+        """Whether a refiner takes part."""
+        return "pattern" in _keys(self.sampler) and "R" in self.pattern
+
+    @property
+    def linear(self) -> bool:
+        """Whether states follow from predictions by weights that are the same for all images."""
+        return not (SAMPLERS[self.sampler].per_image or self.refines)
 
     def depended_on(self) -> dict[str, Any]:
         """Returns the settings that a plan learned from this sampling depends on, by their names."""
@@ -133,12 +154,19 @@ class Sampling:
             raise ValueError(
                 f"sampling.stochasticity is {self.stochasticity}; it must be 0 with sampling.sampler {self.sampler!r}"
             )
-        if self.plan == "learned" and SAMPLERS[self.sampler].per_image:
+        if "pattern" in _keys(self.sampler):
+            check_pattern(self.pattern)
+        if self.refines and not self.refiner:
             raise ValueError(
-                f"sampling.sampler is {self.sampler!r}; it must be one with the same weights for all images, with "
-                "sampling.plan 'learned'"
+                f"sampling.refiner is {self.refiner!r}; it must be a workdir of the objective velocity_refiner, since "
+                f"sampling.pattern is {self.pattern!r}"
             )
-        if self.parallel and SAMPLERS[self.sampler].per_image:
+        if self.plan == "learned" and not self.linear:
+            raise ValueError(
+                f"sampling.sampler is {self.sampler!r}; it must be one with the same weights for all images, and no "
+                "refiner, with sampling.plan 'learned'"
+            )
+        if self.parallel and not self.linear:
             raise ValueError(
                 f"sampling.parallel is {self.parallel}; it must be 0 with sampling.sampler {self.sampler!r}, whose "
                 "steps depend on the image"
