@@ -183,7 +183,7 @@ TEACHER = SMALL | {"training.steps": "100"}
 STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
 
 
-@every_objective
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "tim" else pytest.mark.slow) for n in OBJECTIVES])
 def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
