@@ -1,22 +1,29 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]
 
-With several values of --weights, --sampler, --guidance or --guidance-interval it measures all their combinations.
+With several values of --weights, --sampler, --plan, --guidance or --guidance-interval it measures all their
+combinations; with --evaluations in place of --steps, samplers are compared by what they cost.
 """
 
 import argparse
 
 from tim_jax.config.command_line import Parser, failures, intervals, real_numbers, user_errors, whole_numbers, words
 
+STEPS = "1,2,4,8,16,32,64,128"
+
 
 def parser() -> Parser:
     """The arguments."""
     made = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--steps", default="1,2,4,8,16,32,64,128", help="step counts, such as 1,4,32")
+    made.add_argument("--steps", help=f"step counts, such as 1,4,32; default: {STEPS}")
+    made.add_argument("--evaluations", help="in place of --steps: each sampler takes the steps in which it evaluates "
+                      "the network just so many times per image, such as 1,4,32")  # fmt: skip
     made.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
     made.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
     made.add_argument("--weights", help="names of EMAs, or online, such as slow,fast; default: sampling.ema")
     made.add_argument("--sampler", help="names of samplers, such as flow_map,euler; default: sampling.sampler")
+    made.add_argument("--plan", help="sampler, for its own plan, and learned, such as sampler,learned; default: "
+                      "sampling.plan")  # fmt: skip
     made.add_argument("--guidance", help="scales, such as 1,1.5,2; default: sampling.guidance")
     made.add_argument("--guidance-interval", help="intervals in which guidance acts, as fractions of the largest time, "
                       "such as 0:1,0.1:0.8; default: sampling.guidance_low and _high")  # fmt: skip
@@ -35,10 +42,13 @@ def main(argv: list[str] | None = None) -> None:
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     with user_errors():
-        args.steps = whole_numbers("steps", args.steps, least=1)
-        args.weights, args.sampler = (
-            words(name, text) if (text := getattr(args, name)) is not None else () for name in ("weights", "sampler")
-        )
+        if args.steps is not None and args.evaluations is not None:
+            raise ValueError(f"--steps is {args.steps}; it must be left out with --evaluations, which chooses them")
+        by_evaluations = args.evaluations is not None
+        args.evaluations = whole_numbers("evaluations", args.evaluations, least=1) if by_evaluations else ()
+        args.steps = whole_numbers("steps", args.steps or STEPS, least=1) if not by_evaluations else []
+        for name in ("weights", "sampler", "plan"):
+            setattr(args, name, words(name, text) if (text := getattr(args, name)) is not None else ())
         args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()
         given = args.guidance_interval
         args.guidance_interval = intervals("guidance-interval", given) if given is not None else ()

@@ -263,7 +263,10 @@ def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_pat
     grid.main([*learn, "--steps=2", heun])
     grid.main([*learn, "--steps=3", heun])
     assert "| 3 |" in capsys.readouterr().out
-    record = json.loads(file.read_text())
+    grid.main([*learn, "--steps=2", "--config.sampling.sampler=euler"])  # kept beside those of the other sampler
+    records = json.loads(file.read_text())
+    record = records["heun"]
+    assert set(records) == {"heun", "euler"}
     assert sorted(record["plans"]) == ["2", "3"] and record["settings"]["sampler"] == "heun"
     for steps, measured in record["measured"].items():
         assert measured["after"] < measured["before"]
@@ -282,7 +285,7 @@ def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_pat
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     for more, named in (
         ("--steps=8", "--steps=8"),
-        ("--config.sampling.sampler=euler", "sampler euler"),
+        ("--config.sampling.sampler=dpm_solver_2s", "found for dpm_solver_2s"),
         ("--config.sampling.ema=online", "weights online"),
         ("--guidance=2", "sampling.guidance"),
         ("--config.sampling.grid=edm", "sampling.grid"),
@@ -292,7 +295,7 @@ def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_pat
     start = [f"--from={tmp_path / 'black.png'}", "--labels=1", "--start=0.5"]
     assert "start at 0.5" in fails(sample.main, [*taken, "--steps=2", *start], capsys)
     record["of"]["step"] = 3
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(records))
     assert "--kind=learned" in fails(sample.main, [*taken, "--steps=2"], capsys)
     file.unlink()
 

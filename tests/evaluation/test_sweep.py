@@ -9,11 +9,13 @@ import pytest
 
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import contents, told, workdir
-from tim_jax import evaluate, train
+from tim_jax import evaluate, grid, train
+from tim_jax.config.build import build
 from tim_jax.evaluation import protocol, sweep
 from tim_jax.evaluation.protocol import Protocol
 from tim_jax.runs import any_step
 from tim_jax.runs import sweep as sweeps
+from tim_jax.runs import workdir as runs_workdir
 from tim_jax.runs.evaluation_arguments import EvaluationArguments
 from tim_jax.runs.sweep import Store, set_of
 from tim_jax.training import sharding
@@ -189,13 +191,14 @@ def test_ways(arguments, ways):
     assert asked.ways == ways and asked.is_sweep == (len(ways) > 1)
 
 
-def cells(values, metric="frechet", spread=0.01):
+def cells(values, metric="frechet", spread=0.01, **about):
     """A sweep of one line per weights {name: {steps: value}}."""
-    lines = [{"weights": name, "sampler": "flow_map", "guidance": 1.0, "guidance_interval": None, "failures": {},
-              "protocol": PROTOCOL.record(),
-              "rows": [{"steps": s, "nfe": 2 * s, metric: v, f"{metric}_spread": spread} for s, v in rows.items()]}
+    lines = [{"weights": name, "sampler": "flow_map", "plan": "own plan", "guidance": 1.0, "guidance_interval": None,
+              "failures": {}, "protocol": PROTOCOL.record(),
+              "rows": [{"steps": s, "nfe": 2 * s, "evaluations": 2 * s, metric: v, f"{metric}_spread": spread}
+                       for s, v in rows.items()]}
              for name, rows in values.items()]  # fmt: skip
-    about = {"samples": 20, "seeds": [0, 1], "step": 7, "reference": REFERENCE, "floor": {metric: 0.25}}
+    about |= {"samples": 20, "seeds": [0, 1], "step": 7, "reference": REFERENCE, "floor": {metric: 0.25}}
     return sweep.make(lines, about)
 
 
@@ -216,9 +219,59 @@ def test_the_best_cell_is_named_by_steps_and_overall():
     assert cells({"slow": {}})["best"]["overall"] is None
 
 
+def test_by_evaluations_those_that_cost_the_same_are_compared():
+    found = cells({"slow": {1: 0.5, 2: 0.31}, "fast": {2: 0.3, 4: 0.2}}, by="evaluations")
+    assert {count: cell["weights"] for count, cell in found["best"]["evaluations"].items()} == {
+        "2": "slow", "4": "fast", "8": "fast"
+    }  # fmt: skip
+    found["lines"][1]["rows"][0]["nfe"] = 3.25  # as the mean of a sampler that skips some
+    text = sweep.to_markdown(found)
+    assert "by network evaluations per image:" in text and "| weights | 2 | 4 | 8 |" in text
+    assert "| slow | **0.5 ± 0.01** | 0.31 ± 0.01 |  |" in text
+    assert "| fast |  | **0.3 ± 0.01** (3.25 NFE) | **0.2 ± 0.01** |" in text
+    assert "- 2 evaluations: slow (0.5 ± 0.01, 2 NFE)" in text
+
+
+def test_each_sampler_takes_the_steps_that_cost_what_is_asked(place):
+    run = build(runs_workdir.load(place / "run", {}), jax.devices()[:1])
+
+    def steps(sampler, **settings):
+        sampling = replace(run.sampling, sampler=sampler, **settings)
+        return any_step.network_evaluations(replace(run, sampling=sampling), [], [1, 4, 6, 7])
+
+    assert steps("euler") == {1: 1, 4: 4, 6: 6, 7: 7} and steps("euler", guidance=2.0) == {2: 4, 3: 6}
+    assert steps("sde_heun") == {1: 1, 4: 7}
+    assert steps("dpm_solver_2s") == {2: 4, 3: 6} and steps("euler", plan="learned") == {}
+
+
+@pytest.mark.slow
+def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
+    grid.main([f"--workdir={place / 'run'}", "--kind=learned", "--steps=2", "--times=5", "--count=8",
+               "--iterations=30", "--config.sampling.sampler=euler"])  # fmt: skip
+    capsys.readouterr()
+    folder = run(
+        place, "plans", "--sampler=euler,dpm_solver_2s", "--plan=sampler,learned", "--evaluations=2,4", "--seeds=1"
+    )
+    out, found = capsys.readouterr().out, json.loads((folder / "sweep.json").read_text())
+    assert "left out: dpm_solver_2s: sampling.plan is 'learned'; it must have been found for dpm_solver_2s" in out
+    lines = {(line["sampler"], line["plan"]): line["rows"] for line in found["lines"]}
+    assert {name: [row["steps"] for row in rows] for name, rows in lines.items()} == {
+        ("euler", "own plan"): [2, 4], ("euler", "learned plan"): [2], ("dpm_solver_2s", "own plan"): [1, 2]
+    }  # fmt: skip
+    assert lines["euler", "own plan"][0]["frechet"] != lines["euler", "learned plan"][0]["frechet"]
+    assert found["by"] == "evaluations" and "| sampler | plan | 2 | 4 |" in (folder / "sweep.md").read_text()
+
+
 @pytest.mark.parametrize(
     "arguments, seen",
     [
+        (["--steps=2", "--evaluations=2"], "--steps is 2; it must be left out with --evaluations"),
+        (
+            ["--sampler=dpm_solver_2s", "--evaluations=1,3"],
+            "--evaluations is 1,3; it must be what some steps of dpm_solver_2s",
+        ),
+        (["--plan=mine"], "--plan: sampling.plan is 'mine'; it must be one of"),
+        (["--plan=learned"], "sampling.plan is 'learned'; it must have been found, and "),
         (["--guidance=0.5,x"], "--guidance is '0.5,x'; it must be numbers"),
         (["--guidance=1,-1"], "--guidance has -1; each must be at least 0"),
         (["--guidance=1,nan"], "--guidance has nan"),

@@ -1,8 +1,9 @@
-"""A sweep's table, plot and best cells: quality of samples by weights, sampler, guidance, its interval, and steps.
+"""A sweep's table, plot and best cells: quality of samples by weights, sampler, plan, guidance, and steps.
 
 A sweep is a dict that JSON can hold. "lines" are ways of sampling, each with the AXES, its "protocol", its any-step
 "rows" and its "failures", {steps: why there is no row}. "metric" is what is compared: the first in METRICS that there
-is.
+is. "by" is what its columns are, "steps" or "evaluations": those of the network per image that the rows' steps take, at
+most where a sampler skips some.
 """
 
 import math
@@ -15,8 +16,11 @@ from tim_jax.evaluation import anystep, figures, protocol
 from tim_jax.evaluation.metrics import METRICS
 from tim_jax.evaluation.yardstick import HELD_OUT
 
-AXES = {"weights": "", "sampler": "", "guidance": "guidance ", "guidance_interval": "in "}  # words before a value
+# Words before a value.
+AXES = {"weights": "", "sampler": "", "plan": "", "guidance": "guidance ", "guidance_interval": "in "}
+BY = {"steps": "by steps", "evaluations": "by network evaluations per image"}
 COLUMNS = 4  # panels side by side
+OWN_PLAN, LEARNED_PLAN = "own plan", "learned plan"  # values of the axis
 BEST = "best of a panel"  # in the legend
 
 
@@ -25,22 +29,22 @@ def make(lines: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[s
 
     Args:
         lines: see above.
-        about: what else is known: floor, floor_at_count (see `Yardstick`), duplicates, samples, seeds, step,
+        about: what else is known: by, floor, floor_at_count (see `Yardstick`), duplicates, samples, seeds, step,
             reference.
 
     Returns:
-        The sweep, with "best": {"steps": {number of steps: cell}, "overall": cell}, see `best`.
+        The sweep, with "best": {its "by": {number: cell}, "overall": cell}, see `best`.
     """
     rows = [row for line in lines for row in line["rows"]]
     metric = next(name for name in METRICS if not rows or name in rows[0])
-    found = {**about, "metric": metric, "lines": [dict(line) for line in lines]}
-    steps = sorted({row["steps"] for row in rows})
-    by_steps = {str(each): best(found, [each]) for each in steps}
-    return found | {"best": {"steps": by_steps, "overall": best(found, steps)}}
+    found = {"by": "steps", **about, "metric": metric, "lines": [dict(line) for line in lines]}
+    counts = sorted({row[found["by"]] for row in rows})
+    each_best = {str(each): best(found, [each]) for each in counts}
+    return found | {"best": {found["by"]: each_best, "overall": best(found, counts)}}
 
 
-def best(sweep: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any] | None:
-    """Finds the best cell among some step counts, by the mean of the sweep's metric.
+def best(sweep: Mapping[str, Any], counts: Sequence[int]) -> dict[str, Any] | None:
+    """Finds the best cell among some columns, by the mean of the sweep's metric.
 
     Returns:
         {the AXES, "steps", "nfe", "value", "spread", "second": name of the next cell or None, "close": whether that is
@@ -52,7 +56,7 @@ def best(sweep: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any] | Non
         (sign * row[metric], row["nfe"], i, row)
         for i, line in enumerate(sweep["lines"])
         for row in line["rows"]
-        if row["steps"] in steps
+        if row[sweep["by"]] in counts
     ]
     if not cells:
         return None
@@ -64,7 +68,7 @@ def best(sweep: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any] | Non
     if others:
         second, _, j, other = others[0]
         title = name_of(sweep["lines"][j], varying(sweep))
-        found["second"] = f"{title}, {_steps(other['steps'])}" if len(steps) > 1 else title
+        found["second"] = f"{title}, {_steps(other['steps'])}" if len(counts) > 1 else title
         found["close"] = second - value <= math.hypot(spread, other[f"{metric}_spread"])
     return found
 
@@ -86,7 +90,7 @@ def to_markdown(sweep: Mapping[str, Any]) -> str:
     text = []
     for name in (metric, metric + HELD_OUT):
         if any(name in row for line in sweep["lines"] for row in line["rows"]):
-            text += [f"{_title(sweep, name)}, by steps:", "", *_table(sweep, name, axes), ""]
+            text += [f"{_title(sweep, name)}, {BY[sweep['by']]}:", "", *_table(sweep, name, axes), ""]
     if sweep["best"]["overall"]:
         text += [*_best(sweep), ""]
     for line in sweep["lines"]:
@@ -140,22 +144,22 @@ def _add_floor(sweep, axes):
 
 def _panels(sweep, scales):
     metric = sweep["metric"]
-    counts = sorted({row["steps"] for line in sweep["lines"] for row in line["rows"]})
+    counts = sorted({row[sweep["by"]] for line in sweep["lines"] for row in line["rows"]})
     rows = math.ceil(len(counts) / COLUMNS)
     columns = math.ceil(len(counts) / rows)
     figure = figures.new(max(2.9 * columns + 0.8, 5), 2.7 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     curves = _curves_by_guidance(sweep)
-    for axes, steps in zip(grid.flat, counts):
+    for axes, count in zip(grid.flat, counts):
         for i, (name, points) in enumerate(curves.items()):
-            x = [scale for scale in sorted(points) if steps in points[scale]]
-            y, spread = ([points[scale][steps][key] for scale in x] for key in (metric, f"{metric}_spread"))
+            x = [scale for scale in sorted(points) if count in points[scale]]
+            y, spread = ([points[scale][count][key] for scale in x] for key in (metric, f"{metric}_spread"))
             axes.errorbar(x, y, yerr=spread, label=name, **_style(i))
-        cell = sweep["best"]["steps"][str(steps)]
+        cell = sweep["best"][sweep["by"]][str(count)]
         ring = dict(ls="", marker="o", ms=13, mfc="none", mec="#222222", mew=1.2, zorder=4)
         axes.plot([cell["guidance"]], [cell["value"]], label=BEST, **ring)
         _add_floor(sweep, axes)
-        axes.set_title(_steps(steps), fontsize=10)
+        axes.set_title(_column(sweep, count), fontsize=10)
     for axes in list(grid.flat)[len(counts) :]:
         axes.set_visible(False)
     for axes in list(grid.flat)[: len(counts)]:
@@ -176,7 +180,7 @@ def _legend(figure, axes):
 
 
 def _curves_by_guidance(sweep):
-    """{name: {scale: {steps: row}}}; the scale 1, which has no interval, belongs to the curves of all intervals."""
+    """{name: {scale: {column: row}}}; the scale 1, which has no interval, belongs to the curves of all intervals."""
     axes = [axis for axis in varying(sweep) if axis != "guidance"]
     guided = [line for line in sweep["lines"] if line["guidance_interval"]]
     curves: dict[str, dict] = {}
@@ -184,11 +188,11 @@ def _curves_by_guidance(sweep):
         same = [
             other
             for other in sweep["lines"]
-            if all(other[axis] == line[axis] for axis in ("weights", "sampler"))
+            if all(other[axis] == line[axis] for axis in ("weights", "sampler", "plan"))
             and other["guidance_interval"] in (None, line["guidance_interval"])
         ]
         name = name_of(line, axes) or "samples"
-        curves[name] = {each["guidance"]: {row["steps"]: row for row in each["rows"]} for each in same}
+        curves[name] = {each["guidance"]: {row[sweep["by"]]: row for row in each["rows"]} for each in same}
     return curves
 
 
@@ -200,31 +204,33 @@ def _style(i: int) -> dict[str, Any]:
 
 def _table(sweep: Mapping[str, Any], name: str, axes: Sequence[str]) -> list[str]:
     """The lines of a markdown table of one figure."""
-    rows = [{row["steps"]: row for row in line["rows"]} for line in sweep["lines"]]
-    steps = sorted({step for each in rows for step in each})
-    lines = [[*(axis.replace("guidance_", "") for axis in axes), *map(str, steps)]]
-    lines += [[*[":---"] * len(axes), *["---:"] * len(steps)]]
+    rows = [{row[sweep["by"]]: row for row in line["rows"]} for line in sweep["lines"]]
+    counts = sorted({count for each in rows for count in each})
+    lines = [[*(axis.replace("guidance_", "") for axis in axes), *map(str, counts)]]
+    lines += [[*[":---"] * len(axes), *["---:"] * len(counts)]]
     higher = METRICS[sweep["metric"]].higher_is_better
-    columns = {step: [each[step][name] for each in rows if step in each] for step in steps}
-    bests = {step: max(values) if higher else min(values) for step, values in columns.items()}
+    columns = {count: [each[count][name] for each in rows if count in each] for count in counts}
+    bests = {count: max(values) if higher else min(values) for count, values in columns.items()}
     for line, each in zip(sweep["lines"], rows, strict=True):
         cells = []
-        for step in steps:
-            if step not in each:
-                cells.append("failed" if str(step) in line["failures"] else "")
+        for count in counts:
+            if count not in each:
+                cells.append("failed" if sweep["by"] == "steps" and str(count) in line["failures"] else "")
                 continue
-            spread = f" ± {each[step][f'{name}_spread']:.1g}" if len(sweep["seeds"]) > 1 else ""
-            cell = f"{each[step][name]:.3g}{spread}"
-            cells.append(f"**{cell}**" if each[step][name] == bests[step] else cell)
+            spread = f" ± {each[count][f'{name}_spread']:.1g}" if len(sweep["seeds"]) > 1 else ""
+            cell = f"{each[count][name]:.3g}{spread}"
+            cell = f"**{cell}**" if each[count][name] == bests[count] else cell
+            skips = isinstance(nfe := each[count]["nfe"], float)  # as a mean
+            cells.append(f"{cell} ({anystep.counted(nfe)} NFE)" if skips else cell)
         lines.append([*(_text(line[axis]) for axis in axes), *cells])
     for title, floor in anystep.floors(sweep).items():
         if name in floor:
-            lines.append([title, *[""] * (len(axes) - 1), *[f"{floor[name]:.3g}"] * len(steps)])
+            lines.append([title, *[""] * (len(axes) - 1), *[f"{floor[name]:.3g}"] * len(counts)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _best(sweep: Mapping[str, Any]) -> list[str]:
-    """Lines with the best cell of each step count and of all, and whether other seeds could change that."""
+    """Lines with the best cell of each column and of all, and whether other seeds could change that."""
     axes = varying(sweep)
 
     def told(cell: Mapping[str, Any]) -> str:
@@ -236,7 +242,7 @@ def _best(sweep: Mapping[str, Any]) -> list[str]:
     return [
         f"Best {_title(sweep, sweep['metric'])} to the training part:",
         "",
-        *(f"- {_steps(int(steps))}: {told(cell)}" for steps, cell in sweep["best"]["steps"].items()),
+        *(f"- {_column(sweep, int(count))}: {told(cell)}" for count, cell in sweep["best"][sweep["by"]].items()),
         f"- **overall: {_steps(overall['steps'])}, {told(overall)}**",
     ]
 
@@ -244,7 +250,8 @@ def _best(sweep: Mapping[str, Any]) -> list[str]:
 def _same(sweep: Mapping[str, Any], axes: Sequence[str]) -> str:
     """How all cells were sampled, along the axes on which they are alike."""
     of = protocol.read(sweep["lines"][0]["protocol"])
-    line = next((line for line in sweep["lines"] if line["guidance_interval"]), sweep["lines"][0])
+    line = dict(next((line for line in sweep["lines"] if line["guidance_interval"]), sweep["lines"][0]))
+    line["plan"] = None if line["plan"] == OWN_PLAN else line["plan"]
     alike = name_of(line, [axis for axis in AXES if axis not in axes])
     return f"All: {alike + ', ' if alike else ''}on the grid {of.grid}. NFE: {of.nfe}."
 
@@ -257,6 +264,10 @@ def _title(sweep: Mapping[str, Any], name: str) -> str:
 
 def _nfe(nfe: int | float) -> str:
     return f"{anystep.counted(nfe)} {'mean ' * isinstance(nfe, float)}NFE"
+
+
+def _column(sweep: Mapping[str, Any], count: int) -> str:
+    return _steps(count) if sweep["by"] == "steps" else f"{count} evaluation{'s' * (count > 1)}"
 
 
 def _steps(steps: int) -> str:

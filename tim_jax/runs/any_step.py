@@ -5,7 +5,7 @@ With several ways of sampling it is a sweep, see `sweep.py`.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -269,16 +269,56 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     saved = warm_start.Saved(files.absolute(folder) / "checkpoints", step)
     for each in runs[1:]:
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
-    runs = [with_found(each, folder, step) for each in runs]
-    ways = [Way(each, network_evaluations(each, settings.steps)) for each in runs]
-    generator = measurement_generator(runs[0], count)
+    ways = _ways(runs, settings, folder, step)
+    generator = measurement_generator(ways[0].run, count)
     generator.load()
     return AnyStepJob(settings, generator, ways, weights, step, sample_conditions(run, count, labels), measurement)
 
 
-def network_evaluations(run: Run, steps: Sequence[int]) -> dict[int, int]:
-    """{steps: network evaluations per image, at most} of a run's sampler. Raises ValueError for invalid steps."""
-    return {each: evaluations(run.transport, each, run.sampling) for each in steps}
+def _ways(runs: Sequence[Run], settings: EvaluationArguments, folder: epath.Path, step: int) -> list[Way]:
+    """The ways of sampling, with what was found for each. Of several plans, one that was not learned is left out.
+
+    Raises:
+        ValueError: of what was not found, or of steps or evaluations that cannot be taken.
+    """
+    ways = []
+    for run in runs:
+        try:
+            found = with_found(run, folder, step)
+            nfe = network_evaluations(found, settings.steps, settings.evaluations)
+        except ValueError as error:
+            if run.sampling.plan != "learned" or "sampler" not in settings.plan:
+                raise
+            if jax.process_index() == 0:
+                print(f"left out: {run.sampling.sampler}: {error}", flush=True)
+            continue
+        ways.append(Way(found, nfe))
+    if settings.evaluations and not any(way.nfe for way in ways):
+        names = ", ".join(sorted({way.run.sampling.sampler for way in ways}))
+        asked = ",".join(map(str, settings.evaluations))
+        raise ValueError(f"--evaluations is {asked}; it must be what some steps of {names} take")
+    return ways
+
+
+def network_evaluations(run: Run, steps: Sequence[int], counts: Collection[int] = ()) -> dict[int, int]:
+    """{steps: network evaluations per image, at most} of a run's sampler.
+
+    Args:
+        run: the run.
+        steps: step counts.
+        counts: of evaluations; steps that take just so many are added, where there are any.
+
+    Raises:
+        ValueError: for invalid steps.
+    """
+    found = {each: evaluations(run.transport, each, run.sampling) for each in steps}
+    for each in range(1, max(counts, default=0) + 1):
+        try:
+            taken = evaluations(run.transport, each, run.sampling)
+        except ValueError:  # no plan was learned, or no grid found, for so many steps
+            continue
+        found |= {each: taken} if taken in counts else {}
+    return found
 
 
 def mean_nfe(counts: Sequence[int | float]) -> int | float:

@@ -16,6 +16,7 @@ NEAREST = 24  # samples shown beside their nearest training image
 AXES = {
     "weights": ("sampling.ema",),
     "sampler": ("sampling.sampler",),
+    "plan": ("sampling.plan",),
     "guidance": ("sampling.guidance",),
     "guidance_interval": ("sampling.guidance_low", "sampling.guidance_high"),
 }
@@ -27,7 +28,8 @@ class EvaluationArguments:
 
     Attributes:
         workdir: the run's folder.
-        steps: step counts.
+        steps: step counts; [] where evaluations are given.
+        evaluations: of the network per image, in whose place each sampler takes its own number of steps.
         seeds: how many noises, for mean and spread.
         count: samples per step count and seed; None for `evaluation.num_samples`.
         nearest: samples shown beside their nearest training image; None for NEAREST, and with a sweep for none.
@@ -35,12 +37,14 @@ class EvaluationArguments:
         out: the folder that tables and pictures are written to; None for the workdir.
         weights: names of weights; () for the one that the configuration names, as with the others.
         sampler: names of samplers.
+        plan: "sampler" for its own, "learned".
         guidance: scales.
         guidance_interval: in which guidance acts, as fractions of T_max.
     """
 
     workdir: str
     steps: list[int]
+    evaluations: Collection[int] = ()
     seeds: int = 3
     count: int | None = None
     nearest: int | None = None
@@ -48,6 +52,7 @@ class EvaluationArguments:
     out: str | None = None
     weights: Collection[str] = ()
     sampler: Collection[str] = ()
+    plan: Collection[str] = ()
     guidance: Collection[float] = ()
     guidance_interval: Collection[tuple[float, float]] = ()
 
@@ -114,6 +119,8 @@ class EvaluationArguments:
             raise ValueError(
                 f"--nearest is {self.nearest}; it must be left out where several ways of sampling are given"
             )
+        if self.evaluations and self.export is not None:
+            raise ValueError(f"--export is {self.export!r}; it must be left out with --evaluations")
         if self.is_sweep and self.export is not None:
             raise ValueError(
                 f"--export is {self.export!r}; it must be left out where several ways of sampling are given"

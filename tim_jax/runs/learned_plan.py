@@ -70,7 +70,7 @@ def with_found(run: Run, folder: epath.Path, step: int) -> Run:
     if run.sampling.plan != "learned":
         return run
     command = f"python -m tim_jax.grid --workdir={folder} --kind=learned learns it"
-    record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command)
+    record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command, run.sampling.sampler)
     plans = {int(steps): _plan_of(plan) for steps, plan in record["plans"].items()}
     found = LearnedPlans(plans, record["settings"])
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, learned=found))
@@ -202,7 +202,9 @@ def _train(
 def write(
     learned: Sequence[LearnedPlan], run: Run, folder: epath.Path, step: int, *, count: int, seed: int, iterations: int
 ) -> None:
-    """Writes plans into a workdir, for `with_found`, beside those of other step counts that belong to the same.
+    """Writes plans into a workdir, for `with_found`, beside those of other samplers and step counts.
+
+    Those of the same sampler that belong to other weights or settings are replaced.
 
     Args:
         learned: the plans.
@@ -219,15 +221,16 @@ def write(
         "plans": {},
         "measured": {},
     }
-    if (folder / FILE).exists():
-        before = json.loads((folder / FILE).read_text())
-        if all(before[key] == record[key] for key in ("of", "settings")):
-            record = before
+    records = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else {}
+    before = records.get(run.sampling.sampler, {})
+    if all(before.get(key) == record[key] for key in ("of", "settings")):
+        record = before
     for one in learned:
         parts = {name: part.tolist() for name, part in one.plan.arrays().items()}
         figures = {"before": one.before, "after": one.after, "count": count, "seed": seed, "iterations": iterations}
         record["plans"][str(one.steps)], record["measured"][str(one.steps)] = parts, figures
-    files.replace(folder / FILE, (json.dumps(record) + "\n").encode())
+    records[run.sampling.sampler] = record
+    files.replace(folder / FILE, (json.dumps(records) + "\n").encode())
 
 
 def _plan_of(record: dict[str, list]) -> SamplingPlan:

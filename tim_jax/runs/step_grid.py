@@ -84,7 +84,9 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))
 
 
-def read_record(given: str, run: Run, folder: epath.Path, step: int, name: str, command: str) -> dict[str, Any]:
+def read_record(
+    given: str, run: Run, folder: epath.Path, step: int, name: str, command: str, part: str | None = None
+) -> dict[str, Any]:
     """Returns what a file of a workdir holds, found for the weights and the sampler of a run.
 
     Args:
@@ -92,6 +94,7 @@ def read_record(given: str, run: Run, folder: epath.Path, step: int, name: str, 
         run, folder, step: see `fingerprint`.
         name: of the file.
         command: what else to do, for messages.
+        part: of the file that is meant, where it holds several.
 
     Raises:
         ValueError: There is none, or it was found for others.
@@ -100,6 +103,11 @@ def read_record(given: str, run: Run, folder: epath.Path, step: int, name: str, 
     if not file.exists():
         raise ValueError(f"{given}; it must have been found, and {folder} holds no {name}: {command}")
     record: dict[str, Any] = json.loads(file.read_text())
+    if part is not None:
+        if part not in record:
+            known = ", ".join(sorted(record))
+            raise ValueError(f"{given}; it must have been found for {part}, and {file} was for {known}: {command}")
+        record = record[part]
     for key, values in known_as(run, folder, step).items():
         if (of := record["of"].get(key)) not in values:
             raise ValueError(

@@ -111,6 +111,7 @@ def measure_all(job: AnyStepJob) -> None:
             f"no samples of the sweep could be measured; the first: {next(iter(lines[0]['failures'].values()))}"
         )
     yardstick, about = measurement.yardstick, {"step": job.step, "samples": job.count, "seeds": seeds}
+    about |= {"by": "evaluations" if settings.evaluations else "steps"}
     about |= {"floor": yardstick.floor(seeds)} | measurement.real_images(job.count, seeds)
     found = sweep.make(lines, {**about, "reference": measurement.fingerprint})
     if first:
@@ -149,7 +150,7 @@ def _measure(
         except ValueError as error:  # samples that are not finite
             found, said = {"failure": str(error)}, str(error)
         store.add(of, found)
-        cell = f"{sweep.name_of(of, list(sweep.AXES))}, {steps} steps, seed {seed}"
+        cell = f"{sweep.name_of({**of, 'plan': _plan(way)}, list(sweep.AXES))}, {steps} steps, seed {seed}"
         progress(work[done], f"{total - len(waiting) + done + 1}/{total}: {cell}: {said}")
 
 
@@ -166,10 +167,17 @@ def _line(
         else:
             seconds = [each["seconds"] for each in found]
             nfe = mean_nfe([each.get("nfe", way.nfe[steps]) for each in found])  # earlier lines do not say
-            rows.append(anystep.make_row(steps, nfe, [each["figures"] for each in found], seconds))
+            row = anystep.make_row(steps, nfe, [each["figures"] for each in found], seconds)
+            rows.append(row | {"evaluations": way.nfe[steps]})
     record = protocol.record()
-    axes = {name: record[name] for name in sweep.AXES}
+    axes = {name: record[name] for name in sweep.AXES if name in record}
+    axes["plan"] = _plan(way)
     return {**axes, "protocol": record, "rows": rows, "failures": failures}
+
+
+def _plan(way: Way) -> str:
+    """The value of the axis `plan`."""
+    return sweep.LEARNED_PLAN if way.run.sampling.plan == "learned" else sweep.OWN_PLAN
 
 
 def _agreed(flags: Sequence[bool]) -> list[bool]:

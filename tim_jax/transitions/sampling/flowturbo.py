@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from tim_jax.transitions.sampling.plans import SamplingPlan, linear, remembering, velocity
+from tim_jax.transitions.sampling.plans import SamplingPlan, linear, velocity
 from tim_jax.transitions.transports import Transport
 
 NETWORK = -1  # in `SamplingPlan.refined`: an evaluation of the network itself
