@@ -137,9 +137,7 @@ def test_flowturbo(case, golden, x64):
         return lambda queries: tuple(map(answer, queries))
 
     x, keys = jnp.asarray(arrays["z"]), jax.random.split(jax.random.key(0), 3)
-    states = sample(
-        net(arrays, False), plan, x, None, None, keys, trajectory=True, refiner=net(refine, True)
-    )
+    states = sample(net(arrays, False), plan, x, None, None, keys, trajectory=True, refiner=net(refine, True))
     expected = arrays[f"{name}/trajectory"]
     np.testing.assert_allclose(states[-1], expected[-1], atol=1e-12)
     of_steps = kinds(pattern, 5)
