@@ -193,6 +193,8 @@ def get_config():
     config.objective.score.weight = placeholder(float)  # λ of score distillation
     config.objective.score.max_jumps = placeholder(int)  # of the samples that it looks at
     config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
+    # of the teacher, uniform from 0, as a share of T_max; velocity_refiner alone has it
+    config.objective.max_step = placeholder(float)
 
     # The model that some objectives learn from: any run with examples, transport and conditions like this run's.
     config.teacher = ConfigDict()
@@ -304,6 +306,10 @@ def get_config():
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none
     config.sampling.stochastic = "renoise"  # renoise, or euler: as published
     config.sampling.noise_scale = "ode"  # of dpm_solver_…m: a name in NOISE_SCALES; all but ode take fresh noise
+    # of flowturbo: H (Heun), P (pseudo-corrector), R (refiner) and numbers, such as H1P5R
+    config.sampling.pattern = "P"
+    # of R in the pattern: a workdir of the objective velocity_refiner, or one of its checkpoints
+    config.sampling.refiner = ""
     config.sampling.unipc_variant = "bh2"  # of unipc_2 and unipc_3: bh2, or bh1
     config.sampling.diffusion = "sbdm"  # of the samplers sde and sde_heun: a name in DIFFUSIONS, times the scale below
     config.sampling.diffusion_scale = 1.0

@@ -260,6 +260,7 @@ def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
     }  # fmt: skip
     assert lines["euler", "own plan"][0]["frechet"] != lines["euler", "learned plan"][0]["frechet"]
     assert found["by"] == "evaluations" and "| sampler | plan | 2 | 4 |" in (folder / "sweep.md").read_text()
+    (place / "run" / "learned_plan.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
             "--evaluations is 1,3; it must be what some steps of dpm_solver_2s",
         ),
         (["--plan=mine"], "--plan: sampling.plan is 'mine'; it must be one of"),
-        (["--plan=learned"], "sampling.plan is 'learned'; it must have been found, and "),
+        (["--plan=learned"], "sampling.plan is 'learned'; it must have been found"),
         (["--guidance=0.5,x"], "--guidance is '0.5,x'; it must be numbers"),
         (["--guidance=1,-1"], "--guidance has -1; each must be at least 0"),
         (["--guidance=1,nan"], "--guidance has nan"),

@@ -52,7 +52,7 @@ def column(t):
 
 
 def test_which_objectives_have_teachers():
-    assert DISTILLED == ["scm_distillation", "ayf_eulerian", "ayf_lagrangian", "ctm", "rcm", "tbcm"]
+    assert DISTILLED == ["scm_distillation", "ayf_eulerian", "ayf_lagrangian", "ctm", "rcm", "tbcm", "velocity_refiner"]
 
 
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])

@@ -116,7 +116,7 @@ NEEDS = {
     "improved_mean_flow": [CONDITION, HEAD], "modular_mean_flow": [STEP], "scm": [STEP, HEAD], "shortcut": [SLOW],
     "low_noise_contrastive": [HEAD], "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],
-    "tbcm": [STEP, TEACHER, HEAD],
+    "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER],
 }  # fmt: skip
 
 

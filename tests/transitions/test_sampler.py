@@ -32,7 +32,7 @@ every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 # any number of steps, is Euler's both ways.
 upwards = pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if s.invertible and not s.reversible])
 STOCHASTIC_SAMPLERS = ("er_sde_1", "er_sde_2", "er_sde_3", "sde", "sde_heun", "consistency")
-MORE = {"sde_heun": -1, "pseudo_corrector": 1}  # evaluations of the last step
+MORE = {"sde_heun": -1, "pseudo_corrector": 1, "flowturbo": 1}  # evaluations of the last step
 # Of solvers of the probability-flow ODE; see test_orders.py.
 ORDERS = {name: one.order for name, one in SAMPLERS.items() if one.order and name not in STOCHASTIC_SAMPLERS}
 

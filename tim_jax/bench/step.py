@@ -140,7 +140,11 @@ KNOWN = OBJECTIVES | {f"{name}_teacher": distilled(name) for name in ("tim", "me
 
 def network_for(network: TiM, objective: Objective) -> TiM:
     """Returns a network with the heads and inputs that an objective needs."""
-    return network.clone(output_heads=objective.heads, guidance_input=objective.input_guidance.active)
+    return network.clone(
+        output_heads=objective.heads,
+        guidance_input=objective.input_guidance.active,
+        prediction_input=objective.prediction_input,
+    )
 
 
 def step_settings(network: TiM, variant: str) -> StepSettings:
@@ -169,6 +173,8 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
     condition = {"label": jnp.zeros((1,), jnp.int32)}
     if network.guidance_input:
         condition["guidance"] = jnp.ones((1, 3))
+    if network.prediction_input:
+        condition["prediction"] = x
     return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
 
 

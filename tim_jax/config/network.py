@@ -39,6 +39,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         z_dim=data.features_width,
         text_width=data.text_width,
         guidance_input=objective.input_guidance.active,
+        prediction_input=objective.prediction_input,
         output_heads=objective.heads,
     )
 
@@ -59,6 +60,8 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
             }
         if network.guidance_input:
             condition["guidance"] = jnp.ones((1, 3))
+        if network.prediction_input:
+            condition["prediction"] = x
         return network.init(key, (Query(x, time, time, condition),))["params"]
 
     return init

@@ -1,7 +1,8 @@
 """All that a configuration says, built."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,6 +21,19 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
 
 
+class FrozenNetwork(Protocol):
+    """A network that nothing changes, see `teachers.FrozenModel`."""
+
+    @property
+    def source(self) -> Any: ...
+
+    @property
+    def net(self) -> Callable[[Any], Net]: ...
+
+    @property
+    def params(self) -> Any: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Everything that a configuration says, built and checked. Sections have their names.
@@ -31,6 +45,7 @@ class Run:
         config: the resolved configuration itself.
         inputs: what `data` and `loader` mean for this network and mesh.
         batch_multiple: what the size of a global batch is a multiple of.
+        refiner: the network of `sampling.refiner`, see `refiners.with_refiner`; None where there is none.
     """
 
     config: ConfigDict
@@ -50,6 +65,7 @@ class Run:
     evaluation: EvaluationSettings
     inputs: Inputs
     batch_multiple: int
+    refiner: FrozenNetwork | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -78,6 +78,8 @@ class TiM(nn.Module):
     z_dim: int = 0  # width of image features; 0: no projector
     text_width: int = 1152  # of text features
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
+    # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
+    prediction_input: bool = False
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
@@ -113,6 +115,10 @@ class TiM(nn.Module):
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
         cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
         streams = tuple(map(embed, cut))
+        if self.prediction_input:
+            embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="prediction_patch")
+            given = (patchify(q.condition["prediction"], self.patch_size) for q in groups)
+            streams = tuple(x + embed(sequence.part(F, self.tokens, 1)) for x, F in zip(streams, given))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -137,6 +143,8 @@ class TiM(nn.Module):
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
         patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
         Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
+        if self.prediction_input:
+            Fs = [F + q.condition["prediction"] for F, q in zip(Fs, groups)]
         heads: list[dict[str, jax.Array]] = [{} for _ in groups]
         for name in self.output_heads:
             head = HEADS[name](self)
@@ -300,6 +308,7 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}; both must be {shape[:1]}, as x_t has it")
         needed = {"label"} if net.condition == "class" else {"text", "mask"}
         needed |= {"guidance"} if net.guidance_input else set()
+        needed |= {"prediction"} if net.prediction_input else set()
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")

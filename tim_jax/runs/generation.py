@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,10 +16,12 @@ from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
 from tim_jax.networks.int8 import with_int8
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
+from tim_jax.runs.refiners import with_refiner
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
+from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.noise import image_keys, start_noise
 from tim_jax.transitions.sampling.parallel import sample_parallel
@@ -109,12 +111,17 @@ class Generator:
         texts: TextEncoder | None = None,
         decode: Pixels | Decoder = Pixels(),
     ):
+        if run.network.prediction_input:
+            raise ValueError(
+                f"objective.name is {run.config.objective.name!r}; it must be another for samples: a refiner goes "
+                "with a model, as its sampling.refiner"
+            )
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
         self.texts, self.decode = texts, decode
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=9, out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=10, out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
@@ -123,7 +130,9 @@ class Generator:
     def sampled_by(self, sampling: Sampling) -> "Generator":
         """A generator that samples otherwise, with the same programs and encoders."""
         other = copy.copy(self)
-        other.run = dataclasses.replace(self.run, sampling=sampling)
+        same = sampling.refiner == self.run.sampling.refiner
+        other.run = dataclasses.replace(self.run, sampling=sampling, refiner=self.run.refiner if same else None)
+        other.run = with_refiner(other.run)
         return other
 
     @property
@@ -269,6 +278,7 @@ class Generator:
         h, w = size or self.run.image_shape[:2]
         way = _way(self.run, plan, (h, w), trajectory, pair)
         program = _program(plan, way, "noise" if start is None else "pair" if from_pair else "states")
+        refiner = self.run.refiner.params if self.run.sampling.refines and self.run.refiner else None
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         self.evaluations = np.zeros(0, int)
@@ -283,7 +293,7 @@ class Generator:
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps, evaluations = self._sample(
-                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, way
+                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, refiner, way
                 )
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             self.evaluations = np.append(self.evaluations, np.asarray(evaluations)[:left])
@@ -311,6 +321,7 @@ class Generator:
         null: dict[str, jax.Array],
         start: jax.Array | None,
         guidance: jax.Array,
+        refiner: Any,
         way: "_Way",
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
@@ -337,8 +348,9 @@ class Generator:
             states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, way.parallel, way.tolerance)
             each = jnp.full(len(x), count + plan.guided.sum())
             return states if way.trajectory else states[-1], sweeps, each
+        refine = way.refine(refiner) if way.refine else None
         states, each = sample_and_count(
-            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair
+            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair, refine
         )
         return states, count, each
 
@@ -356,6 +368,7 @@ class _Way(NamedTuple):
         guided: whether guidance acts anywhere.
         trajectory, pair: those of `Generator.batches`.
         parallel, tolerance, int8: those of the settings.
+        refine: parameters → the refiner, or None where there is none.
     """
 
     size: tuple[int, int]
@@ -365,12 +378,14 @@ class _Way(NamedTuple):
     parallel: int
     tolerance: float
     int8: bool
+    refine: Callable[[Any], Net] | None
 
 
 def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, pair: bool = False) -> _Way:
     """The way that a run's `sampling` goes along a plan."""
     sampling, guided = run.sampling, bool(plan.guided.any())
-    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8)
+    refine = run.refiner.net if run.refiner and sampling.refines else None
+    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8, refine)
 
 
 def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
@@ -381,7 +396,7 @@ def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
 def open_generator(run: Run, batch_size: int) -> Generator:
     """A Generator with the text encoder and the autoencoder that the run needs for images. Raises ValueError."""
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
-    return Generator(run, batch_size, texts, open_decoder(run) or Pixels())
+    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels())
 
 
 def alpha_sigma(run: Run, time: float) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from etils import epath
 
 from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator, alpha_sigma, repeated
+from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.step_grid import fine_times, fingerprint, read_record, with_found_grid
 from tim_jax.system import files
 from tim_jax.system.progress import Activity, Bar
@@ -56,7 +57,7 @@ class LearnedPlan(NamedTuple):
 
 
 def with_found(run: Run, folder: epath.Path, step: int) -> Run:
-    """Returns the run with what was found for it: the times of `sampling.grid`, the plans of `sampling.plan`.
+    """Returns the run with what was found for it, grids and learned plans, and with the refiner of `sampling.refiner`.
 
     Args:
         run: the run.
@@ -66,7 +67,7 @@ def with_found(run: Run, folder: epath.Path, step: int) -> Run:
     Raises:
         ValueError: naming the command, if nothing was found for these weights.
     """
-    run = with_found_grid(run, folder, step)
+    run = with_refiner(with_found_grid(run, folder, step))
     if run.sampling.plan != "learned":
         return run
     command = f"python -m tim_jax.grid --workdir={folder} --kind=learned learns it"

@@ -186,6 +186,8 @@ def protocol_of(
         known = sampling.learned.plans if sampling.learned else {}
         parts = {steps: [part.tolist() for part in one.arrays().values()] for steps, one in sorted(known.items())}
         plan = {"plan": f"learned {_digest(parts)}"}
+    if sampling.refines:
+        plan |= {"refiner": run.refiner.source.fingerprint if run.refiner else sampling.refiner}
     guided = sampling.guidance != 1
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"

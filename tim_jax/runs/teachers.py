@@ -93,24 +93,40 @@ def find_teachers(run: Run) -> dict[str, TeacherSource]:
 
 
 def _find(config: ConfigDict, key: str, ema_key: str) -> TeacherSource:
-    path, ema = config.teacher[key], config.teacher[ema_key]
-    where = f"teacher.{key} is {path!r}"
+    path = config.teacher[key]
     if not path:
         raise ValueError(
-            f"{where}; it must be a workdir or one of its checkpoints, as objective.name {config.objective.name!r} "
-            "learns from a teacher"
+            f"teacher.{key} is {path!r}; it must be a workdir or one of its checkpoints, as objective.name "
+            f"{config.objective.name!r} learns from a teacher"
         )
-    saved = warm_start.find(path, f"teacher.{key}")
+    return find_frozen(path, f"teacher.{key}", config.teacher[ema_key], f"teacher.{ema_key}")
+
+
+def find_frozen(path: str, key: str, ema: str = "", ema_key: str = "") -> TeacherSource:
+    """The source of a frozen network.
+
+    Args:
+        path: a workdir, or one of its checkpoints.
+        key: that names it.
+        ema: which weights; "" for `sampling.ema` of its own configuration.
+        ema_key: that names those.
+
+    Raises:
+        ValueError: naming the key, if it is not there, or not whole.
+    """
+    where = f"{key} is {path!r}"
+    saved = warm_start.find(path, key)
     fingerprint = checksums.fingerprint(saved.directory / str(saved.step))
     if fingerprint is None:
         raise ValueError(
             f"{where}; it must be a checkpoint with checksums, and there are {checkpoints.NO_MANIFEST} in {saved}"
         )
-    warm_start.find_weights(saved, ema, f"teacher.{ema_key}")
     try:
         own = workdir.restored(warm_start.record(saved)["config"], saved.directory.parent)
     except ValueError as error:
         raise ValueError(f"{where}; it must be of a run that can be built: {error}") from None
+    ema = ema or own.sampling.ema
+    warm_start.find_weights(saved, ema, ema_key or key)
     return TeacherSource(where, own, saved, ema, fingerprint)
 
 

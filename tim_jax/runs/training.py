@@ -114,7 +114,12 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
 
 
 def can_draw(run: Run) -> bool:
-    """Whether pictures of samples can be made: examples are images or decoded to images, prompts can be read here."""
+    """Whether pictures of samples can be made: examples are images or decoded to images, prompts can be read here.
+
+    A refiner samples nothing.
+    """
+    if run.network.prediction_input:
+        return False
     return run.shows_images and (run.config.model.condition == "class" or bool(run.codecs.text_encoder))
 
 

@@ -116,6 +116,11 @@ class Objective:
         return ()
 
     @property
+    def prediction_input(self) -> bool:
+        """Whether the network corrects a prediction that it is given: it samples nothing by itself."""
+        return False
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The names of all networks that the objective calls, "online" first."""
         names = ["online", *self.teachers, *self.auxiliary]

@@ -16,6 +16,7 @@ from tim_jax.transitions.consistency import Bootstrap
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.refiner import VelocityRefiner
 from tim_jax.transitions.score import ScoreRegularised
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
@@ -179,6 +180,14 @@ def tbcm(transport: Transport) -> Objective:
     return _as(TrajectoryConsistency, scm_distillation(transport))
 
 
+def velocity_refiner(transport: Transport) -> Objective:
+    """FlowTurbo's refiner (arXiv 2409.18128): ‖F(x_t, t; F_T(x_u, u)) − F_T(x_t, t)‖² a step of the teacher's after u.
+
+    See `refiner.py`. It is no model of data, but goes with its teacher (`sampling.refiner`).
+    """
+    return _as(VelocityRefiner, dataclasses.replace(flow_matching(transport), velocity="teacher"))
+
+
 def _as(kind: type[Kind], objective: Objective) -> Kind:
     """Returns the same choices in an objective of another kind."""
     return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
@@ -201,4 +210,5 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "ctm": ctm,
     "rcm": rcm,
     "tbcm": tbcm,
+    "velocity_refiner": velocity_refiner,
 }

@@ -148,7 +148,13 @@ def generate(
     Raises:
         ValueError: One line that says what is wrong or missing.
     """
+    if objective.prediction_input:
+        raise ValueError(f"{_name(objective)} samples nothing by itself; give its network to `sample` as refiner=")
     sampling = _sampling(objective, sampling)
+    if sampling.refines:
+        raise ValueError(
+            f"sampling.pattern is {sampling.pattern!r}; it must have no R, for which `sample` takes refiner="
+        )
     transport, noise = objective.transport, jnp.asarray(noise)
     plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
     if key is None and (plan.c > 0).any():
@@ -222,7 +228,7 @@ def _conditions(
         raise ValueError(f"condition, null_condition: missing; {why}, which takes both")
     if null_condition is None:
         return condition, condition
-    if objective.input_guidance.active:
+    if objective.input_guidance.active or objective.prediction_input:
         condition, null_condition = _dictionary(objective, condition), _dictionary(objective, null_condition)
     null_condition = _broadcast(null_condition, condition)
     dropped = jax.tree.map(lambda c, null: jnp.where(expand(is_null, c), null, c), condition, null_condition)
@@ -234,10 +240,10 @@ def _broadcast(null_condition: PyTree, condition: PyTree) -> PyTree:
 
 
 def _dictionary(objective: Objective, condition: PyTree) -> dict[str, Any]:
-    """A copy of a condition that gets "guidance" (B, 3), scale and interval, as an input of the network."""
+    """A copy of a condition that gets further inputs of the network: "guidance" (B, 3), scale and interval."""
     if not isinstance(condition, Mapping):
-        raise ValueError(
-            f"condition must be a dictionary of arrays for {_name(objective)}, which adds the guidance scale to it as "
-            "'guidance' (B, 3)"
-        )
+        what = "the guidance scale to it as 'guidance' (B, 3)"
+        if objective.prediction_input:
+            what = "a prediction to it as 'prediction' (B, …)"
+        raise ValueError(f"condition must be a dictionary of arrays for {_name(objective)}, which adds {what}")
     return dict(condition)

@@ -4,8 +4,8 @@ With d at the start of a step and e at its predicted end y = x_t + (r − t) d, 
 
     x_r = x_t + (r − t) (d + e)/2
 
-H, Heun's: d and e are evaluated. P, the pseudo-corrector: d is the e of the step before, if that was P, too; and e is
-evaluated. R, the refiner: a small network makes d of the slope that is handed on, and e of d. P hands on e, the others d.
+H, Heun's: d and e are evaluated. P, the pseudo-corrector: d is the e of the step before, if that was P, too; e is
+evaluated. R, the refiner: a small network makes d of the slope that is handed on, and e of d. P hands on e, others d.
 """
 
 import re
@@ -24,13 +24,15 @@ def check_pattern(pattern: str) -> None:
     parts = PATTERN.findall(pattern)
     if not parts or "".join(map("".join, parts)) != pattern or any(count == "0" for _, count in parts):
         raise ValueError(
-            f"sampling.pattern is {pattern!r}; it must be letters H, P, R with numbers of steps, such as 'H1P5R'; the "
-            "last one fills up"
+            f"sampling.pattern is {pattern!r}; it must be letters H, P, R with numbers of steps, such as 'H1P5R'"
         )
     if parts[0][0] == "R":
         raise ValueError(f"sampling.pattern is {pattern!r}; it must begin with H or P, since R refines a slope")
-    if parts[-1][1]:
-        raise ValueError(f"sampling.pattern is {pattern!r}; it must end with a letter, for all steps that are left")
+    if parts[-1][1] or not all(count for _, count in parts[:-1]):
+        raise ValueError(
+            f"sampling.pattern is {pattern!r}; it must have a number of steps for every letter but the last, which has "
+            "all that are left"
+        )
 
 
 def kinds(pattern: str, steps: int) -> str:
