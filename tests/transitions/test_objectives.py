@@ -186,6 +186,10 @@ STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivativ
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "tim" else pytest.mark.slow) for n in MODELS])
+def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
+    """From a network whose output is zero, no step with a loss or gradient that is not finite."""
+    x, label = map(jnp.asarray, digits_of(64))
+    config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
     run = with_teacher(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
     t = jnp.full(64, 0.5)
