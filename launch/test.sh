@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests; arguments go to pytest, paths count from the repository root: bash launch/test.sh -m slow
+# Runs the tests; arguments go to pytest, paths count from the repository root: bash launch/test.sh -m nightly
 # PYTHON=python3.12 bash launch/test.sh runs them with that Python, in an environment of its own.
 # bash launch/test.sh --dry-run prints the command and runs nothing.
 set -euo pipefail

@@ -148,7 +148,7 @@ def measured(folder, name):
 LONG = {"training.steps": 60, "optimizer.decay_steps": 60}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_bit_equal(tmp_path, one_device):
     """A run of an ablation that was killed while it trained ends as the same run of one that nothing disturbed."""
     more = LONG | {"loader.directory": tmp_path / "data"}

@@ -194,7 +194,7 @@ def started(folder, words, **environment):
     return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("processes", [1, 2])
 def test_commands_started_side_by_side_plan_together(processes, tmp_path):
     """With equal FLOPs, really counted; each command is one process, or two that join each other."""

@@ -54,7 +54,7 @@ def evaluation(case, rows):
     return flops.count(jax.make_jaxpr(lambda params: case.network.apply({"params": params}, (query,)))(params))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_teacher_costs_the_passes_that_are_asked_of_it():
     case = dataclasses.replace(CASE, batch=16)
     cost, once = functools.partial(operations, case), evaluation(case, 16)

@@ -36,7 +36,7 @@ from tim_jax.system import compilation_cache
 
 CALLS_AT_LEAST = 500
 # Texts for each key, and for each flag, of those below; by default, and where there is time.
-EACH = [1, pytest.param(4, marks=pytest.mark.slow)]
+EACH = [1, pytest.param(4, marks=pytest.mark.nightly)]
 HUGE = "9" * 30
 TEXTS = [
     "", " ", "x", "None", "True", "nan", "-inf", "-1", "0", "1", "2", "0.5", "1.5", "-0.5", "1e400", HUGE, f"-{HUGE}",

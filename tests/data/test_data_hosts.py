@@ -99,7 +99,7 @@ def test_the_rows_of_200_steps_are_the_same_for_any_number_of_processes(whole, c
     assert run(count, 0, STEPS, data_directory, tmp_path / "rows") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_after_stops_another_number_of_processes_goes_on_with_the_same_rows(whole, data_directory, tmp_path):
     found = []
     for count, start, stop in ((4, 0, 13), (1, 13, 90), (8, 90, 101), (2, 101, STEPS)):

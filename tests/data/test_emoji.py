@@ -208,7 +208,7 @@ print("fingerprint", source.fingerprint(), len(source), source[5]["image"].sum()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_of_several_processes_one_draws_and_all_read(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

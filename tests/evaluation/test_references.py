@@ -293,7 +293,7 @@ def test_wrong_evaluations_are_named(arguments, seen, place, capsys):
     fails(place, capsys, *arguments, seen=seen)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_table_by_inception_features(place):
     """Samples against themselves and others, as a published batch: every metric of FID's network, the floor, names."""
     weights = place / "inception.safetensors"

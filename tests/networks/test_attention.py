@@ -274,11 +274,11 @@ def step_of_xla(**changes):
 @pytest.mark.parametrize(
     "attention, text, remat, mesh",
     [
-        ("blockwise", False, "full", (1, 1)),
+        pytest.param("blockwise", False, "full", (1, 1), marks=pytest.mark.nightly),
         ("blockwise", True, "dots", (1, 1)),
         ("pallas", False, "none", (2, 2)),
-        pytest.param("blockwise", False, "dots", (1, 1), marks=pytest.mark.slow),
-        pytest.param("blockwise", True, "full", (2, 2), marks=pytest.mark.slow),
+        pytest.param("blockwise", False, "dots", (1, 1), marks=pytest.mark.nightly),
+        pytest.param("blockwise", True, "full", (2, 2), marks=pytest.mark.nightly),
     ],
 )
 def test_the_train_step_is_the_same_and_never_goes_back_through_the_tangent(attention, text, remat, mesh, monkeypatch):

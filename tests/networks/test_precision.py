@@ -71,14 +71,14 @@ def errors(found, truth):
     return np.sqrt(np.square(error).mean() / np.square(size).mean()), np.sqrt(np.square(error / size).mean())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_exact_derivative_in_bfloat16_is_within_two_percent(trained, truth):
     found = errors(derivative(trained, exact, jnp.bfloat16), truth)
     print(f"exact, bfloat16: {found[0]:.2%} of all rows, {found[1]:.2%} of each")
     assert 0.001 < max(found) <= MOST, "bfloat16 holds a number to 0.2%"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_difference_in_bfloat16_is_mostly_rounding(trained, truth):
     """In float32, as the objective takes it, it is fine."""
     half = errors(derivative(trained, central_difference, jnp.bfloat16), truth)
@@ -88,7 +88,7 @@ def test_the_difference_in_bfloat16_is_mostly_rounding(trained, truth):
     assert max(full) < MOST / 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_in_float32_the_derivative_is_exact(trained, truth):
     assert max(errors(derivative(trained, exact, jnp.float32), truth)) < 1e-5
 

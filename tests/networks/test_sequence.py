@@ -188,7 +188,7 @@ def test_samples_are_those_of_one_device():
 # Memory
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_of_a_step_falls_with_the_devices_that_share_tokens():
     """4,096 tokens; of four heads each of four devices has one, of two heads it has keys and values of all tokens."""
 

@@ -26,7 +26,7 @@ def assert_close(a, b, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
     run = with_teachers(make_run(objective__name="scored_loudly", teacher__checkpoint=teacher))
     state = run.trainer.create()

@@ -378,7 +378,7 @@ def test_kills_give_the_shards_of_an_undisturbed_run(kills, while_starting, seed
     assert contents(folder) == contents(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stop_leaves_whole_shards_and_the_same_command_goes_on(keys, undisturbed, tmp_path):
     folder = tmp_path / "shards"
     process = signalled("SIGTERM", 3, 0, 3, one_by_one(keys, folder))
@@ -389,14 +389,14 @@ def test_a_stop_leaves_whole_shards_and_the_same_command_goes_on(keys, undisturb
     assert contents(folder) == contents(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_make_the_shards_of_one(keys, undisturbed, tmp_path):
     said = in_two(one_by_one(keys, tmp_path / "shards"))
     assert "train with --config.data.source=shards" in said[0] and "train with" not in said[1]
     assert contents(tmp_path / "shards") == contents(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_number_of_devices_gives_the_same_numbers(keys, encoded, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda first=jax.local_devices()[:1]: first)
     encode(keys, tmp_path / "shards")

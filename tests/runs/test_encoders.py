@@ -107,7 +107,7 @@ def test_images_become_latents_and_features_of_their_tokens(build, published, tm
     assert np.isfinite(metrics["loss"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_alone(build, published):
     changes = dict(codecs__autoencoder=published("autoencoder_kl_tiny"), data__channels=4, codecs__latents="sample")
     run = build(**changes, data__buckets__tokens=4096)
@@ -137,7 +137,7 @@ def test_tiles_are_used_where_they_are_asked_for(build, published):
     np.testing.assert_allclose(encoders.open_decoder(run)(small), encoders.open_decoder(whole)(small), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_devices_train_on_what_one_does(build, tmp_path):
     of = {}
     for devices in (1, 8):

@@ -110,7 +110,7 @@ def train_and_sample(keys, workdir):
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_official_latents_train_and_sample(made, published, tmp_path):
     root, _ = made
     keys = of_latents(root, published("dinov2_tiny")) | {"codecs.autoencoder": str(published("autoencoder_kl_tiny"))}

@@ -151,7 +151,7 @@ def test_what_is_recorded_is_taken_again_on_another_machine(tmp_path, monkeypatc
         identity.compare(before, build(other, jax.devices()[:1]).config, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_goes_on_with_what_it_began_with_on_another_machine(tmp_path, monkeypatch, capsys):
     """The same command on a machine that others would be chosen for, and after images have come."""
     root = pictures(tmp_path / "shapes")

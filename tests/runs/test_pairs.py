@@ -384,6 +384,7 @@ def undisturbed(teacher, tmp_path_factory):
     return folder
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.nightly)])
 def test_kills_give_the_pairs_of_an_undisturbed_run(kills, teacher, undisturbed, tmp_path):
     folder = tmp_path / "shards"
@@ -393,7 +394,7 @@ def test_kills_give_the_pairs_of_an_undisturbed_run(kills, teacher, undisturbed,
     assert contents(folder) == contents(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_make_the_pairs_of_one(teacher, undisturbed, tmp_path):
     said = in_two(two_by_two(teacher, tmp_path / "shards"))
     assert "--config.data.paired_noise=True" in said[0] and "--config.data.paired_noise=True" not in said[1]

@@ -134,7 +134,7 @@ def test_an_export_carries_its_code_and_runs_it_only_when_asked(run, tmp_path, c
     assert (back / "plugins" / "mine.py").read_text() == PLUGIN
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_workdir_alone_is_measured_also_by_a_metric_of_its_own(run):
     _, workdir, _ = run
     with one_device():

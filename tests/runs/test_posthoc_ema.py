@@ -170,7 +170,7 @@ def test_a_run_that_was_cut_off_has_the_snapshots_of_one_that_was_not(whole, tra
     np.testing.assert_array_equal(values_of(cut, STEPS, "sigma_rel:0.13"), values_of(whole, STEPS, "sigma_rel:0.13"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_goes_on_elsewhere_takes_its_snapshots_along(whole, trained):
     other = trained("elsewhere", checkpoint__resume=f"{whole}/checkpoints/7")
     assert {step: arrays.tobytes() for step, arrays in stored(other).items()} == {
@@ -208,7 +208,7 @@ def test_snapshots_are_as_large_as_is_said(whole, tmp_path):
     np.testing.assert_array_equal(stored(folder)[4], stored(whole)[4].astype(np.float16))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_kill_loses_a_snapshot_before_a_checkpoint(tmp_path):
     """A run is killed again and again; whatever checkpoint it goes on from, all snapshots up to there are whole."""
     settings = {key.replace(".", "__"): value for key, value in SMALL.items() if key.startswith("posthoc_ema")}
@@ -225,7 +225,7 @@ def test_no_kill_loses_a_snapshot_before_a_checkpoint(tmp_path):
     assert whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_store_and_synthesise_together(tmp_path):
     """Of shards that lie on both; what they make of the snapshots is what one process makes of the same."""
     changes = SMALL | {

@@ -239,7 +239,7 @@ def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
     check_same(two, {}, saved)  # weights that were imported have learnt from none
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_planner_counts_what_a_teacher_needs(teacher, capsys, tmp_path):
     small = changed(dict(mesh__data=2, mesh__fsdp=4, teacher__checkpoint=teacher))
     run = with_teachers(build(load_config("digits_flow_matching", small), jax.local_devices()))

@@ -107,7 +107,7 @@ def test_it_trains_on_and_samples_as_version_0_1_did(run):
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_trains_on_and_samples_to_the_last_roundings(tmp_path):
     """As a user has it, a process of its own without the flags of the tests.
 

@@ -119,7 +119,7 @@ def test_what_slices_exchange_is_read_as_the_collectives_of_the_same_chips():
         collectives.read(TRANSFERS.replace("ALL_REDUCE", "SOMETHING"), slices=2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_slices_exchange_gradients_and_nothing_else():
     """Gradients are float32 and lie over the chips of a slice; the other slice's come once a step."""
     pytest.importorskip("libtpu")
@@ -204,7 +204,7 @@ WHERE = [("cpu:8", "float32"), tpu("v5e:2x4", "bfloat16")]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", WHERE)
-@pytest.mark.parametrize("mesh, remat", [((1, 8), "full"), pytest.param((2, 4), "none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh, remat", [((1, 8), "full"), pytest.param((2, 4), "none", marks=pytest.mark.nightly)])
 def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dtype, mesh, remat):
     """Half of the rows have r = t and half carry a tangent: two row groups, for which a layer's parameters come once in
     the forward pass and once in the backward pass, whether that computes the block anew or not. No activations do."""
@@ -220,7 +220,7 @@ def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dt
 
 
 @pytest.mark.parametrize("name, dtype", WHERE)
-@pytest.mark.parametrize("mesh", [(1, 8), pytest.param((8, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", [(1, 8), pytest.param((8, 1), marks=pytest.mark.nightly)])
 def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
     """The minimum. Fully sharded, N parameters over n devices: each is gathered in the forward pass, gathered once more
     in the backward pass, and its gradient is scattered, in the type that the network computes in: 3 N (n − 1)/n
@@ -241,7 +241,7 @@ def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):
 # without tangents once more in the backward pass, and so do their gradients.
 EXCHANGES = [
     (2, {"all-to-all": (4 + 8) + 8 + 8}),
-    pytest.param(4, {"all-gather": (2 + 4) + 4, "reduce-scatter": 4}, marks=pytest.mark.slow),
+    pytest.param(4, {"all-gather": (2 + 4) + 4, "reduce-scatter": 4}, marks=pytest.mark.nightly),
 ]
 
 

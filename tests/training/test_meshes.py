@@ -56,6 +56,7 @@ def one_device(request):
 
 
 # Each axis alone or with others in a few of them; all of them are a matter of many minutes.
+NIGHTLY = pytest.mark.nightly
 SOME = {"class": [(8, 1, 1, 1), (2, 4, 1, 1), (1, 2, 2, 2)], "text": [(1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]}
 
 
@@ -66,7 +67,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(mesh, one_device, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", [pytest.param(0, marks=NIGHTLY), 1, pytest.param(2, marks=NIGHTLY)])
 def test_a_mesh_gives_the_numbers_of_one_device(which, one_device, monkeypatch):
     check(SOME[one_device[0]][which], one_device, monkeypatch)
 

@@ -92,7 +92,7 @@ def cache(tmp_path_factory):
         yield tmp_path_factory.mktemp("data")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_in_a_bucket_is_stopped_resumed_sampled_and_evaluated(bucket, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train(tmp_path / "local", cache, "--config.training.steps=6")

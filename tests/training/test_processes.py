@@ -80,7 +80,7 @@ def test_processes_give_the_numbers_of_one(count, alone, tmp_path):
     assert [line["processes"] for line in starts] == [count, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_learn_from_a_teacher_as_one_does(alone, tmp_path):
     """With a score that is trained beside the student: each process reads its part of the teacher."""
     folder, _ = alone
@@ -97,7 +97,7 @@ def test_two_processes_learn_from_a_teacher_as_one_does(alone, tmp_path):
             assert two[step][name] == pytest.approx(one[step][name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_sample_and_evaluate_what_one_does(alone, tmp_path):
     folder, _ = alone
     arrays, tables = [], []

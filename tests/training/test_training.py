@@ -67,7 +67,7 @@ def test_rows_of_weight_zero_count_for_nothing():
     assert full[0]["loss"] != a[0]["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_of_the_text_network_with_alignment_and_guidance():
     run = make_run(
         model__condition="text", data__text_width=8, data__text_tokens=5, data__features_width=12,

@@ -142,7 +142,7 @@ def test_a_workdir_without_a_finished_checkpoint_still_starts_warm(source, tmp_p
     assert_equal(state.opt_state, fresh.opt_state)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
     """Also to fewer devices than those that the checkpoint was written from, and to more."""
     rng, first = np.random.default_rng(0), None
