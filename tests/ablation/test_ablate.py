@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.stem for path in (ROOT / "configs" / "ablations").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_variant_of_a_shipped_set_can_be_built(name):
     ablation = settings.load(f"ablations/{name}", {})

@@ -47,6 +47,7 @@ def plan(root, name, equal):
     budget.make(ablation, epath.Path(root / "runs"), [name], lambda line: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", ["time", "flops", "steps"])
 def test_no_entry_of_a_plan_is_lost(equal, tmp_path):
     """Whatever the rule; no two are found at a time, the reference once, and each waits for its turn."""

@@ -104,6 +104,7 @@ def test_operations_are_those_that_the_compiler_counts(variant):
     assert 0.95 * counted < operations(CASE, variant) < counted
 
 
+@pytest.mark.slow
 def test_the_fused_derivative_needs_no_memory_of_its_own():
     case = dataclasses.replace(CASE, batch=64)  # so that activations weigh more than gradients
     memory = {
@@ -159,6 +160,7 @@ def test_table_is_aligned():
     assert text.splitlines() == ["first  second", "1      2.00 s", "100    3.25 s"]
 
 
+@pytest.mark.slow
 def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(bench.CASES, "tiny", tiny)

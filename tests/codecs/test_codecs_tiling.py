@@ -65,6 +65,7 @@ def steps_between_columns(images):
     return np.abs(np.diff(images, axis=2)).mean((0, 1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, channels", [("autoencoder_kl_tiny", 4), ("autoencoder_dc_tiny", 8)])
 def test_tiles_of_a_decoder_leave_no_seam(published, name, channels):
     """On smooth latents that repeat, so that a tile holds what the whole does: norms and attention see the same.

@@ -174,6 +174,7 @@ def test_samples_depend_on_seed_and_index_only(workdir, tmp_path):
         assert picture.size[0] > 8
 
 
+@pytest.mark.slow
 def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     for name, image in zip("abc", pixels, strict=True):
@@ -248,6 +249,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     (workdir / "grid.json").unlink()
 
 
+@pytest.mark.slow
 def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_path, capsys):
     file = workdir / "learned_plan.json"
     learn = [f"--workdir={workdir}", "--kind=learned", "--times=5", "--count=8", "--iterations=300"]

@@ -167,6 +167,7 @@ def key_calls(each):
     return [(key, text) for key in [*values.types(), "ema.slow"] for text in texts_for_key(rng, key, each)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", EACH)
 def test_every_key(each, places):
     """Through `train`: all that it builds before it compiles."""
@@ -240,6 +241,7 @@ def command_calls(places, each):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", EACH)
 def test_every_command_line(each, places):
     calls, failed, reached = command_calls(places, each), [], 0

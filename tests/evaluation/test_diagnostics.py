@@ -140,6 +140,7 @@ def workdir(tmp_path_factory):
         yield workdirs.workdir(tmp_path_factory.mktemp("run") / "run", "digits", **TINY)
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_and_pictures(workdir, capsys):
     diagnose.main([f"--workdir={workdir}", "--examples=4", "--nodes=3", "--epsilons=0.01,0.001"])
     said = capsys.readouterr().out

@@ -90,6 +90,7 @@ def interpolated(table, side, offset=0.1):
     return found
 
 
+@pytest.mark.slow
 def test_dinov2_is_the_class_token_of_fd_dinov2(published):
     """Images by Pillow, position embeddings by the loops above: of the network itself only the golden part is used."""
     folder, levels = published("dinov2_tiny"), levels_of(2, (40, 30))

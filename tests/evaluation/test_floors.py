@@ -61,6 +61,7 @@ def yardstick(training, held_out=None, max_images=10_000):
     return Yardstick(chosen, references, max_images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw, images, count", [(mixture, 300, 300), (gaussian, 300, 60), (gaussian, 200, 1000), (mixture, 200, 1000)]
 )

@@ -38,6 +38,7 @@ def same(found, published):
     np.testing.assert_allclose(found, published, rtol=1e-4, atol=1e-5 * np.abs(published).max())
 
 
+@pytest.mark.slow
 def test_features_equal_the_published_ones(weights, golden):
     """All golden features, on images of 64 × 80 pixels; the bound is 1e-3, and they agree to 1e-5."""
     arrays = golden("inception_v3.npz")

@@ -174,6 +174,7 @@ def test_references_are_computed_once_and_again_where_they_do_not_fit(place):
     assert first["reference"]["split"] == "train" and first["reference"]["images"] == 1442
 
 
+@pytest.mark.slow
 def test_a_reference_by_name_must_fit(place, capsys):
     whole = run(place)
     (training,) = (path for path in stored(place) if references.read(path).fingerprint == whole["reference"])
@@ -358,6 +359,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_evaluation_while_training_changes_no_number_of_it(place):
     every = ["--config.evaluation.periodic.every=2", "--config.evaluation.periodic.steps=1,2",
              "--config.evaluation.periodic.num_samples=20",

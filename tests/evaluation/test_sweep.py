@@ -48,6 +48,7 @@ def run(place, out, *arguments):
     return place / out
 
 
+@pytest.mark.slow
 def test_every_table_export_and_start_says_its_protocol(place, tmp_path):
     start = json.loads((place / "run" / "starts.jsonl").read_text())
     found = [protocol.read(each) for each in start["evaluation_protocols"]]

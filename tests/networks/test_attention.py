@@ -270,6 +270,7 @@ def step_of_xla(**changes):
     return step_of(model__attention="xla", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attention, text, remat, mesh",
     [

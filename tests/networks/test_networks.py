@@ -341,6 +341,7 @@ def gradient(remat, unroll):
     return jit(jax.value_and_grad(loss))(make_params(net))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "unroll"), [*((name, False) for name in REMAT), ("full", True)][1:])
 def test_memory_policies_and_unrolling_give_the_same_gradients(remat, unroll):
     assert_close(gradient(remat, unroll), gradient("none", False))

@@ -68,6 +68,7 @@ def exact(heads):
     return jax.device_get(jax.jit(functools.partial(derivatives, attend))(make_inputs(heads)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, REMAT["full"], keep_all_but_gathered], ids=["once", "remat", "kept"])
 @pytest.mark.parametrize("implementation", ["xla", "blockwise"])
 @pytest.mark.parametrize(
@@ -133,6 +134,7 @@ def outputs(mesh, net, queries):
         return jax.device_get(jax.jit(apply)(placed, queries))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [dict(data=2, sequence=4), dict(fsdp=2, tensor=2, sequence=2)], ids=str)
 def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes):
     queries = make_query(4, 8, 12), make_query(2, 4, 16)

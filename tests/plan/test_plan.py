@@ -35,6 +35,7 @@ def step():
     return compile_step(load_config("digits", SMALL), topologies.topology("cpu:8"))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_arrays_of_a_real_state(step):
     run = build(load_config("digits", SMALL))
     state = run.trainer.create()
@@ -130,6 +131,7 @@ def test_the_network_between_islands_carries_what_an_island_lacks():
     assert bounds.network_bytes(gather, 1) == 1500
 
 
+@pytest.mark.slow
 def test_a_plan_that_fits(capsys, tmp_path):
     file = tmp_path / "plan.json"
     code = command.main(

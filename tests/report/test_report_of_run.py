@@ -152,6 +152,7 @@ def test_the_configuration_is_held_against_base(run):
     assert len(pages.rows(pages.section(page, "starts").one("table"))) == 2
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_run_and_neighbours_those_of_its_data(tmp_path, data_directory, capsys):
     """Drawn by the command, and beside that by `tim_jax.load`; neighbours looked for among scikit-learn's digits."""
     changes = TINY_NETWORK | {"loader.directory": str(data_directory)}

@@ -48,6 +48,7 @@ def test_a_score_learns_beside_the_student_and_does_not_move_it(teacher):
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
     run = with_teachers(make_run(objective__name="scored", teacher__checkpoint=teacher, start__checkpoint=small))
     state = first_state(run, epath.Path(tmp_path / "run"))()

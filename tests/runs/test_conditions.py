@@ -94,6 +94,7 @@ def test_pictures_while_training_have_them_too(made, monkeypatch):
         assert len(labels) == training.COLUMNS and np.abs(np.bincount(labels) - expected).max() < 1
 
 
+@pytest.mark.slow
 def test_where_the_data_is_gone_the_workdir_knows(made, tmp_path, capsys):
     folder, changes = made
     gone = changes | {"data.path": str(tmp_path / "gone")}

@@ -83,6 +83,7 @@ def test_half_precision_weights_come_back_as_they_were(released, tmp_path):
         assert exported[key].dtype == array.dtype and exported[key].tobytes() == array.tobytes(), key
 
 
+@pytest.mark.slow
 def test_imported_weights_sample_train_on_and_are_exported(released, tmp_path):
     """And a file without the head that only training uses is taken, too: it trains without alignment."""
 

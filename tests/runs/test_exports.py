@@ -63,6 +63,7 @@ def parameters(workdir):
     return {name: np.asarray(array) for name, array in read.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_an_export_is_imported_by_its_path_alone_and_comes_back_bit_for_bit(made, tmp_path, name, capsys):
     run, out = made(name), tmp_path / "out"

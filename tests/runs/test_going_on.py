@@ -19,6 +19,7 @@ def steps(folder):
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_a_workdir_alone_goes_on_and_says_how_to_extend_what_is_done(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     with one_device():

@@ -141,6 +141,7 @@ def begun(pictures, tmp_path):
     return ["--config=base", f"--workdir={folder}", *flags(pictures)], folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, said", [
     ({"ant": "art"}, "'art' is new and 'ant' is gone"),
     ({"cat": "../cat"}, "'cat' is gone"),

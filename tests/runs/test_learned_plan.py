@@ -20,6 +20,7 @@ def learned(steps, iterations, name="ot_fm", **sampling):
     return run, learn(Generator(run, 16), {}, steps, labels=LABELS, iterations=iterations, candidates=9)
 
 
+@pytest.mark.slow
 def test_few_steps_of_euler_lead_where_many_small_ones_do():
     run, found = learned([4, 2], 200, sampler="euler")
     assert [one.steps for one in found] == [2, 4]

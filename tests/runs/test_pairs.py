@@ -220,6 +220,7 @@ def batch_of(run):
     return next(dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0))
 
 
+@pytest.mark.slow
 def test_training_sees_the_noise_that_is_stored(made):
     """x_t of a real step lies between a row's sample and its own noise; batches are the same on any mesh."""
     run, two = (student(made, devices, **{"data.batch_size": "16"}) for devices in (1, 2))
@@ -258,6 +259,7 @@ def test_other_draws_are_what_they_are_without_stored_noise(made):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow_matching", "rectified_flow"])
 def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
     """Of N(0, s²), x̂ = s ε, whose paths do not cross: ε − x̂ follows from x_t, and the loss of that velocity is 0. With
@@ -337,6 +339,7 @@ def test_the_configuration_is_measured_against_the_digits_as_its_teacher(made):
 # Texts.
 
 
+@pytest.mark.slow
 def test_pairs_of_a_text_run_bring_captions_and_features(text_workdir, tmp_path):
     teacher = text_workdir
     pairs.main(flags(teacher, tmp_path / "shards", rows=10, per_shard=5))

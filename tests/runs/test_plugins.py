@@ -116,6 +116,7 @@ def run(trained, tmp_path):
     return tmp_path / "copy" / "mine.py", tmp_path / "copy" / "run", new
 
 
+@pytest.mark.slow
 def test_an_export_carries_its_code_and_runs_it_only_when_asked(run, tmp_path, capsys):
     _, workdir, _ = run
     out, back = tmp_path / "out", tmp_path / "back"
@@ -141,6 +142,7 @@ def test_the_workdir_alone_is_measured_also_by_a_metric_of_its_own(run):
     assert "own_fd" in (workdir / "any_step.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_workdir_alone_samples_and_resumes(run, capsys):
     file, workdir, arguments = run
     recorded = json.loads((workdir / "config.json").read_text())

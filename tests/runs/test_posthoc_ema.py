@@ -101,6 +101,7 @@ def averaged(trajectory, sigma_rel):
     return np.diff(ends) @ trajectory / ends[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, tolerance", [("0.05", 1e-6), ("0.1", 1e-6), ("0.07", 0.05), ("0.13", 0.05)])
 def test_an_ema_of_any_length_is_the_average_of_the_weights_of_all_steps(whole, name, tolerance):
     """Tracked ones as float32 allows, others as nearly as few snapshots do, as a share of what lengths change."""

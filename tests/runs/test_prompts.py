@@ -55,6 +55,7 @@ def asking(*prompts):
     return lambda run: prompt_requests(named, (16, 16), 1, run)
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_whatever_is_beside_it(folder):
     many = asking((DOG, "16x16", 2), (CAT, "8x24", 1), (CAT, "16x16", 3), (SEA, "8x24", 2), (CAT, "16x16", 3))
     ((alone,),) = images(folder, asking((CAT, "16x16", 1)), 1)
@@ -69,6 +70,7 @@ def test_an_image_is_the_same_whatever_is_beside_it(folder):
     assert np.abs(wide[0] - sea[0]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_image_j_of_a_prompt_starts_from_noise_j_of_the_seed(folder):
     run = build(workdir.load(folder), sharding_devices[:1])
     generator = Generator(run, 3, open_text_encoder(run))
@@ -100,6 +102,7 @@ def test_files_of_prompts(tmp_path):
     assert read_prompts(str(tmp_path / "d")) == [("1", {"prompt": CAT}), ("2", {"prompt": DOG})]
 
 
+@pytest.mark.slow
 def test_the_command_writes_pictures_with_their_settings_and_the_program_gives_the_same(folder, tmp_path):
     rows = [{"prompt": CAT, "size": "16x16", "count": 2, "tag": "one"}, {"prompt": DOG}]
     prompts = write(tmp_path / "some prompts.jsonl", "\n".join(map(json.dumps, rows)))
@@ -136,6 +139,7 @@ def test_the_command_writes_pictures_with_their_settings_and_the_program_gives_t
     assert together["prompts"] == [CAT, DOG] and together["steps"] == [1, 2] and together["seed"] == 5
 
 
+@pytest.mark.slow
 def test_prompts_beside_one_another_are_kept(folder, tmp_path):
     for prompt in (CAT, DOG):
         sample.main([f"--workdir={folder}", f"--prompt={prompt}", "--steps=1", f"--out={tmp_path}"])
@@ -222,6 +226,7 @@ def latents(tmp_path_factory):
     return workdirs.workdir(tmp_path_factory.mktemp("latents") / "run", "digits", **changes)
 
 
+@pytest.mark.slow
 def test_latents_are_decoded_where_an_autoencoder_is_named(latents, published, tmp_path, capsys):
     vae = published("autoencoder_kl_tiny")
     arguments = [f"--workdir={latents}", "--labels=3,1", "--steps=2", f"--out={tmp_path / 'plain'}"]

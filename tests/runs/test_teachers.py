@@ -120,6 +120,7 @@ def workdir_without(folder, path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher, after_three_steps):
     one, _, history = after_three_steps
     eight = with_teachers(make_run(8, mesh__data=1, mesh__fsdp=8, teacher__checkpoint=teacher))
@@ -151,6 +152,7 @@ def test_a_teacher_in_half_the_bytes(teacher, after_three_steps):
     assert a.dtype == np.float32 and 1e-4 < np.abs(a - b).max() < 0.1 * np.abs(b).max()
 
 
+@pytest.mark.slow
 def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path):
     told = TEACHER | {"objective.name": "improved_mean_flow", "data.features_width": "0"}
     folder = workdir(tmp_path / "told", "digits_flow_matching", **told)
@@ -213,6 +215,7 @@ def test_a_fingerprint_does_not_depend_on_who_wrote_the_manifests(tmp_path):
     assert checksums.fingerprint(folder) is None
 
 
+@pytest.mark.slow
 def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
     given = dict(objective__name="taught_away", teacher__checkpoint=teacher, teacher__guidance=2.0)
     given |= dict(teacher__weak_checkpoint=small, teacher__weak_ema="online")

@@ -87,6 +87,7 @@ def train_on(data_directory, tmp_path_factory):
     return folder, samples
 
 
+@pytest.mark.slow
 def test_it_trains_on_and_samples_as_version_0_1_did(run):
     """To the last bit on the machine that made the numbers; elsewhere to what compilers differ by."""
     folder, samples = run

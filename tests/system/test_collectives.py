@@ -202,6 +202,7 @@ def only_matrices(shapes):
 WHERE = [("cpu:8", "float32"), tpu("v5e:2x4", "bfloat16")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", WHERE)
 @pytest.mark.parametrize("mesh, remat", [((1, 8), "full"), pytest.param((2, 4), "none", marks=pytest.mark.slow)])
 def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dtype, mesh, remat):
@@ -244,6 +245,7 @@ EXCHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", WHERE)
 @pytest.mark.parametrize("devices, exchanged", EXCHANGES)
 def test_devices_that_share_tokens_exchange_what_attention_needs_and_nothing_else(name, dtype, devices, exchanged):

@@ -50,6 +50,7 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_without_room_for_checkpoints_training_goes_on_and_says_so(finished, tmp_path):
     shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)  # with its data, which need more room
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
@@ -87,6 +88,7 @@ def opened_fields(feed):
     return feed.run, feed.source, feed.plan
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(tmp_path):
     run = Run(tmp_path, spoil, training__steps=100, checkpoint__every=2, training__max_nonfinite=3)
     code, line = run.end()
@@ -102,6 +104,7 @@ def test_updates_that_are_not_finite_are_left_out_until_they_are_too_many(tmp_pa
     assert [line["nonfinite"] for line in metrics[:8]] == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(finished, tmp_path):
     shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "run" / "checkpoints" / "4"

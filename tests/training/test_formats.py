@@ -46,6 +46,7 @@ def abstract(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"name": "muon", "clip": 0.0}, {"frozen": ("embedder",)}], ids=str)
 def test_a_state_of_format_1_is_read_bit_equal(settings, tmp_path):
     """It called the network that trains "student", in the parameters and in the optimizer's labels."""

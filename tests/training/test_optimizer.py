@@ -16,6 +16,7 @@ from tim_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings,
 from tim_jax.training.state import update_emas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_layers_are_optimized_like_unrolled_ones(name):
     """Muon sees a batch of matrices where blocks are stacked, and q, k, v each for itself."""
@@ -136,6 +137,7 @@ def test_averages_follow_their_decay():
     assert constant["fast"]["w"][0] == pytest.approx(0.5) and constant["slow"]["w"][0] == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [True, False])
 def test_an_ema_is_what_a_recurrence_in_float64_gives(warmup):
     """The parameters of every step are put into numpy's recurrence, from the first ones on."""

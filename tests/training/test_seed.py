@@ -32,6 +32,7 @@ def start(seed):
     return params, float(run.trainer(state, batch)[1]["loss"]), program
 
 
+@pytest.mark.slow
 def test_another_seed_compiles_nothing(tmp_path):
     with cache_in(str(tmp_path)) as events:
         first, loss, program = start(0)

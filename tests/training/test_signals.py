@@ -88,6 +88,7 @@ def draw_for_ever():
     training.sample_pictures = sample_pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, word, saved, number",
     [(compile_for_ever, "compiling", [], signal.SIGINT), (draw_for_ever, "drawing", [4], signal.SIGHUP)],
@@ -202,6 +203,7 @@ def wait_for_a_dead_disk():
     time.sleep(10**6)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_ends_the_run_with_all_stacks(tmp_path):
     run = Run(tmp_path, hang, training__steps=100, checkpoint__every=2, training__hang_seconds=2.0)
     code, line = run.end()

@@ -96,6 +96,7 @@ def tangible(params):
     return net
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_step_are_those_of_numpy():
     """Of a network whose derivative is known: errors, tangent, gradient and update, from data, noise and times."""
     changes = {"objective.weight.kernel": "constant", "times.share_equal": "0.5", "objective.adaptive.power": "0"}
@@ -148,6 +149,7 @@ def test_the_metrics_of_a_step_are_those_of_numpy():
     assert float(told["nonfinite"]) == 0
 
 
+@pytest.mark.slow
 def test_utilisation_and_counts_of_a_run(tmp_path, monkeypatch):
     """The share of a peak that is made up; examples of a batch, and steps, as they are configured."""
     peak = 1e12

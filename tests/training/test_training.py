@@ -131,6 +131,7 @@ def test_stopped_and_started_again_a_run_ends_bit_equal(tmp_path, one_device_onl
     assert int(final_state(tmp_path / "whole").step) == 7
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, one_device_only, capsys):
     """The rates that are told, by the closed form of each length."""
     flags = [f"--config.loader.directory={tmp_path / 'data'}", "--config.training.log_every=1"]

@@ -130,6 +130,7 @@ def test_a_run_starts_from_its_own_checkpoint_then_the_named_one_then_weights_th
     assert steps_logged(tmp_path / "named") == [4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_workdir_without_a_finished_checkpoint_still_starts_warm(source, tmp_path):
     run = make_run(start__checkpoint=source)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -163,6 +164,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
         saver.close()
 
 
+@pytest.mark.slow
 def test_a_new_label_table_and_another_resolution(source, tmp_path):
     changes = dict(
         start__checkpoint=source, start__reinitialise="('label_embedder',)", model__num_classes=12, data__height=16

@@ -128,6 +128,7 @@ def test_memory_is_told():
     assert 0 < memory()["memory/host_peak_gib"] < 1000
 
 
+@pytest.mark.slow
 def test_a_run_is_watched(tmp_path, monkeypatch):
     """Bins add up to the errors of the step; a trace of the steps asked for; the same numbers to another writer."""
     told = []

@@ -361,6 +361,7 @@ def test_rollouts_of_the_exact_flow_map_are_data(transport, rollout):
     assert abs(x.mean() - 0.3) < 0.02 and abs(x.std() - 0.6) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tim", "mean_flow", *DISTILLED])
 def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     """From zero, with features of which the flow map is made and others, learnt from the exact flow of a Gaussian."""

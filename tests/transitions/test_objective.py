@@ -134,6 +134,7 @@ def initial():
     return network, nn.unbox(jax.jit(network.init)(jax.random.key(0), (query,)))["params"]
 
 
+@pytest.mark.slow
 @every_transport
 @pytest.mark.parametrize("derivative", ["jvp", "dde"])
 def test_first_step_from_zero_output_is_finite(transport, derivative, initial):
@@ -165,6 +166,7 @@ def test_first_step_from_zero_output_is_finite(transport, derivative, initial):
     assert jnp.abs(grads["final"]["linear"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_groups_and_masks_give_the_same_numbers(initial):
     """Where a device's rows times the share is not whole, all rows carry the tangent, and nothing changes."""
     (network, params), rng = initial, np.random.default_rng(0)

@@ -27,7 +27,7 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.types import Query
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
-every_model = pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "velocity_refiner"])
+MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
 
 def exact_net(gaussian, theta):
@@ -184,7 +184,7 @@ TEACHER = SMALL | {"training.steps": "100"}
 STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
 
 
-@every_model
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "tim" else pytest.mark.slow) for n in MODELS])
 def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
@@ -251,7 +251,7 @@ REACHED = {
 
 
 @pytest.mark.nightly
-@every_model
+@pytest.mark.parametrize("name", MODELS)
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}

@@ -133,6 +133,7 @@ def test_the_table_of_the_page_lists_what_is_needed():
         )
 
 
+@pytest.mark.slow
 @every_objective
 def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samples(name):
     objective, x = OBJECTIVES[name](OT_FM), random(1)
@@ -164,6 +165,7 @@ def test_every_objective_says_in_one_line_what_it_needs_and_then_trains_and_samp
         assert drawn.shape == x.shape and jnp.isfinite(drawn).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transport", "sampler"), [("ve", "flow_map"), ("ve", "consistency"), *(("ot_fm", name) for name in SAMPLERS)]
 )

@@ -15,7 +15,8 @@ from tim_jax.types import Output
 
 TRANSPORT = TRANSPORTS["ot_fm"]()
 # One for each shape of a plan: memory, evaluations a step, noise in the first state and after each.
-SHAPES = ("flow_map", "heun", "dpm_solver_3s", "dpm_solver_3m", "unipc_3", "pseudo_corrector", "er_sde_2", "sde_heun")
+SHAPES = ("flow_map", "unipc_3", "er_sde_2")
+OTHER_SHAPES = ("heun", "dpm_solver_3s", "dpm_solver_3m", "pseudo_corrector", "sde_heun")
 
 
 def net(queries):
@@ -35,14 +36,14 @@ def both(sampling, steps, window, tolerance, guidance=1.0):
     return sample(*arguments, trajectory=True), found, int(sweeps)
 
 
-@pytest.mark.parametrize("sampler", SHAPES)
+@pytest.mark.parametrize("sampler", [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in OTHER_SHAPES)])
 def test_the_result_is_that_of_sequential_sampling(sampler, x64):
     sampling = Sampling(sampler=sampler, guidance=1.5, guidance_low=0.2, guidance_high=0.7)
     expected, found, _ = both(sampling, 8, 5, 0.0, guidance=1.5)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("steps", [32, 64])
+@pytest.mark.parametrize("steps", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_few_sweeps_are_needed(steps, x64):
     for tolerance in (1e-2, 1e-4, 1e-6):
         expected, found, sweeps = both(Sampling(sampler="euler"), steps, steps, tolerance)

@@ -76,6 +76,7 @@ def settings(name, guidance, low, high, stochasticity):
     return read(Sampling, section | {"sampler": "flow_map"} | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, guidance, low, high, stochasticity", COMMANDS)
 def test_released_models_follow_the_published_trajectories(steps, guidance, low, high, stochasticity, x64):
     keys = image_keys(7, jnp.arange(len(Z)))
