@@ -343,7 +343,9 @@ NOT_PROVOKED = {
     "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
     "transitions/sampling/planning.py: sampling.sampler is {sampling.sampler!r}": "a start of two states",
     "transitions/sampling/planning.py: sampling.parallel": "sampling from data to noise and back",
-    "transitions/sampling/learned.py: start.c": "a program's own call: a configuration is refused before",
+    "transitions/sampling/learned.py: start.": "a program's own call: a configuration is refused before",
+    "transitions/own_network.py: sampling.pattern": "a network of one's own",
+    "runs/generation.py: objective.name": "a trained refiner",
     "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
 }
 

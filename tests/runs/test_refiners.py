@@ -61,15 +61,15 @@ FLOWTURBO = {"sampler": "flowturbo", "pattern": "H1R"}
 def test_samples_are_drawn_with_it(folders):
     model, refiner = map(str, folders)
     tim = load(model, sampling=FLOWTURBO | {"refiner": refiner})
-    run, labels = tim.run, np.array([3, 5, 8])
-    generator = Generator(run, 3)
+    run, labels = tim.run, np.arange(8)
+    generator = Generator(run, 8)
     found = generator(tim._weights, labels, steps=4)
     assert generator.nfe == 2  # Heun's; those of the refiner do not count
     plan = make_plan(run.transport, time_grid(run.transport, 4), run.sampling)
     assert plan.refined.tolist() == [-1, -1, 1, 0, 1, 0, 1, 0]
     net, refine = run.net(tim._weights), run.refiner.net(run.refiner.params)
-    keys, condition = image_keys(0, jnp.arange(3)), {"label": jnp.asarray(labels)}
-    x = jnp.asarray(generator.noise(0, 3))
+    keys, condition = image_keys(0, jnp.arange(8)), {"label": jnp.asarray(labels)}
+    x = jnp.asarray(generator.noise(0, 8))
     with on_mesh(run.mesh):
         expected = sample(net, plan, x, condition, condition, keys, refiner=refine)
     np.testing.assert_allclose(found, expected, atol=1e-5)

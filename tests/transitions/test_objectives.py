@@ -28,8 +28,7 @@ from tim_jax.types import Query
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 OVER_DEVICES = ("tim", "low_noise_contrastive", "rcm")  # the others' meshes are a nightly matter
-MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]
-every_model = pytest.mark.parametrize("name", MODELS)
+MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
 
 def exact_net(gaussian, theta):
@@ -255,7 +254,7 @@ REACHED = {
 
 
 @pytest.mark.nightly
-@every_model
+@pytest.mark.parametrize("name", MODELS)
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}

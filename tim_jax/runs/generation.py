@@ -111,7 +111,7 @@ class Generator:
         texts: TextEncoder | None = None,
         decode: Pixels | Decoder = Pixels(),
     ):
-        if run.network.prediction_input:
+        if cast(Objective, run.trainer.step.objective).prediction_input:
             raise ValueError(
                 f"objective.name is {run.config.objective.name!r}; it must be another for samples: a refiner goes "
                 "with a model, as its sampling.refiner"

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ from tim_jax.training.preemption import Stop
 from tim_jax.training.snapshots import Snapshots
 from tim_jax.training.state import TrainState
 from tim_jax.training.watch import of_nothing
+from tim_jax.transitions.objective import Objective
 
 COLUMNS = 10  # images of a row in the pictures of samples
 
@@ -118,7 +119,7 @@ def can_draw(run: Run) -> bool:
 
     A refiner samples nothing.
     """
-    if run.network.prediction_input:
+    if cast(Objective, run.trainer.step.objective).prediction_input:
         return False
     return run.shows_images and (run.config.model.condition == "class" or bool(run.codecs.text_encoder))
 
