@@ -1,12 +1,14 @@
 """Exact inversion: data to noise and back by two chains, for a network that is not linear, whatever the transport."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.solving import solve
 from tim_jax.transitions import SAMPLERS, TRANSPORTS
 from tim_jax.transitions.sampling.noise import image_keys
 from tim_jax.transitions.sampling.planning import check_pairs, make_plan, padded, time_grid
@@ -76,6 +78,44 @@ def test_the_way_back_is_exact(name, guidance, sampler, x64):
               for other, n in (("euler", 1), ("heun", 2))]  # fmt: skip
     print(name, guidance, others, missed(name, 10, ours), missed(name, 100, ours), missed(name, 10, ours, exact=False))
     assert min(others) > 1e-4
+
+
+EVALUATIONS = (10, 20, 50, 100)
+
+
+def there_and_back(sampler, steps):
+    """RMS by which images of a mixture on OT-FM miss themselves, and relative error of the noise, by the exact F."""
+    transport, mean, variance = CASES["ot_fm"], 0.7, 0.04
+    rng = np.random.default_rng(0)
+    images = rng.choice([-mean, mean], 2000) + rng.normal(0, variance**0.5, 2000)
+
+    def along(times, start):
+        plan = make_plan(transport, times, Sampling(sampler=sampler))
+
+        def F(x, j):
+            alpha, sigma = 1 - plan.t[j], plan.t[j]
+            total = alpha**2 * variance + sigma**2
+            weight = np.tanh(alpha * mean * x / total)
+            return (sigma * (x - alpha * mean * weight) - alpha * variance * x - sigma**2 * mean * weight) / total
+
+        return solve(plan, F, start)[-1]
+
+    times = time_grid(transport, steps)
+    noise = along(times[::-1], images)
+    exact = along(time_grid(transport, 2000)[::-1], images) if sampler == "heun" else None
+    return np.sqrt(np.mean((along(times, noise) - images) ** 2)), noise, exact
+
+
+def test_what_other_samplers_miss_is_what_the_documentation_says():
+    lines = pathlib.Path("docs/sampling.md").read_text().splitlines()
+    told = {line.split("|")[1].strip(): [float(cell) for cell in line.split("|")[2:-1]]
+            for line in lines if line.startswith(("| image,", "| noise,"))}  # fmt: skip
+    _, _, exact = there_and_back("heun", 5)
+    for name, sampler, each in (("Euler", "euler", 1), ("Heun", "heun", 2)):
+        for n, image, noise in zip(EVALUATIONS, told[f"image, {name}"], told[f"noise, {name}"], strict=True):
+            found, ours, _ = there_and_back(sampler, n // each)
+            assert found == pytest.approx(image, rel=0.06), (name, n)
+            assert np.sqrt(np.mean((ours - exact) ** 2)) == pytest.approx(noise, rel=0.06), (name, n)
 
 
 @pytest.mark.parametrize("sampler", REVERSIBLE)
