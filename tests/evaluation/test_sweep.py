@@ -249,14 +249,15 @@ def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
     grid.main([f"--workdir={place / 'run'}", "--kind=learned", "--steps=2", "--times=5", "--count=8",
                "--iterations=30", "--config.sampling.sampler=euler"])  # fmt: skip
     capsys.readouterr()
-    folder = run(
-        place, "plans", "--sampler=euler,dpm_solver_2s", "--plan=sampler,learned", "--evaluations=2,4", "--seeds=1"
-    )
+    asked = ["--sampler=euler,dpm_solver_2s,sada", "--plan=sampler,learned", "--evaluations=2,4", "--seeds=1"]
+    folder = run(place, "plans", *asked)
     out, found = capsys.readouterr().out, json.loads((folder / "sweep.json").read_text())
     assert "left out: dpm_solver_2s: sampling.plan is 'learned'; it must have been found for dpm_solver_2s" in out
+    assert "left out: sada: sampling.sampler is 'sada'; it must be one with the same weights" in out
     lines = {(line["sampler"], line["plan"]): line["rows"] for line in found["lines"]}
     assert {name: [row["steps"] for row in rows] for name, rows in lines.items()} == {
-        ("euler", "own plan"): [2, 4], ("euler", "learned plan"): [2], ("dpm_solver_2s", "own plan"): [1, 2]
+        ("euler", "own plan"): [2, 4], ("euler", "learned plan"): [2], ("dpm_solver_2s", "own plan"): [1, 2],
+        ("sada", "own plan"): [2, 4],
     }  # fmt: skip
     assert lines["euler", "own plan"][0]["frechet"] != lines["euler", "learned plan"][0]["frechet"]
     assert found["by"] == "evaluations" and "| sampler | plan | 2 | 4 |" in (folder / "sweep.md").read_text()

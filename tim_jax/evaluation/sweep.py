@@ -125,7 +125,8 @@ def _curves(sweep):
         x, y, spread = ([row[key] for row in line["rows"]] for key in ("nfe", metric, f"{metric}_spread"))
         axes.errorbar(x, y, yerr=spread, label=name_of(line, names), **_style(i))
     _add_floor(sweep, axes)
-    figures.logarithmic(axes, {row["nfe"] for line in sweep["lines"] for row in line["rows"]})
+    counts = {row["nfe"] for line in sweep["lines"] for row in line["rows"]}
+    figures.logarithmic(axes, {count for count in counts if isinstance(count, int)} or counts)  # means are no ticks
     axes.set_xlabel("network evaluations per image")
     axes.set_ylabel(f"{_title(sweep, metric)} to the training part")
     _legend(figure, axes)

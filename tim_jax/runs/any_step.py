@@ -245,7 +245,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     first, *others = settings.ways
     with settings.naming_flags():
         run = build(workdir.load(folder, overrides | ({} if others else first)))
-        runs = [resampled(run, way) for way in settings.ways] if others else [run]
+        runs = [each for way in settings.ways for each in _resampled(run, way, settings)] if others else [run]
     if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
@@ -275,6 +275,22 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     return AnyStepJob(settings, generator, ways, weights, step, sample_conditions(run, count, labels), measurement)
 
 
+def _resampled(run: Run, way: Mapping[str, str], settings: EvaluationArguments) -> list[Run]:
+    """The run sampled in one of several ways; [] for a learned plan that the sampler cannot have, of several plans."""
+    try:
+        return [resampled(run, way)]
+    except ValueError as error:
+        if way.get("sampling.plan") != "learned" or "sampler" not in settings.plan:
+            raise
+        _leave_out(way.get("sampling.sampler", run.sampling.sampler), error)
+        return []
+
+
+def _leave_out(sampler: str, error: ValueError) -> None:
+    if jax.process_index() == 0:
+        print(f"left out: {sampler}: {error}", flush=True)
+
+
 def _ways(runs: Sequence[Run], settings: EvaluationArguments, folder: epath.Path, step: int) -> list[Way]:
     """The ways of sampling, with what was found for each. Of several plans, one that was not learned is left out.
 
@@ -289,8 +305,7 @@ def _ways(runs: Sequence[Run], settings: EvaluationArguments, folder: epath.Path
         except ValueError as error:
             if run.sampling.plan != "learned" or "sampler" not in settings.plan:
                 raise
-            if jax.process_index() == 0:
-                print(f"left out: {run.sampling.sampler}: {error}", flush=True)
+            _leave_out(run.sampling.sampler, error)
             continue
         ways.append(Way(found, nfe))
     if settings.evaluations and not any(way.nfe for way in ways):
