@@ -6,7 +6,7 @@ It is no model of the digits, but goes with its teacher.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.train --config=configs/distillation/velocity_refiner.py --workdir=runs/refiner
-        python -m tim_jax.sample --workdir=runs/digits_flow_matching --config.sampling.sampler=flowturbo
+Then:   python -m tim_jax.sample --workdir=runs/digits_flow_matching --config.sampling.sampler=flowturbo
             --config.sampling.pattern=H1P5R --config.sampling.refiner=runs/refiner
 """
 

@@ -59,7 +59,7 @@ def swept(names, steps, ends, scales=(1.0,)):
             rows = [{"steps": s, "nfe": s, "frechet": v, "frechet_spread": v / 9} for s, v in zip(steps, values)]
             axes = {"weights": name, "sampler": "flow_map", "guidance": scale}
             interval = (0.0, 1.0) if scale != 1 else None
-            lines.append(axes | {"guidance_interval": interval, "rows": rows, "failures": {}})
+            lines.append(axes | {"plan": sweep.OWN_PLAN, "guidance_interval": interval, "rows": rows, "failures": {}})
     about = {"samples": 100, "seeds": [0, 1], "reference": {"features": "pixels"}, "floor": {"frechet": ends[0]}}
     sweep.plot(sweep.make(lines, about), None)
 

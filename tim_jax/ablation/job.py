@@ -90,7 +90,7 @@ def _needed(ablation: Ablation, folder: epath.Path, members: list[Member]) -> li
 
 def _check_measured_alike(ablation: Ablation, measurement: Measurement, folder: epath.Path) -> None:
     """Raises ValueError for a finished run that was measured in another way than runs now are."""
-    protocol = measurement.protocol(measurement.run.sampling, measurement.sample_count(), [0])
+    protocol = measurement.protocol(measurement.run, measurement.sample_count(), [0])
     now = protocol.record() | measurement.fingerprint
     for member in ablation.members():
         table = (runs.read(folder / str(member)) or {}).get("table", {})

@@ -198,8 +198,9 @@ def _curves_by_guidance(sweep):
 
 
 def _style(i: int) -> dict[str, Any]:
-    colour, marker = figures.COLOURS[i % len(figures.COLOURS)], figures.MARKERS[i % len(figures.MARKERS)]
-    dashes = ("-", "--", ":")[i // len(figures.COLOURS) % 3]
+    turn, place = divmod(i, len(figures.COLOURS))
+    colour, marker = figures.COLOURS[place], figures.MARKERS[(place + turn) % len(figures.MARKERS)]
+    dashes = ("-", "--", ":")[turn % 3]
     return dict(color=colour, marker=marker, ls=dashes, lw=1.8, ms=5, mec="white", mew=0.7, capsize=2.5, zorder=3)
 
 

@@ -70,7 +70,7 @@ def any_step_table(
     def counts(steps: int) -> int | float:
         return mean_nfe(counted[steps])
 
-    protocol = measurement.protocol(generator.run.sampling, count, seeds)
+    protocol = measurement.protocol(generator.run, count, seeds)
     floor = yardstick.floor(seeds)
     table = anystep.any_step_table(figures, nfe, seeds, count, floor, counts, progress, protocol)
     return table | measurement.real_images(count, seeds), shown

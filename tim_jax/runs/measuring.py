@@ -139,11 +139,11 @@ class Measurement:
             batches = map(pictures.as_written, batches)
         return self.yardstick.figures(self.extractor.samples(batches), count)
 
-    def protocol(self, sampling: Sampling, count: int, seeds: Sequence[int]) -> Protocol:
-        """What figures of `count` samples of each seed, drawn by that sampling, are measured by."""
+    def protocol(self, run: Run, count: int, seeds: Sequence[int]) -> Protocol:
+        """What figures of `count` samples of each seed, drawn as that run samples, are measured by."""
         held_out = self.image_sets.get(HELD_OUT)
         parts = self.fingerprint, held_out.fingerprint if held_out else None
-        return protocol_of(self.run, sampling, count, seeds, *parts)
+        return protocol_of(run, run.sampling, count, seeds, *parts)
 
     def sample_count(self) -> int:
         """Samples per step count and seed: `evaluation.num_samples`, or as many as the reference has images.
@@ -320,7 +320,8 @@ def periodic_protocols(measurement: Measurement) -> list[dict[str, Any]]:
     count = run.evaluation.periodic.num_samples or measurement.sample_count()
     names = run.evaluation.periodic.emas or (run.sampling.ema,)
     samplings = [dataclasses.replace(run.sampling, ema=name) for name in names]
-    return [measurement.protocol(sampling, count, [0]).record() for sampling in samplings]
+    runs = [dataclasses.replace(measurement.run, sampling=sampling) for sampling in samplings]
+    return [measurement.protocol(run, count, [0]).record() for run in runs]
 
 
 def measurement_generator(run: Run, count: int) -> Generator:

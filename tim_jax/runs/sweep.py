@@ -89,7 +89,7 @@ def measure_all(job: AnyStepJob) -> None:
     checkpoint = checksums.fingerprint(run_folder / "checkpoints" / str(job.step))
     store, protocols = (
         Store(folder / SETS, first),
-        [measurement.protocol(way.run.sampling, job.count, seeds) for way in job.ways],
+        [measurement.protocol(way.run, job.count, seeds) for way in job.ways],
     )
     sets = [
         (i, steps, seed, set_of(protocol, steps, seed, job.step, checkpoint))
