@@ -70,8 +70,9 @@ def with_found(run: Run, folder: epath.Path, step: int) -> Run:
     run = with_refiner(with_found_grid(run, folder, step))
     if run.sampling.plan != "learned":
         return run
-    command = f"python -m tim_jax.grid --workdir={folder} --kind=learned learns it"
-    record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command, run.sampling.sampler)
+    sampler = run.sampling.sampler
+    command = f"python -m tim_jax.grid --workdir={folder} --kind=learned --config.sampling.sampler={sampler} learns it"
+    record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command, sampler)
     plans = {int(steps): _plan_of(plan) for steps, plan in record["plans"].items()}
     found = LearnedPlans(plans, record["settings"])
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, learned=found))
