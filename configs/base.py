@@ -128,12 +128,13 @@ def get_config():
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps), annealed (two
+    # jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
     # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
     config.objective.velocity = placeholder(str)
-    # eulerian and lagrangian
+    # eulerian, lagrangian and annealed
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
@@ -144,10 +145,28 @@ def get_config():
     config.objective.tangent.warmup_share = placeholder(float)
     config.objective.tangent.max_share = placeholder(float)  # of dF/dt, once it has set in
     config.objective.tangent.differentiate_steps = placeholder(int)  # over which dF/dt gets a gradient; 0: never
-    # semigroup
+    # semigroup and annealed
     config.objective.bootstrap = ConfigDict()
     config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or the name of an EMA
-    config.objective.bootstrap.split = placeholder(str)  # where the first ends: half, uniform
+    # where the first ends: half, uniform, alpha (after the share α of the interval)
+    config.objective.bootstrap.split = placeholder(str)
+    # what makes the first: network, velocity (of the data, guided where targets are)
+    config.objective.bootstrap.first = placeholder(str)
+    config.objective.bootstrap.alpha = ConfigDict()
+    # constant, linear, cosine, logarithmic, sigmoid, exponential
+    config.objective.bootstrap.alpha.schedule = placeholder(str)
+    config.objective.bootstrap.alpha.initial = placeholder(float)
+    config.objective.bootstrap.alpha.final = placeholder(float)  # with 'constant' it always has this value
+    config.objective.bootstrap.alpha.start_step = placeholder(int)  # until which it has its initial value
+    config.objective.bootstrap.alpha.end_step = placeholder(int)  # from which on it has its final one
+    # start and end as shares of all training steps, in place of start_step and end_step
+    config.objective.bootstrap.alpha.start_share = placeholder(float)
+    config.objective.bootstrap.alpha.end_share = placeholder(float)
+    config.objective.bootstrap.alpha.gamma = placeholder(float)  # γ, the steepness of the sigmoid
+    config.objective.bootstrap.alpha.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
+    # none, alpha (losses of examples with r ≠ t times α, while it is above 0)
+    config.objective.bootstrap.weighting = placeholder(str)
+    config.objective.bootstrap.clip = placeholder(float)  # targets are kept within ± this; 0: they are not
     # jumps up to this share of the time domain are evaluated at r = t
     config.objective.bootstrap.min_interval = placeholder(float)
     # of Heun's method along the teacher that make the first jump; 0: none

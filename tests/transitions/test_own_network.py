@@ -112,7 +112,8 @@ HEAD = ("heads=", {"heads": True})
 CLASSES = {"condition": {"class": jnp.ones(COUNT)}, "null_condition": {"class": 0.0}}
 CONDITION = ("condition, null_condition: missing", CLASSES)
 NEEDS = {
-    "improved_mean_flow": [CONDITION, HEAD], "modular_mean_flow": [STEP], "scm": [STEP, HEAD], "shortcut": [SLOW],
+    "improved_mean_flow": [CONDITION, HEAD], "modular_mean_flow": [STEP], "alphaflow": [STEP],
+    "scm": [STEP, HEAD], "shortcut": [SLOW],
     "low_noise_contrastive": [HEAD], "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],
     "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER],

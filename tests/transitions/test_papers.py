@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -16,6 +17,7 @@ from tim_jax.transitions.jump import coefficient_B, data_and_noise, expand, inte
 from tim_jax.transitions.jump import velocity as data_velocity
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.target import interval_factor
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 from tim_jax.types import Output
@@ -126,6 +128,48 @@ def test_two_jumps_are_the_jump_of_the_semigroup_target(transport, x64):
         jump(transport, x_t, F_star, t, r), jump(transport, middle, wave(middle, s, r), s, r), rtol=1e-7, atol=1e-9
     )
     np.testing.assert_array_equal(semigroup_target(transport, x_t, t, t, t, wave, base=3 * x_t), 3 * x_t)
+
+
+@every_transport
+def test_alphaflow_goes_from_the_velocity_to_the_derivative_as_its_first_jump_gets_shorter(transport, x64):
+    """Its first jump stays on the path of (x, ε). α = 1 gives v; with α → 0 it learns the transition target.
+
+    Then (F* − F)/α → (t − r)/q (F*' − F), with F*' the transition target and q = B/Ḃ, which is t − r for OT-FM.
+    """
+    transport = plain_times(transport)
+    x, noise, u, r = moving_rows()
+    t, r = (transport.T_min + (transport.T_max - transport.T_min) * time for time in (u, r))
+    objective, x_t = OBJECTIVES["alphaflow"](transport), interpolate(transport, x, noise, t)
+    base = prediction_target(transport, x, noise, t)
+
+    def target(alpha):
+        bootstrap = dataclasses.replace(objective.bootstrap, alpha=Annealing(final=alpha))
+        return target_of(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
+
+    s = t + 0.3 * (r - t)
+    x_s = interpolate(transport, x, noise, s)
+    end = jump(transport, x_s, wave(x_s, s, r), s, r)
+    np.testing.assert_allclose(jump(transport, x_t, target(0.3), t, r), end, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(target(1.0), base, rtol=1e-9, atol=1e-12)
+    derivative = target_of(OBJECTIVES["tim"](transport), x, noise, t, r)
+    np.testing.assert_allclose(target(0.0), derivative, rtol=1e-9)
+    F, scale = wave(x_t, t, r), jnp.abs(derivative).max()
+    rate = expand((t - r) / interval_factor(transport, t, r), x)
+    far, near = (jnp.abs((target(alpha) - F) / alpha / rate - (derivative - F)).max() for alpha in (1e-4, 1e-5))
+    assert 9 < far / near < 11 and near < 0.03 * scale
+
+
+@pytest.mark.parametrize("step, alpha", [(0, 1.0), (190_000, 0.651), (200_000, 0.5), (290_000, 0.0), (400_001, 0.0)])
+def test_alphaflow_changes_its_targets_and_weights_with_the_step_alone(step, alpha, x64):
+    x, noise, t, r = moving_rows()
+    objective, step = OBJECTIVES["alphaflow"](plain_times("ot_fm")), jnp.int32(step)
+    here = objective.bootstrap.alpha(step)
+    assert here == pytest.approx(alpha, abs=1e-3)
+    fixed = dataclasses.replace(objective.bootstrap, alpha=Annealing(final=float(here)))
+    right = target_of(dataclasses.replace(objective, bootstrap=fixed), x, noise, t, r)
+    np.testing.assert_allclose(target_of(objective, x, noise, t, r, step), right, rtol=1e-12)
+    weight = objective.bootstrap.loss_weight(t, r.at[0].set(t[0]), step)
+    np.testing.assert_allclose(weight, jnp.full_like(t, here or 1.0).at[0].set(1.0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Group, Prediction, example_mean
+from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
+from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -27,15 +28,16 @@ from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeig
 from tim_jax.types import Examples, Output, Query
 
 DERIVATIVES = ("jvp", "dde")
+ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
-        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
+        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian' or 'annealed')",
         lambda c: (  # examples with r = t still learn from data or teacher
             c.objective.velocity not in ("data", "teacher")
-            and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+            and (c.times.share_equal == 1 or c.objective.consistency not in ALONG_PATHS)
         ),
     ),
     ("objective.derivative",): (
@@ -66,16 +68,17 @@ class Objective:
 
     transport: Transport
     times: Times
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps), annealed (two
+    # jumps, and dF/dt once the first has no length any more)
     consistency: str = "eulerian"
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
     # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
     velocity: str = "data"
-    # eulerian and lagrangian
+    # eulerian, lagrangian and annealed
     derivative: str = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
     epsilon: float = 0.005  # half step of "dde", in units of t
     tangent: Tangent = Tangent()
-    # semigroup
+    # semigroup and annealed
     bootstrap: Bootstrap = Bootstrap()
     # weights
     weight: TimeWeight = TimeWeight()
@@ -111,6 +114,12 @@ class Objective:
         return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
 
     @property
+    def annealing_steps(self) -> int:
+        """The number of steps after which the share α of the first of two jumps does not change; 0: it never does."""
+        anneals = self.consistency in TWO_JUMPS and self.bootstrap.split == "alpha"
+        return self.bootstrap.alpha.end if anneals else 0
+
+    @property
     def auxiliary(self) -> tuple[str, ...]:
         """The names of further networks, of the online network's kind, that are trained together with it."""
         return ()
@@ -127,11 +136,11 @@ class Objective:
         if self.guidance.active:
             names.append(self.guidance.ema)
         if self.times.share_equal < 1:
-            if self.consistency == "semigroup":
+            if self.consistency in TWO_JUMPS:
                 names.append(self.bootstrap.ema)
-            elif self.consistency == "eulerian" and self.velocity not in VELOCITIES:
+            if self.consistency in ALONG_PATHS and self.velocity not in VELOCITIES:
                 names.append(self.velocity)
-            if self.consistency == "eulerian" and self.derivative == "dde":
+            if self.consistency in ALONG_PATHS and self.derivative == "dde":
                 names.append("float32")
         return tuple(dict.fromkeys(names))
 
@@ -164,6 +173,7 @@ class Objective:
         for name in ("direction_weight", "head_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        self.bootstrap.check_limit(self.consistency)
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
@@ -184,6 +194,11 @@ class Objective:
                 given = "objective.guidance.w_gt, objective.guidance.w_cond are "
                 given += f"{self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
             raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
+
+    def following(self, steps: int) -> "Objective":
+        """Returns the objective for so many steps of training, where settings are shares of them."""
+        tangent, bootstrap = self.tangent.following(steps), self.bootstrap.following(steps)
+        return dataclasses.replace(self, tangent=tangent, bootstrap=bootstrap)
 
     def __call__(
         self,
@@ -253,6 +268,8 @@ class Objective:
 
         denoising = error + self.direction_weight * direction
         loss = self.weight(self.transport, t, r) * self.adaptive_weight(denoising, examples.x) * denoising
+        if self.consistency in TWO_JUMPS:
+            loss = self.bootstrap.loss_weight(t, r, step) * loss
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head

@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
-from tim_jax.transitions.consistency import Bootstrap
+from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import Objective
@@ -130,6 +131,25 @@ def split_mean_flow(transport: Transport) -> Objective:
     return dataclasses.replace(unweighted(transport, times), consistency="semigroup", bootstrap=bootstrap)
 
 
+def alphaflow(transport: Transport) -> Objective:
+    """α-Flow (arXiv 2510.20771): F* = sg[α v + (1 − α) F(x_s, s, r)] for OT-FM, x_s = x_t − (t − s) v.
+
+    s = t − α (t − r). α falls from 1 (F* = v) to 0 (MeanFlow) along a sigmoid, in 400,000 steps. With L a mean over the
+    values of an example, losses are L/sg(L + 1e-3), times α where r ≠ t and α is not 0 yet. Half of the examples have
+    r = t. Where targets are guided, so is v. The published code keeps the targets of guided runs within ±4
+    (`bootstrap.clip`), but no longer once α is 0.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
+    alpha = Annealing("sigmoid", 1.0, 0.0, end_step=400_000, gamma=25.0, clamp=0.005)
+    return dataclasses.replace(
+        unweighted(transport, times),
+        consistency="annealed",
+        velocity="target",
+        bootstrap=Bootstrap(split="alpha", first="velocity", alpha=alpha, weighting="alpha"),
+        adaptive=AdaptiveWeight(1.0, 1e-3),
+    )
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return _as(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -203,6 +223,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "scm": scm,
     "shortcut": shortcut,
     "split_mean_flow": split_mean_flow,
+    "alphaflow": alphaflow,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
