@@ -164,7 +164,8 @@ def get_config():
     config.objective.bootstrap.alpha.end_share = placeholder(float)
     config.objective.bootstrap.alpha.gamma = placeholder(float)  # γ, the steepness of the sigmoid
     config.objective.bootstrap.alpha.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
-    # none, alpha (losses of examples with r ≠ t times α, while it is above 0)
+    # none, alpha (losses of examples with r ≠ t times α, while it is above 0), rate (of the difference per time, by the
+    # error of which examples are weighted)
     config.objective.bootstrap.weighting = placeholder(str)
     config.objective.bootstrap.clip = placeholder(float)  # targets are kept within ± this; 0: they are not
     # jumps up to this share of the time domain are evaluated at r = t

@@ -59,6 +59,7 @@ OF_OBJECTIVES = [
         "objective.bootstrap.alpha.start_step, objective.bootstrap.alpha.end_step",
     ),
     ({**ALPHA, "objective.consistency": "semigroup"}, "objective.bootstrap.alpha.final"),
+    ({**ALPHA, "objective.bootstrap.weighting": "rate"}, "objective.bootstrap.weighting"),
     ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
     ({"objective.weight.scale": "log"}, "objective.weight.scale"),
     ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.probe import as_net, examples, largest_difference, weights
+from tests.helpers.probe import as_net, examples, largest_difference, probe, weights
 from tests.helpers.waves import LATE
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import TargetGuidance
+from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.times import Times
 
@@ -66,3 +68,103 @@ def test_schedules_of_alphaflow(golden, x64):
         np.testing.assert_allclose(found, arrays[f"schedule/{name}"], rtol=0, atol=TOLERANCE, err_msg=name)
     shares = Annealing("linear", start_share=0.25, end_share=0.75, **clamped).following(400_000)
     assert shares == schedules["linear"]
+
+
+def trigonometric():
+    """x_t = cos(πt/2) x + sin(πt/2) ε, F ≈ cos(πt/2) ε − sin(πt/2) x, t in [0, 1]."""
+    cosine, half_pi = TRANSPORTS["cosine"](), np.pi / 2
+    return dataclasses.replace(
+        cosine, alpha_hat=lambda t: -jnp.sin(half_pi * t), sigma_hat=lambda t: jnp.cos(half_pi * t)
+    )
+
+
+def fading(t, start):
+    """The published factor of guidance at a time: 1 up to `start`, then down to 0."""
+    q = min(max((1 - t) / (1 - start), 0), 1 - 1e-6)
+    return 1.0 if t <= start else 1 - np.exp(-0.025 * q / (1 - q))
+
+
+@pytest.mark.parametrize("case", ["linear", "linear_guided", "trig"])
+@pytest.mark.parametrize("part", ["velocity", "consistency"])
+def test_soflow(case, part, golden, x64):
+    """Values and, where first jumps stay on the path, gradients; those for r ≠ t are twice the published ones."""
+    arrays = golden("soflow.npz")
+    transport = trigonometric() if case == "trig" else OT_FM
+    of = {key: arrays[f"{case}/{part}/{key}"] for key in ("noise", "square_rows", "weight_rows")}
+    t, s = arrays["t"], arrays["s"]
+    alpha = (t - arrays[f"{case}/l"]) / (t - s)
+    np.testing.assert_allclose(alpha, alpha[0], rtol=1e-9)
+    objective = OBJECTIVES["soflow"](transport)
+    np.testing.assert_allclose(objective.bootstrap.alpha(jnp.int32(arrays["step"])), alpha, rtol=1e-9)
+    objective = dataclasses.replace(objective, times=GIVEN)
+    assert objective.adaptive.offset == arrays["eps"] and objective.adaptive.power == arrays["p"]
+    guided = case == "linear_guided"
+    rows = examples(arrays["x"], of["noise"], arrays["labels"], arrays["dropped"] if guided else None)
+    end = jnp.asarray(t if part == "velocity" else s)
+    before, after = objective.bootstrap.loss_factors(transport, jnp.asarray(t), end, jnp.int32(arrays["step"]))
+
+    def loss(params):
+        nets = {"online": as_net(params)}
+        if not guided:
+            return objective.loss(nets, rows, jnp.asarray(t), end, jnp.int32(arrays["step"]))
+        # Guidance fades with time in the published code: for each example, a scale of its own.
+        scale, mix = float(arrays["guided_scale"]), float(arrays["guided_mix"])
+        found = []
+        for n, time in enumerate(t):
+            w_gt = mix * (1 + fading(time, float(arrays["cfg_decay_time"])) * (scale - 1))
+            one = dataclasses.replace(objective, guidance=TargetGuidance(w_gt, 1 - mix, 0.0, 1.0, ema="online"))
+            row = jax.tree.map(lambda a, n=n: a[n : n + 1], rows)
+            found.append(one.loss(nets, row, jnp.asarray(t[n : n + 1]), end[n : n + 1], jnp.int32(arrays["step"])))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+
+    def mean(params):
+        losses, metrics = loss(params)
+        square = before * metrics["error"]
+        return losses.mean(), (square, losses / square / after)
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    expected = gradients(arrays, f"{case}/{part}")
+    if part == "velocity":
+        found = found[0], found[1] * after  # the published weight includes 1/κ there
+    else:
+        expected = {name: 2 * gradient for name, gradient in expected.items()}
+    if (case, part) != ("trig", "consistency"):  # where the published first jump leaves the path
+        error = largest_difference((found, grads), ((of["square_rows"], of["weight_rows"]), expected))
+        print(f"{case} {part}: {error:.1e}")
+        assert error < TOLERANCE
+
+
+def test_soflow_from_the_published_middle(golden, x64):
+    """For cosine paths, by the target of two jumps whose first is the published x_t + (s − t) v."""
+    arrays, transport = golden("soflow.npz"), trigonometric()
+    t, s, middle = (jnp.asarray(arrays[key]) for key in ("t", "s", "trig/l"))
+    x, noise = jnp.asarray(arrays["x"]), jnp.asarray(arrays["trig/consistency/noise"])
+    x_t = interpolate(transport, x, noise, t)
+    x_l = x_t + expand(middle - t, x) * velocity(transport, x, noise, t)
+    objective = OBJECTIVES["soflow"](transport)
+    before, after = objective.bootstrap.loss_factors(transport, t, s, jnp.int32(arrays["step"]))
+
+    def mean(params):
+        def F(x, t, r):
+            return probe(params, x, t, r, arrays["labels"])
+
+        error = example_mean((F(x_t, t, s) - semigroup_target(transport, x_t, t, middle, s, F, x_t, x_l)) ** 2)
+        return (after * objective.adaptive(before * error) * before * error).mean(), before * error
+
+    grads, square = jax.grad(mean, has_aux=True)(weights(arrays))
+    expected = {name: 2 * gradient for name, gradient in gradients(arrays, "trig/consistency").items()}
+    error = largest_difference((square, grads), (arrays["trig/consistency/square_rows"], expected))
+    print(f"trig consistency: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_schedules_of_soflow(golden, x64):
+    arrays = golden("soflow.npz")
+    ends = float(arrays["r_init"]), float(arrays["r_end"])
+    names = {"Const": "constant", "Linear": "linear", "Cosine": "cosine", "Exponent": "exponential"}
+    for published, schedule in names.items():
+        alpha = Annealing(schedule, *ends, end_step=int(arrays["total_steps"]))
+        found = [alpha(jnp.int32(step)) for step in arrays["middle/step"]]
+        np.testing.assert_allclose(found, arrays[f"middle/ratio_{published}"], rtol=0, atol=TOLERANCE)
+    found = [fading(t, float(arrays["cfg_decay_time"])) for t in arrays["decay/t"]]
+    np.testing.assert_allclose(found, arrays["decay/scale"], rtol=0, atol=TOLERANCE)

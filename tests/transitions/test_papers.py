@@ -168,7 +168,7 @@ def test_alphaflow_changes_its_targets_and_weights_with_the_step_alone(step, alp
     fixed = dataclasses.replace(objective.bootstrap, alpha=Annealing(final=float(here)))
     right = target_of(dataclasses.replace(objective, bootstrap=fixed), x, noise, t, r)
     np.testing.assert_allclose(target_of(objective, x, noise, t, r, step), right, rtol=1e-12)
-    weight = objective.bootstrap.loss_weight(t, r.at[0].set(t[0]), step)
+    weight = objective.bootstrap.loss_factors(objective.transport, t, r.at[0].set(t[0]), step)[1]
     np.testing.assert_allclose(weight, jnp.full_like(t, here or 1.0).at[0].set(1.0), rtol=1e-12)
 
 

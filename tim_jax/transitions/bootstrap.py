@@ -6,7 +6,13 @@ network's own, or goes along the velocity of data and noise, which is guided whe
 2510.20771), or with solver steps along that of a teacher (CTM, arXiv 2310.02279).
 
 A jump along the velocity of one example is not that of the flow, unless it is short: only with α → 0 does a network
-that agrees with such targets learn the flow map.
+that agrees with such targets learn the flow map. F* − F⁻ vanishes with α as well. With `weighting` "rate" the loss is
+that of what does not, the rate at which the ends of both ways part (SoFlow, arXiv 2512.15657):
+
+    D = (f_{t→r}(x_t) − f_{s→r}(x_s)) / (t − s) = ±κ (F − F*),   κ = |B_{t,r}| / (t − s),   1/α for OT-FM
+
+In place of w a(L) L, L the error of F and a an adaptive weight, it is w a(κ² L) κ L: κ² L is the error of D. At r = t,
+κ is |∂B_{t,r}/∂r|.
 """
 
 import dataclasses
@@ -15,10 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.jump import coefficient_B
+from tim_jax.transitions.transports import Transport
 
 SPLITS = ("half", "uniform", "alpha")
 FIRST = ("network", "velocity")
-WEIGHTINGS = ("none", "alpha")
+WEIGHTINGS = ("none", "alpha", "rate")
 TWO_JUMPS = ("semigroup", "annealed")  # the consistencies that have such targets
 
 UNUSED = {
@@ -45,7 +53,9 @@ class Bootstrap:
     split: str = "half"  # where the first ends: half, uniform, alpha (after the share α of the interval)
     first: str = "network"  # what makes the first: network, velocity (of the data, guided where targets are)
     alpha: Annealing = Annealing()
-    weighting: str = "none"  # none, alpha (losses of examples with r ≠ t times α, while it is above 0)
+    # none, alpha (losses of examples with r ≠ t times α, while it is above 0), rate (of the difference per time, by the
+    # error of which examples are weighted)
+    weighting: str = "none"
     clip: float = 0.0  # targets are kept within ± this; 0: they are not
     min_interval: float = 0.0  # jumps up to this share of the time domain are evaluated at r = t
     solver_steps: int = 0  # of Heun's method along the teacher that make the first jump; 0: none
@@ -79,6 +89,11 @@ class Bootstrap:
                     raise ValueError(
                         f"objective.bootstrap.{name} is {getattr(self, name)!r}; it must be {only!r} for 'annealed'"
                     )
+            if self.weighting == "rate":
+                raise ValueError(
+                    "objective.bootstrap.weighting is 'rate'; it must be 'alpha' or 'none' for 'annealed', whose first "
+                    "jump has no length in the end"
+                )
         if consistency == "semigroup" and self.split == "alpha" and self.alpha.vanishes:
             raise ValueError(
                 f"objective.bootstrap.alpha.final is {self.alpha.final}; it must be above 0 and "
@@ -98,9 +113,23 @@ class Bootstrap:
         assert key is not None, "uniform split points are drawn with a key"
         return t + jax.random.uniform(key, t.shape, t.dtype) * (r - t)
 
-    def loss_weight(self, t: jax.Array, r: jax.Array, step: jax.Array) -> jax.Array:
-        """Returns the weights (B,) of the losses of examples at times t, r (B,)."""
+    def loss_factors(
+        self, transport: Transport, t: jax.Array, r: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the factors (B,) of an error before and after its adaptive weight, 1 but for a `weighting`.
+
+        Args:
+            transport: The transport.
+            t, r: The times (B,) of the examples.
+            step: The training step, a scalar.
+        """
+        one = jnp.ones_like(t)
         if self.split != "alpha" or self.weighting == "none":
-            return jnp.ones_like(t)
-        alpha = self.alpha(step)
-        return jnp.where((r != t) & (alpha > 0), alpha, 1.0)
+            return one, one
+        alpha, moves = self.alpha(step), r != t
+        if self.weighting == "alpha":
+            return one, jnp.where(moves & (alpha > 0), alpha, 1.0)
+        B_dot = jax.jvp(lambda r: coefficient_B(transport, t, r), (t,), (one,))[1]
+        length = jnp.where(moves, alpha * (t - r), 1.0)
+        kappa = jnp.abs(jnp.where(moves, coefficient_B(transport, t, r) / length, B_dot))
+        return kappa**2, 1 / kappa

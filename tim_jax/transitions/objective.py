@@ -267,9 +267,11 @@ class Objective:
         error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
-        loss = self.weight(self.transport, t, r) * self.adaptive_weight(denoising, examples.x) * denoising
+        before = after = jnp.ones_like(t)
         if self.consistency in TWO_JUMPS:
-            loss = self.bootstrap.loss_weight(t, r, step) * loss
+            before, after = self.bootstrap.loss_factors(self.transport, t, r, step)
+        weighted = self.adaptive_weight(before * denoising, examples.x) * before * denoising
+        loss = self.weight(self.transport, t, r) * after * weighted
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
