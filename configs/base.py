@@ -128,11 +128,12 @@ def get_config():
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps), annealed (two
-    # jumps, and dF/dt once the first has no length any more)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
+    # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
-    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA. For "lagrangian" that with which jumps
+    # end: "online" or the name of an EMA, else the teacher's.
     config.objective.velocity = placeholder(str)
     # eulerian, lagrangian and annealed
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
@@ -144,7 +145,8 @@ def get_config():
     # the same as a share of all training steps, in place of warmup_steps; 0: none
     config.objective.tangent.warmup_share = placeholder(float)
     config.objective.tangent.max_share = placeholder(float)  # of dF/dt, once it has set in
-    config.objective.tangent.differentiate_steps = placeholder(int)  # over which dF/dt gets a gradient; 0: never
+    # over which dF/dt gets a gradient; 0: never, 1: from the second step on
+    config.objective.tangent.differentiate_steps = placeholder(int)
     # semigroup and annealed
     config.objective.bootstrap = ConfigDict()
     config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or the name of an EMA
@@ -237,7 +239,7 @@ def get_config():
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
     # where r = t, t is one draw and not the larger of two, which is nearer to noise
     config.times.single_equal = placeholder(bool)
-    config.times.intervals = placeholder(str)  # independent, dyadic
+    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)
 

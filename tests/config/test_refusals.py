@@ -82,6 +82,7 @@ BUILD = [
     ({"times.distribution": "normal"}, "times.distribution"),
     ({"times.distribution": "log_uniform"}, "times.distribution"),
     ({"times.intervals": "triadic"}, "times.intervals"),
+    ({"times.intervals": "logit_normal", "times.distribution": "uniform"}, "times.distribution"),
     ({"objective.name": "flow_matching", "times.single_equal": "True"}, "times.single_equal"),
     ({"times.P_std": "0.0", "times.distribution": "log_normal"}, "times.P_std"),
     ({"times.share_equal": "1.5"}, "times.share_equal"),

@@ -8,6 +8,8 @@ OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
     ({"objective.consistency": "lagrange"}, "objective.consistency"),
     ({"objective.velocity": "fast"}, "objective.velocity"),
+    ({"objective.name": "tvm", "objective.velocity": "head"}, "objective.velocity"),
+    ({"objective.name": "tvm", "objective.velocity": "fast"}, "objective.velocity"),
     ({"objective.derivative": "dd"}, "objective.derivative"),
     ({"objective.derivative": "dde", "objective.epsilon": "0.6"}, "objective.epsilon"),
     ({"objective.derivative": "dde", "objective.tangent.differentiate_steps": "5"}, "objective.derivative"),

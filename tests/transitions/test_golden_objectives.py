@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.probe import as_net, examples, largest_difference, probe, weights
+from tests.helpers.probe import NULL, as_net, examples, largest_difference, probe, weights
 from tests.helpers.waves import LATE
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
@@ -15,7 +15,9 @@ from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objectives import OBJECTIVES
-from tim_jax.transitions.times import Times
+from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
+from tim_jax.types import Output
 
 OT_FM = TRANSPORTS["ot_fm"]()
 GIVEN = Times("uniform", share_equal=0.0, share_min=0.0)  # times are given: all examples go the general way
@@ -168,3 +170,51 @@ def test_schedules_of_soflow(golden, x64):
         np.testing.assert_allclose(found, arrays[f"middle/ratio_{published}"], rtol=0, atol=TOLERANCE)
     found = [fading(t, float(arrays["cfg_decay_time"])) for t in arrays["decay/t"]]
     np.testing.assert_allclose(found, arrays["decay/scale"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["scaled", "plain", "random_scale"])
+def test_tvm(case, golden, x64):
+    """Each example twice, with the jump and with r = t; what the published network does with β is done by the probe."""
+    arrays = golden("tvm.npz")
+    names = ("noise", "t", "s", "s_prime", "beta", "labels_used", "terminal_loss", "fm_loss")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in names}
+    objective = dataclasses.replace(OBJECTIVES["tvm"](OT_FM), times=GIVEN)
+    if arrays[f"{case}/detach_jvp"]:
+        objective = dataclasses.replace(objective, tangent=Tangent())
+    rows = examples(arrays["x"], of["noise"], of["labels_used"], of["labels_used"] == NULL)
+
+    def net(params, beta):
+        def answer(q):
+            b = jnp.where(q.condition["label"] == NULL, 1.0, beta)
+            F = probe(params, q.x_t, q.t, q.t - q.r, q.condition["label"], b[:, None])
+            return Output(F / expand(b, F) if arrays[f"{case}/scaled"] else F)
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def terms(params, n):
+        beta = float(of["beta"][n])
+        nets = {"online": net(params, beta), "slow": net(weights(arrays, "ema/"), beta)}
+        guided = dataclasses.replace(objective, guidance=TargetGuidance(1 / beta, 0.0, 0.0, 1.0, ema="slow"))
+        guided.check()
+        both = jax.tree.map(lambda a: jnp.stack([a[n], a[n]]), rows)
+        t, r = (jnp.stack([of[name][n], of["s_prime"][n]]) for name in ("t", "s"))
+        return beta**2 * guided.loss(nets, both, t, r, LATE)[0]
+
+    def mean(params):
+        losses = jnp.stack([terms(params, n) for n in range(len(of["t"]))], axis=1)
+        return losses.sum(axis=0).mean(), tuple(losses)
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    expected = (of["terminal_loss"], of["fm_loss"]), gradients(arrays, case)
+    error = largest_difference((found, grads), expected)
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_times_of_tvm(golden, x64):
+    law = {name: jnp.asarray(array) for name, array in golden("tvm.npz").items() if name.startswith("law/")}
+    times = OBJECTIVES["tvm"](OT_FM).times
+    found = fitted(jax.nn.sigmoid(LENGTH_MEAN + law["law/z_gap"]), law["law/u_s"], times.P_mean, times.P_std)
+    np.testing.assert_allclose(found, [law["law/t"], law["law/s"]], rtol=0, atol=TOLERANCE)
+    s_prime = jax.nn.sigmoid(times.P_mean + times.P_std * law["law/z_s_prime"])
+    np.testing.assert_allclose(s_prime, law["law/s_prime"], rtol=0, atol=TOLERANCE)

@@ -113,6 +113,7 @@ CLASSES = {"condition": {"class": jnp.ones(COUNT)}, "null_condition": {"class": 
 CONDITION = ("condition, null_condition: missing", CLASSES)
 NEEDS = {
     "improved_mean_flow": [CONDITION, HEAD], "modular_mean_flow": [STEP], "alphaflow": [STEP], "soflow": [STEP],
+    "tvm": [STEP, SLOW],
     "scm": [STEP, HEAD], "shortcut": [SLOW],
     "low_noise_contrastive": [HEAD], "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],

@@ -172,6 +172,28 @@ def test_alphaflow_changes_its_targets_and_weights_with_the_step_alone(step, alp
     np.testing.assert_allclose(weight, jnp.full_like(t, here or 1.0).at[0].set(1.0), rtol=1e-12)
 
 
+def test_lagrangian_self_distillation_ends_jumps_with_the_own_velocity(x64):
+    """Its gradient is that of ‖F + (r − t) ∂F/∂r − sg F(f_{t→r}(x_t), r, r)‖², written out."""
+    x, noise, t, r = moving_rows()
+    times = Times("uniform", share_equal=0.0, share_min=0.0)
+    objective = dataclasses.replace(OBJECTIVES["tvm"](plain_times("ot_fm")), velocity="online", times=times)
+    assert objective.networks == ("online",)
+
+    def ours(theta):
+        nets = student(lambda x, t, r: Output(theta * wave(theta * x, t, r)))
+        return objective.loss(nets, rows_of(x, noise), t, r, LATE)[0].sum()
+
+    def by_hand(theta):
+        T, R = t[:, None, None, None], r[:, None, None, None]
+        x_t = (1 - T) * x + T * noise
+        F, D = jax.jvp(lambda r: theta * wave(theta * x_t, t, r), (r,), (jnp.ones_like(r),))
+        end = jax.lax.stop_gradient(theta * wave(theta * (x_t + (R - T) * F), r, r))
+        return jnp.mean((F + (R - T) * D - end) ** 2, axis=(1, 2, 3)).sum()
+
+    assert ours(0.7) == pytest.approx(float(by_hand(0.7)), rel=1e-9)
+    assert jax.grad(ours)(0.7) == pytest.approx(float(jax.grad(by_hand)(0.7)), rel=1e-9)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_modular_mean_flow_differentiates_its_share_of_the_tangent(share, x64):
     """Its gradient is that of ‖F + (t − r)(λ D + (1 − λ) sg D) − v‖², written out."""
@@ -339,6 +361,15 @@ def test_dyadic_times_lie_on_their_grid():
     np.testing.assert_array_equal(t / length, np.round(t / length))
     counts = np.array([(length == 2.0**-k).mean() for k in range(7)])
     np.testing.assert_allclose(counts, 1 / 7, atol=0.06)
+
+
+def test_logit_normal_lengths_have_their_quantiles():
+    t, r = OBJECTIVES["tvm"](TRANSPORTS["ot_fm"]()).draw(jax.random.key(0), 40_000, positions=4)
+    length = np.asarray(t - r, np.float64)[np.asarray(r < t)]
+    assert len(length) == 20_000
+    normal = np.array([-1.2816, -0.5244, 0.0, 0.5244, 1.2816])
+    quantiles = np.quantile(length, [0.1, 0.3, 0.5, 0.7, 0.9])
+    np.testing.assert_allclose(quantiles, 1 / (1 + np.exp(0.8 - normal)), rtol=0.03)
 
 
 def test_contrast_is_low_for_own_features_and_log_n_for_equal_ones():

@@ -2,8 +2,8 @@
 
     eulerian    The end of a jump does not change when its start moves along the path: see `target.py`.
                 (TiM, MeanFlow, sCM)
-    lagrangian  The end of a jump moves with the teacher's velocity when r does: see `target.end_target`.
-                (Align Your Flow)
+    lagrangian  The end of a jump moves with the velocity of a teacher, or of the network's own EMA, when r does: see
+                `target.end_target`.                                                    (Align Your Flow, TVM)
     semigroup   Two jumps t → s → r are one jump t → r:
                 F* = (f_{s→r}(f_{t→s}(x_t)) − A_{t,r} x_t) / B_{t,r}                    (Shortcut, SplitMeanFlow)
                 where f_{t→s} may be the solution of a teacher's ODE.                   (CTM)
@@ -174,13 +174,32 @@ def lagrangian(
     )
     F = jax.lax.stop_gradient(output.F)
     x_r = jump(transport, x_t, F, t, r)
-    F_r = objective.teacher(nets, transport, x_r, r, examples)
+    F_r = end_prediction(objective, nets, examples, x_r, r)
     end, q = end_target(transport, x_t, x_r, F_r, t, r)
     change = -q * objective.tangent.mix_stop_gradient(dF_dr, step)
     target = objective.tangent.target(end, change, q, F, step, r != t)
     # Where r = t, x_r is x_t, and F_r is the teacher's prediction there.
     target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
     return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dr**2))))
+
+
+def end_prediction(
+    objective: ConsistentObjective, nets: Mapping[str, Net], examples: Examples, x_r: jax.Array, r: jax.Array
+) -> jax.Array:
+    """Returns the prediction (B, …) at (x_r, r, r) with whose velocity jumps shall end, without gradient.
+
+    Args:
+        objective: Its `velocity` says whose prediction: that of a network by its name, else the teacher's.
+        nets: The networks by name.
+        examples: The examples.
+        x_r: Their states (B, …) where jumps end.
+        r: The times (B,) of the states.
+    """
+    if objective.velocity in ("data", "teacher"):
+        return objective.teacher(nets, objective.transport, x_r, r, examples)
+    here = query(objective.transport, x_r, r, r, examples.condition, examples.keys)
+    (output,) = nets[objective.velocity]((here,))
+    return jax.lax.stop_gradient(output.F)
 
 
 def semigroup(

@@ -34,10 +34,10 @@ VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of netwo
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
-        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian' or 'annealed')",
+        "no velocity is followed (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: (  # examples with r = t still learn from data or teacher
             c.objective.velocity not in ("data", "teacher")
-            and (c.times.share_equal == 1 or c.objective.consistency not in ALONG_PATHS)
+            and (c.times.share_equal == 1 or c.objective.consistency == "semigroup")
         ),
     ),
     ("objective.derivative",): (
@@ -63,16 +63,20 @@ class Objective:
     forward pass of the examples with r ≠ t. With 'teacher', x̂ and ε̂ of nets["teacher"] at x_t take the place of (x, ε)
     in all examples, and so in the target at r = t, whose guidance is included as with 'target'.
 
+    With the consistency 'lagrangian' it is that of a network where jumps end: of the online network or an EMA, by its
+    name, or with 'data' and 'teacher' of the teacher.
+
     `shards` is the number of devices on which the batch lies.
     """
 
     transport: Transport
     times: Times
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps), annealed (two
-    # jumps, and dF/dt once the first has no length any more)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
+    # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     consistency: str = "eulerian"
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
-    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA. For "lagrangian" that with which jumps
+    # end: "online" or the name of an EMA, else the teacher's.
     velocity: str = "data"
     # eulerian, lagrangian and annealed
     derivative: str = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
@@ -111,7 +115,8 @@ class Objective:
     def _follows_teacher(self) -> bool:
         """Whether the targets of examples with r ≠ t come from the teacher's own trajectories."""
         solved = self.consistency == "semigroup" and self.bootstrap.solver_steps > 0
-        return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
+        ends = self.consistency == "lagrangian" and self.velocity in VELOCITIES
+        return self.times.share_equal < 1 and (solved or ends)
 
     @property
     def annealing_steps(self) -> int:
@@ -138,7 +143,7 @@ class Objective:
         if self.times.share_equal < 1:
             if self.consistency in TWO_JUMPS:
                 names.append(self.bootstrap.ema)
-            if self.consistency in ALONG_PATHS and self.velocity not in VELOCITIES:
+            if self.consistency != "semigroup" and self.velocity not in VELOCITIES:
                 names.append(self.velocity)
             if self.consistency in ALONG_PATHS and self.derivative == "dde":
                 names.append("float32")
@@ -183,6 +188,11 @@ class Objective:
             )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
             raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
+        if self.consistency == "lagrangian" and self.velocity in ("target", "head"):
+            raise ValueError(
+                f"objective.velocity is {self.velocity!r}; it must be 'data', 'teacher', 'online' or the name of an "
+                "EMA for 'lagrangian', whose jumps end with it"
+            )
         if self.guidance.active and self.input_guidance.active:
             raise ValueError(
                 f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with target "

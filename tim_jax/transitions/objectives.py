@@ -89,7 +89,7 @@ def improved_mean_flow(transport: Transport) -> Objective:
 def modular_mean_flow(transport: Transport) -> Objective:
     """Modular MeanFlow (arXiv 2508.17426): ‖F + (t − r) SG_λ[D_v F] − v‖², SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1.
 
-    This is the one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate_steps` steps.
+    λ reaches 1 after `tangent.differentiate_steps` steps.
     """
     return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate_steps=10_000))
 
@@ -170,6 +170,22 @@ def soflow(transport: Transport) -> Objective:
     )
 
 
+def tvm(transport: Transport) -> Objective:
+    """Terminal velocity matching (arXiv 2511.19797): d f_{t→r}(x_t)/dr = sg v̄(f_{t→r}(x_t), r), v̄ that of an EMA.
+
+    For OT-FM F* = v̄ + (t − r) ∂F/∂r, which keeps its gradient; `tangent.differentiate_steps` 0 takes it away. Half of
+    the examples have r = t and learn v: the paper's flow matching term, which has a time of its own. Losses are means,
+    without weight. Lengths t − r are logit-normal.
+
+    Lagrangian self-distillation (arXiv 2505.18825) is the same with the network's own velocity, `velocity` "online".
+    The published network takes the reciprocal of a guidance scale as an input, by whose square losses are weighted, and
+    its output is multiplied by the scale; here targets may be guided (`guidance`).
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0, intervals="logit_normal")
+    tangent = Tangent(differentiate_steps=1)
+    return dataclasses.replace(unweighted(transport, times), consistency="lagrangian", velocity="slow", tangent=tangent)
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return _as(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -245,6 +261,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "split_mean_flow": split_mean_flow,
     "alphaflow": alphaflow,
     "soflow": soflow,
+    "tvm": tvm,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,

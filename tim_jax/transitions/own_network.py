@@ -191,9 +191,7 @@ def _check_step(objective: Objective, step: jax.Array | int | None) -> None:
     changes = tangent.warmup_steps or tangent.differentiate_steps or (guidance.active and guidance.start_step)
     changes = changes or objective.annealing_steps
     if changes and step is None:
-        raise ValueError(
-            f"{_name(objective)} changes over the first {changes} steps; give step=, the number of the step, from 0"
-        )
+        raise ValueError(f"{_name(objective)} changes up to step {changes}; give step=, the number of the step, from 0")
 
 
 def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> dict[str, Net]:

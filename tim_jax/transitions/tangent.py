@@ -39,7 +39,7 @@ class Tangent:
     warmup_steps: int = 0  # over which dF/dt sets in; 0: none
     warmup_share: float = 0.0  # the same as a share of all training steps, in place of warmup_steps; 0: none
     max_share: float = 1.0  # of dF/dt, once it has set in
-    differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never
+    differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never, 1: from the second step on
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings."""
