@@ -140,6 +140,9 @@ def get_config():
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
+    config.objective.tangent.clip = placeholder(float)  # elements of g are kept within ± this; 0: they are not
+    # p of 1 − (1 − u)^p, which multiplies g, u being the share of the time domain; 0: none
+    config.objective.tangent.relaxation = placeholder(float)
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
     config.objective.tangent.warmup_steps = placeholder(int)  # over which dF/dt sets in; 0: none
     # the same as a share of all training steps, in place of warmup_steps; 0: none
@@ -176,8 +179,9 @@ def get_config():
     config.objective.bootstrap.solver_steps = placeholder(int)
     # weights
     config.objective.weight = ConfigDict()
-    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
-    config.objective.weight.scale = placeholder(str)  # τ, of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
+    config.objective.weight.scale = placeholder(str)
     config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
     config.objective.weight.sigma_d = placeholder(float)  # σ_d of the kernel
     config.objective.adaptive = ConfigDict()
@@ -185,10 +189,12 @@ def get_config():
     config.objective.adaptive.offset = placeholder(float)
     # the offset is for sums over the values of an example, not means
     config.objective.adaptive.total = placeholder(bool)
+    config.objective.adaptive.equal = placeholder(bool)  # examples with r = t are weighted, too
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = placeholder(float)
+    config.objective.direction_equal = placeholder(bool)  # examples with r = t alone have it
     config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
     # of the cosine to image features of a pretrained encoder; 0: none
     config.objective.alignment_weight = placeholder(float)
@@ -231,9 +237,9 @@ def get_config():
 
     # The distribution of (t, r).
     config.times = ConfigDict()
-    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
     config.times.distribution = placeholder(str)
-    config.times.P_mean = placeholder(float)  # of the normal in logit_normal and log_normal
+    config.times.P_mean = placeholder(float)  # of the normal in logit_normal, log_normal and arctan_normal
     config.times.P_std = placeholder(float)
     config.times.share_equal = placeholder(float)  # share of examples with r = t; 1.0 is flow matching
     config.times.share_min = placeholder(float)  # share of examples with r = T_min

@@ -15,6 +15,7 @@ OF_OBJECTIVES = [
     ({"objective.derivative": "dde", "objective.tangent.differentiate_steps": "5"}, "objective.derivative"),
     ({**TAUGHT, "objective.name": "ayf_lagrangian", "objective.derivative": "dde"}, "objective.derivative"),
     ({"objective.tangent.normalise": "-1.0"}, "objective.tangent.normalise"),
+    ({"objective.tangent.clip": "-1.0"}, "objective.tangent.clip"),
     ({"objective.tangent.max_share": "1.5"}, "objective.tangent.max_share"),
     ({"objective.tangent.warmup_share": "-0.5"}, "objective.tangent.warmup_share"),
     (
@@ -65,6 +66,13 @@ OF_OBJECTIVES = [
     ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
     ({"objective.weight.scale": "log"}, "objective.weight.scale"),
     ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),
+    ({"objective.weight.kernel": "sine"}, "objective.weight.scale"),
+    ({"objective.name": "facm", "objective.weight.sigma_d": "2.0"}, "objective.weight.sigma_d"),
+    ({"objective.direction": "none", "objective.direction_equal": "True"}, "objective.direction_equal"),
+    (
+        {"objective.name": "soflow", "objective.adaptive.power": "0.0", "objective.adaptive.equal": "False"},
+        "objective.adaptive.equal",
+    ),
     ({"transport.name": "edm", "objective.weight.scale": "odds"}, "objective.weight.scale"),
     ({"objective.adaptive.power": "-1.0"}, "objective.adaptive.power"),
     ({"objective.direction": "rows"}, "objective.direction"),

@@ -16,6 +16,7 @@ from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
 from tim_jax.types import Output
 
@@ -218,3 +219,56 @@ def test_times_of_tvm(golden, x64):
     np.testing.assert_allclose(found, [law["law/t"], law["law/s"]], rtol=0, atol=TOLERANCE)
     s_prime = jax.nn.sigmoid(times.P_mean + times.P_std * law["law/z_s_prime"])
     np.testing.assert_allclose(s_prime, law["law/s_prime"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["distilled_two_times", "distilled_expanded", "scratch_two_times", "scratch_unguided"])
+def test_facm(case, golden, x64):
+    """Each example twice, with r = t and with r = 0; the published network has its time run from noise to data."""
+    arrays = golden("facm.npz")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in ("noise", "tau", "fm_rows", "cm_rows_unweighted")}
+    scale, low, high = (float(arrays[f"{case}/{name}"]) for name in ("cfgw", "glow", "ghigh"))
+    assert high == 1 and OBJECTIVES["facm"](OT_FM).adaptive.offset == arrays["c"]
+    objective, distils = dataclasses.replace(OBJECTIVES["facm"](OT_FM), times=GIVEN), case.startswith("distilled")
+    if distils:
+        teacher = Teacher(guidance=scale, guidance_low=0.0, guidance_high=1 - low)
+        objective = dataclasses.replace(objective, velocity="teacher", teacher=teacher)
+
+    def net(params, student=True):
+        def answer(q):
+            t, r = 1 - q.t, 1 - q.r
+            if case.endswith("expanded"):  # networks of one time
+                t, r = jnp.where((q.r == q.t) & student, 2 - t, t), jnp.zeros_like(r)
+            return Output(-probe(params, q.x_t, t, r, q.condition["label"]))
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def with_guidance(tau):
+        if distils or scale == 1:
+            return objective
+        # From scratch the published code guides outside of the interval, too: away from the condition's own velocity.
+        w_cond = 0.0 if tau >= low else 1 - scale
+        return dataclasses.replace(objective, guidance=TargetGuidance(scale, w_cond, 0.0, 1.0, ema="online"))
+
+    rows = examples(arrays["x"], of["noise"], arrays["labels"])
+    nets = {"teacher": net(weights(arrays, "teacher/"), student=False)}
+
+    def terms(params, n):
+        both = jax.tree.map(lambda a: jnp.stack([a[n], a[n]]), rows)
+        t = jnp.full(2, 1 - of["tau"][n])
+        return with_guidance(of["tau"][n]).loss(nets | {"online": net(params)}, both, t, t.at[1].set(0.0), LATE)[0]
+
+    def mean(params):
+        anchor, consistency = jnp.stack([terms(params, n) for n in range(len(of["tau"]))], axis=1)
+        return (anchor + consistency).mean(), (anchor, consistency / jnp.cos(jnp.pi / 2 * of["tau"]))
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    error = largest_difference((found, grads), ((of["fm_rows"], of["cm_rows_unweighted"]), gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_times_of_facm(golden):
+    arrays = golden("facm.npz")
+    times = OBJECTIVES["facm"](OT_FM).times
+    tau = 1 - 2 / np.pi * np.arctan(np.exp(times.P_mean + times.P_std * arrays["distilled_two_times/draw"]))
+    np.testing.assert_allclose(tau, arrays["distilled_two_times/tau"], rtol=0, atol=TOLERANCE)

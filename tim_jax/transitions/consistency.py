@@ -128,7 +128,7 @@ def eulerian(
     path = Path(transport, x, noise, t, r, examples.condition, examples.keys)
     outputs, output, dF_dt = objective.differentiate(nets, diagonal, path)
     change, q = transition_change(transport, x, noise, t, r, objective.tangent.mix_stop_gradient(dF_dt, step))
-    target = objective.tangent.target(base, change, q, output.F, step, r != t)
+    target = objective.tangent.target(base, change, q, output.F, step, r != t, transport.share(t))
     return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dt**2))))
 
 
@@ -177,7 +177,7 @@ def lagrangian(
     F_r = end_prediction(objective, nets, examples, x_r, r)
     end, q = end_target(transport, x_t, x_r, F_r, t, r)
     change = -q * objective.tangent.mix_stop_gradient(dF_dr, step)
-    target = objective.tangent.target(end, change, q, F, step, r != t)
+    target = objective.tangent.target(end, change, q, F, step, r != t, transport.share(t))
     # Where r = t, x_r is x_t, and F_r is the teacher's prediction there.
     target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
     return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dr**2))))

@@ -45,7 +45,10 @@ UNUSED = {
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
-    ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
+    ("objective.direction_weight", "objective.direction_equal"): (
+        "objective.direction is 'none'",
+        lambda c: c.objective.direction == "none",
+    ),
 }
 
 
@@ -91,6 +94,7 @@ class Objective:
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
+    direction_equal: bool = False  # examples with r = t alone have it
     head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
     alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
     # guided targets
@@ -162,7 +166,8 @@ class Objective:
         """The sampler, a name in SAMPLERS, that suits a model with this objective."""
         if self.times.share_equal == 1:
             return "euler"
-        return "consistency" if self.times.share_min == 1 else "flow_map"
+        ends_early = self.times.share_equal + self.times.share_min < 1 - 1e-9  # at an r above T_min
+        return "flow_map" if ends_early else "consistency"
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
@@ -280,8 +285,9 @@ class Objective:
         before = after = jnp.ones_like(t)
         if self.consistency in TWO_JUMPS:
             before, after = self.bootstrap.loss_factors(self.transport, t, r, step)
-        weighted = self.adaptive_weight(before * denoising, examples.x) * before * denoising
-        loss = self.weight(self.transport, t, r) * after * weighted
+        adaptive = self.adaptive_weight(before * denoising, examples.x)
+        adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
+        loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
@@ -377,6 +383,7 @@ class Objective:
         axes = DIRECTION_AXES[self.direction](output.F.ndim)
         if axes:
             direction = direction_error(output.F, target, axes)
+            direction = jnp.where(group.r == group.t, direction, 0.0) if self.direction_equal else direction
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:

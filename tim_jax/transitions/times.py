@@ -30,6 +30,12 @@ def log_normal(transport: Transport, times: "Times", key: jax.Array, shape: tupl
     return transport.time_of_ratio(jnp.exp(times.P_mean + times.P_std * jax.random.normal(key, shape)))
 
 
+def arctan_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """t = T_min + (T_max − T_min) 2/π arctan(e^u), u ~ N(P_mean, P_std²) (FACM, arXiv 2507.03738)."""
+    u = times.P_mean + times.P_std * jax.random.normal(key, shape)
+    return transport.T_min + (transport.T_max - transport.T_min) * 2 / jnp.pi * jnp.arctan(jnp.exp(u))
+
+
 def uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """t ~ U(T_min, T_max)."""
     return jax.random.uniform(key, shape, minval=transport.T_min, maxval=transport.T_max)
@@ -50,18 +56,19 @@ def u_shaped(transport: Transport, times: "Times", key: jax.Array, shape: tuple[
 DISTRIBUTIONS = {
     "logit_normal": logit_normal,
     "log_normal": log_normal,
+    "arctan_normal": arctan_normal,
     "uniform": uniform,
     "log_uniform": log_uniform,
     "u_shaped": u_shaped,
 }
-USES_NORMAL = ("logit_normal", "log_normal")
+USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
 INTERVALS = ("independent", "dyadic", "logit_normal")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
 LENGTH_MEAN = -0.8  # of the normal whose sigmoid is the length of "logit_normal" intervals; its deviation is 1
 
 UNUSED = {
     ("times.P_mean", "times.P_std"): (
-        "times.distribution is not logit_normal or log_normal",
+        "times.distribution is not logit_normal, log_normal or arctan_normal",
         lambda c: c.times.distribution not in USES_NORMAL,
     ),
     ("times.single_equal",): (
@@ -84,9 +91,9 @@ class Times:
     which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
-    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
     distribution: str = "default"
-    P_mean: float = 0.0  # of the normal in logit_normal and log_normal
+    P_mean: float = 0.0  # of the normal in logit_normal, log_normal and arctan_normal
     P_std: float = 1.0
     share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
     share_min: float = 0.1  # share of examples with r = T_min
