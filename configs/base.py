@@ -128,34 +128,60 @@ def get_config():
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
+    # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
-    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA. For "lagrangian" that with which jumps
+    # end: "online" or the name of an EMA, else the teacher's.
     config.objective.velocity = placeholder(str)
-    # eulerian and lagrangian
+    # eulerian, lagrangian and annealed
     config.objective.derivative = placeholder(str)  # dF/dt: "jvp" (exact) or "dde" (central difference)
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
+    config.objective.tangent.clip = placeholder(float)  # elements of g are kept within ± this; 0: they are not
+    # p of 1 − (1 − u)^p, which multiplies g, u being the share of the time domain; 0: none
+    config.objective.tangent.relaxation = placeholder(float)
     config.objective.tangent.bounded = placeholder(bool)  # g over 1 + (B/Ḃ)²
     config.objective.tangent.warmup_steps = placeholder(int)  # over which dF/dt sets in; 0: none
     # the same as a share of all training steps, in place of warmup_steps; 0: none
     config.objective.tangent.warmup_share = placeholder(float)
     config.objective.tangent.max_share = placeholder(float)  # of dF/dt, once it has set in
-    config.objective.tangent.differentiate_steps = placeholder(int)  # over which dF/dt gets a gradient; 0: never
-    # semigroup
+    # over which dF/dt gets a gradient; 0: never, 1: from the second step on
+    config.objective.tangent.differentiate_steps = placeholder(int)
+    # semigroup and annealed
     config.objective.bootstrap = ConfigDict()
     config.objective.bootstrap.ema = placeholder(str)  # whose two jumps are the target: "online" or the name of an EMA
-    config.objective.bootstrap.split = placeholder(str)  # where the first ends: half, uniform
+    # where the first ends: half, uniform, alpha (after the share α of the interval)
+    config.objective.bootstrap.split = placeholder(str)
+    # what makes the first: network, velocity (of the data, guided where targets are)
+    config.objective.bootstrap.first = placeholder(str)
+    config.objective.bootstrap.alpha = ConfigDict()
+    # constant, linear, cosine, logarithmic, sigmoid, exponential
+    config.objective.bootstrap.alpha.schedule = placeholder(str)
+    config.objective.bootstrap.alpha.initial = placeholder(float)
+    config.objective.bootstrap.alpha.final = placeholder(float)  # with 'constant' it always has this value
+    config.objective.bootstrap.alpha.start_step = placeholder(int)  # until which it has its initial value
+    config.objective.bootstrap.alpha.end_step = placeholder(int)  # from which on it has its final one
+    # start and end as shares of all training steps, in place of start_step and end_step
+    config.objective.bootstrap.alpha.start_share = placeholder(float)
+    config.objective.bootstrap.alpha.end_share = placeholder(float)
+    config.objective.bootstrap.alpha.gamma = placeholder(float)  # γ, the steepness of the sigmoid
+    config.objective.bootstrap.alpha.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
+    # none, alpha (losses of examples with r ≠ t times α, while it is above 0), rate (of the difference per time, by the
+    # error of which examples are weighted)
+    config.objective.bootstrap.weighting = placeholder(str)
+    config.objective.bootstrap.clip = placeholder(float)  # targets are kept within ± this; 0: they are not
     # jumps up to this share of the time domain are evaluated at r = t
     config.objective.bootstrap.min_interval = placeholder(float)
     # of Heun's method along the teacher that make the first jump; 0: none
     config.objective.bootstrap.solver_steps = placeholder(int)
     # weights
     config.objective.weight = ConfigDict()
-    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr
-    config.objective.weight.scale = placeholder(str)  # τ, of time in the weight: time, tan, odds, noise_to_signal
+    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
+    config.objective.weight.scale = placeholder(str)
     config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
     config.objective.weight.sigma_d = placeholder(float)  # σ_d of the kernel
     config.objective.adaptive = ConfigDict()
@@ -163,10 +189,12 @@ def get_config():
     config.objective.adaptive.offset = placeholder(float)
     # the offset is for sums over the values of an example, not means
     config.objective.adaptive.total = placeholder(bool)
+    config.objective.adaptive.equal = placeholder(bool)  # examples with r = t are weighted, too
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = placeholder(float)
+    config.objective.direction_equal = placeholder(bool)  # examples with r = t alone have it
     config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
     # of the cosine to image features of a pretrained encoder; 0: none
     config.objective.alignment_weight = placeholder(float)
@@ -209,15 +237,15 @@ def get_config():
 
     # The distribution of (t, r).
     config.times = ConfigDict()
-    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
     config.times.distribution = placeholder(str)
-    config.times.P_mean = placeholder(float)  # of the normal in logit_normal and log_normal
+    config.times.P_mean = placeholder(float)  # of the normal in logit_normal, log_normal and arctan_normal
     config.times.P_std = placeholder(float)
     config.times.share_equal = placeholder(float)  # share of examples with r = t; 1.0 is flow matching
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
     # where r = t, t is one draw and not the larger of two, which is nearer to noise
     config.times.single_equal = placeholder(bool)
-    config.times.intervals = placeholder(str)  # independent, dyadic
+    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)
 

@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 
 import tim_jax
+from tests.helpers.refused import GUIDED, OF_OBJECTIVES, TAUGHT
 from tests.helpers.workdirs import TINY, one_device, workdir
 from tim_jax import train
 from tim_jax.config import loading
@@ -27,9 +28,7 @@ KEY = rf"(?:{'|'.join(SECTIONS)}|seed)(?:\.\w+)*"
 FORM = re.compile(rf"({KEY}(?:, {KEY})*) (?:is|are) (.+?); (?:it|they|each of them) must ", re.DOTALL)
 TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "4"}
 ENCODE = {"data.encode": "True"}
-GUIDED = {"objective.guidance.w_cond": "0.5"}
 NO_NULL = {"data.condition_dropout": "0.0"}
-TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
 
 # (overrides of configs/digits.py, the keys that the message begins with), by how far a run must get.
@@ -83,73 +82,13 @@ BUILD = [
     ({"times.distribution": "normal"}, "times.distribution"),
     ({"times.distribution": "log_uniform"}, "times.distribution"),
     ({"times.intervals": "triadic"}, "times.intervals"),
+    ({"times.intervals": "logit_normal", "times.distribution": "uniform"}, "times.distribution"),
     ({"objective.name": "flow_matching", "times.single_equal": "True"}, "times.single_equal"),
     ({"times.P_std": "0.0", "times.distribution": "log_normal"}, "times.P_std"),
     ({"times.share_equal": "1.5"}, "times.share_equal"),
     ({"times.share_equal": "0.8", "times.share_min": "0.7"}, "times.share_equal, times.share_min"),
     ({"times.shift_reference": "-1.0"}, "times.shift_reference"),
-    ({"objective.name": "team"}, "objective.name"),
-    ({"objective.consistency": "lagrange"}, "objective.consistency"),
-    ({"objective.velocity": "fast"}, "objective.velocity"),
-    ({"objective.derivative": "dd"}, "objective.derivative"),
-    ({"objective.derivative": "dde", "objective.epsilon": "0.6"}, "objective.epsilon"),
-    ({"objective.derivative": "dde", "objective.tangent.differentiate_steps": "5"}, "objective.derivative"),
-    ({**TAUGHT, "objective.name": "ayf_lagrangian", "objective.derivative": "dde"}, "objective.derivative"),
-    ({"objective.tangent.normalise": "-1.0"}, "objective.tangent.normalise"),
-    ({"objective.tangent.max_share": "1.5"}, "objective.tangent.max_share"),
-    ({"objective.tangent.warmup_share": "-0.5"}, "objective.tangent.warmup_share"),
-    (
-        {"objective.tangent.warmup_share": "0.5", "objective.tangent.warmup_steps": "10"},
-        "objective.tangent.warmup_share",
-    ),
-    (
-        {"objective.tangent.differentiate_steps": "5", "objective.tangent.bounded": "True"},
-        "objective.tangent.differentiate_steps",
-    ),
-    ({**TAUGHT, "objective.bootstrap.split": "third"}, "objective.bootstrap.split"),
-    ({**TAUGHT, "objective.bootstrap.ema": "fast"}, "objective.bootstrap.ema"),
-    ({**TAUGHT, "objective.bootstrap.min_interval": "1.0"}, "objective.bootstrap.min_interval"),
-    ({**TAUGHT, "objective.bootstrap.solver_steps": "-1"}, "objective.bootstrap.solver_steps"),
-    ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
-    ({"objective.weight.scale": "log"}, "objective.weight.scale"),
-    ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),
-    ({"transport.name": "edm", "objective.weight.scale": "odds"}, "objective.weight.scale"),
-    ({"objective.adaptive.power": "-1.0"}, "objective.adaptive.power"),
-    ({"objective.direction": "rows"}, "objective.direction"),
-    ({"objective.head_weight": "-1.0"}, "objective.head_weight"),
-    ({"objective.alignment_weight": "1.0"}, "objective.alignment_weight"),
-    ({**GUIDED, "objective.guidance.t_low": "0.9"}, "objective.guidance.t_low, objective.guidance.t_high"),
-    ({**GUIDED, "objective.guidance.ema": "fast"}, "objective.guidance.ema"),
-    ({**GUIDED, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
-    ({"objective.input_guidance.max_scale": "0.5"}, "objective.input_guidance.max_scale"),
-    (
-        {"objective.input_guidance.max_scale": "2.0", "objective.input_guidance.power": "-1.0"},
-        "objective.input_guidance.power",
-    ),
-    ({**TAUGHT, **GUIDED}, "objective.guidance.w_gt, objective.guidance.w_cond"),
-    ({**TAUGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
-    ({"objective.contrast.share": "0.5"}, "objective.contrast.share"),
-    ({"objective.name": "low_noise_contrastive", "objective.contrast.share": "0.0"}, "objective.contrast.share"),
-    ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
-    ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
-    ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
-    ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
-    ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
-    (
-        {**TAUGHT, "objective.name": "rcm", "objective.input_guidance.max_scale": "2.0"},
-        "objective.input_guidance.max_scale",
-    ),
-    ({**TAUGHT, "objective.name": "rcm", "ema.score": "0.5"}, "ema.score"),
-    ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
-    ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
-    ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),
-    ({**TAUGHT, "objective.name": "velocity_refiner", "objective.max_step": "0.0"}, "objective.max_step"),
-    ({**TAUGHT, "objective.name": "velocity_refiner", "objective.velocity": "data"}, "objective.velocity"),
-    ({**TAUGHT, "objective.name": "velocity_refiner", "times.share_equal": "0.5"}, "times.share_equal"),
-    (
-        {**TAUGHT, "objective.name": "velocity_refiner", "objective.input_guidance.max_scale": "2.0"},
-        "objective.input_guidance.max_scale",
-    ),
+    *OF_OBJECTIVES,
     ({**TAUGHT, "teacher.guidance": "-1.0"}, "teacher.guidance"),
     ({**TAUGHT, "teacher.weak_checkpoint": "x"}, "teacher.weak_checkpoint"),
     (

@@ -235,6 +235,7 @@ def test_distributions_have_their_quantiles(distribution):
     exact = {
         "logit_normal": low + (high - low) / (1 + np.exp(-normal)),
         "log_normal": np.exp(normal),
+        "arctan_normal": low + (high - low) * 2 / np.pi * np.arctan(np.exp(normal)),
         "uniform": low + (high - low) * share,
         "log_uniform": low * (high / low) ** share,
         "u_shaped": low + (high - low) * (0.5 + np.arcsinh((2 * share - 1) * np.sinh(4.0)) / 8),
@@ -259,7 +260,8 @@ def test_weights_are_above_zero_and_finite_or_refused(transport, kernel, scale, 
     try:
         weight.check(transport)
     except ValueError as error:
-        assert scale in ("tan", "odds") and transport.T_max > 1 and f"{transport.T_max:g}" in str(error)
+        sine = kernel == "sine" and scale != "share" and "'share'" in str(error)
+        assert sine or (scale in ("tan", "odds") and transport.T_max > 1 and f"{transport.T_max:g}" in str(error))
         return
     t = jnp.linspace(transport.T_min, transport.T_max, 50)
     for r in (t, 0.5 * (t + transport.T_min), jnp.full_like(t, transport.T_min)):
@@ -279,12 +281,18 @@ def test_weight_kernels_have_their_published_forms():
     d = jnp.array([0.0, 0.5, 3.0])
     exact = {
         "constant": d * 0 + 1, "reciprocal": 1 / (d + 0.7), "sqrt": (d + 0.7) ** -0.5, "square": (d + 0.7) ** -2.0,
-        "soft_min_snr": 1 / (d**2 + 0.49),
+        "soft_min_snr": 1 / (d**2 + 0.49), "sine": jnp.sin(np.pi / 2 * d),
     }  # fmt: skip
     for name, kernel in KERNELS.items():
         np.testing.assert_allclose(kernel(d, 0.7), exact[name], rtol=1e-6)
     transport, t, r = TRANSPORTS["ot_fm"](), jnp.array([0.8]), jnp.array([0.3])
-    by_scale = {"time": 0.5, "tan": np.tan(0.8) - np.tan(0.3), "odds": 4 - 3 / 7, "noise_to_signal": 4 - 3 / 7}
+    by_scale = {
+        "time": 0.5,
+        "share": 0.5,
+        "tan": np.tan(0.8) - np.tan(0.3),
+        "odds": 4 - 3 / 7,
+        "noise_to_signal": 4 - 3 / 7,
+    }
     for scale, d in by_scale.items():
         np.testing.assert_allclose(TimeWeight("sqrt", scale)(transport, t, r), (d + 1) ** -0.5, rtol=1e-5)
 

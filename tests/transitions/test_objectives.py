@@ -10,7 +10,18 @@ import scipy.linalg
 import sklearn.datasets
 from etils import epath
 
-from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
+from tests.helpers.waves import (
+    LATE,
+    SHAPE,
+    answer,
+    every_transport,
+    in_the_limit,
+    nothing,
+    plain_times,
+    random,
+    rows_of,
+    wave,
+)
 from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
@@ -55,7 +66,7 @@ def test_gradient_vanishes_at_the_exact_flow_map(name, transport, x64):
     objective = dataclasses.replace(objective, teacher=ExactTeacher(gaussian=gaussian))
     off, at = slopes(objective, gaussian, gaussian.posterior_means)
     assert jnp.isfinite(off) and off > 1e-3
-    assert at < 1e-6 * off
+    assert at < nothing(objective) * off
 
 
 @pytest.mark.parametrize("transport", ["ot_fm", "edm"])
@@ -81,7 +92,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
 
     off, at = slopes(objective, gaussian, some_data)
     assert jnp.isfinite(off) and off > 1e-3
-    assert at < 1e-6 * off
+    assert at < nothing(objective) * off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +108,9 @@ class ExactTeacher(Teacher):
 def slopes(objective, gaussian, data_and_noise):
     """(|dL/dθ| at θ = ±0.1, at most, and at θ = 0) of a network that is off the exact flow map by θ in one direction.
 
-    With all of the tangent: Align Your Flow's 0.99 of it aims a little beside the flow map.
+    See `in_the_limit`.
     """
-    transport = objective.transport
-    objective = dataclasses.replace(objective, tangent=dataclasses.replace(objective.tangent, max_share=1.0))
+    transport, objective = objective.transport, in_the_limit(objective)
     t, r = objective.draw(jax.random.key(0), SHAPE[0], positions=4)
     # Where α or σ is nearly 0 the closed form itself loses its digits.
     inside = 0.02 * (transport.T_max - transport.T_min)
@@ -129,7 +139,7 @@ def test_draws_and_split_points_stay_in_the_domain(name, transport):
     t, r = objective.draw(jax.random.key(0), 512, positions=16)
     assert ((transport.T_min <= r) & (r <= t) & (t <= transport.T_max)).all()
     np.testing.assert_array_equal((r == t)[objective.times.assign(512)[0]], True)
-    s = objective.bootstrap.split_point(t, r, jax.random.key(1))
+    s = objective.bootstrap.split_point(t, r, jnp.int32(190_000), jax.random.key(1))
     assert ((r <= s) & (s <= t)).all()
 
 
@@ -248,8 +258,9 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
 REACHED = {
     "flow_matching": (16, 2.2), "rectified_flow": (16, 3.5), "tim": (4, 1.9), "mean_flow": (4, 2.4),
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
-    "split_mean_flow": (4, 2.7), "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7),
-    "ayf_eulerian": (4, 2.6), "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5),
+    "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
+    "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
+    "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5),
 }  # fmt: skip
 
 
@@ -261,10 +272,10 @@ def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
     changes |= {"objective.tangent.warmup_steps": "300"} if objective.tangent.warmup_steps else {}
     changes |= {"objective.tangent.differentiate_steps": "600"} if name == "modular_mean_flow" else {}
+    changes |= {"objective.bootstrap.alpha.end_step": "600"} if objective.annealing_steps else {}
     changes |= {"ema.slow": "0.99", "model.depth": "2", "optimizer.warmup_steps": "100"}
     config = override(loading.load("digits_small").network(), changes)
-    learner = {"objective.name", "objective.tangent.warmup_steps", "objective.tangent.differentiate_steps"}
-    own = {key: value for key, value in changes.items() if key not in learner}
+    own = {key: value for key, value in changes.items() if not key.startswith("objective.")}
     run = with_teacher(build(config, jax.devices()[:1]), teacher, "objectives/flow_matching", own)
     samples = Generator(run, 600)(run.weights(trained(run)), cycle_labels(10, 600), steps=steps)
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -16,6 +17,7 @@ from tim_jax.transitions.jump import coefficient_B, data_and_noise, expand, inte
 from tim_jax.transitions.jump import velocity as data_velocity
 from tim_jax.transitions.objectives import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.target import interval_factor
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 from tim_jax.types import Output
@@ -126,6 +128,70 @@ def test_two_jumps_are_the_jump_of_the_semigroup_target(transport, x64):
         jump(transport, x_t, F_star, t, r), jump(transport, middle, wave(middle, s, r), s, r), rtol=1e-7, atol=1e-9
     )
     np.testing.assert_array_equal(semigroup_target(transport, x_t, t, t, t, wave, base=3 * x_t), 3 * x_t)
+
+
+@every_transport
+def test_alphaflow_goes_from_the_velocity_to_the_derivative_as_its_first_jump_gets_shorter(transport, x64):
+    """Its first jump stays on the path of (x, ε). α = 1 gives v; with α → 0 it learns the transition target.
+
+    Then (F* − F)/α → (t − r)/q (F*' − F), with F*' the transition target and q = B/Ḃ, which is t − r for OT-FM.
+    """
+    transport = plain_times(transport)
+    x, noise, u, r = moving_rows()
+    t, r = (transport.T_min + (transport.T_max - transport.T_min) * time for time in (u, r))
+    objective, x_t = OBJECTIVES["alphaflow"](transport), interpolate(transport, x, noise, t)
+    base = prediction_target(transport, x, noise, t)
+
+    def target(alpha):
+        bootstrap = dataclasses.replace(objective.bootstrap, alpha=Annealing(final=alpha))
+        return target_of(dataclasses.replace(objective, bootstrap=bootstrap), x, noise, t, r)
+
+    s = t + 0.3 * (r - t)
+    x_s = interpolate(transport, x, noise, s)
+    end = jump(transport, x_s, wave(x_s, s, r), s, r)
+    np.testing.assert_allclose(jump(transport, x_t, target(0.3), t, r), end, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(target(1.0), base, rtol=1e-9, atol=1e-12)
+    derivative = target_of(OBJECTIVES["tim"](transport), x, noise, t, r)
+    np.testing.assert_allclose(target(0.0), derivative, rtol=1e-9)
+    F, scale = wave(x_t, t, r), jnp.abs(derivative).max()
+    rate = expand((t - r) / interval_factor(transport, t, r), x)
+    far, near = (jnp.abs((target(alpha) - F) / alpha / rate - (derivative - F)).max() for alpha in (1e-4, 1e-5))
+    assert 9 < far / near < 11 and near < 0.03 * scale
+
+
+@pytest.mark.parametrize("step, alpha", [(0, 1.0), (190_000, 0.651), (200_000, 0.5), (290_000, 0.0), (400_001, 0.0)])
+def test_alphaflow_changes_its_targets_and_weights_with_the_step_alone(step, alpha, x64):
+    x, noise, t, r = moving_rows()
+    objective, step = OBJECTIVES["alphaflow"](plain_times("ot_fm")), jnp.int32(step)
+    here = objective.bootstrap.alpha(step)
+    assert here == pytest.approx(alpha, abs=1e-3)
+    fixed = dataclasses.replace(objective.bootstrap, alpha=Annealing(final=float(here)))
+    right = target_of(dataclasses.replace(objective, bootstrap=fixed), x, noise, t, r)
+    np.testing.assert_allclose(target_of(objective, x, noise, t, r, step), right, rtol=1e-12)
+    weight = objective.bootstrap.loss_factors(objective.transport, t, r.at[0].set(t[0]), step)[1]
+    np.testing.assert_allclose(weight, jnp.full_like(t, here or 1.0).at[0].set(1.0), rtol=1e-12)
+
+
+def test_lagrangian_self_distillation_ends_jumps_with_the_own_velocity(x64):
+    """Its gradient is that of ‖F + (r − t) ∂F/∂r − sg F(f_{t→r}(x_t), r, r)‖², written out."""
+    x, noise, t, r = moving_rows()
+    times = Times("uniform", share_equal=0.0, share_min=0.0)
+    objective = dataclasses.replace(OBJECTIVES["tvm"](plain_times("ot_fm")), velocity="online", times=times)
+    assert objective.networks == ("online",)
+
+    def ours(theta):
+        nets = student(lambda x, t, r: Output(theta * wave(theta * x, t, r)))
+        return objective.loss(nets, rows_of(x, noise), t, r, LATE)[0].sum()
+
+    def by_hand(theta):
+        T, R = t[:, None, None, None], r[:, None, None, None]
+        x_t = (1 - T) * x + T * noise
+        F, D = jax.jvp(lambda r: theta * wave(theta * x_t, t, r), (r,), (jnp.ones_like(r),))
+        end = jax.lax.stop_gradient(theta * wave(theta * (x_t + (R - T) * F), r, r))
+        return jnp.mean((F + (R - T) * D - end) ** 2, axis=(1, 2, 3)).sum()
+
+    assert ours(0.7) == pytest.approx(float(by_hand(0.7)), rel=1e-9)
+    assert jax.grad(ours)(0.7) == pytest.approx(float(jax.grad(by_hand)(0.7)), rel=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
@@ -295,6 +361,15 @@ def test_dyadic_times_lie_on_their_grid():
     np.testing.assert_array_equal(t / length, np.round(t / length))
     counts = np.array([(length == 2.0**-k).mean() for k in range(7)])
     np.testing.assert_allclose(counts, 1 / 7, atol=0.06)
+
+
+def test_logit_normal_lengths_have_their_quantiles():
+    t, r = OBJECTIVES["tvm"](TRANSPORTS["ot_fm"]()).draw(jax.random.key(0), 40_000, positions=4)
+    length = np.asarray(t - r, np.float64)[np.asarray(r < t)]
+    assert len(length) == 20_000
+    normal = np.array([-1.2816, -0.5244, 0.0, 0.5244, 1.2816])
+    quantiles = np.quantile(length, [0.1, 0.3, 0.5, 0.7, 0.9])
+    np.testing.assert_allclose(quantiles, 1 / (1 + np.exp(0.8 - normal)), rtol=0.03)
 
 
 def test_contrast_is_low_for_own_features_and_log_n_for_equal_ones():

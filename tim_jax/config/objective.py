@@ -1,6 +1,5 @@
 """The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +68,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
             "(data.features_width is 0)"
         )
     objective.check()
-    objective = dataclasses.replace(objective, tangent=objective.tangent.following(config.training.steps))
+    objective = objective.following(config.training.steps)
     for key, uses_null in (
         ("objective.guidance", objective.guidance.uses_null),
         ("objective.input_guidance", objective.input_guidance.active),

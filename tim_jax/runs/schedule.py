@@ -32,9 +32,13 @@ def warn_of_schedule(run: Run, before: Mapping[str, Any] | None = None) -> None:
             f"the learning rate reaches 0 at step {now.decay_steps}; as the run was recorded, it did at step "
             f"{then.decay_steps}"
         )
-    share, steps_then = run.config.objective.tangent.warmup_share, before["training"]["steps"]
-    if share and round(share * steps) != round(share * steps_then):
-        warn_once(
-            f"dF/dt has set in at step {round(share * steps)}; as the run was recorded, it had at step "
-            f"{round(share * steps_then)}"
-        )
+    objective, steps_then = run.config.objective, before["training"]["steps"]
+    for share, what in (
+        (objective.tangent.warmup_share, "dF/dt has set in"),
+        (objective.bootstrap.alpha.end_share, "α of two jumps has reached its final value"),
+    ):
+        if share and round(share * steps) != round(share * steps_then):
+            warn_once(
+                f"{what} at step {round(share * steps)}; as the run was recorded, it had at step "
+                f"{round(share * steps_then)}"
+            )

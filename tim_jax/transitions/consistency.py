@@ -2,22 +2,24 @@
 
     eulerian    The end of a jump does not change when its start moves along the path: see `target.py`.
                 (TiM, MeanFlow, sCM)
-    lagrangian  The end of a jump moves with the teacher's velocity when r does: see `target.end_target`.
-                (Align Your Flow)
+    lagrangian  The end of a jump moves with the velocity of a teacher, or of the network's own EMA, when r does: see
+                `target.end_target`.                                                    (Align Your Flow, TVM)
     semigroup   Two jumps t → s → r are one jump t → r:
                 F* = (f_{s→r}(f_{t→s}(x_t)) − A_{t,r} x_t) / B_{t,r}                    (Shortcut, SplitMeanFlow)
                 where f_{t→s} may be the solution of a teacher's ODE.                   (CTM)
+    annealed    The semigroup with a first jump along the velocity, over a share α of the interval that falls to 0. Then
+                it is the eulerian consistency, to which it tends.                 (α-Flow)
 
 Each calls the online network once for all examples, those with r = t included, so that its parameters are read once.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.derivative import Net, Path, jvp_in_r, query
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, interpolate, jump
 from tim_jax.transitions.tangent import Tangent
@@ -25,8 +27,6 @@ from tim_jax.transitions.target import end_target, transition_change
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Examples, Output, Query
-
-SPLITS = ("half", "uniform")
 
 
 class Group(NamedTuple):
@@ -56,44 +56,6 @@ class Prediction(NamedTuple):
     output: Output
     target: jax.Array
     tangent: jax.Array
-
-
-UNUSED = {
-    tuple(f"objective.bootstrap.{name}" for name in ("ema", "split", "min_interval", "solver_steps")): (
-        "objective.consistency is not 'semigroup'",
-        lambda c: c.objective.consistency != "semigroup",
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Bootstrap:
-    """Where the two jumps of "semigroup" come from; they have no gradient.
-
-    The first ends at s, "half" way (Shortcut, arXiv 2410.12557) or at a "uniform" point of (r, t) (SplitMeanFlow,
-    arXiv 2507.16884). With solver steps it follows the teacher's velocity (CTM, arXiv 2310.02279).
-    """
-
-    ema: str = "online"  # whose two jumps are the target: "online" or the name of an EMA
-    split: str = "half"  # where the first ends: half, uniform
-    min_interval: float = 0.0  # jumps up to this share of the time domain are evaluated at r = t
-    solver_steps: int = 0  # of Heun's method along the teacher that make the first jump; 0: none
-
-    def check(self) -> None:
-        """Raises ValueError, naming key and value, for invalid settings."""
-        if self.split not in SPLITS:
-            raise ValueError(f"objective.bootstrap.split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if not 0 <= self.min_interval < 1:
-            raise ValueError(f"objective.bootstrap.min_interval is {self.min_interval}; it must lie in [0, 1)")
-        if self.solver_steps < 0:
-            raise ValueError(f"objective.bootstrap.solver_steps is {self.solver_steps}; it must be at least 0")
-
-    def split_point(self, t: jax.Array, r: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Returns the time s (B,), r ≤ s ≤ t, where the first jump ends. key: for uniform split points."""
-        if self.split == "half":
-            return t + 0.5 * (r - t)
-        assert key is not None, "uniform split points are drawn with a key"
-        return t + jax.random.uniform(key, t.shape, t.dtype) * (r - t)
 
 
 class ConsistentObjective(Protocol):
@@ -166,7 +128,7 @@ def eulerian(
     path = Path(transport, x, noise, t, r, examples.condition, examples.keys)
     outputs, output, dF_dt = objective.differentiate(nets, diagonal, path)
     change, q = transition_change(transport, x, noise, t, r, objective.tangent.mix_stop_gradient(dF_dt, step))
-    target = objective.tangent.target(base, change, q, output.F, step, r != t)
+    target = objective.tangent.target(base, change, q, output.F, step, r != t, transport.share(t))
     return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dt**2))))
 
 
@@ -212,13 +174,32 @@ def lagrangian(
     )
     F = jax.lax.stop_gradient(output.F)
     x_r = jump(transport, x_t, F, t, r)
-    F_r = objective.teacher(nets, transport, x_r, r, examples)
+    F_r = end_prediction(objective, nets, examples, x_r, r)
     end, q = end_target(transport, x_t, x_r, F_r, t, r)
     change = -q * objective.tangent.mix_stop_gradient(dF_dr, step)
-    target = objective.tangent.target(end, change, q, F, step, r != t)
+    target = objective.tangent.target(end, change, q, F, step, r != t, transport.share(t))
     # Where r = t, x_r is x_t, and F_r is the teacher's prediction there.
     target = jnp.where(expand(r != t, target), target, F_r if objective.velocity == "teacher" else base)
     return outputs, Prediction(output, target, jnp.sqrt(jax.lax.stop_gradient(example_mean(dF_dr**2))))
+
+
+def end_prediction(
+    objective: ConsistentObjective, nets: Mapping[str, Net], examples: Examples, x_r: jax.Array, r: jax.Array
+) -> jax.Array:
+    """Returns the prediction (B, …) at (x_r, r, r) with whose velocity jumps shall end, without gradient.
+
+    Args:
+        objective: Its `velocity` says whose prediction: that of a network by its name, else the teacher's.
+        nets: The networks by name.
+        examples: The examples.
+        x_r: Their states (B, …) where jumps end.
+        r: The times (B,) of the states.
+    """
+    if objective.velocity in ("data", "teacher"):
+        return objective.teacher(nets, objective.transport, x_r, r, examples)
+    here = query(objective.transport, x_r, r, r, examples.condition, examples.keys)
+    (output,) = nets[objective.velocity]((here,))
+    return jax.lax.stop_gradient(output.F)
 
 
 def semigroup(
@@ -234,19 +215,42 @@ def semigroup(
     transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
     here = query(transport, x_t, t, r, examples.condition, examples.keys)
     *outputs, output = nets["online"]((*diagonal, here))
-    s = objective.bootstrap.split_point(t, r, key)
-    net = nets[objective.bootstrap.ema]
-    short = objective.bootstrap.min_interval * (transport.T_max - transport.T_min) * (1 + 1e-3)
+    bootstrap = objective.bootstrap
+    s = bootstrap.split_point(t, r, step, key)
+    net = nets[bootstrap.ema]
+    short = bootstrap.min_interval * (transport.T_max - transport.T_min) * (1 + 1e-3)
 
     def F(x: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
         end = jnp.where(t - r <= short, t, r)
         return net((query(transport, x, t, end, examples.condition, examples.keys),))[0].F
 
-    steps, x_s = objective.bootstrap.solver_steps, None
+    steps, x_s = bootstrap.solver_steps, None
     if steps:
         x_s = objective.teacher.solve(nets, transport, x_t, t, s, examples, steps)
-    target = semigroup_target(transport, x_t, t, s, r, F, base, x_s)
+    first = base if bootstrap.first == "velocity" else None
+    target = semigroup_target(transport, x_t, t, s, r, F, base, x_s, first)
+    if bootstrap.clip:
+        target = jnp.where(expand(r != t, target), jnp.clip(target, -bootstrap.clip, bootstrap.clip), target)
     return tuple(outputs), Prediction(output, target, jnp.zeros_like(t))
+
+
+def annealed(
+    objective: ConsistentObjective,
+    nets: Mapping[str, Net],
+    diagonal: tuple[Query, ...],
+    group: Group,
+    step: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Output, ...], Prediction]:
+    """A Consistency that is `semigroup` as long as α of `objective.bootstrap` is above 0, and `eulerian` afterwards."""
+    alpha, arguments = objective.bootstrap.alpha, (objective, nets, diagonal, group, step, key)
+    if not alpha.vanishes:
+        return semigroup(*arguments)
+    # A condition on the step, not a new program: nothing compiles when the first jump has no length any more.
+    chosen: tuple[tuple[Output, ...], Prediction] = jax.lax.cond(
+        alpha(step) > 0, lambda: semigroup(*arguments), lambda: eulerian(*arguments)
+    )
+    return chosen
 
 
 PredictionFunction: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x, t, r) → F
@@ -261,6 +265,7 @@ def semigroup_target(
     F: PredictionFunction,
     base: jax.Array,
     x_s: jax.Array | None = None,
+    first: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the target F* (B, …) of two jumps t → s → r, without gradient.
 
@@ -270,9 +275,11 @@ def semigroup_target(
         t, s, r: The times (B,), r ≤ s ≤ t.
         F: Predicts the jumps.
         base: The target (B, …) at r = t, where the quotient is 0/0.
-        x_s: The end (B, …) of the first jump, where F does not make it.
+        x_s: The end (B, …) of the first jump, where no prediction makes it.
+        first: The prediction (B, …) that makes the first jump, in place of F's.
     """
-    first = None if x_s is not None else F(x_t, t, s)
+    if x_s is None and first is None:
+        first = F(x_t, t, s)
     middle = x_s if first is None else jump(transport, x_t, first, t, s)
     assert middle is not None
     second = F(middle, s, r)
@@ -288,7 +295,12 @@ def semigroup_target(
     return jax.lax.stop_gradient(jnp.where(expand(same, x_t), base, F_star))
 
 
-CONSISTENCIES: dict[str, Consistency] = {"eulerian": eulerian, "lagrangian": lagrangian, "semigroup": semigroup}
+CONSISTENCIES: dict[str, Consistency] = {
+    "eulerian": eulerian,
+    "lagrangian": lagrangian,
+    "semigroup": semigroup,
+    "annealed": annealed,
+}
 
 
 def example_mean(x: jax.Array) -> jax.Array:

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions.consistency import CONSISTENCIES, Bootstrap, Group, Prediction, example_mean
+from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
+from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -27,15 +28,16 @@ from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeig
 from tim_jax.types import Examples, Output, Query
 
 DERIVATIVES = ("jvp", "dde")
+ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
     ("objective.velocity",): (
-        "dF/dt is not used (times.share_equal is 1 or objective.consistency not 'eulerian')",
+        "no velocity is followed (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: (  # examples with r = t still learn from data or teacher
             c.objective.velocity not in ("data", "teacher")
-            and (c.times.share_equal == 1 or c.objective.consistency != "eulerian")
+            and (c.times.share_equal == 1 or c.objective.consistency == "semigroup")
         ),
     ),
     ("objective.derivative",): (
@@ -43,7 +45,10 @@ UNUSED = {
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
-    ("objective.direction_weight",): ("objective.direction is 'none'", lambda c: c.objective.direction == "none"),
+    ("objective.direction_weight", "objective.direction_equal"): (
+        "objective.direction is 'none'",
+        lambda c: c.objective.direction == "none",
+    ),
 }
 
 
@@ -61,21 +66,26 @@ class Objective:
     forward pass of the examples with r ≠ t. With 'teacher', x̂ and ε̂ of nets["teacher"] at x_t take the place of (x, ε)
     in all examples, and so in the target at r = t, whose guidance is included as with 'target'.
 
+    With the consistency 'lagrangian' it is that of a network where jumps end: of the online network or an EMA, by its
+    name, or with 'data' and 'teacher' of the teacher.
+
     `shards` is the number of devices on which the batch lies.
     """
 
     transport: Transport
     times: Times
-    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a teacher), semigroup (two jumps)
+    # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
+    # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     consistency: str = "eulerian"
     # "teacher": its velocity takes that of the data's place, in all examples. Otherwise that along which base' and
-    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA.
+    # dF/dt are taken: "data", "target", "head", "online" or the name of an EMA. For "lagrangian" that with which jumps
+    # end: "online" or the name of an EMA, else the teacher's.
     velocity: str = "data"
-    # eulerian and lagrangian
+    # eulerian, lagrangian and annealed
     derivative: str = "jvp"  # dF/dt: "jvp" (exact) or "dde" (central difference)
     epsilon: float = 0.005  # half step of "dde", in units of t
     tangent: Tangent = Tangent()
-    # semigroup
+    # semigroup and annealed
     bootstrap: Bootstrap = Bootstrap()
     # weights
     weight: TimeWeight = TimeWeight()
@@ -84,6 +94,7 @@ class Objective:
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
+    direction_equal: bool = False  # examples with r = t alone have it
     head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
     alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
     # guided targets
@@ -108,7 +119,14 @@ class Objective:
     def _follows_teacher(self) -> bool:
         """Whether the targets of examples with r ≠ t come from the teacher's own trajectories."""
         solved = self.consistency == "semigroup" and self.bootstrap.solver_steps > 0
-        return self.times.share_equal < 1 and (solved or self.consistency == "lagrangian")
+        ends = self.consistency == "lagrangian" and self.velocity in VELOCITIES
+        return self.times.share_equal < 1 and (solved or ends)
+
+    @property
+    def annealing_steps(self) -> int:
+        """The number of steps after which the share α of the first of two jumps does not change; 0: it never does."""
+        anneals = self.consistency in TWO_JUMPS and self.bootstrap.split == "alpha"
+        return self.bootstrap.alpha.end if anneals else 0
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
@@ -127,11 +145,11 @@ class Objective:
         if self.guidance.active:
             names.append(self.guidance.ema)
         if self.times.share_equal < 1:
-            if self.consistency == "semigroup":
+            if self.consistency in TWO_JUMPS:
                 names.append(self.bootstrap.ema)
-            elif self.consistency == "eulerian" and self.velocity not in VELOCITIES:
+            if self.consistency != "semigroup" and self.velocity not in VELOCITIES:
                 names.append(self.velocity)
-            if self.consistency == "eulerian" and self.derivative == "dde":
+            if self.consistency in ALONG_PATHS and self.derivative == "dde":
                 names.append("float32")
         return tuple(dict.fromkeys(names))
 
@@ -148,7 +166,8 @@ class Objective:
         """The sampler, a name in SAMPLERS, that suits a model with this objective."""
         if self.times.share_equal == 1:
             return "euler"
-        return "consistency" if self.times.share_min == 1 else "flow_map"
+        ends_early = self.times.share_equal + self.times.share_min < 1 - 1e-9  # at an r above T_min
+        return "flow_map" if ends_early else "consistency"
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
@@ -164,6 +183,7 @@ class Objective:
         for name in ("direction_weight", "head_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        self.bootstrap.check_limit(self.consistency)
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
@@ -173,6 +193,11 @@ class Objective:
             )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
             raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
+        if self.consistency == "lagrangian" and self.velocity in ("target", "head"):
+            raise ValueError(
+                f"objective.velocity is {self.velocity!r}; it must be 'data', 'teacher', 'online' or the name of an "
+                "EMA for 'lagrangian', whose jumps end with it"
+            )
         if self.guidance.active and self.input_guidance.active:
             raise ValueError(
                 f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with target "
@@ -184,6 +209,11 @@ class Objective:
                 given = "objective.guidance.w_gt, objective.guidance.w_cond are "
                 given += f"{self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
             raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
+
+    def following(self, steps: int) -> "Objective":
+        """Returns the objective for so many steps of training, where settings are shares of them."""
+        tangent, bootstrap = self.tangent.following(steps), self.bootstrap.following(steps)
+        return dataclasses.replace(self, tangent=tangent, bootstrap=bootstrap)
 
     def __call__(
         self,
@@ -252,7 +282,12 @@ class Objective:
         error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
-        loss = self.weight(self.transport, t, r) * self.adaptive_weight(denoising, examples.x) * denoising
+        before = after = jnp.ones_like(t)
+        if self.consistency in TWO_JUMPS:
+            before, after = self.bootstrap.loss_factors(self.transport, t, r, step)
+        adaptive = self.adaptive_weight(before * denoising, examples.x)
+        adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
+        loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
@@ -348,6 +383,7 @@ class Objective:
         axes = DIRECTION_AXES[self.direction](output.F.ndim)
         if axes:
             direction = direction_error(output.F, target, axes)
+            direction = jnp.where(group.r == group.t, direction, 0.0) if self.direction_equal else direction
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:

@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
-from tim_jax.transitions.consistency import Bootstrap
+from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import Objective
@@ -88,7 +89,7 @@ def improved_mean_flow(transport: Transport) -> Objective:
 def modular_mean_flow(transport: Transport) -> Objective:
     """Modular MeanFlow (arXiv 2508.17426): ‖F + (t − r) SG_λ[D_v F] − v‖², SG_λ[z] = λ z + (1 − λ) sg z, λ from 0 to 1.
 
-    This is the one objective that differentiates the tangent: λ reaches 1 after `tangent.differentiate_steps` steps.
+    λ reaches 1 after `tangent.differentiate_steps` steps.
     """
     return dataclasses.replace(mean_flow(transport), velocity="data", tangent=Tangent(differentiate_steps=10_000))
 
@@ -128,6 +129,83 @@ def split_mean_flow(transport: Transport) -> Objective:
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
     bootstrap = Bootstrap("online", "uniform")
     return dataclasses.replace(unweighted(transport, times), consistency="semigroup", bootstrap=bootstrap)
+
+
+def alphaflow(transport: Transport) -> Objective:
+    """α-Flow (arXiv 2510.20771): F* = sg[α v + (1 − α) F(x_s, s, r)] for OT-FM, x_s = x_t − (t − s) v.
+
+    s = t − α (t − r). α falls from 1 (F* = v) to 0 (MeanFlow) along a sigmoid, in 400,000 steps. With L a mean over the
+    values of an example, losses are L/sg(L + 1e-3), times α where r ≠ t and α is not 0 yet. Half of the examples have
+    r = t. Where targets are guided, so is v. The published code keeps the targets of guided runs within ±4
+    (`bootstrap.clip`), but no longer once α is 0.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
+    alpha = Annealing("sigmoid", 1.0, 0.0, end_step=400_000, gamma=25.0, clamp=0.005)
+    return dataclasses.replace(
+        unweighted(transport, times),
+        consistency="annealed",
+        velocity="target",
+        bootstrap=Bootstrap(split="alpha", first="velocity", alpha=alpha, weighting="alpha"),
+        adaptive=AdaptiveWeight(1.0, 1e-3),
+    )
+
+
+def soflow(transport: Transport) -> Objective:
+    """SoFlow (arXiv 2512.15657): D = (f_{t→r}(x_t) − sg f_{s→r}(x_s))/(t − s), x_s on the path of (x, ε).
+
+    s = t − α (t − r), α from 0.1 to 0.002, exponentially, in 400,000 steps. Losses are |D|²/sg(|D|² + 0.01) over
+    |B_{t,r}|/(t − s), with |D|² a mean over the values of an example, and those of the velocity at r = t alike. Where
+    targets are guided, x_s is as well. Times and shares are those of MeanFlow.
+
+    The published code has half of this gradient where r ≠ t, lets guidance fade above t = 0.8, and for cosine paths
+    takes x_s = x_t + (s − t) v, which is not on the path.
+    """
+    alpha = Annealing("exponential", 0.1, 0.002, end_step=400_000)
+    return dataclasses.replace(
+        mean_flow(transport),
+        consistency="semigroup",
+        velocity="data",
+        bootstrap=Bootstrap(split="alpha", first="velocity", alpha=alpha, weighting="rate"),
+        adaptive=AdaptiveWeight(1.0, 1e-2),
+    )
+
+
+def tvm(transport: Transport) -> Objective:
+    """Terminal velocity matching (arXiv 2511.19797): d f_{t→r}(x_t)/dr = sg v̄(f_{t→r}(x_t), r), v̄ that of an EMA.
+
+    For OT-FM F* = v̄ + (t − r) ∂F/∂r, which keeps its gradient; `tangent.differentiate_steps` 0 takes it away. Half of
+    the examples have r = t and learn v: the paper's flow matching term, which has a time of its own. Losses are means,
+    without weight. Lengths t − r are logit-normal.
+
+    Lagrangian self-distillation (arXiv 2505.18825) is the same with the network's own velocity, `velocity` "online".
+    The published network takes the reciprocal of a guidance scale as an input, by whose square losses are weighted, and
+    its output is multiplied by the scale; here targets may be guided (`guidance`).
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0, intervals="logit_normal")
+    tangent = Tangent(differentiate_steps=1)
+    return dataclasses.replace(unweighted(transport, times), consistency="lagrangian", velocity="slow", tangent=tangent)
+
+
+def facm(transport: Transport) -> Objective:
+    """Flow-anchored consistency models (arXiv 2507.03738): F* = F⁻ + (1 − √(1 − t)) clip(g, −1, 1) at r = 0, for OT-FM.
+
+    g = v − F⁻ − t sg D_v F. Half of the examples have r = T_min, with losses sin(πt/2) L/sg(L + 1e-3)^½, and half have
+    r = t, with L + 1 − cos(F, v): the flow anchor, which in the paper stands beside each of the others. L is a mean
+    over the values of an example. Where targets are guided, so is v; with `velocity` "teacher" this is FACM's
+    distillation.
+
+    In the paper a network of a single time is told by 1 + t in place of t that it is the anchor; the networks here have
+    two times. Without a teacher the published code guides outside of the interval as well, away from F(x_t, t, t | c).
+    """
+    return Objective(
+        transport,
+        Times("arctan_normal", -0.8, 1.6, share_equal=0.5, share_min=0.5),
+        velocity="target",
+        tangent=Tangent(clip=1.0, relaxation=0.5),
+        weight=TimeWeight("sine", "share"),
+        adaptive=AdaptiveWeight(0.5, 1e-3, equal=False),
+        direction_equal=True,
+    )
 
 
 def low_noise_contrastive(transport: Transport) -> Objective:
@@ -203,6 +281,10 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "scm": scm,
     "shortcut": shortcut,
     "split_mean_flow": split_mean_flow,
+    "alphaflow": alphaflow,
+    "soflow": soflow,
+    "tvm": tvm,
+    "facm": facm,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,

@@ -186,15 +186,12 @@ def _name(objective: Objective) -> str:
 
 def _check_step(objective: Objective, step: jax.Array | int | None) -> None:
     tangent, guidance = objective.tangent, objective.guidance
-    if tangent.warmup_share:
-        raise ValueError(
-            f"{_name(objective)} changes over a share of all steps; give it tangent=objective.tangent.following(steps)"
-        )
+    if objective != objective.following(1):
+        raise ValueError(f"{_name(objective)} changes over a share of all steps; give objective.following(steps)")
     changes = tangent.warmup_steps or tangent.differentiate_steps or (guidance.active and guidance.start_step)
+    changes = changes or objective.annealing_steps
     if changes and step is None:
-        raise ValueError(
-            f"{_name(objective)} changes over the first {changes} steps; give step=, the number of the step, from 0"
-        )
+        raise ValueError(f"{_name(objective)} changes up to step {changes}; give step=, the number of the step, from 0")
 
 
 def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> dict[str, Net]:

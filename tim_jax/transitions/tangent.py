@@ -2,12 +2,15 @@
 
 With the target's change and the sensitivity q = B/Ḃ of `target.py`,
 
-    g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + g / (‖g‖ + c)
+    g  = s [base − F⁻ + w q (base' − SG_λ[dF/dt])],     F* = F⁻ + ρ clip(g) / (‖clip(g)‖ + c)
 
     w     the warm-up: 0 at the first step, `max_share` from step `warmup_steps` on (sCM, arXiv 2410.11081; Align Your
           Flow, arXiv 2506.14603, ends at 0.99); before, jumps learn the velocity at r = t
     s     1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM), else 1
     c     `normalise`, the normalisation (both papers); ‖g‖ is the root mean square of an example
+    clip  keeps every element within ± `clip` (FACM, arXiv 2507.03738)
+    ρ     1 − (1 − u)^p, p = `relaxation`, u the share of the time domain that lies below t (FACM): near the data F* is
+          F⁻, and so a step is short
     SG_λ  λ z + (1 − λ) sg z, with λ from 0 to 1 over `differentiate_steps` (Modular MeanFlow, arXiv 2508.17426)
 
 Without any of these F* = base + q (base' − dF/dt), the transition target.
@@ -22,7 +25,7 @@ from tim_jax.transitions.jump import expand
 
 UNUSED = {
     tuple(f"objective.tangent.{name}" for name in (
-        "normalise", "bounded", "warmup_steps", "warmup_share", "max_share", "differentiate_steps"
+        "normalise", "clip", "relaxation", "bounded", "warmup_steps", "warmup_share", "max_share", "differentiate_steps"
     )): (
         "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
@@ -35,15 +38,17 @@ class Tangent:
     """Settings of the formula above. With `max_share` below 1 the network does not quite learn the flow map."""
 
     normalise: float = 0.0  # c of g/(‖g‖ + c), the change of F; 0: none
+    clip: float = 0.0  # elements of g are kept within ± this; 0: they are not
+    relaxation: float = 0.0  # p of 1 − (1 − u)^p, which multiplies g, u being the share of the time domain; 0: none
     bounded: bool = False  # g over 1 + (B/Ḃ)²
     warmup_steps: int = 0  # over which dF/dt sets in; 0: none
     warmup_share: float = 0.0  # the same as a share of all training steps, in place of warmup_steps; 0: none
     max_share: float = 1.0  # of dF/dt, once it has set in
-    differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never
+    differentiate_steps: int = 0  # over which dF/dt gets a gradient; 0: never, 1: from the second step on
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings."""
-        for name in ("normalise", "warmup_steps", "differentiate_steps"):
+        for name in ("normalise", "clip", "relaxation", "warmup_steps", "differentiate_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.tangent.{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("warmup_share", "max_share"):
@@ -57,7 +62,7 @@ class Tangent:
         if self.differentiate_steps and self._changes:
             raise ValueError(
                 f"objective.tangent.differentiate_steps is {self.differentiate_steps}; it must be 0 with normalise, "
-                "bounded, warmup_steps, warmup_share or max_share"
+                "clip, relaxation, bounded, warmup_steps, warmup_share or max_share"
             )
 
     def following(self, steps: int) -> "Tangent":
@@ -68,7 +73,8 @@ class Tangent:
 
     @property
     def _changes(self) -> bool:
-        return bool(self.normalise or self.bounded or self.warmup_steps or self.warmup_share or self.max_share != 1)
+        warms_up = self.warmup_steps or self.warmup_share or self.max_share != 1
+        return bool(warms_up or self.normalise or self.clip or self.relaxation or self.bounded)
 
     def mix_stop_gradient(self, dF_dt: jax.Array, step: jax.Array) -> jax.Array:
         """Returns SG_λ[dF/dt] (B, …), λ being that of the step."""
@@ -79,7 +85,14 @@ class Tangent:
         return share * dF_dt + (1 - share) * constant
 
     def target(
-        self, base: jax.Array, change: jax.Array, q: jax.Array, F: jax.Array, step: jax.Array, off_diagonal: jax.Array
+        self,
+        base: jax.Array,
+        change: jax.Array,
+        q: jax.Array,
+        F: jax.Array,
+        step: jax.Array,
+        off_diagonal: jax.Array,
+        u: jax.Array,
     ) -> jax.Array:
         """Returns the target F* (B, …).
 
@@ -90,6 +103,7 @@ class Tangent:
             F: The network's prediction (B, …); it gets no gradient here.
             step: The training step, a scalar.
             off_diagonal: (B,) bool; the target is `base` where it is false.
+            u: The share (B,) of the time domain that lies below t.
         """
         if not self._changes:
             return base + change
@@ -100,7 +114,11 @@ class Tangent:
         g = base - F + change
         if self.bounded:
             g = g / (1 + q**2)
+        if self.clip:
+            g = jnp.clip(g, -self.clip, self.clip)
         if self.normalise:
             norm = jnp.sqrt(jnp.mean(g**2, axis=range(1, g.ndim), keepdims=True))
             g = g / (norm + self.normalise)
+        if self.relaxation:
+            g = expand(1 - (1 - u) ** self.relaxation, g) * g
         return jnp.where(expand(off_diagonal, base), F + g, base)

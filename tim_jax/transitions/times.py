@@ -30,6 +30,12 @@ def log_normal(transport: Transport, times: "Times", key: jax.Array, shape: tupl
     return transport.time_of_ratio(jnp.exp(times.P_mean + times.P_std * jax.random.normal(key, shape)))
 
 
+def arctan_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """t = T_min + (T_max − T_min) 2/π arctan(e^u), u ~ N(P_mean, P_std²) (FACM, arXiv 2507.03738)."""
+    u = times.P_mean + times.P_std * jax.random.normal(key, shape)
+    return transport.T_min + (transport.T_max - transport.T_min) * 2 / jnp.pi * jnp.arctan(jnp.exp(u))
+
+
 def uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """t ~ U(T_min, T_max)."""
     return jax.random.uniform(key, shape, minval=transport.T_min, maxval=transport.T_max)
@@ -50,22 +56,24 @@ def u_shaped(transport: Transport, times: "Times", key: jax.Array, shape: tuple[
 DISTRIBUTIONS = {
     "logit_normal": logit_normal,
     "log_normal": log_normal,
+    "arctan_normal": arctan_normal,
     "uniform": uniform,
     "log_uniform": log_uniform,
     "u_shaped": u_shaped,
 }
-USES_NORMAL = ("logit_normal", "log_normal")
-INTERVALS = ("independent", "dyadic")
+USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
+INTERVALS = ("independent", "dyadic", "logit_normal")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
+LENGTH_MEAN = -0.8  # of the normal whose sigmoid is the length of "logit_normal" intervals; its deviation is 1
 
 UNUSED = {
     ("times.P_mean", "times.P_std"): (
-        "times.distribution is not logit_normal or log_normal",
+        "times.distribution is not logit_normal, log_normal or arctan_normal",
         lambda c: c.times.distribution not in USES_NORMAL,
     ),
     ("times.single_equal",): (
-        "t is one draw already (times.share_equal is 1 or times.intervals 'dyadic') or no example has r = t",
-        lambda c: c.times.share_equal in (0, 1) or c.times.intervals == "dyadic",
+        "t is one draw already (times.share_equal is 1 or times.intervals not 'independent') or no example has r = t",
+        lambda c: c.times.share_equal in (0, 1) or c.times.intervals != "independent",
     ),
     ("times.intervals",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
 }
@@ -78,18 +86,19 @@ class Times:
     With intervals "independent", t is the larger of two draws, and r the other, t or T_min; where r = t, t is one draw
     with `single_equal`, and in all examples if the shares of r = t and r = T_min are 1 in sum. With "dyadic" ones
     (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
-    its multiples. With `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
+    its multiples. With "logit_normal" ones (TVM, arXiv 2511.19797) the length t − r is drawn first, see `fitted`. With
+    `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
     which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
-    # "default" (the transport's), logit_normal, log_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
     distribution: str = "default"
-    P_mean: float = 0.0  # of the normal in logit_normal and log_normal
+    P_mean: float = 0.0  # of the normal in logit_normal, log_normal and arctan_normal
     P_std: float = 1.0
     share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
     share_min: float = 0.1  # share of examples with r = T_min
     single_equal: bool = False  # where r = t, t is one draw and not the larger of two, which is nearer to noise
-    intervals: str = "independent"  # independent, dyadic
+    intervals: str = "independent"  # independent, dyadic, logit_normal
     shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
     def check(self, transport: Transport) -> None:
@@ -100,6 +109,10 @@ class Times:
             )
         if self.intervals not in INTERVALS:
             raise ValueError(f"times.intervals is {self.intervals!r}; it must be one of {', '.join(INTERVALS)}")
+        if self.intervals == "logit_normal" and self.distribution != "logit_normal":
+            raise ValueError(
+                f"times.distribution is {self.distribution!r}; it must be 'logit_normal', as times.intervals is"
+            )
         if self.distribution == "log_uniform" and transport.T_min <= 0:
             raise ValueError(
                 f"times.distribution is 'log_uniform'; it must be another one, since {transport.name} reaches t = 0"
@@ -175,9 +188,15 @@ class Times:
         if sum(self._shares) == 1:
             t = self.draw_t(transport, key, (count,), positions)
             return t, t
-        if self.intervals == "dyadic":
+        if self.intervals != "independent":
             t_key, interval_key = jax.random.split(key)
-            t, r = dyadic(transport, interval_key, count)
+            if self.intervals == "dyadic":
+                t, r = dyadic(transport, interval_key, count)
+            else:
+                ends = logit_normal_lengths(transport, self, interval_key, count)
+                t, r = (
+                    jnp.clip(self.shift(transport, end, positions), transport.T_min, transport.T_max) for end in ends
+                )
             return jnp.where(equal, self.draw_t(transport, t_key, (count,), positions), t), r
         pair = self.draw_t(transport, key, (2, count), positions)
         larger = pair.max(axis=0)
@@ -250,3 +269,27 @@ def dyadic(transport: Transport, key: jax.Array, count: int) -> tuple[jax.Array,
     upper = 1 + jnp.minimum((jax.random.uniform(t_key, (count,)) * parts).astype(int), parts - 1)
     low, domain = transport.T_min, transport.T_max - transport.T_min
     return low + domain * (upper / parts), low + domain * ((upper - 1) / parts)
+
+
+def logit_normal_lengths(transport: Transport, times: Times, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Draws (t, r), each (count,), with t − r a logit-normal share of the time domain, and r as in `fitted`."""
+    length_key, r_key = jax.random.split(key)
+    length = jax.nn.sigmoid(LENGTH_MEAN + jax.random.normal(length_key, (count,)))
+    t, r = fitted(length, jax.random.uniform(r_key, (count,)), times.P_mean, times.P_std)
+    low, domain = transport.T_min, transport.T_max - transport.T_min
+    return low + domain * t, low + domain * r
+
+
+def fitted(length: jax.Array, u: jax.Array, mean: float, std: float) -> tuple[jax.Array, jax.Array]:
+    """Returns (t, r), each (B,), in [0, 1], with t − r a given length (TVM, arXiv 2511.19797).
+
+    logit r is N(mean, std²), cut off above where t = r + length would be beyond 1.
+
+    Args:
+        length: The lengths (B,), in (0, 1).
+        u: Uniform numbers (B,) in [0, 1), by which r is drawn.
+        mean, std: Mean and standard deviation of the normal.
+    """
+    highest = (jax.scipy.special.logit(1 - length) - mean) / std
+    r = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u * jax.scipy.special.ndtr(highest)))
+    return jnp.minimum(r + length, 1.0), r

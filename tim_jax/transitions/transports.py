@@ -53,6 +53,10 @@ class Transport:
         """Returns the noise-to-signal ratio σ_t/α_t, elementwise; it grows with t for every transport."""
         return self.sigma(t) / self.alpha(t)
 
+    def share(self, t: jax.Array) -> jax.Array:
+        """Returns the share of the time domain that lies below t, in [0, 1], elementwise."""
+        return (t - self.T_min) / (self.T_max - self.T_min)
+
     def level(self, t: jax.Array) -> jax.Array:
         """Returns the noise level 2/π arctan(σ_t/α_t) in [0, 1], elementwise, in which transports can be compared."""
         return 2 / jnp.pi * jnp.arctan2(self.sigma(t), self.alpha(t))

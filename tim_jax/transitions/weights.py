@@ -16,6 +16,7 @@ KERNELS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "sqrt": lambda d, sigma_d: 1 / jnp.sqrt(d + sigma_d),
     "square": lambda d, sigma_d: 1 / (d + sigma_d) ** 2,
     "soft_min_snr": lambda d, sigma_d: 1 / (d**2 + sigma_d**2),
+    "sine": lambda d, sigma_d: jnp.sin(jnp.pi / 2 * d),  # FACM (arXiv 2507.03738)
 }
 
 # The largest d of a weight: some scales have no bound, and examples that are pure noise shall keep some weight.
@@ -24,6 +25,7 @@ MAX_DIFFERENCE = 1e3
 # τ(t), the scale on which the kernel measures time.
 SCALES: dict[str, Callable[[Transport, jax.Array], jax.Array]] = {
     "time": lambda transport, t: t,
+    "share": lambda transport, t: transport.share(t),
     "tan": lambda transport, t: jnp.tan(t),
     "odds": lambda transport, t: t / (1 - t),
     "noise_to_signal": lambda transport, t: transport.ratio(t),
@@ -33,11 +35,15 @@ SCALES: dict[str, Callable[[Transport, jax.Array], jax.Array]] = {
 SCALE_LIMITS = {"tan": np.pi / 2, "odds": 1.0}
 
 UNUSED = {
-    ("objective.weight.scale", "objective.weight.difference", "objective.weight.sigma_d"): (
+    ("objective.weight.scale", "objective.weight.difference"): (
         "objective.weight.kernel is 'constant'",
         lambda c: c.objective.weight.kernel == "constant",
     ),
-    ("objective.adaptive.offset", "objective.adaptive.total"): (
+    ("objective.weight.sigma_d",): (
+        "objective.weight.kernel is 'constant' or 'sine'",
+        lambda c: c.objective.weight.kernel in ("constant", "sine"),
+    ),
+    ("objective.adaptive.offset", "objective.adaptive.total", "objective.adaptive.equal"): (
         "objective.adaptive.power is 0",
         lambda c: c.objective.adaptive.power == 0,
     ),
@@ -48,8 +54,8 @@ UNUSED = {
 class TimeWeight:
     """The weight w = kernel(min(τ(t) − τ(r), 1000), σ_d), or of τ(t) alone without `difference`; 1 where r = t."""
 
-    kernel: str = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr
-    scale: str = "tan"  # τ, of time in the weight: time, tan, odds, noise_to_signal
+    kernel: str = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    scale: str = "tan"  # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
     difference: bool = True  # weight by τ(t) − τ(r); False: by τ(t)
     sigma_d: float = 1.0  # σ_d of the kernel
 
@@ -61,6 +67,11 @@ class TimeWeight:
             raise ValueError(f"objective.weight.scale is {self.scale!r}; it must be one of {', '.join(SCALES)}")
         if self.sigma_d <= 0:
             raise ValueError(f"objective.weight.sigma_d is {self.sigma_d}; it must be above 0")
+        if self.kernel == "sine" and self.scale != "share":
+            raise ValueError(
+                f"objective.weight.scale is {self.scale!r}; it must be 'share' for the kernel 'sine', which is above 0 "
+                "up to 1"
+            )
         limit = SCALE_LIMITS.get(self.scale, np.inf)
         if transport.T_max > limit and self.kernel != "constant":
             raise ValueError(
@@ -86,6 +97,7 @@ class AdaptiveWeight:
     power: float = 1.0  # examples are divided by (own loss + offset)^power; 0: not
     offset: float = 1e-5
     total: bool = False  # the offset is for sums over the values of an example, not means
+    equal: bool = True  # examples with r = t are weighted, too
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings."""

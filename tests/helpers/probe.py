@@ -1,0 +1,41 @@
+"""The network of the golden numbers of objectives: two matrices (tests/golden/README.md)."""
+
+import jax
+import jax.numpy as jnp
+
+from tim_jax.types import Examples, Output
+
+WEIGHTS = ("W1", "a", "b", "d", "e", "g", "W2")
+NULL = 4  # the label of the null condition
+
+
+def weights(arrays, prefix=""):
+    """The weights of a probe by name."""
+    return {name: jnp.asarray(arrays[prefix + name]) for name in WEIGHTS if prefix + name in arrays}
+
+
+def probe(params, x, t, r, labels, extra=None):
+    """W2 tanh(W1 x + a t + b r + e[labels] + d + g extra), shaped like x."""
+    hidden = x.reshape(len(x), -1) @ params["W1"].T + params["d"][None] + params["e"][labels]
+    hidden += t[:, None] * params["a"][None] + r[:, None] * params["b"][None]
+    if extra is not None:
+        hidden += extra @ params["g"].T
+    return (jnp.tanh(hidden) @ params["W2"].T).reshape(x.shape)
+
+
+def as_net(params):
+    """The probe as a network, which sees t and r."""
+    return lambda queries: tuple(Output(probe(params, q.x_t, q.t, q.r, q.condition["label"])) for q in queries)
+
+
+def examples(x, noise, labels, is_null=None):
+    """Examples with labels; those `is_null` are trained with the null condition."""
+    labels, is_null = jnp.asarray(labels), jnp.zeros(len(x), bool) if is_null is None else jnp.asarray(is_null)
+    condition, null = {"label": jnp.where(is_null, NULL, labels)}, {"label": jnp.full_like(labels, NULL)}
+    return Examples(jnp.asarray(x), jnp.asarray(noise), condition, null, is_null)
+
+
+def largest_difference(found, expected):
+    """The largest absolute difference of all numbers, gradients as {weight: …} included."""
+    differences = jax.tree.map(lambda a, b: float(jnp.abs(jnp.asarray(a) - jnp.asarray(b)).max()), found, expected)
+    return max(jax.tree.leaves(differences))
