@@ -98,7 +98,7 @@ def test_asked_to_stop_while_it_compiles_or_draws_a_run_ends_at_once(change, wor
     run.wait_for(lambda: word in run.said())
     time.sleep(0.5)
     run.signal(number)
-    code, line = run.end(60)
+    code, line = run.end()
     assert code == 75 and line == f"stopped by {number.name}; no work is lost: start it again with the same command"
     assert "all compiled" not in run.said()
     assert run.steps_saved() == saved and all(good(run, step) for step in saved)
