@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import signal
 import sys
 import time
 
@@ -29,6 +30,7 @@ FORKS.set_forkserver_preload([f"tim_jax.runs.{room}" for room in ROOMS])
 def entry(log, arguments, change):
     """What the process of a run does: its output goes to `log`; change: a function of this module called first."""
     os.setpgrp()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where the tests were started by nohup
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
