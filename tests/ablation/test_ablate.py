@@ -107,6 +107,7 @@ def test_a_wrong_command_is_named_and_nothing_is_touched(words, named, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_only_leaves_out_is_not_looked_at(tmp_path, capsys):
     """Of the others the reference alone, where steps are matched to it, and not a step is compiled."""
     variants = {"good": {}, "other": {"model.depth": 2, "model.encoder_depth": 2}, "broken": {"model.heads": 5}}

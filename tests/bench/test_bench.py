@@ -179,6 +179,7 @@ def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
     assert "tim_fused" in printed and "versions: python" in printed
 
 
+@pytest.mark.slow
 def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(bench.CASES, "tiny", tiny)

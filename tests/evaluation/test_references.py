@@ -210,6 +210,7 @@ def precision(x, y):
     return (scipy.spatial.distance.cdist(x, y) <= distances[None, :, 3]).any(axis=1).mean()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_files_that_are_written(place):
     """From the PNG files of the same samples and the digits of scikit-learn, by scipy and scikit-learn."""
     table, of_run = run(place), [f"--workdir={place / 'plain'}", where(place), "--steps=2"]

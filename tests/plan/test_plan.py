@@ -84,6 +84,7 @@ def test_operations_of_the_network_are_those_of_its_formula():
     assert counted == 2 * B * (L * (row + N * token) + embedders + ends)
 
 
+@pytest.mark.slow
 def test_operations_are_the_same_on_every_mesh():
     config = load_config("digits", SMALL | {"mesh.data": "1", "mesh.fsdp": "-1", "times.share_equal": "0.5"})
     eight, one = (trace_step(config, topologies.topology(name)) for name in ("cpu:8", "cpu:1"))

@@ -126,6 +126,7 @@ def test_samples_of_latents_have_their_moments_and_depend_on_seed_step_and_row_a
     np.testing.assert_allclose(on_eight(batch, 3)["x"], first, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tiles_are_used_where_they_are_asked_for(build, published):
     run = build(codecs__autoencoder=published("autoencoder_kl_tiny"), data__channels=4, codecs__tile=32)
     whole = dataclasses.replace(run, codecs=dataclasses.replace(run.codecs, tile=0))

@@ -85,6 +85,7 @@ def test_an_export_is_imported_by_its_path_alone_and_comes_back_bit_for_bit(made
     assert "somebody" not in (out / "model.safetensors").read_bytes().decode("latin-1")
 
 
+@pytest.mark.slow
 def test_a_single_file_is_enough(made, tmp_path):
     run, file = made("square"), tmp_path / "mine.safetensors"
     convert.main(["export", str(run), str(file), "--ema=online"])

@@ -70,6 +70,7 @@ def test_what_is_no_label_is_told_in_one_line(text, names, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_samples_by_name_are_those_by_number_and_say_the_name(tmp_path, capsys):
     run = workdirs.workdir(tmp_path / "run", "digits", **workdirs.TINY | {"model.num_classes": "3"})
     (run / "classes.json").write_text(json.dumps(["ant", "bee", "cat"]))

@@ -53,6 +53,7 @@ def test_pictures_are_laid_row_by_row():
     assert whole[::2, ::3, 0].tolist() == [[0, 1], [2, 3], [4, 255]]
 
 
+@pytest.mark.slow
 def test_geneval(folder, expected, tmp_path):
     rows = [{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": text} for text in PROMPTS]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -73,6 +74,7 @@ def test_geneval(folder, expected, tmp_path):
         assert read_settings(path / "grid.png")["number"] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_dpg(folder, expected, tmp_path):
     (tmp_path / "prompts").mkdir()
     for i, prompt in enumerate(PROMPTS):

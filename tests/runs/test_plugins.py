@@ -166,6 +166,7 @@ def test_the_workdir_alone_samples_and_resumes(run, capsys):
     assert "trained to step 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
     file, workdir, arguments = run
     copy = workdir / "plugins" / "mine.py"

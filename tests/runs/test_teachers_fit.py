@@ -156,6 +156,7 @@ def test_an_ablation_names_the_variant_that_lacks_what_it_learns_from(changes, s
         validate(ablation_of(data, **changes), epath.Path(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_ablation_does_not_mix_students_of_different_teachers(teacher, data, tmp_path):
     other = copied(teacher, tmp_path / "other", training__steps=7)
     train(tmp_path / "runs" / "other" / "seed_1", data, teacher__checkpoint=teacher)

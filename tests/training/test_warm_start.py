@@ -184,6 +184,7 @@ def test_a_new_label_table_and_another_resolution(source, tmp_path):
     assert batch["x"].shape == (16, 16, 8, 1) and int(state.step) == 1 and math.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
     shutil.copytree(source, tmp_path / "run")
     steps = epath.Path(tmp_path / "run" / "checkpoints")
@@ -273,6 +274,7 @@ def test_what_a_run_started_from_may_not_change_in_its_workdir():
     identity.compare(workdir.to_json(before), named, "WORKDIR")
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_path):
     frozen = ("blocks", "*_embedder/in/bias")
     run = make_run(start__checkpoint=source, optimizer__frozen=frozen, optimizer__weight_decay=0.1)

@@ -66,7 +66,7 @@ def golden_case(golden, path, dtype):
     return arrays, order, params, rows
 
 
-@pytest.mark.parametrize("derivative", ["jvp", "dde"])
+@pytest.mark.parametrize("derivative", ["jvp", pytest.param("dde", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["ot_fm", "trigflow"])
 def test_published_derivative_loss_and_gradients(name, derivative, golden, request, x64):
     path = request.path.parents[1] / "golden" / "c2i_tiny.safetensors"

@@ -55,8 +55,11 @@ def exact_net(gaussian, theta):
     return net
 
 
-@every_objective
-@every_transport
+@pytest.mark.parametrize(
+    "name, transport",
+    [pytest.param(n, t, marks=[] if t in ("ot_fm", "edm") or n == "tim" else pytest.mark.slow)
+     for n in OBJECTIVES for t in TRANSPORTS],
+)  # fmt: skip
 def test_gradient_vanishes_at_the_exact_flow_map(name, transport, x64):
     """With posterior means for the data, as the target's expectation has them, and the exact flow for teacher."""
     transport = plain_times(transport)

@@ -28,6 +28,7 @@ from tim_jax.types import Output, Query
 CASES = {name: make() for name, make in TRANSPORTS.items()} | {"edm_2": edm(2.0)}
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+SHAPES = ("flow_map", "heun", "unipc_3", "er_sde_2", "a_flops", "sada")  # one for each shape of a plan
 # Those that reverse exactly are in test_reversible.py: from one state, the last interval of the grid edm, as long for
 # any number of steps, is Euler's both ways.
 upwards = pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if s.invertible and not s.reversible])
@@ -219,7 +220,9 @@ def test_steps_for_equal_evaluations(sampler):
         steps_for(transport, 1, dataclasses.replace(plain, guidance=2.0))
 
 
-@every_sampler
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=[] if name in SHAPES else pytest.mark.slow) for name in SAMPLERS]
+)
 def test_what_a_padded_plan_adds_does_not_take_place(sampler):
     transport = unnoised(TRANSPORTS["vp"]())
     net, keys = gaussian_net(Gaussian(transport, 0.4, 0.6)), image_keys(2, jnp.arange(3))
