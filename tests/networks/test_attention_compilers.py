@@ -78,7 +78,7 @@ def test_the_compiler_for_gpus_takes_the_kernels(name, sizes):
     assert [name for _, name in kernels_of(done.stdout)] == sorted(KERNELS * len(sizes))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_kernels_take_part_in_a_step_on_a_mesh_of_tpus():
     """Every device runs them on its own rows and heads: for the compiler alone they would be impossible to split."""
     sizes = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "model.attention": "pallas"}

@@ -134,7 +134,7 @@ def outputs(mesh, net, queries):
         return jax.device_get(jax.jit(apply)(placed, queries))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("sizes", [dict(data=2, sequence=4), dict(fsdp=2, tensor=2, sequence=2)], ids=str)
 def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes):
     queries = make_query(4, 8, 12), make_query(2, 4, 16)

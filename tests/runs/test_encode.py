@@ -143,7 +143,7 @@ def test_images_without_an_autoencoder_are_kept_bit_for_bit(of_pixels, tmp_path)
         np.testing.assert_array_equal(now["x"], then["x"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_moments_are_sampled_by_seed_step_and_row(keys, tmp_path, images):
     sampled = keys | {"codecs.latents": "sample"}
     encode(sampled, tmp_path / "shards")

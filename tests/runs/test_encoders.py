@@ -52,7 +52,7 @@ def read(run, folder):
     return found.dataset[0], batch
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("memory", [0, 3])
 def test_captions_become_features_of_their_own_tokens(build, tmp_path, memory):
     raw, batch = read(build(codecs__text_memory=memory), tmp_path)
@@ -228,7 +228,7 @@ def test_training_draws_pictures_of_its_captions_and_samples_for_them_are_measur
     assert (folder / "nearest.png").exists() and (folder / "any_step_samples.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_are_measured_as_the_images_they_become(cache, published, tmp_path, monkeypatch):
     monkeypatch.setattr(configuration.sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
     vae = published("autoencoder_kl_tiny")

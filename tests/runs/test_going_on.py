@@ -55,7 +55,7 @@ def test_a_workdir_alone_goes_on_and_says_how_to_extend_what_is_done(tmp_path, c
         assert "is trained to its last step, 4;" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_damaged_last_checkpoint_is_trained_again(tmp_path, capsys):
     folder = tmp_path / "run"
     with one_device():

@@ -110,7 +110,7 @@ def test_a_run_over_buckets_goes_on_bit_equal_and_samples_in_any_size(cache, tmp
     assert json.loads((tmp_path / "whole" / "any_step.json").read_text())["floor"]["frechet"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_too_many_bad_records_end_a_run_with_their_list(tmp_path, capsys):
     rng = np.random.default_rng(0)
     root = tmp_path / "images" / "class"
@@ -154,6 +154,7 @@ def shards(folder, text_width, features_width):
     data.write_shards(folder, rows(), null=null)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "text_width, named", [pytest.param(12, None, marks=pytest.mark.slow), (10, ["'text'", "(4, 5, 10)", "(4, 5, 12)"])]
 )

@@ -74,7 +74,7 @@ def test_geneval(folder, expected, tmp_path):
         assert read_settings(path / "grid.png")["number"] == [0, 1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dpg(folder, expected, tmp_path):
     (tmp_path / "prompts").mkdir()
     for i, prompt in enumerate(PROMPTS):

@@ -220,7 +220,7 @@ def batch_of(run):
     return next(dataclasses.replace(input_pipeline.open_pipeline(run), account=account).batches(0))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_sees_the_noise_that_is_stored(made):
     """x_t of a real step lies between a row's sample and its own noise; batches are the same on any mesh."""
     run, two = (student(made, devices, **{"data.batch_size": "16"}) for devices in (1, 2))
@@ -259,7 +259,7 @@ def test_other_draws_are_what_they_are_without_stored_noise(made):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["flow_matching", "rectified_flow"])
 def test_pairs_of_an_exact_flow_are_straight(name, tmp_path):
     """Of N(0, s²), x̂ = s ε, whose paths do not cross: ε − x̂ follows from x_t, and the loss of that velocity is 0. With

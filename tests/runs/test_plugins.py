@@ -116,7 +116,7 @@ def run(trained, tmp_path):
     return tmp_path / "copy" / "mine.py", tmp_path / "copy" / "run", new
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_export_carries_its_code_and_runs_it_only_when_asked(run, tmp_path, capsys):
     _, workdir, _ = run
     out, back = tmp_path / "out", tmp_path / "back"
@@ -166,7 +166,7 @@ def test_the_workdir_alone_samples_and_resumes(run, capsys):
     assert "trained to step 3" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_changed_code_is_another_run_and_the_copy_goes_on(run, capsys):
     file, workdir, arguments = run
     copy = workdir / "plugins" / "mine.py"

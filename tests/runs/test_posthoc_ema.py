@@ -115,7 +115,7 @@ def test_an_ema_of_any_length_is_the_average_of_the_weights_of_all_steps(whole, 
     assert np.std(values_of(whole, 7, f"sigma_rel:{name}") - early) < 3 * tolerance * scale
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wherever_an_ema_is_named_it_is_the_same(whole, tmp_path, monkeypatch, capsys):
     """Commands that sample, the Python interface, exports, runs that start from it or learn from it."""
     name = "sigma_rel:0.130"

@@ -70,7 +70,7 @@ def test_an_image_is_the_same_whatever_is_beside_it(folder):
     assert np.abs(wide[0] - sea[0]).max() > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_image_j_of_a_prompt_starts_from_noise_j_of_the_seed(folder):
     run = build(workdir.load(folder), sharding_devices[:1])
     generator = Generator(run, 3, open_text_encoder(run))
@@ -139,7 +139,7 @@ def test_the_command_writes_pictures_with_their_settings_and_the_program_gives_t
     assert together["prompts"] == [CAT, DOG] and together["steps"] == [1, 2] and together["seed"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_prompts_beside_one_another_are_kept(folder, tmp_path):
     for prompt in (CAT, DOG):
         sample.main([f"--workdir={folder}", f"--prompt={prompt}", "--steps=1", f"--out={tmp_path}"])
@@ -226,7 +226,7 @@ def latents(tmp_path_factory):
     return workdirs.workdir(tmp_path_factory.mktemp("latents") / "run", "digits", **changes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_latents_are_decoded_where_an_autoencoder_is_named(latents, published, tmp_path, capsys):
     vae = published("autoencoder_kl_tiny")
     arguments = [f"--workdir={latents}", "--labels=3,1", "--steps=2", f"--out={tmp_path / 'plain'}"]

@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     return workdirs.workdir(tmp_path_factory.mktemp("published") / "run", "photos_t2i", **workdirs.TEXT, **PUBLISHED)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_attend_to_as_many_tokens_as_the_longest_prompt_has(folder):
     """One step, guided, is x − F₀ − 2 (F_c − F₀): by features that are cut, of which all are attended to."""
     scale = 2.0

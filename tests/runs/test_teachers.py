@@ -169,7 +169,7 @@ def test_a_network_that_is_told_its_guidance_is_told_that_there_is_none(tmp_path
     np.testing.assert_allclose(asked(run), output.F, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_knows_its_teacher_again(teacher, tmp_path, data, capsys):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(teacher, moved)
@@ -215,7 +215,7 @@ def test_a_fingerprint_does_not_depend_on_who_wrote_the_manifests(tmp_path):
     assert checksums.fingerprint(folder) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_weaker_teacher_is_one_more(teacher, small, data, tmp_path):
     given = dict(objective__name="taught_away", teacher__checkpoint=teacher, teacher__guidance=2.0)
     given |= dict(teacher__weak_checkpoint=small, teacher__weak_ema="online")

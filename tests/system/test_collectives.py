@@ -160,7 +160,7 @@ def tpu(name, dtype):
     installed = importlib.util.find_spec("libtpu") is not None
     # The test extra brings it on Linux; there is none for other systems.
     missing = pytest.mark.skipif(not installed, reason="the TPU compiler is missing: pip install -e .[tpu-planner]")
-    return pytest.param(name, dtype, marks=[pytest.mark.slow, missing])
+    return pytest.param(name, dtype, marks=[pytest.mark.nightly, missing])
 
 
 # As deep as XL, so that blocks are most of the parameters, as they are there: the program has one block whatever depth.

@@ -48,7 +48,7 @@ def programs(folder):
     return {path.name for path in pathlib.Path(folder).rglob("*-cache")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_process_compiles_nothing_anew(tmp_path):
     kept, read, said = train(tmp_path, f"--workdir={tmp_path / 'first'}")
     folder = tmp_path / ".cache" / "tim_jax" / "xla" / compilation_cache.processor()

@@ -53,7 +53,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.nightly), 4])
 def test_microbatches_give_the_weighted_mean_of_the_whole_batch(weights, accumulation, by_microbatches):
     """Σ w·loss / Σ w in float64, and loss and gradient without microbatches."""
     whole, state, _ = by_microbatches(weights, 1)
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_single_rows(by_microbatches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows, accumulation, devices", [(8, 8, 1), (8, 4, 2)])
+@pytest.mark.parametrize("rows, accumulation, devices", [pytest.param(8, 8, 1, marks=pytest.mark.nightly), (8, 4, 2)])
 def test_a_run_has_the_shares_that_it_asks_for(rows, accumulation, devices):
     """Counted over steps, microbatches and rows."""
     shares = dict(times__share_equal=0.5, times__share_min=0.1)

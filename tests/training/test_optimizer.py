@@ -16,7 +16,7 @@ from tim_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings,
 from tim_jax.training.state import update_emas
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_layers_are_optimized_like_unrolled_ones(name):
     """Muon sees a batch of matrices where blocks are stacked, and q, k, v each for itself."""

@@ -69,7 +69,7 @@ def test_a_row_that_is_not_finite_changes_nothing_but_the_step(changes):
     assert not same(jax.device_get(state.params), before.params)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_gradient_that_is_not_finite_is_seen_though_the_loss_is():
     run = make_run()
     objective = run.trainer.step.objective
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_is_seen_though_the_loss_is():
     assert same(jax.device_get(state.params), before.params) and same(jax.device_get(state.opt_state), before.opt_state)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_rate_that_is_told_is_the_one_that_is_used():
     """Without a gradient, an update of AdamW is −rate · decay · parameters."""
     changes = dict(optimizer__weight_decay=0.5, optimizer__learning_rate=0.5, training__steps=4)

@@ -164,7 +164,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
         saver.close()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_new_label_table_and_another_resolution(source, tmp_path):
     changes = dict(
         start__checkpoint=source, start__reinitialise="('label_embedder',)", model__num_classes=12, data__height=16

@@ -362,7 +362,10 @@ def test_rollouts_of_the_exact_flow_map_are_data(transport, rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tim", "mean_flow", *DISTILLED])
+@pytest.mark.parametrize(
+    "name",
+    ["tim", "mean_flow", *(pytest.param(n, marks=[] if n == "ctm" else pytest.mark.nightly) for n in DISTILLED)],
+)
 def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     """From zero, with features of which the flow map is made and others, learnt from the exact flow of a Gaussian."""
     transport = plain_times("ot_fm")

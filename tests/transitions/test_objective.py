@@ -136,7 +136,7 @@ def initial():
 
 @pytest.mark.slow
 @every_transport
-@pytest.mark.parametrize("derivative", ["jvp", "dde"])
+@pytest.mark.parametrize("derivative", ["jvp", pytest.param("dde", marks=pytest.mark.nightly)])
 def test_first_step_from_zero_output_is_finite(transport, derivative, initial):
     network, params = initial
     rng = np.random.default_rng(0)

@@ -38,7 +38,10 @@ from tim_jax.transitions.teacher import Teacher
 from tim_jax.types import Query
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
-OVER_DEVICES = ("tim", "low_noise_contrastive", "rcm")  # the others' meshes are a nightly matter
+# One of each kind in the slow suite.
+SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
+WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
+OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
 MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
 
@@ -198,7 +201,7 @@ TEACHER = SMALL | {"training.steps": "100"}
 STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "tim" else pytest.mark.slow) for n in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=WHEN.get(n, pytest.mark.nightly)) for n in MODELS])
 def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     """From a network whose output is zero, no step with a loss or gradient that is not finite."""
     x, label = map(jnp.asarray, digits_of(64))
