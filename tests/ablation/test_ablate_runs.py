@@ -56,7 +56,7 @@ def test_a_failing_variant_is_told_and_the_others_go_on(broken, why, tmp_path, c
     assert "variant 'good': model.depth is 2" in fails(words, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_baseline_that_is_a_variants_run_has_its_figures(tmp_path, capsys, one_device):
     """A variant's own workdir, as a baseline, has the figures that the variant has."""
     folder, words = tmp_path / "runs", arguments(tmp_path)

@@ -249,7 +249,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     (workdir / "grid.json").unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_path, capsys):
     file = workdir / "learned_plan.json"
     learn = [f"--workdir={workdir}", "--kind=learned", "--times=5", "--count=8", "--iterations=300"]

@@ -109,6 +109,7 @@ def write_parquet(path, rows):
     pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, row_group_size=5)
 
 
+@pytest.mark.nightly
 def test_parquet_of_a_hub_with_train_and_test(tmp_path, capsys):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     rows = [(encoded(picture(40, 40 + i % 2 * 20)), i % 3) for i in range(40)]

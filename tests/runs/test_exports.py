@@ -185,7 +185,7 @@ def hub(monkeypatch, tmp_path):
             del sys.modules[name]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_goes_to_the_hub_and_comes_back(hub, made, tmp_path, monkeypatch, capsys):
     run, out = made("square"), tmp_path / "out"
     capsys.readouterr()

@@ -93,7 +93,7 @@ def largest_difference(a, b):
     return max(jax.tree.leaves(jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_starts_from_its_own_checkpoint_then_the_named_one_then_weights_then_scratch(
     train, source, tmp_path, capsys
 ):
