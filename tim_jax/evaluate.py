@@ -44,9 +44,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with user_errors():
         if args.steps is not None and args.evaluations is not None:
             raise ValueError(f"--steps is {args.steps}; it must be left out with --evaluations, which chooses them")
-        by_evaluations = args.evaluations is not None
-        args.evaluations = whole_numbers("evaluations", args.evaluations, least=1) if by_evaluations else ()
-        args.steps = whole_numbers("steps", args.steps or STEPS, least=1) if not by_evaluations else []
+        if args.evaluations is not None:
+            args.evaluations, args.steps = whole_numbers("evaluations", args.evaluations, least=1), []
+        else:
+            text = STEPS if args.steps is None else args.steps
+            args.evaluations, args.steps = (), whole_numbers("steps", text, least=1)
         for name in ("weights", "sampler", "plan"):
             setattr(args, name, words(name, text) if (text := getattr(args, name)) is not None else ())
         args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()

@@ -1,6 +1,7 @@
 """Protocols: recorded with every figure, named only where all of it is as there, and refused where it differs."""
 
 import json
+import types
 from dataclasses import replace
 
 import pytest
@@ -92,18 +93,23 @@ def test_figures_of_different_protocols_are_not_compared(key, tmp_path):
 def test_every_field_of_sampling_is_in_the_protocol():
     """Each of these changes what is drawn, and so the protocol."""
     run = made()
-    plain = protocol_of(run, Sampling(guidance=2.0, stochasticity=0.1, grid="shifted"), 10, [0])
+
+    def of(network=None, **sampling):
+        return protocol_of(replace(run, sampling=Sampling(**sampling), refiner=network), 10, [0])
+
+    usual = {"guidance": 2.0, "stochasticity": 0.1, "grid": "shifted"}
     for change in ({"ema": "online"}, {"sampler": "euler"}, {"grid": "edm"}, {"shift": 2.0}, {"guidance": 1.0},
                    {"guidance_low": 0.1}, {"guidance_high": 0.8}, {"exclusive_ends": True}, {"stochasticity": 0.2},
                    {"stochastic": "euler"}, {"grid": "optimal"}, {"plan": "learned"},
                    {"guidance_input": True}):  # fmt: skip
-        sampling = Sampling(**({"guidance": 2.0, "stochasticity": 0.1, "grid": "shifted"} | change))
-        assert protocol_of(run, sampling, 10, [0]) != plain, change
-    unguided = [protocol_of(run, Sampling(guidance_low=low), 10, [0]) for low in (0.0, 0.5)]
-    assert unguided[0] == unguided[1], "an interval does nothing at guidance 1"
-    found = [protocol_of(run, Sampling(grid="optimal", optimal_times={1: (1.0, t)}), 10, [0]) for t in (0.0, 0.1)]
-    assert found[0] != found[1]
-    assert protocol_of(run, Sampling(), 10, [0]).labels == "data"
+        assert of(**(usual | change)) != of(**usual), change
+    assert of(guidance_low=0.0) == of(guidance_low=0.5), "an interval does nothing at guidance 1"
+    assert of(grid="optimal", optimal_times={1: (1.0, 0.0)}) != of(grid="optimal", optimal_times={1: (1.0, 0.1)})
+    # Not where the refiner lies, but what its weights are.
+    refined = {"sampler": "flowturbo", "pattern": "H1R", "refiner": "runs/refiner"}
+    refiners = [types.SimpleNamespace(source=types.SimpleNamespace(fingerprint=text)) for text in ("a", "b")]
+    assert of(refiners[0], **refined) != of(refiners[1], **refined)
+    assert of().labels == "data"
 
 
 def made():

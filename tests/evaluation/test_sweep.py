@@ -267,6 +267,7 @@ def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
 @pytest.mark.parametrize(
     "arguments, seen",
     [
+        (["--steps="], "--steps is ''; it must be"),
         (["--steps=2", "--evaluations=2"], "--steps is 2; it must be left out with --evaluations"),
         (
             ["--sampler=dpm_solver_2s", "--evaluations=1,3"],

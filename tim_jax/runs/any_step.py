@@ -179,7 +179,7 @@ class AnyStepJob:
                 pass
             return
         labels = np.zeros(self.count, np.int32) if isinstance(conditions, list) else np.asarray(conditions)
-        protocol = protocol_of(run, run.sampling, self.count, [0]).record()
+        protocol = protocol_of(run, self.count, [0]).record()
         shape = (self.count, *picture_shape(run)[:2], 3)
         published.write_images(path, levels(), shape, labels, protocol | {"steps": steps, "step": self.step})
         print(f"{self.count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")

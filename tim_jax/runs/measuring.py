@@ -27,7 +27,6 @@ from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_bat
 from tim_jax.system import paths
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.transitions import SAMPLERS
-from tim_jax.transitions.sampling.settings import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Measurement:
         """What figures of `count` samples of each seed, drawn as that run samples, are measured by."""
         held_out = self.image_sets.get(HELD_OUT)
         parts = self.fingerprint, held_out.fingerprint if held_out else None
-        return protocol_of(run, run.sampling, count, seeds, *parts)
+        return protocol_of(run, count, seeds, *parts)
 
     def sample_count(self) -> int:
         """Samples per step count and seed: `evaluation.num_samples`, or as many as the reference has images.
@@ -160,7 +159,6 @@ class Measurement:
 
 def protocol_of(
     run: Run,
-    sampling: Sampling,
     count: int,
     seeds: Sequence[int],
     reference: Mapping[str, Any] | None = None,
@@ -169,13 +167,13 @@ def protocol_of(
     """The protocol of samples: the one place where it is made.
 
     Args:
-        run: whose `evaluation` says how they are measured.
-        sampling: by which they are drawn.
+        run: whose `sampling` says how they are drawn, and whose `evaluation` how they are measured.
         count: how many of each seed.
         seeds: of the noise.
         reference: fingerprint of what they are compared with; None where they are only written.
         held_out: fingerprint of the held-out part, or None.
     """
+    sampling = run.sampling
     grid = sampling.grid
     if grid == "optimal":
         grid = f"optimal {_digest({steps: list(times) for steps, times in sorted(sampling.optimal_times.items())})}"
