@@ -127,7 +127,7 @@ def get_config():
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
-    config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.OBJECTIVES
+    config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
     # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
     # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)

@@ -18,7 +18,7 @@ from tim_jax.bench import sample as sample_bench
 from tim_jax.bench import step as bench
 from tim_jax.system import flops, reporting, timing
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.types import Examples, Output, Query
 
 CASE = dataclasses.replace(bench.CASES["B/4"], batch=8)

@@ -10,7 +10,7 @@ import pytest
 from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.training import names, warm_start
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BY_OBJECTIVE = sorted(

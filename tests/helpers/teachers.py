@@ -20,7 +20,7 @@ from tim_jax.training import checksums, sharding
 from tim_jax.transitions.derivative import query
 from tim_jax.transitions.jump import interpolate
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 
 STUDENT = {
     "objective.name": "taught", **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "16", "training.steps": "2",

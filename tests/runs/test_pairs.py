@@ -26,7 +26,7 @@ from tim_jax.training.sharding import on_mesh
 from tim_jax.training.step import make_examples, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.types import Output, Query
 
 ROWS, STEPS, SEED = 22, 3, 5

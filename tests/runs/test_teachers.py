@@ -39,7 +39,7 @@ from tim_jax.plan.memory import Memory, shard_bytes
 from tim_jax.runs.teachers import check_same, record, with_teachers
 from tim_jax.system.topologies import topology
 from tim_jax.training import checkpoints, checksums, names, warm_start
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.types import Query
 
 

@@ -15,7 +15,7 @@ from tim_jax.transitions.consistency import CONSISTENCIES
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import interpolate, jump, prediction_target
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times
 from tim_jax.types import Output

@@ -14,7 +14,7 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted

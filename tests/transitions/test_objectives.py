@@ -33,7 +33,7 @@ from tim_jax.training.watch import of_nothing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate, jump
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.types import Query
 

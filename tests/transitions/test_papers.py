@@ -11,11 +11,11 @@ from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_time
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
-from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import coefficient_B, data_and_noise, expand, interpolate, jump, prediction_target
 from tim_jax.transitions.jump import velocity as data_velocity
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.target import interval_factor
 from tim_jax.transitions.times import Times

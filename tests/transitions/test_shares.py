@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.contrastive import Contrast
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.contrastive import Contrast
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.shares import left_over, one_more, spread
 from tim_jax.transitions.times import Times
 

@@ -34,7 +34,7 @@ from tim_jax.training.step import StepSettings, train_step
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import jvp
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES, Query

@@ -10,7 +10,7 @@ from tim_jax.config.sections import read
 from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES
 

@@ -27,7 +27,7 @@ from tim_jax.training.settings import (
     TrainingSettings,
 )
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times

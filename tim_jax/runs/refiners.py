@@ -4,7 +4,7 @@ import dataclasses
 
 from tim_jax.config.run import Run
 from tim_jax.runs.teachers import find_frozen, make_teacher
-from tim_jax.transitions.objectives import OBJECTIVES
+from tim_jax.transitions.objectives.table import OBJECTIVES
 
 
 def with_refiner(run: Run) -> Run:

@@ -1,4 +1,4 @@
-"""The loss of an example, whatever the objective: a few choices on the same axes (see `objectives.py` for the table).
+"""The loss of an example, whatever the objective: a few choices on the same axes (see `objectives/table.py`).
 
     loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*)))
          + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features))
@@ -10,6 +10,7 @@ L → e^{−u} L + u.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
 from tim_jax.types import Examples, Output, Query
 
+DIAGONAL = Times(share_equal=1.0, share_min=0.0)
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
@@ -50,6 +52,9 @@ UNUSED = {
         lambda c: c.objective.direction == "none",
     ),
 }
+
+
+Kind = TypeVar("Kind", bound="Objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Objective:
     input_guidance: InputGuidance = InputGuidance()
     teacher: Teacher = Teacher()
     shards: int = 1
-    name: str = ""  # a name in tim_jax.transitions.objectives.OBJECTIVES
+    name: str = ""  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -396,3 +401,14 @@ class Objective:
         """Returns the alignment errors (B,) of the hidden states, where the examples have features."""
         assert output.hidden is not None and examples.features is not None
         return alignment_error(output.hidden, examples.features, examples.features_mask)
+
+
+def unweighted(transport: Transport, times: Times) -> Objective:
+    """Returns an objective without any weight, and without the direction term."""
+    weight, adaptive = TimeWeight("constant"), AdaptiveWeight(power=0.0)
+    return Objective(transport, times, weight=weight, adaptive=adaptive, direction="none")
+
+
+def of_kind(kind: type[Kind], objective: Objective) -> Kind:
+    """Returns the same choices in an objective of another kind."""
+    return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})

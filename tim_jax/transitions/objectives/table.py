@@ -10,29 +10,19 @@ Those that learn from a teacher come last; its velocity v_T may take the place o
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
 
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import Bootstrap
-from tim_jax.transitions.contrastive import LowNoiseContrastive
 from tim_jax.transitions.guidance import InputGuidance
-from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.refiner import VelocityRefiner
-from tim_jax.transitions.score import ScoreRegularised
+from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
+from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objectives.refiner import VelocityRefiner
+from tim_jax.transitions.objectives.score import ScoreRegularised
+from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
-from tim_jax.transitions.trajectory import TrajectoryConsistency
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
-
-DIAGONAL = Times(share_equal=1.0, share_min=0.0)
-Kind = TypeVar("Kind", bound=Objective)
-
-
-def unweighted(transport: Transport, times: Times) -> Objective:
-    """Returns an objective without any weight, and without the direction term."""
-    weight, adaptive = TimeWeight("constant"), AdaptiveWeight(power=0.0)
-    return Objective(transport, times, weight=weight, adaptive=adaptive, direction="none")
 
 
 def flow_matching(transport: Transport) -> Objective:
@@ -210,7 +200,7 @@ def facm(transport: Transport) -> Objective:
 
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
-    return _as(LowNoiseContrastive, unweighted(transport, DIAGONAL))
+    return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
 
 
 def scm_distillation(transport: Transport) -> Objective:
@@ -247,7 +237,7 @@ def ctm(transport: Transport) -> Objective:
 
 def rcm(transport: Transport) -> Objective:
     """rCM (arXiv 2510.08431): sCM distillation, and score distillation on the student's own samples (`score.py`)."""
-    return _as(ScoreRegularised, scm_distillation(transport))
+    return of_kind(ScoreRegularised, scm_distillation(transport))
 
 
 def tbcm(transport: Transport) -> Objective:
@@ -255,7 +245,7 @@ def tbcm(transport: Transport) -> Objective:
 
     See `trajectory.py`.
     """
-    return _as(TrajectoryConsistency, scm_distillation(transport))
+    return of_kind(TrajectoryConsistency, scm_distillation(transport))
 
 
 def velocity_refiner(transport: Transport) -> Objective:
@@ -263,12 +253,7 @@ def velocity_refiner(transport: Transport) -> Objective:
 
     See `refiner.py`. It is no model of data, but goes with its teacher (`sampling.refiner`).
     """
-    return _as(VelocityRefiner, dataclasses.replace(flow_matching(transport), velocity="teacher"))
-
-
-def _as(kind: type[Kind], objective: Objective) -> Kind:
-    """Returns the same choices in an objective of another kind."""
-    return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
+    return of_kind(VelocityRefiner, dataclasses.replace(flow_matching(transport), velocity="teacher"))
 
 
 OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
