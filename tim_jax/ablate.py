@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from tim_jax.config.command_line import Parser, user_errors
+from tim_jax.config.command_line import Parser, real_numbers, user_errors
 from tim_jax.system.exit_codes import FAILED
 
 
@@ -19,6 +19,8 @@ def parser() -> Parser:
     made.add_argument("--only", help="variants, or single runs such as tim/seed_0, with commas between")
     made.add_argument("--seeds", type=int, help="runs of each variant; default: as the file says")
     made.add_argument("--equal", help="time, flops or steps; default: as the file says")
+    made.add_argument("--learning-rates", help="of which each variant takes the best, tried by a run of each, such as "
+                      "4e-3,8e-3,16e-3; default: as the file says")  # fmt: skip
     made.add_argument("--emas", help="weights of each run that are measured besides those it samples with, such as "
                       "online,fast; default: as the file says")  # fmt: skip
     made.add_argument("--plan", action="store_true", help="only find how many steps each variant takes")
@@ -36,7 +38,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     import jax
 
-    from tim_jax.ablation import baselines, budget, job, launch, settings, table
+    from tim_jax.ablation import baselines, budget, job, launch, rates, settings, table
     from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
@@ -47,8 +49,9 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
             ablation = settings.load(
-                args.config, overrides, seeds=args.seeds, equal=args.equal, emas=names_of(args.emas)
-            )
+                args.config, overrides, seeds=args.seeds, equal=args.equal, emas=names_of(args.emas),
+                learning_rates=rates_of(args.learning_rates),
+            )  # fmt: skip
             members = job.chosen(ablation, args.only)
             if args.launch is None:
                 paths.check_folder(folder, "--workdir")
@@ -60,9 +63,12 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 job.validate(ablation, folder, members)
                 for name in dict.fromkeys(member.variant for member in members if member.variant in ablation.baselines):
                     baselines.find(ablation, name, folder)
+            found = rates.chosen(ablation, folder)
+            ablation = rates.tuned(ablation, found)
             if args.launch is not None:
                 arguments = command_line(args, overrides)
-                lines = launch.commands(args.launch, title, arguments, members)
+                searching = set(ablation.variants) - set(found) if ablation.learning_rates else set()
+                lines = launch.commands(args.launch, title, arguments, members, searching)
                 job.check_launch(ablation, args.launch, folder, members)
                 return print("\n".join(lines))
         failed, others = 0, [name for name in ablation.names if all(each.variant != name for each in members)]
@@ -73,6 +79,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             with user_errors():
                 trained = dict.fromkeys(member.variant for member in members if member.variant in ablation.variants)
                 planned = budget.make(ablation, folder, list(trained), job.print_once)
+            if ablation.learning_rates and not args.plan:
+                ablation, planned = job.tune(ablation, planned, folder, title, list(trained), stop)
             failed = 0 if args.plan else job.run_all(ablation, planned, folder, members, stop)
         if jax.process_index() == 0 and not args.plan:
             only = None if args.only is None else members
@@ -86,6 +94,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise SystemExit(FAILED)
 
 
+def rates_of(text: str | None) -> tuple[float, ...] | None:
+    """The learning rates between commas; None where nothing is given."""
+    return None if text is None else tuple(real_numbers("learning-rates", text, 0.0))
+
+
 def names_of(text: str | None) -> tuple[str, ...] | None:
     """The names between commas; None where nothing is given."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
@@ -95,6 +108,7 @@ def command_line(args: argparse.Namespace, overrides: dict[str, str]) -> list[st
     """The arguments of the command that do not pick runs, as `launch.commands` takes them."""
     arguments = [f"--config={args.config}", f"--workdir={args.workdir}"]
     arguments += [f"--{name}={getattr(args, name)}" for name in ("seeds", "equal") if getattr(args, name) is not None]
+    arguments += [f"--learning-rates={args.learning_rates}"] if args.learning_rates is not None else []
     arguments += [f"--emas={args.emas}"] if args.emas is not None else []
     return arguments + [f"--config.{key}={value}" for key, value in overrides.items()]
 

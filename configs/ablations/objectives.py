@@ -23,6 +23,7 @@ def get_ablation():
     }
     return Ablation(
         base=base,
+        learning_rates=(2e-3, 8e-3, 16e-3),
         variants={
             "tim": {},
             "tim_digits": {f"{part}.{key}": tuned[part][key] for part, keys in changed.items() for key in keys},

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from tim_jax.ablation import baselines, budget, runs
+from tim_jax.ablation import baselines, budget, rates, runs, table
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
 from tim_jax.runs.input_pipeline import open_pipeline
@@ -124,6 +124,44 @@ def check_launch(ablation: Ablation, kind: str, folder: epath.Path, members: lis
         )
 
 
+def tune(
+    ablation: Ablation, planned: dict, folder: epath.Path, title: str, names: Sequence[str], stop: Stop
+) -> tuple[Ablation, dict]:
+    """Tries the learning rates of variants, as far as that has not been done; see `rates`.
+
+    Args:
+        ablation: the ablation.
+        planned: its budget.
+        folder: its folder.
+        title: of its tables.
+        names: the variants.
+        stop: tells whether the process was asked to stop.
+
+    Returns:
+        The ablation with the rates that are best, and the budget, in which a variant that failed with all of them has a
+        "failure".
+    """
+    sweep, place = rates.sweep(ablation, planned, names), rates.folder_of(folder)
+    if sweep.variants:
+        count = len(ablation.learning_rates)
+        print_once(f"learning rates: {count} of each of {len(sweep.variants) // count} variants, in {place}")
+        with user_errors():
+            of_sweep = budget.make(sweep, place, list(sweep.variants), print_once)
+        run_all(sweep, of_sweep, place, sweep.members(), stop)
+        if jax.process_index() == 0:
+            table.write(sweep, place, rates.TITLE.format(title))
+    found = rates.chosen(ablation, folder)
+    for name in names:
+        if name in found:
+            print_once(f"{name}: learning rate {found[name]:g}")
+    failed = {
+        name: {"failure": f"RuntimeError: every learning rate failed, see {place}"}
+        for name in names
+        if name not in found and "failure" not in planned["variants"][name]
+    }
+    return rates.tuned(ablation, found), planned | {"variants": planned["variants"] | failed}
+
+
 def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list[Member], stop: Stop) -> int:
     """Trains and measures what is not finished yet, and returns how many runs failed, which does not end the others."""
     began, failed = time.perf_counter(), 0
@@ -143,8 +181,8 @@ def run_all(ablation: Ablation, planned: dict, folder: epath.Path, members: list
         if "failure" in result:
             failed += 1
             continue
-        for ema, table in runs.tables(result, "").items():
-            figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in table["rows"])
+        for ema, of_ema in runs.tables(result, "").items():
+            figures = ", ".join(f"{row['nfe']}: {row['frechet']:.4g}" for row in of_ema["rows"])
             print_once(f"{member}{f' ({ema})' if ema else ''}: frechet {figures}")
         if member not in trained:
             spent.append(result["seconds"])

@@ -1,7 +1,7 @@
 """The commands of an ablation: one for every run, for this machine or for a cluster."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from tim_jax.ablation.settings import Member
 
@@ -15,7 +15,9 @@ def check(kind: str) -> None:
         raise ValueError(f"--launch is {kind!r}; it must be one of {', '.join(KINDS)}")
 
 
-def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[Member]) -> list[str]:
+def commands(
+    kind: str, title: str, arguments: Sequence[str], members: Iterable[Member], together: Collection[str] = ()
+) -> list[str]:
     """Writes the lines of a shell script, to be run from the root of the repository.
 
     Args:
@@ -23,6 +25,7 @@ def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[
         title: of the ablation, after which jobs are named.
         arguments: of `python -m tim_jax.ablate`, without those that pick runs.
         members: the runs.
+        together: variants whose runs are one job, as their learning rate is still to be found.
 
     Returns:
         A line for every run, then a comment and the command that makes the table.
@@ -32,9 +35,11 @@ def commands(kind: str, title: str, arguments: Sequence[str], members: Iterable[
     """
     check(kind)
     lines = []
-    for member in members:
-        own = shlex.join([*arguments, f"--only={member}"])
-        name = f"{title}-{member.variant}-{member.seed}".replace("_", "-").lower()
+    jobs = {member.variant if member.variant in together else str(member): member for member in members}
+    for only, member in jobs.items():
+        own = shlex.join([*arguments, f"--only={only}"])
+        name = f"{title}-{member.variant}" + ("" if member.variant in together else f"-{member.seed}")
+        name = name.replace("_", "-").lower()
         if kind == "kubernetes" and len(name) > MAX_NAME:
             raise ValueError(f"variant {member.variant!r}: a JobSet would be {name}; at most {MAX_NAME} characters fit")
         lines.append(

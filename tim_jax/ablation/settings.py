@@ -16,6 +16,7 @@ from tim_jax.config.sampling import check_weights
 from tim_jax.training import power_ema
 
 RULES = ("time", "steps", "flops")
+RATE = "optimizer.learning_rate"
 MAX_SEEDS = 1000
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Sections that define a variant, besides the identity of its run. Batch sizes of samples change no number.
@@ -28,6 +29,8 @@ IN_STEPS = (
     "objective.guidance.start_step",
     "objective.tangent.warmup_steps",
     "objective.tangent.differentiate_steps",
+    "objective.bootstrap.alpha.start_step",
+    "objective.bootstrap.alpha.end_step",
     "posthoc_ema.every",
 )
 
@@ -53,6 +56,8 @@ class Ablation:
         equal: what all variants get the same amount of: "time" (on the device, by calibration), "flops" or "steps".
         seeds: runs of each variant. Run n trains with seed base.seed + n and is measured on noise of seed n.
         sampler_steps: step counts at which samples are measured.
+        learning_rates: of which each variant takes the one that is best for it, see `rates`; none: rates are those of
+            the configurations.
         emas: weights of every run, besides those of its `sampling.ema`, that are measured as well: "online", an EMA, or
             one of another length, such as "sigma_rel:0.13". Nothing is trained for them.
         baselines: {name: a workdir, or one of its checkpoints}: models that are not trained here, such as the variants'
@@ -65,6 +70,7 @@ class Ablation:
     equal: str = "time"
     seeds: int = 3
     sampler_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    learning_rates: tuple[float, ...] = ()
     emas: tuple[str, ...] = ()
     baselines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beside: dataclasses.InitVar[Any] = None
@@ -95,6 +101,9 @@ class Ablation:
             raise ValueError(f"seeds is {self.seeds}; it must be 1 to {MAX_SEEDS}")
         if not self.sampler_steps or min(self.sampler_steps) < 1:
             raise ValueError(f"sampler_steps is {self.sampler_steps}; it must be numbers of at least 1")
+        rates = self.learning_rates
+        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates) or len(rates) < 2):
+            raise ValueError(f"learning_rates is {rates}; it must be two or more different numbers above 0")
         for kind, names in (("variant", self.variants), ("baseline", self.baselines)):
             for name in names:
                 if not NAME.fullmatch(name):
@@ -109,6 +118,8 @@ class Ablation:
                 raise ValueError(f"variant {name!r}: changes seed; all variants are run with the same seeds")
             if "training.steps" in changes and self.equal != "steps":
                 raise ValueError(f"variant {name!r}: changes training.steps; equal is {self.equal!r}, which sets them")
+            if rates and RATE in changes:
+                raise ValueError(f"variant {name!r}: changes {RATE}; learning_rates sets it")
             if self.config(name).model.condition != "class":
                 raise ValueError(f"variant {name!r}: model.condition is 'text'; it must be 'class' to be measured")
             for ema in self.emas:
@@ -148,6 +159,8 @@ class Ablation:
         """Returns {key: value} of all that a variant's figures depend on, as JSON gives it back."""
         flat = keys.flatten(resolved(self.config(name)))
         defining = {key: flat[key] for key in flat if key.split(".")[0] in DEFINING and key not in NOT_DEFINING}
+        if self.learning_rates:  # which a step's cost does not depend on
+            del defining[RATE]
         defining |= {"training.steps": flat["training.steps"], "sampler_steps": self.sampler_steps}
         return json.loads(json.dumps(defining))
 
@@ -187,6 +200,7 @@ def load(name: str, overrides: dict[str, str], **fields: Any) -> Ablation:
     try:
         ablation.check()
     except ValueError as error:
-        flag = "--" if str(error).partition(" is ")[0] in given else ""
-        raise ValueError(f"{flag}{error}") from None
+        field, _, rest = str(error).partition(" is ")
+        said = f"--{field.replace('_', '-')} is {rest}" if field in given else error
+        raise ValueError(said) from None
     return ablation

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.ablation import budget, runs
-from tim_jax.ablation.settings import Ablation, Member
+from tim_jax.ablation import budget, rates, runs
+from tim_jax.ablation.settings import RATE, Ablation, Member
 from tim_jax.evaluation import figures, protocol
 from tim_jax.system import files, lock
 
@@ -57,6 +57,8 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         else:
             about = {key: value for key, value in planned.get(name, {}).items() if key != "definition"}
             about = {"changes": dict(ablation.variants[name]), **about}
+            if ablation.learning_rates:
+                about["scores"] = {f"{rate:g}": value for rate, value in rates.scores(ablation, folder, name).items()}
             own, *more = ablation.emas_of(name)
             variants |= {name: about | summarise(results)} if not more else {}
             for ema in (own, *more) if more else ():
@@ -74,6 +76,7 @@ def collect(ablation: Ablation, folder: epath.Path, members: Sequence[Member] | 
         "variants": variants,
         "baselines": baselines,
         "others": [name for name in ablation.names if not seeds[name]],
+        "rates": rates.note(ablation) if ablation.learning_rates else None,
         "winners": winners(variants),
     }
 
@@ -170,6 +173,8 @@ def to_markdown(found: Mapping[str, Any], title: str) -> str:
         "part against held-out part."
         + (f" Floor, {found['samples']:,} samples: {PERFECT}." if found.get("floor_at_count") else "")
     ]
+    if found["rates"]:
+        text += ["", found["rates"]]
     if found["protocol"]:
         text += ["", f"{protocol.read(found['protocol']).measured}."]
     text += [line for each in found["measured_otherwise"] for line in ("", f"**Not to be compared:** {each}.")]
@@ -199,7 +204,8 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
     """Returns the lines of a markdown table for one distance."""
     everything = found["variants"] | found["baselines"]
     columns = [str(nfe) for nfe in sorted({row["nfe"] for about in everything.values() for row in about["rows"]})]
-    lines = [["variant", "steps", "cost of a step", "seconds", *columns]]
+    given = ["learning rate"] if found["rates"] else []
+    lines = [["variant", *given, "steps", "cost of a step", "seconds", *columns]]
     lines += [[":---", *["---:"] * (len(lines[0]) - 1)]]
     for variant, about in everything.items():
         rows = {str(row["nfe"]): row for row in about["rows"]}
@@ -216,9 +222,11 @@ def _table(found: Mapping[str, Any], name: str) -> list[str]:
             cell = f"{rows[nfe][name]:.3g}{spread}"
             winner = found["winners"][name].get(nfe, {}).get("variant")
             cells.append(f"**{cell}**" if variant == winner else cell)
+        if given:
+            cells = [f"{about['changes'][RATE]:g}" if RATE in about.get("changes", {}) else "", *cells]
         lines.append([variant, *cells])
     for title, _, height in floors(found, name):
-        lines.append([title, "", "", "", f"{height:.3g}", *[""] * (len(columns) - 1)])
+        lines.append([title, *[""] * (len(given) + 3), f"{height:.3g}", *[""] * (len(columns) - 1)])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 

@@ -2,16 +2,18 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tim_jax.ablation import runs
 from tim_jax.ablation import table as tables
-from tim_jax.ablation.settings import Member
+from tim_jax.ablation.settings import RATE, Member
 from tim_jax.evaluation import protocol
 from tim_jax.report import curves, setup
 from tim_jax.report.curves import short
 from tim_jax.report.markup import Markup, component, digits, join, missing, table, tag
 from tim_jax.report.reading import WRONG, Folder
+from tim_jax.runs.workdir import CONFIG
 
 RULES = {"time": "the same time on a quiet machine", "flops": "the same operations", "steps": "steps of their own"}
 SEED = re.compile(r"seed_(\d+)")
@@ -107,9 +109,19 @@ def read(folder: Folder) -> Comparison:
         changes = setup.differences(reference, own.get("definition") or reference)
         variants[name] = {key: own[key] for key in ("steps", "cost", "failure") if key in own} | about
         variants[name]["changes"] = [change for change in changes if change[0] not in ("training.steps",)]
+        variants[name]["changes"] += _rate(folder, [member for member in members if member.variant == name], own)
         measured |= _measured(name, variants[name], of, (own.get("definition") or {}).get("sampling.ema", "own"))
     won = tables.winners(measured)
     return Comparison(plan, members, results, variants, baselines, measured | baselines, won)
+
+
+def _rate(folder: Folder, members: Sequence[Member], planned: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The learning rate of a variant's runs, where each variant takes the one that is best for it."""
+    if RATE in (planned.get("definition") or {RATE: None}):
+        return []
+    configs = (folder.json(f"{member}/{CONFIG}") for member in members)
+    rates = [config["optimizer"]["learning_rate"] for config in configs if config]
+    return [(RATE, setup.NOWHERE, setup.text(rates[0]))] if rates else []
 
 
 def _measured(
