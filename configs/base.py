@@ -124,6 +124,9 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    # what the network's output stands for: F, x (the data), noise, or velocity (dx_t/dt)
+    config.transport.prediction = "F"
+    config.transport.prediction_clip = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()

@@ -17,7 +17,7 @@ every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 def plain_times(transport):
     """The transport, whose networks see t itself."""
-    return dataclasses.replace(TRANSPORTS[transport](), c_noise=lambda t: t)
+    return dataclasses.replace(TRANSPORTS[transport](), c_noise=lambda t: t, time_of_c_noise=lambda t: t)
 
 
 def random(seed, shape=SHAPE):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
+from tim_jax.transitions import prediction
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
 
@@ -23,7 +24,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 
     Raises ValueError, naming the key.
     """
-    model, data = config.model.to_dict(), config.data
+    model, data, transport = config.model.to_dict(), config.data, objective.transport
     network, size, dtype = (model.pop(name) for name in ("network", "size", "dtype"))
     for name, value, known in (("network", network, NETWORKS), ("size", size, SIZES), ("dtype", dtype, DTYPES)):
         if value not in known:
@@ -41,6 +42,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
         output_heads=objective.heads,
+        to_F=None if transport.prediction == "F" else functools.partial(prediction.in_F, transport),
     )
 
 

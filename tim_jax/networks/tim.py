@@ -81,6 +81,9 @@ class TiM(nn.Module):
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
+    # Makes the Output that objectives and samplers read of that for a Query, where the output stands for something else
+    # than F. Whoever applies the network does so, whatever its kind, see `training/nets.py`.
+    to_F: Callable[[Query, Output], Output] | None = None
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
     # Within `jax.shard_map`: the mesh axis over which the tokens of an example lie, see `sequence`.

@@ -15,12 +15,13 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import prediction
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
-from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
+from tim_jax.transitions.jump import data_and_noise, interpolate
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times, positions
@@ -176,6 +177,7 @@ class Objective:
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
+        prediction.check(self.transport)
         for fitted in (self.times, self.weight, self.guidance):
             fitted.check(self.transport)
         for settings in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
@@ -272,7 +274,7 @@ class Objective:
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)
-        base = prediction_target(self.transport, examples.x, examples.noise, t)
+        base = prediction.target(self.transport, examples.x, examples.noise, t)
         if self.input_guidance.active:
             assert guidance_key is not None, "guidance scales are drawn with a key"
             examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key)

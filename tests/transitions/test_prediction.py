@@ -1,0 +1,166 @@
+"""What a network's output stands for: every objective, derivative and sampler is that of F, whatever it is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.probe import NULL, examples, largest_difference, probe, weights
+from tests.helpers.waves import every_transport, random, wave
+from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.derivative import central_difference, jvp
+from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target, velocity
+from tim_jax.transitions.objective import DIAGONAL
+from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.prediction import PREDICTIONS, from_F, in_F, target, to_F
+from tim_jax.transitions.sampling.planning import ends_of_steps, make_plan
+from tim_jax.transitions.sampling.sampler import sample
+from tim_jax.transitions.sampling.settings import Sampling
+from tim_jax.types import Output, Query
+
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+TRUE = {
+    "F": prediction_target,
+    "x": lambda transport, x, noise, t: x,
+    "noise": lambda transport, x, noise, t: noise,
+    "velocity": velocity,
+}
+
+
+def of(name, prediction, clip=1e-3):
+    return dataclasses.replace(TRANSPORTS[name](), prediction=prediction, prediction_clip=clip)
+
+
+def inside(transport, shares):
+    """Times at shares of the levels between 0.02 and 0.98."""
+    return transport.time_of_level(0.02 + 0.96 * jnp.asarray(shares))
+
+
+def expressed(transport, F):
+    """A network that is F(x_t, t, r), in times of the transport, by an output that stands for something else."""
+
+    def answer(q):
+        t, r = transport.time_of_c_noise(q.t), transport.time_of_c_noise(q.r)
+        return in_F(transport, q, Output(from_F(transport, q.x_t, F(q.x_t, t, r), t)))
+
+    return lambda queries: tuple(map(answer, queries))
+
+
+@every_prediction
+@every_transport
+def test_outputs_are_what_they_stand_for(transport, prediction, x64):
+    transport = of(transport, prediction)
+    x, noise, t = random(0), random(1), inside(transport, np.linspace(0, 1, 16))
+    x_t, F = interpolate(transport, x, noise, t), prediction_target(transport, x, noise, t)
+    np.testing.assert_allclose(to_F(transport, x_t, TRUE[prediction](transport, x, noise, t), t), F, 1e-9, 1e-10)
+    output = random(2)
+    np.testing.assert_allclose(from_F(transport, x_t, to_F(transport, x_t, output, t), t), output, 1e-9, 1e-10)
+    np.testing.assert_array_equal(target(transport, x, noise, t), F)
+    x_hat, noise_hat = data_and_noise(transport, x_t, to_F(transport, x_t, output, t), t)
+    back = TRUE[prediction](transport, x_hat, noise_hat, t)
+    np.testing.assert_allclose(back, output, 1e-8, 1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["x", "noise"])
+@every_transport
+def test_where_the_clip_acts_the_target_is_made_of_the_true_quantity(transport, prediction, x64):
+    transport = of(transport, prediction, clip=0.6)
+    x, noise, t = random(0), random(1), inside(transport, np.linspace(0, 1, 16))
+    x_t = interpolate(transport, x, noise, t)
+    made = to_F(transport, x_t, TRUE[prediction](transport, x, noise, t), t)
+    np.testing.assert_allclose(target(transport, x, noise, t), made, 1e-9, 1e-10)
+
+
+@every_prediction
+@every_transport
+def test_the_derivative_is_that_of_F(transport, prediction, x64):
+    transport = of(transport, prediction)
+    x, noise, t = random(0), random(1), inside(transport, np.linspace(0.05, 0.95, 16))
+    r = transport.time_of_level(0.5 * transport.level(t))
+
+    def F(x_t, t, r):
+        return wave(x_t, transport.level(t), transport.level(r))
+
+    path = (transport, x, noise, t, r, None)
+    _, output, found = jvp(expressed(transport, F), *path)
+    x_t, v_t = interpolate(transport, x, noise, t), velocity(transport, x, noise, t)
+    value, expected = jax.jvp(lambda x_t, t: F(x_t, t, r), (x_t, t), (v_t, jnp.ones_like(t)))
+    np.testing.assert_allclose(output.F, value, 1e-9, 1e-9)
+    np.testing.assert_allclose(found, expected, 1e-8, 1e-8)
+    step = 1e-4 * float(t.min())
+    np.testing.assert_allclose(central_difference(expressed(transport, F), *path, epsilon=step), expected, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "flow_map", pytest.param("dpm_solver_2m", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("transport, prediction", [("ot_fm", "x"), ("vp", "noise"), ("edm", "velocity")])
+def test_samplers_do_not_see_what_the_output_stands_for(transport, prediction, sampler, x64):
+    transport = of(transport, prediction)
+    sampling = Sampling(sampler=sampler, guidance=1.5, guidance_low=0.1, guidance_high=0.9)
+    plan = make_plan(transport, transport.time_of_level(jnp.linspace(0.95, 0.05, 6)), sampling)
+    keys = jax.random.split(jax.random.key(0), 16)
+    condition, null = {"label": jnp.arange(16)}, {"label": jnp.full(16, 20)}
+
+    def F(x_t, t, r):
+        return wave(x_t, transport.level(t), transport.level(r))
+
+    itself = dataclasses.replace(transport, prediction="F")
+    plain = sample(expressed(itself, F), plan, random(0), condition, null, keys, 1.5)
+    found = sample(expressed(transport, F), plan, random(0), condition, null, keys, 1.5)
+    np.testing.assert_allclose(found, plain, 1e-10, 1e-10)
+
+
+def jit_net(transport, params):
+    """The published probe: it sees τ = 1 − t, no r, and its output is x̂."""
+    params = params | {"b": jnp.zeros_like(params["a"])}
+
+    def answer(q):
+        return in_F(transport, q, Output(probe(params, q.x_t, 1 - q.t, q.r, q.condition["label"])))
+
+    return lambda queries: tuple(map(answer, queries))
+
+
+@pytest.mark.parametrize("case", ["default", "scaled"])
+def test_jit(case, golden, x64):
+    arrays = golden("jit.npz")
+    of = {name: arrays[f"{case}/{name}"] for name in ("noise", "t", "rows", "v", "v_pred", "t_eps")}
+    transport = dataclasses.replace(TRANSPORTS["ot_fm"](), prediction="x", prediction_clip=float(of["t_eps"]))
+    objective, t = OBJECTIVES["flow_matching"](transport), jnp.asarray(of["t"])
+    rows = examples(arrays["x"], of["noise"] * arrays[f"{case}/noise_scale"], arrays["labels"])
+
+    def loss(params):
+        losses, _ = objective.loss({"online": jit_net(transport, params)}, rows, t, t, jnp.int32(0))
+        return losses.mean(), losses
+
+    grads, losses = jax.grad(loss, has_aux=True)(weights(arrays))
+    x_t = interpolate(transport, rows.x, rows.noise, t)
+    (output,) = jit_net(transport, weights(arrays))((Query(x_t, t, t, rows.condition),))
+    expected = {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/grad/")}
+    found = losses, output.F, target(transport, rows.x, rows.noise, t), grads
+    error = largest_difference(found, (of["rows"], of["v_pred"], of["v"], expected))
+    print(f"{case}: {error:.1e}")
+    assert error < 1e-10
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_sampling_of_jit(sampler, golden, x64):
+    """Guidance is for 0.1 < τ < 0.8, the ends left out; the last step of Heun's method is one of Euler's."""
+    arrays = golden("jit.npz")
+    transport = dataclasses.replace(TRANSPORTS["ot_fm"](), prediction="x")
+    scale, low, high = (float(arrays[f"sample/{name}"]) for name in ("cfg", "low", "high"))
+    sampling = Sampling(sampler=sampler, guidance=scale, guidance_low=1 - high, guidance_high=1 - low)
+    sampling = dataclasses.replace(sampling, exclusive_ends=True)
+    plan = make_plan(transport, 1 - arrays["sample/tau"], sampling)
+    condition, null = ({"label": jnp.asarray(label)} for label in (arrays["labels"], np.full(6, NULL)))
+    states, keys = arrays[f"sample/{sampler}"], jax.random.split(jax.random.key(0), 6)
+    net = jit_net(transport, weights(arrays))
+    found = sample(net, plan, jnp.asarray(states[0]), condition, null, keys, scale, trajectory=True)
+    np.testing.assert_allclose(found[ends_of_steps(plan, 6, sampling)], states, atol=1e-10)
+    print(f"{sampler}: {jnp.abs(found[ends_of_steps(plan, 6, sampling)] - states).max():.1e}")
+
+
+def test_times_of_jit(golden):
+    arrays, times = golden("jit.npz"), dataclasses.replace(DIAGONAL, distribution="logit_normal", P_mean=0.8, P_std=0.8)
+    t = jax.nn.sigmoid(times.P_mean - times.P_std * arrays["default/z_t"])
+    np.testing.assert_allclose(t, arrays["default/t"], rtol=1e-6)
