@@ -124,8 +124,7 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
-    # what the network's output stands for: F, x (the data), noise, or velocity (dx_t/dt)
-    config.transport.prediction = "F"
+    config.transport.prediction = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
     config.transport.prediction_clip = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
@@ -201,6 +200,12 @@ def get_config():
     config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
     # of the cosine to image features of a pretrained encoder; 0: none
     config.objective.alignment_weight = placeholder(float)
+    config.objective.perceptual = ConfigDict()
+    config.objective.perceptual.weight = placeholder(float)  # λ; 0: none
+    # φ: random_convolutions, pyramid, or a name that a plugin adds
+    config.objective.perceptual.features = placeholder(str)
+    # above which there is no such term, as a share of the time domain
+    config.objective.perceptual.max_time = placeholder(float)
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none

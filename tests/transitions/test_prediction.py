@@ -9,11 +9,15 @@ import pytest
 
 from tests.helpers.probe import NULL, examples, largest_difference, probe, weights
 from tests.helpers.waves import every_transport, random, wave
+from tests.helpers.workdirs import TINY
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.derivative import central_difference, jvp
+from tim_jax.transitions.derivative import central_difference, jvp, query
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target, velocity
 from tim_jax.transitions.objective import DIAGONAL
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.own_network import generate, mean_loss
 from tim_jax.transitions.prediction import PREDICTIONS, from_F, in_F, target, to_F
 from tim_jax.transitions.sampling.planning import ends_of_steps, make_plan
 from tim_jax.transitions.sampling.sampler import sample
@@ -109,6 +113,32 @@ def test_samplers_do_not_see_what_the_output_stands_for(transport, prediction, s
     plain = sample(expressed(itself, F), plan, random(0), condition, null, keys, 1.5)
     found = sample(expressed(transport, F), plan, random(0), condition, null, keys, 1.5)
     np.testing.assert_allclose(found, plain, 1e-10, 1e-10)
+
+
+def test_a_run_of_a_network_that_predicts_data():
+    """The network that is sampled, its velocity head too: at first its output is 0, and so is x̂."""
+    changes = {"objective.name": "improved_mean_flow", "transport.name": "vp", "transport.prediction": "x"}
+    run = build(load_config("base", TINY | changes), jax.devices()[:1])
+    x, t = jnp.ones((2, *run.image_shape)), jnp.array([0.001, 0.7])
+    condition = {"label": jnp.zeros(2, jnp.int32), "guidance": jnp.ones((2, 3))}
+    params = run.trainer.create().params["online"]
+    (output,) = run.net(params)((query(run.transport, x, t, t, condition),))
+    expected = x / jnp.maximum(run.transport.sigma(t), 0.05)[:, None, None, None]
+    np.testing.assert_allclose(output.F, expected, rtol=1e-5)
+    np.testing.assert_allclose(output.heads["velocity"], expected, rtol=1e-5)
+
+
+def test_a_network_of_ones_own_predicts_data(x64):
+    """The exact x̂ of flow matching has no gradient, and one step of Euler's from noise is what it predicts there."""
+    transport = dataclasses.replace(TRANSPORTS["ot_fm"](), prediction="x", prediction_clip=1e-3)
+    objective, x = OBJECTIVES["flow_matching"](transport), jnp.tile(0.3, (256, 16))
+
+    def loss(theta):
+        return mean_loss(objective, lambda x_t, t, r: theta * jnp.ones_like(x_t), x, jax.random.key(0))[0]
+
+    assert loss(0.3) < 1e-20 < 1e-3 < loss(0.4)
+    found = generate(objective, lambda x_t, t, r: jnp.tanh(x_t), random(0), steps=1)
+    np.testing.assert_allclose(found, jnp.tanh(random(0)), atol=1e-12)
 
 
 def jit_net(transport, params):

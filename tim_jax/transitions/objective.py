@@ -1,7 +1,7 @@
 """The loss of an example, whatever the objective: a few choices on the same axes (see `objectives/table.py`).
 
     loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*)))
-         + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features))
+         + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features)) + λ_φ mean ‖φ(x̂) − φ(x)‖²
 
 Here base is α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`), and the target F* where r = t; elsewhere F* comes from a
 consistency (`consistency.py`). w is a `TimeWeight` and a an `AdaptiveWeight`; or the network learns the weight,
@@ -22,6 +22,7 @@ from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, q
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate
+from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times, positions
@@ -103,6 +104,7 @@ class Objective:
     direction_equal: bool = False  # examples with r = t alone have it
     head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
     alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
+    perceptual: Perceptual = Perceptual()
     # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
@@ -180,7 +182,14 @@ class Objective:
         prediction.check(self.transport)
         for fitted in (self.times, self.weight, self.guidance):
             fitted.check(self.transport)
-        for settings in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
+        for settings in (
+            self.adaptive,
+            self.tangent,
+            self.bootstrap,
+            self.perceptual,
+            self.input_guidance,
+            self.teacher,
+        ):
             settings.check()
         for name, known in (
             ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
@@ -286,7 +295,7 @@ class Objective:
         groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
-        error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
+        error, direction, head, log_variance, alignment, tangent, perceptual = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
         before = after = jnp.ones_like(t)
@@ -298,7 +307,7 @@ class Objective:
         if self.learned_weight:
             loss = jnp.exp(-log_variance) * loss + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
-        loss = loss + head_loss + self.alignment_weight * alignment
+        loss = loss + head_loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
@@ -381,12 +390,12 @@ class Objective:
         return central_difference(net, *path, epsilon=self.epsilon)
 
     def terms(self, group: Group, prediction: Prediction) -> jax.Array:
-        """Returns (B, 6): errors of F, direction and head, log variance, alignment error, size of dF/dt."""
+        """Returns (B, 7): errors of F, direction and head, log variance, alignment error, size of dF/dt, perceptual."""
         output, target = prediction.output, prediction.target
         if not self.tangent.differentiate_steps:
             target = jax.lax.stop_gradient(target)
         error = example_mean((output.F - target) ** 2)
-        direction = head = log_variance = alignment = jnp.zeros_like(error)
+        direction = head = log_variance = alignment = perceptual = jnp.zeros_like(error)
         axes = DIRECTION_AXES[self.direction](output.F.ndim)
         if axes:
             direction = direction_error(output.F, target, axes)
@@ -397,7 +406,12 @@ class Objective:
             log_variance = output.heads["log_variance"]
         if self.alignment_weight:
             alignment = self.alignment(output, group.examples)
-        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent], axis=1)
+        if self.perceptual.weight:
+            x, t = group.examples.x, group.t
+            perceptual = self.perceptual(
+                self.transport, x, interpolate(self.transport, x, group.examples.noise, t), output.F, t
+            )
+        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent, perceptual], axis=1)
 
     def alignment(self, output: Output, examples: Examples) -> jax.Array:
         """Returns the alignment errors (B,) of the hidden states, where the examples have features."""

@@ -57,6 +57,10 @@ class LowNoiseContrastive(Objective):
         self.contrast.check()
         if self.velocity == "teacher":
             raise ValueError("objective.velocity is 'teacher'; it must be 'data' for low_noise_contrastive")
+        if self.perceptual.weight:
+            raise ValueError(
+                f"objective.perceptual.weight is {self.perceptual.weight}; it must be 0 for low_noise_contrastive"
+            )
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; it must be 1 for low_noise_contrastive")
 
