@@ -50,10 +50,10 @@ def test_a_pyramid_is_a_sum_over_sizes(x64):
     np.testing.assert_allclose(found, np.mean(parts, axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["flow_matching", "mean_flow"])
+@pytest.mark.parametrize("name", ["flow_matching", pytest.param("mean_flow", marks=pytest.mark.slow)])
 def test_an_objective_has_the_term_in_all_its_groups(name, x64):
     objective = OBJECTIVES[name](TRANSPORTS["ot_fm"]())
-    more = dataclasses.replace(objective, perceptual=Perceptual(0.5))
+    more = dataclasses.replace(objective, perceptual=Perceptual(0.5, "pyramid"))
     rows, t = rows_of(random(0, SHAPE), random(1, SHAPE)), jnp.linspace(0.1, 1, 16)
     r = jnp.where(objective.times.assign(16)[0], t, 0.3 * t)
 

@@ -2,9 +2,9 @@
 
     λ mean_l mean ‖φ_l(x̂) − φ_l(x)‖²   where t is at most `max_time` of the time domain,   x̂ = (σ̂_t x_t − σ_t F)/C_t
 
-As in pixel MeanFlow (arXiv 2601.22158), whose φ are those of LPIPS and of a ConvNeXt, and whose x̂ is that of F(x_t, t, r)
-for any r. Near noise x̂ is a mean of many images, which no features should make sharp. The two entries of the table need
-no weights from elsewhere; a pretrained φ is a function of one's own in it, by a plugin.
+As in pixel MeanFlow (arXiv 2601.22158), whose φ are pretrained, and whose x̂ is that of F(x_t, t, r) for any r. Near
+noise x̂ is a mean of many images, which no features should make sharp. The two entries of the table need no weights from
+elsewhere; a pretrained φ is a function of one's own in it, by a plugin.
 """
 
 import dataclasses
