@@ -272,16 +272,18 @@ class Objective:
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)
-        base = prediction_target(self.transport, examples.x, examples.noise, t)
+        base, own = prediction_target(self.transport, examples.x, examples.noise, t), None
         if self.input_guidance.active:
             assert guidance_key is not None, "guidance scales are drawn with a key"
-            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key)
-            base = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base)
+            whole = (r == t) & (self.times.share_equal < 1)
+            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key, whole)
+            head = self.velocity == "head"
+            base, own = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base, head)
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, examples, base, step)
 
         split = self.split(len(t))
-        groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
+        groups = [split.take(Group(examples, t, r, base, own), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
         error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
@@ -350,7 +352,7 @@ class Objective:
                 self.transport, interpolate(self.transport, examples.x, examples.noise, t), t, r,
                 examples.condition, examples.keys,
             )
-            for examples, t, r, _ in groups
+            for examples, t, r, *_ in groups
         )  # fmt: skip
         last: list[Prediction] = []
         if off_diagonal:

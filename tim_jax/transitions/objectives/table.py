@@ -63,8 +63,13 @@ def mean_flow(transport: Transport) -> Objective:
 def improved_mean_flow(transport: Transport) -> Objective:
     """Improved MeanFlow (arXiv 2512.02012): ‖F + (t − r) sg D_u F − v_g‖² + ‖u − v_g‖², u the velocity head.
 
-    Each term L is divided by sg(L + 0.01), L a sum over the values of an example. v_g is guided by a scale, 1 to 8,
-    that is an input of the network.
+    Each term L is divided by sg(L + 0.01), L a sum over the values of an example. v_g = v + (1 − 1/ω)(u(c, ω) − u(∅))
+    is guided by a scale ω, 1 to 8, that is an input of the network. u in D_u is u(c, ω). Half of the examples have
+    r = t.
+
+    The published network has t − r alone for its times, and conditions that are tokens in place of adaLN
+    (`model.context_tokens` puts them beside it). The published code takes u(c, ω) of the label for D_u even where the
+    example is trained without, here u(∅, ω), as F is.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
     return dataclasses.replace(
