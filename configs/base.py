@@ -198,6 +198,7 @@ def get_config():
     config.objective.adaptive.total = placeholder(bool)
     config.objective.adaptive.equal = placeholder(bool)  # examples with r = t are weighted, too
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
+    config.objective.learned_offset = placeholder(float)
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = placeholder(float)
@@ -252,7 +253,7 @@ def get_config():
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
     # where r = t, t is one draw and not the larger of two, which is nearer to noise
     config.times.single_equal = placeholder(bool)
-    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal
+    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal, two_means
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)
 

@@ -27,9 +27,9 @@ GIVEN = Times("uniform", share_equal=0.0, share_min=0.0)  # times are given: all
 TOLERANCE = 1e-10
 
 
-def gradients(arrays, case):
+def gradients(arrays, case, folder="grad"):
     """The published gradients by weight."""
-    return {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/grad/")}
+    return {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/{folder}/")}
 
 
 @pytest.mark.parametrize("case", ["mean_flow", "alpha_04", "alpha_1", "guided_04", "guided_0"])
@@ -274,6 +274,40 @@ def test_times_of_facm(golden):
     times = OBJECTIVES["facm"](OT_FM).times
     tau = 1 - 2 / np.pi * np.arctan(np.exp(times.P_mean + times.P_std * arrays["distilled_two_times/draw"]))
     np.testing.assert_allclose(tau, arrays["distilled_two_times/tau"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["plain", "model_guidance"])
+def test_dmf(case, golden, x64):
+    """Each example twice, with r = t and with the jump; of the published table of losses its diagonal."""
+    arrays = golden("dmf.npz")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in ("t_fm", "t", "r", "noise_fm", "noise", "dropped")}
+    guidance = TargetGuidance(1.0, float(arrays["omega"]), float(arrays["g_min"]), float(arrays["g_max"]), 0, "online")
+    objective = dataclasses.replace(OBJECTIVES["dmf"](OT_FM), times=GIVEN)
+    assert objective.learned_offset == arrays["eps"]
+    if case == "model_guidance":
+        objective = dataclasses.replace(objective, guidance=guidance)
+    both = (jnp.concatenate([x, x]) for x in (arrays["x"], arrays["labels"], of["dropped"]))
+    x, labels, dropped = both
+    rows = examples(x, jnp.concatenate([of["noise_fm"], of["noise"]]), labels, dropped)
+    t, r = (jnp.concatenate([of["t_fm"], of[end]]) for end in ("t", "r"))
+
+    def net(params):
+        def answer(q):
+            u = params["lv"][0] * q.t + params["lv"][1] * q.r + params["lv"][2]
+            return Output(probe(params, q.x_t, q.t, q.r, q.condition["label"]), heads={"joint_log_variance": u})
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def mean(params):
+        losses, metrics = objective.loss({"online": net(params)}, rows, t, r, LATE)
+        return losses.mean(), (losses.reshape(2, -1).mean(axis=0), metrics["error"].reshape(2, -1) * rows.x[0].size)
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays) | {"lv": jnp.asarray(arrays["lv"])})
+    sums = np.stack([arrays[f"{case}/{part}_mse_sum"] for part in ("fm", "mf")])
+    expected = (arrays[f"{case}/own_rows"], sums), gradients(arrays, case, "own_grad")
+    error = largest_difference((found, grads), expected)
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
 
 
 @dataclasses.dataclass(frozen=True)

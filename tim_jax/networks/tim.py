@@ -296,6 +296,17 @@ def log_variance_head(net: TiM) -> Head:
     return lambda x, ctx, q, tap: sequence.mean(linear(sinusoids(q.t))[:, 0], net.tokens)
 
 
+def joint_log_variance_head(net: TiM) -> Head:
+    """Returns the head u(t, r) (B,) of a learned weight (Decoupled MeanFlow, arXiv 2510.24474), which starts at 0."""
+    linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="joint_log_variance_head")
+
+    def head(x: jax.Array, ctx: Context, q: Query, tap: jax.Array) -> jax.Array:
+        both = jnp.concatenate([sinusoids(q.t, 128), sinusoids(q.r, 128)], axis=-1)
+        return sequence.mean(linear(both)[:, 0], net.tokens)
+
+    return head
+
+
 def pooled_head(net: TiM) -> Head:
     """Returns the head with the mean (B, D) over patches of the states after block `encoder_depth`; no parameters."""
     return lambda x, ctx, q, tap: sequence.mean(tap.astype(wide(net.dtype)).mean(axis=1), net.tokens)
@@ -305,6 +316,7 @@ def pooled_head(net: TiM) -> Head:
 HEADS: dict[str, Callable[[TiM], Head]] = {
     "velocity": velocity_head,
     "log_variance": log_variance_head,
+    "joint_log_variance": joint_log_variance_head,
     "pooled": pooled_head,
 }
 

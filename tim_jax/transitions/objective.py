@@ -5,7 +5,7 @@
 
 Here base is α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`), and the target F* where r = t; elsewhere F* comes from a
 consistency (`consistency.py`). w is a `TimeWeight` and a an `AdaptiveWeight`; or the network learns the weight,
-L → e^{−u} L + u.
+L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ UNUSED = {
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
+    ("objective.learned_offset",): ("objective.learned_weight is False", lambda c: not c.objective.learned_weight),
     ("objective.direction_weight", "objective.direction_equal"): (
         "objective.direction is 'none'",
         lambda c: c.objective.direction == "none",
@@ -96,6 +97,9 @@ class Objective:
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
     learned_weight: bool = False  # e^{−u(t)} L + u(t), u learned
+    learned_offset: float = (
+        0.0  # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes the place of that; 0: nothing does
+    )
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
@@ -113,7 +117,12 @@ class Objective:
     def heads(self) -> tuple[str, ...]:
         """The heads that the network must have besides F."""
         velocity = self.head_weight > 0 or self.velocity == "head"
-        return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
+        return ("velocity",) * velocity + (self.log_variance,) * self.learned_weight
+
+    @property
+    def log_variance(self) -> str:
+        """The head u of the learned weight."""
+        return "joint_log_variance" if self.learned_offset else "log_variance"
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -185,7 +194,7 @@ class Objective:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("direction_weight", "head_weight", "alignment_weight"):
+        for name in ("direction_weight", "head_weight", "alignment_weight", "learned_offset"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
@@ -296,7 +305,8 @@ class Objective:
         adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
         loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
         if self.learned_weight:
-            loss = jnp.exp(-log_variance) * loss + log_variance
+            loss, c = jnp.exp(-log_variance) * loss, self.learned_offset
+            loss = (jnp.log(loss + c) if c else loss) + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
         loss = loss + head_loss + self.alignment_weight * alignment
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
@@ -394,7 +404,7 @@ class Objective:
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:
-            log_variance = output.heads["log_variance"]
+            log_variance = output.heads[self.log_variance]
         if self.alignment_weight:
             alignment = self.alignment(output, group.examples)
         return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent], axis=1)

@@ -203,6 +203,22 @@ def facm(transport: Transport) -> Objective:
     )
 
 
+def dmf(transport: Transport) -> Objective:
+    """Decoupled MeanFlow (arXiv 2510.24474): MeanFlow with losses log(e^{−u} L + 0.01) + u, u(t, r) learned.
+
+    L is a mean over the values of an example; half of the examples have r = t. In the paper the network's first blocks
+    see t and its last, with the final layer, r (`model.decoupled_depth`), so that a flow-matching model, to start from,
+    is this one at r = t. Targets are guided there, v + 0.6 (F(x_t, t, t | c) − F(x_t, t, t | ∅)) up to t = 0.7:
+    `guidance` with w_gt 1 and w_cond 0.6.
+
+    The published code takes the mean over all pairs of an example's u with another's L.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0, intervals="two_means")
+    return dataclasses.replace(
+        unweighted(transport, times), velocity="target", learned_weight=True, learned_offset=0.01
+    )
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -275,6 +291,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "soflow": soflow,
     "tvm": tvm,
     "facm": facm,
+    "dmf": dmf,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
