@@ -77,6 +77,8 @@ OF_OBJECTIVES = [
     ({"objective.adaptive.power": "-1.0"}, "objective.adaptive.power"),
     ({"objective.direction": "rows"}, "objective.direction"),
     ({"objective.head_weight": "-1.0"}, "objective.head_weight"),
+    ({"objective.learned_offset": "0.1"}, "objective.learned_offset"),
+    ({"objective.name": "dmf", "objective.learned_offset": "-1.0"}, "objective.learned_offset"),
     ({"objective.alignment_weight": "1.0"}, "objective.alignment_weight"),
     ({**GUIDED, "objective.guidance.t_low": "0.9"}, "objective.guidance.t_low, objective.guidance.t_high"),
     ({**GUIDED, "objective.guidance.ema": "fast"}, "objective.guidance.ema"),

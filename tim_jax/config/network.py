@@ -79,6 +79,16 @@ def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> N
         )
 
 
+def check_context(network: TiM, mesh: Mesh) -> None:
+    """Raises ValueError if mesh.sequence does not divide the tokens that carry conditions."""
+    tokens, devices = sum(network.context_tokens.values()), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(
+            f"model.class_tokens, model.guidance_tokens are {network.class_tokens}, {network.guidance_tokens}; they "
+            f"must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}"
+        )
+
+
 def warn_of_attention(network: TiM, mesh: Mesh) -> None:
     """Says so where kernels are named and the devices have none."""
     device = mesh.devices.flat[0]

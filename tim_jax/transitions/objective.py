@@ -5,7 +5,7 @@
 
 Here base is α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`), and the target F* where r = t; elsewhere F* comes from a
 consistency (`consistency.py`). w is a `TimeWeight` and a an `AdaptiveWeight`; or the network learns the weight,
-L → e^{−u} L + u.
+L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ UNUSED = {
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
+    ("objective.learned_offset",): ("objective.learned_weight is False", lambda c: not c.objective.learned_weight),
     ("objective.direction_weight", "objective.direction_equal"): (
         "objective.direction is 'none'",
         lambda c: c.objective.direction == "none",
@@ -98,6 +99,9 @@ class Objective:
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
     learned_weight: bool = False  # e^{−u(t)} L + u(t), u learned
+    learned_offset: float = (
+        0.0  # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes the place of that; 0: nothing does
+    )
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
@@ -116,7 +120,12 @@ class Objective:
     def heads(self) -> tuple[str, ...]:
         """The heads that the network must have besides F."""
         velocity = self.head_weight > 0 or self.velocity == "head"
-        return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
+        return ("velocity",) * velocity + (self.log_variance,) * self.learned_weight
+
+    @property
+    def log_variance(self) -> str:
+        """The head u of the learned weight."""
+        return "joint_log_variance" if self.learned_offset else "log_variance"
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -196,7 +205,7 @@ class Objective:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("direction_weight", "head_weight", "alignment_weight"):
+        for name in ("direction_weight", "head_weight", "alignment_weight", "learned_offset"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
@@ -283,16 +292,18 @@ class Objective:
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)
-        base = prediction.target(self.transport, examples.x, examples.noise, t)
+        base, own = prediction.target(self.transport, examples.x, examples.noise, t), None
         if self.input_guidance.active:
             assert guidance_key is not None, "guidance scales are drawn with a key"
-            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key)
-            base = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base)
+            whole = (r == t) & (self.times.share_equal < 1)
+            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key, whole)
+            head = self.velocity == "head"
+            base, own = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base, head)
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, examples, base, step)
 
         split = self.split(len(t))
-        groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
+        groups = [split.take(Group(examples, t, r, base, own), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
         error, direction, head, log_variance, alignment, tangent, perceptual = split.merge(terms).T
@@ -305,7 +316,8 @@ class Objective:
         adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
         loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
         if self.learned_weight:
-            loss = jnp.exp(-log_variance) * loss + log_variance
+            loss, c = jnp.exp(-log_variance) * loss, self.learned_offset
+            loss = (jnp.log(loss + c) if c else loss) + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
         loss = loss + head_loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
@@ -361,7 +373,7 @@ class Objective:
                 self.transport, interpolate(self.transport, examples.x, examples.noise, t), t, r,
                 examples.condition, examples.keys,
             )
-            for examples, t, r, _ in groups
+            for examples, t, r, *_ in groups
         )  # fmt: skip
         last: list[Prediction] = []
         if off_diagonal:
@@ -403,7 +415,7 @@ class Objective:
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:
-            log_variance = output.heads["log_variance"]
+            log_variance = output.heads[self.log_variance]
         if self.alignment_weight:
             alignment = self.alignment(output, group.examples)
         if self.perceptual.weight:
