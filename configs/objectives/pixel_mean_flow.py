@@ -2,8 +2,8 @@
 
     u = (x_t − x̂)/max(t, 0.05), and the velocity head alike
 
-What one jump makes of noise is x̂ itself. The paper's perceptual term needs a pretrained encoder and is left out, and so
-is noise with a standard deviation above 1.
+What one jump makes of noise is x̂ itself. The paper's perceptual term needs pretrained encoders and is left out, see
+`objective.perceptual`, and so is noise with a standard deviation above 1.
 
 Published, ImageNet 256 and 512 in pixels, with the perceptual term, FID at 1 evaluation: 2.22 and 2.48.
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.probe import NULL, examples, largest_difference, probe, weights
-from tests.helpers.waves import every_transport, random, wave
+from tests.helpers.waves import LATE, every_transport, random, wave
 from tests.helpers.workdirs import TINY
+from tests.transitions.test_golden_objectives import GIVEN, GivenGuidance
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.transitions import TRANSPORTS
@@ -194,3 +195,40 @@ def test_times_of_jit(golden):
     arrays, times = golden("jit.npz"), dataclasses.replace(DIAGONAL, distribution="logit_normal", P_mean=0.8, P_std=0.8)
     t = jax.nn.sigmoid(times.P_mean - times.P_std * arrays["default/z_t"])
     np.testing.assert_allclose(t, arrays["default/t"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["base", "noise2"])
+def test_pixel_mean_flow(case, golden, x64):
+    """Improved MeanFlow whose outputs are x̂, by the inputs of its own published network; one t of `base` is clipped."""
+    arrays = golden("pixel_mean_flow.npz")
+    names = ("noise", "t", "r", "scale", "t_min", "t_max", "labels_used", "rows_u", "rows_v", "rows_weighted")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in names}
+    transport = dataclasses.replace(TRANSPORTS["ot_fm"](), prediction="x")
+    objective = OBJECTIVES["improved_mean_flow"](transport)
+    inputs = jnp.stack([of["scale"], of["t_min"], of["t_max"]], axis=1)
+    guidance = GivenGuidance(objective.input_guidance.max_scale, objective.input_guidance.power, inputs)
+    objective = dataclasses.replace(objective, times=GIVEN, input_guidance=guidance)
+    rows = examples(arrays["x"], of["noise"], of["labels_used"], of["labels_used"] == NULL)
+    size = rows.x[0].size
+
+    def net(params):
+        def answer(q):
+            extra = q.condition["guidance"].at[:, 0].set(1 - 1 / q.condition["guidance"][:, 0])
+            given = (q.x_t, q.t, q.t - q.r, q.condition["label"], extra)
+            heads = {"velocity": probe(params | {"W2": params["W2v"]}, *given)}
+            return in_F(transport, q, Output(probe(params, *given), heads=heads))
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def mean(params):
+        losses, metrics = objective.loss({"online": net(params)}, rows, of["t"], of["r"], LATE, jax.random.key(0))
+        return losses.mean(), (losses, metrics["error"])
+
+    params = weights(arrays) | {"W2v": jnp.asarray(arrays["W2v"])}
+    grads, (losses, error_u) = jax.grad(mean, has_aux=True)(params)
+    expected = {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/grad/")}
+    size_u = float(of["rows_u"].max())  # where t is small, sums are large
+    error = largest_difference((losses, grads), (of["rows_weighted"], expected))
+    relative = largest_difference(size * error_u / size_u, of["rows_u"] / size_u)
+    print(f"{case}: {error:.1e}, {relative:.1e}")
+    assert max(error, relative) < 1e-10
