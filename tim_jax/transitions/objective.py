@@ -191,14 +191,8 @@ class Objective:
         prediction.check(self.transport)
         for fitted in (self.times, self.weight, self.guidance):
             fitted.check(self.transport)
-        for settings in (
-            self.adaptive,
-            self.tangent,
-            self.bootstrap,
-            self.perceptual,
-            self.input_guidance,
-            self.teacher,
-        ):
+        parts = (self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher)
+        for settings in parts:
             settings.check()
         for name, known in (
             ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
