@@ -13,6 +13,7 @@ from tests.helpers.workdirs import TINY
 from tests.transitions.test_golden_objectives import GIVEN, GivenGuidance
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import central_difference, jvp, query
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target, velocity
@@ -127,6 +128,21 @@ def test_a_run_of_a_network_that_predicts_data():
     expected = x / jnp.maximum(run.transport.sigma(t), 0.05)[:, None, None, None]
     np.testing.assert_allclose(output.F, expected, rtol=1e-5)
     np.testing.assert_allclose(output.heads["velocity"], expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mesh_makes_the_same_of_outputs():
+    changes = TINY | {"objective.name": "improved_mean_flow", "transport.prediction": "x"}
+    x, t = jax.random.normal(jax.random.key(0), (8, 8, 8, 1)), jnp.linspace(0.01, 1, 8)
+    condition = {"label": jnp.arange(8), "guidance": jnp.ones((8, 3))}
+    found = []
+    for sizes in ({}, {"mesh.data": "2", "mesh.fsdp": "2", "mesh.sequence": "2"}):
+        run = build(load_config("base", changes | sizes), jax.devices()[: 8 if sizes else 1])
+        params = jax.tree.map(lambda leaf: leaf + 0.02, run.trainer.create().params["online"])
+        with sharding.on_mesh(run.mesh):
+            (output,) = jax.jit(run.net(params))((query(run.transport, x, t, 0.5 * t, condition),))
+        found.append((np.asarray(output.F), np.asarray(output.heads["velocity"])))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_of_ones_own_predicts_data(x64):

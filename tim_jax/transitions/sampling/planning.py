@@ -187,8 +187,9 @@ def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndar
     """Returns after how many evaluations of a plan each of the times (steps + 1,) is reached, 0 first."""
     sampler = SAMPLERS[sampling.sampler]
     if sampler.ends:
-        found = sampler.ends(steps=steps, **{key: getattr(sampling, key) for key in sampler.keys})
-        return np.minimum(found, len(plan.t))
+        found: np.ndarray = sampler.ends(steps=steps, **{key: getattr(sampling, key) for key in sampler.keys})
+        found = np.minimum(found, len(plan.t))
+        return found
     return np.append(sampler.evaluations * np.arange(steps), len(plan.t))
 
 
