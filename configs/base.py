@@ -100,6 +100,9 @@ def get_config():
     config.model.condition = "class"  # "class" or "text"
     config.model.num_classes = 10  # for "class"; label num_classes is the null condition
     config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
+    # The last so many blocks and the final layer see r alone for the times, all before them t alone (Decoupled
+    # MeanFlow, arXiv 2510.24474); 0: all see both
+    config.model.decoupled_depth = 0
     config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
     config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
     config.model.qk_norm = True  # layer norm of queries and keys
@@ -109,6 +112,10 @@ def get_config():
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     config.model.use_text_mask = True
+    # Tokens in front of those of the image that carry conditions, beside the modulation (improved MeanFlow, arXiv
+    # 2512.02012): of the class, and where guidance is an input as many for its scale and for its interval.
+    config.model.class_tokens = 0
+    config.model.guidance_tokens = 0
     config.model.projector_width = 2048  # hidden width of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     config.model.attention = "auto"
@@ -124,6 +131,8 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    config.transport.prediction = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
+    config.transport.prediction_clip = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
@@ -191,6 +200,7 @@ def get_config():
     config.objective.adaptive.total = placeholder(bool)
     config.objective.adaptive.equal = placeholder(bool)  # examples with r = t are weighted, too
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
+    config.objective.learned_offset = placeholder(float)
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)
     config.objective.direction_weight = placeholder(float)
@@ -198,6 +208,12 @@ def get_config():
     config.objective.head_weight = placeholder(float)  # of a second prediction of v by a head of its own; 0: none
     # of the cosine to image features of a pretrained encoder; 0: none
     config.objective.alignment_weight = placeholder(float)
+    config.objective.perceptual = ConfigDict()
+    config.objective.perceptual.weight = placeholder(float)  # λ; 0: none
+    # φ: random_convolutions, pyramid, or a name that a plugin adds
+    config.objective.perceptual.features = placeholder(str)
+    # above which there is no such term, as a share of the time domain
+    config.objective.perceptual.max_time = placeholder(float)
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none
@@ -245,7 +261,7 @@ def get_config():
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
     # where r = t, t is one draw and not the larger of two, which is nearer to noise
     config.times.single_equal = placeholder(bool)
-    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal
+    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal, two_means
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)
 

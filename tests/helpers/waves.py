@@ -17,7 +17,7 @@ every_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 def plain_times(transport):
     """The transport, whose networks see t itself."""
-    return dataclasses.replace(TRANSPORTS[transport](), c_noise=lambda t: t)
+    return dataclasses.replace(TRANSPORTS[transport](), c_noise=lambda t: t, time_of_c_noise=lambda t: t)
 
 
 def random(seed, shape=SHAPE):
@@ -32,7 +32,9 @@ def rows_of(x, noise, label=None):
 def answer(F, velocity, pooled=None):
     """An Output with every head that objectives ask for."""
     pooled = F[:, 0, 0] if pooled is None else pooled
-    return Output(F, None, {"velocity": velocity, "log_variance": jnp.zeros(len(F)), "pooled": pooled})
+    zeros = jnp.zeros(len(F))
+    heads = {"velocity": velocity, "log_variance": zeros, "joint_log_variance": zeros, "pooled": pooled}
+    return Output(F, None, heads)
 
 
 def wave(x, t, r):

@@ -290,7 +290,9 @@ def test_dropout_is_the_same_in_a_pass_with_tangents():
 
 def test_layers_and_branches_drop_different_entries():
     keys, ones = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 64, 64))
-    drops = [keyed_dropout(ones, keys, 0.25, layer, branch) for layer in range(2) for branch in range(2)]
+    drops = [
+        keyed_dropout(ones, keys, 0.25, layer, branch, jnp.arange(64)) for layer in range(2) for branch in range(2)
+    ]
     for i, a in enumerate(drops):
         np.testing.assert_allclose(a.mean(), 1, atol=0.03)
         assert all((a != b).mean() > 0.3 for b in drops[:i])

@@ -118,6 +118,7 @@ def make_query(rows, h, w):
     rng = np.random.default_rng(rows)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     condition = {"text": draw(rows, 5, 6), "mask": np.arange(5)[None] < np.arange(1, rows + 1)[:, None]}
+    condition["guidance"] = np.linspace([1, 0.1, 0.8], [3, 0.3, 0.9], rows, dtype=np.float32)
     t, r = np.linspace([0.3, 0.1], [0.9, 0.4], rows, dtype=np.float32).T
     return Query(draw(rows, h, w, 3), t, r, condition, jax.random.split(jax.random.key(0), rows))
 
@@ -135,10 +136,11 @@ def outputs(mesh, net, queries):
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("options", [{}, {"guidance_tokens": 2, "guidance_input": True, "decoupled_depth": 1}])
 @pytest.mark.parametrize("sizes", [dict(data=2, sequence=4), dict(fsdp=2, tensor=2, sequence=2)], ids=str)
-def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes):
+def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes, options):
     queries = make_query(4, 8, 12), make_query(2, 4, 16)
-    net = TiM(**FIELDS)
+    net = TiM(**FIELDS | options)
     expected = outputs(make_mesh(), net, queries)
     assert_close(outputs(make_mesh(**sizes), net, queries), expected)
     assert not np.allclose(expected[0].F, outputs(make_mesh(), net.clone(dropout=0.0), queries)[0].F, atol=1e-2)
@@ -150,12 +152,15 @@ def test_places_dropout_hidden_states_and_heads_are_those_of_one_device(sizes):
 def test_shapes_that_the_axis_does_not_divide_are_refused():
     text = "; they must give a multiple of mesh.sequence, 4, tokens, and give {}$"
 
-    def make_run(**data):
+    def make_run(model={}, **data):
         changes = {"mesh.sequence": "4", "model.patch_size": "2"} | {f"data.{k}": str(v) for k, v in data.items()}
+        changes |= {f"model.{k}": str(v) for k, v in model.items()}
         return build(load_config("digits", changes), jax.devices()[:4])
 
     with pytest.raises(ValueError, match="^data.height, data.width are 6, 6" + text.format(9)):
         make_run(height=6, width=6)
+    with pytest.raises(ValueError, match="^model.class_tokens, model.guidance_tokens are 3, 0" + text.format(3)):
+        make_run({"class_tokens": 3})
     with pytest.raises(
         ValueError,
         match=r"^data.buckets.table is \(\(6, 10\),\); each of them must have a multiple of mesh.sequence, 4, ",

@@ -32,6 +32,7 @@ from tim_jax.data.sources.digits import open_digits
 from tim_jax.evaluation import METRICS
 from tim_jax.networks import NETWORKS, TiM
 from tim_jax.transitions import GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS, Objective, Times
+from tim_jax.transitions.perceptual import PERCEPTUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ GRIDS["own"] = lambda transport, start, u, shift: GRIDS["uniform"](transport, st
 SOURCES["own_digits"] = open_digits
 NETWORKS["own_tim"] = OwnTiM
 METRICS["own_fd"] = METRICS["frechet"]._replace()
+PERCEPTUAL["own_features"] = lambda x: [x**2]
 '''
 SMALL = {
     **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "8", "training.steps": "2", "training.log_every": "1",
@@ -65,6 +67,8 @@ SMALL = {
 OWN = {
     "objective.name": "scaled", "objective.scale": "3.0", "transport.name": "straight", "data.source": "own_digits",
     "sampling.sampler": "own", "sampling.grid": "own", "model.network": "own_tim",
+    "objective.perceptual.weight": "0.5", "objective.perceptual.features": "own_features",
+    "transport.prediction": "x",
 }  # fmt: skip
 
 
@@ -256,6 +260,7 @@ def test_every_table_is_known():
     assert set(plugins.TABLES) == {
         "OBJECTIVES", "TRANSPORTS", "CONSISTENCIES", "DISTRIBUTIONS", "KERNELS", "SCALES", "SAMPLERS", "STOCHASTIC",
         "GRIDS", "NOISE_SCALES", "DIFFUSIONS", "SOURCES", "METRICS", "FEATURES", "NETWORKS",
+        "PERCEPTUAL",
     }  # fmt: skip
     assert keys.flatten(plugins.base_config()).keys() - {"ema.slow"} == set(plugins.OWN_KEYS) - {"ema.slow"}
 

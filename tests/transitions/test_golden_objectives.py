@@ -1,6 +1,7 @@
 """Objectives against the losses and gradients that published implementations computed (tests/golden/README.md)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,13 @@ from tests.helpers.waves import LATE
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
-from tim_jax.transitions.guidance import TargetGuidance
+from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
+from tim_jax.transitions.weights import AdaptiveWeight
 from tim_jax.types import Output
 
 OT_FM = TRANSPORTS["ot_fm"]()
@@ -25,9 +27,9 @@ GIVEN = Times("uniform", share_equal=0.0, share_min=0.0)  # times are given: all
 TOLERANCE = 1e-10
 
 
-def gradients(arrays, case):
+def gradients(arrays, case, folder="grad"):
     """The published gradients by weight."""
-    return {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/grad/")}
+    return {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/{folder}/")}
 
 
 @pytest.mark.parametrize("case", ["mean_flow", "alpha_04", "alpha_1", "guided_04", "guided_0"])
@@ -272,3 +274,96 @@ def test_times_of_facm(golden):
     times = OBJECTIVES["facm"](OT_FM).times
     tau = 1 - 2 / np.pi * np.arctan(np.exp(times.P_mean + times.P_std * arrays["distilled_two_times/draw"]))
     np.testing.assert_allclose(tau, arrays["distilled_two_times/tau"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["plain", "model_guidance"])
+def test_dmf(case, golden, x64):
+    """Each example twice, with r = t and with the jump; of the published table of losses its diagonal."""
+    arrays = golden("dmf.npz")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in ("t_fm", "t", "r", "noise_fm", "noise", "dropped")}
+    guidance = TargetGuidance(1.0, float(arrays["omega"]), float(arrays["g_min"]), float(arrays["g_max"]), 0, "online")
+    objective = dataclasses.replace(OBJECTIVES["dmf"](OT_FM), times=GIVEN)
+    assert objective.learned_offset == arrays["eps"]
+    if case == "model_guidance":
+        objective = dataclasses.replace(objective, guidance=guidance)
+    both = (jnp.concatenate([x, x]) for x in (arrays["x"], arrays["labels"], of["dropped"]))
+    x, labels, dropped = both
+    rows = examples(x, jnp.concatenate([of["noise_fm"], of["noise"]]), labels, dropped)
+    t, r = (jnp.concatenate([of["t_fm"], of[end]]) for end in ("t", "r"))
+
+    def net(params):
+        def answer(q):
+            u = params["lv"][0] * q.t + params["lv"][1] * q.r + params["lv"][2]
+            return Output(probe(params, q.x_t, q.t, q.r, q.condition["label"]), heads={"joint_log_variance": u})
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def mean(params):
+        losses, metrics = objective.loss({"online": net(params)}, rows, t, r, LATE)
+        return losses.mean(), (losses.reshape(2, -1).mean(axis=0), metrics["error"].reshape(2, -1) * rows.x[0].size)
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays) | {"lv": jnp.asarray(arrays["lv"])})
+    sums = np.stack([arrays[f"{case}/{part}_mse_sum"] for part in ("fm", "mf")])
+    expected = (arrays[f"{case}/own_rows"], sums), gradients(arrays, case, "own_grad")
+    error = largest_difference((found, grads), expected)
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenGuidance(InputGuidance):
+    """Inputs that are given, not drawn."""
+
+    inputs: Any = None
+
+    def add_inputs(self, transport, examples, key, whole=False):
+        found = super().add_inputs(transport, examples, key, whole)
+        interval = found.condition["guidance"][:, 1:]
+        assert ((interval == jnp.array([[transport.T_min, transport.T_max]])).all(axis=1) == whole).all()
+        return found._replace(condition=found.condition | {"guidance": self.inputs})
+
+
+@pytest.mark.parametrize("case", ["base", "beta2"])
+def test_improved_mean_flow(case, golden, x64):
+    """The published network has t, t − r, one minus one over the scale, and the interval."""
+    arrays = golden("improved_mean_flow.npz")
+    names = ("noise", "t", "r", "scale", "t_min", "t_max", "labels_used", "rows_u", "rows_v", "rows_weighted")
+    of = {name: jnp.asarray(arrays[f"{case}/{name}"]) for name in names}
+    rows = examples(arrays["x"], of["noise"], of["labels_used"], of["labels_used"] == NULL)
+    inputs = jnp.stack([of["scale"], of["t_min"], of["t_max"]], axis=1)
+    power, adaptive = (
+        (1.0, AdaptiveWeight(1.0, 1e-2, True)) if case == "base" else (2.0, AdaptiveWeight(0.5, 1e-3, True))
+    )
+    objective = OBJECTIVES["improved_mean_flow"](OT_FM)
+    assert case != "base" or (objective.adaptive, objective.input_guidance.power) == (adaptive, power)
+    guidance = GivenGuidance(objective.input_guidance.max_scale, power, inputs)
+    objective = dataclasses.replace(objective, times=GIVEN, adaptive=adaptive, input_guidance=guidance)
+    size = rows.x[0].size
+
+    def net(params):
+        def answer(q):
+            extra = q.condition["guidance"].at[:, 0].set(1 - 1 / q.condition["guidance"][:, 0])
+            given = (q.x_t, q.t, q.t - q.r, q.condition["label"], extra)
+            return Output(probe(params, *given), heads={"velocity": probe(params | {"W2": params["W2v"]}, *given)})
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def mean(params):
+        nets = {"online": net(params)}
+        losses, metrics = objective.loss(nets, rows, of["t"], of["r"], LATE, jax.random.key(0))
+        losses *= size ** (1 - adaptive.power)  # sums over an example's values, not means
+        return losses.mean(), (losses, size * metrics["error"])
+
+    params = weights(arrays) | {"W2v": jnp.asarray(arrays["W2v"])}
+    grads, found = jax.grad(mean, has_aux=True)(params)
+    error = largest_difference((found, grads), ((of["rows_weighted"], of["rows_u"]), gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_scales_of_improved_mean_flow(golden, x64, monkeypatch):
+    arrays = golden("improved_mean_flow.npz")
+    for case, power in (("base", 1.0), ("beta2", 2.0)):
+        monkeypatch.setattr(jax.random, "uniform", lambda *_, case=case: jnp.asarray(arrays[f"{case}/u_scale"]))
+        found = InputGuidance(8.0, power).draw_scales(jax.random.key(0), 6)
+        np.testing.assert_allclose(found, arrays[f"{case}/scale"], rtol=0, atol=TOLERANCE)

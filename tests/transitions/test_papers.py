@@ -336,14 +336,21 @@ def test_input_guidance_holds_in_its_interval_and_not_without_a_condition():
     rows = guidance.add_inputs(transport, rows, jax.random.key(0))
     scale, low, high = rows.condition["guidance"].T
     assert ((1 <= scale) & (scale <= 4) & (low <= 0.5) & (0.5 <= high)).all()
+    inside = (t >= low) & (t <= high)
 
     def net(queries):
+        given, null = queries
+        np.testing.assert_array_equal(given.condition["guidance"][:, 0], jnp.where(inside, scale, 1.0))
+        np.testing.assert_array_equal(null.condition["guidance"][:, 0], 1.0)
+        for q in queries:
+            assert (q.condition["guidance"][:, 1:] == jnp.array([[0.0, 1.0]])).all()
         return tuple(
             Output(jnp.where(q.condition["label"] == 9, 0.0, 1.0)[:, None, None, None] + 0 * x) for q in queries
         )
 
     base = noise - x
-    guided = guidance(net, transport, x, t, rows, base)
+    guided, own = guidance(net, transport, x, t, rows, base)
+    np.testing.assert_array_equal(own[:, 0, 0, 0], rows.condition["label"] != 9)
     applies = (t >= low) & (t <= high) & (rows.condition["label"] != 9)
     assert applies.any() and not applies.all()
     added = jnp.where(applies, 1 - 1 / scale, 0.0)[:, None, None, None]

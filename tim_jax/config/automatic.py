@@ -83,7 +83,7 @@ def batch_size(config: ConfigDict, devices: Sequence[jax.Device], multiple: int)
         multiple: what it must be a multiple of.
     """
     data, model = config.data, config.model
-    tokens = data.height * data.width // model.patch_size**2
+    tokens = data.height * data.width // model.patch_size**2 + model.class_tokens + 2 * model.guidance_tokens
     size = {**SIZES.get(model.size, SIZES["S"]), **{key: model[key] for key in ("depth", "width") if model[key]}}
     each = ACTIVATIONS * tokens * size["depth"] * size["width"]
     room = SHARE_OF_MEMORY * memory(devices[0]) * len(devices)

@@ -14,7 +14,14 @@ from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.identity import check_keys
-from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
+from tim_jax.config.network import (
+    check_context,
+    check_tokens,
+    initialiser,
+    make_network,
+    warn_of_attention,
+    warn_of_whole_parameters,
+)
 from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
@@ -62,6 +69,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     objective = make_objective(config, transport, sharding.batch_shards(mesh))
     check_teacher(config, default, objective)
     network = make_network(config, objective)
+    check_context(network, mesh)
     init = initialiser(config, network)
     if config.mesh.fsdp == AUTO:  # examples lie on as many devices whatever is chosen
         mesh = _with_chosen_fsdp(config, devices, network, init)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
+from tim_jax.transitions import prediction
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
 
@@ -23,7 +24,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
 
     Raises ValueError, naming the key.
     """
-    model, data = config.model.to_dict(), config.data
+    model, data, transport = config.model.to_dict(), config.data, objective.transport
     network, size, dtype = (model.pop(name) for name in ("network", "size", "dtype"))
     for name, value, known in (("network", network, NETWORKS), ("size", size, SIZES), ("dtype", dtype, DTYPES)):
         if value not in known:
@@ -41,6 +42,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
         output_heads=objective.heads,
+        to_F=None if transport.prediction == "F" else functools.partial(prediction.in_F, transport),
     )
 
 
@@ -74,6 +76,16 @@ def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> N
         raise ValueError(
             f"{said} {shape[0]}, {shape[1]}; they must give a multiple of mesh.sequence, {devices}, tokens, and "
             f"give {tokens}"
+        )
+
+
+def check_context(network: TiM, mesh: Mesh) -> None:
+    """Raises ValueError if mesh.sequence does not divide the tokens that carry conditions."""
+    tokens, devices = sum(network.context_tokens.values()), mesh.shape["sequence"]
+    if tokens % devices:
+        raise ValueError(
+            f"model.class_tokens, model.guidance_tokens are {network.class_tokens}, {network.guidance_tokens}; they "
+            f"must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}"
         )
 
 

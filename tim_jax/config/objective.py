@@ -1,5 +1,6 @@
 """The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,18 +12,23 @@ from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.prediction import check
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES
 
 
 def make_transport(config: ConfigDict) -> Transport:
-    """The transport of `transport`. Raises ValueError for an unknown one."""
+    """The transport of `transport`. Raises ValueError for an unknown one, or an output that does not suit it."""
     name, sigma_d = config.transport.name, config.transport.sigma_d
     if name not in TRANSPORTS:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
-    return TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    own = {key: config.transport[key] for key in ("prediction", "prediction_clip")}
+    transport = dataclasses.replace(transport, **own)
+    check(transport)
+    return transport
 
 
 def resolved(config: ConfigDict) -> ConfigDict:

@@ -85,14 +85,18 @@ SECTIONS = {
         (Size, TiM),
         {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
          "dtype": "float32"},
-        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "output_heads", "read", "tokens",
-         "unroll", "parent", "name"),
+        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "output_heads", "to_F", "read",
+         "tokens", "unroll", "parent", "name"),
     ),
     "transport": Section(
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
         (Transport,),
         {"name": "ot_fm", "sigma_d": 0.5},
-        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d")),
+        tuple(
+            field.name
+            for field in dataclasses.fields(Transport)
+            if field.name not in ("name", "sigma_d", "prediction", "prediction_clip")
+        ),
     ),
     "objective": objective_section(),
     "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tim_jax.networks.attention import sequence
 from tim_jax.networks.attention.modules import CrossAttention, SelfAttention
 from tim_jax.networks.layers import SwiGLU, modulate, modulation
 
@@ -31,7 +30,9 @@ class Context(NamedTuple):
     Attributes:
         c: The condition (B, D) of the modulation: times, class and guidance.
         delta: The embedding (B, D) of the interval.
+        end: The two of these that the last blocks see in their place, or None where all see the same.
         rope: The RoPE table, see `rope.rope_table`.
+        numbers: The numbers (N,) of the tokens within the example, for dropout.
         text: Normalised captions (B, M, D), or None.
         mask: The mask (B, M) of the captions, or None.
         key: Random keys (B,) for dropout, or None.
@@ -39,10 +40,19 @@ class Context(NamedTuple):
 
     c: jax.Array
     delta: jax.Array
+    end: tuple[jax.Array, jax.Array] | None
     rope: tuple[jax.Array, jax.Array]
+    numbers: jax.Array
     text: jax.Array | None
     mask: jax.Array | None
     key: jax.Array | None
+
+    def seen(self, late: jax.Array | bool) -> "Context":
+        """Returns what a block sees, which is one of the last, or the final layer, where `late` is true."""
+        if self.end is None:
+            return self
+        c, delta = (jnp.where(late, end, start) for end, start in zip(self.end, (self.c, self.delta), strict=True))
+        return self._replace(c=c, delta=delta, end=None)
 
 
 def keyed_dropout(
@@ -51,7 +61,7 @@ def keyed_dropout(
     rate: float,
     layer: jax.Array | int,
     branch: int,
-    tokens: str | None = None,
+    number_N: jax.Array,
 ) -> jax.Array:
     """Dropout by a key of each example, so that its mask depends neither on the batch nor on the device.
 
@@ -60,14 +70,14 @@ def keyed_dropout(
         key_B: One random key per example; None drops nothing.
         rate: The probability of a drop, in [0, 1).
         layer, branch: The numbers of the layer and of the branch in it.
-        tokens: The mesh axis over which the tokens lie, see `sequence`.
+        number_N: The numbers of the tokens within the example.
     """
     if key_B is None or rate == 0:
         return y_BND
 
     def keep(key):
         key = jax.random.fold_in(jax.random.fold_in(key, layer), branch)
-        key_N = jax.vmap(functools.partial(jax.random.fold_in, key))(sequence.numbers(y_BND.shape[1], tokens))
+        key_N = jax.vmap(functools.partial(jax.random.fold_in, key))(number_N)
         return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, y_BND.shape[2:]))(key_N)
 
     return jnp.where(jax.vmap(keep)(key_B), y_BND / (1 - rate), 0)
@@ -123,7 +133,7 @@ class Block(nn.Module):
             for i, branch in enumerate(branches):
                 shift, scale, gate = chunks[3 * i : 3 * i + 3]
                 y_BND = branch(modulate(x_BND, shift, scale), context, in_jvp)
-                y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, self.tokens)
+                y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, context.numbers)
                 x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
             return x_BND
 

@@ -50,17 +50,17 @@ class TimeEmbedder(nn.Module):
 
 
 class GuidanceEmbedder(nn.Module):
-    """A guidance scale and the interval of times in which it holds, (B, 3) -> (B, width): an embedder each, summed."""
+    """A guidance scale and the ends of the interval of times in which it holds, (B, 3) -> three of (B, width)."""
 
     width: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, guidance: jax.Array) -> jax.Array:
+    def __call__(self, guidance: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         scale, low, high = guidance.T
         inputs = {"scale": jnp.log(scale), "low": low, "high": high}
-        embedded = [TimeEmbedder(self.width, "normal", self.dtype, name=name)(x) for name, x in inputs.items()]
-        return sum(embedded[1:], start=embedded[0])
+        scale, low, high = (TimeEmbedder(self.width, "normal", self.dtype, name=name)(x) for name, x in inputs.items())
+        return scale, low, high
 
 
 class LabelEmbedder(nn.Module):
@@ -77,6 +77,20 @@ class LabelEmbedder(nn.Module):
         # Look up in the whole table: gathering its columns afterwards would move activations instead.
         table = nn.with_logical_constraint(table, (None, None))
         return jnp.take(table, label, axis=0, mode="fill")
+
+
+class ContextTokens(nn.Module):
+    """Learned tokens, to each of which the embedding of a condition is added: (B, D) -> (B, count, D)."""
+
+    count: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, e_BD: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(INITS["normal"], (None, "embed"))
+        tokens = self.param("tokens", init, (self.count, e_BD.shape[-1]), wide(self.dtype))
+        tokens = nn.with_logical_constraint(tokens, (None, None))
+        return (tokens[None] + e_BD[:, None]).astype(self.dtype)
 
 
 class CaptionEmbedder(nn.Module):

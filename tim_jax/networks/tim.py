@@ -13,6 +13,7 @@ from tim_jax.networks.block import REMAT, STREAM, Block, Context
 from tim_jax.networks.embeddings import (
     INTERVALS,
     CaptionEmbedder,
+    ContextTokens,
     GuidanceEmbedder,
     LabelEmbedder,
     TimeEmbedder,
@@ -25,6 +26,15 @@ from tim_jax.types import Output, Query, TangentQuery
 UNUSED = {
     ("model.use_text_mask",): ("model.condition is not 'text'", lambda c: c.model.condition != "text"),
     ("model.num_classes",): ("model.condition is not 'class'", lambda c: c.model.condition != "class"),
+    ("model.conditioning", "model.separate_interval_embedder"): (
+        "model.decoupled_depth is above 0",
+        lambda c: c.model.decoupled_depth > 0,
+    ),
+    ("model.class_tokens",): ("model.condition is not 'class'", lambda c: c.model.condition != "class"),
+    ("model.guidance_tokens",): (
+        "guidance is no input of the network (objective.input_guidance.max_scale is 1)",
+        lambda c: c.objective.input_guidance.max_scale == 1,
+    ),
     ("model.projector_width",): ("data.features_width is 0", lambda c: c.data.features_width == 0),
 }
 
@@ -54,6 +64,9 @@ class TiM(nn.Module):
     condition: str = "class"  # "class" or "text"
     num_classes: int = 1000  # for "class"; label num_classes is the null condition
     conditioning: str = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
+    # The last so many blocks and the final layer see r alone for the times, all before them t alone (Decoupled
+    # MeanFlow, arXiv 2510.24474); 0: all see both
+    decoupled_depth: int = 0
     separate_interval_embedder: bool = True  # an embedder of its own for the interval, else that of t
     interval_aware: bool = True  # interval-aware attention: the interval's embedding enters q, k and v
     qk_norm: bool = True  # layer norm of queries and keys
@@ -63,6 +76,10 @@ class TiM(nn.Module):
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     use_text_mask: bool = True
+    # Tokens in front of those of the image that carry conditions, beside the modulation (improved MeanFlow, arXiv
+    # 2512.02012): of the class, and where guidance is an input as many for its scale and for its interval.
+    class_tokens: int = 0
+    guidance_tokens: int = 0
     projector_width: int = 2048  # hidden width of the alignment head
     # "xla", or with memory linear in tokens "blockwise" and "pallas" (kernels; elsewhere blockwise); "auto": by tokens
     attention: str = "auto"
@@ -81,6 +98,9 @@ class TiM(nn.Module):
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
+    # Makes the Output that objectives and samplers read of that for a Query, where the output stands for something else
+    # than F. Whoever applies the network does so, whatever its kind, see `training/nets.py`.
+    to_F: Callable[[Query, Output], Output] | None = None
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
     # Within `jax.shard_map`: the mesh axis over which the tokens of an example lie, see `sequence`.
@@ -90,6 +110,14 @@ class TiM(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_fields(self)
+
+    @property
+    def context_tokens(self) -> dict[str, int]:
+        """The numbers of tokens in front of those of the image, by the names of their modules."""
+        classes = self.class_tokens if self.condition == "class" else 0
+        guidance = self.guidance_tokens if self.guidance_input else 0
+        counts = {"class_tokens": classes, "scale_tokens": guidance, "interval_tokens": guidance}
+        return {name: count for name, count in counts.items() if count}
 
     @nn.compact
     def __call__(self, groups: tuple[Query, ...], hidden: bool = False) -> tuple[Output, ...]:
@@ -119,12 +147,14 @@ class TiM(nn.Module):
             embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="prediction_patch")
             given = (patchify(q.condition["prediction"], self.patch_size) for q in groups)
             streams = tuple(x + embed(sequence.part(F, self.tokens, 1)) for x, F in zip(streams, given))
+        contexts, front = self._contexts(groups)
+        streams = tuple(jnp.concatenate([*more, x], axis=1) for more, x in zip(front, streams))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
-        contexts = self._contexts(groups)
 
         def layer_step(block, carry, layer):
             streams, taps = carry
-            streams = block(streams, contexts, layer)
+            late = layer >= self.depth - self.decoupled_depth
+            streams = block(streams, tuple(context.seen(late) for context in contexts), layer)
             taps = tuple(jnp.where(layer == self.encoder_depth - 1, x, tap) for x, tap in zip(streams, taps))
             return (streams, taps), None
 
@@ -139,6 +169,11 @@ class TiM(nn.Module):
         )
         carry = (streams, streams if tapped else ())
         (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
+        contexts = tuple(context.seen(True) for context in contexts)
+        streams, taps = (
+            tuple(x[:, sum(tokens.shape[1] for tokens in more) :] for x, more in zip(all_tokens, front))
+            for all_tokens in (streams, taps)
+        )
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
         patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
@@ -167,9 +202,10 @@ class TiM(nn.Module):
         in_jvp = tuple(isinstance(q, TangentQuery) for q in groups)
         return make(*fields, self.dropout, self.dtype, in_jvp, self.attention, self.tokens, name="blocks")
 
-    def _contexts(self, groups: tuple[Query, ...]) -> tuple[Context, ...]:
+    def _contexts(self, groups: tuple[Query, ...]) -> tuple[tuple[Context, ...], tuple[list[jax.Array], ...]]:
+        """What the blocks see, and the tokens (B, …, D) in front of each stream."""
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
-        if self.separate_interval_embedder:
+        if self.separate_interval_embedder and not self.decoupled_depth:
             D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
         if self.guidance_input:
             guidance = GuidanceEmbedder(self.width, self.dtype, name="guidance_embedder")
@@ -177,25 +213,45 @@ class TiM(nn.Module):
             label_embedder = LabelEmbedder(self.num_classes, self.width, self.dtype, name="label_embedder")
         else:
             caption_embedder = CaptionEmbedder(self.width, self.dtype, name="caption_embedder")
+        counts = self.context_tokens
+        front = {name: ContextTokens(count, self.dtype, name=name) for name, count in counts.items()}
 
-        def context(q: Query) -> Context:
-            delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
-            c, text, mask = T(q.t) + delta, None, None
+        def context(q: Query) -> tuple[Context, list[jax.Array]]:
+            more: dict[str, jax.Array] = {}
+            text = mask = None
             if self.guidance_input:
-                c += guidance(q.condition["guidance"])
+                scale, low, high = guidance(q.condition["guidance"])
+                more = {"scale_tokens": scale, "interval_tokens": low + high}
             if self.condition == "class":
-                c += label_embedder(q.condition["label"])
+                more["class_tokens"] = label_embedder(q.condition["label"])
             else:
                 # The norm before cross-attention has no parameters, so that all blocks share one.
                 text = standardise(caption_embedder(q.condition["text"]), 1e-6).astype(self.dtype)
                 mask = q.condition["mask"]
-            c, delta = (nn.with_logical_constraint(e, ("batch", "embed")) for e in (c, delta))
-            h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
-            tables = rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
-            cos, sin = (sequence.part(table, self.tokens) for table in tables)
-            return Context(c, delta, (cos, sin), text, mask, q.key)
 
-        return tuple(context(q) for q in groups)
+            def modulating(time: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+                pair = sum(more.values(), start=time), delta
+                return tuple(nn.with_logical_constraint(e, ("batch", "embed")) for e in pair)
+
+            if self.decoupled_depth:
+                (c, delta), end = (modulating(e, e) for e in (T(q.t), T(q.r)))
+            else:
+                delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
+                (c, delta), end = modulating(T(q.t) + delta, delta), None
+            tokens = [sequence.part(front[name](more[name]), self.tokens, 1) for name in front]
+            h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
+            # Tokens of conditions have no place in the image: they are not rotated, and come last in the numbers.
+            tables = (*rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype)), jnp.arange(h * w))
+            cos, sin, numbers = (sequence.part(table, self.tokens) for table in tables)
+            count = sum(counts.values())
+            if count:
+                away = [jnp.full((count, *cos.shape[1:]), value, cos.dtype) for value in (1, 0)]
+                away = [sequence.part(table, self.tokens) for table in (*away, h * w + jnp.arange(count))]
+                cos, sin, numbers = map(jnp.concatenate, zip(away, (cos, sin, numbers)))
+            return Context(c, delta, end, (cos, sin), numbers, text, mask, q.key), tokens
+
+        contexts, tokens = zip(*map(context, groups))
+        return contexts, tokens
 
 
 class FinalLayer(nn.Module):
@@ -243,6 +299,17 @@ def log_variance_head(net: TiM) -> Head:
     return lambda x, ctx, q, tap: sequence.mean(linear(sinusoids(q.t))[:, 0], net.tokens)
 
 
+def joint_log_variance_head(net: TiM) -> Head:
+    """Returns the head u(t, r) (B,) of a learned weight (Decoupled MeanFlow, arXiv 2510.24474), which starts at 0."""
+    linear = Linear((1,), (None, None), "zeros", dtype=wide(net.dtype), name="joint_log_variance_head")
+
+    def head(x: jax.Array, ctx: Context, q: Query, tap: jax.Array) -> jax.Array:
+        both = jnp.concatenate([sinusoids(q.t, 128), sinusoids(q.r, 128)], axis=-1)
+        return sequence.mean(linear(both)[:, 0], net.tokens)
+
+    return head
+
+
 def pooled_head(net: TiM) -> Head:
     """Returns the head with the mean (B, D) over patches of the states after block `encoder_depth`; no parameters."""
     return lambda x, ctx, q, tap: sequence.mean(tap.astype(wide(net.dtype)).mean(axis=1), net.tokens)
@@ -252,6 +319,7 @@ def pooled_head(net: TiM) -> Head:
 HEADS: dict[str, Callable[[TiM], Head]] = {
     "velocity": velocity_head,
     "log_variance": log_variance_head,
+    "joint_log_variance": joint_log_variance_head,
     "pooled": pooled_head,
 }
 
@@ -279,6 +347,11 @@ def _check_fields(net: TiM) -> None:
         )
     if not 1 <= net.encoder_depth <= net.depth:
         raise ValueError(f"model.encoder_depth is {net.encoder_depth}; it must lie in 1 … model.depth, {net.depth}")
+    if not 0 <= net.decoupled_depth <= net.depth:
+        raise ValueError(f"model.decoupled_depth is {net.decoupled_depth}; it must lie in 0 … model.depth, {net.depth}")
+    for name in ("class_tokens", "guidance_tokens"):
+        if getattr(net, name) < 0:
+            raise ValueError(f"model.{name} is {getattr(net, name)}; it must be at least 0")
     if not 0 <= net.dropout < 1:
         raise ValueError(f"model.dropout is {net.dropout}; it must lie in [0, 1)")
     choices = {

@@ -35,6 +35,11 @@ def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
     found = []
     if GUIDANCE in modules:
         found.append("guidance is an input of the network (objective.input_guidance), which the published one lacks")
+    if config.transport.prediction != "F":
+        found.append(f"the network's output stands for transport.prediction {config.transport.prediction!r}, not for F")
+    for key in ("class_tokens", "guidance_tokens", "decoupled_depth"):
+        if config.model[key]:
+            found.append(f"model.{key} is {config.model[key]}, and the published network has no such thing")
     if config.model.rope_order != "official" and not is_transposed(config):
         found.append(
             f"model.rope_order is {config.model.rope_order!r} and examples are not all squares: only 'official' has "

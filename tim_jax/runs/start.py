@@ -72,11 +72,24 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
             f"start.checkpoint, {weights!r}"
         )
 
+    here_for, there_for = config.transport.prediction, prediction_of(saved)
+    if here_for != there_for and any(name.startswith("final/") for name in taken):
+        raise ValueError(
+            f"start.checkpoint is {weights!r}; it must have this run's transport.prediction, {here_for!r}, and has "
+            f"{there_for!r}, unless start.reinitialise has 'final'"
+        )
+
     def make() -> TrainState:
         values = warm_start.read_weights(saved, ema, {name: abstract[name] for name in taken})
         return warm_start.replace_weights(trainer.create(), values)
 
     return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
+
+
+def prediction_of(saved: warm_start.Saved) -> str:
+    """What the outputs of a checkpoint's network stand for."""
+    prediction: str = restored(warm_start.record(saved)["config"], saved.directory.parent).transport.prediction
+    return prediction
 
 
 def _resumed(run: Run, saved: warm_start.Saved, workdir: epath.Path) -> TrainState:

@@ -11,7 +11,12 @@ from tim_jax.training import names
 
 def apply_alone(network: Any, params: Any, queries: Any, **options: Any) -> Any:
     """Applies a network on one device."""
-    return network.apply({"params": params}, queries, **options)
+    return in_F(network, queries, network.apply({"params": params}, queries, **options))
+
+
+def in_F(network: Any, queries: Any, outputs: Any) -> Any:
+    """Returns the outputs of a network with the F that they stand for, by its field `to_F`; None: they are F."""
+    return outputs if network.to_F is None else tuple(map(network.to_F, queries, outputs))
 
 
 def make_nets(
@@ -20,7 +25,7 @@ def make_nets(
     """Returns functions of parameters that return the network on a tuple of Queries, as `StepSettings.nets`.
 
     Args:
-        network: A module with `clone` and `apply`.
+        network: A module with `clone`, `apply` and the field `to_F`.
         hidden: Whether the online network returns hidden states as well.
         apply: How the network runs: `sharding.apply_on_mesh` on a mesh.
         frozen: Patterns of parameters of the online network that get no gradient.

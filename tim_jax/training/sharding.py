@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tim_jax.training.nets import apply_alone, in_F
 from tim_jax.types import Output
 
 # Examples go over data and fsdp; parameters over fsdp by width and over tensor by heads and hidden width.
@@ -157,14 +158,14 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     Args:
         mesh: The devices.
         init: Function of a key that returns boxed parameters.
-        network: A module with `apply`, `clone` and the fields `read`, `tokens` and `dtype`.
+        network: A module with `apply`, `clone` and the fields `read`, `tokens`, `dtype` and `to_F`.
         params: Its parameters.
         queries: A tuple of Queries.
         **options: Of `network.apply`.
     """
     tokens = () if mesh.shape["sequence"] == 1 else ("sequence",)
     if batch_shards(mesh) == 1 and not tokens:
-        return network.apply({"params": params}, queries, **options)
+        return apply_alone(network, params, queries, **options)
     boxed = jax.eval_shape(lambda: init(jax.random.key(0)))
     placed = shardings(mesh, boxed, params)
     specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
@@ -182,7 +183,8 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
 
     output: Any = Output
     out_specs = (output(BATCH, PartitionSpec(EXAMPLES, *tokens), BATCH),) * len(queries)
-    return jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=out_specs, axis_names=set(split))(params, queries)
+    on_mesh = jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=out_specs, axis_names=set(split))
+    return in_F(network, queries, on_mesh(params, queries))
 
 
 def gather(params: Any, specs: Any, split: tuple[str, ...], dtype: Any = None) -> Any:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.derivative import Net, Path, jvp_in_r, query
+from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, interpolate, jump
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.target import end_target, transition_change
@@ -36,12 +37,14 @@ class Group(NamedTuple):
         examples: The examples.
         t, r: The times (B,) where their jumps start and end.
         base: Their target (B, …) at r = t, perhaps guided.
+        own: The network's own prediction (B, …) at r = t, where guided targets came from it already, else None.
     """
 
     examples: Examples
     t: jax.Array
     r: jax.Array
     base: jax.Array
+    own: jax.Array | None = None
 
 
 class Prediction(NamedTuple):
@@ -75,6 +78,9 @@ class ConsistentObjective(Protocol):
 
     @property
     def teacher(self) -> Teacher: ...
+
+    @property
+    def input_guidance(self) -> InputGuidance: ...
 
     def differentiate(
         self, nets: Mapping[str, Net], diagonal: tuple[Query, ...], path: Path
@@ -120,11 +126,11 @@ def eulerian(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the transition target."""
-    examples, t, r, base = group
+    examples, t, r, base, own = group
     transport, x, noise = objective.transport, examples.x, examples.noise
     if objective.velocity != "data":  # base' and dF/dt go along the same path
         x_t = interpolate(transport, x, noise, t)
-        x, noise = data_and_noise(transport, x_t, direction(objective, nets, examples, x_t, t, base), t)
+        x, noise = data_and_noise(transport, x_t, direction(objective, nets, examples, x_t, t, base, own), t)
     path = Path(transport, x, noise, t, r, examples.condition, examples.keys)
     outputs, output, dF_dt = objective.differentiate(nets, diagonal, path)
     change, q = transition_change(transport, x, noise, t, r, objective.tangent.mix_stop_gradient(dF_dt, step))
@@ -139,6 +145,7 @@ def direction(
     x_t: jax.Array,
     t: jax.Array,
     base: jax.Array,
+    own: jax.Array | None,
 ) -> jax.Array:
     """Returns the prediction (B, …) at r = t along whose velocity dF/dt is taken, without gradient.
 
@@ -149,11 +156,15 @@ def direction(
         x_t: Their states (B, …).
         t: The times (B,) of the states.
         base: Their target (B, …) at r = t, perhaps guided.
+        own: The network's own prediction (B, …) there, if it is known.
     """
     if objective.velocity in ("target", "teacher"):  # the examples are the teacher's by now, and may be guided
         return jax.lax.stop_gradient(base)
+    if own is not None and objective.velocity in ("head", "online"):
+        return own
     head = objective.velocity == "head"
-    here = query(objective.transport, x_t, t, t, examples.condition, examples.keys)
+    condition = objective.input_guidance.at(objective.transport, examples.condition, t)
+    here = query(objective.transport, x_t, t, t, condition, examples.keys)
     (output,) = nets["online" if head else objective.velocity]((here,))
     return jax.lax.stop_gradient(output.heads["velocity"] if head else output.F)
 
@@ -167,7 +178,7 @@ def lagrangian(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the target of `target.end_target`."""
-    examples, t, r, base = group
+    examples, t, r, base, _ = group
     transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
     outputs, output, dF_dr = jvp_in_r(
         nets["online"], transport, x_t, t, r, examples.condition, examples.keys, diagonal=diagonal
@@ -211,7 +222,7 @@ def semigroup(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the target of two jumps, which come from `objective.bootstrap`."""
-    examples, t, r, base = group
+    examples, t, r, base, _ = group
     transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
     here = query(transport, x_t, t, r, examples.condition, examples.keys)
     *outputs, output = nets["online"]((*diagonal, here))

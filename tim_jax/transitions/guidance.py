@@ -5,6 +5,7 @@ that is an input of the network, so that it can be chosen when sampling (improve
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import expand
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Examples
+from tim_jax.types import Examples, PyTree
 
 UNUSED = {
     tuple(f"objective.guidance.{name}" for name in ("t_low", "t_high", "start_step", "ema")): (
@@ -97,10 +98,12 @@ class TargetGuidance:
 
 @dataclasses.dataclass(frozen=True)
 class InputGuidance:
-    """The target v + (1 − 1/ω)(F(x_t, t, t | c, ω) − F(x_t, t, t | ∅, ω)) for t in an interval, both being inputs.
+    """The target v + (1 − 1/ω)(u(c, ω) − u(∅, 1)) for t in an interval, both being inputs of the network.
 
+    u is the online network's prediction at (x_t, t, t): that of its velocity head, where it has one to follow, or F.
     The scale ω is drawn from p ∝ ω^{−power} on [1, max_scale], the ends of the interval uniformly from the lower and
-    the upper half of the time domain. The online network predicts. Examples trained with the null condition keep v.
+    the upper half of the time domain. At r = t an interval says no more than whether ω holds: there it is the whole
+    domain, and u(c, 1) stands for u outside. Examples trained with the null condition keep v.
     """
 
     max_scale: float = 1.0  # scales 1 … max_scale are an input of the network; 1: none
@@ -128,26 +131,47 @@ class InputGuidance:
         u, p = jax.random.uniform(key, (count,)), 1 - self.power
         return self.max_scale**u if p == 0 else (1 + u * (self.max_scale**p - 1)) ** (1 / p)
 
-    def add_inputs(self, transport: Transport, examples: Examples, key: jax.Array) -> Examples:
-        """Returns the examples with {"guidance": (B, 3)}, ω and the ends of the interval, in both conditions."""
+    def add_inputs(
+        self, transport: Transport, examples: Examples, key: jax.Array, whole: jax.Array | bool = False
+    ) -> Examples:
+        """Returns the examples with {"guidance": (B, 3)}, a scale and the ends of its interval, in both conditions.
+
+        Args:
+            transport: The transport.
+            examples: The examples.
+            key: A random key.
+            whole: Whether the interval is the whole domain, (B,) or one for all.
+        """
         scale_key, ends_key = jax.random.split(key)
         count, middle = len(examples.x), self.middle(transport)
         low, high = jax.random.uniform(ends_key, (2, count))
-        inputs = jnp.stack(
-            [
-                self.draw_scales(scale_key, count),
-                transport.T_min + low * (middle - transport.T_min),
-                middle + high * (transport.T_max - middle),
-            ],
-            axis=1,
+        low = jnp.where(whole, transport.T_min, transport.T_min + low * (middle - transport.T_min))
+        high = jnp.where(whole, transport.T_max, middle + high * (transport.T_max - middle))
+        inputs = _inputs(self.draw_scales(scale_key, count), low, high, examples.x.dtype)
+        unguided = _inputs(jnp.ones(count), transport.T_min, transport.T_max, examples.x.dtype)
+        return examples._replace(
+            condition=examples.condition | inputs, null_condition=examples.null_condition | unguided
         )
-        more = {"guidance": inputs.astype(examples.x.dtype)}
-        return examples._replace(condition=examples.condition | more, null_condition=examples.null_condition | more)
+
+    def at(self, transport: Transport, condition: PyTree, t: jax.Array) -> PyTree:
+        """Returns the condition (B, …) for r = t: on the whole domain, the scale that holds at the times t (B,)."""
+        if not self.active:
+            return condition
+        scale, low, high = condition["guidance"].T
+        scale = jnp.where((t >= low) & (t <= high), scale, 1.0)
+        return condition | _inputs(scale, transport.T_min, transport.T_max, scale.dtype)
 
     def __call__(
-        self, net: Net, transport: Transport, x_t: jax.Array, t: jax.Array, examples: Examples, base: jax.Array
-    ) -> jax.Array:
-        """Returns the guided target (B, …), without gradient.
+        self,
+        net: Net,
+        transport: Transport,
+        x_t: jax.Array,
+        t: jax.Array,
+        examples: Examples,
+        base: jax.Array,
+        head: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the guided target (B, …) and u(c, ω) (B, …), both without gradient.
 
         Args:
             net: The online network.
@@ -156,10 +180,16 @@ class InputGuidance:
             t: Their times (B,).
             examples: Examples as `add_inputs` returns them.
             base: The unguided target v (B, …).
+            head: Whether u is the velocity head, not F.
         """
-        conditions = (examples.condition, examples.null_condition)
-        given, null = (output.F for output in net(tuple(query(transport, x_t, t, t, c) for c in conditions)))
-        scale, low, high = examples.condition["guidance"].T
-        applies = (t >= low) & (t <= high) & ~examples.is_null
-        share = jnp.where(applies, 1 - 1 / scale, 0.0)
-        return jax.lax.stop_gradient(base + expand(share, base) * (given - null))
+        here = self.at(transport, examples.condition, t)
+        outputs = net(tuple(query(transport, x_t, t, t, c) for c in (here, examples.null_condition)))
+        given, null = (output.heads["velocity"] if head else output.F for output in outputs)
+        share = jnp.where(examples.is_null, 0.0, 1 - 1 / here["guidance"][:, 0])
+        return jax.lax.stop_gradient((base + expand(share, base) * (given - null), given))
+
+
+def _inputs(scale: jax.Array, low: jax.Array | float, high: jax.Array | float, dtype: Any) -> dict[str, jax.Array]:
+    """The inputs (B, 3) of the network: scales (B,) and the ends of the intervals where they hold."""
+    columns = [jnp.broadcast_to(jnp.asarray(column, dtype), scale.shape) for column in (scale, low, high)]
+    return {"guidance": jnp.stack(columns, axis=1)}

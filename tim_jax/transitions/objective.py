@@ -1,11 +1,11 @@
 """The loss of an example, whatever the objective: a few choices on the same axes (see `objectives/table.py`).
 
     loss = w(t, r) · a · (mean (F − F*)² + λ_dir mean(1 − cos(F, F*)))
-         + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features))
+         + λ_head · a' · mean (F_head − base)² + λ_align (1 − cos(h, features)) + λ_φ mean ‖φ(x̂) − φ(x)‖²
 
 Here base is α̂_t x + σ̂_t ε, perhaps guided (`guidance.py`), and the target F* where r = t; elsewhere F* comes from a
 consistency (`consistency.py`). w is a `TimeWeight` and a an `AdaptiveWeight`; or the network learns the weight,
-L → e^{−u} L + u.
+L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import prediction
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
-from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
+from tim_jax.transitions.jump import data_and_noise, interpolate
+from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times, positions
@@ -47,6 +49,7 @@ UNUSED = {
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
     ("objective.epsilon",): ("objective.derivative is not 'dde'", lambda c: c.objective.derivative != "dde"),
+    ("objective.learned_offset",): ("objective.learned_weight is False", lambda c: not c.objective.learned_weight),
     ("objective.direction_weight", "objective.direction_equal"): (
         "objective.direction is 'none'",
         lambda c: c.objective.direction == "none",
@@ -96,12 +99,16 @@ class Objective:
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
     learned_weight: bool = False  # e^{−u(t)} L + u(t), u learned
+    learned_offset: float = (
+        0.0  # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes the place of that; 0: nothing does
+    )
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
     direction_equal: bool = False  # examples with r = t alone have it
     head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
     alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
+    perceptual: Perceptual = Perceptual()
     # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
@@ -113,7 +120,12 @@ class Objective:
     def heads(self) -> tuple[str, ...]:
         """The heads that the network must have besides F."""
         velocity = self.head_weight > 0 or self.velocity == "head"
-        return ("velocity",) * velocity + ("log_variance",) * self.learned_weight
+        return ("velocity",) * velocity + (self.log_variance,) * self.learned_weight
+
+    @property
+    def log_variance(self) -> str:
+        """The head u of the learned weight."""
+        return "joint_log_variance" if self.learned_offset else "log_variance"
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -176,16 +188,18 @@ class Objective:
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
+        prediction.check(self.transport)
         for fitted in (self.times, self.weight, self.guidance):
             fitted.check(self.transport)
-        for settings in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
+        parts = (self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher)
+        for settings in parts:
             settings.check()
         for name, known in (
             ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        for name in ("direction_weight", "head_weight", "alignment_weight"):
+        for name in ("direction_weight", "head_weight", "alignment_weight", "learned_offset"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
@@ -272,19 +286,21 @@ class Objective:
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)
-        base = prediction_target(self.transport, examples.x, examples.noise, t)
+        base, own = prediction.target(self.transport, examples.x, examples.noise, t), None
         if self.input_guidance.active:
             assert guidance_key is not None, "guidance scales are drawn with a key"
-            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key)
-            base = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base)
+            whole = (r == t) & (self.times.share_equal < 1)
+            examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key, whole)
+            head = self.velocity == "head"
+            base, own = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base, head)
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, examples, base, step)
 
         split = self.split(len(t))
-        groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
+        groups = [split.take(Group(examples, t, r, base, own), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
-        error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
+        error, direction, head, log_variance, alignment, tangent, perceptual = split.merge(terms).T
 
         denoising = error + self.direction_weight * direction
         before = after = jnp.ones_like(t)
@@ -294,9 +310,10 @@ class Objective:
         adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
         loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
         if self.learned_weight:
-            loss = jnp.exp(-log_variance) * loss + log_variance
+            loss, c = jnp.exp(-log_variance) * loss, self.learned_offset
+            loss = (jnp.log(loss + c) if c else loss) + log_variance
         head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
-        loss = loss + head_loss + self.alignment_weight * alignment
+        loss = loss + head_loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
@@ -350,7 +367,7 @@ class Objective:
                 self.transport, interpolate(self.transport, examples.x, examples.noise, t), t, r,
                 examples.condition, examples.keys,
             )
-            for examples, t, r, _ in groups
+            for examples, t, r, *_ in groups
         )  # fmt: skip
         last: list[Prediction] = []
         if off_diagonal:
@@ -379,12 +396,12 @@ class Objective:
         return central_difference(net, *path, epsilon=self.epsilon)
 
     def terms(self, group: Group, prediction: Prediction) -> jax.Array:
-        """Returns (B, 6): errors of F, direction and head, log variance, alignment error, size of dF/dt."""
+        """Returns (B, 7): errors of F, direction and head, log variance, alignment error, size of dF/dt, perceptual."""
         output, target = prediction.output, prediction.target
         if not self.tangent.differentiate_steps:
             target = jax.lax.stop_gradient(target)
         error = example_mean((output.F - target) ** 2)
-        direction = head = log_variance = alignment = jnp.zeros_like(error)
+        direction = head = log_variance = alignment = perceptual = jnp.zeros_like(error)
         axes = DIRECTION_AXES[self.direction](output.F.ndim)
         if axes:
             direction = direction_error(output.F, target, axes)
@@ -392,10 +409,15 @@ class Objective:
         if self.head_weight:
             head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
         if self.learned_weight:
-            log_variance = output.heads["log_variance"]
+            log_variance = output.heads[self.log_variance]
         if self.alignment_weight:
             alignment = self.alignment(output, group.examples)
-        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent], axis=1)
+        if self.perceptual.weight:
+            x, t = group.examples.x, group.t
+            perceptual = self.perceptual(
+                self.transport, x, interpolate(self.transport, x, group.examples.noise, t), output.F, t
+            )
+        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent, perceptual], axis=1)
 
     def alignment(self, output: Output, examples: Examples) -> jax.Array:
         """Returns the alignment errors (B,) of the hidden states, where the examples have features."""

@@ -5,7 +5,8 @@
     samples = generate(objective, net, noise, steps=4)
 
 `net` may be a Flax or an Equinox module or a plain function, and x vectors (B, d), images (B, h, w, C) or anything else
-with examples along its first axis. The network returns F like x_t, or an `Output` where an objective reads more than F.
+with examples along its first axis. The network returns F like x_t, or what `transport.prediction` says in its place, or
+an `Output` where an objective reads more.
 t and r (B,) are what the transport's c_noise makes of the times: the times themselves for OT-FM.
 """
 
@@ -21,10 +22,12 @@ import numpy as np
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.jump import expand
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.prediction import in_F
 from tim_jax.transitions.sampling.planning import guidance_inputs, make_plan, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
+from tim_jax.transitions.transports import Transport
 from tim_jax.types import Examples, Output, PyTree, Query
 
 FEW = 16  # numbers in an example, below which its own error is no measure of the mean error
@@ -32,12 +35,13 @@ Network: TypeAlias = Callable[..., Any]
 """A network of one's own: (x_t, t, r) or (x_t, t, r, condition) → F (B, …) or an Output."""
 
 
-def as_net(network: Network, heads: tuple[str, ...] = ()) -> Net:
+def as_net(network: Network, heads: tuple[str, ...] = (), transport: Transport | None = None) -> Net:
     """Returns a network of one's own in the form that objectives and samplers call: Queries in, Outputs out.
 
     Args:
         network: Called as network(x_t, t, r), or network(x_t, t, r, condition) where there is a condition.
         heads: Those that its Output must have.
+        transport: Says what the network's output stands for; F without one.
 
     Raises:
         ValueError: When it is called, if it returns another shape or lacks a head.
@@ -53,7 +57,7 @@ def as_net(network: Network, heads: tuple[str, ...] = ()) -> Net:
         if missing:
             parts = ", ".join(f"{name!r}: …" for name in heads)
             raise ValueError(f"the network returned no head {missing[0]!r}; it must be Output(F, heads={{{parts}}})")
-        return output
+        return in_F(transport, query, output) if transport else output
 
     return lambda queries: tuple(map(answer, queries))
 
@@ -168,7 +172,9 @@ def generate(
         condition = _dictionary(objective, condition)
         condition |= {"guidance": guidance_inputs(transport, sampling, len(noise), noise.dtype)}
     sigma = float(host_transport(transport).sigma(np.array(transport.T_max)))
-    return sample(as_net(net), plan, sigma * noise, condition, null_condition, keys, guidance, trajectory)
+    return sample(
+        as_net(net, transport=transport), plan, sigma * noise, condition, null_condition, keys, guidance, trajectory
+    )
 
 
 def _sampling(objective: Objective, sampling: Sampling | None) -> Sampling:
@@ -208,8 +214,9 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
             elif name in objective.auxiliary:
                 what = "a second network, which the same loss trains"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
-    nets = {name: as_net(other) for name, other in others.items()}
-    return {"float32": as_net(net)} | nets | {"online": as_net(net, objective.heads)}
+    transport = objective.transport
+    nets = {name: as_net(other, transport=transport) for name, other in others.items()}
+    return {"float32": as_net(net, transport=transport)} | nets | {"online": as_net(net, objective.heads, transport)}
 
 
 def _conditions(

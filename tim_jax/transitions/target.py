@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, data_and_noise, expand, prediction_target, velocity
+from tim_jax.transitions.prediction import target
 from tim_jax.transitions.transports import Transport
 
 
@@ -86,5 +87,5 @@ def transition_target(
         dF_dt: The network's total derivative (B, …) along the path.
         base: Takes the place of α̂_t x + σ̂_t ε, for guided targets (B, …).
     """
-    base = prediction_target(transport, x, noise, t) if base is None else base
+    base = target(transport, x, noise, t) if base is None else base
     return base + transition_change(transport, x, noise, t, r, dF_dt)[0]

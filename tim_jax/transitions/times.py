@@ -62,9 +62,10 @@ DISTRIBUTIONS = {
     "u_shaped": u_shaped,
 }
 USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
-INTERVALS = ("independent", "dyadic", "logit_normal")
+INTERVALS = ("independent", "dyadic", "logit_normal", "two_means")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
 LENGTH_MEAN = -0.8  # of the normal whose sigmoid is the length of "logit_normal" intervals; its deviation is 1
+TWO_MEANS = (-0.2, 0.2)  # of the normals whose sigmoids are the ends of "two_means" intervals
 
 UNUSED = {
     ("times.P_mean", "times.P_std"): (
@@ -87,8 +88,9 @@ class Times:
     with `single_equal`, and in all examples if the shares of r = t and r = T_min are 1 in sum. With "dyadic" ones
     (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
     its multiples. With "logit_normal" ones (TVM, arXiv 2511.19797) the length t − r is drawn first, see `fitted`. With
-    `shift_reference` n, an image of m positions has its noise-to-signal ratio multiplied by √(m/n),
-    which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
+    "two_means" (Decoupled MeanFlow, arXiv 2510.24474) t and r are the larger and the smaller of two logit-normal draws,
+    of the means TWO_MEANS; P_mean is that of examples with r = t. With `shift_reference` n, an image of m positions has
+    its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
     # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
@@ -98,7 +100,7 @@ class Times:
     share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
     share_min: float = 0.1  # share of examples with r = T_min
     single_equal: bool = False  # where r = t, t is one draw and not the larger of two, which is nearer to noise
-    intervals: str = "independent"  # independent, dyadic, logit_normal
+    intervals: str = "independent"  # independent, dyadic, logit_normal, two_means
     shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
     def check(self, transport: Transport) -> None:
@@ -109,9 +111,10 @@ class Times:
             )
         if self.intervals not in INTERVALS:
             raise ValueError(f"times.intervals is {self.intervals!r}; it must be one of {', '.join(INTERVALS)}")
-        if self.intervals == "logit_normal" and self.distribution != "logit_normal":
+        if self.intervals in ("logit_normal", "two_means") and self.distribution != "logit_normal":
             raise ValueError(
-                f"times.distribution is {self.distribution!r}; it must be 'logit_normal', as times.intervals is"
+                f"times.distribution is {self.distribution!r}; it must be 'logit_normal' with times.intervals "
+                f"{self.intervals!r}"
             )
         if self.distribution == "log_uniform" and transport.T_min <= 0:
             raise ValueError(
@@ -193,7 +196,7 @@ class Times:
             if self.intervals == "dyadic":
                 t, r = dyadic(transport, interval_key, count)
             else:
-                ends = logit_normal_lengths(transport, self, interval_key, count)
+                ends = ENDS[self.intervals](transport, self, interval_key, count)
                 t, r = (
                     jnp.clip(self.shift(transport, end, positions), transport.T_min, transport.T_max) for end in ends
                 )
@@ -278,6 +281,16 @@ def logit_normal_lengths(transport: Transport, times: Times, key: jax.Array, cou
     t, r = fitted(length, jax.random.uniform(r_key, (count,)), times.P_mean, times.P_std)
     low, domain = transport.T_min, transport.T_max - transport.T_min
     return low + domain * t, low + domain * r
+
+
+def two_means(transport: Transport, times: Times, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Draws (t, r), each (count,), as the larger and the smaller of two times with the means TWO_MEANS."""
+    normal = times.P_std * jax.random.normal(key, (2, count)) + jnp.array(TWO_MEANS)[:, None]
+    ends = transport.T_min + (transport.T_max - transport.T_min) * jax.nn.sigmoid(normal)
+    return ends.max(axis=0), ends.min(axis=0)
+
+
+ENDS = {"logit_normal": logit_normal_lengths, "two_means": two_means}
 
 
 def fitted(length: jax.Array, u: jax.Array, mean: float, std: float) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 
 Scalar: TypeAlias = Callable[[jax.Array], jax.Array]  # a scalar function, elementwise
 
-UNUSED = {("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm")}
+UNUSED = {
+    ("transport.sigma_d",): ("transport.name is not 'edm'", lambda c: c.transport.name != "edm"),
+    ("transport.prediction_clip",): (
+        "transport.prediction is neither 'x' nor 'noise'",
+        lambda c: c.transport.prediction not in ("x", "noise"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Transport:
         T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
         sigma_d: The standard deviation of the data that EDM's coefficients assume.
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
+        prediction, prediction_clip: What the output of a network stands for, see `prediction.py`.
+        time_of_c_noise: The inverse of c_noise.
     """
 
     name: str  # ot_fm, trigflow, cosine, vp, ve, edm
@@ -48,6 +56,9 @@ class Transport:
     distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0
+    prediction: str = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
+    prediction_clip: float = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
+    time_of_c_noise: Scalar = lambda t: t
 
     def ratio(self, t: jax.Array) -> jax.Array:
         """Returns the noise-to-signal ratio σ_t/α_t, elementwise; it grows with t for every transport."""
@@ -142,6 +153,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, steps: int = 1000) -> Tran
         alpha_hat=jnp.zeros_like,
         sigma_hat=jnp.ones_like,
         c_noise=lambda t: (steps - 1) * t,
+        time_of_c_noise=lambda c: c / (steps - 1),
         time_of_ratio=time_of_ratio,
         T_min=1e-5,
         T_max=1.0,
@@ -158,6 +170,7 @@ def ve() -> Transport:
         alpha_hat=jnp.zeros_like,
         sigma_hat=lambda t: -jnp.ones_like(t),
         c_noise=lambda t: jnp.log(t / 2),
+        time_of_c_noise=lambda c: 2 * jnp.exp(c),
         time_of_ratio=lambda ratio: ratio,
         T_min=0.02,
         T_max=100.0,
@@ -178,6 +191,7 @@ def edm(sigma_d: float = 0.5) -> Transport:
         alpha_hat=lambda t: t / (sigma_d * s(t)),
         sigma_hat=lambda t: -sigma_d / s(t),
         c_noise=lambda t: jnp.log(t) / 4,
+        time_of_c_noise=lambda c: jnp.exp(4 * c),
         time_of_ratio=lambda ratio: ratio,
         T_min=0.01,
         T_max=80.0,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 
@@ -36,12 +35,6 @@ def whole(x_BN: jax.Array, axis: str | None) -> jax.Array:
 def mean(x: jax.Array, axis: str | None) -> jax.Array:
     """Returns the mean over the devices; of equal values that is the value itself, and known to be equal."""
     return x if axis is None else jax.lax.pmean(x, axis)
-
-
-def numbers(count: int, axis: str | None) -> jax.Array:
-    """Returns the numbers (count,), within the example, of the `count` tokens of this device."""
-    first = 0 if axis is None else jax.lax.axis_index(axis) * count
-    return first + jnp.arange(count)
 
 
 def attend(attention: Callable, q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, axis: str | None) -> jax.Array:

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax.transitions import prediction
 from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import split_examples
-from tim_jax.transitions.jump import interpolate, prediction_target
+from tim_jax.transitions.jump import interpolate
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.shares import left_over, one_more, spread
 from tim_jax.types import Examples, Output, Query
@@ -56,6 +57,10 @@ class LowNoiseContrastive(Objective):
         self.contrast.check()
         if self.velocity == "teacher":
             raise ValueError("objective.velocity is 'teacher'; it must be 'data' for low_noise_contrastive")
+        if self.perceptual.weight:
+            raise ValueError(
+                f"objective.perceptual.weight is {self.perceptual.weight}; it must be 0 for low_noise_contrastive"
+            )
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; it must be 1 for low_noise_contrastive")
 
@@ -131,7 +136,7 @@ class LowNoiseContrastive(Objective):
 
     def regression(self, examples: Examples, t: jax.Array, output: Output) -> jax.Array:
         """Returns (B, 3): the squared errors and alignment errors of a group, and 0."""
-        target = prediction_target(self.transport, examples.x, examples.noise, t)
+        target = prediction.target(self.transport, examples.x, examples.noise, t)
         error, alignment = example_mean((output.F - target) ** 2), jnp.zeros_like(t)
         if self.alignment_weight:
             alignment = self.alignment(output, examples)

@@ -39,6 +39,10 @@ class VelocityRefiner(Objective):
             raise ValueError(
                 f"times.share_equal is {self.times.share_equal}; it must be 1, as a refiner has r = t alone"
             )
+        if self.transport.prediction != "F":
+            raise ValueError(
+                f"transport.prediction is {self.transport.prediction!r}; it must be 'F' for a refiner, which corrects F"
+            )
         if self.input_guidance.active:
             raise ValueError(
                 f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 for a refiner, "

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import prediction
 from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
-from tim_jax.transitions.jump import data_and_noise, expand, interpolate, jump, prediction_target
+from tim_jax.transitions.jump import data_and_noise, expand, interpolate, jump
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.times import positions
 from tim_jax.types import Examples
@@ -90,7 +91,7 @@ class ScoreRegularised(Objective):
         sample = jax.lax.stop_gradient(x)
         x_t = interpolate(transport, sample, noise, t)
         (output,) = nets["score"]((query(transport, x_t, t, t, examples.condition),))
-        error = example_mean((output.F - prediction_target(transport, sample, noise, t)) ** 2)
+        error = example_mean((output.F - prediction.target(transport, sample, noise, t)) ** 2)
         x_score, _ = data_and_noise(transport, x_t, jax.lax.stop_gradient(output.F), t)
         x_teacher, _ = data_and_noise(transport, x_t, self.teacher(nets, transport, x_t, t, examples), t)
         size = expand(example_mean(jnp.abs(sample - x_teacher)), x) + 1e-6

@@ -63,8 +63,13 @@ def mean_flow(transport: Transport) -> Objective:
 def improved_mean_flow(transport: Transport) -> Objective:
     """Improved MeanFlow (arXiv 2512.02012): ‖F + (t − r) sg D_u F − v_g‖² + ‖u − v_g‖², u the velocity head.
 
-    Each term L is divided by sg(L + 0.01), L a sum over the values of an example. v_g is guided by a scale, 1 to 8,
-    that is an input of the network.
+    Each term L is divided by sg(L + 0.01), L a sum over the values of an example. v_g = v + (1 − 1/ω)(u(c, ω) − u(∅))
+    is guided by a scale ω, 1 to 8, that is an input of the network. u in D_u is u(c, ω). Half of the examples have
+    r = t.
+
+    The published network has t − r alone for its times, and conditions that are tokens in place of adaLN
+    (`model.context_tokens` puts them beside it). The published code takes u(c, ω) of the label for D_u even where the
+    example is trained without, here u(∅, ω), as F is.
     """
     times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0)
     return dataclasses.replace(
@@ -198,6 +203,22 @@ def facm(transport: Transport) -> Objective:
     )
 
 
+def dmf(transport: Transport) -> Objective:
+    """Decoupled MeanFlow (arXiv 2510.24474): MeanFlow with losses log(e^{−u} L + 0.01) + u, u(t, r) learned.
+
+    L is a mean over the values of an example; half of the examples have r = t. In the paper the network's first blocks
+    see t and its last, with the final layer, r (`model.decoupled_depth`), so that a flow-matching model, to start from,
+    is this one at r = t. Targets are guided there, v + 0.6 (F(x_t, t, t | c) − F(x_t, t, t | ∅)) up to t = 0.7:
+    `guidance` with w_gt 1 and w_cond 0.6.
+
+    The published code takes the mean over all pairs of an example's u with another's L.
+    """
+    times = Times("logit_normal", -0.4, 1.0, share_equal=0.5, share_min=0.0, intervals="two_means")
+    return dataclasses.replace(
+        unweighted(transport, times), velocity="target", learned_weight=True, learned_offset=0.01
+    )
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -270,6 +291,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "soflow": soflow,
     "tvm": tvm,
     "facm": facm,
+    "dmf": dmf,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,

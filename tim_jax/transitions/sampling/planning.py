@@ -1,13 +1,16 @@
 """From settings and a number of steps to times, and from times to a plan of network evaluations (see `plans.py`)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from tim_jax.transitions.prediction import share
 from tim_jax.transitions.sampling.grids import make_grid
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
-from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport
+from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, on_host
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import LearnedPlans, Sampling
 from tim_jax.transitions.transports import Transport
@@ -140,7 +143,21 @@ def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) ->
         plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
     else:
         plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
+    plan = without_clipped_end(transport, times[-1], plan)
     return plan._replace(guided=guided_times(transport, plan.t, sampling))
+
+
+def without_clipped_end(transport: Transport, end: float, plan: SamplingPlan) -> SamplingPlan:
+    """Returns the plan without an evaluation at the end of the run, if x̂ or ε̂ is clipped there.
+
+    By such an evaluation methods correct a state that they have predicted, and the velocity is too short there. So the
+    last step of Heun's method is one of Euler's, as in JiT (arXiv 2511.13720).
+    """
+    whole = on_host(functools.partial(share, transport))(np.array(end)) == 1
+    if whole or plan.t[-1] != end or len(plan.t) == 1:
+        return plan
+    shorter: SamplingPlan = jax.tree.map(lambda part: part[:-1], plan)
+    return shorter
 
 
 def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
@@ -170,7 +187,9 @@ def ends_of_steps(plan: SamplingPlan, steps: int, sampling: Sampling) -> np.ndar
     """Returns after how many evaluations of a plan each of the times (steps + 1,) is reached, 0 first."""
     sampler = SAMPLERS[sampling.sampler]
     if sampler.ends:
-        return sampler.ends(steps=steps, **{key: getattr(sampling, key) for key in sampler.keys})
+        found: np.ndarray = sampler.ends(steps=steps, **{key: getattr(sampling, key) for key in sampler.keys})
+        found = np.minimum(found, len(plan.t))
+        return found
     return np.append(sampler.evaluations * np.arange(steps), len(plan.t))
 
 
