@@ -128,6 +128,14 @@ def get_config():
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
+    # of noise with data
+    config.objective.coupling = ConfigDict()
+    # none: independent noise; or a name in COUPLINGS: super_resolution, inpainting, colourisation
+    config.objective.coupling.task = placeholder(str)
+    # standard deviation of the noise on the degraded image, or where pixels are missing
+    config.objective.coupling.scale = placeholder(float)
+    config.objective.coupling.factor = placeholder(int)  # of super_resolution: positions along a side that become one
+    config.objective.coupling.missing = placeholder(float)  # of inpainting: share of the area that is missing
     # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
     # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)

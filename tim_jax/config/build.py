@@ -15,7 +15,7 @@ from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.identity import check_keys
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
-from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
+from tim_jax.config.objective import check_coupling, check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
@@ -61,6 +61,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     transport = make_transport(config)
     objective = make_objective(config, transport, sharding.batch_shards(mesh))
     check_teacher(config, default, objective)
+    check_coupling(config, objective)
     network = make_network(config, objective)
     init = initialiser(config, network)
     if config.mesh.fsdp == AUTO:  # examples lie on as many devices whatever is chosen
@@ -148,6 +149,7 @@ def _trainer(
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
+            coupling=objective.coupling,
         )
 
     compiled = step(network)

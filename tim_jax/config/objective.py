@@ -118,6 +118,29 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
             )
 
 
+def check_coupling(config: ConfigDict, objective: Objective) -> None:
+    """Raises ValueError where examples cannot be coupled with noise, or the objective draws noise of its own."""
+    coupling, data = objective.coupling, config.data
+    coupling.check_shape(data.height, data.width, data.channels)
+    if not coupling.active:
+        return
+    for key, value, right in (
+        ("data.paired_noise", data.paired_noise, False),
+        ("data.buckets.table", data.buckets.table, ()),
+        ("data.buckets.area", data.buckets.area, 0),
+        ("model.condition", config.model.condition, "class"),
+        ("sampling.stochasticity", config.sampling.stochasticity, 0.0),
+        ("codecs.autoencoder", config.codecs.autoencoder, ""),
+    ):
+        if value != right:
+            raise ValueError(f"{key} is {value!r}; it must be {right!r} where objective.coupling.task is not 'none'")
+    if objective.auxiliary or objective.prediction_input:
+        raise ValueError(
+            f"objective.coupling.task is {coupling.task!r}; it must be 'none' for {config.objective.name!r}, which "
+            "draws noise of its own or refines samples"
+        )
+
+
 def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective) -> None:
     """Raises ValueError for what `teacher` says by itself; its files are not touched."""
     if not objective.teachers:

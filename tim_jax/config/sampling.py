@@ -1,5 +1,6 @@
 """How a configuration's model is sampled, and its samples measured."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -10,6 +11,7 @@ from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.training import power_ema
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.times import Times
@@ -51,7 +53,24 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     elif sampling.guidance != 1:
         check_null(config, f"sampling.guidance is {sampling.guidance}")
     warn_of_untrained(sampling.sampler, objective.times)
+    if objective.coupling.active:
+        check_noise(sampling, objective)
     return sampling
+
+
+def check_noise(sampling: Sampling, objective: Objective) -> None:
+    """Raises ValueError for fresh noise that would not be that of a coupled path, which is no normal one.
+
+    The sampler `consistency` has nothing but fresh noise at the ends of its paths, which is drawn as theirs.
+    """
+    transport, task = objective.transport, objective.coupling.task
+    own = dataclasses.replace(sampling, plan="sampler", grid="uniform")
+    plan = make_plan(transport, time_grid(transport, 4, own), own)
+    if plan.c.any() and (sampling.sampler != "consistency" or sampling.parallel):
+        raise ValueError(
+            f"sampling.sampler is {sampling.sampler!r}; it must take no fresh noise where objective.coupling.task is "
+            f"{task!r}"
+        )
 
 
 def check_inputs(sampling: Sampling, objective: Objective) -> None:

@@ -80,6 +80,7 @@ class TiM(nn.Module):
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
+    image_channels: int = 0  # conditions have {"image": (B, h, w, image_channels)}, a degraded image to be restored
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
@@ -115,10 +116,10 @@ class TiM(nn.Module):
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
         cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
         streams = tuple(map(embed, cut))
-        if self.prediction_input:
-            embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="prediction_patch")
-            given = (patchify(q.condition["prediction"], self.patch_size) for q in groups)
-            streams = tuple(x + embed(sequence.part(F, self.tokens, 1)) for x, F in zip(streams, given))
+        for name in image_inputs(self):
+            embed = Linear((self.width,), patch_axes, dtype=self.dtype, name=f"{name}_patch")
+            given = (patchify(q.condition[name], self.patch_size) for q in groups)
+            streams = tuple(x + embed(sequence.part(image, self.tokens, 1)) for x, image in zip(streams, given))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -269,6 +270,12 @@ def unpatchify(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return y.reshape(B, h // p, w // p, p, p, C).swapaxes(2, 3).reshape(shape)
 
 
+def image_inputs(net: TiM) -> dict[str, int]:
+    """Returns the channels of the images (B, h, w, channels) that a condition must have, by their names."""
+    images = {"prediction": net.channels * net.prediction_input, "image": net.image_channels}
+    return {name: channels for name, channels in images.items() if channels}
+
+
 def _check_fields(net: TiM) -> None:
     for name in ("patch_size", "channels", "width", "depth", "heads", "bottleneck"):
         if getattr(net, name) < 1:
@@ -308,7 +315,7 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}; both must be {shape[:1]}, as x_t has it")
         needed = {"label"} if net.condition == "class" else {"text", "mask"}
         needed |= {"guidance"} if net.guidance_input else set()
-        needed |= {"prediction"} if net.prediction_input else set()
+        needed |= set(image_inputs(net))
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")

@@ -23,6 +23,7 @@ from tim_jax.runs import workdir
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
 from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
+from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES
 
@@ -203,6 +204,7 @@ def check(run: Run, source: TeacherSource) -> None:
     keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):
         keys.append("codecs.latents")
+    keys += [f"objective.coupling.{field.name}" for field in dataclasses.fields(Coupling)]
     here, there = flatten(config), flatten(own)
     for key in keys:
         if there[key] != here[key]:

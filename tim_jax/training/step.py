@@ -11,6 +11,7 @@ import optax
 from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
+from tim_jax.transitions.coupling import KEY, Coupling
 from tim_jax.types import Examples
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
@@ -39,6 +40,7 @@ class StepSettings:
         accumulation: Number of microbatches.
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
+        coupling: Of noise with data.
     """
 
     nets: Mapping[str, Callable]
@@ -52,10 +54,13 @@ class StepSettings:
     accumulation: int = 1
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
+    coupling: Coupling = Coupling()
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
     """Returns a batch with noise, unless it brings its own, dropped conditions and keys of examples.
+
+    Where noise is coupled with data, both conditions have the degraded image.
 
     Each is drawn over the global batch by a key of its own, so that it does not depend on the mesh.
     """
@@ -63,9 +68,14 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
+    noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype)
+    if settings.coupling.active:
+        image = settings.coupling.degrade(jax.random.split(jax.random.fold_in(key, jnp.uint32(KEY)), len(x)), x)
+        noise = settings.coupling.noise(image, noise)
+        condition, null_condition = condition | {"image": image}, null_condition | {"image": image}
     return Examples(
         x=x,
-        noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
+        noise=noise,
         condition=condition,
         null_condition=null_condition,
         is_null=is_null,

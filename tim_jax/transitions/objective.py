@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
+from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
@@ -79,6 +80,7 @@ class Objective:
 
     transport: Transport
     times: Times
+    coupling: Coupling = Coupling()  # of noise with data
     # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
     # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     consistency: str = "eulerian"
@@ -176,7 +178,7 @@ class Objective:
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
-        for fitted in (self.times, self.weight, self.guidance):
+        for fitted in (self.times, self.weight, self.guidance, self.coupling):
             fitted.check(self.transport)
         for settings in (self.adaptive, self.tangent, self.bootstrap, self.input_guidance, self.teacher):
             settings.check()
