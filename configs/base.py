@@ -117,6 +117,9 @@ def get_config():
     # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
     # operations than "none".
     config.model.remat = "dots"
+    # DiffusionBlocks (arXiv 2506.14202): slices of the depth, each of which serves an interval of times of equal
+    # probability. A step trains slice step mod slices, and only its layers run; so do they in a step of sampling.
+    config.model.slices = 1
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 

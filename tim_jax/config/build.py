@@ -150,6 +150,7 @@ def _trainer(
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
             coupling=objective.coupling,
+            slices=network.slices,
         )
 
     compiled = step(network)

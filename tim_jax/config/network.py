@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.networks.tim import image_inputs
+from tim_jax.transitions import slices
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
 
@@ -43,6 +44,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         prediction_input=objective.prediction_input,
         image_channels=objective.coupling.channels(data.channels),
         output_heads=objective.heads,
+        slice_ends=slices.ends(objective.transport, objective.times, objective.slices),
     )
 
 

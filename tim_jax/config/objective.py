@@ -60,6 +60,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         times=read(objective.times, config.times),
         teacher=read(objective.teacher, config.teacher),
         shards=shards,
+        slices=config.model.slices,
     )
     check_networks(objective, config.ema, tuple(map(name_of, config.posthoc_ema.sigma_rel)))
     if objective.alignment_weight and not config.data.features_width:

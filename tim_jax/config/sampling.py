@@ -53,6 +53,11 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     elif sampling.guidance != 1:
         check_null(config, f"sampling.guidance is {sampling.guidance}")
     warn_of_untrained(sampling.sampler, objective.times)
+    if config.model.slices > 1 and sampling.parallel:
+        raise ValueError(
+            f"sampling.parallel is {sampling.parallel}; it must be 0 where model.slices is {config.model.slices}, as "
+            "times of several slices would be taken at once"
+        )
     if objective.coupling.active:
         check_noise(sampling, objective)
     return sampling

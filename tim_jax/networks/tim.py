@@ -1,5 +1,6 @@
 """The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer with both times, t and r."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -71,6 +72,9 @@ class TiM(nn.Module):
     # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
     # operations than "none".
     remat: str = "none"
+    # DiffusionBlocks (arXiv 2506.14202): slices of the depth, each of which serves an interval of times of equal
+    # probability. A step trains slice step mod slices, and only its layers run; so do they in a step of sampling.
+    slices: int = 1
     dropout: float = 0.0  # on residual branches
     dtype: Any = jnp.float32  # compute type, "float32" or "bfloat16"; parameters are float32
     # What follows is not a key of a configuration.
@@ -81,6 +85,7 @@ class TiM(nn.Module):
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
     image_channels: int = 0  # conditions have {"image": (B, h, w, image_channels)}, a degraded image to be restored
+    slice_ends: tuple[float, ...] = ()  # times t, as queries have them, between those of slices, ascending
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
@@ -122,6 +127,7 @@ class TiM(nn.Module):
             streams = tuple(x + embed(sequence.part(image, self.tokens, 1)) for x, image in zip(streams, given))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
+        first, layers = self._slice(groups)
 
         def layer_step(block, carry, layer):
             streams, taps = carry
@@ -133,13 +139,17 @@ class TiM(nn.Module):
             layer_step,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
+            length=layers,
+            unroll=layers if self.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
             check_constancy_invariants=False,
         )
+        run: Any = scan
+        if layers < self.depth:
+            cut = functools.partial(jax.tree.map, lambda x: jax.lax.dynamic_slice_in_dim(x, first, layers))
+            run = nn.map_variables(lambda *args: scan(*args), "params", cut)
         carry = (streams, streams if tapped else ())
-        (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
+        (streams, taps), _ = run(self._block(groups), carry, first + jnp.arange(layers))
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
         patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
@@ -156,6 +166,16 @@ class TiM(nn.Module):
             projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
             hiddens = [projector(tap) for tap in taps]
         return tuple(map(Output, Fs, hiddens, heads))
+
+    def _slice(self, groups: tuple[Query, ...]) -> tuple[jax.Array | int, int]:
+        """The first of the layers that run, and how many do: those of the slice in whose interval the times t lie.
+
+        The mean of t says so, as rounding may carry single ones over an end.
+        """
+        if self.slices == 1 or self.is_initializing():
+            return 0, self.depth
+        layers, t = self.depth // self.slices, jnp.concatenate([q.t for q in groups]).mean()
+        return layers * jnp.searchsorted(jnp.asarray(self.slice_ends), t), layers
 
     def _block(self, groups: tuple[Query, ...]) -> nn.Module:
         block, policy, read = Block, REMAT[self.remat], self.read
@@ -286,6 +306,10 @@ def _check_fields(net: TiM) -> None:
         )
     if not 1 <= net.encoder_depth <= net.depth:
         raise ValueError(f"model.encoder_depth is {net.encoder_depth}; it must lie in 1 … model.depth, {net.depth}")
+    if net.slices < 1 or net.depth % net.slices:
+        raise ValueError(f"model.slices is {net.slices}; it must be at least 1 and divide model.depth, {net.depth}")
+    if net.slices > 1 and "pooled" in net.output_heads:
+        raise ValueError(f"model.slices is {net.slices}; it must be 1 for states after a layer that most times skip")
     if not 0 <= net.dropout < 1:
         raise ValueError(f"model.dropout is {net.dropout}; it must lie in [0, 1)")
     choices = {

@@ -209,6 +209,8 @@ def check(run: Run, source: TeacherSource) -> None:
     for key in keys:
         if there[key] != here[key]:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
+    if own.model.slices > 1:
+        raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")
     if own.times.share_equal == 0:
         raise ValueError(
             f"{source.where}; it must have seen r = t, or it has no velocity, and its times.share_equal is 0"

@@ -12,7 +12,7 @@ from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
 from tim_jax.transitions.coupling import KEY, Coupling
-from tim_jax.types import Examples
+from tim_jax.types import Examples, PyTree
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
 PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss", "weight")
@@ -41,6 +41,7 @@ class StepSettings:
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
         coupling: Of noise with data.
+        slices: Of the network's layers, of which slice step mod slices alone changes in a step.
     """
 
     nets: Mapping[str, Callable]
@@ -55,6 +56,7 @@ class StepSettings:
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
     coupling: Coupling = Coupling()
+    slices: int = 1
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
@@ -140,6 +142,9 @@ def train_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if settings.slices > 1:
+        kept = (state.params, state.opt_state)
+        params, opt_state = only_slice((params, opt_state), kept, state.step % settings.slices, settings.slices)
     emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
     after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -151,6 +156,21 @@ def train_step(
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
+
+
+def only_slice(new: PyTree, old: PyTree, which: jax.Array, slices: int) -> PyTree:
+    """Returns the new trees, but the old layers of all other slices: without gradients Adam would still move them.
+
+    Layers are the first axis of whatever lies below "blocks".
+    """
+
+    def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
+        if not any(getattr(part, "key", None) == "blocks" for part in path) or not new.ndim:
+            return new
+        layers = jnp.arange(len(new)).reshape(-1, *[1] * (new.ndim - 1))
+        return jnp.where(layers // (len(new) // slices) == which, new, old)
+
+    return jax.tree_util.tree_map_with_path(choose, new, old)
 
 
 def accumulate(

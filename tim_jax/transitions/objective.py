@@ -15,6 +15,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import slices
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.coupling import Coupling
@@ -75,7 +76,8 @@ class Objective:
     With the consistency 'lagrangian' it is that of a network where jumps end: of the online network or an EMA, by its
     name, or with 'data' and 'teacher' of the teacher.
 
-    `shards` is the number of devices on which the batch lies.
+    `shards` is the number of devices on which the batch lies, and `slices` that of the network's depth, one of which
+    learns in a step (DiffusionBlocks): slice k at times of the k-th of as many intervals, see `slices.py`.
     """
 
     transport: Transport
@@ -109,6 +111,7 @@ class Objective:
     input_guidance: InputGuidance = InputGuidance()
     teacher: Teacher = Teacher()
     shards: int = 1
+    slices: int = 1
     name: str = ""  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
 
     @property
@@ -191,6 +194,8 @@ class Objective:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
+        if self.slices > 1:
+            slices.check(self, type(self).draw is Objective.draw)
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
@@ -239,7 +244,12 @@ class Objective:
             key: A random key.
             batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
         """
-        t, r = self.draw(key, len(examples.x), positions(examples.x), step if batch is None else batch)
+        number = step if batch is None else batch
+        if self.slices == 1:
+            t, r = self.draw(key, len(examples.x), positions(examples.x), number)
+        else:
+            which = step % self.slices, self.slices
+            t, r = self.times.draw_slice(self.transport, key, len(examples.x), positions(examples.x), number, which)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
 
