@@ -127,6 +127,8 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    # c of γ(t) z, γ = c √(2 u (1 − u)), u the share of the time domain (`latent.py`); 0: none
+    config.transport.gamma = 0.0
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()

@@ -54,7 +54,9 @@ def test_a_step_changes_its_own_slice_alone_also_in_the_optimizer(run):
     state = state.replace(params={"online": filled(state.params["online"])})
     before = [jax.device_get(state)]
     for _ in range(3):
-        state, metrics, per_example = run.trainer.detailed(state, sharding.put_batch(run.mesh, made_up_batch(run.config, 16)))
+        state, metrics, per_example = run.trainer.detailed(
+            state, sharding.put_batch(run.mesh, made_up_batch(run.config, 16))
+        )
         which = len(before) - 1 & 1
         t = np.asarray(per_example["t"])
         (end,) = run.network.slice_ends

@@ -1,5 +1,6 @@
 """The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,10 @@ def make_transport(config: ConfigDict) -> Transport:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
-    return TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    if config.transport.gamma < 0:
+        raise ValueError(f"transport.gamma is {config.transport.gamma}; it must be at least 0")
+    transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    return dataclasses.replace(transport, gamma=config.transport.gamma)
 
 
 def resolved(config: ConfigDict) -> ConfigDict:

@@ -58,24 +58,22 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
             f"sampling.parallel is {sampling.parallel}; it must be 0 where model.slices is {config.model.slices}, as "
             "times of several slices would be taken at once"
         )
-    if objective.coupling.active:
+    if objective.coupling.active or objective.transport.gamma:
         check_noise(sampling, objective)
     return sampling
 
 
 def check_noise(sampling: Sampling, objective: Objective) -> None:
-    """Raises ValueError for fresh noise that would not be that of a coupled path, which is no normal one.
+    """Raises ValueError for fresh noise that a path does not have: coupled with data, or with a latent variable.
 
-    The sampler `consistency` has nothing but fresh noise at the ends of its paths, which is drawn as theirs.
+    The sampler `consistency` has nothing but fresh noise at the ends of coupled paths, which is drawn as theirs.
     """
     transport, task = objective.transport, objective.coupling.task
+    why = f"transport.gamma is {transport.gamma:g}" if transport.gamma else f"objective.coupling.task is {task!r}"
     own = dataclasses.replace(sampling, plan="sampler", grid="uniform")
     plan = make_plan(transport, time_grid(transport, 4, own), own)
-    if plan.c.any() and (sampling.sampler != "consistency" or sampling.parallel):
-        raise ValueError(
-            f"sampling.sampler is {sampling.sampler!r}; it must take no fresh noise where objective.coupling.task is "
-            f"{task!r}"
-        )
+    if plan.c.any() and (sampling.sampler != "consistency" or sampling.parallel or transport.gamma):
+        raise ValueError(f"sampling.sampler is {sampling.sampler!r}; it must take no fresh noise where {why}")
 
 
 def check_inputs(sampling: Sampling, objective: Objective) -> None:

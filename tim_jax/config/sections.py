@@ -92,7 +92,7 @@ SECTIONS = {
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
         (Transport,),
         {"name": "ot_fm", "sigma_d": 0.5},
-        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d")),
+        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d", "gamma")),
     ),
     "objective": objective_section(),
     "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "

@@ -208,6 +208,7 @@ class Generator:
 
     def add_noise(self, examples: np.ndarray, time: float, *, seed: int = 0) -> np.ndarray:
         """States x_t = α(t) x + σ(t) ε of examples x (n, h, w, C) at one time, with ε = noise(seed, n)."""
+        restoration.check_path(self.run)
         alpha, sigma = alpha_sigma(self.run, time)
         return alpha * examples + sigma * self.noise(seed, len(examples), size=examples.shape[1:3])
 

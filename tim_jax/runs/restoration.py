@@ -51,6 +51,13 @@ def check_none(run: Run, doing: str) -> None:
         raise ValueError(f"objective.coupling.task is {coupling_of(run).task!r}; it must be 'none' for {doing}")
 
 
+def check_path(run: Run) -> None:
+    """Raises ValueError, in one line, where states are not α x + σ ε with normal noise ε."""
+    check_none(run, "states of data and normal noise")
+    if run.transport.gamma:
+        raise ValueError(f"transport.gamma is {run.transport.gamma}; it must be 0 for states of data and noise alone")
+
+
 def open_truths(run: Run) -> Truths | None:
     """The held-out images, or where nothing is held out those of training, with a warning; None of other runs."""
     if not coupling_of(run).active:

@@ -200,7 +200,7 @@ def check(run: Run, source: TeacherSource) -> None:
     config, own = run.config, source.config
     text = ["data.text_width", "codecs.text_states", "codecs.text_escapes", "model.use_text_mask"]
     condition = {"class": ["model.num_classes"], "text": text}
-    keys = ["transport.name", "data.height", "data.width", "data.channels", "model.condition"]
+    keys = ["transport.name", "transport.gamma", "data.height", "data.width", "data.channels", "model.condition"]
     keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):
         keys.append("codecs.latents")

@@ -23,6 +23,7 @@ from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, q
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target
+from tim_jax.transitions.latent import with_latent
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import Times, positions
@@ -194,6 +195,10 @@ class Objective:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
+        if self.transport.gamma and type(self).loss is not Objective.loss:
+            raise ValueError(
+                f"transport.gamma is {self.transport.gamma}; it must be 0 for {self.name!r}, which has its own states"
+            )
         if self.slices > 1:
             slices.check(self, type(self).draw is Objective.draw)
         domain = self.transport.T_max - self.transport.T_min
@@ -275,12 +280,15 @@ class Objective:
             examples: A batch of B examples.
             t, r: The times (B,); the examples with r = t must include those of `times.assign`.
             step: The training step, a scalar.
-            key: A random key for split points and guidance scales, where the objective draws any.
+            key: A random key for the latent variable, split points and guidance scales, where there are any.
 
         Returns:
             The losses (B,), and metrics by name, each (B,).
         """
         split_key, guidance_key = (None, None) if key is None else jax.random.split(key)
+        if self.transport.gamma:
+            assert key is not None, "the latent variable is drawn with a key"
+            examples = with_latent(self.transport, examples, t, key)
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)

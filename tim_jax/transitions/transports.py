@@ -33,6 +33,7 @@ class Transport:
         T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
         sigma_d: The standard deviation of the data that EDM's coefficients assume.
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
+        gamma: The size of a third, latent variable of the path, see `latent.py`.
     """
 
     name: str  # ot_fm, trigflow, cosine, vp, ve, edm
@@ -48,6 +49,7 @@ class Transport:
     distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0
+    gamma: float = 0.0  # c of γ(t) z, γ = c √(2 u (1 − u)), u the share of the time domain (`latent.py`); 0: none
 
     def ratio(self, t: jax.Array) -> jax.Array:
         """Returns the noise-to-signal ratio σ_t/α_t, elementwise; it grows with t for every transport."""

@@ -30,7 +30,7 @@ from tim_jax.runs.outputs.requests import (
 )
 from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
-from tim_jax.runs.restoration import Truths, around, coupling_of, given_truths, inputs, open_truths
+from tim_jax.runs.restoration import Truths, around, check_path, coupling_of, given_truths, inputs, open_truths
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.noise import slerp
@@ -190,6 +190,8 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     compilation_cache.use(run.config.training.compilation_cache)
     decoder = open_decoder(run)
     truths = read_truths(settings, run)
+    if settings.start is not None:
+        check_path(run)
     requests, images = read_requests(settings, run, decoder, truths)
     check_layout(settings, run, requests, decoder is not None)
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
