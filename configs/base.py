@@ -124,6 +124,9 @@ def get_config():
     # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
     # operations than "none".
     config.model.remat = "dots"
+    # DiffusionBlocks (arXiv 2506.14202): slices of the depth, each of which serves an interval of times of equal
+    # probability. A step trains slice step mod slices, and only its layers run; so do they in a step of sampling.
+    config.model.slices = 1
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
 
@@ -133,10 +136,20 @@ def get_config():
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
     config.transport.prediction = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
     config.transport.prediction_clip = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
+    # c of γ(t) z, γ = c √(2 u (1 − u)), u the share of the time domain (`latent.py`); 0: none
+    config.transport.gamma = 0.0
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()
     config.objective.name = "tim"  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
+    # of noise with data
+    config.objective.coupling = ConfigDict()
+    # none: independent noise; or a name in COUPLINGS: super_resolution, inpainting, colourisation
+    config.objective.coupling.task = placeholder(str)
+    # standard deviation of the noise on the degraded image, or where pixels are missing
+    config.objective.coupling.scale = placeholder(float)
+    config.objective.coupling.factor = placeholder(int)  # of super_resolution: positions along a side that become one
+    config.objective.coupling.missing = placeholder(float)  # of inpainting: share of the area that is missing
     # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
     # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     config.objective.consistency = placeholder(str)

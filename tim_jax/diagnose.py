@@ -44,6 +44,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.diagnosis import diagnose, read_epsilons
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.input_pipeline import held_out_arrays
+    from tim_jax.runs.restoration import check_path
     from tim_jax.system import cluster, devices, paths
     from tim_jax.training.preemption import Stop
 
@@ -54,6 +55,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             folder = paths.run_folder(args.workdir, "--workdir")
             out = paths.given(args.out, "--out") if args.out is not None else folder
             run = build(workdir.load(folder, overrides))
+            check_path(run)
             paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
             x, labels = held_out_arrays(run, folder)

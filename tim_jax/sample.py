@@ -5,6 +5,8 @@ Of a run conditioned on text: --prompt="…", or --prompts=FILE (.txt, .jsonl, .
 
 From images in place of noise: --from=FILE,… --labels=… with --start=TIME noises them to that time and samples down from
 there; without, they are brought to noise and back. --interpolate=N draws N images on the way between neighbours.
+
+A run with objective.coupling restores images that it degrades first: --images=FOLDER, by default the held-out part.
 """
 
 import argparse
@@ -28,6 +30,8 @@ def parser() -> Parser:
     made.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
     made.add_argument("--seed", type=int, default=0, help="of the noise")
     made.add_argument("--from", dest="images", help="image files to start from, such as a.png,b.png, not noise")
+    made.add_argument("--images", dest="restored", help="folder of images, or files, that a run with "
+                      "objective.coupling restores; default: the held-out part")  # fmt: skip
     made.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
     made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
     made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")

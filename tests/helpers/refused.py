@@ -3,6 +3,9 @@
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 ALPHA = {"objective.name": "alphaflow"}
+RESTORE = {"objective.name": "flow_matching", "objective.coupling.task": "super_resolution"}
+INPAINT = {**RESTORE, "objective.coupling.task": "inpainting"}
+SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices": "2"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -120,4 +123,23 @@ OF_OBJECTIVES = [
         {**TAUGHT, "objective.name": "velocity_refiner", "objective.input_guidance.max_scale": "2.0"},
         "objective.input_guidance.max_scale",
     ),
+    ({**RESTORE, "objective.coupling.task": "blur"}, "objective.coupling.task"),
+    ({**RESTORE, "objective.coupling.scale": "-1.0"}, "objective.coupling.scale"),
+    ({**RESTORE, "objective.coupling.factor": "1"}, "objective.coupling.factor"),
+    ({**RESTORE, "objective.coupling.factor": "3"}, "objective.coupling.factor"),
+    ({**INPAINT, "objective.coupling.missing": "1.0"}, "objective.coupling.missing"),
+    ({**INPAINT, "objective.coupling.factor": "4"}, "objective.coupling.factor"),
+    ({**INPAINT, "transport.name": "ve"}, "objective.coupling.task"),
+    ({**RESTORE, "data.channels": "4"}, "objective.coupling.task"),
+    ({**RESTORE, "data.paired_noise": "True", "data.condition_dropout": "0.0"}, "data.paired_noise"),
+    ({**RESTORE, "sampling.sampler": "sde"}, "sampling.sampler"),
+    ({**TAUGHT, **RESTORE, "objective.name": "rcm"}, "objective.coupling.task"),
+    ({**TAUGHT, "objective.name": "rcm", "transport.gamma": "0.5"}, "transport.gamma"),
+    ({"transport.gamma": "-0.5"}, "transport.gamma"),
+    ({"transport.gamma": "0.5", "sampling.sampler": "sde"}, "sampling.sampler"),
+    ({**SLICED, "model.slices": "3"}, "model.slices"),
+    ({**SLICED, "model.slices": "0"}, "model.slices"),
+    ({**SLICED, "sampling.parallel": "4"}, "sampling.parallel"),
+    ({**SLICED, "objective.name": "shortcut"}, "objective.consistency"),
+    ({**SLICED, "objective.name": "low_noise_contrastive"}, "objective.name"),
 ]

@@ -258,8 +258,8 @@ def test_names_of_two_files_collide_and_their_keys_come_and_go(mine, tmp_path):
 
 def test_every_table_is_known():
     assert set(plugins.TABLES) == {
-        "OBJECTIVES", "TRANSPORTS", "CONSISTENCIES", "DISTRIBUTIONS", "KERNELS", "SCALES", "SAMPLERS", "STOCHASTIC",
-        "GRIDS", "NOISE_SCALES", "DIFFUSIONS", "SOURCES", "METRICS", "FEATURES", "NETWORKS",
+        "OBJECTIVES", "TRANSPORTS", "CONSISTENCIES", "COUPLINGS", "DISTRIBUTIONS", "KERNELS", "SCALES", "SAMPLERS",
+        "STOCHASTIC", "GRIDS", "NOISE_SCALES", "DIFFUSIONS", "SOURCES", "METRICS", "FEATURES", "NETWORKS",
         "PERCEPTUAL",
     }  # fmt: skip
     assert keys.flatten(plugins.base_config()).keys() - {"ema.slow"} == set(plugins.OWN_KEYS) - {"ema.slow"}

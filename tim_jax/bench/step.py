@@ -25,6 +25,7 @@ import numpy as np
 
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
+from tim_jax.networks.tim import image_inputs
 from tim_jax.system import devices, flops, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
@@ -173,8 +174,8 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
     condition = {"label": jnp.zeros((1,), jnp.int32)}
     if network.guidance_input:
         condition["guidance"] = jnp.ones((1, 3))
-    if network.prediction_input:
-        condition["prediction"] = x
+    for name, channels in image_inputs(network).items():
+        condition[name] = jnp.zeros((*x.shape[:-1], channels))
     return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
 
 

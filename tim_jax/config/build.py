@@ -22,7 +22,7 @@ from tim_jax.config.network import (
     warn_of_attention,
     warn_of_whole_parameters,
 )
-from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
+from tim_jax.config.objective import check_coupling, check_teacher, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
@@ -68,6 +68,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     transport = make_transport(config)
     objective = make_objective(config, transport, sharding.batch_shards(mesh))
     check_teacher(config, default, objective)
+    check_coupling(config, objective)
     network = make_network(config, objective)
     check_context(network, mesh)
     init = initialiser(config, network)
@@ -156,6 +157,8 @@ def _trainer(
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
+            coupling=objective.coupling,
+            slices=network.slices,
         )
 
     compiled = step(network)

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
-from tim_jax.transitions import prediction
+from tim_jax.networks.tim import image_inputs
+from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
 
@@ -41,8 +42,10 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         text_width=data.text_width,
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
+        image_channels=objective.coupling.channels(data.channels),
         output_heads=objective.heads,
         to_F=None if transport.prediction == "F" else functools.partial(prediction.in_F, transport),
+        slice_ends=slices.ends(objective.transport, objective.times, objective.slices),
     )
 
 
@@ -62,8 +65,8 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
             }
         if network.guidance_input:
             condition["guidance"] = jnp.ones((1, 3))
-        if network.prediction_input:
-            condition["prediction"] = x
+        for name, channels in image_inputs(network).items():
+            condition[name] = jnp.zeros((*x.shape[:-1], channels))
         return network.init(key, (Query(x, time, time, condition),))["params"]
 
     return init

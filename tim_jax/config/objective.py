@@ -24,8 +24,10 @@ def make_transport(config: ConfigDict) -> Transport:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
+    if config.transport.gamma < 0:
+        raise ValueError(f"transport.gamma is {config.transport.gamma}; it must be at least 0")
     transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
-    own = {key: config.transport[key] for key in ("prediction", "prediction_clip")}
+    own = {key: config.transport[key] for key in ("prediction", "prediction_clip", "gamma")}
     transport = dataclasses.replace(transport, **own)
     check(transport)
     return transport
@@ -66,6 +68,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         times=read(objective.times, config.times),
         teacher=read(objective.teacher, config.teacher),
         shards=shards,
+        slices=config.model.slices,
     )
     check_networks(objective, config.ema, tuple(map(name_of, config.posthoc_ema.sigma_rel)))
     if objective.alignment_weight and not config.data.features_width:
@@ -122,6 +125,29 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
                 f"ema.{name} is {emas[name]}; it must have another name, since the objective {objective.name!r} has a "
                 f"network called {name!r}"
             )
+
+
+def check_coupling(config: ConfigDict, objective: Objective) -> None:
+    """Raises ValueError where examples cannot be coupled with noise, or the objective draws noise of its own."""
+    coupling, data = objective.coupling, config.data
+    coupling.check_shape(data.height, data.width, data.channels)
+    if not coupling.active:
+        return
+    for key, value, right in (
+        ("data.paired_noise", data.paired_noise, False),
+        ("data.buckets.table", data.buckets.table, ()),
+        ("data.buckets.area", data.buckets.area, 0),
+        ("model.condition", config.model.condition, "class"),
+        ("sampling.stochasticity", config.sampling.stochasticity, 0.0),
+        ("codecs.autoencoder", config.codecs.autoencoder, ""),
+    ):
+        if value != right:
+            raise ValueError(f"{key} is {value!r}; it must be {right!r} where objective.coupling.task is not 'none'")
+    if objective.auxiliary or objective.prediction_input:
+        raise ValueError(
+            f"objective.coupling.task is {coupling.task!r}; it must be 'none' for {config.objective.name!r}, which "
+            "draws noise of its own or refines samples"
+        )
 
 
 def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective) -> None:

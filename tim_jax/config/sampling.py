@@ -1,5 +1,6 @@
 """How a configuration's model is sampled, and its samples measured."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -10,6 +11,7 @@ from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.training import power_ema
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.sampling.planning import make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.times import Times
@@ -51,7 +53,27 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     elif sampling.guidance != 1:
         check_null(config, f"sampling.guidance is {sampling.guidance}")
     warn_of_untrained(sampling.sampler, objective.times)
+    if config.model.slices > 1 and sampling.parallel:
+        raise ValueError(
+            f"sampling.parallel is {sampling.parallel}; it must be 0 where model.slices is {config.model.slices}, as "
+            "times of several slices would be taken at once"
+        )
+    if objective.coupling.active or objective.transport.gamma:
+        check_noise(sampling, objective)
     return sampling
+
+
+def check_noise(sampling: Sampling, objective: Objective) -> None:
+    """Raises ValueError for fresh noise that a path does not have: coupled with data, or with a latent variable.
+
+    The sampler `consistency` has nothing but fresh noise at the ends of coupled paths, which is drawn as theirs.
+    """
+    transport, task = objective.transport, objective.coupling.task
+    why = f"transport.gamma is {transport.gamma:g}" if transport.gamma else f"objective.coupling.task is {task!r}"
+    own = dataclasses.replace(sampling, plan="sampler", grid="uniform")
+    plan = make_plan(transport, time_grid(transport, 4, own), own)
+    if plan.c.any() and (sampling.sampler != "consistency" or sampling.parallel or transport.gamma):
+        raise ValueError(f"sampling.sampler is {sampling.sampler!r}; it must take no fresh noise where {why}")
 
 
 def check_inputs(sampling: Sampling, objective: Objective) -> None:

@@ -69,7 +69,7 @@ def objective_section() -> Section:
         "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
         tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
         {"name": "tim"},
-        ("transport", "times", "teacher", "shards"),
+        ("transport", "times", "teacher", "shards", "slices"),
         placeholders=True,
     )
 
@@ -85,8 +85,8 @@ SECTIONS = {
         (Size, TiM),
         {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
          "dtype": "float32"},
-        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "output_heads", "to_F", "read",
-         "tokens", "unroll", "parent", "name"),
+        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "image_channels", "slice_ends",
+         "output_heads", "to_F", "read", "tokens", "unroll", "parent", "name"),
     ),
     "transport": Section(
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
@@ -95,7 +95,7 @@ SECTIONS = {
         tuple(
             field.name
             for field in dataclasses.fields(Transport)
-            if field.name not in ("name", "sigma_d", "prediction", "prediction_clip")
+            if field.name not in ("name", "sigma_d", "prediction", "prediction_clip", "gamma")
         ),
     ),
     "objective": objective_section(),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from etils import epath
 
-from tim_jax.evaluation import curves, duplicates, protocol
+from tim_jax.evaluation import curves, duplicates, protocol, restored
 from tim_jax.evaluation.metrics import METRICS, TITLES
 from tim_jax.evaluation.yardstick import HELD_OUT
 from tim_jax.system import files, lock
@@ -143,6 +143,7 @@ def titles(table):
     """Returns {name: title} of a table's columns: all metrics against the training part, then against the held-out."""
     features = table.get("reference", {}).get("features", "pixels").split()[0]
     own = {name: TITLES.get((features, name), metric.title) for name, metric in METRICS.items()}
+    own |= {restored.NAME: restored.TITLE}
     both = own | {f"{name}{HELD_OUT}": f"{title}, held out" for name, title in own.items()}
     return {name: title for name, title in both.items() if name in table["rows"][0]}
 

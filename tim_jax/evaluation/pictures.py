@@ -71,8 +71,8 @@ def any_step_grid(images_by_steps, path=None, scale=None, column_labels=()):
     """Puts samples into a grid with a labelled row per step count; a column has one noise and one condition.
 
     Args:
-        images_by_steps: {steps: (n, h, w, C)} in [-1, 1], or lists of n images (h, w, C) whose shapes differ from
-            column to column; n is the same for all.
+        images_by_steps: {steps, or a text: (n, h, w, C)} in [-1, 1], or lists of n images (h, w, C) whose shapes
+            differ from column to column; n is the same for all.
         path: where to write a PNG, if anywhere.
         scale: as in `grid`.
         column_labels: names of classes or captions, drawn above the columns.
@@ -86,7 +86,10 @@ def any_step_grid(images_by_steps, path=None, scale=None, column_labels=()):
     counts = {len(images) for images in images_by_steps.values()}
     if len(counts) != 1:
         raise ValueError(f"images per step count {sorted(counts)}: expected the same number at every step count")
-    labels = [f"{steps} step" if steps == 1 else f"{steps} steps" for steps in images_by_steps]
+    labels = [
+        steps if isinstance(steps, str) else f"{steps} step" if steps == 1 else f"{steps} steps"
+        for steps in images_by_steps
+    ]
     rows = [[to_uint8(image) for image in images] for images in images_by_steps.values()]
     return _saved(tiles.sheet(rows, row_labels=labels, column_labels=column_labels, scale=scale), path)
 

@@ -1,5 +1,6 @@
 """The network of Transition Models (TiM, arXiv 2509.04394): a diffusion transformer with both times, t and r."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -88,6 +89,9 @@ class TiM(nn.Module):
     # blockwise attention; with it, a third of the memory or less. "full": all of a block but its input, a quarter more
     # operations than "none".
     remat: str = "none"
+    # DiffusionBlocks (arXiv 2506.14202): slices of the depth, each of which serves an interval of times of equal
+    # probability. A step trains slice step mod slices, and only its layers run; so do they in a step of sampling.
+    slices: int = 1
     dropout: float = 0.0  # on residual branches
     dtype: Any = jnp.float32  # compute type, "float32" or "bfloat16"; parameters are float32
     # What follows is not a key of a configuration.
@@ -97,6 +101,8 @@ class TiM(nn.Module):
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
+    image_channels: int = 0  # conditions have {"image": (B, h, w, image_channels)}, a degraded image to be restored
+    slice_ends: tuple[float, ...] = ()  # times t, as queries have them, between those of slices, ascending
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Makes the Output that objectives and samplers read of that for a Query, where the output stands for something else
     # than F. Whoever applies the network does so, whatever its kind, see `training/nets.py`.
@@ -143,13 +149,14 @@ class TiM(nn.Module):
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
         cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
         streams = tuple(map(embed, cut))
-        if self.prediction_input:
-            embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="prediction_patch")
-            given = (patchify(q.condition["prediction"], self.patch_size) for q in groups)
-            streams = tuple(x + embed(sequence.part(F, self.tokens, 1)) for x, F in zip(streams, given))
+        for name in image_inputs(self):
+            embed = Linear((self.width,), patch_axes, dtype=self.dtype, name=f"{name}_patch")
+            given = (patchify(q.condition[name], self.patch_size) for q in groups)
+            streams = tuple(x + embed(sequence.part(image, self.tokens, 1)) for x, image in zip(streams, given))
         contexts, front = self._contexts(groups)
         streams = tuple(jnp.concatenate([*more, x], axis=1) for more, x in zip(front, streams))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
+        first, layers = self._slice(groups)
 
         def layer_step(block, carry, layer):
             streams, taps = carry
@@ -162,13 +169,17 @@ class TiM(nn.Module):
             layer_step,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
+            length=layers,
+            unroll=layers if self.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
             check_constancy_invariants=False,
         )
+        run: Any = scan
+        if layers < self.depth:
+            cut = functools.partial(jax.tree.map, lambda x: jax.lax.dynamic_slice_in_dim(x, first, layers))
+            run = nn.map_variables(lambda *args: scan(*args), "params", cut)
         carry = (streams, streams if tapped else ())
-        (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
+        (streams, taps), _ = run(self._block(groups), carry, first + jnp.arange(layers))
         contexts = tuple(context.seen(True) for context in contexts)
         streams, taps = (
             tuple(x[:, sum(tokens.shape[1] for tokens in more) :] for x, more in zip(all_tokens, front))
@@ -190,6 +201,16 @@ class TiM(nn.Module):
             projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
             hiddens = [projector(tap) for tap in taps]
         return tuple(map(Output, Fs, hiddens, heads))
+
+    def _slice(self, groups: tuple[Query, ...]) -> tuple[jax.Array | int, int]:
+        """The first of the layers that run, and how many do: those of the slice in whose interval the times t lie.
+
+        The mean of t says so, as rounding may carry single ones over an end.
+        """
+        if self.slices == 1 or self.is_initializing():
+            return 0, self.depth
+        layers, t = self.depth // self.slices, jnp.concatenate([q.t for q in groups]).mean()
+        return layers * jnp.searchsorted(jnp.asarray(self.slice_ends), t), layers
 
     def _block(self, groups: tuple[Query, ...]) -> nn.Module:
         block, policy, read = Block, REMAT[self.remat], self.read
@@ -337,6 +358,12 @@ def unpatchify(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return y.reshape(B, h // p, w // p, p, p, C).swapaxes(2, 3).reshape(shape)
 
 
+def image_inputs(net: TiM) -> dict[str, int]:
+    """Returns the channels of the images (B, h, w, channels) that a condition must have, by their names."""
+    images = {"prediction": net.channels * net.prediction_input, "image": net.image_channels}
+    return {name: channels for name, channels in images.items() if channels}
+
+
 def _check_fields(net: TiM) -> None:
     for name in ("patch_size", "channels", "width", "depth", "heads", "bottleneck"):
         if getattr(net, name) < 1:
@@ -352,6 +379,10 @@ def _check_fields(net: TiM) -> None:
     for name in ("class_tokens", "guidance_tokens"):
         if getattr(net, name) < 0:
             raise ValueError(f"model.{name} is {getattr(net, name)}; it must be at least 0")
+    if net.slices < 1 or net.depth % net.slices:
+        raise ValueError(f"model.slices is {net.slices}; it must be at least 1 and divide model.depth, {net.depth}")
+    if net.slices > 1 and "pooled" in net.output_heads:
+        raise ValueError(f"model.slices is {net.slices}; it must be 1 for states after a layer that most times skip")
     if not 0 <= net.dropout < 1:
         raise ValueError(f"model.dropout is {net.dropout}; it must lie in [0, 1)")
     choices = {
@@ -381,7 +412,7 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
             raise ValueError(f"t, r have shapes {q.t.shape}, {q.r.shape}; both must be {shape[:1]}, as x_t has it")
         needed = {"label"} if net.condition == "class" else {"text", "mask"}
         needed |= {"guidance"} if net.guidance_input else set()
-        needed |= {"prediction"} if net.prediction_input else set()
+        needed |= set(image_inputs(net))
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")

@@ -23,6 +23,7 @@ from tim_jax.runs.generation import Conditions, Generator, load_weights, resampl
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
+from tim_jax.runs.restoration import around, input_psnr
 from tim_jax.system import compilation_cache, files, paths
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import evaluations
@@ -216,6 +217,8 @@ class AnyStepJob:
         captions = labels.captions(self.conditions[: max(near, SHOWN)], names)
         if run.shows_images:
             above = captions[: min(map(len, shown.values()))]
+            if measurement.truths:
+                shown = around(run, measurement.truths, shown)
             pictures.any_step_grid(shown, path=folder / "any_step_samples.png", column_labels=above)
             written.append("any_step_samples.png")
         if images is not None:
@@ -225,6 +228,9 @@ class AnyStepJob:
         print(anystep.to_markdown(table))
         for line in too_few_samples(measurement, self.count):
             print(line)
+        if measurement.truths:
+            found = input_psnr(run, measurement.truths, self.count)
+            print(f"PSNR of the degraded images themselves: {found:.4g} dB")
         print("written: " + ", ".join(str(folder / name) for name in written))
 
 

@@ -11,6 +11,7 @@ from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.runs.generation import cycle_labels
 from tim_jax.runs.input_pipeline import one_after_another, open_source_and_plan
+from tim_jax.runs.restoration import open_truths
 from tim_jax.system import files
 
 FILE = "labels.json"  # of a workdir: how often its data has each label, so that samples can be drawn where no data is
@@ -20,7 +21,7 @@ def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) ->
     """Labels or prompts of samples that are to be like the data.
 
     The first ones are the same whatever their number. They are those that `evaluation.labels` asks for, or captions of
-    the data in a fixed shuffle.
+    the data in a fixed shuffle; for restorations the labels of the true images.
 
     Args:
         run: whose samples.
@@ -33,6 +34,8 @@ def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) ->
     Raises:
         ValueError: if labels are to be those of the data, and nothing says what these are.
     """
+    if (truths := open_truths(run)) is not None:
+        return truths(np.arange(count))[1]
     if run.config.model.condition == "text":
         return data_captions(open_source_and_plan(run)[0], count)
     counts = data_labels(run) if counts is None else counts

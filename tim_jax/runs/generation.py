@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -15,8 +16,10 @@ from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import make_sampling
 from tim_jax.networks.int8 import with_int8
+from tim_jax.runs import restoration
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.runs.refiners import with_refiner
+from tim_jax.runs.restoration import Truths, open_truths
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
@@ -102,6 +105,7 @@ class Generator:
         batch_size: images drawn at a time, rounded up to a multiple of the devices that share a batch.
         texts: turns prompts into the network's condition; None for a run conditioned on labels.
         decode: turns examples into images.
+        truths: what a coupled run restores: image i of every seed is that of truth i, in turn; else None.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Generator:
         batch_size: int,
         texts: TextEncoder | None = None,
         decode: Pixels | Decoder = Pixels(),
+        truths: Truths | None = None,
     ):
         if cast(Objective, run.trainer.step.objective).prediction_input:
             raise ValueError(
@@ -118,10 +123,10 @@ class Generator:
             )
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
-        self.texts, self.decode = texts, decode
+        self.texts, self.decode, self.truths = texts, decode, truths
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=10, out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=11, out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
@@ -203,6 +208,7 @@ class Generator:
 
     def add_noise(self, examples: np.ndarray, time: float, *, seed: int = 0) -> np.ndarray:
         """States x_t = α(t) x + σ(t) ε of examples x (n, h, w, C) at one time, with ε = noise(seed, n)."""
+        restoration.check_path(self.run)
         alpha, sigma = alpha_sigma(self.run, time)
         return alpha * examples + sigma * self.noise(seed, len(examples), size=examples.shape[1:3])
 
@@ -265,6 +271,8 @@ class Generator:
         Raises:
             ValueError: if the sampler cannot take these times, or neither begin nor end with two states.
         """
+        if restoration.coupling_of(self.run).active and not self.truths:
+            raise ValueError(restoration.NOTHING)
         from_pair = start is not None and start.ndim == 5
         if pair and trajectory:
             raise ValueError("pair and trajectory are True; one must be False: the pair ends the trajectory")
@@ -288,16 +296,22 @@ class Generator:
             states = None
             if start is not None:
                 states = self._put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
+            truth = self._put(self._truths(repeated(numbers[first:], self.batch_size))) if self.truths else None
             known = program in self._compiled or jax.process_index() > 0
             self._compiled.add(program)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps, evaluations = self._sample(
-                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, refiner, way
-                )
+                    weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, refiner, truth,
+                    way,
+                )  # fmt: skip
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             self.evaluations = np.append(self.evaluations, np.asarray(evaluations)[:left])
             yield examples[ends, :left] if trajectory else examples[:left]
+
+    def _truths(self, numbers: np.ndarray) -> np.ndarray:
+        assert self.truths is not None, "a coupled run"
+        return self.truths(numbers)[0]
 
     def images(self, weights: Any, times: np.ndarray, conditions: Conditions, *, seed: int = 0) -> Iterator[np.ndarray]:
         """`batches` of samples from noise, decoded to images (b, H, W, c) in about [−1, 1]."""
@@ -322,6 +336,7 @@ class Generator:
         start: jax.Array | None,
         guidance: jax.Array,
         refiner: Any,
+        truth: jax.Array | None,
         way: "_Way",
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
@@ -331,15 +346,21 @@ class Generator:
         """
         run = self.run
         keys = image_keys(seed, indices)
-        before, x = None, start
+        before, x, image, noise = None, start, None, None
+        if truth is not None:
+            image = restoration.degraded(run, keys, truth)
+            noise = functools.partial(restoration.coupling_of(run).noise, image)
         if x is None:
-            x = alpha_sigma(run, run.transport.T_max)[1] * start_noise(keys, (*way.size, run.image_shape[-1]))
+            xi = start_noise(keys, (*way.size, run.image_shape[-1]))
+            x = alpha_sigma(run, run.transport.T_max)[1] * (noise(xi) if noise else xi)
         elif x.ndim == 5:
             before, x = x[:, 0], x[:, 1]
         null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
         if self.texts and not run.network.use_text_mask:
             mask = {"mask": up_to_longest(condition["mask"])}
             condition, null = condition | mask, null | mask
+        if image is not None:
+            condition, null = condition | {"image": image}, null | {"image": image}
         if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
             condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
         scale = guidance[0] if way.guided else 1.0
@@ -350,7 +371,7 @@ class Generator:
             return states if way.trajectory else states[-1], sweeps, each
         refine = way.refine(refiner) if way.refine else None
         states, each = sample_and_count(
-            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair, refine
+            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair, refine, noise
         )
         return states, count, each
 
@@ -396,7 +417,7 @@ def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
 def open_generator(run: Run, batch_size: int) -> Generator:
     """A Generator with the text encoder and the autoencoder that the run needs for images. Raises ValueError."""
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
-    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels())
+    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels(), open_truths(run))
 
 
 def alpha_sigma(run: Run, time: float) -> tuple[float, float]:

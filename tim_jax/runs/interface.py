@@ -22,6 +22,7 @@ from tim_jax.runs.images import Images
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
+from tim_jax.runs.restoration import coupling_of, given_truths
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import make_plan, time_grid
@@ -190,6 +191,8 @@ class Tim:
         shape = run.image_shape[:2]
         if size is not None:
             shape = read_size("size is", "x".join(map(str, size)), run, self._decoder.factor)
+        if coupling_of(self.run).active:
+            raise ValueError("this run restores images; call .restore(images) in place of it")
         given: list[Any] = [conditions] if isinstance(conditions, str | int | np.integer) else list(conditions)
         if not given:
             raise ValueError("there must be at least one prompt or label")
@@ -208,6 +211,54 @@ class Tim:
         images = np.concatenate([samples.images for samples in drawn])
         drawn_of = [condition for condition in given for _ in range(count)]
         return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count))
+
+    @arguments_of_python()
+    def restore(
+        self,
+        images: np.ndarray | Sequence[Image.Image],
+        labels: Sequence[int] | None = None,
+        steps: int = 4,
+        seed: int = 0,
+    ) -> Images:
+        """Restores images with a run whose noise is coupled with its data (`objective.coupling`).
+
+        Each image is degraded first, by its own key of the seed where that is random. Operators that are not leave what
+        is degraded already as it is.
+
+        Args:
+            images: pictures of one size, or an array (n, H, W, C) in [−1, 1].
+            labels: (n,) classes of the images; by default the null condition.
+            steps: of the sampler, at least 1.
+            seed: of noise and masks, 0 … 2³² − 1.
+
+        Returns:
+            The restored images.
+
+        Raises:
+            ValueError: one line that names what is wrong.
+        """
+        run, coupling = self.run, coupling_of(self.run)
+        if not coupling.active:
+            raise ValueError("objective={'coupling.task': 'none'}; it must be another one for images to be restored")
+        if not isinstance(images, np.ndarray):
+            mode = "L" if run.image_shape[-1] == 1 else "RGB"
+            pixels = [np.asarray(image.convert(mode), np.float32) for image in images]
+            images = np.stack([p.reshape(*p.shape[:2], run.image_shape[-1]) for p in pixels]) / 127.5 - 1
+        if images.ndim != 4 or images.shape[-1] != run.image_shape[-1]:
+            raise ValueError(f"images has shape {images.shape}; it must be (n, H, W, {run.image_shape[-1]})")
+        read_size("images has size", "x".join(map(str, images.shape[1:3])), run)
+        coupling.check_shape(*images.shape[1:])
+        if labels is None and run.data.condition_dropout == 0:
+            raise ValueError("labels is None; it must be given, as this run has no null condition")
+        found = np.full(len(images), run.config.model.num_classes) if labels is None else np.asarray(labels)
+        if len(found) != len(images):
+            raise ValueError(f"labels has {len(found)}; it must have one for each of {len(images)} images")
+        generator = self._generator(len(images), None)
+        generator.truths = given_truths(np.asarray(images, np.float32), found)
+        times = time_grid(run.transport, int(steps), run.sampling)
+        examples = generator.integrate(self._weights, times, found, seed=int(seed), size=images.shape[1:3])
+        drawn = map(Image.fromarray, pictures.to_uint8(generator.decode(examples)))
+        return Images(drawn, found.tolist(), int(steps), 1)
 
     def facts(self) -> dict[str, str]:
         """Returns what this is, by name."""

@@ -14,7 +14,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from tim_jax.config.run import Run
-from tim_jax.evaluation import FEATURES, duplicates, metrics, pictures, published, references, summaries, yardstick
+from tim_jax.evaluation import (
+    FEATURES,
+    duplicates,
+    metrics,
+    pictures,
+    published,
+    references,
+    restored,
+    summaries,
+    yardstick,
+)
 from tim_jax.evaluation.features import PLACES, Features
 from tim_jax.evaluation.protocol import AS_DRAWN, EIGHT_BITS, Protocol
 from tim_jax.evaluation.references import Reference
@@ -24,6 +34,7 @@ from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, trained_images, training_images
+from tim_jax.runs.restoration import Truths, open_truths, scored
 from tim_jax.system import paths
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.transitions import SAMPLERS
@@ -49,6 +60,11 @@ class Measurement:
     image_sets: Mapping[str, ImageSet]
     stored: Reference | None = None
     neighbours: ImageSet | None = None
+
+    @functools.cached_property
+    def truths(self) -> Truths | None:
+        """What a coupled run restores, which samples are compared with one by one."""
+        return open_truths(self.run)
 
     @functools.cached_property
     def extractor(self) -> Extractor:
@@ -128,7 +144,7 @@ class Measurement:
             count: how many they are together.
 
         Returns:
-            {NAME, NAME_held_out: figure}.
+            {NAME, NAME_held_out: figure}, and for restorations the mean PSNR.
 
         Raises:
             ValueError: if some are not finite.
@@ -136,7 +152,11 @@ class Measurement:
         batches = _finite(batches)
         if self.run.shows_images:
             batches = map(pictures.as_written, batches)
-        return self.yardstick.figures(self.extractor.samples(batches), count)
+        if not self.truths:
+            return self.yardstick.figures(self.extractor.samples(batches), count)
+        ratios: list[float] = []
+        figures = self.yardstick.figures(self.extractor.samples(scored(batches, self.truths, ratios)), count)
+        return figures | {restored.NAME: float(np.mean(ratios))}
 
     def protocol(self, run: Run, count: int, seeds: Sequence[int]) -> Protocol:
         """What figures of `count` samples of each seed, drawn as that run samples, are measured by."""
@@ -187,6 +207,8 @@ def protocol_of(
     if sampling.refines:
         plan |= {"refiner": run.refiner.source.fingerprint if run.refiner else sampling.refiner}
     guided = sampling.guidance != 1
+    if (truths := open_truths(run)) is not None:
+        plan |= {"restores": f"{truths.count} images of {truths.part}"}
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
     return Protocol(

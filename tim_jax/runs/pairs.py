@@ -27,6 +27,7 @@ from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeat
 from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import sampling_record
+from tim_jax.runs.restoration import check_none
 from tim_jax.runs.step_grid import known_as
 from tim_jax.system import compilation_cache, devices
 from tim_jax.transitions.sampling.planning import make_plan
@@ -185,6 +186,7 @@ def open_pairs(
         ValueError: one line that names what is wrong.
     """
     run = build(workdir.load(folder, overrides), jax.local_devices())
+    check_none(run, "pairs of normal noise and samples")
     cache = compilation_cache.use(run.config.training.compilation_cache)
     texts, source, labels = None, None, None
     depends_on: dict[str, Any] = {}

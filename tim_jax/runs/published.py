@@ -10,6 +10,7 @@ from tim_jax.config.run import Run
 from tim_jax.training import names
 
 GUIDANCE = "guidance_embedder"  # the one module of ours without which F is another
+IMAGE = "image_patch"  # of runs that restore images
 
 
 def only_squares(config: ConfigDict) -> bool:
@@ -40,6 +41,10 @@ def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
     for key in ("class_tokens", "guidance_tokens", "decoupled_depth"):
         if config.model[key]:
             found.append(f"model.{key} is {config.model[key]}, and the published network has no such thing")
+    if IMAGE in modules:
+        found.append("a degraded image is an input of the network (objective.coupling), which the published one lacks")
+    if config.model.slices > 1:
+        found.append("the network runs one slice of its layers a step (model.slices), and the published one all")
     if config.model.rope_order != "official" and not is_transposed(config):
         found.append(
             f"model.rope_order is {config.model.rope_order!r} and examples are not all squares: only 'official' has "

@@ -23,6 +23,7 @@ from tim_jax.runs import workdir
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
 from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
+from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES
 
@@ -199,14 +200,17 @@ def check(run: Run, source: TeacherSource) -> None:
     config, own = run.config, source.config
     text = ["data.text_width", "codecs.text_states", "codecs.text_escapes", "model.use_text_mask"]
     condition = {"class": ["model.num_classes"], "text": text}
-    keys = ["transport.name", "data.height", "data.width", "data.channels", "model.condition"]
+    keys = ["transport.name", "transport.gamma", "data.height", "data.width", "data.channels", "model.condition"]
     keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):
         keys.append("codecs.latents")
+    keys += [f"objective.coupling.{field.name}" for field in dataclasses.fields(Coupling)]
     here, there = flatten(config), flatten(own)
     for key in keys:
         if there[key] != here[key]:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
+    if own.model.slices > 1:
+        raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")
     if own.times.share_equal == 0:
         raise ValueError(
             f"{source.where}; it must have seen r = t, or it has no velocity, and its times.share_equal is 0"

@@ -22,6 +22,7 @@ from tim_jax.runs.conditions import record_labels, sample_conditions
 from tim_jax.runs.generation import open_generator
 from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.runs.measuring import Measurement, measure_while_training, periodic_protocols
+from tim_jax.runs.restoration import around
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
 from tim_jax.training import sharding
@@ -108,7 +109,9 @@ def sample_pictures(run: Run, pipeline: SourcePipeline) -> Callable[[TrainState]
 
     def draw(state: TrainState) -> dict[str, Image.Image]:
         weights = run.weights(state)
-        images = {steps: images_of(weights, steps) for steps in run.training.sample_steps}
+        images: dict[Any, Any] = {steps: images_of(weights, steps) for steps in run.training.sample_steps}
+        if generator.truths:
+            images = around(run, generator.truths, images)
         return {"samples": pictures.any_step_grid(images, column_labels=captions)}
 
     return draw

@@ -11,7 +11,8 @@ import optax
 from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
-from tim_jax.types import Examples
+from tim_jax.transitions.coupling import KEY, Coupling
+from tim_jax.types import Examples, PyTree
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
 PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss", "weight")
@@ -39,6 +40,8 @@ class StepSettings:
         accumulation: Number of microbatches.
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
+        coupling: Of noise with data.
+        slices: Of the network's layers, of which slice step mod slices alone changes in a step.
     """
 
     nets: Mapping[str, Callable]
@@ -52,10 +55,14 @@ class StepSettings:
     accumulation: int = 1
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
+    coupling: Coupling = Coupling()
+    slices: int = 1
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
     """Returns a batch with noise, unless it brings its own, dropped conditions and keys of examples.
+
+    Where noise is coupled with data, both conditions have the degraded image.
 
     Each is drawn over the global batch by a key of its own, so that it does not depend on the mesh.
     """
@@ -63,9 +70,14 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
+    noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype)
+    if settings.coupling.active:
+        image = settings.coupling.degrade(jax.random.split(jax.random.fold_in(key, jnp.uint32(KEY)), len(x)), x)
+        noise = settings.coupling.noise(image, noise)
+        condition, null_condition = condition | {"image": image}, null_condition | {"image": image}
     return Examples(
         x=x,
-        noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
+        noise=noise,
         condition=condition,
         null_condition=null_condition,
         is_null=is_null,
@@ -130,6 +142,9 @@ def train_step(
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if settings.slices > 1:
+        kept = (state.params, state.opt_state)
+        params, opt_state = only_slice((params, opt_state), kept, state.step % settings.slices, settings.slices)
     emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
     after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
     params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -141,6 +156,21 @@ def train_step(
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
+
+
+def only_slice(new: PyTree, old: PyTree, which: jax.Array, slices: int) -> PyTree:
+    """Returns the new trees, but the old layers of all other slices: without gradients Adam would still move them.
+
+    Layers are the first axis of whatever lies below "blocks".
+    """
+
+    def choose(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
+        if not any(getattr(part, "key", None) == "blocks" for part in path) or not new.ndim:
+            return new
+        layers = jnp.arange(len(new)).reshape(-1, *[1] * (new.ndim - 1))
+        return jnp.where(layers // (len(new) // slices) == which, new, old)
+
+    return jax.tree_util.tree_map_with_path(choose, new, old)
 
 
 def accumulate(

@@ -16,6 +16,7 @@ times of a `time_grid` and the settings in `Sampling` into a plan, and `sample` 
 """
 
 from tim_jax.transitions.consistency import CONSISTENCIES
+from tim_jax.transitions.coupling import COUPLINGS
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.objective import Objective, unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
@@ -34,6 +35,7 @@ from tim_jax.types import Examples, Output, Query
 
 __all__ = [
     "CONSISTENCIES",
+    "COUPLINGS",
     "DISTRIBUTIONS",
     "GRIDS",
     "OBJECTIVES",

@@ -15,13 +15,15 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from tim_jax.transitions import prediction
+from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
+from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate
+from tim_jax.transitions.latent import with_latent
 from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
@@ -77,11 +79,13 @@ class Objective:
     With the consistency 'lagrangian' it is that of a network where jumps end: of the online network or an EMA, by its
     name, or with 'data' and 'teacher' of the teacher.
 
-    `shards` is the number of devices on which the batch lies.
+    `shards` is the number of devices on which the batch lies, and `slices` that of the network's depth, one of which
+    learns in a step (DiffusionBlocks): slice k at times of the k-th of as many intervals, see `slices.py`.
     """
 
     transport: Transport
     times: Times
+    coupling: Coupling = Coupling()  # of noise with data
     # of examples with r ≠ t: eulerian (dF/dt), lagrangian (∂F/∂r and a velocity where jumps end), semigroup (two
     # jumps), annealed (two jumps, and dF/dt once the first has no length any more)
     consistency: str = "eulerian"
@@ -114,6 +118,7 @@ class Objective:
     input_guidance: InputGuidance = InputGuidance()
     teacher: Teacher = Teacher()
     shards: int = 1
+    slices: int = 1
     name: str = ""  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
 
     @property
@@ -189,7 +194,7 @@ class Objective:
     def check(self) -> None:
         """Raises ValueError, naming key and value, for invalid settings and for those that exclude one another."""
         prediction.check(self.transport)
-        for fitted in (self.times, self.weight, self.guidance):
+        for fitted in (self.times, self.weight, self.guidance, self.coupling):
             fitted.check(self.transport)
         parts = (self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher)
         for settings in parts:
@@ -203,6 +208,12 @@ class Objective:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
         self.bootstrap.check_limit(self.consistency)
+        if self.transport.gamma and type(self).loss is not Objective.loss:
+            raise ValueError(
+                f"transport.gamma is {self.transport.gamma}; it must be 0 for {self.name!r}, which has its own states"
+            )
+        if self.slices > 1:
+            slices.check(self, type(self).draw is Objective.draw)
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
@@ -251,7 +262,12 @@ class Objective:
             key: A random key.
             batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
         """
-        t, r = self.draw(key, len(examples.x), positions(examples.x), step if batch is None else batch)
+        number = step if batch is None else batch
+        if self.slices == 1:
+            t, r = self.draw(key, len(examples.x), positions(examples.x), number)
+        else:
+            which = step % self.slices, self.slices
+            t, r = self.times.draw_slice(self.transport, key, len(examples.x), positions(examples.x), number, which)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
 
@@ -277,12 +293,15 @@ class Objective:
             examples: A batch of B examples.
             t, r: The times (B,); the examples with r = t must include those of `times.assign`.
             step: The training step, a scalar.
-            key: A random key for split points and guidance scales, where the objective draws any.
+            key: A random key for the latent variable, split points and guidance scales, where there are any.
 
         Returns:
             The losses (B,), and metrics by name, each (B,).
         """
         split_key, guidance_key = (None, None) if key is None else jax.random.split(key)
+        if self.transport.gamma:
+            assert key is not None, "the latent variable is drawn with a key"
+            examples = with_latent(self.transport, examples, t, key)
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)

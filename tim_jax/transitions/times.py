@@ -10,6 +10,7 @@ whole number of examples goes to further examples of some batches; see `shares.p
 import dataclasses
 import math
 from fractions import Fraction
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,37 +20,60 @@ from tim_jax.transitions.shares import exact, left_over, one_more, spread
 from tim_jax.transitions.transports import Transport
 
 
-def logit_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+class Shares(NamedTuple):
+    """In place of a random key: the shares u of draws that lie below each time, so that it is a quantile."""
+
+    u: jax.Array
+
+
+Key: TypeAlias = jax.Array | Shares
+
+
+def normal(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal numbers, which a time grows with."""
+    if isinstance(key, Shares):
+        return jax.scipy.special.ndtri(jnp.clip(key.u, 1e-7, 1 - 1e-7))
+    return jax.random.normal(key, shape)
+
+
+def uniform_in(key: Key, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """Uniform numbers from `low` to `high`, which a time grows with."""
+    if isinstance(key, Shares):
+        return low + (high - low) * key.u
+    return jax.random.uniform(key, shape, minval=low, maxval=high)
+
+
+def logit_normal(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """t = T_min + (T_max − T_min) sigmoid(u), u ~ N(P_mean, P_std²)."""
-    u = times.P_mean + times.P_std * jax.random.normal(key, shape)
+    u = times.P_mean + times.P_std * normal(key, shape)
     return transport.T_min + (transport.T_max - transport.T_min) * jax.nn.sigmoid(u)
 
 
-def log_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def log_normal(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """ln(σ_t/α_t) ~ N(P_mean, P_std²)."""
-    return transport.time_of_ratio(jnp.exp(times.P_mean + times.P_std * jax.random.normal(key, shape)))
+    return transport.time_of_ratio(jnp.exp(times.P_mean + times.P_std * normal(key, shape)))
 
 
-def arctan_normal(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def arctan_normal(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """t = T_min + (T_max − T_min) 2/π arctan(e^u), u ~ N(P_mean, P_std²) (FACM, arXiv 2507.03738)."""
-    u = times.P_mean + times.P_std * jax.random.normal(key, shape)
+    u = times.P_mean + times.P_std * normal(key, shape)
     return transport.T_min + (transport.T_max - transport.T_min) * 2 / jnp.pi * jnp.arctan(jnp.exp(u))
 
 
-def uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def uniform(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """t ~ U(T_min, T_max)."""
-    return jax.random.uniform(key, shape, minval=transport.T_min, maxval=transport.T_max)
+    return uniform_in(key, shape, transport.T_min, transport.T_max)
 
 
-def log_uniform(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def log_uniform(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """ln t ~ U(ln T_min, ln T_max), for T_min > 0."""
     low, high = np.log(transport.T_min), np.log(transport.T_max)
-    return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+    return jnp.exp(uniform_in(key, shape, low, high))
 
 
-def u_shaped(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def u_shaped(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """p ∝ cosh(4 (2 u − 1)) for the share u of the time domain: both ends (arXiv 2405.20320, section 3.1)."""
-    share = 0.5 + jnp.arcsinh((2 * jax.random.uniform(key, shape) - 1) * np.sinh(4.0)) / 8
+    share = 0.5 + jnp.arcsinh((2 * uniform_in(key, shape) - 1) * np.sinh(4.0)) / 8
     return transport.T_min + (transport.T_max - transport.T_min) * share
 
 
@@ -61,6 +85,7 @@ DISTRIBUTIONS = {
     "log_uniform": log_uniform,
     "u_shaped": u_shaped,
 }
+QUANTILES = tuple(DISTRIBUTIONS)  # those that take Shares in place of a key
 USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
 INTERVALS = ("independent", "dyadic", "logit_normal", "two_means")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
@@ -149,6 +174,13 @@ class Times:
             shape: The shape of the result.
             positions: Height × width of the images, for the shift.
         """
+        return self._of(transport, key, shape, positions)
+
+    def quantile(self, transport: Transport, u: jax.Array, positions: int = 1) -> jax.Array:
+        """Returns the times below which shares u of independent draws lie, elementwise."""
+        return self._of(transport, Shares(u), u.shape, positions)
+
+    def _of(self, transport: Transport, key: Key, shape: tuple[int, ...], positions: int) -> jax.Array:
         times = self
         if self.distribution == "default":
             times = dataclasses.replace(
@@ -156,6 +188,29 @@ class Times:
             )
         t = self.shift(transport, DISTRIBUTIONS[times.distribution](transport, times, key, shape), positions)
         return jnp.clip(t, transport.T_min, transport.T_max)
+
+    def draw_slice(
+        self,
+        transport: Transport,
+        key: jax.Array,
+        count: int,
+        positions: int,
+        batch: jax.Array | int,
+        slice: tuple[jax.Array | int, int],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws the times of a batch with t in one of n intervals of equal probability, the first one next to data.
+
+        There t is one draw in all examples, and r, where it has none of its own, an independent draw given r ≤ t.
+
+        Args:
+            transport, key, count, positions, batch: As in `draw`.
+            slice: The number of the interval and how many there are.
+        """
+        equal, minimal = self.flags(count, batch)
+        u, below = jax.random.uniform(key, (2, count))
+        u = (slice[0] + u) / slice[1]
+        t, r = (self.quantile(transport, share, positions) for share in (u, below * u))
+        return t, jnp.where(minimal, transport.T_min, jnp.where(equal, t, jnp.minimum(r, t)))
 
     def draw(
         self, transport: Transport, key: jax.Array, count: int, positions: int = 1, batch: jax.Array | int = 0

@@ -41,6 +41,7 @@ class Transport:
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
         prediction, prediction_clip: What the output of a network stands for, see `prediction.py`.
         time_of_c_noise: The inverse of c_noise.
+        gamma: The size of a third, latent variable of the path, see `latent.py`.
     """
 
     name: str  # ot_fm, trigflow, cosine, vp, ve, edm
@@ -59,6 +60,7 @@ class Transport:
     prediction: str = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
     prediction_clip: float = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
     time_of_c_noise: Scalar = lambda t: t
+    gamma: float = 0.0  # c of γ(t) z, γ = c √(2 u (1 − u)), u the share of the time domain (`latent.py`); 0: none
 
     def ratio(self, t: jax.Array) -> jax.Array:
         """Returns the noise-to-signal ratio σ_t/α_t, elementwise; it grows with t for every transport."""

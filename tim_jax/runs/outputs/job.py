@@ -9,6 +9,9 @@ import numpy as np
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
+from tim_jax.evaluation import pictures
+from tim_jax.evaluation.restored import psnr
+from tim_jax.runs import labels as by_name
 from tim_jax.runs import workdir
 from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
@@ -17,14 +20,24 @@ from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
-from tim_jax.runs.outputs.requests import Request, prompt_requests, read_images, read_labels, read_size
+from tim_jax.runs.outputs.requests import (
+    Request,
+    label_requests,
+    prompt_requests,
+    read_images,
+    read_labels,
+    read_size,
+)
 from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
+from tim_jax.runs.restoration import Truths, around, check_path, coupling_of, given_truths, inputs, open_truths
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.noise import slerp
 from tim_jax.transitions.sampling.planning import check_pairs, make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
+
+SHOWN = 12  # restorations in their picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +97,9 @@ class SampleJob:
         if jax.process_index() > 0:
             return ""
         written = writer.finish()
+        truths = generator.truths
+        if truths:
+            written.append(self.show_restored(truths, writer))
         lines = [
             f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
             f"training step {self.step}, in {writer.folder}:"
@@ -95,7 +111,25 @@ class SampleJob:
             for steps in settings.steps:
                 off = np.sqrt(np.mean((writer.arrays[f"steps{steps}"] - examples) ** 2))
                 lines.append(f"  to noise and back in {steps} + {steps} steps: {off:.3g} off (RMS)")
+        if truths:
+            lines += self.ratios(truths, writer)
         return "\n".join(lines + [f"  {file}" for file in written])
+
+    def show_restored(self, truths: Truths, writer: SampleWriter) -> str:
+        """Writes the picture with input, restorations and truth in its rows; its name."""
+        shown = {steps: writer.arrays[f"steps{steps}"][:SHOWN] for steps in self.settings.steps}
+        rows = around(self.generator.run, truths, shown, self.settings.seed)
+        name = f"{writer.name}_restored.png"
+        pictures.any_step_grid(rows, path=writer.folder / name)
+        return name
+
+    def ratios(self, truths: Truths, writer: SampleWriter) -> list[str]:
+        """Lines with the mean PSNR of inputs and of restorations."""
+        numbers = np.arange(len(self.requests))
+        given = inputs(self.generator.run, truths, self.settings.seed, numbers)
+        found = {"input": given} | {f"{steps} steps": writer.arrays[f"steps{steps}"] for steps in self.settings.steps}
+        real = truths(numbers)[0]
+        return [f"  {name}: PSNR {psnr(pictures.as_written(one), real).mean():.4g} dB" for name, one in found.items()]
 
     def start_states(self, times: np.ndarray, examples: np.ndarray | None) -> np.ndarray | None:
         """The states (n, h, w, C) that sampling along `times` starts from; None for noise of the seed.
@@ -155,7 +189,10 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     decoder = open_decoder(run)
-    requests, images = read_requests(settings, run, decoder)
+    truths = read_truths(settings, run)
+    if settings.start is not None:
+        check_path(run)
+    requests, images = read_requests(settings, run, decoder, truths)
     check_layout(settings, run, requests, decoder is not None)
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
     if texts:
@@ -163,13 +200,13 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     weights, step = load_weights(run, folder)
     run = with_found(run, folder, step)
     check_times(settings, run)
-    generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels())
+    generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels(), truths)
     generator.load()
     return SampleJob(settings, generator, weights, step, requests, images, decoder)
 
 
 def read_requests(
-    settings: SampleSettings, run: Run, decoder: Pixels | Decoder | None
+    settings: SampleSettings, run: Run, decoder: Pixels | Decoder | None, truths: Truths | None = None
 ) -> tuple[list[Request], np.ndarray | None]:
     """Reads what is asked for.
 
@@ -177,6 +214,7 @@ def read_requests(
         settings: of the command.
         run: that samples.
         decoder: see `open_decoder`.
+        truths: what is restored; None of a run that restores nothing.
 
     Returns:
         The requests, and the images (n, H, W, C) to start from or None.
@@ -191,6 +229,11 @@ def read_requests(
         size = images.shape[1] // factor, images.shape[2] // factor
     elif settings.size:
         size = read_size("--size is", settings.size, run, factor)
+    if truths is not None:
+        count = truths.count if settings.restored else settings.count or COUNT
+        numbers = np.arange(count)
+        examples, labels = truths(numbers)
+        return label_requests(labels.tolist(), examples.shape[1:3]), None
     by_class = run.config.model.condition == "class"
     requests = _of_labels(settings, run, size) if by_class else _of_prompts(settings, run, size, factor)
     flag = "--labels" if by_class else "--prompts"
@@ -199,6 +242,46 @@ def read_requests(
     if settings.interpolate and len(requests) < 2:
         raise ValueError(f"--interpolate is {settings.interpolate}; it needs two images, and {flag} has one")
     return requests, images
+
+
+def read_truths(settings: SampleSettings, run: Run) -> Truths | None:
+    """What the command restores, for a coupled run; None for another one. Raises ValueError."""
+    coupling = coupling_of(run)
+    if not coupling.active:
+        if settings.restored is not None:
+            raise ValueError(f"--images is {settings.restored}; it needs a run with objective.coupling, and has 'none'")
+        return None
+    for flag, value in (("from", settings.images), ("interpolate", settings.interpolate), ("size", settings.size)):
+        if value:
+            raise ValueError(f"--{flag} is {value}; a run with objective.coupling takes --images alone")
+    if settings.restored is None:
+        if settings.labels:
+            raise ValueError(f"--labels is {settings.labels}; it needs --images: those of the held-out part are known")
+        return open_truths(run)
+    images = read_images(",".join(files_of(settings.restored)), run, 1)
+    coupling.check_shape(*images.shape[1:])
+    labels = np.full(len(images), run.config.model.num_classes)  # the null condition
+    if settings.labels:
+        folder = paths.run_folder(settings.workdir, "--workdir")
+        labels = np.array(
+            by_name.read_labels(settings.labels, workdir.class_names(folder), len(known_labels(run, folder)))
+        )
+    elif run.data.condition_dropout == 0:
+        raise ValueError(f"--images is {settings.restored}; it needs --labels, as this run has no null condition")
+    if len(labels) != len(images):
+        raise ValueError(f"--labels has {len(labels)}; --images has {len(images)} images and needs one for each")
+    return given_truths(images, labels, settings.restored)
+
+
+def files_of(text: str) -> list[str]:
+    """The files that `--images` names: those of a folder by name, or as they are. Raises ValueError for none."""
+    folder = paths.given(text, "--images")
+    if not folder.is_dir():
+        return text.split(",")
+    found = sorted(str(file) for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    if not found:
+        raise ValueError(f"--images is {text}; it must have files, and there is none")
+    return found
 
 
 def _of_labels(settings: SampleSettings, run: Run, size: tuple[int, int]) -> list[Request]:

@@ -29,6 +29,8 @@ class SampleSettings:
         guidance: the scale; None for the configuration's.
         seed: of the noise.
         images: paths of images to start from in place of noise, with commas between (`--from`).
+        restored: what a coupled run restores: a folder or files of images, with commas between (`--images`); None for
+            the held-out part of its data.
         start: the time that those are noised to; None to bring them to noise by the sampler.
         interpolate: images on the way from each to the next.
         out: the folder to write to; None for one in the workdir.
@@ -46,6 +48,7 @@ class SampleSettings:
     guidance: float | None = None
     seed: int = 0
     images: str | None = None
+    restored: str | None = None
     start: float | None = None
     interpolate: int | None = None
     out: str | None = None

@@ -12,6 +12,8 @@ from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.rules import Arrays, Tally, predict_where_needed, tally
 from tim_jax.types import PyTree, Query
 
+Noise: TypeAlias = Callable[[jax.Array], jax.Array]  # standard normal noise ξ (B, …) → the noise of a path's end
+
 Predictor: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (x, t, s, guided) → F
 
 
@@ -59,6 +61,7 @@ def sample(
     before: jax.Array | None = None,
     pair: bool = False,
     refiner: Net | None = None,
+    noise: Noise | None = None,
 ) -> jax.Array:
     """Runs a plan from given states.
 
@@ -78,12 +81,15 @@ def sample(
         pair: Whether to return the last two states.
         refiner: The network that refines predictions, where the plan has it: its queries have the prediction that is
             handed on as condition["prediction"]. It is never guided.
+        noise: Makes the noise of a coupled path's end of fresh normal noise (`coupling.py`); None: they are the same.
 
     Returns:
         Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
         (n + 1, B, …) before and after every evaluation.
     """
-    return _run(net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner)[0]
+    return _run(
+        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner, noise
+    )[0]
 
 
 def sample_and_count(
@@ -99,13 +105,14 @@ def sample_and_count(
     before: jax.Array | None = None,
     pair: bool = False,
     refiner: Net | None = None,
+    noise: Noise | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a plan as `sample` does, and returns beside its samples the evaluations (B,) that each image took.
 
     Those with guidance count twice, and those of a refiner not at all.
     """
     states, counted = _run(
-        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner
+        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner, noise
     )
     if counted is not None:
         return states, counted.evaluations
@@ -129,12 +136,17 @@ def _run(
     before: jax.Array | None,
     pair: bool,
     refiner: Net | None,
+    noise: Noise | None,
 ) -> tuple[jax.Array, Tally | None]:
     """What `sample` returns, and what was counted where evaluations may be skipped."""
     predict, rule = predictor(net, condition, null_condition, guidance), plan.rule
 
     def noised(state: jax.Array, c: jax.Array, which: jax.Array | int) -> jax.Array:
-        fresh: jax.Array = jax.lax.cond(c > 0, lambda: fresh_noise(keys, which, x), lambda: jnp.zeros_like(x))
+        def draw() -> jax.Array:
+            xi = fresh_noise(keys, which, x)
+            return xi if noise is None else noise(xi)
+
+        fresh: jax.Array = jax.lax.cond(c > 0, draw, lambda: jnp.zeros_like(x))
         return state + c * fresh
 
     def refined(
