@@ -124,6 +124,7 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()

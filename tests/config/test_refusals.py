@@ -79,6 +79,12 @@ BUILD = [
     ({"model.num_classes": "0"}, "model.num_classes"),
     ({"transport.name": "otfm"}, "transport.name"),
     ({"transport.name": "edm", "transport.sigma_d": "0.0"}, "transport.sigma_d"),
+    ({"transport.augmented_dimensions": "-1"}, "transport.augmented_dimensions"),
+    ({"transport.augmented_dimensions": "64", "sampling.sampler": "sde"}, "transport.augmented_dimensions"),
+    (
+        {"transport.augmented_dimensions": "64", "data.paired_noise": "True", "data.condition_dropout": "0.0"},
+        "transport.augmented_dimensions",
+    ),
     ({"times.distribution": "normal"}, "times.distribution"),
     ({"times.distribution": "log_uniform"}, "times.distribution"),
     ({"times.intervals": "triadic"}, "times.intervals"),

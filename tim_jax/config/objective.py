@@ -1,5 +1,6 @@
 """The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,20 @@ from tim_jax.types import DTYPES
 
 
 def make_transport(config: ConfigDict) -> Transport:
-    """The transport of `transport`. Raises ValueError for an unknown one."""
-    name, sigma_d = config.transport.name, config.transport.sigma_d
+    """The transport of `transport`. Raises ValueError for an unknown one, and for a law of the noise that cannot be."""
+    name, sigma_d, augmented = (config.transport[key] for key in ("name", "sigma_d", "augmented_dimensions"))
     if name not in TRANSPORTS:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
-    return TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    if augmented < 0:
+        raise ValueError(f"transport.augmented_dimensions is {augmented}; it must be at least 0")
+    if augmented and config.data.paired_noise:
+        raise ValueError(
+            f"transport.augmented_dimensions is {augmented}; it must be 0 with data.paired_noise, whose noise is normal"
+        )
+    transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    return dataclasses.replace(transport, augmented_dimensions=augmented)
 
 
 def resolved(config: ConfigDict) -> ConfigDict:

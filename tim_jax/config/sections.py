@@ -57,6 +57,7 @@ class Section(NamedTuple):
     placeholders: bool = False
 
 
+OF_TRANSPORT = ("name", "sigma_d", "augmented_dimensions")  # the fields of a transport that are keys
 SEED = (0, "of initialisation, data order, noise, times and dropout")
 PLUGIN: tuple[tuple[str, ...], str] = (
     (), "Python files of one's own that add to the tables of objectives, transports, samplers, …"
@@ -92,7 +93,7 @@ SECTIONS = {
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
         (Transport,),
         {"name": "ot_fm", "sigma_d": 0.5},
-        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in ("name", "sigma_d")),
+        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in OF_TRANSPORT),
     ),
     "objective": objective_section(),
     "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "

@@ -37,6 +37,7 @@ class StepSettings:
         condition_dropout: Share of examples with the null condition, in [0, 1].
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
+        noise: Draws noise: function (key, shape (B, …), type of the numbers).
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
     """
@@ -50,6 +51,7 @@ class StepSettings:
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
+    noise: Callable = jax.random.normal
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
 
@@ -65,7 +67,7 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
     condition, null_condition = settings.conditions(batch, is_null)
     return Examples(
         x=x,
-        noise=batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype),
+        noise=batch["noise"] if "noise" in batch else settings.noise(noise_key, x.shape, x.dtype),
         condition=condition,
         null_condition=null_condition,
         is_null=is_null,

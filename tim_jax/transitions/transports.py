@@ -32,6 +32,7 @@ class Transport:
         time_of_ratio: The inverse of the noise-to-signal ratio σ_t/α_t.
         T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
         sigma_d: The standard deviation of the data that EDM's coefficients assume.
+        augmented_dimensions: The dimensions that the law of the noise adds to those of the data, see `noise.py`.
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
     """
 
@@ -45,6 +46,7 @@ class Transport:
     T_min: float
     T_max: float
     sigma_d: float = 1.0  # standard deviation of the data; used by edm
+    augmented_dimensions: int = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0

@@ -140,6 +140,11 @@ def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) ->
         plan = STOCHASTIC[sampling.stochastic](transport, times, sampling.stochasticity)
     else:
         plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
+    if transport.augmented_dimensions and plan.c.any():
+        raise ValueError(
+            f"transport.augmented_dimensions is {transport.augmented_dimensions}; it must be 0 for sampling.sampler "
+            f"{sampling.sampler!r} with stochasticity {sampling.stochasticity:g}, which draws Gaussian noise on the way"
+        )
     return plan._replace(guided=guided_times(transport, plan.t, sampling))
 
 
