@@ -178,6 +178,18 @@ def get_config():
     config.objective.bootstrap.min_interval = placeholder(float)
     # of Heun's method along the teacher that make the first jump; 0: none
     config.objective.bootstrap.solver_steps = placeholder(int)
+    # of pairs, β in √(1 − β²) ε + β ξ, the noise that takes the place of the pair's own ε, ξ being fresh
+    config.objective.refresh = ConfigDict()
+    config.objective.refresh.schedule = placeholder(str)  # constant, linear, cosine, logarithmic, sigmoid, exponential
+    config.objective.refresh.initial = placeholder(float)
+    config.objective.refresh.final = placeholder(float)  # with 'constant' it always has this value
+    config.objective.refresh.start_step = placeholder(int)  # until which it has its initial value
+    config.objective.refresh.end_step = placeholder(int)  # from which on it has its final one
+    # start and end as shares of all training steps, in place of start_step and end_step
+    config.objective.refresh.start_share = placeholder(float)
+    config.objective.refresh.end_share = placeholder(float)
+    config.objective.refresh.gamma = placeholder(float)  # γ, the steepness of the sigmoid
+    config.objective.refresh.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
     # weights
     config.objective.weight = ConfigDict()
     config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
@@ -238,7 +250,7 @@ def get_config():
 
     # The distribution of (t, r).
     config.times = ConfigDict()
-    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform, u_shaped or max
     config.times.distribution = placeholder(str)
     config.times.P_mean = placeholder(float)  # of the normal in logit_normal, log_normal and arctan_normal
     config.times.P_std = placeholder(float)

@@ -87,6 +87,7 @@ BUILD = [
     ),
     ({"times.distribution": "normal"}, "times.distribution"),
     ({"times.distribution": "log_uniform"}, "times.distribution"),
+    ({"times.distribution": "max"}, "times.distribution"),
     ({"times.intervals": "triadic"}, "times.intervals"),
     ({"times.intervals": "logit_normal", "times.distribution": "uniform"}, "times.distribution"),
     ({"objective.name": "flow_matching", "times.single_equal": "True"}, "times.single_equal"),

@@ -2,6 +2,7 @@
 
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
+PAIRS = {"data.paired_noise": "True", "data.condition_dropout": "0.0"}
 ALPHA = {"objective.name": "alphaflow"}
 
 OF_OBJECTIVES = [
@@ -63,6 +64,9 @@ OF_OBJECTIVES = [
     ),
     ({**ALPHA, "objective.consistency": "semigroup"}, "objective.bootstrap.alpha.final"),
     ({**ALPHA, "objective.bootstrap.weighting": "rate"}, "objective.bootstrap.weighting"),
+    ({**PAIRS, "objective.refresh.schedule": "cubic"}, "objective.refresh.schedule"),
+    ({**PAIRS, "objective.refresh.gamma": "9.0"}, "objective.refresh.gamma"),
+    ({"objective.refresh.final": "0.5"}, "objective.refresh.final"),
     ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
     ({"objective.weight.scale": "log"}, "objective.weight.scale"),
     ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),

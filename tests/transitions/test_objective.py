@@ -239,6 +239,7 @@ def test_distributions_have_their_quantiles(distribution):
         "uniform": low + (high - low) * share,
         "log_uniform": low * (high / low) ** share,
         "u_shaped": low + (high - low) * (0.5 + np.arcsinh((2 * share - 1) * np.sinh(4.0)) / 8),
+        "max": np.full(5, high),
     }
     t = Times(distribution, 0.3, 0.8).draw_t(transport, jax.random.key(0), (200_000,))
     np.testing.assert_allclose(quantiles(t), exact[distribution], rtol=0.02)
