@@ -236,6 +236,14 @@ def get_config():
     config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
     # of the teacher, uniform from 0, as a share of T_max; velocity_refiner alone has it
     config.objective.max_step = placeholder(float)
+    # straightening alone has them
+    config.objective.segments = ConfigDict()
+    config.objective.segments.count = placeholder(int)
+    # a name in tim_jax.transitions.GRIDS but shifted, with so many steps
+    config.objective.segments.grid = placeholder(str)
+    # times from T_max down to T_min, such as those of grid.json, in place of these
+    config.objective.segments.edges = placeholder(tuple)
+    config.objective.segments.solver_steps = placeholder(int)  # of Heun's method along the teacher
 
     # The model that some objectives learn from: any run with examples, transport and conditions like this run's.
     config.teacher = ConfigDict()

@@ -2,7 +2,7 @@
 
     ε' = √(1 − β²) ε + β ξ,   L = E ‖F(x_t, t, t) − (ε' − x̂(ε))‖² for OT-FM, x_t = (1 − t) x̂(ε) + t ε'
 
-Weights of the teacher do not fit a smaller network (`model`), which therefore begins with β = 1, flow matching, and goes
+Weights of the teacher do not fit a smaller network (`model`). It therefore begins with β = 1, flow matching, and goes
 over to the teacher's pairs, β = 0, in half of the steps; β = (1 + cos πu)/2.
 
 The published second part distils one step, as configs/distillation/instaflow.py does with `start.checkpoint` and

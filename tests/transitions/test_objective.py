@@ -203,7 +203,7 @@ def test_split_takes_and_merges_every_row_once(share, shards):
 
 
 @every_transport
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name != "max"])
 def test_times_stay_in_their_domain_with_exact_shares(transport, distribution):
     times = Times(distribution, 0.0, 3.0, share_equal=0.5, share_min=0.1, shift_reference=64.0)
     if distribution == "log_uniform" and transport.T_min <= 0:

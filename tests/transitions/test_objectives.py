@@ -16,6 +16,7 @@ from tests.helpers.waves import (
     answer,
     every_transport,
     in_the_limit,
+    learnt,
     nothing,
     plain_times,
     random,
@@ -128,7 +129,7 @@ def slopes(objective, gaussian, data_and_noise):
     @jax.jit
     def slope(theta):
         def loss(theta):
-            nets = dict.fromkeys(("online", "slow"), exact_net(gaussian, theta))
+            nets = dict.fromkeys(("online", "slow"), exact_net(learnt(objective, gaussian), theta))
             nets |= dict.fromkeys(("teacher", "score"), exact_net(gaussian, 0.0))
             return objective.loss(nets, rows, t, r, LATE, jax.random.key(1))[0].sum()
 

@@ -1,4 +1,4 @@
-"""Pairs of noise and sample whose noise is refreshed (SlimFlow), and one step that is distilled from them (InstaFlow)."""
+"""Pairs of noise and sample: noise that is refreshed (SlimFlow), and one step distilled from them (InstaFlow)."""
 
 import dataclasses
 
