@@ -125,6 +125,10 @@ def get_config():
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
     config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
+    # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
+    # every time itself
+    config.transport.shared_below = 0.0
+    config.transport.shared_intervals = 5  # how many intervals these are
 
     # The loss of an example. Here and in `times`, keys that are None are as the named objective has them.
     config.objective = ConfigDict()

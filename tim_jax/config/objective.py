@@ -12,7 +12,7 @@ from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
-from tim_jax.transitions.transports import Transport
+from tim_jax.transitions.transports import Transport, with_shared_times
 from tim_jax.types import DTYPES
 
 
@@ -29,7 +29,14 @@ def make_transport(config: ConfigDict) -> Transport:
         raise ValueError(
             f"transport.augmented_dimensions is {augmented}; it must be 0 with data.paired_noise, whose noise is normal"
         )
+    below, intervals = config.transport.shared_below, config.transport.shared_intervals
+    if not 0 <= below <= 1:
+        raise ValueError(f"transport.shared_below is {below}; it must lie in [0, 1]")
+    if intervals < 1:
+        raise ValueError(f"transport.shared_intervals is {intervals}; it must be at least 1")
     transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    if below:
+        transport = with_shared_times(transport, below, intervals)
     return dataclasses.replace(transport, augmented_dimensions=augmented)
 
 

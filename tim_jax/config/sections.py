@@ -57,7 +57,8 @@ class Section(NamedTuple):
     placeholders: bool = False
 
 
-OF_TRANSPORT = ("name", "sigma_d", "augmented_dimensions")  # the fields of a transport that are keys
+# The fields of a transport that are keys.
+OF_TRANSPORT = ("name", "sigma_d", "augmented_dimensions", "shared_below", "shared_intervals")
 SEED = (0, "of initialisation, data order, noise, times and dropout")
 PLUGIN: tuple[tuple[str, ...], str] = (
     (), "Python files of one's own that add to the tables of objectives, transports, samplers, …"

@@ -204,6 +204,11 @@ class Objective:
             raise ValueError(
                 f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
             )
+        if self.transport.shared_below and self.derivative != "jvp":
+            raise ValueError(
+                f"objective.derivative is {self.derivative!r}; it must be 'jvp' with transport.shared_below, where F "
+                "leaps in t"
+            )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
             raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
         if self.consistency == "lagrangian" and self.velocity in ("target", "head"):
