@@ -134,6 +134,11 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
+    # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
+    # every time itself
+    config.transport.shared_below = 0.0
+    config.transport.shared_intervals = 5  # how many intervals these are
     config.transport.prediction = "F"  # what the network's output stands for: F, x (data), noise or velocity (dx_t/dt)
     config.transport.prediction_clip = 0.05  # of x: σ_t, and of noise: α_t, by which F divides, are at least this
     # c of γ(t) z, γ = c √(2 u (1 − u)), u the share of the time domain (`latent.py`); 0: none
@@ -199,6 +204,18 @@ def get_config():
     config.objective.bootstrap.min_interval = placeholder(float)
     # of Heun's method along the teacher that make the first jump; 0: none
     config.objective.bootstrap.solver_steps = placeholder(int)
+    # of pairs, β in √(1 − β²) ε + β ξ, the noise that takes the place of the pair's own ε, ξ being fresh
+    config.objective.refresh = ConfigDict()
+    config.objective.refresh.schedule = placeholder(str)  # constant, linear, cosine, logarithmic, sigmoid, exponential
+    config.objective.refresh.initial = placeholder(float)
+    config.objective.refresh.final = placeholder(float)  # with 'constant' it always has this value
+    config.objective.refresh.start_step = placeholder(int)  # until which it has its initial value
+    config.objective.refresh.end_step = placeholder(int)  # from which on it has its final one
+    # start and end as shares of all training steps, in place of start_step and end_step
+    config.objective.refresh.start_share = placeholder(float)
+    config.objective.refresh.end_share = placeholder(float)
+    config.objective.refresh.gamma = placeholder(float)  # γ, the steepness of the sigmoid
+    config.objective.refresh.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
     # weights
     config.objective.weight = ConfigDict()
     config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
@@ -252,6 +269,14 @@ def get_config():
     config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
     # of the teacher, uniform from 0, as a share of T_max; velocity_refiner alone has it
     config.objective.max_step = placeholder(float)
+    # straightening alone has them
+    config.objective.segments = ConfigDict()
+    config.objective.segments.count = placeholder(int)
+    # a name in tim_jax.transitions.GRIDS but shifted, with so many steps
+    config.objective.segments.grid = placeholder(str)
+    # times from T_max down to T_min, such as those of grid.json, in place of these
+    config.objective.segments.edges = placeholder(tuple)
+    config.objective.segments.solver_steps = placeholder(int)  # of Heun's method along the teacher
 
     # The model that some objectives learn from: any run with examples, transport and conditions like this run's.
     config.teacher = ConfigDict()
@@ -266,7 +291,7 @@ def get_config():
 
     # The distribution of (t, r).
     config.times = ConfigDict()
-    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform, u_shaped or max
     config.times.distribution = placeholder(str)
     config.times.P_mean = placeholder(float)  # of the normal in logit_normal, log_normal and arctan_normal
     config.times.P_std = placeholder(float)

@@ -15,6 +15,8 @@ Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workd
 
 from tim_jax.config import loading
 
+WORKDIR = "runs/reflow"
+
 
 def get_config():
     config = loading.load("digits").network()

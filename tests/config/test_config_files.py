@@ -16,6 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BY_OBJECTIVE = sorted(
     path for folder in ("objectives", "distillation") for path in (ROOT / "configs" / folder).glob("*.py")
 )
+OF_PAIRS = ("distillation/reflow", "distillation/instaflow", "distillation/slimflow")
+OTHER_NETWORKS = ("distillation/velocity_refiner", "distillation/slimflow")  # than the teacher's
 
 
 @pytest.fixture
@@ -77,10 +79,11 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     run = build(module.get_config(), jax.devices()[:1])
     teacher, distils = loading.load("digits_flow_matching"), name.startswith("distillation/")
     assert f"--config=configs/{name}.py" in module.__doc__
-    starts = distils and name != "distillation/velocity_refiner"  # which is another network
-    assert run.config.start.checkpoint == (teacher.WORKDIR if starts else "")
+    starts = distils and name not in OTHER_NETWORKS
+    from_where = loading.load("distillation/reflow") if name == "distillation/instaflow" else teacher
+    assert run.config.start.checkpoint == (from_where.WORKDIR if starts else "")
     learns = run.trainer.step.objective.teachers
-    assert learns == (("teacher",) if distils and name != "distillation/reflow" else ())
+    assert learns == (("teacher",) if distils and name not in OF_PAIRS else ())
     if starts:  # the network of the teacher, and perhaps heads
         own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["online"]
         here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["online"], own))

@@ -37,6 +37,7 @@ BY_NAME = {
     "mesh.tensor": "training/mesh.py: AXES",
     "mesh.sequence": "training/mesh.py: AXES",
     "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
+    "transport.shared_intervals": "transitions/transports.py: def with_shared_times(",
     "sampling.noise_scale": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
     "sampling.unipc_variant": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",
     "sampling.diffusion": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",

@@ -2,6 +2,8 @@
 
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
+STRAIGHT = TAUGHT | {"objective.name": "straightening"}
+PAIRS = {"data.paired_noise": "True", "data.condition_dropout": "0.0"}
 ALPHA = {"objective.name": "alphaflow"}
 RESTORE = {"objective.name": "flow_matching", "objective.coupling.task": "super_resolution"}
 INPAINT = {**RESTORE, "objective.coupling.task": "inpainting"}
@@ -66,6 +68,9 @@ OF_OBJECTIVES = [
     ),
     ({**ALPHA, "objective.consistency": "semigroup"}, "objective.bootstrap.alpha.final"),
     ({**ALPHA, "objective.bootstrap.weighting": "rate"}, "objective.bootstrap.weighting"),
+    ({**PAIRS, "objective.refresh.schedule": "cubic"}, "objective.refresh.schedule"),
+    ({**PAIRS, "objective.refresh.gamma": "9.0"}, "objective.refresh.gamma"),
+    ({"objective.refresh.final": "0.5"}, "objective.refresh.final"),
     ({"objective.weight.kernel": "cubic"}, "objective.weight.kernel"),
     ({"objective.weight.scale": "log"}, "objective.weight.scale"),
     ({"objective.weight.sigma_d": "0.0"}, "objective.weight.sigma_d"),
@@ -116,6 +121,18 @@ OF_OBJECTIVES = [
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),
+    ({**STRAIGHT, "objective.segments.count": "0"}, "objective.segments.count"),
+    ({**STRAIGHT, "objective.segments.solver_steps": "0"}, "objective.segments.solver_steps"),
+    ({**STRAIGHT, "objective.segments.grid": "shifted"}, "objective.segments.grid"),
+    ({**STRAIGHT, "objective.segments.edges": "(1.0, 0.2)"}, "objective.segments.edges"),
+    (
+        {**STRAIGHT, "objective.segments.edges": "(1.0, 0.2, 0.0)", "objective.segments.count": "3"},
+        "objective.segments.count",
+    ),
+    ({**STRAIGHT, "objective.velocity": "data"}, "objective.velocity"),
+    ({**STRAIGHT, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**STRAIGHT, **GUIDED}, "objective.guidance.w_gt"),
+    ({**STRAIGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "objective.max_step": "0.0"}, "objective.max_step"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "times.share_equal": "0.5"}, "times.share_equal"),

@@ -8,6 +8,9 @@ import pytest
 
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.gaussian import Gaussian
+from tim_jax.transitions.jump import expand, interpolate, prediction_target
+from tim_jax.transitions.objectives.straightening import Straightening, joined
 from tim_jax.types import Examples, Output
 
 SHAPE = (16, 2, 2, 3)
@@ -64,3 +67,24 @@ def in_the_limit(objective):
         bootstrap = dataclasses.replace(bootstrap, alpha=Annealing(final=1e-6))
     tangent = dataclasses.replace(objective.tangent, max_share=1.0)
     return dataclasses.replace(objective, bootstrap=bootstrap, tangent=tangent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Straightened:
+    """The flow of a Gaussian that is straight over each segment, x_t = α_t μ + w_t u for x_a = α_a μ + u."""
+
+    objective: Straightening
+    gaussian: Gaussian
+
+    def F(self, x_t, t, r):
+        transport, gaussian, (t_a, t_b) = self.objective.transport, self.gaussian, self.objective.segment(t)
+        one = jnp.ones_like(x_t)
+        slope = gaussian.marginal_std(expand(t_b, x_t)) / gaussian.marginal_std(expand(t_a, x_t)) * one
+        x, noise = joined(transport, one, slope, t_a, t_b)
+        u = (x_t - transport.alpha(expand(t, x_t)) * gaussian.mean) / interpolate(transport, x, noise, t)
+        return prediction_target(transport, gaussian.mean + u * x, u * noise, t)
+
+
+def learnt(objective, gaussian):
+    """What has the prediction F(x_t, t, r) that an objective learns of a Gaussian: its exact flow map, or a flow."""
+    return Straightened(objective, gaussian) if isinstance(objective, Straightening) else gaussian

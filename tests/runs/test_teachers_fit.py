@@ -48,6 +48,16 @@ def spoilt(source, to):
         ({}, dict(teacher__dtype="float8"), ["teacher.dtype is 'float8'", "float32, bfloat16"]),
         (dict(transport__name="vp"), {}, ["teacher.checkpoint is ", "transport.name, 'ot_fm', and has 'vp'"]),
         (
+            dict(transport__shared_below=0.1),
+            {},
+            ["teacher.checkpoint is ", "transport.shared_below, 0.0, and has 0.1"],
+        ),
+        (
+            dict(transport__augmented_dimensions=64),
+            {},
+            ["teacher.checkpoint is ", "transport.augmented_dimensions, 0, and has 64"],
+        ),
+        (
             dict(transport__name="edm", transport__sigma_d=0.7),
             dict(transport__name="edm", objective__weight__scale="time"),
             ["teacher.checkpoint is ", "transport.sigma_d, 0.5, and has 0.7"],

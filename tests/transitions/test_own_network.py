@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.waves import LATE, in_the_limit, nothing, plain_times
+from tests.helpers.waves import LATE, in_the_limit, learnt, nothing, plain_times
 from tim_jax.transitions import (
     OBJECTIVES,
     TRANSPORTS,
@@ -86,7 +86,7 @@ def test_vectors_have_the_losses_of_images_of_one_position_and_the_exact_flow_ma
 
     def losses(theta, shape):
         exact = as_net(moved(gaussian, 0.0))
-        nets = dict.fromkeys(objective.networks, exact) | {"online": as_net(moved(gaussian, theta))}
+        nets = dict.fromkeys(objective.networks, exact) | {"online": as_net(moved(learnt(objective, gaussian), theta))}
         x, noise = (part.reshape(COUNT, *shape) for part in data)
         label = {"label": jnp.zeros(COUNT, int)}
         examples = Examples(x, noise, label, label, jnp.zeros(COUNT, bool))
@@ -117,7 +117,7 @@ NEEDS = {
     "scm": [STEP, HEAD], "shortcut": [SLOW],
     "low_noise_contrastive": [HEAD], "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],
-    "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER],
+    "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER], "straightening": [TEACHER],
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, make_s
 from tim_jax.training.settings import CheckpointSettings, PosthocEMASettings, StartSettings, TrainingSettings
 from tim_jax.training.step import Conditions, StepSettings
 from tim_jax.training.trainer import Trainer
+from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
 
 
@@ -155,6 +156,7 @@ def _trainer(
             condition_dropout=config.data.condition_dropout,
             dropout=network.dropout > 0,
             accumulation=optimizer.accumulation,
+            noise=functools.partial(draw_noise, objective.transport.augmented_dimensions),
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
             coupling=objective.coupling,

@@ -13,21 +13,39 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.prediction import check
-from tim_jax.transitions.transports import Transport
+from tim_jax.transitions.transports import Transport, with_shared_times
 from tim_jax.types import DTYPES
 
 
 def make_transport(config: ConfigDict) -> Transport:
-    """The transport of `transport`. Raises ValueError for an unknown one, or an output that does not suit it."""
-    name, sigma_d = config.transport.name, config.transport.sigma_d
+    """The transport of `transport`. Raises ValueError for an unknown one, and for settings that do not suit it."""
+    name, sigma_d, augmented = (config.transport[key] for key in ("name", "sigma_d", "augmented_dimensions"))
     if name not in TRANSPORTS:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
     if config.transport.gamma < 0:
         raise ValueError(f"transport.gamma is {config.transport.gamma}; it must be at least 0")
+    if augmented < 0:
+        raise ValueError(f"transport.augmented_dimensions is {augmented}; it must be at least 0")
+    if augmented and config.data.paired_noise:
+        raise ValueError(
+            f"transport.augmented_dimensions is {augmented}; it must be 0 with data.paired_noise, whose noise is normal"
+        )
+    below, intervals = config.transport.shared_below, config.transport.shared_intervals
+    if not 0 <= below <= 1:
+        raise ValueError(f"transport.shared_below is {below}; it must lie in [0, 1]")
+    if intervals < 1:
+        raise ValueError(f"transport.shared_intervals is {intervals}; it must be at least 1")
+    if below and config.transport.prediction != "F":
+        raise ValueError(
+            f"transport.shared_below is {below}; it must be 0 with transport.prediction "
+            f"{config.transport.prediction!r}, which is turned into F by the time that the network is told"
+        )
     transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
-    own = {key: config.transport[key] for key in ("prediction", "prediction_clip", "gamma")}
+    if below:
+        transport = with_shared_times(transport, below, intervals)
+    own = {key: config.transport[key] for key in ("prediction", "prediction_clip", "gamma", "augmented_dimensions")}
     transport = dataclasses.replace(transport, **own)
     check(transport)
     return transport

@@ -11,7 +11,8 @@ from tim_jax.config.sections import read
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.training import power_ema
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.sampling.planning import make_plan, time_grid
+from tim_jax.transitions.sampling.grids import make_grid
+from tim_jax.transitions.sampling.planning import make_plan, plan_in_time, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.times import Times
@@ -48,6 +49,8 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     check_weights("sampling.ema", sampling.ema, config)
     sampling = read(sampling, {"ema": power_ema.canonical(sampling.ema)})
     sampling.check()
+    if objective.transport.augmented_dimensions and sampling.plan == "sampler":  # raises for samplers with fresh noise
+        plan_in_time(objective.transport, make_grid("uniform", objective.transport, 4), sampling)
     if sampling.guidance_input:
         check_inputs(sampling, objective)
     elif sampling.guidance != 1:

@@ -57,6 +57,10 @@ class Section(NamedTuple):
     placeholders: bool = False
 
 
+# The fields of a transport that are keys.
+OF_TRANSPORT = (
+    "name", "sigma_d", "augmented_dimensions", "shared_below", "shared_intervals", "prediction", "prediction_clip", "gamma",
+)  # fmt: skip
 SEED = (0, "of initialisation, data order, noise, times and dropout")
 PLUGIN: tuple[tuple[str, ...], str] = (
     (), "Python files of one's own that add to the tables of objectives, transports, samplers, …"
@@ -92,11 +96,7 @@ SECTIONS = {
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
         (Transport,),
         {"name": "ot_fm", "sigma_d": 0.5},
-        tuple(
-            field.name
-            for field in dataclasses.fields(Transport)
-            if field.name not in ("name", "sigma_d", "prediction", "prediction_clip", "gamma")
-        ),
+        tuple(field.name for field in dataclasses.fields(Transport) if field.name not in OF_TRANSPORT),
     ),
     "objective": objective_section(),
     "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "

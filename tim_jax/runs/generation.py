@@ -127,7 +127,7 @@ class Generator:
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
         self._sample = jax.jit(self._batch, static_argnums=11, out_shardings=whole)
-        self._noise = jax.jit(noise_of_seed, static_argnums=2, out_shardings=whole)
+        self._noise = jax.jit(noise_of_seed, static_argnums=(2, 3), out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
         self.evaluations = np.zeros(0, int)  # (n,) of each image drawn since the latest call, guided ones twice
@@ -204,7 +204,8 @@ class Generator:
             Noise (count, h, w, C) of the images first, …, first + count − 1 of the seed.
         """
         shape, numbers = (*(size or self.run.image_shape[:2]), self.run.image_shape[-1]), first + np.arange(count)
-        return np.asarray(self._noise(np.uint32(seed), numbers.astype(np.uint32), shape))
+        law = self.run.transport.augmented_dimensions
+        return np.asarray(self._noise(np.uint32(seed), numbers.astype(np.uint32), shape, law))
 
     def add_noise(self, examples: np.ndarray, time: float, *, seed: int = 0) -> np.ndarray:
         """States x_t = α(t) x + σ(t) ε of examples x (n, h, w, C) at one time, with ε = noise(seed, n)."""
@@ -351,7 +352,7 @@ class Generator:
             image = restoration.degraded(run, keys, truth)
             noise = functools.partial(restoration.coupling_of(run).noise, image)
         if x is None:
-            xi = start_noise(keys, (*way.size, run.image_shape[-1]))
+            xi = start_noise(keys, (*way.size, run.image_shape[-1]), run.transport.augmented_dimensions)
             x = alpha_sigma(run, run.transport.T_max)[1] * (noise(xi) if noise else xi)
         elif x.ndim == 5:
             before, x = x[:, 0], x[:, 1]
@@ -426,9 +427,9 @@ def alpha_sigma(run: Run, time: float) -> tuple[float, float]:
     return float(host.alpha(t)), float(host.sigma(t))
 
 
-def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise (B, *shape) of the images `indices` (B,) of a seed."""
-    return start_noise(image_keys(seed, indices), shape)
+def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...], augmented_dimensions: int) -> jax.Array:
+    """Noise (B, *shape) of the images `indices` (B,) of a seed; see `start_noise`."""
+    return start_noise(image_keys(seed, indices), shape, augmented_dimensions)
 
 
 def repeated(values: np.ndarray, count: int) -> np.ndarray:

@@ -187,6 +187,11 @@ def open_pairs(
     """
     run = build(workdir.load(folder, overrides), jax.local_devices())
     check_none(run, "pairs of normal noise and samples")
+    if run.transport.augmented_dimensions:
+        raise ValueError(
+            f"transport.augmented_dimensions is {run.transport.augmented_dimensions}; it must be 0 for pairs, whose "
+            "noise is normal"
+        )
     cache = compilation_cache.use(run.config.training.compilation_cache)
     texts, source, labels = None, None, None
     depends_on: dict[str, Any] = {}

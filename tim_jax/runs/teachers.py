@@ -202,6 +202,8 @@ def check(run: Run, source: TeacherSource) -> None:
     condition = {"class": ["model.num_classes"], "text": text}
     keys = ["transport.name", "transport.gamma", "data.height", "data.width", "data.channels", "model.condition"]
     keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
+    keys += ["transport.augmented_dimensions", "transport.shared_below"]
+    keys += ["transport.shared_intervals"] * (config.transport.shared_below > 0)
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):
         keys.append("codecs.latents")
     keys += [f"objective.coupling.{field.name}" for field in dataclasses.fields(Coupling)]

@@ -38,6 +38,7 @@ class StepSettings:
         condition_dropout: Share of examples with the null condition, in [0, 1].
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
+        noise: Draws noise: function (key, shape (B, …), type of the numbers).
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
         coupling: Of noise with data.
@@ -53,6 +54,7 @@ class StepSettings:
     condition_dropout: float = 0.1
     dropout: bool = False
     accumulation: int = 1
+    noise: Callable = jax.random.normal
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
     coupling: Coupling = Coupling()
@@ -70,7 +72,7 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
     x = batch["x"]
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
-    noise = batch["noise"] if "noise" in batch else jax.random.normal(noise_key, x.shape, x.dtype)
+    noise = batch["noise"] if "noise" in batch else settings.noise(noise_key, x.shape, x.dtype)
     if settings.coupling.active:
         image = settings.coupling.degrade(jax.random.split(jax.random.fold_in(key, jnp.uint32(KEY)), len(x)), x)
         noise = settings.coupling.noise(image, noise)

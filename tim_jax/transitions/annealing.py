@@ -12,7 +12,9 @@ Values below `clamp` then count as 0, and those above 1 − `clamp` as 1 (α-Flo
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +29,21 @@ SCHEDULES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "exponential": lambda u, gamma: 1 - u,  # of the logarithm
 }
 
-UNUSED = {
-    tuple(f"objective.bootstrap.alpha.{name}" for name in (
-        "initial", "start_step", "end_step", "start_share", "end_share"
-    )): (
-        "objective.bootstrap.alpha.schedule is 'constant'",
-        lambda c: c.objective.bootstrap.alpha.schedule == "constant",
-    ),
-    ("objective.bootstrap.alpha.gamma",): (
-        "objective.bootstrap.alpha.schedule is not 'sigmoid'",
-        lambda c: c.objective.bootstrap.alpha.schedule != "sigmoid",
-    ),
-}  # fmt: skip
+
+def _unused(path: str) -> dict[tuple[str, ...], tuple[str, Callable[[Any], bool]]]:
+    """The rules of a number whose keys begin with `path`."""
+    schedule = operator.attrgetter(f"{path}.schedule")
+    moves = ("initial", "start_step", "end_step", "start_share", "end_share")
+    return {
+        tuple(f"{path}.{name}" for name in moves): (
+            f"{path}.schedule is 'constant'",
+            lambda c: schedule(c) == "constant",
+        ),
+        (f"{path}.gamma",): (f"{path}.schedule is not 'sigmoid'", lambda c: schedule(c) != "sigmoid"),
+    }
+
+
+UNUSED = _unused("objective.bootstrap.alpha") | _unused("objective.refresh")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions import prediction, slices
+from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.coupling import Coupling
@@ -55,6 +56,10 @@ UNUSED = {
     ("objective.direction_weight", "objective.direction_equal"): (
         "objective.direction is 'none'",
         lambda c: c.objective.direction == "none",
+    ),
+    tuple(f"objective.refresh.{field.name}" for field in dataclasses.fields(Annealing)): (
+        "data.paired_noise is False",
+        lambda c: not c.data.paired_noise,
     ),
 }
 
@@ -99,6 +104,8 @@ class Objective:
     tangent: Tangent = Tangent()
     # semigroup and annealed
     bootstrap: Bootstrap = Bootstrap()
+    # of pairs, β in √(1 − β²) ε + β ξ, the noise that takes the place of the pair's own ε, ξ being fresh
+    refresh: Annealing = Annealing()
     # weights
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
@@ -146,9 +153,9 @@ class Objective:
 
     @property
     def annealing_steps(self) -> int:
-        """The number of steps after which the share α of the first of two jumps does not change; 0: it never does."""
+        """The number of steps after which α of two jumps and β of pairs do not change; 0: they never do."""
         anneals = self.consistency in TWO_JUMPS and self.bootstrap.split == "alpha"
-        return self.bootstrap.alpha.end if anneals else 0
+        return max(self.bootstrap.alpha.end if anneals else 0, self.refresh.end)
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
@@ -214,12 +221,18 @@ class Objective:
             )
         if self.slices > 1:
             slices.check(self, type(self).draw is Objective.draw)
+        self.refresh.check("objective.refresh")
         domain = self.transport.T_max - self.transport.T_min
         if not 0 < self.epsilon < domain / 2:
             raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
         if self.tangent.differentiate_steps and self.derivative != "jvp":
             raise ValueError(
                 f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
+            )
+        if self.transport.shared_below and self.derivative != "jvp":
+            raise ValueError(
+                f"objective.derivative is {self.derivative!r}; it must be 'jvp' with transport.shared_below, where F "
+                "leaps in t"
             )
         if self.consistency == "lagrangian" and self.derivative != "jvp":
             raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
@@ -242,8 +255,8 @@ class Objective:
 
     def following(self, steps: int) -> "Objective":
         """Returns the objective for so many steps of training, where settings are shares of them."""
-        tangent, bootstrap = self.tangent.following(steps), self.bootstrap.following(steps)
-        return dataclasses.replace(self, tangent=tangent, bootstrap=bootstrap)
+        parts = {name: getattr(self, name).following(steps) for name in ("tangent", "bootstrap", "refresh")}
+        return dataclasses.replace(self, **parts)
 
     def __call__(
         self,
@@ -269,7 +282,20 @@ class Objective:
             which = step % self.slices, self.slices
             t, r = self.times.draw_slice(self.transport, key, len(examples.x), positions(examples.x), number, which)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
+        examples = self.refreshed(examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 2)))
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+
+    def refreshed(self, examples: Examples, step: jax.Array, key: jax.Array) -> Examples:
+        """Returns pairs of noise and data with √(1 − β²) ε + β ξ for noise (SlimFlow, arXiv 2407.12718).
+
+        With β = 1 they are no pairs; as it falls to 0, what a network learns goes over from flow matching to reflow.
+        """
+        if self.refresh.schedule == "constant" and self.refresh.final == 0:
+            return examples
+        beta, noise = self.refresh(step), examples.noise
+        fresh = jax.random.normal(key, noise.shape, noise.dtype)
+        mixed = jnp.sqrt(1 - beta**2) * noise + beta * fresh
+        return examples._replace(noise=mixed.astype(noise.dtype))
 
     def draw(
         self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0

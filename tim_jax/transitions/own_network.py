@@ -21,6 +21,7 @@ import numpy as np
 
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.jump import expand
+from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.prediction import in_F
 from tim_jax.transitions.sampling.planning import guidance_inputs, make_plan, time_grid
@@ -114,7 +115,9 @@ def mean_loss(
     noise_key, null_key, batch_key, key = jax.random.split(key, 4)
     is_null = jax.random.bernoulli(null_key, condition_dropout, (len(x),))
     condition, null_condition = _conditions(objective, condition, null_condition, condition_dropout, is_null)
-    noise = jax.random.normal(noise_key, x.shape, x.dtype) if noise is None else jnp.asarray(noise)
+    if noise is None:
+        noise = draw_noise(objective.transport.augmented_dimensions, noise_key, x.shape, x.dtype)
+    noise = jnp.asarray(noise)
     if noise.shape != x.shape:
         raise ValueError(f"noise has shape {noise.shape}; it must be that of x, {x.shape}")
     examples = Examples(x, noise, condition, null_condition, is_null)
@@ -141,7 +144,7 @@ def generate(
     Args:
         objective: The objective; it names the transport and the sampler that suits the network.
         net: The network.
-        noise: Standard normal noise (B, …), a sample for each.
+        noise: Standard normal noise (B, …), a sample for each; that of `start_noise` for another law of the noise.
         steps: The number of steps, at least 1.
         key: A random key, for samplers that take fresh noise on their way.
         condition: A pytree of (B, …) arrays.

@@ -77,6 +77,11 @@ def u_shaped(transport: Transport, times: "Times", key: Key, shape: tuple[int, .
     return transport.T_min + (transport.T_max - transport.T_min) * share
 
 
+def only_max(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """t = T_max: the network learns one step, from noise (InstaFlow, arXiv 2309.06380)."""
+    return jnp.full(shape, transport.T_max)
+
+
 DISTRIBUTIONS = {
     "logit_normal": logit_normal,
     "log_normal": log_normal,
@@ -84,6 +89,7 @@ DISTRIBUTIONS = {
     "uniform": uniform,
     "log_uniform": log_uniform,
     "u_shaped": u_shaped,
+    "max": only_max,
 }
 QUANTILES = tuple(DISTRIBUTIONS)  # those that take Shares in place of a key
 USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
@@ -118,7 +124,7 @@ class Times:
     its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
-    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform or u_shaped
+    # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform, u_shaped or max
     distribution: str = "default"
     P_mean: float = 0.0  # of the normal in logit_normal, log_normal and arctan_normal
     P_std: float = 1.0
@@ -140,6 +146,11 @@ class Times:
             raise ValueError(
                 f"times.distribution is {self.distribution!r}; it must be 'logit_normal' with times.intervals "
                 f"{self.intervals!r}"
+            )
+        if self.distribution == "max" and self.share_equal + self.share_min < 1 - 1e-9:
+            raise ValueError(
+                f"times.distribution is 'max'; it must be another one, since times.share_equal and times.share_min are "
+                f"{self.share_equal} and {self.share_min}, and other examples have r = t there as well"
             )
         if self.distribution == "log_uniform" and transport.T_min <= 0:
             raise ValueError(

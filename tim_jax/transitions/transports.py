@@ -23,6 +23,7 @@ UNUSED = {
         "transport.prediction is neither 'x' nor 'noise'",
         lambda c: c.transport.prediction not in ("x", "noise"),
     ),
+    ("transport.shared_intervals",): ("transport.shared_below is 0", lambda c: c.transport.shared_below == 0),
 }
 
 
@@ -38,6 +39,8 @@ class Transport:
         time_of_ratio: The inverse of the noise-to-signal ratio σ_t/α_t.
         T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
         sigma_d: The standard deviation of the data that EDM's coefficients assume.
+        augmented_dimensions: The dimensions that the law of the noise adds to those of the data, see `noise.py`.
+        shared_below, shared_intervals: Where the network is told the same of several times, see `with_shared_times`.
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
         prediction, prediction_clip: What the output of a network stands for, see `prediction.py`.
         time_of_c_noise: The inverse of c_noise.
@@ -54,6 +57,11 @@ class Transport:
     T_min: float
     T_max: float
     sigma_d: float = 1.0  # standard deviation of the data; used by edm
+    augmented_dimensions: int = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
+    # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
+    # every time itself
+    shared_below: float = 0.0
+    shared_intervals: int = 5  # how many intervals these are
     distribution: str = "logit_normal"
     P_mean: float = -0.4
     P_std: float = 1.0
@@ -80,6 +88,25 @@ class Transport:
         ratio = jnp.tan(jnp.pi / 2 * jnp.where(level == 1, 0.5, level))
         t = jnp.where(level == 1, self.T_max, self.time_of_ratio(ratio))
         return jnp.clip(t, self.T_min, self.T_max)
+
+
+def with_shared_times(transport: Transport, below: float, intervals: int) -> Transport:
+    """Returns the transport whose network is told c_noise of an edge in place of a time near the data (E-TSDM).
+
+    With u the share of the time domain below t, times with u < `below` lie in so many equal intervals, and each has the
+    number of its lower edge. Within one the network does not change with the time, where the slope of a prediction of
+    noise would grow without limit as t → 0 (arXiv 2306.11251, with the lowest tenth of the time in 5 intervals).
+    States and coefficients keep the time itself.
+    """
+    width = below * (transport.T_max - transport.T_min) / intervals
+
+    def told(t: jax.Array) -> jax.Array:
+        edge = transport.T_min + width * jnp.floor((t - transport.T_min) / width)
+        return jnp.where(transport.share(t) < below, edge, t)
+
+    return dataclasses.replace(
+        transport, c_noise=lambda t: transport.c_noise(told(t)), shared_below=below, shared_intervals=intervals
+    )
 
 
 def ot_fm() -> Transport:

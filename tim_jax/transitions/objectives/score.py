@@ -19,6 +19,7 @@ from tim_jax.transitions import prediction
 from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import data_and_noise, expand, interpolate, jump
+from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.times import positions
 from tim_jax.types import Examples
@@ -87,7 +88,7 @@ class ScoreRegularised(Objective):
         rollout_key, time_key, noise_key = jax.random.split(key, 3)
         x = self.rollout(nets, examples, rollout_key)
         t = self.times.draw_t(transport, time_key, (len(x),), positions(x))
-        noise = jax.random.normal(noise_key, x.shape, x.dtype)
+        noise = draw_noise(transport.augmented_dimensions, noise_key, x.shape, x.dtype)
         sample = jax.lax.stop_gradient(x)
         x_t = interpolate(transport, sample, noise, t)
         (output,) = nets["score"]((query(transport, x_t, t, t, examples.condition),))
@@ -109,7 +110,8 @@ class ScoreRegularised(Objective):
         end = jnp.full(len(x), transport.T_min, x.dtype)
         t = jnp.full_like(end, transport.T_max)
         highest = transport.level(t)
-        x_t = transport.sigma(expand(t, x)) * jax.random.normal(noise_keys[0], x.shape, x.dtype)
+        law = transport.augmented_dimensions
+        x_t = transport.sigma(expand(t, x)) * draw_noise(law, noise_keys[0], x.shape, x.dtype)
 
         def data(x_t: jax.Array, t: jax.Array) -> jax.Array:
             (output,) = nets["online"]((query(transport, x_t, t, end, examples.condition),))
@@ -118,7 +120,7 @@ class ScoreRegularised(Objective):
         for k, noise_key in enumerate(noise_keys[1:], 1):
             continues = k < count
             then = transport.time_of_level(highest * (1 - k / count))
-            noise = jax.random.normal(noise_key, x.shape, x.dtype)
+            noise = draw_noise(law, noise_key, x.shape, x.dtype)
             again = interpolate(transport, data(x_t, t), noise, then)
             x_t = jax.lax.stop_gradient(jnp.where(expand(continues, x_t), again, x_t))
             t = jnp.where(continues, then, t)

@@ -18,6 +18,7 @@ from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweight
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
+from tim_jax.transitions.objectives.straightening import Straightening
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
@@ -277,6 +278,16 @@ def velocity_refiner(transport: Transport) -> Objective:
     return of_kind(VelocityRefiner, dataclasses.replace(flow_matching(transport), velocity="teacher"))
 
 
+def straightening(transport: Transport) -> Objective:
+    """Segmented straightening (arXiv 2402.06461, 2405.07510, 2312.16414): flow matching from x_a to the teacher's x_b.
+
+    t is uniform, in one of four equal segments of time, x_a the state of data and noise at its upper end. See
+    `straightening.py`.
+    """
+    uniform = dataclasses.replace(DIAGONAL, distribution="uniform")
+    return of_kind(Straightening, dataclasses.replace(unweighted(transport, uniform), velocity="teacher"))
+
+
 OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "flow_matching": flow_matching,
     "rectified_flow": rectified_flow,
@@ -300,4 +311,5 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "rcm": rcm,
     "tbcm": tbcm,
     "velocity_refiner": velocity_refiner,
+    "straightening": straightening,
 }

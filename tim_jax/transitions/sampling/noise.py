@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from tim_jax.transitions.noise import draw_noise
+
 FIRST = 2**31 - 1  # tells fresh noise in the first state from the first state's own, 0, and from that of later states
 
 
@@ -12,14 +14,21 @@ def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     return keys
 
 
-def start_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns standard normal noise (B, …) of a given image shape, each from its image's own key (B,)."""
-    noise: jax.Array = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+def start_noise(keys: jax.Array, shape: tuple[int, ...], augmented_dimensions: int = 0) -> jax.Array:
+    """Returns noise (B, …) of a given image shape, each from its image's own key (B,).
+
+    It is standard normal, or follows the law of a transport with `augmented_dimensions`, see `transitions/noise.py`.
+    """
+
+    def of_image(key: jax.Array) -> jax.Array:
+        return draw_noise(augmented_dimensions, jax.random.fold_in(key, 0), (1, *shape))[0]
+
+    noise: jax.Array = jax.vmap(of_image)(keys)
     return noise
 
 
 def fresh_noise(keys: jax.Array, which: jax.Array | int, like: jax.Array) -> jax.Array:
-    """Returns ξ (B, …) of a state, each from its image's key (B,) and the state's number."""
+    """Returns standard normal ξ (B, …) of a state, each from its image's key (B,) and the state's number."""
 
     def of_image(key: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(key, which), like.shape[1:], like.dtype)

@@ -144,6 +144,11 @@ def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) ->
     else:
         plan = sampler.plan(transport, times, **{key: getattr(sampling, key) for key in sampler.keys})
     plan = without_clipped_end(transport, times[-1], plan)
+    if transport.augmented_dimensions and plan.c.any():
+        raise ValueError(
+            f"transport.augmented_dimensions is {transport.augmented_dimensions}; it must be 0 for sampling.sampler "
+            f"{sampling.sampler!r} with stochasticity {sampling.stochasticity:g}, which draws Gaussian noise on the way"
+        )
     return plan._replace(guided=guided_times(transport, plan.t, sampling))
 
 
