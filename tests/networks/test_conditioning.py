@@ -7,10 +7,15 @@ import pytest
 from jax import jit
 
 from tests.networks.test_networks import assert_close, make_net, make_params, make_query, run, with_tangent
+from tim_jax.config import loading
+from tim_jax.config.build import build
+from tim_jax.config.overrides import override
 from tim_jax.networks.attention import blockwise
 from tim_jax.networks.block import REMAT
 from tim_jax.networks.int8 import with_int8
 from tim_jax.networks.tim import HEADS
+from tim_jax.runs import published
+from tim_jax.training import names
 from tim_jax.types import TangentQuery
 
 TOKENS = {"class_tokens": 3, "guidance_tokens": 2, "guidance_input": True}
@@ -130,3 +135,22 @@ def test_blocks_see_the_time_of_their_part():
     whole = make_net(decoupled_depth=3)
     (before,), (moved_t,) = (run(whole, q) for q in (query, later))
     np.testing.assert_array_equal(moved_t.F, before.F)
+
+
+def test_a_flow_matching_network_has_all_parameters_of_decoupled_mean_flow_but_its_head():
+    config = loading.load("objectives/dmf").get_config()
+
+    def shapes(objective):
+        run = build(override(config, {"objective.name": objective}), jax.devices()[:1])
+        return names.by_name(run.trainer.abstract.params["online"])
+
+    flow, dmf = shapes("flow_matching"), shapes("dmf")
+    left = {name for name in dmf if not names.matches(name, ("joint_log_variance_head",))}
+    assert left == flow.keys() and len(dmf) == len(flow) + 2
+    assert all(dmf[name].shape == flow[name].shape for name in flow)
+
+
+def test_the_published_code_cannot_use_such_networks():
+    for key, value in {"class_tokens": "2", "decoupled_depth": "1"}.items():
+        config = override(loading.load("digits").get_config(), {f"model.{key}": value})
+        assert any(f"model.{key} is {value}" in reason for reason in published.obstacles(config, ()))

@@ -370,6 +370,19 @@ def test_dyadic_times_lie_on_their_grid():
     np.testing.assert_allclose(counts, 1 / 7, atol=0.06)
 
 
+def test_intervals_of_two_means_are_between_draws_of_both(x64):
+    times = OBJECTIVES["dmf"](plain_times("ot_fm")).times
+    t, r = times.draw(plain_times("ot_fm"), jax.random.key(0), 40_000)
+    equal = times.assign(40_000)[0]
+    logit = jax.scipy.special.logit
+    np.testing.assert_allclose(logit(t[equal]).mean(), times.P_mean, atol=0.02)
+    ends = logit(jnp.stack([t[~equal], r[~equal]]))
+    np.testing.assert_allclose(ends.mean(), 0.0, atol=0.02)
+    # The sum of both draws has the variance 2, the difference as well, with the mean 0.4.
+    np.testing.assert_allclose(ends.sum(axis=0).var(), 2.0, rtol=0.03)
+    np.testing.assert_allclose(((ends[0] - ends[1]) ** 2).mean(), 2.0 + 0.4**2, rtol=0.03)
+
+
 def test_logit_normal_lengths_have_their_quantiles():
     t, r = OBJECTIVES["tvm"](TRANSPORTS["ot_fm"]()).draw(jax.random.key(0), 40_000, positions=4)
     length = np.asarray(t - r, np.float64)[np.asarray(r < t)]
