@@ -154,7 +154,7 @@ class TiM(nn.Module):
             given = (patchify(q.condition[name], self.patch_size) for q in groups)
             streams = tuple(x + embed(sequence.part(image, self.tokens, 1)) for x, image in zip(streams, given))
         contexts, front = self._contexts(groups)
-        streams = tuple(jnp.concatenate([*more, x], axis=1) for more, x in zip(front, streams))
+        streams = tuple(x if more is None else jnp.concatenate([more, x], axis=1) for x, more in zip(streams, front))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         first, layers = self._slice(groups)
 
@@ -182,8 +182,8 @@ class TiM(nn.Module):
         (streams, taps), _ = run(self._block(groups), carry, first + jnp.arange(layers))
         contexts = tuple(context.seen(True) for context in contexts)
         streams, taps = (
-            tuple(x[:, sum(tokens.shape[1] for tokens in more) :] for x, more in zip(all_tokens, front))
-            for all_tokens in (streams, taps)
+            tuple(x if more is None else x[:, more.shape[1] :] for x, more in zip(states, front))
+            for states in (streams, taps)
         )
 
         final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
@@ -223,8 +223,8 @@ class TiM(nn.Module):
         in_jvp = tuple(isinstance(q, TangentQuery) for q in groups)
         return make(*fields, self.dropout, self.dtype, in_jvp, self.attention, self.tokens, name="blocks")
 
-    def _contexts(self, groups: tuple[Query, ...]) -> tuple[tuple[Context, ...], tuple[list[jax.Array], ...]]:
-        """What the blocks see, and the tokens (B, …, D) in front of each stream."""
+    def _contexts(self, groups: tuple[Query, ...]) -> tuple[tuple[Context, ...], tuple[jax.Array | None, ...]]:
+        """What the blocks see, and the tokens (B, …, D) in front of each stream, or None."""
         T = D = TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
         if self.separate_interval_embedder and not self.decoupled_depth:
             D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
@@ -237,7 +237,7 @@ class TiM(nn.Module):
         counts = self.context_tokens
         front = {name: ContextTokens(count, self.dtype, name=name) for name, count in counts.items()}
 
-        def context(q: Query) -> tuple[Context, list[jax.Array]]:
+        def context(q: Query) -> tuple[Context, jax.Array | None]:
             more: dict[str, jax.Array] = {}
             text = mask = None
             if self.guidance_input:
@@ -259,7 +259,10 @@ class TiM(nn.Module):
             else:
                 delta = INTERVALS[self.conditioning](T, D, q.t, q.r)
                 (c, delta), end = modulating(T(q.t) + delta, delta), None
-            tokens = [sequence.part(front[name](more[name]), self.tokens, 1) for name in front]
+            tokens = None
+            if front:
+                tokens = jnp.concatenate([front[name](more[name]) for name in front], axis=1)
+                tokens = sequence.part(tokens, self.tokens, 1)
             h, w = (n // self.patch_size for n in q.x_t.shape[1:3])
             # Tokens of conditions have no place in the image: they are not rotated, and come last in the numbers.
             tables = (*rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype)), jnp.arange(h * w))
