@@ -149,7 +149,7 @@ def _trainer(
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
-            coupling=objective.coupling,
+            couple=objective.coupling.couple if objective.coupling.active else None,
             slices=network.slices,
         )
 
