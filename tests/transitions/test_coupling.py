@@ -68,10 +68,10 @@ def test_examples_have_the_degraded_image_in_both_conditions_and_noise_around_it
 
     def examples(coupling):
         conditions = class_conditions(10)
-        settings = StepSettings({}, None, None, None, {}, conditions, condition_dropout=0.5, coupling=coupling)
+        settings = StepSettings({}, None, None, None, {}, conditions, condition_dropout=0.5, couple=coupling)
         return make_examples(settings, batch, jax.random.key(0))
 
-    coupled, independent = examples(coupling), examples(Coupling())
+    coupled, independent = examples(coupling.couple), examples(None)
     assert "image" not in independent.condition
     m = coupled.condition["image"]
     np.testing.assert_array_equal(m, coupled.null_condition["image"])

@@ -159,7 +159,7 @@ def _trainer(
             noise=functools.partial(draw_noise, objective.transport.augmented_dimensions),
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
-            coupling=objective.coupling,
+            couple=objective.coupling.couple if objective.coupling.active else None,
             slices=network.slices,
         )
 

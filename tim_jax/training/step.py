@@ -11,7 +11,6 @@ import optax
 from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
-from tim_jax.transitions.coupling import KEY, Coupling
 from tim_jax.types import Examples, PyTree
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
@@ -41,7 +40,7 @@ class StepSettings:
         noise: Draws noise: function (key, shape (B, …), type of the numbers).
         auxiliary: Names of auxiliary networks of the same kind that train as well.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
-        coupling: Of noise with data.
+        couple: Function (key, x, normal noise) → (degraded image, noise), where noise depends on data.
         slices: Of the network's layers, of which slice step mod slices alone changes in a step.
     """
 
@@ -57,7 +56,7 @@ class StepSettings:
     noise: Callable = jax.random.normal
     auxiliary: tuple[str, ...] = ()
     ema_warmup: bool = True
-    coupling: Coupling = Coupling()
+    couple: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     slices: int = 1
 
 
@@ -73,9 +72,8 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
     is_null = jax.random.bernoulli(null_key, settings.condition_dropout, x.shape[:1])
     condition, null_condition = settings.conditions(batch, is_null)
     noise = batch["noise"] if "noise" in batch else settings.noise(noise_key, x.shape, x.dtype)
-    if settings.coupling.active:
-        image = settings.coupling.degrade(jax.random.split(jax.random.fold_in(key, jnp.uint32(KEY)), len(x)), x)
-        noise = settings.coupling.noise(image, noise)
+    if settings.couple is not None:
+        image, noise = settings.couple(key, x, noise)
         condition, null_condition = condition | {"image": image}, null_condition | {"image": image}
     return Examples(
         x=x,

@@ -137,6 +137,11 @@ class Coupling:
         image: jax.Array = jax.vmap(lambda key, x: operator.degrade(self, key, x))(keys, x)
         return image
 
+    def couple(self, key: jax.Array, x: jax.Array, xi: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns condition["image"] and the noise ends (B, h, w, C) of a batch x, by its key and normal noise ξ."""
+        image = self.degrade(jax.random.split(jax.random.fold_in(key, jnp.uint32(KEY)), len(x)), x)
+        return image, self.noise(image, xi)
+
     def mean(self, image: jax.Array) -> jax.Array:
         """Returns m (B, h, w, C) of condition["image"]."""
         return image[..., :-1] if COUPLINGS[self.task].masks else image

@@ -258,7 +258,7 @@ def read_truths(settings: SampleSettings, run: Run) -> Truths | None:
         if settings.labels:
             raise ValueError(f"--labels is {settings.labels}; it needs --images: those of the held-out part are known")
         return open_truths(run)
-    images = read_images(",".join(files_of(settings.restored)), run, 1)
+    images = read_images(",".join(files_of(settings.restored)), run, 1, "--images")
     coupling.check_shape(*images.shape[1:])
     labels = np.full(len(images), run.config.model.num_classes)  # the null condition
     if settings.labels:

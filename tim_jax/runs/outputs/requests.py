@@ -121,13 +121,14 @@ def prompt_requests(
     return requests
 
 
-def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
-    """Reads the image files of `--from`, in the formats of data sets.
+def read_images(text: str, run: Run, factor: int | None, flag: str = "--from") -> np.ndarray:
+    """Reads the image files of a flag, in the formats of data sets.
 
     Args:
         text: paths with commas between.
         run: that samples.
         factor: pixels per position of an example; None where examples are latents that nothing decodes.
+        flag: what they were given as.
 
     Returns:
         Images (n, H, W, C) in [−1, 1].
@@ -139,17 +140,17 @@ def read_images(text: str, run: Run, factor: int | None) -> np.ndarray:
     channels = run.image_shape[-1]
     images: list[np.ndarray] = []
     if factor is None:
-        raise ValueError(f"--from is {text}; this run's examples have {channels} channels: they are not images")
+        raise ValueError(f"{flag} is {text}; this run's examples have {channels} channels: they are not images")
     for name in text.split(","):
         try:
-            image = pixels(decode(paths.given(name, "--from").read_bytes(), 1 if channels == 1 else 3))
+            image = pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3))
         except (OSError, BadRecord) as error:
-            raise ValueError(f"--from has {name!r}, which cannot be read as an image: {error}") from None
+            raise ValueError(f"{flag} has {name!r}, which cannot be read as an image: {error}") from None
         height, width, _ = image.shape
-        read_size(f"--from has {name}, whose size is", f"{height}x{width}", run, factor)
+        read_size(f"{flag} has {name}, whose size is", f"{height}x{width}", run, factor)
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"--from has {name}, {height}x{width}, but the first is {'x'.join(map(str, images[0].shape[:2]))}"
+                f"{flag} has {name}, {height}x{width}, but the first is {'x'.join(map(str, images[0].shape[:2]))}"
             )
         images.append(image)
     return np.stack(images).astype(np.float32) / 127.5 - 1
