@@ -3,6 +3,7 @@
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 ALPHA = {"objective.name": "alphaflow"}
+IMM = {"objective.name": "imm"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -93,6 +94,12 @@ OF_OBJECTIVES = [
     ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**IMM, "objective.moments.particles": "0"}, "objective.moments.particles"),
+    ({**IMM, "objective.moments.particles": "7"}, "data.batch_size"),
+    ({**IMM, "objective.moments.max_time": "1.0"}, "objective.moments.min_time, objective.moments.max_time"),
+    ({**IMM, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**IMM, "objective.weight.kernel": "sqrt"}, "objective.weight.kernel"),
+    ({**IMM, "times.share_equal": "0.5"}, "times.share_equal"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
     (

@@ -8,6 +8,7 @@ import pytest
 
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
+from tim_jax.transitions.jump import expand
 from tim_jax.types import Examples, Output
 
 SHAPE = (16, 2, 2, 3)
@@ -62,3 +63,24 @@ def in_the_limit(objective):
         bootstrap = dataclasses.replace(bootstrap, alpha=Annealing(final=1e-6))
     tangent = dataclasses.replace(objective.tangent, max_share=1.0)
     return dataclasses.replace(objective, bootstrap=bootstrap, tangent=tangent)
+
+
+def exact_data(objective, gaussian):
+    """A function (x_t, t, r) → (x, ε), of x_t, with which the exact flow map is the objective's minimum.
+
+    That are posterior means, as the targets' expectation has them. For imm x_s lies on the path of x_t as well.
+    """
+    if not hasattr(objective, "middle"):
+        return lambda x_t, t, r: gaussian.posterior_means(x_t, t)
+
+    def of_two_states(x_t, t, r):
+        s = objective.middle(t, r)
+        s = jnp.where(s == t, t - 1e-3, s)
+        x_s = gaussian.flow_map(x_t, t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            [expand(f(time), x_t) for f in (objective.transport.alpha, objective.transport.sigma)] for time in (t, s)
+        )
+        area = alpha_t * sigma_s - alpha_s * sigma_t
+        return (sigma_s * x_t - sigma_t * x_s) / area, (alpha_t * x_s - alpha_s * x_t) / area
+
+    return of_two_states

@@ -272,3 +272,77 @@ def test_times_of_facm(golden):
     times = OBJECTIVES["facm"](OT_FM).times
     tau = 1 - 2 / np.pi * np.arctan(np.exp(times.P_mean + times.P_std * arrays["distilled_two_times/draw"]))
     np.testing.assert_allclose(tau, arrays["distilled_two_times/tau"], rtol=0, atol=TOLERANCE)
+
+
+def of_imm(case, sigma_d):
+    """The published transport: F ≈ (ε − x)/σ_d, (α_t ε − σ_t x)/σ_d or x, of noise ε of deviation σ_d."""
+    transport = TRANSPORTS["cosine" if case == "cosine" else "ot_fm"]()
+    predicts = {
+        "euler": (lambda t: -jnp.ones_like(t) / sigma_d, lambda t: jnp.ones_like(t) / sigma_d),
+        "cosine": (lambda t: -transport.sigma(t) / sigma_d, lambda t: transport.alpha(t) / sigma_d),
+        "identity": (jnp.ones_like, jnp.zeros_like),
+    }
+    alpha_hat, sigma_hat = predicts[case]
+    return dataclasses.replace(transport, alpha_hat=alpha_hat, sigma_hat=sigma_hat)
+
+
+@pytest.mark.parametrize("case", ["euler", "cosine", "identity"])
+def test_imm(case, golden, x64):
+    arrays = golden("imm.npz")
+    of = {name.partition("/")[2]: jnp.asarray(array) for name, array in arrays.items() if name.startswith(f"{case}/")}
+    sigma_d, particles = float(arrays["sigma_d"]), int(arrays["particles"])
+    transport = of_imm(case, sigma_d)
+    settings = dict(halvings=int(of["k"]), alpha_power=int(of["a"]), log_ratio=float(of["b"]))
+    settings |= dict(particles=particles, min_time=float(of["eps"]), max_time=float(of["T"]))
+    objective = OBJECTIVES["imm"](transport)
+    objective = dataclasses.replace(objective, moments=dataclasses.replace(objective.moments, **settings))
+    objective.check()
+    t, end = (jnp.repeat(of[name], particles) for name in ("t", "s"))
+    rows = examples(arrays["x"], arrays["noise"], arrays["labels"])
+    groups = np.s_[::particles]
+    middle = objective.middle(t, end)
+    states = [interpolate(transport, rows.x, rows.noise, time) for time in (t, middle)]
+
+    def net(params):
+        def answer(q):
+            size = sigma_d * jnp.sqrt(transport.alpha(q.t) ** 2 + transport.sigma(q.t) ** 2)
+            return Output(probe(params, q.x_t / expand(size, q.x_t), q.t, q.r, q.condition["label"]))
+
+        return lambda queries: tuple(map(answer, queries))
+
+    def mean(params):
+        losses, metrics = objective.loss({"online": net(params)}, rows, t, end, LATE)
+        by_group = [values.reshape(-1, particles).mean(axis=1) for values in (losses, metrics["error"])]
+        return losses.mean(), by_group
+
+    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    found = (middle[groups], objective.time_weight(t)[groups], *states, *found, grads)
+    expected = (*(of[name] for name in ("r", "weight", "x_t", "x_r", "loss", "loss_raw")), gradients(arrays, case))
+    error = largest_difference(found, expected)
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_padding_belongs_to_no_group_of_imm(golden, x64):
+    """A group of three, one of which is not there, has the losses and the gradient of the other two."""
+    arrays = golden("imm.npz")
+    rows = examples(arrays["x"], arrays["noise"], arrays["labels"])
+    padded = rows._replace(x=rows.x.at[jnp.array([1, 5])].set(1e3), weight=jnp.array([1.0, 0, 1, 1, 1, 0]))
+    there = np.array([0, 2, 3, 4])
+    whole = jax.tree.map(lambda a: a[there], rows)
+
+    def found(rows, particles):
+        objective = OBJECTIVES["imm"](OT_FM)
+        objective = dataclasses.replace(objective, moments=dataclasses.replace(objective.moments, particles=particles))
+        t, r = jnp.full(len(rows.x), 0.7), jnp.full(len(rows.x), 0.2)
+
+        def total(params):
+            losses = objective.loss({"online": as_net(params)}, rows, t, r, LATE)[0]
+            return losses.sum(), losses
+
+        return jax.jit(jax.grad(total, has_aux=True))(weights(arrays))
+
+    grads, losses = found(padded, 3)
+    assert not losses[np.array([1, 5])].any() and losses[there].all()
+    assert largest_difference((grads, losses[there]), found(whole, 2)) < TOLERANCE
+    assert not found(padded._replace(weight=jnp.zeros(6)), 3)[1].any()

@@ -15,6 +15,7 @@ from tests.helpers.waves import (
     SHAPE,
     answer,
     every_transport,
+    exact_data,
     in_the_limit,
     nothing,
     plain_times,
@@ -41,6 +42,7 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # One of each kind in the slow suite.
 SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
+WITHOUT_TEACHER = ("low_noise_contrastive", "imm")
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
 MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
@@ -70,7 +72,7 @@ def test_gradient_vanishes_at_the_exact_flow_map(name, transport, x64):
     objective.check()
     gaussian = Gaussian(transport, mean=0.3, std=0.6)
     objective = dataclasses.replace(objective, teacher=ExactTeacher(gaussian=gaussian))
-    off, at = slopes(objective, gaussian, gaussian.posterior_means)
+    off, at = slopes(objective, gaussian, exact_data(objective, gaussian))
     assert jnp.isfinite(off) and off > 1e-3
     assert at < nothing(objective) * off
 
@@ -81,7 +83,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     """The gradient vanishes at the exact flow map whatever data and noise a state was made of."""
     transport = plain_times(transport)
     objective = OBJECTIVES[name](transport)
-    if name == "low_noise_contrastive":
+    if name in WITHOUT_TEACHER:
         with pytest.raises(ValueError, match="it must be 'data'"):
             dataclasses.replace(objective, velocity="teacher").check()
         return
@@ -91,7 +93,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     objective.check()
     assert objective.teachers == ("teacher",)
 
-    def some_data(x_t, t):
+    def some_data(x_t, t, r):
         alpha, sigma = (f(t)[:, None, None, None] for f in (transport.alpha, transport.sigma))
         noise = random(3)
         return (x_t - sigma * noise) / alpha, noise
@@ -123,7 +125,7 @@ def slopes(objective, gaussian, data_and_noise):
     t, r = jnp.clip(t, transport.T_min + inside, transport.T_max - inside), jnp.minimum(r, transport.T_max - inside)
     r = jnp.where(objective.times.assign(SHAPE[0])[0], t, jnp.minimum(r, t))
     x_t = transport.alpha(t)[:, None, None, None] * 0.3 + gaussian.marginal_std(t[:, None, None, None]) * random(0)
-    rows = rows_of(*data_and_noise(x_t, t))
+    rows = rows_of(*data_and_noise(x_t, t, r))
 
     @jax.jit
     def slope(theta):
@@ -266,7 +268,7 @@ REACHED = {
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
     "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
-    "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5),
+    "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "imm": (4, 3.9),
 }  # fmt: skip
 
 

@@ -9,8 +9,8 @@ L → e^{−u} L + u.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ DIAGONAL = Times(share_equal=1.0, share_min=0.0)
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
+WHATEVER_F_LEARNS = ("velocity", "teacher", "shards", "name")
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
@@ -412,3 +413,13 @@ def unweighted(transport: Transport, times: Times) -> Objective:
 def of_kind(kind: type[Kind], objective: Objective) -> Kind:
     """Returns the same choices in an objective of another kind."""
     return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
+
+
+def _keys(thing: Any, path: str) -> Iterator[str]:
+    for field in dataclasses.fields(thing):
+        if field.default is not dataclasses.MISSING and field.name not in WHATEVER_F_LEARNS:
+            name = f"{path}.{field.name}"
+            yield from _keys(field.default, name) if dataclasses.is_dataclass(field.default) else (name,)
+
+
+TARGET_KEYS = tuple(_keys(Objective, "objective"))  # of F* and its weight: without effect where there is no F*

@@ -16,6 +16,7 @@ from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objectives.imm import MomentMatching
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
@@ -203,6 +204,16 @@ def low_noise_contrastive(transport: Transport) -> Objective:
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
 
 
+def imm(transport: Transport) -> Objective:
+    """Inductive moment matching (arXiv 2503.07565): jumps to r from t and from nearer by end alike in distribution.
+
+    See `imm.py`. t is uniform where the time domain is [0, 1] or like it, and r uniform below t.
+    """
+    law = "uniform" if transport.T_max <= SCALE_LIMITS["tan"] else "default"
+    times = Times(law, share_equal=0.0, share_min=0.0, intervals="uniform")
+    return of_kind(MomentMatching, unweighted(transport, times))
+
+
 def scm_distillation(transport: Transport) -> Objective:
     """sCM distillation (arXiv 2410.11081): sCM with the teacher's dx_t/dt."""
     return dataclasses.replace(scm(transport), velocity="teacher")
@@ -271,6 +282,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "tvm": tvm,
     "facm": facm,
     "low_noise_contrastive": low_noise_contrastive,
+    "imm": imm,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
     "ayf_lagrangian": ayf_lagrangian,
