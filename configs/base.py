@@ -224,6 +224,13 @@ def get_config():
     config.objective.moments.log_ratio = placeholder(float)  # b of the weight
     config.objective.moments.min_time = placeholder(float)  # the smallest t and s, as shares of the time domain
     config.objective.moments.max_time = placeholder(float)  # the largest t
+    # drifting alone has it
+    config.objective.drift = ConfigDict()
+    config.objective.drift.samples = placeholder(int)  # M examples of a group, with the same condition
+    config.objective.drift.queue = placeholder(int)  # examples of each class, and of all, that are remembered
+    config.objective.drift.temperatures = placeholder(tuple)  # R, in units of the mean distance
+    # ω: above 1 samples drift away from data of all classes as well
+    config.objective.drift.guidance = placeholder(float)
     # rcm alone has it
     config.objective.score = ConfigDict()
     config.objective.score.weight = placeholder(float)  # λ of score distillation

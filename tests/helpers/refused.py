@@ -3,7 +3,7 @@
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 ALPHA = {"objective.name": "alphaflow"}
-IMM = {"objective.name": "imm"}
+IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -100,6 +100,14 @@ OF_OBJECTIVES = [
     ({**IMM, "objective.velocity": "teacher"}, "objective.velocity"),
     ({**IMM, "objective.weight.kernel": "sqrt"}, "objective.weight.kernel"),
     ({**IMM, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DRIFTING, "objective.drift.samples": "1"}, "objective.drift.samples"),
+    ({**DRIFTING, "objective.drift.samples": "7"}, "data.batch_size"),
+    ({**DRIFTING, "objective.drift.guidance": "0.5"}, "objective.drift.guidance"),
+    ({**DRIFTING, "objective.drift.temperatures": "(0.0,)"}, "objective.drift.temperatures"),
+    ({**DRIFTING, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**DRIFTING, "times.P_mean": "1.0"}, "times.P_mean"),
+    ({**DRIFTING, "model.condition": "text", "data.text_width": "8"}, "model.condition"),
+    ({**DRIFTING, "data.buckets.table": "((8, 8),)"}, "data.buckets.table"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
     (

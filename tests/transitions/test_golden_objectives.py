@@ -14,6 +14,7 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
+from tim_jax.transitions.objectives.drifting import Cloud, Drift, drift, forces
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
@@ -321,6 +322,62 @@ def test_imm(case, golden, x64):
     error = largest_difference(found, expected)
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["plain", "one", "guided"])
+def test_drifting(case, golden, x64):
+    """Negatives are of each label alone; without any, the objective with its memory has the same losses."""
+    arrays = golden("drifting.npz")
+    of = {name.partition("/")[2]: jnp.asarray(array) for name, array in arrays.items() if name.startswith(f"{case}/")}
+    temperatures, labels, z = tuple(of["R"].tolist()), jnp.asarray(arrays["labels"]), jnp.asarray(arrays["z"])
+    positive, negative = (jnp.asarray(arrays[key]) for key in ("positive", "negative"))
+    there = jnp.ones((2, 5), bool)
+    positives = Cloud(positive, there, there.astype(float))
+    weight = {"plain": None, "one": jnp.ones((2, 3)), "guided": jnp.asarray(arrays["negative_weight"])}[case]
+
+    def clouds(f):
+        samples = Cloud(jax.lax.stop_gradient(f), jnp.ones((2, 4), bool), jnp.ones((2, 4)))
+        return [samples] if weight is None else [samples, Cloud(negative, jnp.ones((2, 3), bool), weight)]
+
+    def losses(f):
+        error, V = drift(f, clouds(f), positives, temperatures)
+        return error.mean(axis=1), jnp.mean(V**2, axis=(1, 2, 3))
+
+    def timeless(params):
+        return params | {"a": 0 * params["a"], "b": 0 * params["b"]}
+
+    def mean(params):
+        f = probe(timeless(params), z, jnp.zeros(8), jnp.zeros(8), jnp.repeat(labels, 4)).reshape(2, 4, -1)
+        by_label, norms = losses(f)
+        scale = forces(clouds(f), positives, temperatures)[0] * np.sqrt(12)
+        return by_label.mean(), (f, by_label, norms, scale, jax.grad(lambda f: losses(f)[0].mean())(f))
+
+    params = weights(arrays)
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(params)
+    norms = jnp.stack([of[f"force_norm2_{R:g}"] for R in temperatures])
+    expected = of["gen"], of["loss"], norms, of["scale"], of["gen_gradient"]
+    error = largest_difference((found, grads), (expected, gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+    if case != "plain":
+        return
+
+    # F ≈ x is the sample itself, and the queues hold the positives of both labels.
+    objective = OBJECTIVES["drifting"](of_imm("identity", 1.0))
+    objective = dataclasses.replace(objective, drift=Drift(samples=4, queue=5, temperatures=temperatures))
+    objective.check()
+    rows = examples(jnp.zeros_like(z), z, jnp.repeat(labels, 4))
+
+    @jax.jit
+    def through_memory(params):
+        empty = objective.memory((2, 2, 3), NULL)
+        memory = {name: jnp.zeros(array.shape, float if name == "queue" else int) for name, array in empty.items()}
+        memory = objective.remember(memory, {"x": positive.reshape(-1, 2, 2, 3), "label": jnp.repeat(labels, 5)})
+        nets = {"online": as_net(timeless(params))}
+        losses, metrics = objective(nets, rows, LATE, jax.random.key(0), memory=memory)
+        return losses.reshape(2, 4).mean(axis=1), metrics["force"].mean()
+
+    assert largest_difference(through_memory(params), (of["loss"], norms.mean())) < TOLERANCE
 
 
 def test_padding_belongs_to_no_group_of_imm(golden, x64):

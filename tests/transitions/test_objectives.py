@@ -34,6 +34,7 @@ from tim_jax.training.watch import of_nothing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate, jump
+from tim_jax.transitions.objectives.drifting import Cloud, forces
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.types import Query
@@ -42,7 +43,7 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # One of each kind in the slow suite.
 SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
-WITHOUT_TEACHER = ("low_noise_contrastive", "imm")
+WITHOUT_TEACHER = ("low_noise_contrastive", "imm", "drifting")
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
 MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
@@ -70,6 +71,9 @@ def test_gradient_vanishes_at_the_exact_flow_map(name, transport, x64):
     transport = plain_times(transport)
     objective = OBJECTIVES[name](transport)
     objective.check()
+    if name == "drifting":  # no flow map is its minimum: its own balance of forces takes the place
+        no_force_between_equals(objective)
+        return
     gaussian = Gaussian(transport, mean=0.3, std=0.6)
     objective = dataclasses.replace(objective, teacher=ExactTeacher(gaussian=gaussian))
     off, at = slopes(objective, gaussian, exact_data(objective, gaussian))
@@ -101,6 +105,22 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     off, at = slopes(objective, gaussian, some_data)
     assert jnp.isfinite(off) and off > 1e-3
     assert at < nothing(objective) * off
+
+
+def no_force_between_equals(objective):
+    """Data on both sides exert none; sides that change places, the opposite one. So at the data's law it is noise."""
+    temperatures = objective.drift.temperatures
+    f, data, other = (random(seed, (2, 5, 12)) for seed in range(3))
+    there = jnp.ones((2, 5), bool)
+    samples = Cloud(f, there, jnp.zeros((2, 5)))  # which do not repel one another here
+
+    def force(negative, positive):
+        clouds = [Cloud(y, there, jnp.ones((2, 5))) for y in (negative, positive)]
+        return forces([samples, clouds[0]], clouds[1], temperatures)[1]
+
+    assert abs(force(data, other)).max() > 1e-3
+    assert abs(force(data, data)).max() < 1e-14
+    np.testing.assert_allclose(force(data, other), -force(other, data), atol=1e-14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +220,7 @@ def with_teacher(run, teacher, config, overrides):
 
 
 TEACHER = SMALL | {"training.steps": "100"}
-STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
+STEPS = {"scm": 125, "drifting": 125}  # which learn jumps to data alone; all others: 50
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=WHEN.get(n, pytest.mark.nightly)) for n in MODELS])
@@ -210,7 +230,7 @@ def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
     run = with_teacher(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
-    t = jnp.full(64, 0.5)
+    t = jnp.full(64, transport.T_max if name == "drifting" else 0.5)
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
     x_t = interpolate(transport, x, jax.random.normal(jax.random.key(0), x.shape), t)
     condition = {"label": label} | ({"guidance": jnp.ones((64, 3))} if run.network.guidance_input else {})
@@ -269,6 +289,7 @@ REACHED = {
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
     "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
     "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "imm": (4, 3.9),
+    "drifting": (1, 99.0),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.identity import check_keys
 from tim_jax.config.network import check_tokens, initialiser, make_network, warn_of_attention, warn_of_whole_parameters
-from tim_jax.config.objective import check_teacher, make_objective, make_transport, resolved
+from tim_jax.config.objective import check_teacher, make_memory, make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
@@ -148,6 +148,7 @@ def _trainer(
             accumulation=optimizer.accumulation,
             auxiliary=objective.auxiliary,
             ema_warmup=optimizer.ema_warmup,
+            memory=make_memory(config, objective),
         )
 
     compiled = step(network)

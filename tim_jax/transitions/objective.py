@@ -164,6 +164,19 @@ class Objective:
         """The number of examples that every batch must be a multiple of."""
         return 1
 
+    def memory(self, example: tuple[int, ...], classes: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and types of what is remembered from step to step, zeros at first; by default nothing.
+
+        Args:
+            example: The shape of an example.
+            classes: The number of classes; 0 where the condition is text.
+        """
+        return {}
+
+    def remember(self, memory: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the memory with a global batch, {"x": (B, …), "label": (B,), …}, in it: a pure function of both."""
+        return dict(memory)
+
     def check_batch(self, count: int) -> None:
         """Raises ValueError, naming key and value, for what microbatches of `count` examples cannot give."""
 
@@ -228,6 +241,7 @@ class Objective:
         step: jax.Array,
         key: jax.Array,
         batch: jax.Array | None = None,
+        memory: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Draws times and returns the losses (B,) and metrics (B,) of the examples; see `loss`.
 
@@ -237,6 +251,7 @@ class Objective:
             step: The training step, a scalar.
             key: A random key.
             batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
+            memory: What the objective remembers, this step's batch included; None for one that remembers nothing.
         """
         t, r = self.draw(key, len(examples.x), positions(examples.x), step if batch is None else batch)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
