@@ -262,6 +262,21 @@ def get_config():
     config.objective.contrast.max_time = placeholder(float)  # little noise is below this share of the time domain
     config.objective.contrast.temperature = placeholder(float)
     config.objective.contrast.weight = placeholder(float)
+    # imm alone has it
+    config.objective.moments = ConfigDict()
+    config.objective.moments.particles = placeholder(int)  # M examples of a group, with the same times
+    config.objective.moments.halvings = placeholder(int)  # k: from t to the middle it is 1/2^k of the range of σ/α
+    config.objective.moments.alpha_power = placeholder(int)  # a of the weight; 1 or 2 in the paper
+    config.objective.moments.log_ratio = placeholder(float)  # b of the weight
+    config.objective.moments.min_time = placeholder(float)  # the smallest t and s, as shares of the time domain
+    config.objective.moments.max_time = placeholder(float)  # the largest t
+    # drifting alone has it
+    config.objective.drift = ConfigDict()
+    config.objective.drift.samples = placeholder(int)  # M examples of a group, with the same condition
+    config.objective.drift.queue = placeholder(int)  # examples of each class, and of all, that are remembered
+    config.objective.drift.temperatures = placeholder(tuple)  # R, in units of the mean distance
+    # ω: above 1 samples drift away from data of all classes as well
+    config.objective.drift.guidance = placeholder(float)
     # rcm alone has it
     config.objective.score = ConfigDict()
     config.objective.score.weight = placeholder(float)  # λ of score distillation
@@ -299,7 +314,7 @@ def get_config():
     config.times.share_min = placeholder(float)  # share of examples with r = T_min
     # where r = t, t is one draw and not the larger of two, which is nearer to noise
     config.times.single_equal = placeholder(bool)
-    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal, two_means
+    config.times.intervals = placeholder(str)  # independent, dyadic, logit_normal, two_means, uniform
     # positions (height × width) that need no resolution shift; 0: none are shifted
     config.times.shift_reference = placeholder(float)
 

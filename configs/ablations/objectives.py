@@ -62,6 +62,8 @@ def get_ablation():
             "facm": {"objective.name": "facm"},
             "dmf": {"objective.name": "dmf", "model.decoupled_depth": 1, "model.interval_aware": False},
             "low_noise_contrastive": {"objective.name": "low_noise_contrastive"},
+            "imm": {"objective.name": "imm"},
+            "drifting": {"objective.name": "drifting"},
         }
         | {name: loading.load(f"objectives/{name}").CHANGES for name in SELF_DISTILLATION},
     )

@@ -183,7 +183,7 @@ def test_command_line_writes_rows(tmp_path, capsys, monkeypatch):
 def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(bench.CASES, "tiny", tiny)
-    params = jax.eval_shape(lambda: bench.make_state(tiny, bench.step_settings(tiny.network, "flow_matching"))).params
+    params = jax.eval_shape(lambda: bench.make_state(tiny, bench.step_settings(tiny, "flow_matching"))).params
     for guidance, evaluations in ((1.0, 1), (1.5, 2)):
         transport, sampling = TRANSPORTS["ot_fm"](), sample_bench.Sampling(guidance=guidance)
         times = sample_bench.time_grid(transport, 3, sampling)

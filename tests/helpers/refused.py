@@ -8,6 +8,7 @@ ALPHA = {"objective.name": "alphaflow"}
 RESTORE = {"objective.name": "flow_matching", "objective.coupling.task": "super_resolution"}
 INPAINT = {**RESTORE, "objective.coupling.task": "inpainting"}
 SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices": "2"}
+IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -111,6 +112,20 @@ OF_OBJECTIVES = [
     ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**IMM, "objective.moments.particles": "0"}, "objective.moments.particles"),
+    ({**IMM, "objective.moments.particles": "7"}, "data.batch_size"),
+    ({**IMM, "objective.moments.max_time": "1.0"}, "objective.moments.min_time, objective.moments.max_time"),
+    ({**IMM, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**IMM, "objective.weight.kernel": "sqrt"}, "objective.weight.kernel"),
+    ({**IMM, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DRIFTING, "objective.drift.samples": "1"}, "objective.drift.samples"),
+    ({**DRIFTING, "objective.drift.samples": "7"}, "data.batch_size"),
+    ({**DRIFTING, "objective.drift.guidance": "0.5"}, "objective.drift.guidance"),
+    ({**DRIFTING, "objective.drift.temperatures": "(0.0,)"}, "objective.drift.temperatures"),
+    ({**DRIFTING, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**DRIFTING, "times.P_mean": "1.0"}, "times.P_mean"),
+    ({**DRIFTING, "model.condition": "text", "data.text_width": "8"}, "model.condition"),
+    ({**DRIFTING, "data.buckets.table": "((8, 8),)"}, "data.buckets.table"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
     (

@@ -76,6 +76,10 @@ class Straightened:
     objective: Straightening
     gaussian: Gaussian
 
+    @property
+    def transport(self):
+        return self.objective.transport
+
     def F(self, x_t, t, r):
         transport, gaussian, (t_a, t_b) = self.objective.transport, self.gaussian, self.objective.segment(t)
         one = jnp.ones_like(x_t)
@@ -88,3 +92,24 @@ class Straightened:
 def learnt(objective, gaussian):
     """What has the prediction F(x_t, t, r) that an objective learns of a Gaussian: its exact flow map, or a flow."""
     return Straightened(objective, gaussian) if isinstance(objective, Straightening) else gaussian
+
+
+def exact_data(objective, gaussian):
+    """A function (x_t, t, r) → (x, ε), of x_t, with which the exact flow map is the objective's minimum.
+
+    That are posterior means, as the targets' expectation has them. For imm x_s lies on the path of x_t as well.
+    """
+    if not hasattr(objective, "middle"):
+        return lambda x_t, t, r: gaussian.posterior_means(x_t, t)
+
+    def of_two_states(x_t, t, r):
+        s = objective.middle(t, r)
+        s = jnp.where(s == t, t - 1e-3, s)
+        x_s = gaussian.flow_map(x_t, t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            [expand(f(time), x_t) for f in (objective.transport.alpha, objective.transport.sigma)] for time in (t, s)
+        )
+        area = alpha_t * sigma_s - alpha_s * sigma_t
+        return (sigma_s * x_t - sigma_t * x_s) / area, (alpha_t * x_s - alpha_s * x_t) / area
+
+    return of_two_states

@@ -70,3 +70,18 @@ def test_a_checkpoint_of_a_later_version_is_refused_by_its_format(tmp_path):
     for read in (warm_start.weights_of, lambda saved: warm_start.resume(saved, abstract(state("online")))):
         with pytest.raises(formats.UnknownFormat, match=f"checkpoints/2 is a checkpoint of format {later}; this"):
             read(found)
+
+
+@pytest.mark.slow
+def test_a_state_that_remembers_nothing_is_stored_as_before_there_was_a_memory(tmp_path):
+    """So that checkpoints of before are read, and these by versions of before; a memory is stored beside the rest."""
+    without = state("online")
+    with_memory = without.replace(memory={"queue": jnp.arange(6.0)})
+    for name, tree, parts in (("without", without, set()), ("with", with_memory, {"memory"})):
+        found = saved(tmp_path / name, tree, {})
+        with checkpoints.opened(found.directory, whole=False) as manager:
+            stored = manager.item_metadata(found.step)["state"]
+        assert {key for key, _ in stored.items()} == {"step", "params", "emas", "opt_state"} | parts
+        restored = warm_start.resume(found, abstract(tree))
+        assert jax.tree.structure(restored) == jax.tree.structure(tree)
+        jax.tree.map(np.testing.assert_array_equal, restored, tree)

@@ -15,6 +15,7 @@ from tests.helpers.waves import (
     SHAPE,
     answer,
     every_transport,
+    exact_data,
     in_the_limit,
     learnt,
     nothing,
@@ -34,6 +35,7 @@ from tim_jax.training.watch import of_nothing
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate, jump
+from tim_jax.transitions.objectives.drifting import Cloud, forces
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.prediction import from_F, to_F
 from tim_jax.transitions.teacher import Teacher
@@ -43,6 +45,7 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # One of each kind in the slow suite.
 SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
+WITHOUT_TEACHER = ("low_noise_contrastive", "imm", "drifting")
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
 MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
@@ -82,9 +85,12 @@ def test_so_it_does_whatever_the_output_stands_for(name, transport, prediction, 
 def check_minimum(objective):
     """Checks that the gradient vanishes at the exact flow map, and nowhere near."""
     objective.check()
+    if hasattr(objective, "drift"):  # no flow map is its minimum: its own balance of forces takes the place
+        no_force_between_equals(objective)
+        return
     gaussian = Gaussian(objective.transport, mean=0.3, std=0.6)
     objective = dataclasses.replace(objective, teacher=ExactTeacher(gaussian=gaussian))
-    off, at = slopes(objective, gaussian, gaussian.posterior_means)
+    off, at = slopes(objective, gaussian, exact_data(objective, gaussian))
     assert jnp.isfinite(off) and off > 1e-3
     assert at < nothing(objective) * off
 
@@ -95,7 +101,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     """The gradient vanishes at the exact flow map whatever data and noise a state was made of."""
     transport = plain_times(transport)
     objective = OBJECTIVES[name](transport)
-    if name == "low_noise_contrastive":
+    if name in WITHOUT_TEACHER:
         with pytest.raises(ValueError, match="it must be 'data'"):
             dataclasses.replace(objective, velocity="teacher").check()
         return
@@ -105,7 +111,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     objective.check()
     assert objective.teachers == ("teacher",)
 
-    def some_data(x_t, t):
+    def some_data(x_t, t, r):
         alpha, sigma = (f(t)[:, None, None, None] for f in (transport.alpha, transport.sigma))
         noise = random(3)
         return (x_t - sigma * noise) / alpha, noise
@@ -113,6 +119,22 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     off, at = slopes(objective, gaussian, some_data)
     assert jnp.isfinite(off) and off > 1e-3
     assert at < nothing(objective) * off
+
+
+def no_force_between_equals(objective):
+    """Data on both sides exert none; sides that change places, the opposite one. So at the data's law it is noise."""
+    temperatures = objective.drift.temperatures
+    f, data, other = (random(seed, (2, 5, 12)) for seed in range(3))
+    there = jnp.ones((2, 5), bool)
+    samples = Cloud(f, there, jnp.zeros((2, 5)))  # which do not repel one another here
+
+    def force(negative, positive):
+        clouds = [Cloud(y, there, jnp.ones((2, 5))) for y in (negative, positive)]
+        return forces([samples, clouds[0]], clouds[1], temperatures)[1]
+
+    assert abs(force(data, other)).max() > 1e-3
+    assert abs(force(data, data)).max() < 1e-14
+    np.testing.assert_allclose(force(data, other), -force(other, data), atol=1e-14)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +159,7 @@ def slopes(objective, gaussian, data_and_noise):
     t, r = jnp.clip(t, transport.T_min + inside, transport.T_max - inside), jnp.minimum(r, transport.T_max - inside)
     r = jnp.where(objective.times.assign(SHAPE[0])[0], t, jnp.minimum(r, t))
     x_t = transport.alpha(t)[:, None, None, None] * 0.3 + gaussian.marginal_std(t[:, None, None, None]) * random(0)
-    rows = rows_of(*data_and_noise(x_t, t))
+    rows = rows_of(*data_and_noise(x_t, t, r))
 
     @jax.jit
     def slope(theta):
@@ -212,7 +234,7 @@ def with_teacher(run, teacher, config, overrides):
 
 
 TEACHER = SMALL | {"training.steps": "100"}
-STEPS = {"scm": 125}  # which learns jumps to data alone, from its own derivative; all others: 50
+STEPS = {"scm": 125, "drifting": 125}  # which learn jumps to data alone; all others: 50
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=WHEN.get(n, pytest.mark.nightly)) for n in MODELS])
@@ -222,7 +244,7 @@ def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     config = override(loading.load("base").get_config(), SMALL | {"objective.name": name})
     run = with_teacher(build(config, jax.devices()[:1]), teacher, "base", TEACHER)
     objective, transport = run.trainer.step.objective, run.transport
-    t = jnp.full(64, 0.5)
+    t = jnp.full(64, transport.T_max if name == "drifting" else 0.5)
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
     x_t = interpolate(transport, x, jax.random.normal(jax.random.key(0), x.shape), t)
     condition = {"label": label} | ({"guidance": jnp.ones((64, 3))} if run.network.guidance_input else {})
@@ -279,7 +301,8 @@ REACHED = {
     "flow_matching": (16, 2.2), "rectified_flow": (16, 3.5), "tim": (4, 1.9), "mean_flow": (4, 2.4),
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
-    "dmf": (4, 1.8), "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
+    "dmf": (4, 1.8), "imm": (4, 3.9), "drifting": (1, 99.0),
+    "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
     "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "straightening": (4, 99.0),
 }  # fmt: skip
 

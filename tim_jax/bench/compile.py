@@ -72,7 +72,7 @@ def cache_in(folder: str) -> Iterator[collections.Counter]:
 
 def make_trainer(case: Case) -> Trainer:
     """Returns the trainer of a fused step, on one device."""
-    settings = step_settings(case.network, "tim_fused")
+    settings = step_settings(case, "tim_fused")
     x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
     query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
     mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:
     """Measures a row per number of steps; sampler and bare passes are timed in turn."""
     transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
-    settings = step_settings(case.network, "flow_matching")
+    settings = step_settings(case, "flow_matching")
     params = jax.jit(lambda: make_state(case, settings).params["online"])()
     draw, passes = sampler(case, guidance), bare_passes(case, guidance)
 

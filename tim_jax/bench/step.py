@@ -148,8 +148,9 @@ def network_for(network: TiM, objective: Objective) -> TiM:
     )
 
 
-def step_settings(network: TiM, variant: str) -> StepSettings:
+def step_settings(case: Case, variant: str) -> StepSettings:
     """Returns settings of a step: a variant in KNOWN on the OT-FM transport, with the published optimizer."""
+    network = case.network
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
     nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers}
@@ -165,6 +166,7 @@ def step_settings(network: TiM, variant: str) -> StepSettings:
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),
         auxiliary=objective.auxiliary,
+        memory=objective.memory(case.latent, network.num_classes),
     )
 
 
@@ -183,7 +185,7 @@ def make_state(case: Case, settings: StepSettings) -> TrainState:
     """Returns the training state before the first step."""
     objective = cast(Objective, settings.objective)
     online = initial(network_for(case.network, objective), case.latent, init_key(jnp.asarray(SEED)))
-    return first_state(online, settings.tx, settings.emas, settings.auxiliary)
+    return first_state(online, settings.tx, settings.emas, settings.auxiliary, settings.memory)
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def made_up_batch(case: Case) -> dict[str, jax.Array]:
 
 def trace_step(case: Case, variant: str) -> jax.stages.Traced:
     """Traces the step, as the training loop does on one device."""
-    settings = step_settings(case.network, variant)
+    settings = step_settings(case, variant)
     state = jax.eval_shape(functools.partial(make_state, case, settings))
     batch = jax.eval_shape(functools.partial(made_up_batch, case))
     frozen = jax.eval_shape(functools.partial(frozen_params, case, settings))
@@ -209,7 +211,7 @@ def trace_step(case: Case, variant: str) -> jax.stages.Traced:
 
 def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable[[], Any]:
     """Returns a function that makes one step on random examples, and goes on from there when called again."""
-    settings = step_settings(case.network, variant)
+    settings = step_settings(case, variant)
     state = jax.jit(functools.partial(make_state, case, settings))()
     batch = jax.jit(functools.partial(made_up_batch, case))()
     frozen = jax.jit(functools.partial(frozen_params, case, settings))()

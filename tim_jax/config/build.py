@@ -22,7 +22,14 @@ from tim_jax.config.network import (
     warn_of_attention,
     warn_of_whole_parameters,
 )
-from tim_jax.config.objective import check_coupling, check_teacher, make_objective, make_transport, resolved
+from tim_jax.config.objective import (
+    check_coupling,
+    check_teacher,
+    make_memory,
+    make_objective,
+    make_transport,
+    resolved,
+)
 from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
@@ -161,6 +168,7 @@ def _trainer(
             ema_warmup=optimizer.ema_warmup,
             couple=objective.coupling.couple if objective.coupling.active else None,
             slices=network.slices,
+            memory=make_memory(config, objective),
         )
 
     compiled = step(network)

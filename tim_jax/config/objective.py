@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from tim_jax.config.keys import check_left, flatten
@@ -103,6 +104,24 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         if uses_null:
             check_null(config, f"{key} makes targets with the null condition")
     return objective
+
+
+def make_memory(config: ConfigDict, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of what the objective remembers. Raises ValueError for examples that it cannot remember."""
+    data, classes = config.data, config.model.num_classes
+    memory = objective.memory((data.height, data.width, data.channels), classes)
+    if memory and config.model.condition != "class":
+        raise ValueError(
+            f"model.condition is {config.model.condition!r}; it must be 'class' where objective.name is "
+            f"{config.objective.name!r}, which remembers examples by class"
+        )
+    if memory and (data.buckets.table or data.buckets.area):
+        key = "table" if data.buckets.table else "area"
+        raise ValueError(
+            f"data.buckets.{key} is {data.buckets[key]}; it must be left out where objective.name is "
+            f"{config.objective.name!r}, which remembers examples of one shape"
+        )
+    return memory
 
 
 def check_null(config: ConfigDict, reason: str) -> None:

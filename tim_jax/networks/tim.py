@@ -205,7 +205,7 @@ class TiM(nn.Module):
     def _slice(self, groups: tuple[Query, ...]) -> tuple[jax.Array | int, int]:
         """The first of the layers that run, and how many do: those of the slice in whose interval the times t lie.
 
-        The mean of t says so, as rounding may carry single ones over an end; within `jax.shard_map` that of all devices.
+        The mean of t says so, as rounding may carry single ones over an end; within `jax.shard_map`, of all devices.
         """
         if self.slices == 1 or self.is_initializing():
             return 0, self.depth

@@ -42,7 +42,11 @@ def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) ->
     chip, memory = topology.chip, step.memory
     gathers = [(whole(c), c.count) for c in collectives if c.kind == "all-gather"]
     temporaries = max(0.0, memory.activations - sum(size for size, _ in gathers))
-    traffic = 2 * (memory.parameters + memory.emas + memory.optimizer + temporaries) + memory.teachers + memory.batch
+    traffic = (
+        2 * (memory.parameters + memory.emas + memory.optimizer + memory.banks + temporaries)
+        + memory.teachers
+        + memory.batch
+    )
     traffic += 2 * sum(size * count for size, count in gathers)
     over_network = sum(network_bytes(c, topology.island) * c.count for c in collectives)
     over_links = sum(c.bytes * c.count for c in collectives) - over_network

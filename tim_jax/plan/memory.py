@@ -17,6 +17,7 @@ class Memory:
         parameters: of the state.
         emas: of the state.
         optimizer: of the state.
+        banks: what the objective remembers, of the state.
         teachers: parameters of frozen networks.
         batch: of the input.
         activations: temporaries of the compiler, gradients and gathered parameters among them.
@@ -26,6 +27,7 @@ class Memory:
     parameters: int
     emas: int
     optimizer: int
+    banks: int
     teachers: int
     batch: int
     activations: int
@@ -87,6 +89,7 @@ def _named(state: Any, batch: Any, teachers: Any) -> dict[str, int]:
         "parameters": shard_bytes(state.params),
         "emas": shard_bytes(state.emas),
         "optimizer": shard_bytes(state.opt_state),
+        "banks": shard_bytes(state.memory),
         "teachers": shard_bytes(teachers),
         "batch": shard_bytes(batch),
     }

@@ -198,7 +198,8 @@ def write_workdir(
         new.rmtree(missing_ok=True)
         trainer, step = run.trainer, run.trainer.step
         make = jax.jit(
-            lambda params: first_state(params, step.tx, step.emas, step.auxiliary), out_shardings=trainer.shardings
+            lambda params: first_state(params, step.tx, step.emas, step.auxiliary, step.memory),
+            out_shardings=trainer.shardings,
         )
         with on_mesh(run.mesh):
             state = make(params)

@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
 from tim_jax.training import checksums, formats, names
+from tim_jax.training.state import TrainState
 
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
@@ -87,7 +88,7 @@ class Saver:
             record: What the checkpoint says of the run that made it, such as its configuration; JSON.
         """
         self._settle()
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(formats.stored(state)), record=ocp.args.JsonSave(record))
         try:
             self.manager.save(step, args=items, force=True)
         except Exception as error:
@@ -157,8 +158,12 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
         found = ", ".join(map(str, manager.all_steps())) or "none"
         raise ValueError(f"checkpoint step {step}: not in {manager.directory}, which has {found}")
     format = format_of(manager, step)
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.state_then(abstract, format)))
-    return formats.state_today(manager.restore(step, args=wanted)["state"], format)
+    then = formats.state_then(abstract, format)
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.stored(then)))
+    found = manager.restore(step, args=wanted)["state"]
+    if isinstance(then, TrainState) and not then.memory:
+        found = TrainState(**found)
+    return formats.state_today(found, format)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """The format of checkpoints, and the one place that knows what older formats called the parts of a state.
 
-Format 1 called the network that trains "student"; since format 2 it is "online".
+Format 1 called the network that trains "student"; since format 2 it is "online". A state whose objective remembers
+nothing is stored without a memory, as all were before there was one.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +32,13 @@ def of_record(record: Mapping[str, Any], where: object) -> int:
     if found > FORMAT:
         raise UnknownFormat(f"{where} is a checkpoint of format {found}; this version reads formats up to {FORMAT}")
     return found
+
+
+def stored(state: Any) -> Any:
+    """Returns what a checkpoint holds of a state, arrays or their shapes; other trees are as they are."""
+    if not isinstance(state, TrainState) or state.memory:
+        return state
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "memory"}
 
 
 def name_then(name: str, format: int) -> str:

@@ -96,6 +96,12 @@ def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def of_queues(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns the sharding of what an objective remembers: queues (classes, length, …) over fsdp by their length."""
+    axes = (None, "fsdp") if len(shape) > 1 else ()
+    return _fitting(NamedSharding(mesh, PartitionSpec(*axes)), shape)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: examples over data and fsdp."""
     return NamedSharding(mesh, BATCH)

@@ -23,12 +23,14 @@ class TrainState:
         params: Parameters of each trained network by its name: "online", and the auxiliary networks of the objective.
         emas: Exponential moving averages of the online network's parameters by name.
         opt_state: State of the optimizer, optax's own.
+        memory: What the objective remembers of earlier batches, arrays by name; {} for most objectives.
     """
 
     step: Any
     params: dict[str, Any]
     emas: dict[str, Any]
     opt_state: Any
+    memory: Any = flax.struct.field(default_factory=dict)
 
     if TYPE_CHECKING:  # flax.struct gives every dataclass this method, which a type checker does not see
 
@@ -46,7 +48,11 @@ def init_key(seed: jax.Array) -> jax.Array:
 
 
 def first_state(
-    online: Any, tx: optax.GradientTransformation, emas: Iterable[str], auxiliary: Iterable[str] = ()
+    online: Any,
+    tx: optax.GradientTransformation,
+    emas: Iterable[str],
+    auxiliary: Iterable[str] = (),
+    memory: Mapping[str, jax.ShapeDtypeStruct] = {},
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -55,13 +61,15 @@ def first_state(
         tx: Optimizer.
         emas: Names of the EMAs; each starts as a copy of the parameters.
         auxiliary: Names of auxiliary networks of the same kind, which start as copies as well.
+        memory: Shapes and types of what the objective remembers; it starts with zeros.
     """
 
     def copies(names: Iterable[str]) -> dict[str, Any]:  # a step donates them all: no two may share memory
         return {name: jax.tree.map(jnp.copy, online) for name in names}
 
     params = {"online": online} | copies(auxiliary)
-    return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params))
+    nothing = {name: jnp.zeros(array.shape, array.dtype) for name, array in memory.items()}
+    return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params), nothing)
 
 
 def update_emas(

@@ -1,8 +1,9 @@
 """The train step: a pure function of state, batch and seed, whatever the objective and the mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ COMMON = {*PER_EXAMPLE, "denoising", "tangent", "alignment"}  # what every objec
 Conditions = Callable[[dict[str, jax.Array], jax.Array], tuple[Any, Any]]
 
 
+class Remembering(Protocol):
+    """An objective with a memory."""
+
+    def remember(self, memory: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the memory with a global batch in it."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
     """What a step is made of, besides state, batch and seed.
@@ -30,6 +39,7 @@ class StepSettings:
             that trains, "float32" for the online network in float32 at the highest matmul precision, "ema" for all
             EMAs, and one for each frozen network by its own name.
         objective: Function (nets, examples, step, key, number of the microbatch) → (loss (B,), metrics (B,) by name).
+            With `memory` a `Remembering` one, which gets that as a further argument.
         tx: Optimizer.
         schedule: Learning rate by the number of updates made before, for the metrics.
         emas: Decays of the EMAs by name; see `update_emas`.
@@ -42,6 +52,7 @@ class StepSettings:
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
         couple: Function (key, x, normal noise) → (degraded image, noise), where noise depends on data.
         slices: Of the network's layers, of which slice step mod slices alone changes in a step.
+        memory: Shapes and types of what the objective remembers, by name.
     """
 
     nets: Mapping[str, Callable]
@@ -58,6 +69,7 @@ class StepSettings:
     ema_warmup: bool = True
     couple: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     slices: int = 1
+    memory: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
@@ -98,8 +110,9 @@ def train_step(
     """Makes one update.
 
     An update whose loss or gradient is not finite, of whichever network, is left out, with "nonfinite" 1 among the
-    metrics: parameters, EMAs and optimizer are what they were, and only the step goes on. That depends on global sums,
-    so that all devices decide alike.
+    metrics: parameters, EMAs, optimizer and memory are what they were, and only the step goes on. That depends on
+    global sums, so that all devices decide alike. The memory gets the whole batch before the loss reads it, and all
+    microbatches read the same.
 
     Args:
         settings: What the step is made of.
@@ -117,13 +130,17 @@ def train_step(
 
     assert examples.weight is not None
     total_weight = nonzero(examples.weight.sum())
+    memory, remembering = state.memory, settings.objective
+    if settings.memory:
+        memory = cast(Remembering, settings.objective).remember(state.memory, batch)
+        remembering = functools.partial(settings.objective, memory=memory)
 
     def loss(params, examples, key, batch):
         nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
         nets |= {name: settings.nets[name](values) for name, values in frozen.items()}
         nets |= {part: settings.nets["online"](values) for part, values in params.items()}
         nets["float32"] = settings.nets["float32"](jax.lax.stop_gradient(params["online"]))
-        loss_B, metrics = settings.objective(nets, examples, state.step, key, batch)
+        loss_B, metrics = remembering(nets, examples, state.step, key, batch)
         per_example = metrics | {"loss": loss_B, "weight": examples.weight}
         sums = {"loss": weighted(loss_B, examples.weight), **summarise(metrics, examples)}
         share = jnp.sum(loss_B * examples.weight) / total_weight
@@ -146,8 +163,8 @@ def train_step(
         kept = (state.params, state.opt_state)
         params, opt_state = only_slice((params, opt_state), kept, state.step % settings.slices, settings.slices)
     emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
-    after, before = (params, emas, opt_state), (state.params, state.emas, state.opt_state)
-    params, emas, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    after, before = (params, emas, opt_state, memory), (state.params, state.emas, state.opt_state, state.memory)
+    params, emas, opt_state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     metrics |= {
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
@@ -155,7 +172,7 @@ def train_step(
         "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }
-    return TrainState(state.step + 1, params, emas, opt_state), metrics, per_example
+    return TrainState(state.step + 1, params, emas, opt_state, memory), metrics, per_example
 
 
 def only_slice(new: PyTree, old: PyTree, which: jax.Array, slices: int) -> PyTree:

@@ -105,7 +105,8 @@ class Trainer:
         everywhere = sharding.replicated(self.mesh)
         opt_state = sharding.like_parameters(shapes.opt_state, params, everywhere)
         emas = dict.fromkeys(shapes.emas, network)
-        return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state))
+        memory = {name: sharding.of_queues(self.mesh, array.shape) for name, array in shapes.memory.items()}
+        return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state, memory))
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -113,7 +114,8 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def _first_state(self, seed: jax.Array) -> TrainState:
-        return first_state(nn.unbox(self.init(init_key(seed))), self.step.tx, self.step.emas, self.step.auxiliary)
+        step = self.step
+        return first_state(nn.unbox(self.init(init_key(seed))), step.tx, step.emas, step.auxiliary, step.memory)
 
     def create(self) -> TrainState:
         """Returns the first state, made in place on the mesh."""

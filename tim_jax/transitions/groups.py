@@ -1,4 +1,4 @@
-"""Static splits of a batch into two groups of examples, alike on every device.
+"""Static splits of a batch into two groups of examples, alike on every device, and groups of consecutive examples.
 
 An objective computes no tangent for examples on the diagonal (r = t), and therefore separates them from the others
 before it calls the network. A batch of B examples lies on `shards` devices in contiguous blocks. Where every block has
@@ -73,3 +73,18 @@ def split_examples(flags: np.ndarray, shards: int = 1) -> Split:
     if (blocks == blocks[0]).all():
         return Split(tuple(np.flatnonzero(blocks[0]).tolist()), tuple(np.flatnonzero(~blocks[0]).tolist()), shards)
     return Split((), tuple(range(count // shards)), shards)
+
+
+def in_groups(examples: Tree, size: int) -> Tree:
+    """Returns (B, …) arrays as (B/size, size, …): groups of consecutive examples.
+
+    A batch that is a multiple of devices times `size` has every group on one device.
+    """
+    grouped: Tree = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), examples)
+    return grouped
+
+
+def for_each(groups: Tree, size: int) -> Tree:
+    """Returns what belongs to groups, (B/size, …) arrays, for each of their examples: (B, …)."""
+    repeated: Tree = jax.tree.map(lambda leaf: jnp.repeat(leaf, size, axis=0), groups)
+    return repeated

@@ -9,8 +9,8 @@ L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ DIAGONAL = Times(share_equal=1.0, share_min=0.0)
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
+WHATEVER_F_LEARNS = ("velocity", "teacher", "shards", "name")
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
@@ -187,6 +188,19 @@ class Objective:
         """The number of examples that every batch must be a multiple of."""
         return 1
 
+    def memory(self, example: tuple[int, ...], classes: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and types of what is remembered from step to step, zeros at first; by default nothing.
+
+        Args:
+            example: The shape of an example.
+            classes: The number of classes; 0 where the condition is text.
+        """
+        return {}
+
+    def remember(self, memory: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the memory with a global batch, {"x": (B, …), "label": (B,), …}, in it: a pure function of both."""
+        return dict(memory)
+
     def check_batch(self, count: int) -> None:
         """Raises ValueError, naming key and value, for what microbatches of `count` examples cannot give."""
 
@@ -265,6 +279,7 @@ class Objective:
         step: jax.Array,
         key: jax.Array,
         batch: jax.Array | None = None,
+        memory: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Draws times and returns the losses (B,) and metrics (B,) of the examples; see `loss`.
 
@@ -274,6 +289,7 @@ class Objective:
             step: The training step, a scalar.
             key: A random key.
             batch: Number of the (micro)batch, counted from the first step on; `step` where a step has one batch.
+            memory: What the objective remembers, this step's batch included; None for one that remembers nothing.
         """
         number = step if batch is None else batch
         if self.slices == 1:
@@ -479,3 +495,13 @@ def unweighted(transport: Transport, times: Times) -> Objective:
 def of_kind(kind: type[Kind], objective: Objective) -> Kind:
     """Returns the same choices in an objective of another kind."""
     return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
+
+
+def _keys(thing: Any, path: str) -> Iterator[str]:
+    for field in dataclasses.fields(thing):
+        if field.default is not dataclasses.MISSING and field.name not in WHATEVER_F_LEARNS:
+            name = f"{path}.{field.name}"
+            yield from _keys(field.default, name) if dataclasses.is_dataclass(field.default) else (name,)
+
+
+TARGET_KEYS = tuple(_keys(Objective, "objective"))  # of F* and its weight: without effect where there is no F*

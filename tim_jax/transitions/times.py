@@ -93,7 +93,7 @@ DISTRIBUTIONS = {
 }
 QUANTILES = tuple(DISTRIBUTIONS)  # those that take Shares in place of a key
 USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
-INTERVALS = ("independent", "dyadic", "logit_normal", "two_means")
+INTERVALS = ("independent", "dyadic", "logit_normal", "two_means", "uniform")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
 LENGTH_MEAN = -0.8  # of the normal whose sigmoid is the length of "logit_normal" intervals; its deviation is 1
 TWO_MEANS = (-0.2, 0.2)  # of the normals whose sigmoids are the ends of "two_means" intervals
@@ -120,8 +120,9 @@ class Times:
     (Shortcut, arXiv 2410.12557) t − r is 2^-k of the time domain, k uniform in 0 … MAX_HALVINGS, and t is uniform on
     its multiples. With "logit_normal" ones (TVM, arXiv 2511.19797) the length t − r is drawn first, see `fitted`. With
     "two_means" (Decoupled MeanFlow, arXiv 2510.24474) t and r are the larger and the smaller of two logit-normal draws,
-    of the means TWO_MEANS; P_mean is that of examples with r = t. With `shift_reference` n, an image of m positions has
-    its noise-to-signal ratio multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
+    of the means TWO_MEANS; P_mean is that of examples with r = t. With "uniform" ones (IMM, arXiv 2503.07565) t is one
+    draw, and r uniform below it. With `shift_reference` n, an image of m positions has its noise-to-signal ratio
+    multiplied by √(m/n), which for OT-FM is t_m = s t/(1 + (s − 1)t), s = √(m/n).
     """
 
     # "default" (the transport's), logit_normal, log_normal, arctan_normal, uniform, log_uniform, u_shaped or max
@@ -131,7 +132,7 @@ class Times:
     share_equal: float = 0.5  # share of examples with r = t; 1.0 is flow matching
     share_min: float = 0.1  # share of examples with r = T_min
     single_equal: bool = False  # where r = t, t is one draw and not the larger of two, which is nearer to noise
-    intervals: str = "independent"  # independent, dyadic, logit_normal, two_means
+    intervals: str = "independent"  # independent, dyadic, logit_normal, two_means, uniform
     shift_reference: float = 0.0  # positions (height × width) that need no resolution shift; 0: none are shifted
 
     def check(self, transport: Transport) -> None:
@@ -257,6 +258,10 @@ class Times:
         if sum(self._shares) == 1:
             t = self.draw_t(transport, key, (count,), positions)
             return t, t
+        if self.intervals == "uniform":
+            t_key, r_key = jax.random.split(key)
+            t = self.draw_t(transport, t_key, (count,), positions)
+            return t, transport.T_min + (t - transport.T_min) * jax.random.uniform(r_key, (count,), t.dtype)
         if self.intervals != "independent":
             t_key, interval_key = jax.random.split(key)
             if self.intervals == "dyadic":

@@ -16,6 +16,8 @@ from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objectives.drifting import Drifting
+from tim_jax.transitions.objectives.imm import MomentMatching
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.straightening import Straightening
@@ -225,6 +227,24 @@ def low_noise_contrastive(transport: Transport) -> Objective:
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
 
 
+def imm(transport: Transport) -> Objective:
+    """Inductive moment matching (arXiv 2503.07565): jumps to r from t and from nearer by end alike in distribution.
+
+    See `imm.py`. t is uniform where the time domain is [0, 1] or like it, and r uniform below t.
+    """
+    law = "uniform" if transport.T_max <= SCALE_LIMITS["tan"] else "default"
+    times = Times(law, share_equal=0.0, share_min=0.0, intervals="uniform")
+    return of_kind(MomentMatching, unweighted(transport, times))
+
+
+def drifting(transport: Transport) -> Objective:
+    """Drifting (arXiv 2602.04770): samples of one jump drift to data of their class and away from one another.
+
+    See `drifting.py`. Only jumps from T_max to T_min are learned.
+    """
+    return of_kind(Drifting, unweighted(transport, Times("uniform", share_equal=0.0, share_min=1.0)))
+
+
 def scm_distillation(transport: Transport) -> Objective:
     """sCM distillation (arXiv 2410.11081): sCM with the teacher's dx_t/dt."""
     return dataclasses.replace(scm(transport), velocity="teacher")
@@ -304,6 +324,8 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "facm": facm,
     "dmf": dmf,
     "low_noise_contrastive": low_noise_contrastive,
+    "imm": imm,
+    "drifting": drifting,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
     "ayf_lagrangian": ayf_lagrangian,

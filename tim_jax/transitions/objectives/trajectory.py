@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.derivative import Net
+from tim_jax.transitions.groups import for_each, in_groups
 from tim_jax.transitions.jump import data_and_noise, expand, jump
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import Examples
@@ -42,7 +43,7 @@ class TrajectoryConsistency(Objective):
         """Draws (t, r), each (count,); within every group t falls, from T_max."""
         equal, minimal = self.times.flags(count, batch)
         pairs = self.times.pairs(self.transport, key, equal, positions)
-        t, r = (times.reshape(-1, self.trajectory_points) for times in pairs)
+        t, r = in_groups(pairs, self.trajectory_points)
         order = jnp.argsort(-t, axis=1)
         t, r = (jnp.take_along_axis(times, order, axis=1) for times in (t, r))
         t, r = t.at[:, 0].set(self.transport.T_max).reshape(-1), r.reshape(-1)
@@ -51,7 +52,7 @@ class TrajectoryConsistency(Objective):
     def distilled(self, nets: Mapping[str, Net], examples: Examples, t: jax.Array) -> Examples:
         """Returns the examples with the teacher's x̂ and ε̂ at the states of its trajectories."""
         transport, times = self.transport, t.reshape(-1, self.trajectory_points).T
-        first: Examples = jax.tree.map(lambda x: x.reshape(-1, self.trajectory_points, *x.shape[1:])[:, 0], examples)
+        first: Examples = jax.tree.map(lambda x: x[:, 0], in_groups(examples, self.trajectory_points))
 
         def step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             now, then = pair
@@ -66,9 +67,5 @@ class TrajectoryConsistency(Objective):
 
     def with_conditions(self, examples: Examples, first: Examples) -> Examples:
         """Returns the examples with the conditions of the first example of their group."""
-
-        def spread(leaf: jax.Array) -> jax.Array:
-            return jnp.repeat(leaf[:, None], self.trajectory_points, axis=1).reshape(-1, *leaf.shape[1:])
-
         names = ("condition", "null_condition", "is_null")
-        return examples._replace(**{name: jax.tree.map(spread, getattr(first, name)) for name in names})
+        return examples._replace(**{name: for_each(getattr(first, name), self.trajectory_points) for name in names})
