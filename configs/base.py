@@ -220,7 +220,9 @@ def get_config():
     config.objective.score = ConfigDict()
     config.objective.score.weight = placeholder(float)  # λ of score distillation
     config.objective.score.max_jumps = placeholder(int)  # of the samples that it looks at
-    config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
+    config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm and cmt have it
+    config.objective.grid = placeholder(str)  # of the states of a trajectory: a name in GRIDS; cmt alone has it
+    config.objective.solver_steps = placeholder(int)  # of Heun's method from a state to the next; cmt alone has it
     # of the teacher, uniform from 0, as a share of T_max; velocity_refiner alone has it
     config.objective.max_step = placeholder(float)
 

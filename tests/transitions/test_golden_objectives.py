@@ -14,10 +14,13 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
+from tim_jax.transitions.objective import of_kind
+from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
+from tim_jax.transitions.weights import AdaptiveWeight
 from tim_jax.types import Output
 
 OT_FM = TRANSPORTS["ot_fm"]()
@@ -263,6 +266,44 @@ def test_facm(case, golden, x64):
 
     grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
     error = largest_difference((found, grads), ((of["fm_rows"], of["cm_rows_unweighted"]), gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["mse", "mae"])
+def test_cmt(case, golden, x64):
+    """On the published trajectory; a norm is an adaptive weight of half the power, with twice the gradient."""
+    arrays = golden("cmt.npz")
+    transport = dataclasses.replace(TRANSPORTS["ve"](), c_noise=lambda t: t, T_min=0.002)
+    trajectory, end = arrays[f"{case}/trajectory"], arrays[f"{case}/end"]
+    points, samples = len(trajectory) - 1, len(end)
+
+    class Published(TrajectoryEnds):
+        def trajectory(self, nets, first, start, times):
+            return jnp.asarray(trajectory[:-1]), jnp.asarray(end)
+
+    adaptive = AdaptiveWeight(0.5 if case == "mae" else 0.0, 1e-30)
+    objective = dataclasses.replace(OBJECTIVES["cmt"](transport), trajectory_points=points, adaptive=adaptive)
+    objective = of_kind(Published, objective)
+    t = jnp.tile(jnp.asarray(arrays[f"{case}/sigmas"]), samples)
+    x = np.zeros((points * samples, *end.shape[1:]))
+    rows = examples(x, x, np.zeros(len(x), int))
+
+    def loss(params):
+        def answer(q):
+            D = probe(params | {"e": jnp.zeros_like(params["e"])}, q.x_t / expand(jnp.sqrt(1 + q.t**2), q.x_t),
+                      jnp.log(q.t) / 4, jnp.zeros_like(q.t), q.condition["label"])  # fmt: skip
+            return Output((D - q.x_t) / expand(q.t - q.r, q.x_t))
+
+        nets = {"online": lambda queries: tuple(map(answer, queries))}
+        losses, _ = objective.loss(nets, rows, t, jnp.full_like(t, transport.T_min), LATE)
+        total = x[0].size * (t - transport.T_min) ** 2
+        losses = (losses * (total if case == "mse" else jnp.sqrt(total))).reshape(samples, points).T
+        return losses.mean(), losses
+
+    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    expected = {name: (1 if case == "mse" else 2) * gradient for name, gradient in gradients(arrays, case).items()}
+    error = largest_difference((found, grads), (arrays[f"{case}/rows"], expected))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
 

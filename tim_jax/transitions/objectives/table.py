@@ -15,6 +15,7 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
+from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
@@ -248,6 +249,16 @@ def tbcm(transport: Transport) -> Objective:
     return of_kind(TrajectoryConsistency, scm_distillation(transport))
 
 
+def cmt(transport: Transport) -> Objective:
+    """CMT, mid-training (arXiv 2509.24526): F* = (x_end − A x_i)/B at states x_i of a trajectory that ends in x_end.
+
+    Losses are means of squares, without weight, as published for MeanFlow. See `cmt.py`.
+    """
+    times = Times(share_equal=0.0, share_min=1.0)
+    ends = of_kind(TrajectoryEnds, dataclasses.replace(unweighted(transport, times), velocity="teacher"))
+    return ends if transport.T_max <= SCALE_LIMITS["tan"] else dataclasses.replace(ends, grid="edm")
+
+
 def velocity_refiner(transport: Transport) -> Objective:
     """FlowTurbo's refiner (arXiv 2409.18128): ‖F(x_t, t; F_T(x_u, u)) − F_T(x_t, t)‖² a step of the teacher's after u.
 
@@ -277,5 +288,6 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "ctm": ctm,
     "rcm": rcm,
     "tbcm": tbcm,
+    "cmt": cmt,
     "velocity_refiner": velocity_refiner,
 }
