@@ -179,7 +179,7 @@ def get_config():
     config.objective.bootstrap.solver_steps = placeholder(int)
     # weights
     config.objective.weight = ConfigDict()
-    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine, tan
     # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
     config.objective.weight.scale = placeholder(str)
     config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
@@ -210,6 +210,15 @@ def get_config():
     # scales 1 … max_scale are an input of the network; 1: none
     config.objective.input_guidance.max_scale = placeholder(float)
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+    # twin_flow alone has it
+    config.objective.twin = ConfigDict()
+    config.objective.twin.share_short = placeholder(float)  # share of examples with short jumps
+    # N, that a jump shall agree with, after a first step along the velocity
+    config.objective.twin.jumps = placeholder(int)
+    config.objective.twin.step = placeholder(float)  # of that, as a share of the time domain
+    config.objective.twin.ema = placeholder(str)  # whose jumps these are: "online" or the name of an EMA
+    config.objective.twin.clip = placeholder(float)  # elements of a change of F are kept within ± this
+    config.objective.twin.match_weight = placeholder(float)  # of distribution matching
     # low_noise_contrastive alone has it
     config.objective.contrast = ConfigDict()
     config.objective.contrast.share = placeholder(float)  # of examples with little noise

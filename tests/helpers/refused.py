@@ -3,6 +3,7 @@
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 ALPHA = {"objective.name": "alphaflow"}
+TWIN = {"objective.name": "twin_flow"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -93,6 +94,19 @@ OF_OBJECTIVES = [
     ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**TWIN, "objective.twin.jumps": "0"}, "objective.twin.jumps"),
+    ({**TWIN, "objective.twin.step": "2.0"}, "objective.twin.step"),
+    ({**TWIN, "objective.twin.clip": "0.0"}, "objective.twin.clip"),
+    ({**TWIN, "objective.twin.match_weight": "-1.0"}, "objective.twin.match_weight"),
+    ({**TWIN, "objective.twin.share_short": "0.75"}, "objective.twin.share_short"),
+    ({**TWIN, "objective.twin.ema": "fast"}, "objective.twin.ema"),
+    ({**TWIN, "objective.velocity": "head"}, "objective.velocity"),
+    ({**TWIN, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
+    ({**TWIN, "objective.tangent.clip": "1.0"}, "objective.tangent.clip"),
+    ({**TWIN, "times.share_min": "0.0"}, "times.share_min"),
+    ({**TWIN, "times.intervals": "dyadic"}, "times.intervals"),
+    ({**TWIN, "transport.name": "edm"}, "transport.name"),
+    ({**TWIN, "data.batch_size": "18"}, "data.batch_size"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
     (

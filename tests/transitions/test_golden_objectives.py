@@ -17,6 +17,7 @@ from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objective import of_kind
 from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.twinflow import Twin, TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
@@ -266,6 +267,46 @@ def test_facm(case, golden, x64):
 
     grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
     error = largest_difference((found, grads), ((of["fm_rows"], of["cm_rows_unweighted"]), gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["default", "l2_any"])
+def test_twin_flow(case, golden, x64):
+    """Rows in the order of this project's shares, and with the constant factor of the published Barron loss."""
+    arrays = golden("twinflow.npz")
+    of = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{case}/")}
+    ratio, low, high = (float(of[f"enhanced_{name}"]) for name in ("ratio", "low", "high"))
+    inside = (low + 1e-9, high - 1e-9)  # the published interval is open
+    square = case.startswith("l2")
+    adaptive, factor = (AdaptiveWeight(0.0), 1.0) if square else (AdaptiveWeight(0.5, 1.01e-6), 1.01e-6**0.5 / 1e-3)
+    objective = OBJECTIVES["twin_flow"](OT_FM)
+    twin = Twin(jumps=int(of["order"]), ema="online", match_weight=float(of["match_weight"]))
+    objective = dataclasses.replace(
+        objective, twin=twin, adaptive=adaptive, guidance=TargetGuidance(1.0, ratio, *inside, ema="online")
+    )
+    objective.check()
+
+    class Published(TwinFlow):
+        def fresh(self, key, fakes, whole):
+            return tuple(jnp.asarray(of[name]) for name in ("fake_noise", "match_noise", "match_t"))
+
+    equal, minimal = objective.times.assign(8)
+    order = np.zeros(8, int)
+    order[equal], order[minimal] = np.flatnonzero(of["adv"]), np.flatnonzero(of["e2e"])
+    order[~(equal | minimal)] = np.flatnonzero(of["mul"] | of["any"])
+    objective = of_kind(Published, objective)
+    rows = examples(arrays["x"][order], of["noise"][order], arrays["labels"][order])
+    t, r = (jnp.abs(of[name])[order] for name in ("t", "tt"))
+
+    def loss(params):
+        losses, metrics = objective.loss({"online": as_net(params)}, rows, t, r, LATE, jax.random.key(0))
+        of_row = metrics["error"] * adaptive(metrics["error"])
+        return factor * losses.mean(), (factor * losses.mean(), factor * of_row, factor * metrics["match"].mean())
+
+    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    expected = (of["loss"], of["row_loss"][order], of["e2e_row_loss"].mean()), gradients(arrays, case)
+    error = largest_difference((found, grads), expected)
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
 

@@ -11,6 +11,7 @@ from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES
 
@@ -105,6 +106,8 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
         "objective.bootstrap.ema": (objective.bootstrap.ema, known),
         "objective.velocity": (objective.velocity, (*VELOCITIES, *known)),
     }
+    if isinstance(objective, TwinFlow):
+        names["objective.twin.ema"] = objective.twin.ema, known
     if objective.guidance.active:
         names["objective.guidance.ema"] = objective.guidance.ema, known
     for key, (value, choices) in names.items():

@@ -283,6 +283,19 @@ class Objective:
         split = self.split(len(t))
         groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
+        return self.weighted(split, groups, predictions, examples, t, r, step)
+
+    def weighted(
+        self,
+        split: Split,
+        groups: Sequence[Group],
+        predictions: Sequence[Prediction],
+        examples: Examples,
+        t: jax.Array,
+        r: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns losses (B,) and metrics (B,) of examples, of which `split` made groups with these predictions."""
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
         error, direction, head, log_variance, alignment, tangent = split.merge(terms).T
 

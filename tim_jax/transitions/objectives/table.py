@@ -20,6 +20,7 @@ from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
+from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
@@ -199,6 +200,22 @@ def facm(transport: Transport) -> Objective:
     )
 
 
+def twin_flow(transport: Transport) -> Objective:
+    """TwinFlow (arXiv 2512.05150): F* = F⁻ − clip(κ (F⁻ − F_end)) of RCGM, and distribution matching by negative times.
+
+    A quarter of the examples each are fakes, jumps from noise to data, short jumps and any. With L a mean over the
+    values of an example, losses are L/√(sg L + 1e-6) times tan(2π/5 (1 − t + r)) + 1 where r ≠ t. See `twinflow.py`.
+    """
+    return of_kind(
+        TwinFlow,
+        dataclasses.replace(
+            unweighted(transport, Times("uniform", share_equal=0.25, share_min=0.25)),
+            weight=TimeWeight("tan", "share"),
+            adaptive=AdaptiveWeight(0.5, 1e-6),
+        ),
+    )
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -281,6 +298,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "soflow": soflow,
     "tvm": tvm,
     "facm": facm,
+    "twin_flow": twin_flow,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
