@@ -219,6 +219,8 @@ def get_config():
     config.objective.twin.ema = placeholder(str)  # whose jumps these are: "online" or the name of an EMA
     config.objective.twin.clip = placeholder(float)  # elements of a change of F are kept within ± this
     config.objective.twin.match_weight = placeholder(float)  # of distribution matching
+    # times of the grid that t is on; difference_transition_matching alone has it
+    config.objective.transitions = placeholder(int)
     # low_noise_contrastive alone has it
     config.objective.contrast = ConfigDict()
     config.objective.contrast.share = placeholder(float)  # of examples with little noise
@@ -356,6 +358,8 @@ def get_config():
     # evaluations that take place at once, in sweeps until they agree; 0: one after another
     config.sampling.parallel = 0
     config.sampling.tolerance = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    # of Euler's method in which the head of difference_transition_matching draws a prediction
+    config.sampling.draw_steps = 16
     config.sampling.int8 = False  # products of the blocks' weights in int8, scaled by row and by output channel
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.

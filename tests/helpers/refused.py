@@ -3,6 +3,7 @@
 GUIDED = {"objective.guidance.w_cond": "0.5"}
 TAUGHT = {"objective.name": "ctm", "teacher.checkpoint": "somewhere"}
 ALPHA = {"objective.name": "alphaflow"}
+DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
 
 OF_OBJECTIVES = [
@@ -94,6 +95,14 @@ OF_OBJECTIVES = [
     ({"objective.name": "low_noise_contrastive", "data.batch_size": "8"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.velocity": "teacher"}, "objective.velocity"),
     ({"objective.name": "low_noise_contrastive", "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DRAWN, "objective.transitions": "0"}, "objective.transitions"),
+    ({**DRAWN, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DRAWN, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**DRAWN, **GUIDED}, "objective.guidance.w_cond"),
+    ({**DRAWN, "sampling.draw_steps": "0"}, "sampling.draw_steps"),
+    ({**DRAWN, "sampling.sampler": "heun"}, "sampling.sampler"),
+    ({**DRAWN, "sampling.guidance": "2.0"}, "sampling.guidance"),
+    ({"sampling.draw_steps": "4"}, "sampling.draw_steps"),
     ({**TWIN, "objective.twin.jumps": "0"}, "objective.twin.jumps"),
     ({**TWIN, "objective.twin.step": "2.0"}, "objective.twin.step"),
     ({**TWIN, "objective.twin.clip": "0.0"}, "objective.twin.clip"),

@@ -17,6 +17,7 @@ from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.objective import of_kind
 from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import Twin, TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
@@ -308,6 +309,40 @@ def test_twin_flow(case, golden, x64):
     expected = (of["loss"], of["row_loss"][order], of["e2e_row_loss"].mean()), gradients(arrays, case)
     error = largest_difference((found, grads), expected)
     print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_difference_transition_matching(golden, x64):
+    """With Y = ε − x, the negative of the paper's."""
+    arrays = golden("difference_transition_matching.npz")
+    rows = examples(arrays["x"], arrays["noise"], arrays["labels"])
+    shape = rows.x.shape
+
+    class Published(TransitionMatching):
+        def start(self, key, Y):
+            return -jnp.asarray(arrays["y0"]), jnp.asarray(arrays["s"]).reshape(shape[:-1])
+
+    objective = of_kind(Published, OBJECTIVES["difference_transition_matching"](OT_FM))
+    objective = dataclasses.replace(objective, transitions=int(arrays["steps"]))
+    assert set(np.asarray(objective.draw(jax.random.key(0), 500, 4)[0])) == set(np.arange(1, 9) / 8)
+
+    def loss(params):
+        def answer(q):
+            h = q.x_t.reshape(len(q.t), -1) @ params["W1"].T + q.t[:, None] * params["a"]
+            h = jnp.tanh(h + params["e"][q.condition["label"]] + params["d"])
+            y, s = (-q.condition["transition"]).reshape(-1, 4, 3), q.condition["transition_s"].reshape(-1, 4, 1)
+            hidden = y @ params["U1"].T + (h @ params["U2"].T)[:, None] + s * params["u"] + params["position"]
+            return Output(-(jnp.tanh(hidden) @ params["U3"].T).reshape(q.x_t.shape))
+
+        nets, t = {"online": lambda queries: tuple(map(answer, queries))}, jnp.asarray(arrays["t"])
+        losses, _ = objective.loss(nets, rows, t, t, LATE, jax.random.key(0))
+        return losses.mean(), losses
+
+    expected = {name.removeprefix("grad/"): array for name, array in arrays.items() if name.startswith("grad/")}
+    params = {name: jnp.asarray(arrays[name]) for name in expected}
+    grads, found = jax.grad(loss, has_aux=True)(params)
+    error = largest_difference((found, grads), (arrays["rows"], expected))
+    print(f"{error:.1e}")
     assert error < TOLERANCE
 
 

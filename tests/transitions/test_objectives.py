@@ -42,7 +42,8 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
-FLOW_MAPS = [name for name in OBJECTIVES if name != "twin_flow"]  # whose own identity is in test_twinflow.py
+OWN = ("twin_flow", "difference_transition_matching")  # whose minimum is another; see the files of these names
+FLOW_MAPS = [name for name in OBJECTIVES if name not in OWN]
 MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
 
 
@@ -82,7 +83,7 @@ def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     """The gradient vanishes at the exact flow map whatever data and noise a state was made of."""
     transport = plain_times(transport)
     objective = OBJECTIVES[name](transport)
-    if name in ("low_noise_contrastive", "twin_flow"):
+    if name in ("low_noise_contrastive", *OWN):
         with pytest.raises(ValueError, match="it must be 'data'"):
             dataclasses.replace(objective, velocity="teacher").check()
         return
@@ -213,6 +214,9 @@ def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     r = t if objective.sampler == "euler" else jnp.full(64, transport.T_min)
     x_t = interpolate(transport, x, jax.random.normal(jax.random.key(0), x.shape), t)
     condition = {"label": label} | ({"guidance": jnp.ones((64, 3))} if run.network.guidance_input else {})
+    if run.network.transition_head:
+        draws = jnp.tile(jnp.linspace(0, 1, 17), (64, 1))
+        condition |= {"transition": jax.random.normal(jax.random.key(1), x.shape), "transition_times": draws}
 
     @jax.jit
     def distance(params):
@@ -268,7 +272,7 @@ REACHED = {
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
     "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
     "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "cmt": (1, 5.0),
-    "twin_flow": (1, 9.9),
+    "twin_flow": (1, 9.9), "difference_transition_matching": (16, 9.9),
 }  # fmt: skip
 
 

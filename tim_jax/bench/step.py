@@ -144,6 +144,7 @@ def network_for(network: TiM, objective: Objective) -> TiM:
         output_heads=objective.heads,
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
+        transition_head=objective.transition_head,
     )
 
 
@@ -175,6 +176,8 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
         condition["guidance"] = jnp.ones((1, 3))
     if network.prediction_input:
         condition["prediction"] = x
+    if network.transition_head:
+        condition |= {"transition": x, "transition_s": x[..., 0]}
     return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
 
 

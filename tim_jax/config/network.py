@@ -40,6 +40,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         text_width=data.text_width,
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
+        transition_head=objective.transition_head,
         output_heads=objective.heads,
     )
 
@@ -62,6 +63,8 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
             condition["guidance"] = jnp.ones((1, 3))
         if network.prediction_input:
             condition["prediction"] = x
+        if network.transition_head:
+            condition |= {"transition": x, "transition_s": x[..., 0]}
         return network.init(key, (Query(x, time, time, condition),))["params"]
 
     return init

@@ -1,5 +1,6 @@
 """The transport and the objective of a configuration: what is named, and what the sections change of it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES
@@ -62,6 +64,8 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         teacher=read(objective.teacher, config.teacher),
         shards=shards,
     )
+    if isinstance(objective, TransitionMatching):
+        objective = dataclasses.replace(objective, patch=config.model.patch_size)
     check_networks(objective, config.ema, tuple(map(name_of, config.posthoc_ema.sigma_rel)))
     if objective.alignment_weight and not config.data.features_width:
         raise ValueError(

@@ -69,7 +69,7 @@ def objective_section() -> Section:
         "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
         tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
         {"name": "tim"},
-        ("transport", "times", "teacher", "shards"),
+        ("transport", "times", "teacher", "shards", "patch"),
         placeholders=True,
     )
 
@@ -85,8 +85,8 @@ SECTIONS = {
         (Size, TiM),
         {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
          "dtype": "float32"},
-        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "output_heads", "read", "tokens",
-         "unroll", "parent", "name"),
+        ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "transition_head", "output_heads",
+         "read", "tokens", "unroll", "parent", "name"),
     ),
     "transport": Section(
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
@@ -110,7 +110,7 @@ SECTIONS = {
     "training": Section("The training loop.", (TrainingSettings,)),
     "checkpoint": Section("Checkpoints.", (CheckpointSettings,)),
     "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"},
-                        ("optimal_times", "learned", "guidance_input")),
+                        ("optimal_times", "learned", "guidance_input", "transition_head")),
     "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
                           (EvaluationSettings,)),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from tim_jax.networks.embeddings import (
 )
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
+from tim_jax.networks.transition_head import TransitionHead, check_condition, transition
 from tim_jax.types import Output, Query, TangentQuery
 
 UNUSED = {
@@ -80,6 +81,7 @@ class TiM(nn.Module):
     guidance_input: bool = False  # conditions have {"guidance": (B, 3)}, a scale and the times between which it holds
     # Conditions have {"prediction": (B, h, w, C)}, an earlier F, which is an input and added to the output.
     prediction_input: bool = False
+    transition_head: bool = False  # F is that of a `TransitionHead`, whose inputs conditions have
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Turns the stored parameters of a block into those that it computes with, such as by a gather from other devices.
     read: Callable[[Any], Any] | None = None
@@ -113,12 +115,14 @@ class TiM(nn.Module):
         tapped = hidden or "pooled" in self.output_heads
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
-        cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
-        streams = tuple(map(embed, cut))
+
+        def cut(x: jax.Array) -> jax.Array:
+            return sequence.part(patchify(x, self.patch_size), self.tokens, 1)
+
+        streams = tuple(embed(cut(q.x_t)) for q in groups)
         if self.prediction_input:
             embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="prediction_patch")
-            given = (patchify(q.condition["prediction"], self.patch_size) for q in groups)
-            streams = tuple(x + embed(sequence.part(F, self.tokens, 1)) for x, F in zip(streams, given))
+            streams = tuple(x + embed(cut(q.condition["prediction"])) for x, q in zip(streams, groups))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
         contexts = self._contexts(groups)
 
@@ -140,8 +144,13 @@ class TiM(nn.Module):
         carry = (streams, streams if tapped else ())
         (streams, taps), _ = scan(self._block(groups), carry, jnp.arange(self.depth))
 
-        final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
-        patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
+        if self.transition_head:
+            drawer = TransitionHead(self.patch_size, self.channels, self.dtype, name="transition_head")
+            ends = [transition(drawer, x, ctx.c, q.condition, cut) for x, ctx, q in zip(streams, contexts, groups)]
+        else:
+            final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
+            ends = [final(x, ctx.c) for x, ctx in zip(streams, contexts)]
+        patches = [sequence.whole(y, self.tokens) for y in ends]
         Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
         if self.prediction_input:
             Fs = [F + q.condition["prediction"] for F, q in zip(Fs, groups)]
@@ -312,4 +321,6 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")
+        if net.transition_head:
+            check_condition(q.condition)
     return groups

@@ -188,6 +188,7 @@ def protocol_of(
         plan |= {"refiner": run.refiner.source.fingerprint if run.refiner else sampling.refiner}
     guided = sampling.guidance != 1
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
+    others += ("draw_steps",) * sampling.transition_head
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
     return Protocol(
         reference=reference,

@@ -144,6 +144,11 @@ class Objective:
         return False
 
     @property
+    def transition_head(self) -> bool:
+        """Whether the network's prediction is a draw by a head of its own, from noise that it is given."""
+        return False
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The names of all networks that the objective calls, "online" first."""
         names = ["online", *self.teachers, *self.auxiliary]

@@ -20,6 +20,7 @@ from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
@@ -216,6 +217,15 @@ def twin_flow(transport: Transport) -> Objective:
     )
 
 
+def difference_transition_matching(transport: Transport) -> Objective:
+    """Difference transition matching (arXiv 2506.23589): a head draws α̂_t x + σ̂_t ε given x_t, token by token.
+
+    t is uniform on a grid of 32 times. See `transition_matching.py`.
+    """
+    times = dataclasses.replace(DIAGONAL, distribution="uniform")
+    return of_kind(TransitionMatching, unweighted(transport, times))
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -299,6 +309,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "tvm": tvm,
     "facm": facm,
     "twin_flow": twin_flow,
+    "difference_transition_matching": difference_transition_matching,
     "low_noise_contrastive": low_noise_contrastive,
     "scm_distillation": scm_distillation,
     "ayf_eulerian": ayf_eulerian,
