@@ -48,7 +48,7 @@ def get_ablation():
             "soflow": {"objective.name": "soflow", "objective.bootstrap.alpha.end_step": base.training.steps},
             "tvm": {"objective.name": "tvm"},
             "facm": {"objective.name": "facm"},
-            "twin_flow": {"objective.name": "twin_flow"},
+            "twin_flow": {"objective.name": "twin_flow", "objective.twin.match_weight": 0.0},  # from scratch: RCGM
             "difference_transition_matching": {"objective.name": "difference_transition_matching"},
             "low_noise_contrastive": {"objective.name": "low_noise_contrastive"},
         },

@@ -328,10 +328,11 @@ def test_difference_transition_matching(golden, x64):
 
     def loss(params):
         def answer(q):
-            h = q.x_t.reshape(len(q.t), -1) @ params["W1"].T + q.t[:, None] * params["a"]
-            h = jnp.tanh(h + params["e"][q.condition["label"]] + params["d"])
+            h = q.x_t.reshape(len(q.t), -1) @ params["W1"].T + q.t[:, None] * params["a"][None]
+            h = jnp.tanh(h + params["e"][q.condition["label"]] + params["d"][None])
             y, s = (-q.condition["transition"]).reshape(-1, 4, 3), q.condition["transition_s"].reshape(-1, 4, 1)
-            hidden = y @ params["U1"].T + (h @ params["U2"].T)[:, None] + s * params["u"] + params["position"]
+            hidden = y @ params["U1"].T + (h @ params["U2"].T)[:, None]
+            hidden += s * params["u"][None, None] + params["position"][None]
             return Output(-(jnp.tanh(hidden) @ params["U3"].T).reshape(q.x_t.shape))
 
         nets, t = {"online": lambda queries: tuple(map(answer, queries))}, jnp.asarray(arrays["t"])

@@ -44,7 +44,8 @@ WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
 OWN = ("twin_flow", "difference_transition_matching")  # whose minimum is another; see the files of these names
 FLOW_MAPS = [name for name in OBJECTIVES if name not in OWN]
-MODELS = [name for name in OBJECTIVES if name != "velocity_refiner"]  # those that sample by themselves
+# Those that sample by themselves, from scratch: the match of twin_flow needs a model that has been trained.
+MODELS = [name for name in OBJECTIVES if name not in ("velocity_refiner", "twin_flow")]
 
 
 def exact_net(gaussian, theta):
@@ -272,12 +273,11 @@ REACHED = {
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
     "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
     "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "cmt": (1, 5.0),
-    "twin_flow": (1, 9.9), "difference_transition_matching": (16, 9.9),
 }  # fmt: skip
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", REACHED)
 def test_six_hundred_steps_reach_the_stated_distance(name, teacher):
     steps, stated = REACHED[name]
     changes = {"objective.name": name, "training.steps": "600", "optimizer.decay_steps": "600", "model.width": "48"}

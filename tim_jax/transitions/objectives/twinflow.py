@@ -13,6 +13,9 @@ RCGM: a step of length δ along the velocity of the data, which may be guided, t
 
 F_end being the F that jumps to where these end: clip(κ …) is the rate at which both ways part (see `bootstrap.py`).
 
+Published runs start from a trained model. From scratch on the digits, at learning rates of other objectives, the match
+diverges: fakes grow, and the rest with them. Without it (`twin.match_weight` 0) what is left is RCGM.
+
 The published code clamps the first step at r, but not the state that it leads to, which changes nothing. Its Barron
 loss is `objective.adaptive` with power ½ but for a factor of 1.005. Its guidance, by half (`objective.guidance.w_cond`
 0.5), leaves out both ends of its interval.
