@@ -218,7 +218,7 @@ def get_config():
     config.objective.refresh.clamp = placeholder(float)  # how near to 0 or 1 it counts as 0 or 1
     # weights
     config.objective.weight = ConfigDict()
-    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    config.objective.weight.kernel = placeholder(str)  # constant, reciprocal, sqrt, square, soft_min_snr, sine, tan
     # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
     config.objective.weight.scale = placeholder(str)
     config.objective.weight.difference = placeholder(bool)  # weight by τ(t) − τ(r); False: by τ(t)
@@ -256,6 +256,17 @@ def get_config():
     # scales 1 … max_scale are an input of the network; 1: none
     config.objective.input_guidance.max_scale = placeholder(float)
     config.objective.input_guidance.power = placeholder(float)  # they are drawn from scale^−power
+    # twin_flow alone has it
+    config.objective.twin = ConfigDict()
+    config.objective.twin.share_short = placeholder(float)  # share of examples with short jumps
+    # N, that a jump shall agree with, after a first step along the velocity
+    config.objective.twin.jumps = placeholder(int)
+    config.objective.twin.step = placeholder(float)  # of that, as a share of the time domain
+    config.objective.twin.ema = placeholder(str)  # whose jumps these are: "online" or the name of an EMA
+    config.objective.twin.clip = placeholder(float)  # elements of a change of F are kept within ± this
+    config.objective.twin.match_weight = placeholder(float)  # of distribution matching
+    # times of the grid that t is on; difference_transition_matching alone has it
+    config.objective.transitions = placeholder(int)
     # low_noise_contrastive alone has it
     config.objective.contrast = ConfigDict()
     config.objective.contrast.share = placeholder(float)  # of examples with little noise
@@ -281,7 +292,9 @@ def get_config():
     config.objective.score = ConfigDict()
     config.objective.score.weight = placeholder(float)  # λ of score distillation
     config.objective.score.max_jumps = placeholder(int)  # of the samples that it looks at
-    config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm alone has it
+    config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm and cmt have it
+    config.objective.grid = placeholder(str)  # of the states of a trajectory: a name in GRIDS; cmt alone has it
+    config.objective.solver_steps = placeholder(int)  # of Heun's method from a state to the next; cmt alone has it
     # of the teacher, uniform from 0, as a share of T_max; velocity_refiner alone has it
     config.objective.max_step = placeholder(float)
     # straightening alone has them
@@ -414,6 +427,8 @@ def get_config():
     # evaluations that take place at once, in sweeps until they agree; 0: one after another
     config.sampling.parallel = 0
     config.sampling.tolerance = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    # of Euler's method in which the head of difference_transition_matching draws a prediction
+    config.sampling.draw_steps = 16
     config.sampling.int8 = False  # products of the blocks' weights in int8, scaled by row and by output channel
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.

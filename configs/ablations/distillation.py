@@ -3,7 +3,7 @@
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.ablate --config=configs/ablations/distillation.py --workdir=runs/ablations/distillation
-Time: 12 variants × 3 seeds × about 85 seconds on two CPU cores, 55 minutes in all; before it, once, teacher and pairs.
+Time: 13 variants × 3 seeds × about 85 seconds on two CPU cores, 60 minutes in all; before it, once, teacher and pairs.
 
 `tim` and `slimflow`, here with a network of the same size, are trained from scratch, all others start from the
 teacher's weights; the teacher itself stands beside them, with its own training, which no variant is charged for, nor
@@ -12,9 +12,9 @@ are reflow and slimflow for their pairs.
 Published (TiM, arXiv 2509.04394, ablation on ImageNet 256, B/4, 80 epochs), FID at 1 / 8 / 50 evaluations:
 flow matching, as the teacher is, 309.5 / 77.26 / 20.35, TiM from scratch 47.46 / 24.62 / 17.10. To compare: how much of
 that gap at one evaluation each student closes, whether it is ahead of TiM from scratch there, and whether at many
-evaluations it still comes up to its teacher. scm_distillation, rcm and tbcm learn jumps to r = 0 alone, so that more
-evaluations are noised again between; reflow, slimflow and straightening, in four segments, are flow matching still; the
-others learn jumps between any two times.
+evaluations it still comes up to its teacher. scm_distillation, rcm, tbcm and cmt learn jumps to r = 0 alone, so that
+more evaluations are noised again between; reflow, slimflow and straightening, in four segments, are flow matching
+still; the others learn jumps between any two times.
 
 All have the transport of the teacher, OT-FM. TiM, here and from the teacher, has the loss of configs/digits.py; the
 others are as their papers have them, but for what these count in steps, which is a share of these few.
@@ -61,6 +61,7 @@ def get_ablation():
             "straightening": learns | {"objective.name": "straightening"},
             "rcm": weighs | {"objective.name": "rcm"},
             "tbcm": weighs | {"objective.name": "tbcm"},
+            "cmt": learns | {"objective.name": "cmt"},
         },
         baselines={"teacher": TEACHER},
     )

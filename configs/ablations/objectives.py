@@ -61,6 +61,8 @@ def get_ablation():
             "tvm": {"objective.name": "tvm"},
             "facm": {"objective.name": "facm"},
             "dmf": {"objective.name": "dmf", "model.decoupled_depth": 1, "model.interval_aware": False},
+            "twin_flow": {"objective.name": "twin_flow", "objective.twin.match_weight": 0.0},  # from scratch: RCGM
+            "difference_transition_matching": {"objective.name": "difference_transition_matching"},
             "low_noise_contrastive": {"objective.name": "low_noise_contrastive"},
             "imm": {"objective.name": "imm"},
             "drifting": {"objective.name": "drifting"},

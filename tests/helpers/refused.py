@@ -9,6 +9,8 @@ RESTORE = {"objective.name": "flow_matching", "objective.coupling.task": "super_
 INPAINT = {**RESTORE, "objective.coupling.task": "inpainting"}
 SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices": "2"}
 IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
+DRAWN = {"objective.name": "difference_transition_matching"}
+TWIN = {"objective.name": "twin_flow"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -126,6 +128,27 @@ OF_OBJECTIVES = [
     ({**DRIFTING, "times.P_mean": "1.0"}, "times.P_mean"),
     ({**DRIFTING, "model.condition": "text", "data.text_width": "8"}, "model.condition"),
     ({**DRIFTING, "data.buckets.table": "((8, 8),)"}, "data.buckets.table"),
+    ({**DRAWN, "objective.transitions": "0"}, "objective.transitions"),
+    ({**DRAWN, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DRAWN, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**DRAWN, **GUIDED}, "objective.guidance.w_cond"),
+    ({**DRAWN, "sampling.draw_steps": "0"}, "sampling.draw_steps"),
+    ({**DRAWN, "sampling.sampler": "heun"}, "sampling.sampler"),
+    ({**DRAWN, "sampling.guidance": "2.0"}, "sampling.guidance"),
+    ({"sampling.draw_steps": "4"}, "sampling.draw_steps"),
+    ({**TWIN, "objective.twin.jumps": "0"}, "objective.twin.jumps"),
+    ({**TWIN, "objective.twin.step": "2.0"}, "objective.twin.step"),
+    ({**TWIN, "objective.twin.clip": "0.0"}, "objective.twin.clip"),
+    ({**TWIN, "objective.twin.match_weight": "-1.0"}, "objective.twin.match_weight"),
+    ({**TWIN, "objective.twin.share_short": "0.75"}, "objective.twin.share_short"),
+    ({**TWIN, "objective.twin.ema": "fast"}, "objective.twin.ema"),
+    ({**TWIN, "objective.velocity": "head"}, "objective.velocity"),
+    ({**TWIN, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
+    ({**TWIN, "objective.tangent.clip": "1.0"}, "objective.tangent.clip"),
+    ({**TWIN, "times.share_min": "0.0"}, "times.share_min"),
+    ({**TWIN, "times.intervals": "dyadic"}, "times.intervals"),
+    ({**TWIN, "transport.name": "edm"}, "transport.name"),
+    ({**TWIN, "data.batch_size": "18"}, "data.batch_size"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
     (
@@ -148,6 +171,12 @@ OF_OBJECTIVES = [
     ({**STRAIGHT, "times.share_equal": "0.5"}, "times.share_equal"),
     ({**STRAIGHT, **GUIDED}, "objective.guidance.w_gt"),
     ({**STRAIGHT, "objective.input_guidance.max_scale": "2.0"}, "objective.input_guidance.max_scale"),
+    ({**TAUGHT, "objective.name": "cmt", "objective.grid": "log"}, "objective.grid"),
+    ({**TAUGHT, "objective.name": "cmt", "objective.solver_steps": "0"}, "objective.solver_steps"),
+    ({**TAUGHT, "objective.name": "cmt", "times.share_min": "0.5"}, "times.share_min"),
+    ({**TAUGHT, "objective.name": "cmt", "objective.tangent.clip": "1.0"}, "objective.tangent.clip"),
+    ({**TAUGHT, "objective.name": "cmt", "times.P_mean": "1.0"}, "times.P_mean"),
+    ({**TAUGHT, **GUIDED, "objective.name": "cmt"}, "objective.guidance.w_gt, objective.guidance.w_cond"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "objective.max_step": "0.0"}, "objective.max_step"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "velocity_refiner", "times.share_equal": "0.5"}, "times.share_equal"),

@@ -52,7 +52,7 @@ def column(t):
 
 
 def test_which_objectives_have_teachers():
-    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm tbcm velocity_refiner straightening"
+    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm tbcm cmt velocity_refiner straightening"
     assert names.split() == DISTILLED
 
 
@@ -279,6 +279,30 @@ def test_times_of_trajectories_fall_from_noise():
     groups = np.asarray(t).reshape(8, 8)
     assert (groups[:, 0] == np.float32(1.57)).all() and (np.diff(groups, axis=1) <= 0).all()
     assert len(np.unique(groups)) > 50
+
+
+@every_transport
+def test_jumps_of_mid_training_end_where_the_teachers_trajectory_does(transport, x64):
+    """Of a group's first row and condition; with many points both are on the exact way."""
+    transport = plain_times(transport)
+    gaussian, (points, groups) = Gaussian(transport, mean=0.3, std=0.6), (100, 3)
+    objective = dataclasses.replace(OBJECTIVES["cmt"](transport), trajectory_points=points, solver_steps=2)
+
+    def teacher(queries):
+        return tuple(Output(gaussian.F(q.x_t, q.t, q.t)) for q in queries)
+
+    count = points * groups
+    rows = rows_of(jnp.full((count, 1, 1, 1), jnp.nan), random(1, (count, 1, 1, 1)))
+    t, r = objective.draw(jax.random.key(0), count, positions=4)
+    distilled = objective.distilled({"teacher": teacher}, rows, t)
+    x_t = interpolate(transport, distilled.x, distilled.noise, t)
+    start = transport.sigma(t[:1])[0] * rows.noise[::points]
+    np.testing.assert_allclose(x_t[::points], start, rtol=1e-9)
+    end = jump(transport, x_t, prediction_target(transport, distilled.x, distilled.noise, t), t, r)
+    np.testing.assert_allclose(end, jnp.repeat(end[::points], points, axis=0), atol=1e-9)
+    np.testing.assert_allclose(end, gaussian.flow_map(x_t, t, r), atol=2e-3)
+    labels = np.repeat(np.asarray(rows.condition["label"][::points]), points)
+    np.testing.assert_array_equal(distilled.condition["label"], labels)
 
 
 class Toy:

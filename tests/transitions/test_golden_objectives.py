@@ -15,8 +15,12 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
+from tim_jax.transitions.objective import of_kind
+from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.drifting import Cloud, Drift, drift, forces
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
+from tim_jax.transitions.objectives.twinflow import Twin, TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.times import LENGTH_MEAN, Times, fitted
@@ -266,6 +270,119 @@ def test_facm(case, golden, x64):
 
     grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
     error = largest_difference((found, grads), ((of["fm_rows"], of["cm_rows_unweighted"]), gradients(arrays, case)))
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["default", "l2_any"])
+def test_twin_flow(case, golden, x64):
+    """Rows in the order of this project's shares, and with the constant factor of the published Barron loss."""
+    arrays = golden("twinflow.npz")
+    of = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{case}/")}
+    ratio, low, high = (float(of[f"enhanced_{name}"]) for name in ("ratio", "low", "high"))
+    inside = (low + 1e-9, high - 1e-9)  # the published interval is open
+    square = case.startswith("l2")
+    adaptive, factor = (AdaptiveWeight(0.0), 1.0) if square else (AdaptiveWeight(0.5, 1.01e-6), 1.01e-6**0.5 / 1e-3)
+    objective = OBJECTIVES["twin_flow"](OT_FM)
+    twin = Twin(jumps=int(of["order"]), ema="online", match_weight=float(of["match_weight"]))
+    objective = dataclasses.replace(
+        objective, twin=twin, adaptive=adaptive, guidance=TargetGuidance(1.0, ratio, *inside, ema="online")
+    )
+    objective.check()
+
+    class Published(TwinFlow):
+        def fresh(self, key, fakes, whole):
+            return tuple(jnp.asarray(of[name]) for name in ("fake_noise", "match_noise", "match_t"))
+
+    equal, minimal = objective.times.assign(8)
+    order = np.zeros(8, int)
+    order[equal], order[minimal] = np.flatnonzero(of["adv"]), np.flatnonzero(of["e2e"])
+    order[~(equal | minimal)] = np.flatnonzero(of["mul"] | of["any"])
+    objective = of_kind(Published, objective)
+    rows = examples(arrays["x"][order], of["noise"][order], arrays["labels"][order])
+    t, r = (jnp.abs(of[name])[order] for name in ("t", "tt"))
+
+    def loss(params):
+        losses, metrics = objective.loss({"online": as_net(params)}, rows, t, r, LATE, jax.random.key(0))
+        of_row = metrics["error"] * adaptive(metrics["error"])
+        return factor * losses.mean(), (factor * losses.mean(), factor * of_row, factor * metrics["match"].mean())
+
+    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    expected = (of["loss"], of["row_loss"][order], of["e2e_row_loss"].mean()), gradients(arrays, case)
+    error = largest_difference((found, grads), expected)
+    print(f"{case}: {error:.1e}")
+    assert error < TOLERANCE
+
+
+def test_difference_transition_matching(golden, x64):
+    """With Y = ε − x, the negative of the paper's."""
+    arrays = golden("difference_transition_matching.npz")
+    rows = examples(arrays["x"], arrays["noise"], arrays["labels"])
+    shape = rows.x.shape
+
+    class Published(TransitionMatching):
+        def start(self, key, Y):
+            return -jnp.asarray(arrays["y0"]), jnp.asarray(arrays["s"]).reshape(shape[:-1])
+
+    objective = of_kind(Published, OBJECTIVES["difference_transition_matching"](OT_FM))
+    objective = dataclasses.replace(objective, transitions=int(arrays["steps"]))
+    assert set(np.asarray(objective.draw(jax.random.key(0), 500, 4)[0])) == set(np.arange(1, 9) / 8)
+
+    def loss(params):
+        def answer(q):
+            h = q.x_t.reshape(len(q.t), -1) @ params["W1"].T + q.t[:, None] * params["a"][None]
+            h = jnp.tanh(h + params["e"][q.condition["label"]] + params["d"][None])
+            y, s = (-q.condition["transition"]).reshape(-1, 4, 3), q.condition["transition_s"].reshape(-1, 4, 1)
+            hidden = y @ params["U1"].T + (h @ params["U2"].T)[:, None]
+            hidden += s * params["u"][None, None] + params["position"][None]
+            return Output(-(jnp.tanh(hidden) @ params["U3"].T).reshape(q.x_t.shape))
+
+        nets, t = {"online": lambda queries: tuple(map(answer, queries))}, jnp.asarray(arrays["t"])
+        losses, _ = objective.loss(nets, rows, t, t, LATE, jax.random.key(0))
+        return losses.mean(), losses
+
+    expected = {name.removeprefix("grad/"): array for name, array in arrays.items() if name.startswith("grad/")}
+    params = {name: jnp.asarray(arrays[name]) for name in expected}
+    grads, found = jax.grad(loss, has_aux=True)(params)
+    error = largest_difference((found, grads), (arrays["rows"], expected))
+    print(f"{error:.1e}")
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["mse", "mae"])
+def test_cmt(case, golden, x64):
+    """On the published trajectory; a norm is an adaptive weight of half the power, with twice the gradient."""
+    arrays = golden("cmt.npz")
+    transport = dataclasses.replace(TRANSPORTS["ve"](), c_noise=lambda t: t, T_min=0.002)
+    trajectory, end = arrays[f"{case}/trajectory"], arrays[f"{case}/end"]
+    points, samples = len(trajectory) - 1, len(end)
+
+    class Published(TrajectoryEnds):
+        def trajectory(self, nets, first, start, times):
+            return jnp.asarray(trajectory[:-1]), jnp.asarray(end)
+
+    adaptive = AdaptiveWeight(0.5 if case == "mae" else 0.0, 1e-30)
+    objective = dataclasses.replace(OBJECTIVES["cmt"](transport), trajectory_points=points, adaptive=adaptive)
+    objective = of_kind(Published, objective)
+    t = jnp.tile(jnp.asarray(arrays[f"{case}/sigmas"]), samples)
+    x = np.zeros((points * samples, *end.shape[1:]))
+    rows = examples(x, x, np.zeros(len(x), int))
+
+    def loss(params):
+        def answer(q):
+            D = probe(params | {"e": jnp.zeros_like(params["e"])}, q.x_t / expand(jnp.sqrt(1 + q.t**2), q.x_t),
+                      jnp.log(q.t) / 4, jnp.zeros_like(q.t), q.condition["label"])  # fmt: skip
+            return Output((D - q.x_t) / expand(q.t - q.r, q.x_t))
+
+        nets = {"online": lambda queries: tuple(map(answer, queries))}
+        losses, _ = objective.loss(nets, rows, t, jnp.full_like(t, transport.T_min), LATE)
+        total = x[0].size * (t - transport.T_min) ** 2
+        losses = (losses * (total if case == "mse" else jnp.sqrt(total))).reshape(samples, points).T
+        return losses.mean(), losses
+
+    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    expected = {name: (1 if case == "mse" else 2) * gradient for name, gradient in gradients(arrays, case).items()}
+    error = largest_difference((found, grads), (arrays[f"{case}/rows"], expected))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
 

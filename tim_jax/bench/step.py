@@ -145,6 +145,7 @@ def network_for(network: TiM, objective: Objective) -> TiM:
         output_heads=objective.heads,
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
+        transition_head=objective.transition_head,
     )
 
 
@@ -178,6 +179,8 @@ def initial(network: TiM, latent: tuple[int, int, int], key: jax.Array) -> Any:
         condition["guidance"] = jnp.ones((1, 3))
     for name, channels in image_inputs(network).items():
         condition[name] = jnp.zeros((*x.shape[:-1], channels))
+    if network.transition_head:
+        condition |= {"transition": x, "transition_s": x[..., 0]}
     return nn.unbox(network.init(key, (Query(x, time, time, condition),))["params"])
 
 

@@ -43,6 +43,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
         guidance_input=objective.input_guidance.active,
         prediction_input=objective.prediction_input,
         image_channels=objective.coupling.channels(data.channels),
+        transition_head=objective.transition_head,
         output_heads=objective.heads,
         to_F=None if transport.prediction == "F" else functools.partial(prediction.in_F, transport),
         slice_ends=slices.ends(objective.transport, objective.times, objective.slices),
@@ -67,6 +68,8 @@ def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
             condition["guidance"] = jnp.ones((1, 3))
         for name, channels in image_inputs(network).items():
             condition[name] = jnp.zeros((*x.shape[:-1], channels))
+        if network.transition_head:
+            condition |= {"transition": x, "transition_s": x[..., 0]}
         return network.init(key, (Query(x, time, time, condition),))["params"]
 
     return init

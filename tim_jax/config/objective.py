@@ -13,6 +13,8 @@ from tim_jax.training.power_ema import name_of
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.objective import VELOCITIES, Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
+from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.prediction import check
 from tim_jax.transitions.transports import Transport, with_shared_times
 from tim_jax.types import DTYPES
@@ -89,6 +91,8 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         shards=shards,
         slices=config.model.slices,
     )
+    if isinstance(objective, TransitionMatching):
+        objective = dataclasses.replace(objective, patch=config.model.patch_size)
     check_networks(objective, config.ema, tuple(map(name_of, config.posthoc_ema.sigma_rel)))
     if objective.alignment_weight and not config.data.features_width:
         raise ValueError(
@@ -151,6 +155,8 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
         "objective.bootstrap.ema": (objective.bootstrap.ema, known),
         "objective.velocity": (objective.velocity, (*VELOCITIES, *known)),
     }
+    if isinstance(objective, TwinFlow):
+        names["objective.twin.ema"] = objective.twin.ema, known
     if objective.guidance.active:
         names["objective.guidance.ema"] = objective.guidance.ema, known
     for key, (value, choices) in names.items():

@@ -43,7 +43,12 @@ def check_weights(key: str, name: str, config: ConfigDict) -> None:
 
 def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
     """The sampling of `sampling`, for a model of that objective. Raises ValueError."""
-    sampling = read(Sampling, config.sampling, guidance_input=objective.input_guidance.active)
+    sampling = read(
+        Sampling,
+        config.sampling,
+        guidance_input=objective.input_guidance.active,
+        transition_head=objective.transition_head,
+    )
     if sampling.sampler == "default":
         sampling = read(sampling, {"sampler": objective.sampler})
     check_weights("sampling.ema", sampling.ema, config)

@@ -74,7 +74,7 @@ def objective_section() -> Section:
         "The loss of an example. Here and in `times`, keys that are None are as the named objective has them.",
         tuple(dict.fromkeys([Objective, *(type(make(ot_fm())) for make in OBJECTIVES.values())])),
         {"name": "tim"},
-        ("transport", "times", "teacher", "shards", "slices"),
+        ("transport", "times", "teacher", "shards", "slices", "patch"),
         placeholders=True,
     )
 
@@ -91,7 +91,7 @@ SECTIONS = {
         {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
          "dtype": "float32"},
         ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "image_channels", "slice_ends",
-         "output_heads", "to_F", "read", "tokens", "unroll", "parent", "name"),
+         "transition_head", "output_heads", "to_F", "read", "tokens", "unroll", "parent", "name"),
     ),
     "transport": Section(
         "The path between data and noise (tim_jax.transitions.TRANSPORTS).",
@@ -115,7 +115,7 @@ SECTIONS = {
     "training": Section("The training loop.", (TrainingSettings,)),
     "checkpoint": Section("Checkpoints.", (CheckpointSettings,)),
     "sampling": Section("How samples are drawn.", (Sampling,), {"sampler": "default"},
-                        ("optimal_times", "learned", "guidance_input")),
+                        ("optimal_times", "learned", "guidance_input", "transition_head")),
     "evaluation": Section("How samples are measured, by python -m tim_jax.evaluate and while training.",
                           (EvaluationSettings,)),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from tim_jax.networks.embeddings import (
 )
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
+from tim_jax.networks.transition_head import TransitionHead, check_condition, transition
 from tim_jax.types import Output, Query, TangentQuery
 
 UNUSED = {
@@ -103,6 +104,7 @@ class TiM(nn.Module):
     prediction_input: bool = False
     image_channels: int = 0  # conditions have {"image": (B, h, w, image_channels)}, a degraded image to be restored
     slice_ends: tuple[float, ...] = ()  # times t, as queries have them, between those of slices, ascending
+    transition_head: bool = False  # F is that of a `TransitionHead`, whose inputs conditions have
     output_heads: tuple[str, ...] = ()  # names in HEADS: outputs besides F
     # Makes the Output that objectives and samplers read of that for a Query, where the output stands for something else
     # than F. Whoever applies the network does so, whatever its kind, see `training/nets.py`.
@@ -147,12 +149,14 @@ class TiM(nn.Module):
         tapped = hidden or "pooled" in self.output_heads
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
-        cut = (sequence.part(patchify(q.x_t, self.patch_size), self.tokens, 1) for q in groups)
-        streams = tuple(map(embed, cut))
+
+        def cut(x: jax.Array) -> jax.Array:
+            return sequence.part(patchify(x, self.patch_size), self.tokens, 1)
+
+        streams = tuple(embed(cut(q.x_t)) for q in groups)
         for name in image_inputs(self):
             embed = Linear((self.width,), patch_axes, dtype=self.dtype, name=f"{name}_patch")
-            given = (patchify(q.condition[name], self.patch_size) for q in groups)
-            streams = tuple(x + embed(sequence.part(image, self.tokens, 1)) for x, image in zip(streams, given))
+            streams = tuple(x + embed(cut(q.condition[name])) for x, q in zip(streams, groups))
         contexts, front = self._contexts(groups)
         streams = tuple(x if more is None else jnp.concatenate([more, x], axis=1) for x, more in zip(streams, front))
         streams = tuple(nn.with_logical_constraint(x, STREAM) for x in streams)
@@ -186,8 +190,13 @@ class TiM(nn.Module):
             for states in (streams, taps)
         )
 
-        final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
-        patches = [sequence.whole(final(x, ctx.c), self.tokens) for x, ctx in zip(streams, contexts)]
+        if self.transition_head:
+            drawer = TransitionHead(self.patch_size, self.channels, self.dtype, name="transition_head")
+            ends = [transition(drawer, x, ctx.c, q.condition, cut) for x, ctx, q in zip(streams, contexts, groups)]
+        else:
+            final = FinalLayer(self.patch_size, self.channels, self.dtype, name="final")
+            ends = [final(x, ctx.c) for x, ctx in zip(streams, contexts)]
+        patches = [sequence.whole(y, self.tokens) for y in ends]
         Fs = [unpatchify(y, q.x_t.shape) for y, q in zip(patches, groups)]
         if self.prediction_input:
             Fs = [F + q.condition["prediction"] for F, q in zip(Fs, groups)]
@@ -421,4 +430,6 @@ def _check_groups(net: TiM, groups: Any, hidden: bool) -> tuple[Query, ...]:
         found = set(q.condition or ())
         if not needed <= found:
             raise ValueError(f"condition has {sorted(found)}; it must have {sorted(needed)}")
+        if net.transition_head:
+            check_condition(q.condition)
     return groups

@@ -372,7 +372,20 @@ class Generator:
             return states if way.trajectory else states[-1], sweeps, each
         refine = way.refine(refiner) if way.refine else None
         states, each = sample_and_count(
-            net, plan, x, condition, null, keys, scale, way.trajectory, count, before, way.pair, refine, noise
+            net,
+            plan,
+            x,
+            condition,
+            null,
+            keys,
+            scale,
+            way.trajectory,
+            count,
+            before,
+            way.pair,
+            refine,
+            noise,
+            way.draw_steps,
         )
         return states, count, each
 
@@ -391,6 +404,7 @@ class _Way(NamedTuple):
         trajectory, pair: those of `Generator.batches`.
         parallel, tolerance, int8: those of the settings.
         refine: parameters → the refiner, or None where there is none.
+        draw_steps: of a prediction; 0 where predictions are not drawn.
     """
 
     size: tuple[int, int]
@@ -401,13 +415,15 @@ class _Way(NamedTuple):
     tolerance: float
     int8: bool
     refine: Callable[[Any], Net] | None
+    draw_steps: int
 
 
 def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, pair: bool = False) -> _Way:
     """The way that a run's `sampling` goes along a plan."""
     sampling, guided = run.sampling, bool(plan.guided.any())
     refine = run.refiner.net if run.refiner and sampling.refines else None
-    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8, refine)
+    draws = sampling.draw_steps if sampling.transition_head else 0
+    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8, refine, draws)
 
 
 def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:

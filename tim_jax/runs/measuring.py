@@ -210,6 +210,7 @@ def protocol_of(
     if (truths := open_truths(run)) is not None:
         plan |= {"restores": f"{truths.count} images of {truths.part}"}
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
+    others += ("draw_steps",) * sampling.transition_head
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"
     return Protocol(
         reference=reference,

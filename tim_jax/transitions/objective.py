@@ -169,6 +169,11 @@ class Objective:
         return False
 
     @property
+    def transition_head(self) -> bool:
+        """Whether the network's prediction is a draw by a head of its own, from noise that it is given."""
+        return False
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The names of all networks that the objective calls, "online" first."""
         names = ["online", *self.teachers, *self.auxiliary]
@@ -360,6 +365,19 @@ class Objective:
         split = self.split(len(t))
         groups = [split.take(Group(examples, t, r, base, own), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
+        return self.weighted(split, groups, predictions, examples, t, r, step)
+
+    def weighted(
+        self,
+        split: Split,
+        groups: Sequence[Group],
+        predictions: Sequence[Prediction],
+        examples: Examples,
+        t: jax.Array,
+        r: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns losses (B,) and metrics (B,) of examples, of which `split` made groups with these predictions."""
         terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
         error, direction, head, log_variance, alignment, tangent, perceptual = split.merge(terms).T
 

@@ -175,9 +175,10 @@ def generate(
         condition = _dictionary(objective, condition)
         condition |= {"guidance": guidance_inputs(transport, sampling, len(noise), noise.dtype)}
     sigma = float(host_transport(transport).sigma(np.array(transport.T_max)))
-    return sample(
-        as_net(net, transport=transport), plan, sigma * noise, condition, null_condition, keys, guidance, trajectory
-    )
+    if draws := sampling.draw_steps if sampling.transition_head else 0:
+        condition = _dictionary(objective, condition or {})
+    x, made = sigma * noise, as_net(net, transport=transport)
+    return sample(made, plan, x, condition, null_condition, keys, guidance, trajectory, draw_steps=draws)
 
 
 def _sampling(objective: Objective, sampling: Sampling | None) -> Sampling:
@@ -185,6 +186,7 @@ def _sampling(objective: Objective, sampling: Sampling | None) -> Sampling:
     sampling = sampling or Sampling(sampler="default")
     name = objective.sampler if sampling.sampler == "default" else sampling.sampler
     sampling = dataclasses.replace(sampling, sampler=name, guidance_input=objective.input_guidance.active)
+    sampling = dataclasses.replace(sampling, transition_head=objective.transition_head)
     sampling.check()
     return sampling
 

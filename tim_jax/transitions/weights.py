@@ -17,7 +17,10 @@ KERNELS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "square": lambda d, sigma_d: 1 / (d + sigma_d) ** 2,
     "soft_min_snr": lambda d, sigma_d: 1 / (d**2 + sigma_d**2),
     "sine": lambda d, sigma_d: jnp.sin(jnp.pi / 2 * d),  # FACM (arXiv 2507.03738)
+    "tan": lambda d, sigma_d: jnp.tan(2 / 5 * jnp.pi * (1 - d)) + 1,  # TwinFlow (arXiv 2512.05150)
 }
+
+OF_SHARES = ("sine", "tan")  # kernels that are above 0 for d up to 1 alone
 
 # The largest d of a weight: some scales have no bound, and examples that are pure noise shall keep some weight.
 MAX_DIFFERENCE = 1e3
@@ -40,8 +43,8 @@ UNUSED = {
         lambda c: c.objective.weight.kernel == "constant",
     ),
     ("objective.weight.sigma_d",): (
-        "objective.weight.kernel is 'constant' or 'sine'",
-        lambda c: c.objective.weight.kernel in ("constant", "sine"),
+        "objective.weight.kernel is 'constant', 'sine' or 'tan'",
+        lambda c: c.objective.weight.kernel in ("constant", *OF_SHARES),
     ),
     ("objective.adaptive.offset", "objective.adaptive.total", "objective.adaptive.equal"): (
         "objective.adaptive.power is 0",
@@ -54,7 +57,7 @@ UNUSED = {
 class TimeWeight:
     """The weight w = kernel(min(τ(t) − τ(r), 1000), σ_d), or of τ(t) alone without `difference`; 1 where r = t."""
 
-    kernel: str = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr, sine
+    kernel: str = "sqrt"  # constant, reciprocal, sqrt, square, soft_min_snr, sine, tan
     scale: str = "tan"  # τ, of time in the weight: time, share (of the time domain), tan, odds, noise_to_signal
     difference: bool = True  # weight by τ(t) − τ(r); False: by τ(t)
     sigma_d: float = 1.0  # σ_d of the kernel
@@ -67,10 +70,10 @@ class TimeWeight:
             raise ValueError(f"objective.weight.scale is {self.scale!r}; it must be one of {', '.join(SCALES)}")
         if self.sigma_d <= 0:
             raise ValueError(f"objective.weight.sigma_d is {self.sigma_d}; it must be above 0")
-        if self.kernel == "sine" and self.scale != "share":
+        if self.kernel in OF_SHARES and self.scale != "share":
             raise ValueError(
-                f"objective.weight.scale is {self.scale!r}; it must be 'share' for the kernel 'sine', which is above 0 "
-                "up to 1"
+                f"objective.weight.scale is {self.scale!r}; it must be 'share' for the kernel {self.kernel!r}, which "
+                "is above 0 up to 1"
             )
         limit = SCALE_LIMITS.get(self.scale, np.inf)
         if transport.T_max > limit and self.kernel != "constant":

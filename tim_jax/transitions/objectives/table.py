@@ -15,6 +15,7 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
+from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.drifting import Drifting
 from tim_jax.transitions.objectives.imm import MomentMatching
@@ -22,6 +23,8 @@ from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.straightening import Straightening
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
+from tim_jax.transitions.objectives.transition_matching import TransitionMatching
+from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
@@ -222,6 +225,31 @@ def dmf(transport: Transport) -> Objective:
     )
 
 
+def twin_flow(transport: Transport) -> Objective:
+    """TwinFlow (arXiv 2512.05150): F* = F⁻ − clip(κ (F⁻ − F_end)) of RCGM, and distribution matching by negative times.
+
+    A quarter of the examples each are fakes, jumps from noise to data, short jumps and any. With L a mean over the
+    values of an example, losses are L/√(sg L + 1e-6) times tan(2π/5 (1 − t + r)) + 1 where r ≠ t. See `twinflow.py`.
+    """
+    return of_kind(
+        TwinFlow,
+        dataclasses.replace(
+            unweighted(transport, Times("uniform", share_equal=0.25, share_min=0.25)),
+            weight=TimeWeight("tan", "share"),
+            adaptive=AdaptiveWeight(0.5, 1e-6),
+        ),
+    )
+
+
+def difference_transition_matching(transport: Transport) -> Objective:
+    """Difference transition matching (arXiv 2506.23589): a head draws α̂_t x + σ̂_t ε given x_t, token by token.
+
+    t is uniform on a grid of 32 times. See `transition_matching.py`.
+    """
+    times = dataclasses.replace(DIAGONAL, distribution="uniform")
+    return of_kind(TransitionMatching, unweighted(transport, times))
+
+
 def low_noise_contrastive(transport: Transport) -> Objective:
     """Local contrastive flow (arXiv 2509.20952): flow matching, but contrastive where there is little noise."""
     return of_kind(LowNoiseContrastive, unweighted(transport, DIAGONAL))
@@ -290,6 +318,16 @@ def tbcm(transport: Transport) -> Objective:
     return of_kind(TrajectoryConsistency, scm_distillation(transport))
 
 
+def cmt(transport: Transport) -> Objective:
+    """CMT, mid-training (arXiv 2509.24526): F* = (x_end − A x_i)/B at states x_i of a trajectory that ends in x_end.
+
+    Losses are means of squares, without weight, as published for MeanFlow. See `cmt.py`.
+    """
+    times = Times(share_equal=0.0, share_min=1.0)
+    ends = of_kind(TrajectoryEnds, dataclasses.replace(unweighted(transport, times), velocity="teacher"))
+    return ends if transport.T_max <= SCALE_LIMITS["tan"] else dataclasses.replace(ends, grid="edm")
+
+
 def velocity_refiner(transport: Transport) -> Objective:
     """FlowTurbo's refiner (arXiv 2409.18128): ‖F(x_t, t; F_T(x_u, u)) − F_T(x_t, t)‖² a step of the teacher's after u.
 
@@ -323,6 +361,8 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "tvm": tvm,
     "facm": facm,
     "dmf": dmf,
+    "twin_flow": twin_flow,
+    "difference_transition_matching": difference_transition_matching,
     "low_noise_contrastive": low_noise_contrastive,
     "imm": imm,
     "drifting": drifting,
@@ -332,6 +372,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "ctm": ctm,
     "rcm": rcm,
     "tbcm": tbcm,
+    "cmt": cmt,
     "velocity_refiner": velocity_refiner,
     "straightening": straightening,
 }

@@ -23,7 +23,7 @@ from tim_jax.types import Examples
 class TrajectoryConsistency(Objective):
     """An Objective on states of the teacher's trajectories; batches are multiples of the number of states."""
 
-    trajectory_points: int = 8  # states of a trajectory of the teacher; tbcm alone has it
+    trajectory_points: int = 8  # states of a trajectory of the teacher; tbcm and cmt have it
 
     @property
     def batch_multiple(self) -> int:
@@ -52,7 +52,7 @@ class TrajectoryConsistency(Objective):
     def distilled(self, nets: Mapping[str, Net], examples: Examples, t: jax.Array) -> Examples:
         """Returns the examples with the teacher's x̂ and ε̂ at the states of its trajectories."""
         transport, times = self.transport, t.reshape(-1, self.trajectory_points).T
-        first: Examples = jax.tree.map(lambda x: x[:, 0], in_groups(examples, self.trajectory_points))
+        first = self.first_of_each(examples)
 
         def step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             now, then = pair
@@ -62,8 +62,17 @@ class TrajectoryConsistency(Objective):
         start = expand(transport.sigma(times[0]), first.noise) * first.noise
         following = jnp.concatenate([times[1:], times[-1:]])
         _, predicted = jax.lax.scan(step, start, (times, following))
-        x, noise = (state.swapaxes(0, 1).reshape(examples.x.shape) for state in predicted)
+        x, noise = map(self.in_order, predicted)
         return self.with_conditions(examples, first)._replace(x=x, noise=noise)
+
+    def first_of_each(self, examples: Examples) -> Examples:
+        """Returns the first example of every group."""
+        first: Examples = jax.tree.map(lambda x: x[:, 0], in_groups(examples, self.trajectory_points))
+        return first
+
+    def in_order(self, states: jax.Array) -> jax.Array:
+        """Returns the states (points, groups, …) of all trajectories as the batch has them, (B, …)."""
+        return states.swapaxes(0, 1).reshape(-1, *states.shape[2:])
 
     def with_conditions(self, examples: Examples, first: Examples) -> Examples:
         """Returns the examples with the conditions of the first example of their group."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.derivative import Net
-from tim_jax.transitions.sampling.noise import FIRST, fresh_noise
+from tim_jax.transitions.sampling.noise import DRAWS, FIRST, fresh_noise
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.rules import Arrays, Tally, predict_where_needed, tally
 from tim_jax.types import PyTree, Query
@@ -62,6 +62,7 @@ def sample(
     pair: bool = False,
     refiner: Net | None = None,
     noise: Noise | None = None,
+    draw_steps: int = 0,
 ) -> jax.Array:
     """Runs a plan from given states.
 
@@ -82,13 +83,28 @@ def sample(
         refiner: The network that refines predictions, where the plan has it: its queries have the prediction that is
             handed on as condition["prediction"]. It is never guided.
         noise: Makes the noise of a coupled path's end of fresh normal noise (`coupling.py`); None: they are the same.
+        draw_steps: For a network whose predictions are draws by a head, the steps of Euler's method that each takes,
+            from fresh noise; 0 for all others. Draws are never guided.
 
     Returns:
         Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
         (n + 1, B, …) before and after every evaluation.
     """
     return _run(
-        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner, noise
+        net,
+        plan,
+        x,
+        condition,
+        null_condition,
+        keys,
+        guidance,
+        trajectory,
+        count,
+        before,
+        pair,
+        refiner,
+        noise,
+        draw_steps,
     )[0]
 
 
@@ -106,13 +122,27 @@ def sample_and_count(
     pair: bool = False,
     refiner: Net | None = None,
     noise: Noise | None = None,
+    draw_steps: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a plan as `sample` does, and returns beside its samples the evaluations (B,) that each image took.
 
-    Those with guidance count twice, and those of a refiner not at all.
+    Those with guidance count twice, and those of a refiner, or of a head that draws, not at all.
     """
     states, counted = _run(
-        net, plan, x, condition, null_condition, keys, guidance, trajectory, count, before, pair, refiner, noise
+        net,
+        plan,
+        x,
+        condition,
+        null_condition,
+        keys,
+        guidance,
+        trajectory,
+        count,
+        before,
+        pair,
+        refiner,
+        noise,
+        draw_steps,
     )
     if counted is not None:
         return states, counted.evaluations
@@ -137,6 +167,7 @@ def _run(
     pair: bool,
     refiner: Net | None,
     noise: Noise | None,
+    draw_steps: int,
 ) -> tuple[jax.Array, Tally | None]:
     """What `sample` returns, and what was counted where evaluations may be skipped."""
     predict, rule = predictor(net, condition, null_condition, guidance), plan.rule
@@ -162,6 +193,12 @@ def _run(
         F: jax.Array = jax.lax.cond(back >= 0, refine, lambda: predict(x, t, s, guided))
         return F
 
+    def drawn(index: jax.Array, x: jax.Array, t: jax.Array, s: jax.Array, guided: jax.Array) -> jax.Array:
+        times = jnp.tile(jnp.linspace(0, 1, draw_steps + 1, dtype=x.dtype), (len(x), 1))
+        start = {"transition": fresh_noise(keys, DRAWS + index, x), "transition_times": times}
+        inputs = (condition or {}) | start
+        return predictor(net, inputs, inputs, 1.0)(x, t, s, guided)
+
     t_n, s_n, a_nk, b_nk, c_n = (jnp.asarray(part, x.dtype) for part in (plan.t, plan.s, plan.a, plan.b, plan.c))
     guided_n = jnp.asarray(plan.guided)
     known_n = None if rule is None else jax.tree.map(lambda part: jnp.asarray(part, x.dtype), rule.known)
@@ -172,6 +209,8 @@ def _run(
         known = jax.tree.map(lambda part: part[index], known_n)
         if plan.refined is not None:
             F = refined(jnp.asarray(plan.refined)[index], states[0], predictions, t, s, guided)
+        elif draw_steps:
+            F = drawn(index, states[0], t, s, guided)
         elif rule is None or rule.guess is None or counted is None:
             F = predict(states[0], t, s, guided)
         else:

@@ -48,6 +48,10 @@ UNUSED = {
         "no step of sampling.sampler is R of sampling.pattern",
         lambda c: "pattern" not in _keys(c.sampling.sampler) or "R" not in c.sampling.pattern,
     ),
+    ("sampling.draw_steps",): (
+        "objective.name is not 'difference_transition_matching'",
+        lambda c: c.objective.name != "difference_transition_matching",
+    ),
     ("sampling.diffusion", "sampling.diffusion_scale", "sampling.last_step"): (
         "sampling.sampler is none of " + ", ".join(name for name in SAMPLERS if "diffusion" in SAMPLERS[name].keys),
         lambda c: "diffusion" not in _keys(c.sampling.sampler),
@@ -75,9 +79,9 @@ class Sampling:
     fresh noise after each jump but the first and the last: 'renoise' jumps further down and returns by the forward
     process, which keeps the marginals exactly for an exact flow map; 'euler' is the published first-order form.
 
-    Three attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of
-    steps, `learned`, the plans of the plan 'learned', and `guidance_input`, whether the network itself takes scale and
-    interval, and needs no second evaluation.
+    Four attributes are no keys of a configuration: `optimal_times`, the times of the grid 'optimal' by number of steps,
+    `learned`, the plans of the plan 'learned', `guidance_input`, whether the network itself takes scale and interval,
+    and needs no second evaluation, and `transition_head`, whether its predictions are draws.
     """
 
     ema: str = "slow"  # the weights: the name of an EMA, or "online" for the raw ones
@@ -101,10 +105,12 @@ class Sampling:
     last_step: str = "mean"  # of sde and sde_heun, without noise: mean, euler or tweedie
     parallel: int = 0  # evaluations that take place at once, in sweeps until they agree; 0: one after another
     tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
+    draw_steps: int = 16  # of Euler's method in which the head of difference_transition_matching draws a prediction
     int8: bool = False  # products of the blocks' weights in int8, scaled by row and by output channel
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     learned: LearnedPlans | None = None
     guidance_input: bool = False
+    transition_head: bool = False
 
     @property
     def refines(self) -> bool:
@@ -181,5 +187,14 @@ class Sampling:
                 f"sampling.guidance_low, sampling.guidance_high are {self.guidance_low}, {self.guidance_high}; "
                 "they must be ordered and lie in [0, 1]"
             )
+        if self.draw_steps < 1:
+            raise ValueError(f"sampling.draw_steps is {self.draw_steps}; it must be at least 1")
+        if self.transition_head:
+            for name, only in (("sampler", "euler"), ("guidance", 1.0), ("parallel", 0), ("plan", "sampler")):
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"sampling.{name} is {getattr(self, name)!r}; it must be {only!r} for a network that draws its "
+                        "predictions"
+                    )
         if self.guidance < 0:
             raise ValueError(f"sampling.guidance is {self.guidance}; it must be at least 0")
