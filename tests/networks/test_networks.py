@@ -409,7 +409,8 @@ def test_heads_tell_more_and_change_nothing_else():
         assert_close(output.F, without.F)
         assert_close(output.hidden, without.hidden)
         assert {name: value.shape for name, value in output.heads.items()} == {
-            "velocity": q.x_t.shape, "log_variance": q.t.shape, "pooled": (len(q.t), net.width)
+            "velocity": q.x_t.shape, "log_variance": q.t.shape, "joint_log_variance": q.t.shape,
+            "pooled": (len(q.t), net.width),
         }  # fmt: skip
         assert jnp.abs(output.heads["velocity"] - output.F).max() > 0.01
     # What is pooled are the states that a network of as many blocks ends with.
