@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.configs import TINY_NETWORK
-from tim_jax.config.batches import made_up_batch
+from tim_jax.config.batches import batch_spec, made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.training import sharding
@@ -89,15 +89,27 @@ def test_intervals_have_equal_probability_and_times_fill_them(distribution):
         np.testing.assert_allclose(np.quantile(t, [0.2, 0.5, 0.8]), np.quantile(inside, [0.2, 0.5, 0.8]), rtol=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_activations_fall_with_the_number_of_slices():
     def temporaries(slices):
         more = {"model.depth": "8", "model.slices": str(slices), "model.remat": "none", "data.batch_size": "256"}
         run = build(load_config("base", SLICED | more), jax.devices()[:1])
-        traced = run.trainer.trace(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made_up_batch(run.config, 256))
-        )
+        traced = run.trainer.trace(sharding.abstract_batch(run.mesh, batch_spec(run.config, 256, (8, 8))))
         return traced.lower().compile().memory_analysis().temp_size_in_bytes
 
     whole, half, quarter = (temporaries(slices) for slices in (1, 2, 4))
     assert half < 0.65 * whole and quarter < 0.45 * whole
+
+
+@pytest.mark.nightly
+def test_a_mesh_takes_the_steps_of_one_device():
+    def steps(devices, **mesh):
+        run = build(load_config("base", SLICED | {"model.depth": "2"} | mesh), jax.devices()[:devices])
+        state, found = run.trainer.create(), []
+        for _ in range(2):
+            batch = sharding.put_batch(run.mesh, made_up_batch(run.config, 16))
+            state, metrics, _ = run.trainer.detailed(state, batch)
+            found.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+        return found
+
+    np.testing.assert_allclose(steps(4, **{"mesh.data": "2", "mesh.fsdp": "2"}), steps(1), rtol=1e-5)

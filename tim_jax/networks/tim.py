@@ -214,12 +214,12 @@ class TiM(nn.Module):
     def _slice(self, groups: tuple[Query, ...]) -> tuple[jax.Array | int, int]:
         """The first of the layers that run, and how many do: those of the slice in whose interval the times t lie.
 
-        The mean of t says so, as rounding may carry single ones over an end; within `jax.shard_map`, of all devices.
+        The mean of t says so, on all devices, as rounding may carry single ones over an end.
         """
         if self.slices == 1 or self.is_initializing():
             return 0, self.depth
         layers, t = self.depth // self.slices, jnp.concatenate([q.t for q in groups]).mean()
-        if axes := tuple(jax.typeof(t).vma):
+        if axes := tuple(jax.typeof(t).manual_axis_type.varying):
             t = jax.lax.pmean(t, axes)
         return layers * jnp.sum(t > jnp.asarray(self.slice_ends)), layers
 
