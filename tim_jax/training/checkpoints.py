@@ -160,10 +160,10 @@ def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = No
     format = format_of(manager, step)
     then = formats.state_then(abstract, format)
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(formats.stored(then)))
-    found = manager.restore(step, args=wanted)["state"]
+    state: Any = manager.restore(step, args=wanted)["state"]
     if isinstance(then, TrainState) and not then.memory:
-        found = TrainState(**found)
-    return formats.state_today(found, format)
+        state = TrainState(**state)
+    return formats.state_today(state, format)
 
 
 @contextlib.contextmanager

@@ -25,10 +25,15 @@ def queues(example: tuple[int, ...], classes: int, length: int) -> dict[str, jax
         "queue" (classes + 1, length, …), and "added" (classes + 1,), by which their places are known: how many were
         added, less a multiple of `length` once a queue is full.
     """
-    return {
-        "queue": jax.ShapeDtypeStruct((classes + 1, length, *example), jnp.float32),
-        "added": jax.ShapeDtypeStruct((classes + 1,), jnp.int32),
-    }
+
+    def empty() -> Memory:
+        return {
+            "queue": jnp.zeros((classes + 1, length, *example), jnp.float32),
+            "added": jnp.zeros(classes + 1, jnp.int32),
+        }
+
+    shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(empty)
+    return shapes
 
 
 def push(memory: Mapping[str, jax.Array], x: jax.Array, label: jax.Array, present: jax.Array) -> Memory:

@@ -211,7 +211,7 @@ def forces(negatives: Sequence[Cloud], positives: Cloud, temperatures: Sequence[
     w = present[..., None] * weight[:, None]
     S = jnp.sum(d * w) / jnp.maximum(jnp.sum(w), 1e-8)
     scale = jnp.maximum(S / np.sqrt(f.shape[-1]), 1e-3)
-    distance = d / jnp.maximum(S, 1e-3) + FAR * jnp.eye(*d.shape[1:], dtype=d.dtype)[None]
+    distance = d / jnp.maximum(S, 1e-3) + FAR * jnp.eye(d.shape[1], d.shape[2], dtype=d.dtype)[None]
 
     def force(temperature: float) -> jax.Array:
         logits = jnp.where(present[..., None] & there[:, None], -distance / temperature, -1e9)
