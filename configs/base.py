@@ -230,6 +230,7 @@ def get_config():
     config.objective.adaptive.total = placeholder(bool)
     config.objective.adaptive.equal = placeholder(bool)  # examples with r = t are weighted, too
     config.objective.learned_weight = placeholder(bool)  # e^{−u(t)} L + u(t), u learned
+    # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes its place; 0: nothing does
     config.objective.learned_offset = placeholder(float)
     # further terms
     config.objective.direction = placeholder(str)  # axis of the cosine term: none, channels, image (all axes)

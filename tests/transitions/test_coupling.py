@@ -9,7 +9,7 @@ from tim_jax.training.nets import class_conditions
 from tim_jax.training.step import StepSettings, make_examples
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.coupling import COUPLINGS, Coupling
-from tim_jax.transitions.objective import DIAGONAL, unweighted
+from tim_jax.transitions.objectives.kinds import DIAGONAL, unweighted
 from tim_jax.types import Examples, Output
 
 ALL = [(task, 3 if task == "colourisation" else 1) for task in COUPLINGS]

@@ -15,9 +15,9 @@ from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.consistency import example_mean, semigroup_target
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import expand, interpolate, velocity
-from tim_jax.transitions.objective import of_kind
 from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.drifting import Cloud, Drift, drift, forces
+from tim_jax.transitions.objectives.kinds import of_kind
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import Twin, TwinFlow

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.waves import random, rows_of
 from tim_jax.transitions import DISTRIBUTIONS, TRANSPORTS, Times
 from tim_jax.transitions.annealing import Annealing
-from tim_jax.transitions.objective import unweighted
+from tim_jax.transitions.objectives.kinds import unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.types import Output
 

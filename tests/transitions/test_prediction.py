@@ -17,7 +17,7 @@ from tim_jax.training import sharding
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import central_difference, jvp, query
 from tim_jax.transitions.jump import data_and_noise, interpolate, prediction_target, velocity
-from tim_jax.transitions.objective import DIAGONAL
+from tim_jax.transitions.objectives.kinds import DIAGONAL
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.own_network import generate, mean_loss
 from tim_jax.transitions.prediction import PREDICTIONS, from_F, in_F, target, to_F

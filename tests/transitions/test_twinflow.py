@@ -12,7 +12,7 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.consistency import Group
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate
-from tim_jax.transitions.objective import of_kind
+from tim_jax.transitions.objectives.kinds import of_kind
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.objectives.twinflow import SHORT, TwinFlow, check_negative_times
 from tim_jax.transitions.weights import AdaptiveWeight

@@ -18,7 +18,8 @@ times of a `time_grid` and the settings in `Sampling` into a plan, and `sample` 
 from tim_jax.transitions.consistency import CONSISTENCIES
 from tim_jax.transitions.coupling import COUPLINGS
 from tim_jax.transitions.derivative import Net
-from tim_jax.transitions.objective import Objective, unweighted
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives.kinds import unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.own_network import Network, as_net, generate, mean_loss
 from tim_jax.transitions.sampling.grids import GRIDS

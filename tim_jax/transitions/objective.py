@@ -9,8 +9,7 @@ L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,12 @@ from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
 from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
 from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
+from tim_jax.transitions.exclusions import check_together
 from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate
 from tim_jax.transitions.latent import with_latent
+from tim_jax.transitions.pairs import refreshed
 from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
@@ -33,11 +34,9 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
 from tim_jax.types import Examples, Output, Query
 
-DIAGONAL = Times(share_equal=1.0, share_min=0.0)
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
 VELOCITIES = ("data", "target", "head", "teacher")  # besides the names of networks
-WHATEVER_F_LEARNS = ("velocity", "teacher", "shards", "name")
 
 UNUSED = {
     ("objective.consistency",): ("times.share_equal is 1", lambda c: c.times.share_equal == 1),
@@ -63,9 +62,6 @@ UNUSED = {
         lambda c: not c.data.paired_noise,
     ),
 }
-
-
-Kind = TypeVar("Kind", bound="Objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +107,7 @@ class Objective:
     weight: TimeWeight = TimeWeight()
     adaptive: AdaptiveWeight = AdaptiveWeight()
     learned_weight: bool = False  # e^{−u(t)} L + u(t), u learned
-    learned_offset: float = (
-        0.0  # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes the place of that; 0: nothing does
-    )
+    learned_offset: float = 0.0  # c of log(e^{−u(t, r)} L + c) + u(t, r), which takes its place; 0: nothing does
     # further terms
     direction: str = "channels"  # axis of the cosine term: none, channels, image (all axes)
     direction_weight: float = 1.0
@@ -143,10 +137,10 @@ class Objective:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of the frozen networks that the objective needs."""
-        return self.teacher.names if self.velocity == "teacher" or self._follows_teacher else ()
+        return self.teacher.names if self.velocity == "teacher" or self.follows_teacher else ()
 
     @property
-    def _follows_teacher(self) -> bool:
+    def follows_teacher(self) -> bool:
         """Whether the targets of examples with r ≠ t come from the teacher's own trajectories."""
         solved = self.consistency == "semigroup" and self.bootstrap.solver_steps > 0
         ends = self.consistency == "lagrangian" and self.velocity in VELOCITIES
@@ -233,44 +227,9 @@ class Objective:
         for name in ("direction_weight", "head_weight", "alignment_weight", "learned_offset"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
-        self.bootstrap.check_limit(self.consistency)
-        if self.transport.gamma and type(self).loss is not Objective.loss:
-            raise ValueError(
-                f"transport.gamma is {self.transport.gamma}; it must be 0 for {self.name!r}, which has its own states"
-            )
+        check_together(self, type(self).loss is not Objective.loss)
         if self.slices > 1:
             slices.check(self, type(self).draw is Objective.draw)
-        self.refresh.check("objective.refresh")
-        domain = self.transport.T_max - self.transport.T_min
-        if not 0 < self.epsilon < domain / 2:
-            raise ValueError(f"objective.epsilon is {self.epsilon}; it must lie in (0, {domain / 2:g})")
-        if self.tangent.differentiate_steps and self.derivative != "jvp":
-            raise ValueError(
-                f"objective.derivative is {self.derivative!r}; it must be 'jvp' where the tangent is differentiated"
-            )
-        if self.transport.shared_below and self.derivative != "jvp":
-            raise ValueError(
-                f"objective.derivative is {self.derivative!r}; it must be 'jvp' with transport.shared_below, where F "
-                "leaps in t"
-            )
-        if self.consistency == "lagrangian" and self.derivative != "jvp":
-            raise ValueError(f"objective.derivative is {self.derivative!r}; it must be 'jvp' for 'lagrangian'")
-        if self.consistency == "lagrangian" and self.velocity in ("target", "head"):
-            raise ValueError(
-                f"objective.velocity is {self.velocity!r}; it must be 'data', 'teacher', 'online' or the name of an "
-                "EMA for 'lagrangian', whose jumps end with it"
-            )
-        if self.guidance.active and self.input_guidance.active:
-            raise ValueError(
-                f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1 with target "
-                "guidance (objective.guidance)"
-            )
-        if self._follows_teacher and (self.guidance.active or self.input_guidance.active):
-            given = f"objective.input_guidance.max_scale is {self.input_guidance.max_scale}; it must be 1"
-            if self.guidance.active:
-                given = "objective.guidance.w_gt, objective.guidance.w_cond are "
-                given += f"{self.guidance.w_gt}, {self.guidance.w_cond}; they must be 1, 0"
-            raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
 
     def following(self, steps: int) -> "Objective":
         """Returns the objective for so many steps of training, where settings are shares of them."""
@@ -303,20 +262,8 @@ class Objective:
             which = step % self.slices, self.slices
             t, r = self.times.draw_slice(self.transport, key, len(examples.x), positions(examples.x), number, which)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
-        examples = self.refreshed(examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 2)))
+        examples = refreshed(self.refresh, examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 2)))
         return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
-
-    def refreshed(self, examples: Examples, step: jax.Array, key: jax.Array) -> Examples:
-        """Returns pairs of noise and data with √(1 − β²) ε + β ξ for noise (SlimFlow, arXiv 2407.12718).
-
-        With β = 1 they are no pairs; as it falls to 0, what a network learns goes over from flow matching to reflow.
-        """
-        if self.refresh.schedule == "constant" and self.refresh.final == 0:
-            return examples
-        beta, noise = self.refresh(step), examples.noise
-        fresh = jax.random.normal(key, noise.shape, noise.dtype)
-        mixed = jnp.sqrt(1 - beta**2) * noise + beta * fresh
-        return examples._replace(noise=mixed.astype(noise.dtype))
 
     def draw(
         self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0
@@ -502,24 +449,3 @@ class Objective:
         """Returns the alignment errors (B,) of the hidden states, where the examples have features."""
         assert output.hidden is not None and examples.features is not None
         return alignment_error(output.hidden, examples.features, examples.features_mask)
-
-
-def unweighted(transport: Transport, times: Times) -> Objective:
-    """Returns an objective without any weight, and without the direction term."""
-    weight, adaptive = TimeWeight("constant"), AdaptiveWeight(power=0.0)
-    return Objective(transport, times, weight=weight, adaptive=adaptive, direction="none")
-
-
-def of_kind(kind: type[Kind], objective: Objective) -> Kind:
-    """Returns the same choices in an objective of another kind."""
-    return kind(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
-
-
-def _keys(thing: Any, path: str) -> Iterator[str]:
-    for field in dataclasses.fields(thing):
-        if field.default is not dataclasses.MISSING and field.name not in WHATEVER_F_LEARNS:
-            name = f"{path}.{field.name}"
-            yield from _keys(field.default, name) if dataclasses.is_dataclass(field.default) else (name,)
-
-
-TARGET_KEYS = tuple(_keys(Objective, "objective"))  # of F* and its weight: without effect where there is no F*

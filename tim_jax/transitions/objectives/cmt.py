@@ -50,7 +50,7 @@ class TrajectoryEnds(TrajectoryConsistency):
     solver_steps: int = 1  # of Heun's method from a state to the next; cmt alone has it
 
     @property
-    def _follows_teacher(self) -> bool:
+    def follows_teacher(self) -> bool:
         return True
 
     def check(self) -> None:

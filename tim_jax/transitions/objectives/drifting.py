@@ -30,7 +30,8 @@ from tim_jax.transitions import memory as banks
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import for_each, in_groups
 from tim_jax.transitions.jump import expand, jump
-from tim_jax.transitions.objective import TARGET_KEYS, Objective
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives.kinds import TARGET_KEYS
 from tim_jax.transitions.times import Times
 from tim_jax.types import Examples, PyTree
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import for_each, in_groups
 from tim_jax.transitions.jump import coefficient_B, interpolate, jump
-from tim_jax.transitions.objective import TARGET_KEYS, Objective
+from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives.kinds import TARGET_KEYS
 from tim_jax.types import Examples
 
 UNUSED = {TARGET_KEYS: ("objective.name is 'imm', which has no target F*", lambda c: c.objective.name == "imm")}

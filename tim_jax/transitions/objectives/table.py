@@ -14,11 +14,12 @@ from collections.abc import Callable
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import Bootstrap
 from tim_jax.transitions.guidance import InputGuidance
-from tim_jax.transitions.objective import DIAGONAL, Objective, of_kind, unweighted
+from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
 from tim_jax.transitions.objectives.drifting import Drifting
 from tim_jax.transitions.objectives.imm import MomentMatching
+from tim_jax.transitions.objectives.kinds import DIAGONAL, of_kind, unweighted
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.straightening import Straightening

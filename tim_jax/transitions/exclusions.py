@@ -1,0 +1,50 @@
+"""Settings of an objective that exclude one another."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tim_jax.transitions.objective import Objective
+
+
+def check_together(objective: "Objective", own_states: bool) -> None:
+    """Raises ValueError, naming key and value, for settings that are right by themselves, but not together.
+
+    Args:
+        objective: The objective.
+        own_states: Whether its loss is not at the states x_t of data and noise.
+    """
+    gamma = objective.transport.gamma
+    if gamma and own_states:
+        raise ValueError(f"transport.gamma is {gamma}; it must be 0 for {objective.name!r}, which has its own states")
+    objective.bootstrap.check_limit(objective.consistency)
+    objective.refresh.check("objective.refresh")
+    domain = objective.transport.T_max - objective.transport.T_min
+    if not 0 < objective.epsilon < domain / 2:
+        raise ValueError(f"objective.epsilon is {objective.epsilon}; it must lie in (0, {domain / 2:g})")
+    if objective.tangent.differentiate_steps and objective.derivative != "jvp":
+        raise ValueError(
+            f"objective.derivative is {objective.derivative!r}; it must be 'jvp' where the tangent is differentiated"
+        )
+    if objective.transport.shared_below and objective.derivative != "jvp":
+        raise ValueError(
+            f"objective.derivative is {objective.derivative!r}; it must be 'jvp' with transport.shared_below, where F "
+            "leaps in t"
+        )
+    if objective.consistency == "lagrangian" and objective.derivative != "jvp":
+        raise ValueError(f"objective.derivative is {objective.derivative!r}; it must be 'jvp' for 'lagrangian'")
+    if objective.consistency == "lagrangian" and objective.velocity in ("target", "head"):
+        raise ValueError(
+            f"objective.velocity is {objective.velocity!r}; it must be 'data', 'teacher', 'online' or the name of an "
+            "EMA for 'lagrangian', whose jumps end with it"
+        )
+    if objective.guidance.active and objective.input_guidance.active:
+        raise ValueError(
+            f"objective.input_guidance.max_scale is {objective.input_guidance.max_scale}; it must be 1 with target "
+            "guidance (objective.guidance)"
+        )
+    if objective.follows_teacher and (objective.guidance.active or objective.input_guidance.active):
+        given = f"objective.input_guidance.max_scale is {objective.input_guidance.max_scale}; it must be 1"
+        if objective.guidance.active:
+            given = "objective.guidance.w_gt, objective.guidance.w_cond are "
+            given += f"{objective.guidance.w_gt}, {objective.guidance.w_cond}; they must be 1, 0"
+        raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
