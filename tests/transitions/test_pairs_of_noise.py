@@ -12,6 +12,7 @@ from tim_jax.transitions import DISTRIBUTIONS, TRANSPORTS, Times
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.objectives.kinds import unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.pairs import refreshed
 from tim_jax.types import Output
 
 OT_FM = TRANSPORTS["ot_fm"]()
@@ -24,7 +25,7 @@ SHAPE = (64, 4, 4, 3)
 def mixed(step, key=0):
     """(ε, √(1 − β²) ε + β ξ) at a step."""
     rows = rows_of(random(0, SHAPE), random(1, SHAPE))
-    return rows.noise, SLIM.refreshed(rows, jnp.int32(step), jax.random.key(key)).noise
+    return rows.noise, refreshed(SLIM.refresh, rows, jnp.int32(step), jax.random.key(key)).noise
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_noise_of_pairs_sets_in_as_beta_falls(step, beta, x64):
 def test_it_depends_on_the_step_alone_and_is_off_by_default():
     np.testing.assert_array_equal(mixed(77)[1], mixed(77)[1])
     rows = rows_of(random(0, SHAPE), random(1, SHAPE))
-    assert OBJECTIVES["flow_matching"](OT_FM).refreshed(rows, jnp.int32(0), jax.random.key(0)) is rows
+    assert refreshed(OBJECTIVES["flow_matching"](OT_FM).refresh, rows, jnp.int32(0), jax.random.key(0)) is rows
     assert SLIM.annealing_steps == 200
 
 
