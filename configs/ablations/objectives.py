@@ -38,6 +38,11 @@ def get_ablation():
             "rectified_flow": {"objective.name": "rectified_flow"},
             "mean_flow": {"objective.name": "mean_flow"},
             "improved_mean_flow": {"objective.name": "improved_mean_flow"},
+            "improved_mean_flow_tokens": {
+                "objective.name": "improved_mean_flow",
+                "model.class_tokens": 8,
+                "model.guidance_tokens": 4,
+            },
             "improved_mean_flow_unguided": {
                 "objective.name": "improved_mean_flow",
                 "objective.input_guidance.max_scale": 1.0,

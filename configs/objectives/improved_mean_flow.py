@@ -2,9 +2,8 @@
 
     ‖F + (t − r) sg D_u F − v_g‖² + ‖u − v_g‖², u the velocity head, v_g guided by a scale that is an input
 
-The published network has conditions as tokens: --config.model.class_tokens=8 --config.model.guidance_tokens=4 puts them
-in front of the image, here beside the modulation; on 8×8 digits, of 4 tokens, that is most of a step.
-docs/comparing.md says why this objective is behind MeanFlow on the digits.
+The published network has conditions as tokens in front of the image, here beside the modulation. There are 16 of them,
+and 4 of an 8×8 digit: a step takes longer, and samples after as many steps are better (docs/comparing.md).
 
 Published, ImageNet 256, FID at 1 evaluation: XL/2 1.72.
 
@@ -18,5 +17,9 @@ from tim_jax.config import loading
 
 def get_config():
     config = loading.load("digits").network()
+
+    config.model.class_tokens = 8
+    config.model.guidance_tokens = 4
+
     config.objective.name = "improved_mean_flow"
     return config
