@@ -180,8 +180,8 @@ class TiM(nn.Module):
         )
         run: Any = scan
         if layers < self.depth:
-            cut = functools.partial(jax.tree.map, lambda x: jax.lax.dynamic_slice_in_dim(x, first, layers))
-            run = nn.map_variables(lambda *args: scan(*args), "params", cut)
+            own = functools.partial(jax.tree.map, lambda x: jax.lax.dynamic_slice_in_dim(x, first, layers))
+            run = nn.map_variables(lambda *args: scan(*args), "params", own)
         carry = (streams, streams if tapped else ())
         (streams, taps), _ = run(self._block(groups), carry, first + jnp.arange(layers))
         contexts = tuple(context.seen(True) for context in contexts)

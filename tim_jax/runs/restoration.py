@@ -1,8 +1,8 @@
 """What a coupled run restores (`transitions/coupling.py`): true images, degraded by an operator that draws by key."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def degraded(run: Run, keys: jax.Array, truth: jax.Array) -> jax.Array:
 
 def inputs(run: Run, truths: Truths, seed: int, numbers: np.ndarray) -> np.ndarray:
     """The degraded images (n, h, w, C), zero where pixels are missing, that restorations of a seed start from."""
-    keys = image_keys(np.uint32(seed), jnp.asarray(numbers, jnp.uint32))
+    keys = image_keys(jnp.uint32(seed), jnp.asarray(numbers, jnp.uint32))
     image = degraded(run, keys, jnp.asarray(truths(numbers)[0]))
     return np.asarray(coupling_of(run).mean(image))
 
@@ -116,7 +116,7 @@ def input_psnr(run: Run, truths: Truths, count: int, seed: int = 0) -> float:
     return float(psnr(given, truths(numbers)[0]).mean())
 
 
-def around(run: Run, truths: Truths, restored: dict[int, np.ndarray], seed: int = 0) -> dict[int | str, np.ndarray]:
+def around(run: Run, truths: Truths, restored: Mapping[Any, Any], seed: int = 0) -> dict[Any, Any]:
     """The rows of a picture of restorations 0 … n − 1: input, {steps: (n, h, w, C)}, truth."""
     numbers = np.arange(len(next(iter(restored.values()))))
     return {"input": inputs(run, truths, seed, numbers), **restored, "truth": truths(numbers)[0]}
