@@ -9,8 +9,8 @@ from scratch the match diverges.
 Published, GenEval at 1 evaluation: 0.83 of text-to-image models trained so, and 0.86 of Qwen-Image-20B, which has 0.87
 at 100.
 
-Launch: python -m tim_jax.train --config=configs/objectives/twin_flow.py --workdir=runs/twin_flow \
-            --config.start.checkpoint=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+        python -m tim_jax.train --config=configs/objectives/twin_flow.py --workdir=runs/twin_flow
 """
 
 from tim_jax.config import loading
@@ -19,4 +19,5 @@ from tim_jax.config import loading
 def get_config():
     config = loading.load("digits").network()
     config.objective.name = "twin_flow"
+    config.start.checkpoint = loading.load("digits_flow_matching").WORKDIR
     return config
