@@ -106,7 +106,7 @@ OF_OBJECTIVES = [
     ({**DRIFTING, "objective.drift.temperatures": "(0.0,)"}, "objective.drift.temperatures"),
     ({**DRIFTING, "objective.velocity": "teacher"}, "objective.velocity"),
     ({**DRIFTING, "times.P_mean": "1.0"}, "times.P_mean"),
-    ({**DRIFTING, "model.condition": "text", "data.text_width": "8"}, "model.condition"),
+    ({**DRIFTING, "model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"}, "model.condition"),
     ({**DRIFTING, "data.buckets.table": "((8, 8),)"}, "data.buckets.table"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
