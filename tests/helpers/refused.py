@@ -126,7 +126,7 @@ OF_OBJECTIVES = [
     ({**DRIFTING, "objective.drift.temperatures": "(0.0,)"}, "objective.drift.temperatures"),
     ({**DRIFTING, "objective.velocity": "teacher"}, "objective.velocity"),
     ({**DRIFTING, "times.P_mean": "1.0"}, "times.P_mean"),
-    ({**DRIFTING, "model.condition": "text", "data.text_width": "8"}, "model.condition"),
+    ({**DRIFTING, "model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"}, "model.condition"),
     ({**DRIFTING, "data.buckets.table": "((8, 8),)"}, "data.buckets.table"),
     ({**DRAWN, "objective.transitions": "0"}, "objective.transitions"),
     ({**DRAWN, "times.share_equal": "0.5"}, "times.share_equal"),
