@@ -29,7 +29,8 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
 from tim_jax.runs import conversion, teachers
-from tim_jax.runs.generation import Generator, cycle_labels
+from tim_jax.runs.generation import Generator
+from tim_jax.runs.labels import cycle_labels
 from tim_jax.training import sharding
 from tim_jax.training.watch import of_nothing
 from tim_jax.transitions import TRANSPORTS

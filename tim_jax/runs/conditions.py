@@ -9,8 +9,8 @@ from etils import epath
 
 from tim_jax import data
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import cycle_labels
 from tim_jax.runs.input_pipeline import one_after_another, open_source_and_plan
+from tim_jax.runs.labels import cycle_labels
 from tim_jax.runs.restoration import open_truths
 from tim_jax.system import files
 

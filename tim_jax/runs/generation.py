@@ -18,6 +18,7 @@ from tim_jax.config.sampling import make_sampling
 from tim_jax.networks.int8 import with_int8
 from tim_jax.runs import restoration
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
+from tim_jax.runs.labels import repeated
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.restoration import Truths, open_truths
 from tim_jax.system.progress import Activity
@@ -26,7 +27,7 @@ from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
 from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.objective import Objective
-from tim_jax.transitions.sampling.noise import image_keys, start_noise
+from tim_jax.transitions.sampling.noise import image_keys, noise_of_seed, start_noise
 from tim_jax.transitions.sampling.parallel import sample_parallel
 from tim_jax.transitions.sampling.planning import (
     check_pairs,
@@ -441,18 +442,3 @@ def alpha_sigma(run: Run, time: float) -> tuple[float, float]:
     """(α, σ) of the run's transport at a time."""
     host, t = host_transport(run.transport), cast(Any, np.array(time))  # of NumPy, for float64
     return float(host.alpha(t)), float(host.sigma(t))
-
-
-def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...], augmented_dimensions: int) -> jax.Array:
-    """Noise (B, *shape) of the images `indices` (B,) of a seed; see `start_noise`."""
-    return start_noise(image_keys(seed, indices), shape, augmented_dimensions)
-
-
-def repeated(values: np.ndarray, count: int) -> np.ndarray:
-    """(count, …) of the values (n, …), taken in turn and over again where they are fewer."""
-    return values[np.arange(count) % len(values)]
-
-
-def cycle_labels(num_classes: int, count: int) -> np.ndarray:
-    """(count,) labels, every class in turn."""
-    return (np.arange(count) % num_classes).astype(np.int32)

@@ -124,3 +124,13 @@ def _by_other_letters(given: str, names: Sequence[str], num_classes: int, where:
     shown = list(dict.fromkeys(name for part in near for name in known[part])) or [*names[:3], *["…"][: len(names) > 3]]
     listed = ", ".join(name if name == "…" else repr(name) for name in shown)
     raise ValueError(f"{where} {given!r}, which is no class of this run; {what} {listed}{'?' if near else ''}")
+
+
+def repeated(values: np.ndarray, count: int) -> np.ndarray:
+    """(count, …) of the values (n, …), taken in turn and over again where they are fewer."""
+    return values[np.arange(count) % len(values)]
+
+
+def cycle_labels(num_classes: int, count: int) -> np.ndarray:
+    """(count,) labels, every class in turn."""
+    return (np.arange(count) % num_classes).astype(np.int32)

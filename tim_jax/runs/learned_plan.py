@@ -16,7 +16,8 @@ import optax
 from etils import epath
 
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import Generator, alpha_sigma, repeated
+from tim_jax.runs.generation import Generator, alpha_sigma
+from tim_jax.runs.labels import repeated
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.step_grid import fine_times, fingerprint, read_record, with_found_grid
 from tim_jax.system import files

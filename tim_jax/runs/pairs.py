@@ -23,8 +23,9 @@ from tim_jax.runs import shard_job, workdir
 from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import open_text_encoder
 from tim_jax.runs.encoding.settings import module_identity
-from tim_jax.runs.generation import Generator, alpha_sigma, load_weights, repeated
+from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
 from tim_jax.runs.input_pipeline import open_source_and_plan
+from tim_jax.runs.labels import repeated
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import sampling_record
 from tim_jax.runs.restoration import check_none

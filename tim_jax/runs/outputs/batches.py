@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tim_jax.config.run import Run
-from tim_jax.runs.generation import Generator, repeated
+from tim_jax.runs.generation import Generator
+from tim_jax.runs.labels import repeated
 from tim_jax.runs.outputs.requests import Request
 
 

@@ -29,6 +29,11 @@ def start_noise(keys: jax.Array, shape: tuple[int, ...], augmented_dimensions: i
     return noise
 
 
+def noise_of_seed(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...], augmented_dimensions: int) -> jax.Array:
+    """Returns the noise (B, *shape) of the images `indices` (B,) of a seed; see `start_noise`."""
+    return start_noise(image_keys(seed, indices), shape, augmented_dimensions)
+
+
 def fresh_noise(keys: jax.Array, which: jax.Array | int, like: jax.Array) -> jax.Array:
     """Returns standard normal ξ (B, …) of a state, each from its image's key (B,) and the state's number."""
 
