@@ -3,9 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.times import Times
 from tim_jax.types import Examples, Output
 
 WEIGHTS = ("W1", "a", "b", "d", "e", "g", "W2")
+OT_FM = TRANSPORTS["ot_fm"]()
+GIVEN = Times("uniform", share_equal=0.0, share_min=0.0)  # times are given: all examples go the general way
+TOLERANCE = 1e-10
 NULL = 4  # the label of the null condition
 
 
@@ -39,3 +44,8 @@ def largest_difference(found, expected):
     """The largest absolute difference of all numbers, gradients as {weight: …} included."""
     differences = jax.tree.map(lambda a, b: float(jnp.abs(jnp.asarray(a) - jnp.asarray(b)).max()), found, expected)
     return max(jax.tree.leaves(differences))
+
+
+def gradients(arrays, case, folder="grad"):
+    """The published gradients by weight."""
+    return {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/{folder}/")}

@@ -110,6 +110,7 @@ def test_arrows(path):
 def test_a_file_can_be_held_in_the_head():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {path.partition("/")[0] for path in lengths} == {"tim_jax", "tests", "configs", "launch"}
+    del lengths["configs/base.py"]  # which is generated, a line for every key
     assert {path: length for path, length in lengths.items() if length > LONGEST} == {}
 
 

@@ -21,6 +21,7 @@ from tim_jax.transitions.times import DISTRIBUTIONS, Times
 from tim_jax.transitions.weights import (
     DIRECTION_AXES,
     KERNELS,
+    OF_SHARES,
     SCALES,
     AdaptiveWeight,
     TimeWeight,
@@ -261,8 +262,8 @@ def test_weights_are_above_zero_and_finite_or_refused(transport, kernel, scale, 
     try:
         weight.check(transport)
     except ValueError as error:
-        sine = kernel == "sine" and scale != "share" and "'share'" in str(error)
-        assert sine or (scale in ("tan", "odds") and transport.T_max > 1 and f"{transport.T_max:g}" in str(error))
+        of_shares = kernel in OF_SHARES and scale != "share" and "'share'" in str(error)
+        assert of_shares or (scale in ("tan", "odds") and transport.T_max > 1 and f"{transport.T_max:g}" in str(error))
         return
     t = jnp.linspace(transport.T_min, transport.T_max, 50)
     for r in (t, 0.5 * (t + transport.T_min), jnp.full_like(t, transport.T_min)):
@@ -283,6 +284,7 @@ def test_weight_kernels_have_their_published_forms():
     exact = {
         "constant": d * 0 + 1, "reciprocal": 1 / (d + 0.7), "sqrt": (d + 0.7) ** -0.5, "square": (d + 0.7) ** -2.0,
         "soft_min_snr": 1 / (d**2 + 0.49), "sine": jnp.sin(np.pi / 2 * d),
+        "tan": 1 + jnp.tan(0.4 * np.pi * (1 - d)),
     }  # fmt: skip
     for name, kernel in KERNELS.items():
         np.testing.assert_allclose(kernel(d, 0.7), exact[name], rtol=1e-6)

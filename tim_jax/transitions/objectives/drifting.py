@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.transitions import memory as banks
+from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import for_each, in_groups
 from tim_jax.transitions.jump import expand, jump
@@ -37,8 +38,9 @@ from tim_jax.types import Examples, PyTree
 
 FAR = 100.0  # is added to a sample's distance from itself
 TIMES = tuple(f"times.{field.name}" for field in dataclasses.fields(Times))
+REFRESH = tuple(f"objective.refresh.{field.name}" for field in dataclasses.fields(Annealing))
 UNUSED = {
-    (*TARGET_KEYS, *TIMES): (
+    (*TARGET_KEYS, *TIMES, *REFRESH): (
         "objective.name is 'drifting', which has no target F* and one jump",
         lambda c: c.objective.name == "drifting",
     ),
