@@ -41,7 +41,8 @@ def sweep(ablation: Ablation, planned: Mapping[str, Any], names: Sequence[str]) 
     """
     base = ablation.base.copy_and_resolve_references()
     base.seed += MAX_SEEDS
-    before, variants = keys.flatten(base), {}
+    before = keys.flatten(base)
+    variants: dict[str, dict[str, Any]] = {}
     for name in names:
         if "failure" in planned["variants"][name]:
             continue

@@ -77,7 +77,7 @@ def u_shaped(transport: Transport, times: "Times", key: Key, shape: tuple[int, .
     return transport.T_min + (transport.T_max - transport.T_min) * share
 
 
-def only_max(transport: Transport, times: "Times", key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def only_max(transport: Transport, times: "Times", key: Key, shape: tuple[int, ...]) -> jax.Array:
     """t = T_max: the network learns one step, from noise (InstaFlow, arXiv 2309.06380)."""
     return jnp.full(shape, transport.T_max)
 
@@ -91,7 +91,7 @@ DISTRIBUTIONS = {
     "u_shaped": u_shaped,
     "max": only_max,
 }
-QUANTILES = tuple(DISTRIBUTIONS)  # those that take Shares in place of a key
+QUANTILES = tuple(name for name in DISTRIBUTIONS if name != "max")  # those that take Shares in place of a key
 USES_NORMAL = ("logit_normal", "log_normal", "arctan_normal")
 INTERVALS = ("independent", "dyadic", "logit_normal", "two_means", "uniform")
 MAX_HALVINGS = 6  # dyadic lengths go down to 2^-6 of the time domain
