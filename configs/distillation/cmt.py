@@ -9,7 +9,7 @@ evaluation ImageNet 256 3.34, after MeanFlow in half of its time.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
         python -m tim_jax.train --config=configs/distillation/cmt.py --workdir=runs/cmt
-        python -m tim_jax.train --config=configs/objectives/mean_flow.py --workdir=runs/cmt_mean_flow \
+Then:   python -m tim_jax.train --config=configs/objectives/mean_flow.py --workdir=runs/cmt_mean_flow \
             --config.start.checkpoint=runs/cmt
 """
 
@@ -17,4 +17,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student({"objective.name": "cmt"}, steps=600)
+    return loading.load("digits_flow_matching").student({"objective.name": "cmt"}, steps=900)

@@ -36,7 +36,7 @@ def test_every_variant_of_a_shipped_set_can_be_built(name):
 def test_the_published_ablations_are_there():
     assert SHIPPED == [
         "any_step", "any_step_emoji", "any_step_emoji_rates", "any_step_rates",
-        "architecture", "derivative", "distillation", "objectives", "shares", "transports", "weights",
+        "architecture", "derivative", "distillation", "objectives", "predictions", "shares", "transports", "weights",
     ]  # fmt: skip
 
 

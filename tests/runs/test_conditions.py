@@ -75,6 +75,8 @@ def test_pictures_while_training_have_them_too(made, monkeypatch):
     run, drawn = build(load_config("digits", changes)), []
 
     class Recorder:
+        truths = None
+
         def load(self):
             pass
 

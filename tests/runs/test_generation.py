@@ -27,6 +27,7 @@ class Exact:
     """A network that is the exact map for images of independent N(0, 0.8²) values, whatever the condition."""
 
     flow: Gaussian
+    to_F: None = None
 
     def apply(self, variables, queries):
         time = TIMES[self.flow.transport.name]
@@ -134,6 +135,8 @@ def test_the_way_to_noise_and_back(run):
 class Curved:
     """A network that is not linear in the state."""
 
+    to_F = None
+
     def apply(self, variables, queries):
         return tuple(Output(jnp.tanh(2 * q.x_t) + jnp.sin(q.t)[:, None, None, None]) for q in queries)
 
@@ -167,6 +170,8 @@ def test_two_states_are_for_samplers_that_return_the_way_that_they_came(run):
 
 class Guided:
     """A network that predicts the guidance that it gets as an input."""
+
+    to_F = None
 
     def apply(self, variables, queries):
         assert len(queries) == 1, "a second evaluation"

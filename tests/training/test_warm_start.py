@@ -344,6 +344,8 @@ def test_frozen_parts_take_no_share_in_the_clipped_norm():
 class Product:
     """a · b, in place of a network."""
 
+    to_F = None
+
     def clone(self, **fields):
         return self
 

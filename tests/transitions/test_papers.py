@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.annealing import Annealing
-from tim_jax.transitions.consistency import CONSISTENCIES, semigroup_target
+from tim_jax.transitions.consistency import CONSISTENCIES, Group, semigroup_target
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import coefficient_B, data_and_noise, expand, interpolate, jump, prediction_target
 from tim_jax.transitions.jump import velocity as data_velocity
@@ -47,7 +47,7 @@ def target_of(objective, x, noise, t, r, step=LATE, net=by_wave, key=None):
     """The target that an objective's consistency gives rows with r < t."""
     base = prediction_target(objective.transport, x, noise, t)
     consistent = CONSISTENCIES[objective.consistency]
-    return consistent(objective, student(net), (), (rows_of(x, noise), t, r, base), step, key)[1].target
+    return consistent(objective, student(net), (), Group(rows_of(x, noise), t, r, base), step, key)[1].target
 
 
 def test_mean_flow_is_the_transition_target_of_straight_paths(x64):
