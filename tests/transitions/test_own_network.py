@@ -121,7 +121,8 @@ NEEDS = {
     "improved_mean_flow": [CONDITION, HEAD], "modular_mean_flow": [STEP], "alphaflow": [STEP], "soflow": [STEP],
     "tvm": [STEP, SLOW],
     "scm": [STEP, HEAD], "shortcut": [SLOW],
-    "low_noise_contrastive": [HEAD], "dmf": [HEAD], "twin_flow": [SLOW], "cmt": [TEACHER], "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
+    "low_noise_contrastive": [HEAD], "dmf": [HEAD], "twin_flow": [SLOW], "cmt": [TEACHER],
+    "scm_distillation": [STEP, TEACHER, HEAD], "ayf_eulerian": [STEP, TEACHER],
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],
     "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER], "straightening": [TEACHER],
 }  # fmt: skip
