@@ -42,7 +42,9 @@ def test_probing_would_be_seen():
     assert len(sources_in(ast.parse('getattr(self.source, "captions", False) or hasattr(source, "row")'))) == 2
 
 
-@pytest.mark.parametrize("name", data.SOURCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "emoji" else ()) for name in data.SOURCES]
+)
 def test_every_entry_of_the_table_is_a_source_with_all_abilities(name, tmp_path, embedded):
     source = open_made(name, tmp_path, embedded)
     assert isinstance(source, data.Source) and dataclasses.is_dataclass(source)

@@ -240,6 +240,7 @@ def test_the_nearest_image_is_that_of_the_file(monkeypatch):
     assert told[-1] == "0.00", "what lies beyond white is white"
 
 
+@pytest.mark.slow
 def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys):
     """Samples against the file that they were written to are the same images."""
     path = place / "samples.npz"

@@ -136,6 +136,7 @@ def test_a_sweep_that_was_killed_goes_on_and_every_cell_is_that_of_the_single_co
     assert json.loads((place / "sweep" / "sweep.json").read_text())["lines"][0]["protocol"]["labels"] == "balanced"
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_finite_are_said_and_do_not_end_a_sweep(place, monkeypatch):
     real = any_step.measure
 

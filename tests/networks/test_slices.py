@@ -33,7 +33,7 @@ def queries(t, rows=4):
     return (Query(x, times, times, {"label": jnp.arange(rows)}),)
 
 
-@pytest.mark.parametrize("which, t", [(0, 0.2), (1, 0.8)])
+@pytest.mark.parametrize("which, t", [pytest.param(0, 0.2, marks=pytest.mark.slow), (1, 0.8)])
 def test_the_layers_of_a_slice_run_alone_and_get_gradients_alone(run, which, t):
     params = filled(run.trainer.abstract.params["online"])
 
@@ -49,6 +49,7 @@ def test_the_layers_of_a_slice_run_alone_and_get_gradients_alone(run, which, t):
         assert not by_slice[1 - which].any() and by_slice[which].any()
 
 
+@pytest.mark.slow
 def test_a_step_changes_its_own_slice_alone_also_in_the_optimizer(run):
     state = run.trainer.create()
     state = state.replace(params={"online": filled(state.params["online"])})

@@ -140,6 +140,7 @@ def test_wherever_an_ema_is_named_it_is_the_same(whole, tmp_path, monkeypatch, c
     same(with_teachers(build(load_config("digits", changes))).trainer.frozen["teacher"].params)
 
 
+@pytest.mark.slow
 def test_names_that_mean_nothing_are_refused(whole, tmp_path, capsys):
     for command, words in (
         (sample.main, [f"--workdir={whole}", "--config.sampling.ema=sigma_rel:0.4"]),

@@ -58,6 +58,7 @@ def folders(tmp_path_factory):
 FLOWTURBO = {"sampler": "flowturbo", "pattern": "H1R"}
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_with_it(folders):
     model, refiner = map(str, folders)
     tim = load(model, sampling=FLOWTURBO | {"refiner": refiner})

@@ -46,6 +46,7 @@ def test_known_pixels_stay_and_images_do_not_depend_on_their_batch(run):
     assert np.abs(images - truths).max() > 0.5
 
 
+@pytest.mark.slow
 def test_a_command_restores_the_held_out_part_or_a_folder(folder, tmp_path, capsys):
     sample.main([f"--workdir={folder}", "--steps=1,2", "--count=5", f"--out={tmp_path / 'out'}"])
     said = capsys.readouterr().out

@@ -219,6 +219,7 @@ def test_a_fully_sharded_step_gathers_each_parameter_once_per_direction(name, dt
     assert gathered_once(found) <= {squeezed(x.shape) for x in jax.tree.leaves(compiled.shapes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, dtype", WHERE)
 @pytest.mark.parametrize("mesh", [(1, 8), pytest.param((8, 1), marks=pytest.mark.nightly)])
 def test_a_step_moves_little_more_than_it_must(name, dtype, mesh):

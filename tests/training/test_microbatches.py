@@ -52,7 +52,11 @@ WEIGHTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [pytest.param(each, marks=[] if i in (0, 4) else pytest.mark.slow) for i, each in enumerate(WEIGHTS)],
+    ids=str,
+)
 @pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.nightly), 4])
 def test_microbatches_give_the_weighted_mean_of_the_whole_batch(weights, accumulation, by_microbatches):
     """Σ w·loss / Σ w in float64, and loss and gradient without microbatches."""

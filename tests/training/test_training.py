@@ -47,6 +47,7 @@ def one_device():
     return steps(make_run(), 3)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_numbers_of_one_device(one_device):
     """For other meshes and more steps see test_meshes.py."""
     history, state = steps(make_run(4, mesh__data=1, mesh__fsdp=2, mesh__tensor=2), 3)

@@ -201,6 +201,7 @@ def test_a_damaged_checkpoint_is_not_started_from(source, tmp_path):
         warm_start.find(str(steps / "5"), "start.checkpoint")
 
 
+@pytest.mark.slow
 def test_weights_start_on_the_shardings_of_another_mesh(source, tmp_path):
     run = make_run(8, mesh__data=1, mesh__fsdp=4, mesh__tensor=2, start__checkpoint=source)
     state = first_state(run, epath.Path(tmp_path / "run"))()

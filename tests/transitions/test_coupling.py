@@ -81,6 +81,7 @@ def test_examples_have_the_degraded_image_in_both_conditions_and_noise_around_it
     np.testing.assert_allclose(coupled.noise, m + 0.1 * independent.noise, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_optimum_of_flow_matching_is_the_conditional_mean(x64):
     """For x = m + a z at a given m, ε = m + s ξ: E[ε − x | x_t, m] in closed form is where the gradient vanishes."""
     a, s, count = 0.5, 0.3, 200_000

@@ -66,7 +66,8 @@ def exact_net(gaussian, theta):
 
 @pytest.mark.parametrize(
     "name, transport",
-    [pytest.param(n, t, marks=[] if t in ("ot_fm", "edm") or n == "tim" else pytest.mark.slow)
+    [pytest.param(n, t, marks=[] if t == "ot_fm" or n == "tim" else pytest.mark.slow if t == "edm" else
+                  pytest.mark.nightly)
      for n in FLOW_MAPS for t in TRANSPORTS],
 )  # fmt: skip
 def test_gradient_vanishes_at_the_exact_flow_map(name, transport, x64):
@@ -99,7 +100,7 @@ def check_minimum(objective):
     assert at < nothing(objective) * off
 
 
-@pytest.mark.parametrize("transport", ["ot_fm", "edm"])
+@pytest.mark.parametrize("transport", ["ot_fm", pytest.param("edm", marks=pytest.mark.nightly)])
 @every_objective
 def test_a_teacher_takes_the_place_of_data(name, transport, x64):
     """The gradient vanishes at the exact flow map whatever data and noise a state was made of."""

@@ -30,6 +30,7 @@ def test_true_data_have_no_error(transport, features, x64):
     assert term(transport, x, x_t, 1.1 * F, t).min() > 1e-8
 
 
+@pytest.mark.slow
 def test_above_a_time_there_is_no_term(x64):
     transport, x, noise = TRANSPORTS["ot_fm"](), random(0, SHAPE), random(1, SHAPE)
     t = jnp.linspace(0.05, 1, 16)

@@ -35,6 +35,7 @@ upwards = pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if 
 STOCHASTIC_SAMPLERS = ("er_sde_1", "er_sde_2", "er_sde_3", "sde", "sde_heun", "consistency")
 MORE = {"sde_heun": -1, "pseudo_corrector": 1, "flowturbo": 1}  # evaluations of the last step
 # Of solvers of the probability-flow ODE; see test_orders.py.
+MORE_RUNS = ((1.0, "ot_fm"), (2.5, "trigflow"))  # published trajectories of the slow suite
 ORDERS = {name: one.order for name, one in SAMPLERS.items() if one.order and name not in STOCHASTIC_SAMPLERS}
 
 
@@ -48,8 +49,10 @@ def published(golden):
     return lambda queries: network.apply({"params": params}, queries)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("name", ["ot_fm", "trigflow"])
+@pytest.mark.parametrize(
+    "guidance, name",
+    [(2.5, "ot_fm"), (1.0, "trigflow"), *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_RUNS)],
+)
 def test_published_trajectories(name, guidance, published, golden):
     arrays = golden("sampler.npz")
     noise = jnp.asarray(arrays["z"].transpose(0, 2, 3, 1))

@@ -106,6 +106,7 @@ def test_a_token_has_one_s():
     assert (tokens == tokens[:, :1]).all() and len(np.unique(tokens)) == 24
 
 
+@pytest.mark.slow
 def test_a_draw_of_the_network_is_eulers_method_along_its_head():
     net = TiM(width=32, depth=1, heads=2, bottleneck=16, encoder_depth=1, channels=1, num_classes=10,
               transition_head=True)  # fmt: skip
