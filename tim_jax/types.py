@@ -64,6 +64,7 @@ class Examples(NamedTuple):
         features_mask: (B,), zero for examples without features; None where all have them.
         weight: Loss weights (B,), zero for padding.
         keys: Random keys (B,) for the network's dropout, or None.
+        known: The network's own prediction (B, …) at r = t, where a target has been made with it, or None.
     """
 
     x: jax.Array
@@ -75,3 +76,4 @@ class Examples(NamedTuple):
     features_mask: jax.Array | None = None
     weight: jax.Array | None = None
     keys: jax.Array | None = None
+    known: jax.Array | None = None

@@ -17,7 +17,7 @@ def get_ablation():
     return Ablation(
         base=loading.load("digits_small").network(),
         variants={
-            f"{objective}_{prediction}": {"objective.name": objective, "transport.prediction": prediction}
+            f"{objective}_{prediction.lower()}": {"objective.name": objective, "transport.prediction": prediction}
             for objective in ("flow_matching", "mean_flow")
             for prediction in ("F", "x", "noise")
         },

@@ -37,14 +37,12 @@ class Group(NamedTuple):
         examples: The examples.
         t, r: The times (B,) where their jumps start and end.
         base: Their target (B, …) at r = t, perhaps guided.
-        own: The network's own prediction (B, …) at r = t, where guided targets came from it already, else None.
     """
 
     examples: Examples
     t: jax.Array
     r: jax.Array
     base: jax.Array
-    own: jax.Array | None = None
 
 
 class Prediction(NamedTuple):
@@ -126,11 +124,11 @@ def eulerian(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the transition target."""
-    examples, t, r, base, own = group
+    examples, t, r, base = group
     transport, x, noise = objective.transport, examples.x, examples.noise
     if objective.velocity != "data":  # base' and dF/dt go along the same path
         x_t = interpolate(transport, x, noise, t)
-        x, noise = data_and_noise(transport, x_t, direction(objective, nets, examples, x_t, t, base, own), t)
+        x, noise = data_and_noise(transport, x_t, direction(objective, nets, examples, x_t, t, base), t)
     path = Path(transport, x, noise, t, r, examples.condition, examples.keys)
     outputs, output, dF_dt = objective.differentiate(nets, diagonal, path)
     change, q = transition_change(transport, x, noise, t, r, objective.tangent.mix_stop_gradient(dF_dt, step))
@@ -145,7 +143,6 @@ def direction(
     x_t: jax.Array,
     t: jax.Array,
     base: jax.Array,
-    own: jax.Array | None,
 ) -> jax.Array:
     """Returns the prediction (B, …) at r = t along whose velocity dF/dt is taken, without gradient.
 
@@ -156,12 +153,11 @@ def direction(
         x_t: Their states (B, …).
         t: The times (B,) of the states.
         base: Their target (B, …) at r = t, perhaps guided.
-        own: The network's own prediction (B, …) there, if it is known.
     """
     if objective.velocity in ("target", "teacher"):  # the examples are the teacher's by now, and may be guided
         return jax.lax.stop_gradient(base)
-    if own is not None and objective.velocity in ("head", "online"):
-        return own
+    if examples.known is not None and objective.velocity in ("head", "online"):
+        return examples.known
     head = objective.velocity == "head"
     condition = objective.input_guidance.at(objective.transport, examples.condition, t)
     here = query(objective.transport, x_t, t, t, condition, examples.keys)
@@ -178,7 +174,7 @@ def lagrangian(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the target of `target.end_target`."""
-    examples, t, r, base, _ = group
+    examples, t, r, base = group
     transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
     outputs, output, dF_dr = jvp_in_r(
         nets["online"], transport, x_t, t, r, examples.condition, examples.keys, diagonal=diagonal
@@ -222,7 +218,7 @@ def semigroup(
     key: jax.Array | None,
 ) -> tuple[tuple[Output, ...], Prediction]:
     """A Consistency with the target of two jumps, which come from `objective.bootstrap`."""
-    examples, t, r, base, _ = group
+    examples, t, r, base = group
     transport, x_t = objective.transport, interpolate(objective.transport, examples.x, examples.noise, t)
     here = query(transport, x_t, t, r, examples.condition, examples.keys)
     *outputs, output = nets["online"]((*diagonal, here))

@@ -299,18 +299,19 @@ class Objective:
         if self.velocity == "teacher":
             examples = self.distilled(nets, examples, t)
         x_t = interpolate(self.transport, examples.x, examples.noise, t)
-        base, own = prediction.target(self.transport, examples.x, examples.noise, t), None
+        base = prediction.target(self.transport, examples.x, examples.noise, t)
         if self.input_guidance.active:
             assert guidance_key is not None, "guidance scales are drawn with a key"
             whole = (r == t) & (self.times.share_equal < 1)
             examples = self.input_guidance.add_inputs(self.transport, examples, guidance_key, whole)
             head = self.velocity == "head"
-            base, own = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base, head)
+            base, known = self.input_guidance(nets["online"], self.transport, x_t, t, examples, base, head)
+            examples = examples._replace(known=known)
         if self.guidance.active:
             base = self.guidance(nets[self.guidance.ema], self.transport, x_t, t, examples, base, step)
 
         split = self.split(len(t))
-        groups = [split.take(Group(examples, t, r, base, own), group) for group in split.groups]
+        groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
         return self.weighted(split, groups, predictions, examples, t, r, step)
 

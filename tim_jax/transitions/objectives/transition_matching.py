@@ -72,7 +72,7 @@ class TransitionMatching(Objective):
     ) -> list[Prediction]:
         assert key is not None, "noised predictions are drawn with a key"
         (group,) = groups
-        examples, t, r, Y, _ = group
+        examples, t, r, Y = group
         y_0, s = self.start(key, Y)
         noised = {"transition": (1 - s[..., None]) * y_0 + s[..., None] * Y, "transition_s": s}
         x_t = interpolate(self.transport, examples.x, examples.noise, t)

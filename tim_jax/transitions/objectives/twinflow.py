@@ -205,7 +205,7 @@ class TwinFlow(Objective):
             group: The examples; their `base` is the velocity, which may be guided.
             F: The network's own prediction (B, …), without gradient.
         """
-        transport, (examples, t, r, base, _) = self.transport, group
+        transport, (examples, t, r, base) = self.transport, group
         x_t = x = interpolate(transport, examples.x, examples.noise, t)
         moves = r < t
         length = jnp.minimum(self.twin.step * (transport.T_max - transport.T_min), t - r)
