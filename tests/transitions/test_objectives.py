@@ -309,7 +309,7 @@ REACHED = {
     "flow_matching": (16, 2.2), "rectified_flow": (16, 3.5), "tim": (4, 1.9), "mean_flow": (4, 2.4),
     "improved_mean_flow": (4, 3.9), "modular_mean_flow": (16, 2.8), "scm": (1, 6.2), "shortcut": (8, 3.3),
     "split_mean_flow": (4, 2.7), "alphaflow": (4, 2.3), "soflow": (4, 2.4), "tvm": (4, 3.9), "facm": (1, 4.5),
-    "dmf": (4, 1.8), "imm": (4, 3.9), "drifting": (1, 5.7),
+    "dmf": (4, 1.8), "difference_transition_matching": (16, 6.4), "imm": (4, 3.9), "drifting": (1, 5.7),
     "low_noise_contrastive": (16, 2.7), "scm_distillation": (1, 4.7), "ayf_eulerian": (4, 2.6),
     "ayf_lagrangian": (4, 2.5), "ctm": (4, 2.5), "rcm": (1, 4.6), "tbcm": (1, 6.5), "cmt": (1, 5.0),
     "straightening": (4, 3.7),
