@@ -239,7 +239,8 @@ def with_teacher(run, teacher, config, overrides):
 
 
 TEACHER = SMALL | {"training.steps": "100"}
-STEPS = {"scm": 125, "drifting": 125}  # which learn jumps to data alone; all others: 50
+# Those that learn jumps to data alone, or draws; all others: 50.
+STEPS = {"scm": 125, "drifting": 125, "difference_transition_matching": 200}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=WHEN.get(n, pytest.mark.nightly)) for n in MODELS])
