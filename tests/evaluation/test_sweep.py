@@ -233,6 +233,7 @@ def test_by_evaluations_those_that_cost_the_same_are_compared():
     assert "- 2 evaluations: slow (0.5 ± 0.01, 2 NFE)" in text
 
 
+@pytest.mark.slow
 def test_each_sampler_takes_the_steps_that_cost_what_is_asked(place):
     run = build(runs_workdir.load(place / "run", {}), jax.devices()[:1])
 

@@ -112,7 +112,11 @@ def grid():
     for name in LINEAR:
         for i, case in enumerate(CASES):
             for dtype in TYPES if name == "blockwise" else types:
-                chosen = name == "blockwise" or (name == ("tpu", "gpu")[i % 2] and dtype == types[i // 2 % 2])
+                chosen = (
+                    name == "blockwise"
+                    and dtype == list(TYPES)[i % len(TYPES)]
+                    or (name == ("tpu", "gpu")[i % 2] and dtype == types[i // 2 % 2])
+                )
                 marks = () if chosen else pytest.mark.slow
                 yield pytest.param(name, case, dtype, marks=marks, id=f"{name}-{case}-{dtype.__name__}")
 

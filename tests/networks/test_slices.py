@@ -33,7 +33,8 @@ def queries(t, rows=4):
     return (Query(x, times, times, {"label": jnp.arange(rows)}),)
 
 
-@pytest.mark.parametrize("which, t", [pytest.param(0, 0.2, marks=pytest.mark.slow), (1, 0.8)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which, t", [(0, 0.2), (1, 0.8)])
 def test_the_layers_of_a_slice_run_alone_and_get_gradients_alone(run, which, t):
     params = filled(run.trainer.abstract.params["online"])
 

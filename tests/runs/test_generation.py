@@ -79,6 +79,7 @@ def test_one_program_for_all_step_counts(run, sampler):
     np.testing.assert_allclose(few({}, LABELS[:5], steps=3), path[-1][:5], atol=1e-5, err_msg="other batches")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["euler", "er_sde_2"])
 def test_evaluations_at_once_give_the_same_images(run, sampler):
     one_by_one = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)

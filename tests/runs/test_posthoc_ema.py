@@ -179,6 +179,7 @@ def test_a_run_that_goes_on_elsewhere_takes_its_snapshots_along(whole, trained):
     }
 
 
+@pytest.mark.slow
 def test_damaged_and_missing_snapshots_are_left_out_and_told(whole, tmp_path, caplog):
     folder = epath.Path(shutil.copytree(whole, tmp_path / "run"))
     (folder / snapshots.FOLDER / "4").rmtree()

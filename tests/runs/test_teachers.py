@@ -136,6 +136,7 @@ def test_a_teacher_is_sharded_like_the_student_and_says_the_same(teacher, after_
     assert sum(leaf.nbytes for name, leaf in params.items() if name in embedded) > 5e4
 
 
+@pytest.mark.slow
 def test_a_teacher_in_half_the_bytes(teacher, after_three_steps):
     whole, _, _ = after_three_steps
     half = with_teachers(

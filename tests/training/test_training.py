@@ -57,6 +57,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(one_device):
     assert_close(state.params, one_device[1].params)
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_count_for_nothing():
     run = make_run()
     rows = made_up_batch(run.config, 40) | {"weight": np.repeat([1, 0], 20).astype(np.float32)}

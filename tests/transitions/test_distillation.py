@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers.waves import LATE, SHAPE, answer, every_transport, plain_times, random, rows_of, wave
+from tests.helpers.waves import LATE, SHAPE, answer, plain_times, random, rows_of, wave
 from tests.transitions.test_papers import by_wave, moving_rows, student
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.consistency import CONSISTENCIES, Group
@@ -148,7 +148,9 @@ def test_with_the_conditional_mean_for_teacher_distillation_is_mean_flow_in_expe
     assert jnp.abs(gradient("data", *pairs[0]) - from_teacher).max() > 1e-3  # one pair alone is not the mean
 
 
-@every_transport
+@pytest.mark.parametrize(
+    "transport", [pytest.param(n, marks=() if n in ("ot_fm", "edm") else pytest.mark.slow) for n in TRANSPORTS]
+)
 def test_solving_along_the_teacher_is_of_second_order(transport, x64):
     transport = plain_times(transport)
     gaussian = Gaussian(transport, mean=0.3, std=0.6)
@@ -238,7 +240,9 @@ def test_guidance_of_examples_that_follow_a_teacher_is_refused(name, changes, me
         dataclasses.replace(objective, **changes).check()
 
 
-@every_transport
+@pytest.mark.parametrize(
+    "transport", [pytest.param(n, marks=() if n in ("ot_fm", "edm") else pytest.mark.slow) for n in TRANSPORTS]
+)
 def test_trajectories_without_images_lie_on_the_teachers_way(transport, x64):
     """Of a group's first row and condition, one call of the teacher a row, and with many points on the exact way."""
     transport = plain_times(transport)
@@ -281,7 +285,9 @@ def test_times_of_trajectories_fall_from_noise():
     assert len(np.unique(groups)) > 50
 
 
-@every_transport
+@pytest.mark.parametrize(
+    "transport", [pytest.param(n, marks=() if n in ("ot_fm", "edm") else pytest.mark.slow) for n in TRANSPORTS]
+)
 def test_jumps_of_mid_training_end_where_the_teachers_trajectory_does(transport, x64):
     """Of a group's first row and condition; with many points both are on the exact way."""
     transport = plain_times(transport)

@@ -32,7 +32,7 @@ from tim_jax.transitions.weights import AdaptiveWeight
 from tim_jax.types import Output
 
 
-@pytest.mark.parametrize("case", ["default", "l2_any"])
+@pytest.mark.parametrize("case", ["default", pytest.param("l2_any", marks=pytest.mark.slow)])
 def test_twin_flow(case, golden, x64):
     """Rows in the order of this project's shares, and with the constant factor of the published Barron loss."""
     arrays = golden("twinflow.npz")
@@ -107,7 +107,7 @@ def test_difference_transition_matching(golden, x64):
     assert error < TOLERANCE
 
 
-@pytest.mark.parametrize("case", ["mse", "mae"])
+@pytest.mark.parametrize("case", ["mse", pytest.param("mae", marks=pytest.mark.slow)])
 def test_cmt(case, golden, x64):
     """On the published trajectory; a norm is an adaptive weight of half the power, with twice the gradient."""
     arrays = golden("cmt.npz")

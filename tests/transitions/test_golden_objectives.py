@@ -91,7 +91,9 @@ def fading(t, start):
     return 1.0 if t <= start else 1 - np.exp(-0.025 * q / (1 - q))
 
 
-@pytest.mark.parametrize("case", ["linear", "linear_guided", "trig"])
+@pytest.mark.parametrize(
+    "case", ["linear", *(pytest.param(each, marks=pytest.mark.slow) for each in ("linear_guided", "trig"))]
+)
 @pytest.mark.parametrize("part", ["velocity", "consistency"])
 def test_soflow(case, part, golden, x64):
     """Values and, where first jumps stay on the path, gradients; those for r ≠ t are twice the published ones."""
@@ -177,7 +179,19 @@ def test_schedules_of_soflow(golden, x64):
     np.testing.assert_allclose(found, arrays["decay/scale"], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["scaled", "plain", "random_scale"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "scaled",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                "plain",
+                "random_scale",
+            )
+        ),
+    ],
+)
 def test_tvm(case, golden, x64):
     """Each example twice, with the jump and with r = t; what the published network does with β is done by the probe."""
     arrays = golden("tvm.npz")
@@ -278,7 +292,7 @@ def test_times_of_facm(golden):
     np.testing.assert_allclose(tau, arrays["distilled_two_times/tau"], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", ["plain", "model_guidance"])
+@pytest.mark.parametrize("case", ["plain", pytest.param("model_guidance", marks=pytest.mark.slow)])
 def test_dmf(case, golden, x64):
     """Each example twice, with r = t and with the jump; of the published table of losses its diagonal."""
     arrays = golden("dmf.npz")

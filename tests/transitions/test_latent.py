@@ -66,6 +66,7 @@ def test_the_velocity_of_gaussians(x64):
     np.testing.assert_allclose((v_t * x_t).mean() / V, slope, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, name",
     [

@@ -68,7 +68,7 @@ def golden_case(golden, path, dtype):
 
 
 @pytest.mark.parametrize("derivative", ["jvp", pytest.param("dde", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["ot_fm", "trigflow"])
+@pytest.mark.parametrize("name", ["ot_fm", pytest.param("trigflow", marks=pytest.mark.slow)])
 def test_published_derivative_loss_and_gradients(name, derivative, golden, request, x64):
     path = request.path.parents[1] / "golden" / "c2i_tiny.safetensors"
     arrays, order, params, rows = golden_case(golden, path, jnp.float64)

@@ -56,7 +56,10 @@ def plan_of(transport, steps, sampling):
 
 
 @EACH
-@pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "transport",
+    [pytest.param(case, id=n, marks=() if n == "ot_fm" else pytest.mark.slow) for n, case in CASES.items()],
+)
 def test_on_a_gaussian(transport, sampling, order):
     host = host_transport(transport)
     start, end = times(transport, 1)

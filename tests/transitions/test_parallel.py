@@ -43,6 +43,7 @@ def test_the_result_is_that_of_sequential_sampling(sampler, x64):
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_few_sweeps_are_needed(steps, x64):
     for tolerance in (1e-2, 1e-4, 1e-6):

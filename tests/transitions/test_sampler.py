@@ -109,7 +109,9 @@ def error(name, times, sampler):
 
 
 @pytest.mark.parametrize("sampler", ORDERS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("ot_fm", "vp", "edm_2") else pytest.mark.slow) for n in CASES]
+)
 def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     """From T_max to T_min, where α or σ may be 0."""
     few, many = (error(name, time_grid(CASES[name], steps, Sampling(grid="edm")), sampler) for steps in (32, 128))

@@ -440,9 +440,8 @@ class Objective:
         if self.alignment_weight:
             alignment = self.alignment(output, group.examples)
         if self.perceptual.weight:
-            x, t = group.examples.x, group.t
-            x_t = interpolate(self.transport, x, group.examples.noise, t)
-            perceptual = self.perceptual(self.transport, x, x_t, output.F, t)
+            x_t = interpolate(self.transport, group.examples.x, group.examples.noise, group.t)
+            perceptual = self.perceptual(self.transport, group.examples.x, x_t, output.F, group.t)
         return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent, perceptual], axis=1)
 
     def alignment(self, output: Output, examples: Examples) -> jax.Array:
