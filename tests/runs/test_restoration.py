@@ -54,7 +54,7 @@ def test_a_command_restores_the_held_out_part_or_a_folder(folder, tmp_path, caps
     images = tmp_path / "images"
     images.mkdir()
     for i in range(3):
-        Image.fromarray(np.full((12, 8), 80 * i, np.uint8)).save(images / f"{i}.png")
+        Image.fromarray(np.full((12, 8), 80 * i, np.uint8)).save(images / f"{i}, a digit.png")
     sample.main([f"--workdir={folder}", "--steps=2", f"--images={images}", f"--out={tmp_path / 'own'}"])
     (found,) = (tmp_path / "own").glob("*_restored.png")
     assert Image.open(found).height > 3 * 12

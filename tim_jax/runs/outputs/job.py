@@ -225,7 +225,7 @@ def read_requests(
     factor = decoder.factor if decoder else 1
     images, size = None, run.image_shape[:2]
     if settings.images:
-        images = read_images(settings.images, run, factor if decoder else None)
+        images = read_images(settings.images.split(","), run, factor if decoder else None)
         size = images.shape[1] // factor, images.shape[2] // factor
     elif settings.size:
         size = read_size("--size is", settings.size, run, factor)
@@ -258,7 +258,7 @@ def read_truths(settings: SampleSettings, run: Run) -> Truths | None:
         if settings.labels:
             raise ValueError(f"--labels is {settings.labels}; it needs --images: those of the held-out part are known")
         return open_truths(run)
-    images = read_images(",".join(files_of(settings.restored)), run, 1, "--images")
+    images = read_images(files_of(settings.restored), run, 1, "--images")
     coupling.check_shape(*images.shape[1:])
     labels = np.full(len(images), run.config.model.num_classes)  # the null condition
     if settings.labels:

@@ -121,11 +121,11 @@ def prompt_requests(
     return requests
 
 
-def read_images(text: str, run: Run, factor: int | None, flag: str = "--from") -> np.ndarray:
+def read_images(names: Sequence[str], run: Run, factor: int | None, flag: str = "--from") -> np.ndarray:
     """Reads the image files of a flag, in the formats of data sets.
 
     Args:
-        text: paths with commas between.
+        names: paths of the files.
         run: that samples.
         factor: pixels per position of an example; None where examples are latents that nothing decodes.
         flag: what they were given as.
@@ -140,8 +140,8 @@ def read_images(text: str, run: Run, factor: int | None, flag: str = "--from") -
     channels = run.image_shape[-1]
     images: list[np.ndarray] = []
     if factor is None:
-        raise ValueError(f"{flag} is {text}; this run's examples have {channels} channels: they are not images")
-    for name in text.split(","):
+        raise ValueError(f"{flag} is {','.join(names)}; this run's examples have {channels} channels: they are not images")
+    for name in names:
         try:
             image = pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3))
         except (OSError, BadRecord) as error:
