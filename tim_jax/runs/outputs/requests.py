@@ -140,7 +140,8 @@ def read_images(names: Sequence[str], run: Run, factor: int | None, flag: str = 
     channels = run.image_shape[-1]
     images: list[np.ndarray] = []
     if factor is None:
-        raise ValueError(f"{flag} is {','.join(names)}; this run's examples have {channels} channels: they are not images")
+        given = ",".join(names)
+        raise ValueError(f"{flag} is {given}; this run's examples have {channels} channels: they are not images")
     for name in names:
         try:
             image = pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3))
