@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.config.build import build
     from tim_jax.evaluation import diagnostics
     from tim_jax.runs import workdir
-    from tim_jax.runs.diagnosis import diagnose, read_epsilons
+    from tim_jax.runs.diagnosis import check_predicts, diagnose, read_epsilons
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.input_pipeline import held_out_arrays
     from tim_jax.runs.restoration import check_path
@@ -56,6 +56,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             out = paths.given(args.out, "--out") if args.out is not None else folder
             run = build(workdir.load(folder, overrides))
             check_path(run)
+            check_predicts(run)
             paths.check_folder(out, "--out")
             epsilons = read_epsilons(args.epsilons, run)
             x, labels = held_out_arrays(run, folder)

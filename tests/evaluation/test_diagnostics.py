@@ -177,3 +177,11 @@ def test_wrong_arguments_are_named(arguments, named, workdir, capsys):
     for word in named:
         assert word in error[0]
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_predictions_that_are_drawn_are_not_diagnosed():
+    run = build(
+        load_config("base", TINY_NETWORK | {"objective.name": "difference_transition_matching"}), jax.devices()[:1]
+    )
+    with pytest.raises(ValueError, match="^objective.name is 'difference_transition_matching'; it must be one whose"):
+        diagnosis.check_predicts(run)

@@ -105,9 +105,16 @@ OF_OBJECTIVES = [
     ({"objective.perceptual.weight": "1.0", "objective.perceptual.features": "vgg"}, "objective.perceptual.features"),
     ({"objective.perceptual.weight": "1.0", "objective.perceptual.max_time": "0.0"}, "objective.perceptual.max_time"),
     ({"objective.perceptual.max_time": "0.5"}, "objective.perceptual.max_time"),
-    (
-        {"objective.name": "low_noise_contrastive", "objective.perceptual.weight": "1.0"},
-        "objective.perceptual.weight",
+    *(
+        ({"objective.name": "low_noise_contrastive", f"objective.{key}": value}, f"objective.{key}")
+        for key, value in (
+            ("perceptual.weight", "1.0"),
+            ("direction", "image"),
+            ("head_weight", "1.0"),
+            ("learned_weight", "True"),
+            ("guidance.w_gt", "1.5"),
+            ("input_guidance.max_scale", "2.0"),
+        )
     ),
     ({"objective.contrast.share": "0.5"}, "objective.contrast.share"),
     ({"objective.name": "low_noise_contrastive", "objective.contrast.share": "0.0"}, "objective.contrast.share"),

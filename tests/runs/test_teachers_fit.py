@@ -46,6 +46,11 @@ def spoilt(source, to):
         ({}, dict(teacher__checkpoint="nowhere"), ["teacher.checkpoint is 'nowhere'", "a workdir with a checkpoint"]),
         ({}, dict(teacher__ema="fast"), ["teacher.ema is 'fast'", "online, slow"]),
         ({}, dict(teacher__dtype="float8"), ["teacher.dtype is 'float8'", "float32, bfloat16"]),
+        (
+            dict(objective__name="difference_transition_matching"),
+            {},
+            ["teacher.checkpoint is ", "it must predict a velocity"],
+        ),
         (dict(transport__name="vp"), {}, ["teacher.checkpoint is ", "transport.name, 'ot_fm', and has 'vp'"]),
         (
             dict(transport__shared_below=0.1),

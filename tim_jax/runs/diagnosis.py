@@ -42,6 +42,13 @@ def read_epsilons(text: str, run: Run) -> list[float]:
     return sorted(found)
 
 
+def check_predicts(run: Run) -> None:
+    """Raises ValueError, in one line, for a run whose predictions are drawn: these have no derivative along a path."""
+    if run.network.transition_head:
+        name = run.config.objective.name
+        raise ValueError(f"objective.name is {name!r}; it must be one whose network predicts and does not draw")
+
+
 def diagnose(
     run: Run, weights: Any, x: np.ndarray, labels: np.ndarray, nodes: int, epsilons: Sequence[float]
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
 from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.types import DTYPES
 
 # Name of a network that an objective calls -> the keys of `teacher` for its checkpoint and its EMA.
@@ -213,6 +214,8 @@ def check(run: Run, source: TeacherSource) -> None:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
     if own.model.slices > 1:
         raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")
+    if OBJECTIVES[own.objective.name](run.transport).transition_head:
+        raise ValueError(f"{source.where}; it must predict a velocity, and one of {own.objective.name} draws it")
     if own.times.share_equal == 0:
         raise ValueError(
             f"{source.where}; it must have seen r = t, or it has no velocity, and its times.share_equal is 0"

@@ -339,8 +339,9 @@ class Objective:
         if self.learned_weight:
             loss, c = jnp.exp(-log_variance) * loss, self.learned_offset
             loss = (jnp.log(loss + c) if c else loss) + log_variance
-        head_loss = self.head_weight * self.adaptive_weight(head, examples.x) * head
-        loss = loss + head_loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
+        if self.head_weight:
+            loss = loss + self.head_weight * self.adaptive_weight(head, examples.x) * head
+        loss = loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
         metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
         return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
 
@@ -429,8 +430,7 @@ class Objective:
             target = jax.lax.stop_gradient(target)
         error = example_mean((output.F - target) ** 2)
         direction = head = log_variance = alignment = perceptual = jnp.zeros_like(error)
-        axes = DIRECTION_AXES[self.direction](output.F.ndim)
-        if axes:
+        if axes := DIRECTION_AXES[self.direction](output.F.ndim):
             direction = direction_error(output.F, target, axes)
             direction = jnp.where(group.r == group.t, direction, 0.0) if self.direction_equal else direction
         if self.head_weight:

@@ -93,7 +93,7 @@ class TimeWeight:
 class AdaptiveWeight:
     """The weight 1/(sg(loss) + offset)^power. TiM has power 1 and offset 1e-5.
 
-    With power ½ and offset c² the gradient is half that of the pseudo-Huber loss √(loss + c²) − c. MeanFlow's losses
+    With power ½ and offset c² the gradient is twice that of the pseudo-Huber loss √(loss + c²) − c. MeanFlow's losses
     are sums over the values of an example, so that its offset is meant for the `total`.
     """
 

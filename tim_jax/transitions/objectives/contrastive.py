@@ -55,12 +55,15 @@ class LowNoiseContrastive(Objective):
     def check(self) -> None:
         super().check()
         self.contrast.check()
-        if self.velocity == "teacher":
-            raise ValueError("objective.velocity is 'teacher'; it must be 'data' for low_noise_contrastive")
-        if self.perceptual.weight:
-            raise ValueError(
-                f"objective.perceptual.weight is {self.perceptual.weight}; it must be 0 for low_noise_contrastive"
-            )
+        for key, value, only in (
+            ("velocity", self.velocity, "data"), ("direction", self.direction, "none"),
+            ("head_weight", self.head_weight, 0.0), ("learned_weight", self.learned_weight, False),
+            ("perceptual.weight", self.perceptual.weight, 0.0), ("guidance.w_gt", self.guidance.w_gt, 1.0),
+            ("guidance.w_cond", self.guidance.w_cond, 0.0),
+            ("input_guidance.max_scale", self.input_guidance.max_scale, 1.0),
+        ):  # fmt: skip
+            if value != only:
+                raise ValueError(f"objective.{key} is {value!r}; it must be {only!r} for low_noise_contrastive")
         if self.times.share_equal != 1:
             raise ValueError(f"times.share_equal is {self.times.share_equal}; it must be 1 for low_noise_contrastive")
 
