@@ -29,6 +29,7 @@ from tim_jax.transitions import (
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import expand
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.weights import AdaptiveWeight
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_network.md"
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)]
@@ -312,3 +313,11 @@ def test_the_other_programs_of_the_page_run():
     for block in PROGRAMS:
         if "for step in range" not in block and "savefig" not in block:
             exec(block, {})
+
+
+def test_without_an_offset_losses_are_finite():
+    """Where there is no head its error is 0, and has no weight: 0 to the power of −½ is none."""
+    objective = dataclasses.replace(OBJECTIVES["tim"](OT_FM), adaptive=AdaptiveWeight(0.5, 0.0))
+    loss = lambda theta: mean_loss(objective, lambda x, t, r: theta * x, random(1), jax.random.key(0))[0]  # noqa: E731
+    value, slope = jax.value_and_grad(loss)(jnp.float32(0.3))
+    assert jnp.isfinite(value) and jnp.isfinite(slope)
