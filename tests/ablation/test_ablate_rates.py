@@ -26,7 +26,7 @@ def test_the_best_on_the_held_out_part_is_taken(tmp_path):
     ablation = Ablation(tiny(), VARIANTS, equal="steps", seeds=2, learning_rates=RATES)
     ablation.check()
     folder, rng = epath.Path(tmp_path), np.random.default_rng(0)
-    sweep = rates.sweep(ablation, planned(ablation, folder), ["a", "b"])
+    sweep = rates.sweep(ablation, planned(ablation, folder))
     assert list(sweep.variants) == ["a_0_001", "a_0_004", "b_0_001", "b_0_004"]
     assert sweep.config("b_0_004").model.depth == 2 and sweep.config("b_0_004").optimizer.learning_rate == 4e-3
     assert sweep.config("a_0_001").seed not in {ablation.config("a", seed).seed for seed in range(1000)}
@@ -72,7 +72,7 @@ def test_schedules_in_the_sweep_are_those_of_the_runs(tmp_path):
     ablation = Ablation(
         tiny(optimizer__warmup_steps="2", optimizer__decay_steps="4"), {"a": {}}, equal="flops", learning_rates=RATES
     )
-    sweep = rates.sweep(ablation, {"variants": {"a": {"steps": 8}}}, ["a"])
+    sweep = rates.sweep(ablation, {"variants": {"a": {"steps": 8}}})
     config = sweep.config("a_0_001")
     assert (config.training.steps, config.optimizer.warmup_steps, config.optimizer.decay_steps) == (8, 4, 8)
 
@@ -103,16 +103,21 @@ def test_a_job_tries_the_rates_of_its_variant(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_rates_are_tried_and_then_the_seeds(tmp_path, capsys):
-    write_file(tmp_path, {"a": {}}, equal="steps", seeds=2)
+    """Also variant by variant, the last one first: each command adds to the sweep that is there."""
+    write_file(tmp_path, {"b": {"model.patch_size": 4}, "a": {}}, equal="steps", seeds=2)
     words = [*arguments(tmp_path), "--learning-rates=1e-3,4e-3"]
-    ablate.main(words)
+    ablate.main([*words, "--only=a"])
     said, folder = capsys.readouterr().out, epath.Path(tmp_path / "runs")
     best = rates.chosen(Ablation(tiny(), {"a": {}}, equal="steps", learning_rates=RATES), folder)["a"]
     assert f"a: learning rate {best:g}" in said and "[2/2] a/seed_1" in said
     assert workdir.recorded(folder / "a/seed_1")["optimizer"]["learning_rate"] == best
     found = comparison.read(reading.Folder(folder))
-    assert (RATE, setup.NOWHERE, f"{best:g}") in found.variants["a"]["changes"] and list(found.variants) == ["a"]
+    assert (RATE, setup.NOWHERE, f"{best:g}") in found.variants["a"]["changes"] and list(found.variants) == ["b", "a"]
     assert (folder / "learning_rates/ablation.md").exists() and "learning rate" in (folder / "ablation.md").read_text()
-    ablate.main(words)
-    again = capsys.readouterr().out
-    assert "calibrating" not in again and "[1/" not in again  # nothing is trained twice
+    ablate.main([*words, "--only=a"])
+    assert "[1/" not in capsys.readouterr().out  # nothing is trained twice
+    ablate.main([*words, "--only=b", "--seeds=1"])
+    said = capsys.readouterr().out
+    assert "b: learning rate" in said and "[1/2] b_0_001/seed_0" in said and "[1/1] b/seed_0" in said
+    swept = (folder / "learning_rates/ablation.md").read_text()
+    assert all(f"| {rates.label(name, rate)} |" in swept for name in "ab" for rate in RATES)

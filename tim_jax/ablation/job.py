@@ -141,13 +141,15 @@ def tune(
         The ablation with the rates that are best, and the budget, in which a variant that failed with all of them has a
         "failure".
     """
-    sweep, place = rates.sweep(ablation, planned, names), rates.folder_of(folder)
-    if sweep.variants:
+    sweep, place = rates.sweep(ablation, planned), rates.folder_of(folder)
+    labels = {rates.label(name, rate) for name in names for rate in ablation.learning_rates}
+    members = [member for member in sweep.members() if member.variant in labels]
+    if members:
         count = len(ablation.learning_rates)
-        print_once(f"learning rates: {count} of each of {len(sweep.variants) // count} variants, in {place}")
+        print_once(f"learning rates: {count} of each of {len(members) // count} variants, in {place}")
         with user_errors():
-            of_sweep = budget.make(sweep, place, list(sweep.variants), print_once)
-        run_all(sweep, of_sweep, place, sweep.members(), stop)
+            of_sweep = budget.make(sweep, place, [member.variant for member in members], print_once)
+        run_all(sweep, of_sweep, place, members, stop)
         if jax.process_index() == 0:
             table.write(sweep, place, rates.TITLE.format(title))
     found = rates.chosen(ablation, folder)

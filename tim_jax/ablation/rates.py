@@ -7,7 +7,7 @@ logarithm of the distances to the held-out part, over all numbers of network eva
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,19 @@ def label(name: str, rate: float) -> str:
     return f"{name}_{rate:g}".replace(".", "_").replace("-", "_").replace("+", "_")
 
 
-def sweep(ablation: Ablation, planned: Mapping[str, Any], names: Sequence[str]) -> Ablation:
-    """Returns the ablation of every variant in `names` with every rate.
+def sweep(ablation: Ablation, planned: Mapping[str, Any]) -> Ablation:
+    """Returns the ablation of every variant that has been planned with every rate.
 
     Args:
         ablation: the ablation.
-        planned: its budget, see `budget.make`; a variant whose step cannot be made is left out.
-        names: of variants.
+        planned: its budget, see `budget.make`.
     """
     base = ablation.base.copy_and_resolve_references()
     base.seed += MAX_SEEDS
     before = keys.flatten(base)
     variants: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if "failure" in planned["variants"][name]:
+    for name in ablation.variants:
+        if "steps" not in planned["variants"].get(name, {}):
             continue
         config = ablation.config(name, steps=planned["variants"][name]["steps"])
         changed = {
