@@ -1,7 +1,8 @@
 """What is learnt: the objectives by name, each as its paper has it, with the same network, data and time.
 
 Launch: python -m tim_jax.ablate --config=configs/ablations/objectives.py --workdir=runs/ablations/objectives
-Time: 18 variants × 3 seeds × about 75 seconds on two CPU cores, 68 minutes in all.
+Time: 25 variants, each with 3 runs for its learning rate and 3 seeds, about 55 seconds of one core a run: 70 minutes
+on two quiet cores, with a command (--only) on each.
 
 Published (TiM, arXiv 2509.04394, ablation on ImageNet 256, B/4, 80 epochs), FID at 1 / 8 / 50 evaluations:
 flow matching 309.5 / 77.26 / 20.35, TiM 47.46 / 24.62 / 17.10. Others at one evaluation on ImageNet 256: improved
