@@ -1,5 +1,7 @@
-"""The tuples that rooms hand to one another."""
+"""What rooms hand to one another."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -77,3 +79,46 @@ class Examples(NamedTuple):
     weight: jax.Array | None = None
     keys: jax.Array | None = None
     known: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """How a network that trains beside the online network is trained: by an optimizer of its own.
+
+    Where a step makes several of its updates, all but the last come before that of the online network, on the same
+    batch with other random keys.
+    """
+
+    learning_rate: float = 0.0  # 0: optimizer.learning_rate, with the same schedule; frozen parameters stay so
+    updates: int = 1  # for each update of the online network
+    average: float = 0.0  # decay of an EMA of its weights, which then stands for it wherever it does not learn; 0: none
+
+    def check(self, key: str) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be. key: where they are."""
+        if self.learning_rate < 0:
+            raise ValueError(f"{key}.learning_rate is {self.learning_rate}; it must be at least 0")
+        if self.updates < 1:
+            raise ValueError(f"{key}.updates is {self.updates}; it must be at least 1")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"{key}.average is {self.average}; it must lie in [0, 1)")
+
+
+class Heads(NamedTuple):
+    """An auxiliary network that is no copy of the online network: heads on hidden states of another one.
+
+    Attributes:
+        trunk: The name of the network whose states they see.
+        blocks: After which of its blocks, counted from 1.
+        width: Their hidden width.
+        key: The key of `blocks`, for errors.
+    """
+
+    trunk: str
+    blocks: tuple[int, ...]
+    width: int
+    key: str
+
+
+def averages(auxiliary: Mapping[str, Auxiliary]) -> dict[str, tuple[str, float]]:
+    """Returns {name of an EMA: (the auxiliary network that it averages, decay)}."""
+    return {f"{name}_average": (name, each.average) for name, each in auxiliary.items() if each.average}

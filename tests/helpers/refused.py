@@ -156,8 +156,8 @@ OF_OBJECTIVES = [
     ({**TWIN, "times.intervals": "dyadic"}, "times.intervals"),
     ({**TWIN, "transport.name": "edm"}, "transport.name"),
     ({**TWIN, "data.batch_size": "18"}, "data.batch_size"),
-    ({**TAUGHT, "objective.name": "rcm", "objective.score.weight": "-1.0"}, "objective.score.weight"),
-    ({**TAUGHT, "objective.name": "rcm", "objective.score.max_jumps": "0"}, "objective.score.max_jumps"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.matching.weight": "-1.0"}, "objective.matching.weight"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.rollout.max_jumps": "0"}, "objective.rollout.max_jumps"),
     (
         {**TAUGHT, "objective.name": "rcm", "objective.input_guidance.max_scale": "2.0"},
         "objective.input_guidance.max_scale",

@@ -21,6 +21,7 @@ from tim_jax.transitions.derivative import query
 from tim_jax.transitions.jump import interpolate
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.types import Auxiliary
 
 STUDENT = {
     "objective.name": "taught", **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "16", "training.steps": "2",
@@ -43,7 +44,7 @@ class Taught(Objective):
     group: int = 1
     scale: float = 1.0
     teachers = property(lambda self: self.asks)
-    auxiliary = property(lambda self: self.beside)
+    auxiliary = property(lambda self: dict.fromkeys(self.beside, Auxiliary()))
     batch_multiple = property(lambda self: self.group)
 
     def loss(self, nets, rows, t, r, step, key=None):

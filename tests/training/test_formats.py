@@ -23,7 +23,7 @@ def state(online, seed=0, **settings):
         }
 
     parts = (online, "score")
-    tx = make_optimizer(OptimizerSettings(**settings), parts)
+    tx = make_optimizer(OptimizerSettings(**settings), dict.fromkeys(parts, 0.0))
     params = {part: network() for part in parts}
     opt_state = tx.init(params)
     for _ in range(2):

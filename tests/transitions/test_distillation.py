@@ -17,6 +17,7 @@ from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import interpolate, jump, prediction_target
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
+from tim_jax.transitions.terms.term import add_terms
 from tim_jax.transitions.times import Times
 from tim_jax.types import Output
 
@@ -357,7 +358,9 @@ def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
             rows = rows._replace(noise=jax.random.normal(x_key, shape))
         nets = {"online": net(params["online"]), "slow": net(jax.lax.stop_gradient(params["online"])),
                 "teacher": net(exact), "score": net(params["score"])}  # fmt: skip
-        return objective.loss(nets, rows, t, r, LATE, loss_key)[0].mean()
+        term_key, loss_key = jax.random.split(loss_key)
+        own = objective.loss(nets, rows, t, r, LATE, loss_key)
+        return add_terms(objective, nets, rows, LATE, term_key, *own)[0].mean()
 
     tx = optax.chain(
         optax.scale_by_adam(0.9, 0.99), optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.03, steps))

@@ -40,6 +40,7 @@ from tim_jax.transitions.objectives.drifting import Cloud, forces
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.prediction import from_F, to_F
 from tim_jax.transitions.teacher import Teacher
+from tim_jax.transitions.terms.term import add_terms
 from tim_jax.types import Query
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
@@ -171,7 +172,8 @@ def slopes(objective, gaussian, data_and_noise):
         def loss(theta):
             nets = dict.fromkeys(("online", "slow"), exact_net(learnt(objective, gaussian), theta))
             nets |= dict.fromkeys(("teacher", "score"), exact_net(gaussian, 0.0))
-            return objective.loss(nets, rows, t, r, LATE, jax.random.key(1))[0].sum()
+            own = objective.loss(nets, rows, t, r, LATE, jax.random.key(1))
+            return add_terms(objective, nets, rows, LATE, jax.random.key(2), *own)[0].sum()
 
         return jax.grad(loss)(theta)
 

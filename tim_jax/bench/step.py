@@ -162,7 +162,7 @@ def step_settings(case: Case, variant: str) -> StepSettings:
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
+        tx=make_optimizer(optimizer, dict.fromkeys(("online", *objective.auxiliary), 0.0)),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),

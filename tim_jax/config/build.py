@@ -17,6 +17,8 @@ from tim_jax.config.identity import check_keys
 from tim_jax.config.network import (
     check_context,
     check_tokens,
+    head_initialisers,
+    head_nets,
     initialiser,
     make_network,
     warn_of_attention,
@@ -152,11 +154,13 @@ def _trainer(
     """The compiled pieces of a run."""
     by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
+    learning_rates = {"online": 0.0} | {name: each.learning_rate for name, each in objective.auxiliary.items()}
+
     def step(network: TiM) -> StepSettings:
         return StepSettings(
-            nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen),
+            nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen) | head_nets(objective),
             objective=objective,
-            tx=make_optimizer(optimizer, ("online", *objective.auxiliary)),
+            tx=make_optimizer(optimizer, learning_rates),
             schedule=make_schedule(optimizer),
             emas=dict(config.ema) | read(PosthocEMASettings, config.posthoc_ema).decays,
             conditions=_conditions(network),
@@ -173,7 +177,8 @@ def _trainer(
 
     compiled = step(network)
     without_remat = compiled if network.remat == "none" else step(network.clone(remat="none"))
-    return Trainer(mesh, init, compiled, without_remat, config.seed)
+    heads = head_initialisers(objective)
+    return Trainer(mesh, init, compiled, without_remat, config.seed, heads=heads, width=network.width)
 
 
 def _conditions(network: TiM) -> Conditions:

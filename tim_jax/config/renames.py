@@ -21,7 +21,9 @@ KEYS = {
     "objective.bootstrap.solver": "objective.bootstrap.solver_steps",
     "objective.input_guidance.most": "objective.input_guidance.max_scale",
     "objective.contrast.below": "objective.contrast.max_time",
-    "objective.score.rollout": "objective.score.max_jumps",
+    "objective.score.rollout": "objective.rollout.max_jumps",
+    "objective.score.max_jumps": "objective.rollout.max_jumps",
+    "objective.score.weight": "objective.matching.weight",
     "objective.points": "objective.trajectory_points",
     "teacher.weights": "teacher.checkpoint",
     "teacher.which": "teacher.ema",
@@ -56,6 +58,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     now = {new: _value(new, value) for new, value in ((KEYS.get(key, key), value) for key, value in flat.items())}
     if now.get("optimizer.name") == "muon" and "optimizer.momentum" not in now:
         now |= {"optimizer.momentum": now["optimizer.b2"], "optimizer.eps": MUON_EPS}
+    if flat.get("objective.score.weight"):
+        now["objective.matching.weight"] = 2 * flat["objective.score.weight"]  # whose square is halved
     if now.get("evaluation.held_out") == "held_out" and "data.held_out_share" not in now:
         now["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
     if "evaluation.num_samples" in now and now.get("model.condition", "class") == "class":

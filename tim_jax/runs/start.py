@@ -81,7 +81,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
 
     def make() -> TrainState:
         values = warm_start.read_weights(saved, ema, {name: abstract[name] for name in taken})
-        return warm_start.replace_weights(trainer.create(), values)
+        return warm_start.replace_weights(trainer.create(), values, trainer.of_heads)
 
     return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
 

@@ -59,11 +59,13 @@ class FrozenModel:
     Attributes:
         source: where it comes from.
         net: parameters → network on a tuple of Queries.
+        width: that of its hidden states.
         abstract: shapes, types and shardings of its parameters.
     """
 
     source: TeacherSource
     net: Callable
+    width: int
     abstract: Any
 
     @functools.cached_property
@@ -180,7 +182,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
                 raise ValueError(f"{source.where}; it must be a checkpoint of its own run, and {name} {own}")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
     apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
-    return FrozenModel(source, frozen_net(network, plain, apply), abstract)
+    return FrozenModel(source, frozen_net(network, plain, apply), network.width, abstract)
 
 
 def make_network(run: Run, config: ConfigDict) -> TiM:

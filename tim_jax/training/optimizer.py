@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -137,13 +137,14 @@ def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def updates_made(opt_state: Any) -> jax.Array:
-    """Returns the number of updates that the learning rate of the next one goes by, from an optimizer's state."""
+    """Returns the number of updates that the online network's next learning rate goes by, from an optimizer's state."""
 
     def is_schedule(path: tuple, _: Any) -> bool:
         return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
-    ((_, count), *_) = optax.tree.get_all_with_path(opt_state, "count", filtering=is_schedule)
-    made: jax.Array = count
+    counts = optax.tree.get_all_with_path(opt_state, "count", filtering=is_schedule)
+    of_online = [count for path, count in counts if any(getattr(part, "key", None) == "online" for part in path)]
+    made: jax.Array = (of_online or [count for _, count in counts])[0]
     return made
 
 
@@ -166,15 +167,35 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers((1,), (3, 4))  # (L, D, 3, H, K)
 
 
-def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("online",)) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: OptimizerSettings, learning_rates: Mapping[str, float] = {"online": 0.0}
+) -> optax.GradientTransformation:
     """Returns an optimizer of several networks, each with a state of its own and gradients clipped by their own norm.
 
     Parameters that `settings.frozen` matches get no update, have no state and do not count in the clipped norm.
 
     Args:
         settings: Kind and numbers; patterns of names are of every network's parameters.
-        parts: Names of the networks; parameters are {name: tree}.
+        learning_rates: Those of the networks by name, 0 for that of the settings; parameters are {name: tree}.
     """
+    parts = {
+        part: make_update(dataclasses.replace(settings, learning_rate=rate or settings.learning_rate))
+        for part, rate in learning_rates.items()
+    }
+    by_part = optax.partition(parts, {part: part for part in parts})
+    tx = optax.chain(clip_parts(settings.clip), by_part) if settings.clip else by_part
+    if not settings.frozen:
+        return tx
+
+    def labels(params: dict[str, Any]) -> dict[str, Any]:
+        selected = {part: names.select(tree, settings.frozen) for part, tree in params.items()}
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", selected)
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def make_update(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Returns the optimizer of one network, without clipping."""
     schedule = make_schedule(settings)
     if settings.name == "adamw":
         update = optax.adamw(
@@ -194,16 +215,7 @@ def make_optimizer(settings: OptimizerSettings, parts: tuple[str, ...] = ("onlin
         )
     if settings.learning_rate_factors:
         update = optax.chain(update, scale_by_name(settings.learning_rate_factors))
-    by_part = optax.partition({part: update for part in parts}, {part: part for part in parts})
-    tx = optax.chain(clip_parts(settings.clip), by_part) if settings.clip else by_part
-    if not settings.frozen:
-        return tx
-
-    def labels(params: dict[str, Any]) -> dict[str, Any]:
-        selected = {part: names.select(tree, settings.frozen) for part, tree in params.items()}
-        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", selected)
-
-    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+    return update
 
 
 def clip_parts(norm: float) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tim_jax.training.power_ema import PowerFunction
+from tim_jax.types import Auxiliary, averages
 
 
 @flax.struct.dataclass
@@ -21,7 +22,8 @@ class TrainState:
     Attributes:
         step: Number of steps done, int32 scalar.
         params: Parameters of each trained network by its name: "online", and the auxiliary networks of the objective.
-        emas: Exponential moving averages of the online network's parameters by name.
+        emas: Exponential moving averages by name: of the online network's parameters, and of those of auxiliary
+            networks where these are averaged.
         opt_state: State of the optimizer, optax's own.
         memory: What the objective remembers of earlier batches, arrays by name; {} for most objectives.
     """
@@ -47,29 +49,37 @@ def init_key(seed: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
 
 
+def heads_key(seed: jax.Array) -> jax.Array:
+    """Returns the key of the first parameters of heads, which no step has. seed: uint32 scalar."""
+    return jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 2))
+
+
 def first_state(
     online: Any,
     tx: optax.GradientTransformation,
     emas: Iterable[str],
-    auxiliary: Iterable[str] = (),
+    auxiliary: Mapping[str, Auxiliary] = {},
     memory: Mapping[str, jax.ShapeDtypeStruct] = {},
+    heads: Mapping[str, Any] = {},
 ) -> TrainState:
     """Returns the state before the first step.
 
     Args:
         online: Parameters of the network that trains.
         tx: Optimizer.
-        emas: Names of the EMAs; each starts as a copy of the parameters.
-        auxiliary: Names of auxiliary networks of the same kind, which start as copies as well.
+        emas: Names of the EMAs of the online network; each starts as a copy of the parameters.
+        auxiliary: The auxiliary networks by name, which start as copies as well.
         memory: Shapes and types of what the objective remembers; it starts with zeros.
+        heads: Parameters of auxiliary networks that are of another kind.
     """
 
-    def copies(names: Iterable[str]) -> dict[str, Any]:  # a step donates them all: no two may share memory
-        return {name: jax.tree.map(jnp.copy, online) for name in names}
+    def copies(trees: Mapping[str, Any]) -> dict[str, Any]:  # a step donates them all: no two may share memory
+        return {name: jax.tree.map(jnp.copy, tree) for name, tree in trees.items()}
 
-    params = {"online": online} | copies(auxiliary)
+    params = {"online": online} | copies({name: heads.get(name, online) for name in auxiliary})
+    averaged = dict.fromkeys(emas, online) | {ema: params[part] for ema, (part, _) in averages(auxiliary).items()}
     nothing = {name: jnp.zeros(array.shape, array.dtype) for name, array in memory.items()}
-    return TrainState(jnp.zeros((), jnp.int32), params, copies(emas), tx.init(params), nothing)
+    return TrainState(jnp.zeros((), jnp.int32), params, copies(averaged), tx.init(params), nothing)
 
 
 def update_emas(
@@ -83,7 +93,7 @@ def update_emas(
 
     Args:
         emas: The EMAs before, by name.
-        params: Parameters of the online network after the step.
+        params: Parameters of the network after the step.
         decays: The decays by name, in [0, 1), or what gives them in every step.
         step: Number of steps done before.
         warmup: Whether decays start low, min(decay, (1 + step)/(10 + step)), so that the first parameters are soon

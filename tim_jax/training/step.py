@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tim_jax.training.accumulation import accumulate, nonzero, weighted
+from tim_jax.training.auxiliary import fit_auxiliary
 from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
 from tim_jax.training.state import TrainState, step_key, update_emas
-from tim_jax.types import Examples, PyTree
+from tim_jax.types import Auxiliary, Examples, PyTree, averages
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
 PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss", "weight")
@@ -37,9 +39,10 @@ class StepSettings:
     Attributes:
         nets: Functions of parameters that return a network on a tuple of Queries, by name: "online" for every network
             that trains, "float32" for the online network in float32 at the highest matmul precision, "ema" for all
-            EMAs, and one for each frozen network by its own name.
+            EMAs, and one for each frozen network and for heads by their own names.
         objective: Function (nets, examples, step, key, number of the microbatch) → (loss (B,), metrics (B,) by name).
-            With `memory` a `Remembering` one, which gets that as a further argument.
+            With `memory` a `Remembering` one, which gets that as a further argument; a `Fitting` one where a step makes
+            several updates of an auxiliary network.
         tx: Optimizer.
         schedule: Learning rate by the number of updates made before, for the metrics.
         emas: Decays of the EMAs by name; see `update_emas`.
@@ -48,7 +51,7 @@ class StepSettings:
         dropout: Whether the network needs a key for each example.
         accumulation: Number of microbatches.
         noise: Draws noise: function (key, shape (B, …), type of the numbers).
-        auxiliary: Names of auxiliary networks of the same kind that train as well.
+        auxiliary: Networks that train as well, by name.
         ema_warmup: Whether the decays of EMAs start low; see `update_emas`.
         couple: Function (key, x, normal noise) → (degraded image, noise), where noise depends on data.
         slices: Of the network's layers, of which slice step mod slices alone changes in a step.
@@ -65,7 +68,7 @@ class StepSettings:
     dropout: bool = False
     accumulation: int = 1
     noise: Callable = jax.random.normal
-    auxiliary: tuple[str, ...] = ()
+    auxiliary: Mapping[str, Auxiliary] = dataclasses.field(default_factory=dict)
     ema_warmup: bool = True
     couple: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     slices: int = 1
@@ -135,12 +138,13 @@ def train_step(
         memory = cast(Remembering, settings.objective).remember(state.memory, batch)
         remembering = functools.partial(settings.objective, memory=memory)
 
+    def nets_of(params):
+        return make_nets(settings, params, state.emas, frozen)
+
+    params, opt_state, fitted = fit_auxiliary(settings, state, examples, objective_key, nets_of)
+
     def loss(params, examples, key, batch):
-        nets = {name: settings.nets["ema"](ema) for name, ema in state.emas.items()}
-        nets |= {name: settings.nets[name](values) for name, values in frozen.items()}
-        nets |= {part: settings.nets["online"](values) for part, values in params.items()}
-        nets["float32"] = settings.nets["float32"](jax.lax.stop_gradient(params["online"]))
-        loss_B, metrics = remembering(nets, examples, state.step, key, batch)
+        loss_B, metrics = remembering(nets_of(params), examples, state.step, key, batch)
         per_example = metrics | {"loss": loss_B, "weight": examples.weight}
         sums = {"loss": weighted(loss_B, examples.weight), **summarise(metrics, examples)}
         share = jnp.sum(loss_B * examples.weight) / total_weight
@@ -148,21 +152,22 @@ def train_step(
 
     grad = jax.grad(loss, has_aux=True)
     if settings.accumulation == 1:
-        grads, (sums, per_example) = grad(state.params, examples, objective_key, state.step)
+        grads, (sums, per_example) = grad(params, examples, objective_key, state.step)
     else:
-        grads, sums, per_example = accumulate(
-            grad, state.params, examples, objective_key, state.step, settings.accumulation
-        )
+        grads, sums, per_example = accumulate(grad, params, examples, objective_key, state.step, settings.accumulation)
     metrics = {name: total / nonzero(weight) for name, (total, weight) in sums.items()}
 
     grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
-    updates, opt_state = settings.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    finite = fitted & jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
+    updates, opt_state = settings.tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
     if settings.slices > 1:
         kept = (state.params, state.opt_state)
         params, opt_state = only_slice((params, opt_state), kept, state.step % settings.slices, settings.slices)
-    emas = update_emas(state.emas, params["online"], settings.emas, state.step, settings.ema_warmup)
+    of_online = {name: state.emas[name] for name in settings.emas}
+    emas = update_emas(of_online, params["online"], settings.emas, state.step, settings.ema_warmup)
+    for name, (part, decay) in averages(settings.auxiliary).items():
+        emas |= update_emas({name: state.emas[name]}, params[part], {name: decay}, state.step, settings.ema_warmup)
     after, before = (params, emas, opt_state, memory), (state.params, state.emas, state.opt_state, state.memory)
     params, emas, opt_state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     metrics |= {
@@ -173,6 +178,19 @@ def train_step(
         "nonfinite": 1.0 - finite,
     }
     return TrainState(state.step + 1, params, emas, opt_state, memory), metrics, per_example
+
+
+def make_nets(
+    settings: StepSettings, params: Mapping[str, Any], emas: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> dict[str, Callable]:
+    """Returns the networks by name, those that train and their EMAs, and the frozen ones."""
+    own = settings.nets
+    averaged = {name: part for name, (part, _) in averages(settings.auxiliary).items()}
+    nets = {name: own.get(averaged.get(name, "ema"), own["ema"])(ema) for name, ema in emas.items()}
+    nets |= {name: own[name](values) for name, values in frozen.items()}
+    nets |= {part: own.get(part, own["online"])(values) for part, values in params.items()}
+    nets["float32"] = own["float32"](jax.lax.stop_gradient(params["online"]))
+    return nets
 
 
 def only_slice(new: PyTree, old: PyTree, which: jax.Array, slices: int) -> PyTree:
@@ -188,45 +206,6 @@ def only_slice(new: PyTree, old: PyTree, which: jax.Array, slices: int) -> PyTre
         return jnp.where(layers // (len(new) // slices) == which, new, old)
 
     return jax.tree_util.tree_map_with_path(choose, new, old)
-
-
-def accumulate(
-    grad: Callable, params: Any, examples: Examples, key: jax.Array, step: jax.Array, count: int
-) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
-    """Returns sums of gradients and metrics over microbatches, and what is known of each example.
-
-    Microbatch m holds the examples m, m + count, m + 2 count, …, which leaves every device its own.
-
-    Args:
-        grad: Function (params, examples, key, number of the microbatch) → (gradients, (metrics, arrays of each
-            example)).
-        params: Parameters.
-        examples: The whole batch; `count` divides B.
-        key: From which each microbatch gets a key of its own.
-        step: Number of steps done before.
-        count: Number of microbatches.
-    """
-    micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), examples)
-
-    def add(total, inputs):
-        m, part = inputs
-        grads, (metrics, per_example) = grad(params, part, jax.random.fold_in(key, m), step * count + m)
-        return jax.tree.map(jnp.add, total, (grads, metrics)), per_example
-
-    grads, (metrics, _) = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key, step)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, metrics))
-    (grads, metrics), per_example = jax.lax.scan(add, zeros, (jnp.arange(count), micro))
-    return grads, metrics, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1), per_example)
-
-
-def nonzero(weight: jax.Array) -> jax.Array:
-    """Returns a sum of weights that may be divided by: 1 where there are none, and with them no examples."""
-    return jnp.where(weight == 0, 1.0, weight)
-
-
-def weighted(values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns Σ w·value and Σ w, which sum over microbatches; their quotient is the mean."""
-    return jnp.sum(values * weight), jnp.sum(weight)
 
 
 def summarise(metrics: dict[str, jax.Array], examples: Examples) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -16,8 +16,9 @@ from tim_jax.system import flops
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.sharding import on_mesh
-from tim_jax.training.state import TrainState, first_state, init_key
+from tim_jax.training.state import TrainState, first_state, heads_key, init_key
 from tim_jax.training.step import StepSettings, train_step
+from tim_jax.types import averages
 
 Batch = Mapping[str, jax.Array]
 AbstractBatch = Mapping[str, jax.ShapeDtypeStruct]
@@ -28,12 +29,16 @@ class FrozenNetwork(Protocol):
 
     Attributes:
         net: Function of parameters that returns the network on a tuple of Queries.
+        width: That of its hidden states.
         abstract: Shapes, types and shardings of the parameters.
         params: The parameters, which are read when they are first used.
     """
 
     @property
     def net(self) -> Callable: ...
+
+    @property
+    def width(self) -> int: ...
 
     @property
     def abstract(self) -> Any: ...
@@ -56,6 +61,9 @@ class Trainer:
             where nothing is rematerialised.
         seed: Seed of the first parameters and of everything that a step draws, below 2³².
         frozen: Frozen networks, by the names that the objective knows them by.
+        heads: For auxiliary networks that are heads, functions of key and widths of other networks by name that return
+            boxed parameters.
+        width: That of the online network's hidden states.
     """
 
     mesh: Mesh
@@ -64,6 +72,8 @@ class Trainer:
     step_without_remat: StepSettings
     seed: int = 0
     frozen: Mapping[str, FrozenNetwork] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, Callable[[jax.Array, Mapping[str, int]], Any]] = dataclasses.field(default_factory=dict)
+    width: int = 0
 
     def with_frozen(self, frozen: Mapping[str, FrozenNetwork]) -> "Trainer":
         """Returns a trainer whose objective has these frozen networks."""
@@ -99,12 +109,14 @@ class Trainer:
     def abstract(self) -> TrainState:
         """Shapes, types and shardings of the state."""
         shapes = jax.eval_shape(self._first_state, self.abstract_seed)
-        boxed = jax.eval_shape(self.init, jax.random.key(0))
-        network = sharding.shardings(self.mesh, boxed, shapes.params["online"])
-        params = dict.fromkeys(shapes.params, network)
+        network = sharding.shardings(self.mesh, jax.eval_shape(self.init, jax.random.key(0)), shapes.params["online"])
+        boxed = jax.eval_shape(self._first_heads, self.abstract_seed)
+        heads = {name: sharding.shardings(self.mesh, tree, shapes.params[name]) for name, tree in boxed.items()}
+        params = {name: heads.get(name, network) for name in shapes.params}
         everywhere = sharding.replicated(self.mesh)
         opt_state = sharding.like_parameters(shapes.opt_state, params, everywhere)
         emas = dict.fromkeys(shapes.emas, network)
+        emas |= {name: params[part] for name, (part, _) in averages(self.step.auxiliary).items()}
         memory = {name: sharding.of_queues(self.mesh, array.shape) for name, array in shapes.memory.items()}
         return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state, memory))
 
@@ -114,8 +126,20 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def _first_state(self, seed: jax.Array) -> TrainState:
-        step = self.step
-        return first_state(nn.unbox(self.init(init_key(seed))), step.tx, step.emas, step.auxiliary, step.memory)
+        step, online = self.step, nn.unbox(self.init(init_key(seed)))
+        return first_state(online, step.tx, step.emas, step.auxiliary, step.memory, nn.unbox(self._first_heads(seed)))
+
+    @property
+    def of_heads(self) -> tuple[str, ...]:
+        """The names of heads and of their EMAs."""
+        return *self.heads, *(ema for ema, (part, _) in averages(self.step.auxiliary).items() if part in self.heads)
+
+    def _first_heads(self, seed: jax.Array) -> dict[str, Any]:
+        """Boxed parameters of the heads."""
+        names = {*self.step.auxiliary, "online"}
+        widths = {name: network.width for name, network in self.frozen.items()} | dict.fromkeys(names, self.width)
+        keys = jax.random.split(heads_key(seed), max(len(self.heads), 1))
+        return {name: init(key, widths) for key, (name, init) in zip(keys, self.heads.items(), strict=False)}
 
     def create(self) -> TrainState:
         """Returns the first state, made in place on the mesh."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -194,18 +194,19 @@ def read_network(saved: Saved, ema: str, abstract: Any) -> Any:
     return unflatten_dict(read_weights(saved, ema, names.by_name(abstract)), sep="/")
 
 
-def replace_weights(state: TrainState, weights: Mapping[str, jax.Array]) -> TrainState:
+def replace_weights(state: TrainState, weights: Mapping[str, jax.Array], heads: Iterable[str] = ()) -> TrainState:
     """Returns a first state whose online network has other parameters; EMAs and auxiliary networks are copies of it.
 
     Args:
         state: The first state.
         weights: Parameters by name; those that are not there stay.
+        heads: The names of networks, and of their EMAs, that stay because they are of another kind.
     """
     online = jax.tree_util.tree_map_with_path(
         lambda path, leaf: weights.get(names.name_of(path), leaf), state.params["online"]
     )
 
-    def copies(names):  # a step donates them all: no sharing
-        return {name: jax.tree.map(jnp.copy, online) for name in names}
+    def copies(trees):  # a step donates them all: no sharing
+        return {name: tree if name in heads else jax.tree.map(jnp.copy, online) for name, tree in trees.items()}
 
     return state.replace(params=copies(state.params) | {"online": online}, emas=copies(state.emas))

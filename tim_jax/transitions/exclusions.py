@@ -37,6 +37,7 @@ def check_together(objective: "Objective", own_states: bool) -> None:
             f"objective.velocity is {objective.velocity!r}; it must be 'data', 'teacher', 'online' or the name of an "
             "EMA for 'lagrangian', whose jumps end with it"
         )
+    check_terms(objective)
     if objective.guidance.active and objective.input_guidance.active:
         raise ValueError(
             f"objective.input_guidance.max_scale is {objective.input_guidance.max_scale}; it must be 1 with target "
@@ -48,3 +49,18 @@ def check_together(objective: "Objective", own_states: bool) -> None:
             given = "objective.guidance.w_gt, objective.guidance.w_cond are "
             given += f"{objective.guidance.w_gt}, {objective.guidance.w_cond}; they must be 1, 0"
         raise ValueError(f"{given} where jumps follow a teacher, whose guidance is teacher.guidance")
+
+
+def check_terms(objective: "Objective") -> None:
+    """Raises ValueError for terms on samples of a student that has none, or whose networks are not called so."""
+    if not objective.terms:
+        return
+    scale = objective.input_guidance.max_scale
+    if objective.input_guidance.active:
+        raise ValueError(
+            f"objective.input_guidance.max_scale is {scale}; it must be 1 with terms on the student's samples"
+        )
+    if objective.prediction_input or objective.transition_head:
+        raise ValueError(
+            f"objective.name is {objective.name!r}; it must be one that makes data by a jump with terms on samples"
+        )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.annealing import Annealing
 from tim_jax.transitions.bootstrap import TWO_JUMPS, Bootstrap
-from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction, example_mean
+from tim_jax.transitions.consistency import CONSISTENCIES, Group, Prediction
 from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.derivative import Net, Path, central_difference, jvp, query
 from tim_jax.transitions.exclusions import check_together
@@ -25,14 +25,18 @@ from tim_jax.transitions.groups import Split, split_examples
 from tim_jax.transitions.guidance import InputGuidance, TargetGuidance
 from tim_jax.transitions.jump import data_and_noise, interpolate
 from tim_jax.transitions.latent import with_latent
+from tim_jax.transitions.loss import weighted
 from tim_jax.transitions.pairs import refreshed
 from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
+from tim_jax.transitions.terms.matching import Matching
+from tim_jax.transitions.terms.rollout import Rollout
+from tim_jax.transitions.terms.term import Term, add_terms, auxiliary_loss
 from tim_jax.transitions.times import Times, positions
 from tim_jax.transitions.transports import Transport
-from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight, alignment_error, direction_error
-from tim_jax.types import Examples, Output, Query
+from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight
+from tim_jax.types import Auxiliary, Examples, Heads, Output, Query
 
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
@@ -115,6 +119,9 @@ class Objective:
     head_weight: float = 0.0  # of a second prediction of v by a head of its own; 0: none
     alignment_weight: float = 0.0  # of the cosine to image features of a pretrained encoder; 0: none
     perceptual: Perceptual = Perceptual()
+    # terms on samples of the student
+    rollout: Rollout = Rollout()
+    matching: Matching = Matching()
     # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
@@ -137,7 +144,13 @@ class Objective:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of the frozen networks that the objective needs."""
-        return self.teacher.names if self.velocity == "teacher" or self.follows_teacher else ()
+        asked = self.velocity == "teacher" or self.follows_teacher or any(term.asks_teacher for term in self.terms)
+        return self.teacher.names if asked else ()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms beside the objective's own loss that it has."""
+        return tuple(term for term in (self.matching,) if term.weight)
 
     @property
     def follows_teacher(self) -> bool:
@@ -153,9 +166,14 @@ class Objective:
         return max(self.bootstrap.alpha.end if anneals else 0, self.refresh.end)
 
     @property
-    def auxiliary(self) -> tuple[str, ...]:
-        """The names of further networks, of the online network's kind, that are trained together with it."""
-        return ()
+    def auxiliary(self) -> Mapping[str, Auxiliary]:
+        """The networks that are trained together with the online network, by name: copies of it, but for heads."""
+        return {name: each for term in self.terms for name, each in term.auxiliary.items()}
+
+    @property
+    def auxiliary_heads(self) -> Mapping[str, Heads]:
+        """Those of the auxiliary networks that are heads on another network's hidden states."""
+        return {name: each for term in self.terms for name, each in term.heads.items()}
 
     @property
     def prediction_input(self) -> bool:
@@ -216,7 +234,10 @@ class Objective:
         prediction.check(self.transport)
         for fitted in (self.times, self.weight, self.guidance, self.coupling):
             fitted.check(self.transport)
-        parts = (self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher)
+        parts = (
+            self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher,
+            self.rollout, self.matching,
+        )  # fmt: skip
         for settings in parts:
             settings.check()
         for name, known in (
@@ -263,7 +284,12 @@ class Objective:
             t, r = self.times.draw_slice(self.transport, key, len(examples.x), positions(examples.x), number, which)
         # Times are drawn by the key itself, whose counter a batch never brings this far.
         examples = refreshed(self.refresh, examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 2)))
-        return self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+        loss, metrics = self.loss(nets, examples, t, r, step, jax.random.fold_in(key, jnp.uint32(2**32 - 1)))
+        return add_terms(self, nets, examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 3)), loss, metrics)
+
+    def auxiliary_loss(self, nets: Mapping[str, Net], examples: Examples, step: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns the losses (B,) of auxiliary networks alone, where a step makes several updates of them."""
+        return auxiliary_loss(self, nets, examples, step, key)
 
     def draw(
         self, key: jax.Array, count: int, positions: int, batch: jax.Array | int = 0
@@ -313,37 +339,7 @@ class Objective:
         split = self.split(len(t))
         groups = [split.take(Group(examples, t, r, base), group) for group in split.groups]
         predictions = self.predict(nets, groups, bool(split.remaining), step, split_key)
-        return self.weighted(split, groups, predictions, examples, t, r, step)
-
-    def weighted(
-        self,
-        split: Split,
-        groups: Sequence[Group],
-        predictions: Sequence[Prediction],
-        examples: Examples,
-        t: jax.Array,
-        r: jax.Array,
-        step: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns losses (B,) and metrics (B,) of examples, of which `split` made groups with these predictions."""
-        terms = [self.terms(group, prediction) for group, prediction in zip(groups, predictions, strict=True)]
-        error, direction, head, log_variance, alignment, tangent, perceptual = split.merge(terms).T
-
-        denoising = error + self.direction_weight * direction
-        before = after = jnp.ones_like(t)
-        if self.consistency in TWO_JUMPS:
-            before, after = self.bootstrap.loss_factors(self.transport, t, r, step)
-        adaptive = self.adaptive_weight(before * denoising, examples.x)
-        adaptive = adaptive if self.adaptive.equal else jnp.where(r == t, 1.0, adaptive)
-        loss = self.weight(self.transport, t, r) * after * adaptive * before * denoising
-        if self.learned_weight:
-            loss, c = jnp.exp(-log_variance) * loss, self.learned_offset
-            loss = (jnp.log(loss + c) if c else loss) + log_variance
-        if self.head_weight:
-            loss = loss + self.head_weight * self.adaptive_weight(head, examples.x) * head
-        loss = loss + self.alignment_weight * alignment + self.perceptual.weight * perceptual
-        metrics = dict(error=error, denoising=denoising, alignment=alignment, tangent=tangent, t=t, r=r)
-        return loss, metrics | dict(level_t=self.transport.level(t), level_r=self.transport.level(r))
+        return weighted(self, split, groups, predictions, examples, t, r, step)
 
     def split(self, count: int) -> Split:
         """Returns the split of a batch of `count` examples; those selected always have r = t."""
@@ -422,29 +418,3 @@ class Objective:
     def separate_derivative(self, net: Net, path: Path) -> jax.Array:
         """Returns dF/dt (B, …) on the path from passes of its own."""
         return central_difference(net, *path, epsilon=self.epsilon)
-
-    def terms(self, group: Group, prediction: Prediction) -> jax.Array:
-        """Returns (B, 7): errors of F, direction and head, log variance, alignment error, size of dF/dt, perceptual."""
-        output, target = prediction.output, prediction.target
-        if not self.tangent.differentiate_steps:
-            target = jax.lax.stop_gradient(target)
-        error = example_mean((output.F - target) ** 2)
-        direction = head = log_variance = alignment = perceptual = jnp.zeros_like(error)
-        if axes := DIRECTION_AXES[self.direction](output.F.ndim):
-            direction = direction_error(output.F, target, axes)
-            direction = jnp.where(group.r == group.t, direction, 0.0) if self.direction_equal else direction
-        if self.head_weight:
-            head = example_mean((output.heads["velocity"] - jax.lax.stop_gradient(group.base)) ** 2)
-        if self.learned_weight:
-            log_variance = output.heads[self.log_variance]
-        if self.alignment_weight:
-            alignment = self.alignment(output, group.examples)
-        if self.perceptual.weight:
-            x_t = interpolate(self.transport, group.examples.x, group.examples.noise, group.t)
-            perceptual = self.perceptual(self.transport, group.examples.x, x_t, output.F, group.t)
-        return jnp.stack([error, direction, head, log_variance, alignment, prediction.tangent, perceptual], axis=1)
-
-    def alignment(self, output: Output, examples: Examples) -> jax.Array:
-        """Returns the alignment errors (B,) of the hidden states, where the examples have features."""
-        assert output.hidden is not None and examples.features is not None
-        return alignment_error(output.hidden, examples.features, examples.features_mask)

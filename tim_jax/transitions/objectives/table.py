@@ -21,12 +21,13 @@ from tim_jax.transitions.objectives.drifting import Drifting
 from tim_jax.transitions.objectives.imm import MomentMatching
 from tim_jax.transitions.objectives.kinds import DIAGONAL, of_kind, unweighted
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
-from tim_jax.transitions.objectives.score import ScoreRegularised
 from tim_jax.transitions.objectives.straightening import Straightening
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
 from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.tangent import Tangent
+from tim_jax.transitions.terms.matching import Matching
+from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
@@ -307,8 +308,13 @@ def ctm(transport: Transport) -> Objective:
 
 
 def rcm(transport: Transport) -> Objective:
-    """rCM (arXiv 2510.08431): sCM distillation, and score distillation on the student's own samples (`score.py`)."""
-    return of_kind(ScoreRegularised, scm_distillation(transport))
+    """rCM (arXiv 2510.08431): sCM distillation, and 0.01 times distribution matching on the student's own samples.
+
+    Those are of one or two jumps. In the paper's loss squares are whole, see `terms/matching.py`.
+    """
+    return dataclasses.replace(
+        scm_distillation(transport), matching=Matching(weight=0.02), rollout=Rollout(max_jumps=2)
+    )
 
 
 def tbcm(transport: Transport) -> Objective:

@@ -33,6 +33,7 @@ from tim_jax.transitions.consistency import Group, Prediction, example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, expand, interpolate, jump, prediction_target
+from tim_jax.transitions.loss import weighted
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.shares import exact, spread
 from tim_jax.transitions.tangent import UNUSED as OF_TANGENTS
@@ -156,7 +157,7 @@ class TwinFlow(Objective):
         target = self.target(nets[self.twin.ema], jumps, jax.lax.stop_gradient(of_jumps.F))
         no_fakes, no_jumps = (jnp.zeros_like(group.t) for group in (fakes, jumps))
         predictions = [Prediction(of_fakes, fakes.base, no_fakes), Prediction(of_jumps, target, no_jumps)]
-        losses, metrics = self.weighted(split, [fakes, jumps], predictions, examples, t, r, step)
+        losses, metrics = weighted(self, split, [fakes, jumps], predictions, examples, t, r, step)
 
         matched = self.match(nets["online"], *whole.take((jumps, of_jumps.F), whole.selected), again, again_t)
         matched /= self.times.share_min  # so that the mean over the batch is that over these examples
