@@ -47,11 +47,13 @@ class Output(NamedTuple):
         F: The prediction (B, …), like the state.
         hidden: Hidden states (B, N, Z) for feature alignment, or None.
         heads: A dictionary with the outputs of the extra heads, or None.
+        taps: The states (B, N, D) after the blocks that were asked for, a tuple in their order, or None.
     """
 
     F: jax.Array
     hidden: jax.Array | None = None
     heads: Any = None
+    taps: Any = None
 
 
 class Examples(NamedTuple):

@@ -22,6 +22,7 @@ from tim_jax.networks.embeddings import (
 )
 from tim_jax.networks.layers import Linear, modulate, modulation, standardise, wide
 from tim_jax.networks.rope import ORDERS, rope_table
+from tim_jax.networks.taps import check_taps, keep
 from tim_jax.networks.transition_head import TransitionHead, check_condition, transition
 from tim_jax.types import Output, Query, TangentQuery
 
@@ -128,7 +129,9 @@ class TiM(nn.Module):
         return {name: count for name, count in counts.items() if count}
 
     @nn.compact
-    def __call__(self, groups: tuple[Query, ...], hidden: bool = False) -> tuple[Output, ...]:
+    def __call__(
+        self, groups: tuple[Query, ...], hidden: bool = False, taps: tuple[int, ...] = ()
+    ) -> tuple[Output, ...]:
         """Predicts F for every query. Initialisation always makes the projector's parameters.
 
         Args:
@@ -137,6 +140,7 @@ class TiM(nn.Module):
                 `jax.jvp` with tangents for it.
             hidden: Whether to return the projected states (B, N, z_dim) after block `encoder_depth`, too. Tokens are
                 laid out row by row; where `tokens` is given they are those of this device. All else is whole.
+            taps: Blocks, counted from 1, whose states (B, N, D) are returned, too, their tokens like those of `hidden`.
 
         Returns:
             One Output per Query, with F (B, h, w, C), hidden states and heads in float32 at least.
@@ -145,8 +149,9 @@ class TiM(nn.Module):
             ValueError: The inputs do not fit the fields.
         """
         groups = _check_groups(self, groups, hidden)
+        check_taps("taps", taps, self)
         hidden = bool(self.z_dim) and (hidden or self.is_initializing())
-        tapped = hidden or "pooled" in self.output_heads
+        aligned = {self.encoder_depth} if hidden or "pooled" in self.output_heads else set()
         patch_axes = (None, None, None, "embed")
         embed = Linear((self.width,), patch_axes, dtype=self.dtype, name="patch")
 
@@ -163,11 +168,10 @@ class TiM(nn.Module):
         first, layers = self._slice(groups)
 
         def layer_step(block, carry, layer):
-            streams, taps = carry
+            streams, states = carry
             late = layer >= self.depth - self.decoupled_depth
             streams = block(streams, tuple(context.seen(late) for context in contexts), layer)
-            taps = tuple(jnp.where(layer == self.encoder_depth - 1, x, tap) for x, tap in zip(streams, taps))
-            return (streams, taps), None
+            return (streams, keep(states, streams, layer + 1)), None
 
         scan = nn.scan(
             layer_step,
@@ -182,13 +186,15 @@ class TiM(nn.Module):
         if layers < self.depth:
             own = functools.partial(jax.tree.map, lambda x: jax.lax.dynamic_slice_in_dim(x, first, layers))
             run = nn.map_variables(lambda *args: scan(*args), "params", own)
-        carry = (streams, streams if tapped else ())
-        (streams, taps), _ = run(self._block(groups), carry, first + jnp.arange(layers))
+        carry = (streams, dict.fromkeys(sorted({*taps} | aligned), streams))
+        (streams, states), _ = run(self._block(groups), carry, first + jnp.arange(layers))
         contexts = tuple(context.seen(True) for context in contexts)
-        streams, taps = (
-            tuple(x if more is None else x[:, more.shape[1] :] for x, more in zip(states, front))
-            for states in (streams, taps)
-        )
+
+        def image(xs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return tuple(x if more is None else x[:, more.shape[1] :] for x, more in zip(xs, front))
+
+        streams, states = image(streams), {n: image(xs) for n, xs in states.items()}
+        encoded = states.get(self.encoder_depth, streams)
 
         if self.transition_head:
             drawer = TransitionHead(self.patch_size, self.channels, self.dtype, name="transition_head")
@@ -203,13 +209,14 @@ class TiM(nn.Module):
         heads: list[dict[str, jax.Array]] = [{} for _ in groups]
         for name in self.output_heads:
             head = HEADS[name](self)
-            for outputs, x, ctx, q, tap in zip(heads, streams, contexts, groups, taps or streams):
+            for outputs, x, ctx, q, tap in zip(heads, streams, contexts, groups, encoded):
                 outputs[name] = head(x, ctx, q, tap)
         hiddens: list[jax.Array | None] = [None] * len(groups)
         if hidden:
             projector = Projector(self.projector_width, self.z_dim, self.dtype, name="projector")
-            hiddens = [projector(tap) for tap in taps]
-        return tuple(map(Output, Fs, hiddens, heads))
+            hiddens = [projector(x) for x in encoded]
+        tapped = [tuple(states[n][i] for n in taps) or None for i in range(len(groups))]
+        return tuple(map(Output, Fs, hiddens, heads, tapped))
 
     def _slice(self, groups: tuple[Query, ...]) -> tuple[jax.Array | int, int]:
         """The first of the layers that run, and how many do: those of the slice in whose interval the times t lie.

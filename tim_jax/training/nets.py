@@ -19,10 +19,17 @@ def in_F(network: Any, queries: Any, outputs: Any) -> Any:
     return outputs if network.to_F is None else tuple(map(network.to_F, queries, outputs))
 
 
+def asked(taps: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Returns the options of a call with taps: none without them, so that networks need not have them."""
+    return {"taps": tuple(taps)} if taps else {}
+
+
 def make_nets(
     network: Any, hidden: bool = False, apply: Callable = apply_alone, frozen: tuple[str, ...] = ()
 ) -> dict[str, Callable]:
     """Returns functions of parameters that return the network on a tuple of Queries, as `StepSettings.nets`.
+
+    All of these networks, like those of `frozen_net`, return states after some blocks if they are called with `taps`.
 
     Args:
         network: A module with `clone`, `apply` and the field `to_F`.
@@ -33,9 +40,9 @@ def make_nets(
     float32 = network.clone(dtype=jnp.float32)
 
     def at_highest_precision(params: Any) -> Callable:
-        def net(queries):
+        def net(queries, taps=()):
             with jax.default_matmul_precision("highest"):
-                return apply(float32, params, queries)
+                return apply(float32, params, queries, **asked(taps))
 
         return net
 
@@ -44,8 +51,10 @@ def make_nets(
         return jax.tree.map(lambda stop, leaf: jax.lax.stop_gradient(leaf) if stop else leaf, selected, params)
 
     return {
-        "online": lambda params: lambda queries: apply(network, stop_frozen(params), queries, hidden=hidden),
-        "ema": lambda params: lambda queries: apply(network, params, queries),
+        "online": lambda params: (
+            lambda queries, taps=(): apply(network, stop_frozen(params), queries, hidden=hidden, **asked(taps))
+        ),
+        "ema": lambda params: lambda queries, taps=(): apply(network, params, queries, **asked(taps)),
         "float32": at_highest_precision,
     }
 
@@ -66,7 +75,9 @@ def frozen_net(network: Any, guidance: tuple[float, float, float], apply: Callab
             condition = condition | {"guidance": jnp.tile(jnp.asarray([guidance], query.t.dtype), (len(query.t), 1))}
         return query._replace(condition=condition, key=None)
 
-    return lambda params: lambda queries: apply(network, params, tuple(map(with_guidance, queries)))
+    return lambda params: (
+        lambda queries, taps=(): apply(network, params, tuple(map(with_guidance, queries)), **asked(taps))
+    )
 
 
 def class_conditions(num_classes: int) -> Callable:

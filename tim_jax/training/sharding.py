@@ -159,7 +159,7 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     parameters from `fsdp`, in the type that it computes in, once for all groups of examples in the forward pass and
     once more where the backward pass needs them, and scatters the sum of their gradients back. All other parameters
     are gathered once a step. Devices that hold other tokens of the same examples exchange what attention needs
-    (tim_jax/networks/attention/sequence.py), and each has all of F.
+    (tim_jax/networks/attention/sequence.py), and each has all of F, but of hidden states and taps its own tokens.
 
     Args:
         mesh: The devices.
@@ -188,7 +188,8 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
             return local.apply({"params": blocks | others}, queries, **options)
 
     output: Any = Output
-    out_specs = (output(BATCH, PartitionSpec(EXAMPLES, *tokens), BATCH),) * len(queries)
+    states = PartitionSpec(EXAMPLES, *tokens)
+    out_specs = (output(F=BATCH, hidden=states, heads=BATCH, taps=states),) * len(queries)
     on_mesh = jax.shard_map(apply, in_specs=(specs, BATCH), out_specs=out_specs, axis_names=set(split))
     return in_F(network, queries, on_mesh(params, queries))
 

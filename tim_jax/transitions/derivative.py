@@ -15,8 +15,11 @@ from tim_jax.transitions.jump import expand, interpolate, velocity
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import Output, PyTree, Query, TangentQuery
 
-Net: TypeAlias = Callable[[tuple[Query, ...]], tuple[Output, ...]]
-"""A network as objectives and samplers call it: groups of examples in, an Output for each."""
+Net: TypeAlias = Callable[..., tuple[Output, ...]]
+"""A network as objectives and samplers call it: a tuple of Queries, groups of examples, in, an Output for each.
+
+With taps=(2, 4) the Outputs have the states after these blocks, counted from 1, as well.
+"""
 
 
 class Path(NamedTuple):

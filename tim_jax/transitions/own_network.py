@@ -11,6 +11,7 @@ t and r (B,) are what the transport's c_noise makes of the times: the times them
 """
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -40,17 +41,23 @@ def as_net(network: Network, heads: tuple[str, ...] = (), transport: Transport |
     """Returns a network of one's own in the form that objectives and samplers call: Queries in, Outputs out.
 
     Args:
-        network: Called as network(x_t, t, r), or network(x_t, t, r, condition) where there is a condition.
+        network: Called as network(x_t, t, r), or network(x_t, t, r, condition) where there is a condition; also with
+            taps=… where states after some of its blocks are asked for.
         heads: Those that its Output must have.
         transport: Says what the network's output stands for; F without one.
 
     Raises:
-        ValueError: When it is called, if it returns another shape or lacks a head.
+        ValueError: When it is called, if it returns another shape or lacks a head or taps.
     """
 
-    def answer(query: Query) -> Output:
+    def answer(query: Query, taps: tuple[int, ...]) -> Output:
         condition = () if query.condition is None else (query.condition,)
-        output = network(query.x_t, query.t, query.r, *condition)
+        if taps and "taps" not in inspect.signature(network).parameters:
+            raise ValueError(
+                f"the network has no argument taps; it must have it, as states after blocks {taps} are asked for"
+            )
+        asked = {"taps": taps} if taps else {}
+        output = network(query.x_t, query.t, query.r, *condition, **asked)
         output = output if isinstance(output, Output) else Output(output)
         if jnp.shape(output.F) != query.x_t.shape:
             raise ValueError(f"the network returned {jnp.shape(output.F)}; it must be {query.x_t.shape}, as x_t is")
@@ -58,9 +65,13 @@ def as_net(network: Network, heads: tuple[str, ...] = (), transport: Transport |
         if missing:
             parts = ", ".join(f"{name!r}: …" for name in heads)
             raise ValueError(f"the network returned no head {missing[0]!r}; it must be Output(F, heads={{{parts}}})")
+        shapes = [jnp.shape(state) for state in output.taps or ()]
+        if taps and not (len(shapes) == len(taps) and all(len(s) == 3 and s[0] == len(query.x_t) for s in shapes)):
+            what = f"it must be Output(F, taps=…) with {len(taps)} states (B, N, D), those after blocks {taps}"
+            raise ValueError(f"the network returned taps {shapes}; {what}")
         return in_F(transport, query, output) if transport else output
 
-    return lambda queries: tuple(map(answer, queries))
+    return lambda queries, taps=(): tuple(answer(query, tuple(taps)) for query in queries)
 
 
 def mean_loss(
