@@ -245,6 +245,18 @@ def get_config():
     config.objective.perceptual.features = placeholder(str)
     # above which there is no such term, as a share of the time domain
     config.objective.perceptual.max_time = placeholder(float)
+    # terms on samples of the student
+    config.objective.rollout = ConfigDict()
+    config.objective.rollout.max_jumps = placeholder(int)  # of which the last alone has a gradient
+    config.objective.matching = ConfigDict()
+    config.objective.matching.weight = placeholder(float)  # of the student's term; 0: none
+    # how x̂_S is trained
+    config.objective.matching.network = ConfigDict()
+    # 0: optimizer.learning_rate, with the same schedule; frozen parameters stay so
+    config.objective.matching.network.learning_rate = placeholder(float)
+    config.objective.matching.network.updates = placeholder(int)  # for each update of the online network
+    # decay of an EMA of its weights, which then stands for it wherever it does not learn; 0: none
+    config.objective.matching.network.average = placeholder(float)
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none
@@ -289,10 +301,6 @@ def get_config():
     config.objective.drift.temperatures = placeholder(tuple)  # R, in units of the mean distance
     # ω: above 1 samples drift away from data of all classes as well
     config.objective.drift.guidance = placeholder(float)
-    # rcm alone has it
-    config.objective.score = ConfigDict()
-    config.objective.score.weight = placeholder(float)  # λ of score distillation
-    config.objective.score.max_jumps = placeholder(int)  # of the samples that it looks at
     config.objective.trajectory_points = placeholder(int)  # states of a trajectory of the teacher; tbcm and cmt have it
     config.objective.grid = placeholder(str)  # of the states of a trajectory: a name in GRIDS; cmt alone has it
     config.objective.solver_steps = placeholder(int)  # of Heun's method from a state to the next; cmt alone has it

@@ -17,7 +17,7 @@ from tim_jax.transitions.objectives.transition_matching import TransitionMatchin
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.prediction import check
 from tim_jax.transitions.transports import Transport, with_shared_times
-from tim_jax.types import DTYPES
+from tim_jax.types import DTYPES, averages
 
 
 def make_transport(config: ConfigDict) -> Transport:
@@ -163,7 +163,7 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
         if value not in choices:
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
     for name in emas:
-        if name in objective.teachers + objective.auxiliary:
+        if name in (*objective.teachers, *objective.auxiliary, *averages(objective.auxiliary)):
             raise ValueError(
                 f"ema.{name} is {emas[name]}; it must have another name, since the objective {objective.name!r} has a "
                 f"network called {name!r}"
