@@ -115,9 +115,7 @@ def test_weights_and_gradients_pass_between_devices_and_states_do_not(sizes):
 
     with sharding.on_mesh(mesh):
         layout = dict(in_shardings=(placed, states), out_shardings=(placed, states))
-        step = jax.jit(jax.grad(loss, (0, 1)), **layout).lower(
-            params, (jax.ShapeDtypeStruct((16, 32, WIDTH), jnp.float32),) * K
-        )
+        step = jax.jit(jax.grad(loss, (0, 1)), **layout).lower(*shapes)
         found = collectives.read(step.compile().as_text())
     others = [shape for c in found if c.axes(mesh) != ("tensor",) for _, shape in c.arrays]
     assert others and max(map(len, others)) == 2
