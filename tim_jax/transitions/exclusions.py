@@ -55,7 +55,9 @@ def check_terms(objective: "Objective") -> None:
     """Raises ValueError for terms on samples of a student that has none, or whose networks are not called so."""
     if not objective.terms:
         return
-    scale = objective.input_guidance.max_scale
+    gamma, scale = objective.transport.gamma, objective.input_guidance.max_scale
+    if gamma:
+        raise ValueError(f"transport.gamma is {gamma}; it must be 0 with terms on samples, which are noised without it")
     if objective.input_guidance.active:
         raise ValueError(
             f"objective.input_guidance.max_scale is {scale}; it must be 1 with terms on the student's samples"
