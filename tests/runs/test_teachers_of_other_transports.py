@@ -30,24 +30,27 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.types import Query
 
 
-def test_an_edm_teacher_is_asked_as_its_paper_does(teacher, tmp_path):
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_an_edm_teacher_is_asked_as_its_paper_does(devices, teacher, tmp_path):
     """By the preconditioning of Karras et al. (arXiv 2206.00364, table 1), for a student with x_t = (1 − t) x + t ε."""
     sigma_d, t = 0.7, 0.4
     folder = copied(teacher, tmp_path / "edm", transport__name="edm", transport__sigma_d=sigma_d)
-    run = with_teachers(make_run(teacher__checkpoint=folder))
+    run = with_teachers(make_run(devices, mesh__data=1, mesh__fsdp=devices, teacher__checkpoint=folder))
     model, batch = run.trainer.frozen["teacher"], batch_of(run)
     own = teachers.make_network(run, model.source.config)
 
     def at(time):
         return jnp.full(len(batch["x"]), time)
 
-    label, sigma = {"label": batch["label"]}, t / (1 - t)
+    with jax.set_mesh(run.mesh):
+        here = Query(batch["x"], at(t), at(t), {"label": batch["label"]})
+        (found,) = jax.device_get(jax.jit(lambda params: model.net(params)((here,)))(model.params))
+    batch, weights = jax.device_get((batch, model.params))
+    sigma = t / (1 - t)
     y = batch["x"] / (1 - t)  # the data and σ of noise
     c_skip, c_out = sigma_d**2 / (sigma**2 + sigma_d**2), sigma * sigma_d / np.hypot(sigma, sigma_d)
     c_in, c_noise = 1 / np.hypot(sigma, sigma_d), np.log(sigma) / 4
-    with jax.set_mesh(run.mesh):
-        (found,) = model.net(model.params)((Query(batch["x"], at(t), at(t), label),))
-        (F,) = own.apply({"params": model.params}, (Query(c_in * y, at(c_noise), at(c_noise), label),))
+    (F,) = own.apply({"params": weights}, (Query(c_in * y, at(c_noise), at(c_noise), {"label": batch["label"]}),))
     x = c_skip * y + c_out * F.F
     np.testing.assert_allclose(found.F, (y - x) / sigma - x, atol=1e-4)
     assert np.abs(found.F).max() > 1
