@@ -315,7 +315,8 @@ def get_config():
     config.objective.segments.edges = placeholder(tuple)
     config.objective.segments.solver_steps = placeholder(int)  # of Heun's method along the teacher
 
-    # The model that some objectives learn from: any run with examples, transport and conditions like this run's.
+    # The model that some objectives learn from: any run with examples and conditions like this run's, of whatever
+    # transport.
     config.teacher = ConfigDict()
     config.teacher.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
     config.teacher.ema = "slow"  # of its weights: the name of an EMA, or "online"

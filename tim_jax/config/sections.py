@@ -100,8 +100,8 @@ SECTIONS = {
         tuple(field.name for field in dataclasses.fields(Transport) if field.name not in OF_TRANSPORT),
     ),
     "objective": objective_section(),
-    "teacher": Section("The model that some objectives learn from: any run with examples, transport and conditions "
-                       "like this run's.", (Teacher,)),
+    "teacher": Section("The model that some objectives learn from: any run with examples and conditions like this "
+                       "run's, of whatever transport.", (Teacher,)),
     "times": Section("The distribution of (t, r).", (Times,), placeholders=True),
     "optimizer": Section("The optimizer.", (OptimizerSettings,)),
     "ema": Section("Exponential moving averages (EMAs) of the weights, by names of your own: decay per step.", (),

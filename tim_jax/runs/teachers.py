@@ -1,6 +1,7 @@
 """Teachers: frozen models that an objective learns from, found, checked against the run and handed to its step.
 
-A teacher is any run with the same kind of examples, transport and conditions; its network is of its own configuration.
+A teacher is any run with the same kind of examples and conditions; its network and its transport are of its own
+configuration, and one of another transport is asked as `transitions/change_of_transport.py` says.
 Nothing but `FrozenModel.params` reads weights, and only training asks for those: a student samples without its teacher.
 """
 
@@ -23,13 +24,16 @@ from tim_jax.runs import workdir
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
 from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
+from tim_jax.transitions.change_of_transport import in_transport
 from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.prediction import tells_times
 from tim_jax.types import DTYPES
 
 # Name of a network that an objective calls -> the keys of `teacher` for its checkpoint and its EMA.
 KEYS = {"teacher": ("checkpoint", "ema"), "weaker": ("weak_checkpoint", "weak_ema")}
+OF_TRANSPORT = tuple(f"transport.{name}" for name in ("name", "sigma_d", "shared_below", "shared_intervals"))
 SHORT = 12  # digits of a fingerprint that an error shows
 
 
@@ -88,7 +92,11 @@ def with_teachers(run: Run) -> Run:
 
 def _teachers_of(run: Run) -> tuple[str, ...]:
     """The names of the teachers that the run's objective learns from."""
-    return cast(Objective, run.trainer.step.objective).teachers
+    return _objective(run).teachers
+
+
+def _objective(run: Run) -> Objective:
+    return cast(Objective, run.trainer.step.objective)
 
 
 def find_teachers(run: Run) -> dict[str, TeacherSource]:
@@ -155,6 +163,11 @@ def planned_teachers(run: Run, config: ConfigDict, where: str) -> dict[str, Teac
 
 def with_models(run: Run, sources: Mapping[str, TeacherSource]) -> Run:
     """The run with these teachers. Raises ValueError for one that does not fit the run."""
+    for source in sources.values():
+        if _made_with(source, run).prediction_input:
+            raise ValueError(
+                f"{source.where}; it must be a model of data, and a refiner corrects another's predictions"
+            )
     teachers = {name: make_teacher(run, source) for name, source in sources.items()}
     return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
 
@@ -163,7 +176,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
     """A teacher on the run's mesh, sharded as the student is. Raises ValueError if it does not fit the run."""
     check(run, source)
     try:
-        network = make_network(run, source.config)
+        network, own = make_network(run, source.config), make_transport(source.config)
     except ValueError as error:
         raise ValueError(f"{source.where}; it must be of a run that can be built: {error}") from None
     init, dtype = initialiser(source.config, network), DTYPES[run.config.teacher.dtype]
@@ -178,11 +191,11 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
         there = warm_start.find_weights(source.saved, source.ema, source.where)
         for name, leaf in names.by_name(shapes).items():
             if there.get(name) != leaf.shape:
-                own = f"is {leaf.shape} by its own configuration and {there.get(name)} there"
-                raise ValueError(f"{source.where}; it must be a checkpoint of its own run, and {name} {own}")
-    plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
-    apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
-    return FrozenModel(source, frozen_net(network, plain, apply), network.width, abstract)
+    plain = (1.0, own.T_min, own.T_max)  # guidance is the objective's business
+    net = frozen_net(network, plain, functools.partial(sharding.apply_on_mesh, run.mesh, init))
+    if not other_transport(run, source):
+        return FrozenModel(source, net, network.width, abstract)
+    return FrozenModel(source, lambda params: in_transport(net(params), own, run.transport), network.width, abstract)
 
 
 def make_network(run: Run, config: ConfigDict) -> TiM:
@@ -203,10 +216,8 @@ def check(run: Run, source: TeacherSource) -> None:
     config, own = run.config, source.config
     text = ["data.text_width", "codecs.text_states", "codecs.text_escapes", "model.use_text_mask"]
     condition = {"class": ["model.num_classes"], "text": text}
-    keys = ["transport.name", "transport.gamma", "data.height", "data.width", "data.channels", "model.condition"]
-    keys += condition[config.model.condition] + ["transport.sigma_d"] * (config.transport.name == "edm")
-    keys += ["transport.augmented_dimensions", "transport.shared_below"]
-    keys += ["transport.shared_intervals"] * (config.transport.shared_below > 0)
+    keys = ["data.height", "data.width", "data.channels", "model.condition", *condition[config.model.condition]]
+    keys += ["transport.gamma", "transport.augmented_dimensions"]
     if all(one.data.encode and one.codecs.autoencoder for one in (config, own)):
         keys.append("codecs.latents")
     keys += [f"objective.coupling.{field.name}" for field in dataclasses.fields(Coupling)]
@@ -214,9 +225,10 @@ def check(run: Run, source: TeacherSource) -> None:
     for key in keys:
         if there[key] != here[key]:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
+    check_transport(run, source)
     if own.model.slices > 1:
         raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")
-    if OBJECTIVES[own.objective.name](run.transport).transition_head:
+    if _made_with(source, run).transition_head:
         raise ValueError(f"{source.where}; it must predict a velocity, and one of {own.objective.name} draws it")
     if own.times.share_equal == 0:
         raise ValueError(
@@ -239,6 +251,26 @@ def check(run: Run, source: TeacherSource) -> None:
             f"buckets, and has {patch}"
         )
     check_tokens(f"{source.where}; its examples are", run.image_shape[:2], patch, run.mesh)
+
+
+def check_transport(run: Run, source: TeacherSource) -> None:
+    """Raises ValueError, naming the key, if the transport is another where it must be the run's."""
+    if not (key := other_transport(run, source)):
+        return
+    reasons = {
+        "transport.gamma is above 0": run.transport.gamma > 0,
+        "transport.shared_below is above 0 here": run.transport.shared_below > 0,
+        "time_of_c_noise here does not invert c_noise": not tells_times(run.transport),
+        "a refiner goes with its teacher": _objective(run).prediction_input or _made_with(source, run).prediction_input,
+    }
+    for reason in (reason for reason, true in reasons.items() if true):
+        here, there = (flatten(config)[key] for config in (run.config, source.config))
+        raise ValueError(f"{source.where}; it must have this run's {key}, {here!r}, since {reason}, and has {there!r}")
+
+
+def _made_with(source: TeacherSource, run: Run) -> Objective:
+    """The objective that a frozen network was trained with, as its name gives it."""
+    return OBJECTIVES[source.config.objective.name](run.transport)
 
 
 def record(run: Run) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from tim_jax.transitions import jump
 from tim_jax.transitions.jump import determinant, expand, prediction_target
 from tim_jax.transitions.transports import Scalar, Transport
 from tim_jax.types import Output, Query
@@ -79,16 +80,23 @@ def check(transport: Transport) -> None:
     with jax.ensure_compile_time_eval():  # losses are checked where they are traced
         ends = jnp.array([transport.T_min, transport.T_max])
         vanishes = divisor is not None and bool((divisor(ends) <= 0).any())
-        invertible = bool(jnp.allclose(transport.time_of_c_noise(transport.c_noise(ends)), ends, 1e-4, 1e-6))
     if clip == 0 and vanishes:
         raise ValueError(
             f"transport.prediction_clip is {clip}; it must be above 0 for {prediction!r} with {name}, or F divides by 0"
         )
-    if not invertible:
+    if not tells_times(transport):
         raise ValueError(
             f"transport.prediction is {prediction!r}; it must be 'F' for {name}, whose time_of_c_noise does not invert "
             "its c_noise"
         )
+
+
+def tells_times(transport: Transport) -> bool:
+    """Whether `time_of_c_noise` inverts c_noise, so that a Query says its times."""
+    with jax.ensure_compile_time_eval():
+        ends = jnp.array([transport.T_min, transport.T_max])
+        inverts = bool(jnp.allclose(transport.time_of_c_noise(transport.c_noise(ends)), ends, 1e-4, 1e-6))
+    return inverts and not transport.shared_below
 
 
 def share(transport: Transport, t: jax.Array) -> jax.Array:
@@ -114,6 +122,20 @@ def from_F(transport: Transport, x_t: jax.Array, F: jax.Array, t: jax.Array) -> 
 def target(transport: Transport, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Returns what F learns at r = t: α̂_t x + σ̂_t ε, or, where the clip acts, what the true x or ε makes of F."""
     return share(transport, expand(t, x)) * prediction_target(transport, x, noise, t)
+
+
+def data_and_noise(transport: Transport, x_t: jax.Array, F: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the data x̂ and the noise ε̂, each (B, …), that an output stands for of which `to_F` made F.
+
+    Where the output is one of them, it is that one itself, and the clip acts on the other alone: F is short there.
+    """
+    if clipped(transport) is None:
+        return jump.data_and_noise(transport, x_t, F, t)
+    output, t, clip = from_F(transport, x_t, F, t), expand(t, x_t), transport.prediction_clip
+    alpha, sigma = transport.alpha(t), transport.sigma(t)
+    if transport.prediction == "x":
+        return output, (x_t - alpha * output) / jnp.maximum(sigma, clip)
+    return (x_t - sigma * output) / jnp.maximum(alpha, clip), output
 
 
 def in_F(transport: Transport, query: Query, output: Output) -> Output:
