@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.config.keys import flatten
-from tim_jax.config.network import check_tokens, initialiser
+from tim_jax.config.network import check_heads, check_tokens, initialiser
 from tim_jax.config.network import make_network as make_whole_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.run import Run
@@ -59,14 +59,19 @@ class FrozenModel:
     Attributes:
         source: where it comes from.
         net: parameters → network on a tuple of Queries.
-        width: that of its hidden states.
+        network: the module.
         abstract: shapes, types and shardings of its parameters.
     """
 
     source: TeacherSource
     net: Callable
-    width: int
+    network: TiM
     abstract: Any
+
+    @property
+    def width(self) -> int:
+        """That of its hidden states."""
+        return self.network.width
 
     @functools.cached_property
     def params(self) -> Any:
@@ -88,7 +93,11 @@ def with_teachers(run: Run) -> Run:
 
 def _teachers_of(run: Run) -> tuple[str, ...]:
     """The names of the teachers that the run's objective learns from."""
-    return cast(Objective, run.trainer.step.objective).teachers
+    return _objective(run).teachers
+
+
+def _objective(run: Run) -> Objective:
+    return cast(Objective, run.trainer.step.objective)
 
 
 def find_teachers(run: Run) -> dict[str, TeacherSource]:
@@ -156,6 +165,7 @@ def planned_teachers(run: Run, config: ConfigDict, where: str) -> dict[str, Teac
 def with_models(run: Run, sources: Mapping[str, TeacherSource]) -> Run:
     """The run with these teachers. Raises ValueError for one that does not fit the run."""
     teachers = {name: make_teacher(run, source) for name, source in sources.items()}
+    check_heads(_objective(run), {name: teacher.network for name, teacher in teachers.items()})
     return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
 
 
@@ -182,7 +192,7 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
                 raise ValueError(f"{source.where}; it must be a checkpoint of its own run, and {name} {own}")
     plain = (1.0, run.transport.T_min, run.transport.T_max)  # guidance is the objective's business
     apply = functools.partial(sharding.apply_on_mesh, run.mesh, init)
-    return FrozenModel(source, frozen_net(network, plain, apply), network.width, abstract)
+    return FrozenModel(source, frozen_net(network, plain, apply), network, abstract)
 
 
 def make_network(run: Run, config: ConfigDict) -> TiM:
