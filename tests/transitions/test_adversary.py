@@ -19,14 +19,16 @@ from tests.helpers.probe import (
     probe,
     weights,
 )
-from tim_jax.transitions import TRANSPORTS
+from tests.helpers.waves import LATE, answer, plain_times, random, rows_of
+from tim_jax.transitions import TRANSPORTS, Times
 from tim_jax.transitions import weights as time_weights
+from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import expand, interpolate
 from tim_jax.transitions.objectives.kinds import unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
-from tim_jax.transitions.terms.adversary import Adversary
-from tim_jax.transitions.terms.rollout import jump_to_data
+from tim_jax.transitions.terms.adversary import LOSSES, Adversary
+from tim_jax.transitions.terms.rollout import Rollout, jump_to_data
 from tim_jax.types import Output
 
 
@@ -179,3 +181,115 @@ def test_sana_sprint(case, golden, monkeypatch, x64):
     error = largest_difference((found, grads, of_h), (expected, gradients(arrays, case), arrays["disc/grad/h"]))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
+
+
+class Toy:
+    """Probes as student and score, and heads on the hidden layer of the score."""
+
+    def __init__(self, **settings):
+        adversary = Adversary(0.7, trunk="score", blocks=(1,), trunk_weight=0.3, r1_weight=2.0, **settings)
+        objective = dataclasses.replace(OBJECTIVES["rcm"](OT_FM), adversary=adversary, rollout=Rollout(1))
+        objective.check()
+        rng = np.random.default_rng(0)
+        shapes = {"W1": (7, 12), "a": 7, "b": 7, "d": 7, "e": (5, 7), "W2": (12, 7)}
+        self.params = {
+            name: {weight: jnp.asarray(0.5 * rng.standard_normal(shape)) for weight, shape in shapes.items()}
+            for name in ("online", "score", "score_average")
+        }
+        for name in ("discriminator", "discriminator_average"):
+            self.params[name] = jnp.asarray(rng.standard_normal((3, 7)))
+        self.objective, self.adversary = objective, adversary
+        x, noise = rng.standard_normal((2, 6, 2, 2, 3))
+        self.rows = examples(x + 1, noise, jnp.arange(6) % 4)
+
+    def nets(self, params):
+        made = {"online": as_net(params["online"])}
+        made |= {name: trunk(params[name]) for name in params if name.startswith("score")}
+        return made | {name: heads(params[name]) for name in params if name.startswith("discriminator")}
+
+    def sample(self, params):
+        return self.objective.rollout(self.objective, self.nets(params), self.rows, jax.random.key(1))
+
+    def losses(self, params):
+        """Those of the student and of the networks beside it, as a step has them."""
+        nets, key = self.nets(params), jax.random.key(0)
+        of_student, of_heads, _ = self.adversary(self.objective, nets, self.rows, self.sample(params), LATE, key)
+        return 0.7 * of_student.mean(), of_heads.mean()
+
+    def alone(self, params):
+        """That of a further update."""
+        nets, x = self.nets(params), jax.lax.stop_gradient(self.sample(params))
+        return self.adversary.auxiliary_loss(self.objective, nets, self.rows, x, LATE, jax.random.key(0)).mean()
+
+
+@pytest.mark.parametrize("loss", ["hinge", pytest.param("non_saturating", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_gradients_of_student_heads_and_trunk_by_hand(loss, averaged, x64):
+    toy = Toy(loss=loss, distribution="logit_normal", P_mean=0.2)
+    params = {name: p for name, p in toy.params.items() if averaged or not name.endswith("average")}
+    t, states = toy.adversary.noised(toy.objective, toy.rows, toy.sample(params), jax.random.key(0))
+    relu, softplus = lambda d: jnp.maximum(d, 0), lambda d: jnp.log1p(jnp.exp(d))
+    of_sample, of_both = {
+        "hinge": (lambda d: -d, lambda d, e: 0.5 * relu(1 + d) + 0.5 * relu(1 - e)),
+        "non_saturating": (lambda d: softplus(-d), lambda d, e: softplus(d) + softplus(-e)),
+    }[loss]
+
+    def logits(trunk, h, x_t):
+        return hidden_layer(trunk, x_t, t, t, toy.rows.condition["label"]) @ h.T
+
+    def of_student(online):
+        x = toy.sample(params | {"online": online})
+        noised = states[0] + expand(1 - t, x) * (x - jax.lax.stop_gradient(x))
+        end = "_average" if averaged else ""
+        return 0.7 * of_sample(logits(params["score" + end], params["discriminator" + end], noised)).mean()
+
+    def of_heads(h, trunk):
+        sample, data, moved = (logits(trunk, h, x_t) for x_t in states)
+        return of_both(sample, data).mean() + 2.0 * ((data - moved) ** 2).mean()
+
+    found = jax.jit(jax.grad(lambda p: sum(toy.losses(p))))(params)
+    of_h, of_trunk = jax.jit(jax.grad(of_heads, (0, 1)))(params["discriminator"], params["score"])
+    none = jax.tree.map(jnp.zeros_like, params)
+    expected = none | {
+        "online": jax.jit(jax.grad(of_student))(params["online"]),
+        "discriminator": of_h,
+        "score": jax.tree.map(lambda g: 0.3 * g, of_trunk),
+    }
+    assert all(largest_difference(expected[name], none[name]) > 1e-3 for name in ("online", "discriminator", "score"))
+    assert largest_difference(found, expected) < TOLERANCE
+    further = jax.jit(jax.grad(toy.alone))(params)
+    assert largest_difference(further, expected | {"online": none["online"]}) < TOLERANCE
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_samples_go_where_the_heads_take_them_for_data(loss, x64):
+    """Descent moves samples up where logits grow with the mean of a state, and has logits grow where data lie."""
+    objective = dataclasses.replace(unweighted(OT_FM, Times("uniform")), adversary=Adversary(1.0, loss, blocks=(1,)))
+    rows = examples(jnp.full((64, 2, 2, 3), 2.0), jnp.zeros((64, 2, 2, 3)), jnp.zeros(64, int))
+
+    def losses(mean, h):
+        nets = {
+            "online": lambda queries: tuple(Output((q.x_t - mean) / expand(q.t, q.x_t)) for q in queries),
+            "teacher": lambda queries, taps: tuple(Output(q.x_t, taps=(q.x_t[:, 0],)) for q in queries),
+            "discriminator": lambda taps: h * taps[0].mean(axis=2)[:, None],
+        }
+        loss, metrics = objective(nets, rows, LATE, jax.random.key(0))
+        return metrics["adversary"].mean(), metrics["discriminator"].mean()
+
+    (moves, no_heads), (no_student, grows) = jax.jit(jax.jacrev(losses, (0, 1)))(-1.0, 0.1)
+    assert moves < -1e-3 and grows < -1e-3 and no_heads == no_student == 0
+
+
+def test_some_samples_come_from_noised_data(x64):
+    """Those of the exact flow map are data still, and half of them know the data that they started from."""
+    gaussian = Gaussian(plain_times("ot_fm"), mean=0.3, std=0.6)
+    objective = dataclasses.replace(OBJECTIVES["rcm"](plain_times("ot_fm")), rollout=Rollout(2, from_noise=0.5))
+    x = 0.3 + 0.6 * random(0, (20_000, 1, 1, 1))
+    nets = {"online": lambda queries: tuple(answer(gaussian.F(q.x_t, q.t, q.r), q.x_t) for q in queries)}
+    rows = rows_of(x, x)
+    t, start = objective.rollout.start(objective, rows, jax.random.key(0))
+    pure = np.asarray(t == 1)
+    assert abs(pure.mean() - 0.5) < 0.02 and not start[pure].any() and (start[~pure] == x[~pure]).all()
+    sample = np.asarray(objective.rollout(objective, nets, rows, jax.random.key(0)))
+    assert abs(sample.mean() - 0.3) < 0.02 and abs(sample.std() - 0.6) < 0.02
+    assert 0.1 < np.corrcoef(sample.ravel(), np.asarray(x).ravel())[0, 1] < 0.5

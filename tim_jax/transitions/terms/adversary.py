@@ -10,8 +10,8 @@ Samples x̂ and data x are noised to the same times, x̂_t and x_t, each by nois
 each of them a mean over heads and tokens. To the heads' loss γ (d(x_t) − d(x_t + s ξ))² may be added, ξ normal: R1
 without a second derivative (arXiv 2501.08316).
 
-The trunk is the teacher (LADD, arXiv 2403.12015; SANA-Sprint, arXiv 2503.09641), which stays as it is, or the network
-that learns the student's samples (`matching.py`), which may learn from the heads' loss as well (DMD2, arXiv 2405.14867).
+The trunk is the teacher, which stays as it is (LADD, arXiv 2403.12015; SANA-Sprint, arXiv 2503.09641), or the network
+that learns the student's samples (`matching.py`) and may learn from the heads' loss as well (DMD2, arXiv 2405.14867).
 """
 
 import dataclasses
@@ -240,11 +240,7 @@ class Adversary:
     def scaled(self, taps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """Returns the same states, with `trunk_weight` times their gradient."""
         fixed = jax.lax.stop_gradient(taps)
-        return (
-            tuple(h + self.trunk_weight * (tap - h) for tap, h in zip(taps, fixed, strict=True))
-            if self.trunk_weight
-            else fixed
-        )
+        return jax.tree.map(lambda h, h_fixed: h_fixed + self.trunk_weight * (h - h_fixed), taps, fixed)
 
 
 def flat(logits: jax.Array) -> jax.Array:
