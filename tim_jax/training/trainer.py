@@ -109,7 +109,7 @@ class Trainer:
     def abstract_online(self) -> Any:
         """Shapes, types and shardings of the online network's parameters, for which no frozen network is needed."""
         boxed = jax.eval_shape(self.init, jax.random.key(0))
-        shapes = nn.unbox(boxed)
+        shapes = jax.eval_shape(lambda key: nn.unbox(self.init(key)), jax.random.key(0))
         return checkpoints.abstract_state(shapes, sharding.shardings(self.mesh, boxed, shapes))
 
     @functools.cached_property
