@@ -167,6 +167,7 @@ def get_config():
     config.objective.epsilon = placeholder(float)  # half step of "dde", in units of t
     config.objective.tangent = ConfigDict()
     config.objective.tangent.normalise = placeholder(float)  # c of g/(‖g‖ + c), the change of F; 0: none
+    config.objective.tangent.total = placeholder(bool)  # ‖g‖ is the root of a sum of squares, not of their mean
     config.objective.tangent.clip = placeholder(float)  # elements of g are kept within ± this; 0: they are not
     # p of 1 − (1 − u)^p, which multiplies g, u being the share of the time domain; 0: none
     config.objective.tangent.relaxation = placeholder(float)
@@ -248,6 +249,8 @@ def get_config():
     # terms on samples of the student
     config.objective.rollout = ConfigDict()
     config.objective.rollout.max_jumps = placeholder(int)  # of which the last alone has a gradient
+    # share of examples that jump from noise, the others from noised data
+    config.objective.rollout.from_noise = placeholder(float)
     config.objective.matching = ConfigDict()
     config.objective.matching.weight = placeholder(float)  # of the student's term; 0: none
     # how x̂_S is trained
@@ -257,6 +260,31 @@ def get_config():
     config.objective.matching.network.updates = placeholder(int)  # for each update of the online network
     # decay of an EMA of its weights, which then stands for it wherever it does not learn; 0: none
     config.objective.matching.network.average = placeholder(float)
+    config.objective.adversary = ConfigDict()
+    config.objective.adversary.weight = placeholder(float)  # of the student's term; 0: none
+    config.objective.adversary.loss = placeholder(str)  # non_saturating, hinge
+    # whose states the heads see: teacher, or score, the network of objective.matching
+    config.objective.adversary.trunk = placeholder(str)
+    # of the trunk, counted from 1, after each of which there is a head
+    config.objective.adversary.blocks = placeholder(tuple)
+    config.objective.adversary.width = placeholder(int)  # of the heads
+    # of the times to which samples and data are noised: times (that of t), logit_normal, log_normal, arctan_normal or
+    # uniform
+    config.objective.adversary.distribution = placeholder(str)
+    # of the normal in logit_normal, log_normal and arctan_normal
+    config.objective.adversary.P_mean = placeholder(float)
+    config.objective.adversary.P_std = placeholder(float)
+    config.objective.adversary.r1_weight = placeholder(float)  # γ of the approximate R1; 0: none
+    config.objective.adversary.r1_noise = placeholder(float)  # s of the same
+    # of the heads' loss in what the trunk "score" learns; 0: it learns nothing from it
+    config.objective.adversary.trunk_weight = placeholder(float)
+    # how the heads are trained
+    config.objective.adversary.network = ConfigDict()
+    # 0: optimizer.learning_rate, with the same schedule; frozen parameters stay so
+    config.objective.adversary.network.learning_rate = placeholder(float)
+    config.objective.adversary.network.updates = placeholder(int)  # for each update of the online network
+    # decay of an EMA of its weights, which then stands for it wherever it does not learn; 0: none
+    config.objective.adversary.network.average = placeholder(float)
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none

@@ -62,7 +62,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     with user_errors():
         folder = conversion.new_workdir(args.workdir)
-        found = conversion.read_weights(args.file, args.config, overrides)
+        found = conversion.startable(conversion.read_weights(args.file, args.config, overrides))
         classes = conversion.class_names(found, args.classes)
     with failures(conversion.CannotWrite, OSError):
         conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)

@@ -123,4 +123,9 @@ class Heads(NamedTuple):
 
 def averages(auxiliary: Mapping[str, Auxiliary]) -> dict[str, tuple[str, float]]:
     """Returns {name of an EMA: (the auxiliary network that it averages, decay)}."""
-    return {f"{name}_average": (name, each.average) for name, each in auxiliary.items() if each.average}
+    return {ema_of(name): (name, each.average) for name, each in auxiliary.items() if each.average}
+
+
+def ema_of(name: str) -> str:
+    """Returns the name of the EMA of an auxiliary network."""
+    return f"{name}_average"

@@ -19,13 +19,18 @@ def weights(arrays, prefix=""):
     return {name: jnp.asarray(arrays[prefix + name]) for name in WEIGHTS if prefix + name in arrays}
 
 
-def probe(params, x, t, r, labels, extra=None):
-    """W2 tanh(W1 x + a t + b r + e[labels] + d + g extra), shaped like x."""
+def hidden_layer(params, x, t, r, labels, extra=None):
+    """tanh(W1 x + a t + b r + e[labels] + d + g extra)."""
     hidden = x.reshape(len(x), -1) @ params["W1"].T + params["d"][None] + params["e"][labels]
     hidden += t[:, None] * params["a"][None] + r[:, None] * params["b"][None]
     if extra is not None:
         hidden += extra @ params["g"].T
-    return (jnp.tanh(hidden) @ params["W2"].T).reshape(x.shape)
+    return jnp.tanh(hidden)
+
+
+def probe(params, x, t, r, labels, extra=None):
+    """W2 times the hidden layer, shaped like x."""
+    return (hidden_layer(params, x, t, r, labels, extra) @ params["W2"].T).reshape(x.shape)
 
 
 def as_net(params):

@@ -114,7 +114,7 @@ def measure(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str,
     run, saved = find(ablation, member.variant, folder)
     reference = build(ablation.config(ablation.reference))
     compilation_cache.use(reference.config.training.compilation_cache)
-    weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+    weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract_online)
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     measurement = measuring.open_measurement(reference)
     generator = measuring.measurement_generator(run, measurement.sample_count())

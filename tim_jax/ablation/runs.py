@@ -107,7 +107,7 @@ def train_and_measure(
     generator = measuring.measurement_generator(run, measurement.sample_count())  # compiled once for all weights
     for ema in dict.fromkeys((run.sampling.ema, *emas)):
         if ema not in known:
-            weights = warm_start.read_network(saved, ema, run.trainer.abstract.params["online"])
+            weights = warm_start.read_network(saved, ema, run.trainer.abstract_online)
             known[ema] = table_of(measurement, generator, weights, nfe, seed, folder, ema)
     others = {ema: table for ema, table in known.items() if ema != run.sampling.ema}
     result |= {"table": known[run.sampling.ema]} | ({"emas": others} if others else {})

@@ -16,6 +16,7 @@ from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.identity import check_keys
 from tim_jax.config.network import (
     check_context,
+    check_heads,
     check_tokens,
     head_initialisers,
     head_nets,
@@ -81,6 +82,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     check_coupling(config, objective)
     network = make_network(config, objective)
     check_context(network, mesh)
+    check_heads(objective, dict.fromkeys(objective.auxiliary, network))
     init = initialiser(config, network)
     if config.mesh.fsdp == AUTO:  # examples lie on as many devices whatever is chosen
         mesh = _with_chosen_fsdp(config, devices, network, init)

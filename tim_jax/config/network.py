@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
 from tim_jax.networks.discriminator import Discriminator
+from tim_jax.networks.taps import check_taps
 from tim_jax.networks.tim import image_inputs
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
@@ -117,6 +118,13 @@ def warn_of_whole_parameters(network: TiM, mesh: Mesh) -> None:
 def warn_once(message: str) -> None:
     """Says so on stderr, however often a process asks."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def check_heads(objective: Objective, networks: Mapping[str, TiM]) -> None:
+    """Raises ValueError, naming the key, for heads on blocks that a network does not have. networks: by name."""
+    for heads in objective.auxiliary_heads.values():
+        if heads.trunk in networks:
+            check_taps(heads.key, heads.blocks, networks[heads.trunk])
 
 
 def head_nets(objective: Objective) -> dict[str, Callable[[Any], Callable]]:

@@ -19,12 +19,11 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.runs import exports, labels, model_card, published, workdir
+from tim_jax.runs import exports, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, warm_start
 from tim_jax.training.sharding import on_mesh
-from tim_jax.training.state import first_state
 from tim_jax.types import DTYPES
 
 # Released files by name, and the configuration of each: shapes alone do not tell it.
@@ -121,7 +120,7 @@ def read_weights(path: str, config: str, overrides: dict[str, str], same: bool =
         identity.compare(before, chosen, path)
     run = build(chosen)
     try:
-        params = from_official(state, run.trainer.abstract.params["online"])
+        params = from_official(state, run.trainer.abstract_online)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if origin is not None and origin.transposed and run.config.model.rope_order == "row_major":
@@ -172,6 +171,15 @@ def class_names(weights: Weights, file: str = "") -> tuple[str, ...]:
     return labels.read_names(file, weights.run.config.model.num_classes)
 
 
+def startable(weights: Weights) -> Weights:
+    """Weights whose run has its teachers, where it has heads on their states, which are as wide.
+
+    Raises:
+        ValueError: naming the key, for a teacher that is not there or does not fit the run.
+    """
+    return weights._replace(run=teachers.with_teachers(weights.run)) if weights.run.trainer.heads else weights
+
+
 def write_workdir(
     run: Run,
     params: Any,
@@ -183,7 +191,7 @@ def write_workdir(
     """Makes a workdir at step 0, in one move; if that fails, nothing is left behind.
 
     Args:
-        run: of the workdir.
+        run: of the workdir, with its teachers where it has heads on their states.
         params: parameters of the online network, its EMAs and the auxiliary networks.
         source: what the checkpoint says of where they came from.
         folder: the new workdir.
@@ -196,13 +204,9 @@ def write_workdir(
     new = folder.parent / f".{folder.name}.importing"
     try:
         new.rmtree(missing_ok=True)
-        trainer, step = run.trainer, run.trainer.step
-        make = jax.jit(
-            lambda params: first_state(params, step.tx, step.emas, step.auxiliary, step.memory),
-            out_shardings=trainer.shardings,
-        )
+        trainer = run.trainer
         with on_mesh(run.mesh):
-            state = make(params)
+            state = jax.jit(trainer.state_with, out_shardings=trainer.shardings)(params, trainer.seed_array)
         record = workdir.record_start(new, run.config, classes=classes) | {"imported": source}
         if counts and jax.process_index() == 0:
             write_counts(new, np.array(counts))

@@ -74,7 +74,7 @@ def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int
     saved = warm_start.Saved(manager.directory, step)
     ema = ema or run.sampling.ema
     warm_start.find_weights(saved, ema, "sampling.ema")
-    return warm_start.read_network(saved, ema, run.trainer.abstract.params["online"]), step
+    return warm_start.read_network(saved, ema, run.trainer.abstract_online), step
 
 
 def resampled(run: Run, changes: Mapping[str, str]) -> Run:

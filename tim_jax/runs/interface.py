@@ -62,7 +62,7 @@ def load(
         compilation_cache.use(run.config.training.compilation_cache)
 
         def read() -> Any:
-            return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract.params["online"])
+            return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract_online)
 
         return Tim(with_found(run, folder, saved.step), read, workdir.class_names(folder), str(saved), saved.step)
 
@@ -76,7 +76,7 @@ def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
     if run.sampling.plan == "learned":
         raise ValueError("sampling.plan is 'learned'; it must be 'sampler': import the weights into a workdir first")
     compilation_cache.use(run.config.training.compilation_cache)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract.params["online"])
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract_online)
     step = found.origin.step if found.origin else None
     return Tim(run, lambda: jax.device_put(found.params, shardings), conversion.class_names(found), path, step)
 

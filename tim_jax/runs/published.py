@@ -57,7 +57,7 @@ def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
 
 def note(run: Run) -> str:
     """One line for the start of a run that the published code will not be able to use; "" for others."""
-    abstract: Any = run.trainer.abstract.params["online"]
+    abstract: Any = run.trainer.abstract_online
     found = obstacles(run.config, unpublished(names.by_name(abstract)))
     if not found:
         return ""

@@ -59,7 +59,7 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     weights, ema = config.start.checkpoint, config.start.ema
     saved = warm_start.find(weights, "start.checkpoint")
     there = warm_start.find_weights(saved, ema, "start.ema")
-    abstract = names.by_name(trainer.abstract.params["online"])
+    abstract = names.by_name(trainer.abstract_online)
     here = {name: leaf.shape for name, leaf in abstract.items()}
     names.check_patterns("start.reinitialise", config.start.reinitialise, here.keys() | there.keys())
     try:

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.config.keys import flatten
-from tim_jax.config.network import check_tokens, initialiser
+from tim_jax.config.network import check_heads, check_tokens, initialiser
 from tim_jax.config.network import make_network as make_whole_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.run import Run
@@ -63,14 +63,19 @@ class FrozenModel:
     Attributes:
         source: where it comes from.
         net: parameters → network on a tuple of Queries.
-        width: that of its hidden states.
+        network: the module.
         abstract: shapes, types and shardings of its parameters.
     """
 
     source: TeacherSource
     net: Callable
-    width: int
+    network: TiM
     abstract: Any
+
+    @property
+    def width(self) -> int:
+        """That of its hidden states."""
+        return self.network.width
 
     @functools.cached_property
     def params(self) -> Any:
@@ -169,6 +174,7 @@ def with_models(run: Run, sources: Mapping[str, TeacherSource]) -> Run:
                 f"{source.where}; it must be a model of data, and a refiner corrects another's predictions"
             )
     teachers = {name: make_teacher(run, source) for name, source in sources.items()}
+    check_heads(_objective(run), {name: teacher.network for name, teacher in teachers.items()})
     return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
 
 
@@ -191,11 +197,19 @@ def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
         there = warm_start.find_weights(source.saved, source.ema, source.where)
         for name, leaf in names.by_name(shapes).items():
             if there.get(name) != leaf.shape:
+                shapes_of = f"is {leaf.shape} by its own configuration and {there.get(name)} there"
+                raise ValueError(f"{source.where}; it must be a checkpoint of its own run, and {name} {shapes_of}")
     plain = (1.0, own.T_min, own.T_max)  # guidance is the objective's business
     net = frozen_net(network, plain, functools.partial(sharding.apply_on_mesh, run.mesh, init))
     if not other_transport(run, source):
-        return FrozenModel(source, net, network.width, abstract)
-    return FrozenModel(source, lambda params: in_transport(net(params), own, run.transport), network.width, abstract)
+        return FrozenModel(source, net, network, abstract)
+    return FrozenModel(source, lambda params: in_transport(net(params), own, run.transport), network, abstract)
+
+
+def other_transport(run: Run, source: TeacherSource) -> str:
+    """The first key by which the transport of a frozen network is another than the run's; "" if it is the same."""
+    here, there = flatten(run.config), flatten(source.config)
+    return next((key for key in OF_TRANSPORT if here[key] != there[key]), "")
 
 
 def make_network(run: Run, config: ConfigDict) -> TiM:

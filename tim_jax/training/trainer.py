@@ -106,10 +106,17 @@ class Trainer:
         return jax.make_array_from_callback((), self.abstract_seed.sharding, lambda _: value)
 
     @functools.cached_property
+    def abstract_online(self) -> Any:
+        """Shapes, types and shardings of the online network's parameters, for which no frozen network is needed."""
+        boxed = jax.eval_shape(self.init, jax.random.key(0))
+        shapes = jax.eval_shape(lambda key: nn.unbox(self.init(key)), jax.random.key(0))
+        return checkpoints.abstract_state(shapes, sharding.shardings(self.mesh, boxed, shapes))
+
+    @functools.cached_property
     def abstract(self) -> TrainState:
         """Shapes, types and shardings of the state."""
         shapes = jax.eval_shape(self._first_state, self.abstract_seed)
-        network = sharding.shardings(self.mesh, jax.eval_shape(self.init, jax.random.key(0)), shapes.params["online"])
+        network = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_online)
         boxed = jax.eval_shape(self._first_heads, self.abstract_seed)
         heads = {name: sharding.shardings(self.mesh, tree, shapes.params[name]) for name, tree in boxed.items()}
         params = {name: heads.get(name, network) for name in shapes.params}
@@ -126,8 +133,12 @@ class Trainer:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def _first_state(self, seed: jax.Array) -> TrainState:
-        step, online = self.step, nn.unbox(self.init(init_key(seed)))
-        return first_state(online, step.tx, step.emas, step.auxiliary, step.memory, nn.unbox(self._first_heads(seed)))
+        return self.state_with(nn.unbox(self.init(init_key(seed))), seed)
+
+    def state_with(self, online: Any, seed: jax.Array) -> TrainState:
+        """Returns the first state with these parameters of the online network, and heads that a seed gives."""
+        step, heads = self.step, nn.unbox(self._first_heads(seed))
+        return first_state(online, step.tx, step.emas, step.auxiliary, step.memory, heads)
 
     @property
     def of_heads(self) -> tuple[str, ...]:

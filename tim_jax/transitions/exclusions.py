@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from tim_jax.transitions.terms.matching import SCORE
+
 if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
 
@@ -56,6 +58,11 @@ def check_terms(objective: "Objective") -> None:
     if not objective.terms:
         return
     gamma, scale = objective.transport.gamma, objective.input_guidance.max_scale
+    if objective.adversary.weight and objective.adversary.trunk == SCORE and not objective.matching.weight:
+        raise ValueError(
+            f"objective.adversary.trunk is {SCORE!r}; it must be 'teacher' where objective.matching.weight is 0, with "
+            "which that network is trained"
+        )
     if gamma:
         raise ValueError(f"transport.gamma is {gamma}; it must be 0 with terms on samples, which are noised without it")
     if objective.input_guidance.active:

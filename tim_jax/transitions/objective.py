@@ -30,6 +30,7 @@ from tim_jax.transitions.pairs import refreshed
 from tim_jax.transitions.perceptual import Perceptual
 from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
+from tim_jax.transitions.terms.adversary import TEACHER, Adversary
 from tim_jax.transitions.terms.matching import Matching
 from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.transitions.terms.term import Term, add_terms, auxiliary_loss
@@ -122,6 +123,7 @@ class Objective:
     # terms on samples of the student
     rollout: Rollout = Rollout()
     matching: Matching = Matching()
+    adversary: Adversary = Adversary()
     # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
@@ -144,13 +146,19 @@ class Objective:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of the frozen networks that the objective needs."""
-        asked = self.velocity == "teacher" or self.follows_teacher or any(term.asks_teacher for term in self.terms)
-        return self.teacher.names if asked else ()
+        if self.asks_teacher:
+            return self.teacher.names
+        return (TEACHER,) if any(heads.trunk == TEACHER for heads in self.auxiliary_heads.values()) else ()
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the objective asks for the teacher's predictions, not for its hidden states alone."""
+        return self.velocity == "teacher" or self.follows_teacher or any(term.asks_teacher for term in self.terms)
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms beside the objective's own loss that it has."""
-        return tuple(term for term in (self.matching,) if term.weight)
+        return tuple(term for term in (self.matching, self.adversary) if term.weight)
 
     @property
     def follows_teacher(self) -> bool:
@@ -236,7 +244,7 @@ class Objective:
             fitted.check(self.transport)
         parts = (
             self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher,
-            self.rollout, self.matching,
+            self.rollout, self.matching, self.adversary,
         )  # fmt: skip
         for settings in parts:
             settings.check()

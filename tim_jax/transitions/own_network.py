@@ -227,11 +227,16 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
             what = "an EMA of the network"
             if name in objective.teachers:
                 what = "a trained network, which stays as it is"
+            elif name in objective.auxiliary_heads:
+                what = "a function of states (B, N, D) that returns logits (B, K, N), which the same loss trains"
             elif name in objective.auxiliary:
                 what = "a second network, which the same loss trains"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
     transport = objective.transport
-    nets = {name: as_net(other, transport=transport) for name, other in others.items()}
+    nets = {
+        name: other if name in objective.auxiliary_heads else as_net(other, transport=transport)
+        for name, other in others.items()
+    }
     return {"float32": as_net(net, transport=transport)} | nets | {"online": as_net(net, objective.heads, transport)}
 
 

@@ -7,7 +7,8 @@ With the target's change and the sensitivity q = B/Ḃ of `target.py`,
     w     the warm-up: 0 at the first step, `max_share` from step `warmup_steps` on (sCM, arXiv 2410.11081; Align Your
           Flow, arXiv 2506.14603, ends at 0.99); before, jumps learn the velocity at r = t
     s     1/(1 + q²) if `bounded`, which is cos²(t − r) for TrigFlow (sCM), else 1
-    c     `normalise`, the normalisation (both papers); ‖g‖ is the root mean square of an example
+    c     `normalise`, the normalisation (both papers); ‖g‖ is the root mean square of an example, or with `total` the
+          root of the sum of its squares (SANA-Sprint, arXiv 2503.09641, whose g is σ_d times ours)
     clip  keeps every element within ± `clip` (FACM, arXiv 2507.03738)
     ρ     1 − (1 − u)^p, p = `relaxation`, u the share of the time domain that lies below t (FACM): near the data F* is
           F⁻, and so a step is short
@@ -25,11 +26,13 @@ from tim_jax.transitions.jump import expand
 
 UNUSED = {
     tuple(f"objective.tangent.{name}" for name in (
-        "normalise", "clip", "relaxation", "bounded", "warmup_steps", "warmup_share", "max_share", "differentiate_steps"
+        "normalise", "total", "clip", "relaxation", "bounded", "warmup_steps", "warmup_share", "max_share",
+        "differentiate_steps",
     )): (
         "no derivative is used (times.share_equal is 1 or objective.consistency 'semigroup')",
         lambda c: c.times.share_equal == 1 or c.objective.consistency == "semigroup",
     ),
+    ("objective.tangent.total",): ("objective.tangent.normalise is 0", lambda c: not c.objective.tangent.normalise),
 }  # fmt: skip
 
 
@@ -38,6 +41,7 @@ class Tangent:
     """Settings of the formula above. With `max_share` below 1 the network does not quite learn the flow map."""
 
     normalise: float = 0.0  # c of g/(‖g‖ + c), the change of F; 0: none
+    total: bool = False  # ‖g‖ is the root of a sum of squares, not of their mean
     clip: float = 0.0  # elements of g are kept within ± this; 0: they are not
     relaxation: float = 0.0  # p of 1 − (1 − u)^p, which multiplies g, u being the share of the time domain; 0: none
     bounded: bool = False  # g over 1 + (B/Ḃ)²
@@ -117,7 +121,8 @@ class Tangent:
         if self.clip:
             g = jnp.clip(g, -self.clip, self.clip)
         if self.normalise:
-            norm = jnp.sqrt(jnp.mean(g**2, axis=range(1, g.ndim), keepdims=True))
+            add = jnp.sum if self.total else jnp.mean
+            norm = jnp.sqrt(add(g**2, axis=range(1, g.ndim), keepdims=True))
             g = g / (norm + self.normalise)
         if self.relaxation:
             g = expand(1 - (1 - u) ** self.relaxation, g) * g
