@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from tim_jax.transitions.terms.matching import discriminator
+
 if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
 
@@ -63,4 +65,10 @@ def check_terms(objective: "Objective") -> None:
     if objective.prediction_input or objective.transition_head:
         raise ValueError(
             f"objective.name is {objective.name!r}; it must be one that makes data by a jump with terms on samples"
+        )
+    divergence = objective.matching.divergence
+    if objective.matching.weight and divergence != "rkl" and discriminator(objective) is None:
+        raise ValueError(
+            f"objective.matching.divergence is {divergence!r}; it must be 'rkl' without a discriminator, which tells "
+            "the density ratio (objective.adversary.weight is 0)"
         )

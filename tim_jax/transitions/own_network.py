@@ -30,7 +30,7 @@ from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Examples, Output, PyTree, Query
+from tim_jax.types import Examples, Output, PyTree, Query, averages
 
 FEW = 16  # numbers in an example, below which its own error is no measure of the mean error
 Network: TypeAlias = Callable[..., Any]
@@ -229,6 +229,8 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
                 what = "a trained network, which stays as it is"
             elif name in objective.auxiliary:
                 what = "a second network, which the same loss trains"
+            elif name in averages(objective.auxiliary):
+                what = f"an EMA of {averages(objective.auxiliary)[name][0]}"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
     transport = objective.transport
     nets = {name: as_net(other, transport=transport) for name, other in others.items()}
