@@ -121,11 +121,11 @@ class Heads(NamedTuple):
     key: str
 
 
-def average_of(name: str) -> str:
-    """Returns the name of the EMA of an auxiliary network."""
-    return f"{name}_average"
-
-
 def averages(auxiliary: Mapping[str, Auxiliary]) -> dict[str, tuple[str, float]]:
     """Returns {name of an EMA: (the auxiliary network that it averages, decay)}."""
-    return {average_of(name): (name, each.average) for name, each in auxiliary.items() if each.average}
+    return {ema_of(name): (name, each.average) for name, each in auxiliary.items() if each.average}
+
+
+def ema_of(name: str) -> str:
+    """Returns the name of the EMA of an auxiliary network."""
+    return f"{name}_average"

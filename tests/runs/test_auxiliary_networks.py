@@ -20,6 +20,7 @@ from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.training import checkpoints, names, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
+from tim_jax.types import Auxiliary
 
 
 def assert_close(a, b, tolerance=1e-5):
@@ -80,10 +81,10 @@ def test_every_part_is_optimized_as_if_it_were_alone(settings):
 
     params = {"online": tree(1.0), "score": tree(1.0)}
     grads = {"online": tree(10.0), "score": tree(1e5)}
-    both = make_optimizer(settings, dict.fromkeys(("online", "score"), 0.0))
+    both = make_optimizer(settings, dict.fromkeys(("online", "score"), Auxiliary()))
     updates, state = both.update(grads, both.init(params), params)
     for part in params:
-        alone = make_optimizer(settings, {part: 0.0})
+        alone = make_optimizer(settings, {part: Auxiliary()})
         expected, _ = alone.update({part: grads[part]}, alone.init({part: params[part]}), {part: params[part]})
         jax.tree.map(np.testing.assert_array_equal, updates[part], expected[part])
     rated = optax.tree.norm(updates["online"]["a"]) / optax.tree.norm(updates["score"]["a"])

@@ -22,8 +22,8 @@ from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.jump import data_and_noise, determinant, expand, interpolate
 from tim_jax.transitions.noise import draw_noise
+from tim_jax.transitions.terms.constant import constant
 from tim_jax.transitions.terms.divergences import DIVERGENCES, density_ratio, importance, per_bin
-from tim_jax.transitions.terms.term import fixed
 from tim_jax.transitions.times import positions
 from tim_jax.types import Auxiliary, Examples, Heads
 
@@ -144,7 +144,7 @@ class Matching:
         through = self.gradient == "sim"
         x_t = interpolate(transport, x if through else sample, noise, t)
         if through or self.network.average:  # otherwise one pass does for both losses
-            (output,) = fixed(nets, SCORE)((query(transport, x_t, t, t, examples.condition),))
+            (output,) = constant(nets, SCORE)((query(transport, x_t, t, t, examples.condition),))
             F = output.F
         F_teacher = objective.teacher.predict(nets, transport, x_t, t, examples)
         x_score, x_teacher = (data_and_noise(transport, x_t, each, t)[0] for each in (F, F_teacher))

@@ -1,13 +1,12 @@
 """What terms have in common, and how they join an objective's own loss."""
 
-import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 
 from tim_jax.transitions.derivative import Net
-from tim_jax.types import Auxiliary, Examples, Heads, average_of
+from tim_jax.types import Auxiliary, Examples, Heads
 
 if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
@@ -64,20 +63,6 @@ class Term(Protocol):
     ) -> jax.Array:
         """Returns the loss (B,) of the auxiliary networks alone; arguments are those of a call."""
         ...
-
-
-def fixed(nets: Mapping[str, Net], name: str) -> Net:
-    """Returns an auxiliary network as it is where it does not learn: its EMA, if it has one.
-
-    Gradients go through it to what it is called with, and none to its parameters.
-    """
-    net = nets.get(average_of(name), nets[name])
-
-    def without_gradient(*arguments: Any, **options: Any) -> Any:
-        apply, parameters = jax.closure_convert(functools.partial(net, **options), *arguments)
-        return apply(*arguments, *jax.lax.stop_gradient(parameters))
-
-    return without_gradient
 
 
 def add_terms(
