@@ -14,6 +14,7 @@ from tests.transitions.test_distillation import column, nets_with_teacher, some_
 from tests.transitions.test_papers import by_wave, student
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
+from tim_jax.transitions.jump import interpolate
 from tim_jax.transitions.objectives.distribution_matching import DistributionMatching
 from tim_jax.transitions.objectives.kinds import of_kind
 from tim_jax.transitions.objectives.table import OBJECTIVES
@@ -227,6 +228,34 @@ def test_the_exact_student_stays_and_any_other_moves_to_the_data(transport, grad
     for off in ([0.4, 0.0], [-0.4, 0.0], [0.0, 0.3], [0.0, -0.2], [0.4, 0.3], [-0.4, -0.2]):
         away = jnp.array(off)
         assert jnp.vdot(slope(data + away, data + away), away) > 1e-3 * jnp.linalg.norm(away), off
+
+
+@pytest.mark.parametrize("transport", ["ot_fm", pytest.param("edm", marks=pytest.mark.slow)])
+def test_implicit_matching_lowers_a_distance_of_the_scores(transport, x64):
+    """Its gradient is that of E √(y² + c²) by the law of the score, at given states: by quadrature over x̂ and noise."""
+    student = GaussianStudent(transport, "sim", "rkl", count=60**2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    z, noise = (jnp.asarray(part).reshape(-1, 1, 1, 1) for part in np.meshgrid(nodes, nodes))
+    share = jnp.asarray(np.outer(weights, weights).ravel()) / weights.sum() ** 2
+    t, law = jnp.full(len(z), 0.5), jnp.array([0.7, 0.4])
+    nets = {"teacher": student.net(student.data), "score": student.net(law)}
+    x_t = interpolate(student.transport, law[0] + law[1] * z, noise, t)
+
+    matching = dataclasses.replace(student.objective.matching, offset=0.5)  # smooth, so that quadrature is exact
+
+    def loss(law):
+        x = law[0] + law[1] * z
+        return jnp.sum(share * matching.compare(student.objective, nets, student.rows, x, t, noise)[0])
+
+    def distance(law):
+        x_teacher, x_score = (
+            Gaussian(student.transport, *each).posterior_means(x_t, t)[0] for each in (student.data, law)
+        )
+        return jnp.sum(share * jnp.sqrt((x_teacher - x_score).ravel() ** 2 + 0.5**2))
+
+    found, expected = jax.grad(loss)(law), jax.grad(distance)(law)
+    assert abs(expected).min() > 1e-2
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
