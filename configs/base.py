@@ -253,6 +253,19 @@ def get_config():
     config.objective.rollout.from_noise = placeholder(float)
     config.objective.matching = ConfigDict()
     config.objective.matching.weight = placeholder(float)  # of the student's term; 0: none
+    # vsd (variational score distillation), sim (score implicit matching)
+    config.objective.matching.gradient = placeholder(str)
+    # that "vsd" lowers: rkl (reverse KL) or, by a discriminator's density ratio, kl, js (Jensen–Shannon), sf (softened
+    # reverse KL), neyman, sh (squared Hellinger), jf (Jeffreys)
+    config.objective.matching.divergence = placeholder(str)
+    # of equal ranges of the noise level, in each of which the density ratio has the mean 1; 0: none
+    config.objective.matching.bins = placeholder(int)
+    config.objective.matching.offset = placeholder(float)  # c of "sim"
+    # Times of samples are drawn as `times` says, but for these shares of the draws at its ends.
+    config.objective.matching.min_quantile = placeholder(float)
+    config.objective.matching.max_quantile = placeholder(float)
+    # what the auxiliary network's error is one of: F, or x (the data), (σ_t/C_t)² times as large
+    config.objective.matching.fit = placeholder(str)
     # how x̂_S is trained
     config.objective.matching.network = ConfigDict()
     # 0: optimizer.learning_rate, with the same schedule; frozen parameters stay so

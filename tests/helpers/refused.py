@@ -9,6 +9,8 @@ RESTORE = {"objective.name": "flow_matching", "objective.coupling.task": "super_
 INPAINT = {**RESTORE, "objective.coupling.task": "inpainting"}
 SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices": "2"}
 IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
+MATCHED = TAUGHT | {"objective.name": "distribution_matching"}
+IMPLICIT = MATCHED | {"objective.matching.gradient": "sim"}
 DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
 
@@ -158,6 +160,37 @@ OF_OBJECTIVES = [
     ({**TWIN, "data.batch_size": "18"}, "data.batch_size"),
     ({**TAUGHT, "objective.name": "rcm", "objective.matching.weight": "-1.0"}, "objective.matching.weight"),
     ({**TAUGHT, "objective.name": "rcm", "objective.rollout.max_jumps": "0"}, "objective.rollout.max_jumps"),
+    ({"objective.rollout.max_jumps": "2"}, "objective.rollout.max_jumps"),
+    *(
+        ({**TAUGHT, "objective.name": "rcm", f"objective.matching.{key}": value}, f"objective.matching.{key}")
+        for key, value in (
+            ("gradient", "sid"),
+            ("divergence", "tv"),
+            ("divergence", "kl"),
+            ("fit", "v"),
+            ("bins", "4"),
+            ("offset", "0.1"),
+            ("network.learning_rate", "-1.0"),
+            ("network.updates", "0"),
+            ("network.average", "1.0"),
+        )
+    ),
+    ({**IMPLICIT, "objective.matching.offset": "0.0"}, "objective.matching.offset"),
+    ({**IMPLICIT, "objective.matching.divergence": "kl"}, "objective.matching.divergence"),
+    (
+        {**MATCHED, "objective.matching.max_quantile": "0.01"},
+        "objective.matching.min_quantile, objective.matching.max_quantile",
+    ),
+    (
+        {**MATCHED, "times.distribution": "max", "objective.matching.max_quantile": "0.9"},
+        "objective.matching.max_quantile",
+    ),
+    ({**MATCHED, "objective.matching.weight": "0.0"}, "objective.matching.weight"),
+    ({**MATCHED, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**MATCHED, "objective.tangent.clip": "1.0"}, "objective.tangent.clip"),
+    ({**MATCHED, "times.share_min": "0.5"}, "times.share_min"),
+    ({**MATCHED, **PAIRS}, "data.paired_noise"),
+    ({"objective.matching.network.updates": "5"}, "objective.matching.network.updates"),
     (
         {**TAUGHT, "objective.name": "rcm", "objective.input_guidance.max_scale": "2.0"},
         "objective.input_guidance.max_scale",

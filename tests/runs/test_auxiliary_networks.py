@@ -10,6 +10,7 @@ from etils import epath
 from tests.helpers.teachers import (  # noqa: F401 (fixtures)
     a_small_teacher,
     a_teacher,
+    batch_of,
     buffers,
     make_run,
     three_steps,
@@ -20,6 +21,7 @@ from tim_jax.runs.start import first_state
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.training import checkpoints, names, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
+from tim_jax.types import Auxiliary
 
 
 def assert_close(a, b, tolerance=1e-5):
@@ -68,6 +70,53 @@ def test_a_score_starts_as_the_student_does(teacher, small, tmp_path):
         assert set(manager.item_metadata(0)["state"]["params"]) == {"online", "score"}
 
 
+MATCHED = dict(
+    objective__name="distribution_matching", objective__rollout__max_jumps=2, teacher__guidance=1.5,
+    data__condition_dropout=0.1, optimizer__warmup_steps=6,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(objective__matching__network__average=0.9, objective__matching__network__learning_rate=2e-4),
+        dict(objective__matching__gradient="sim", objective__matching__network__updates=2, optimizer__accumulation=2),
+    ],
+    ids=["averaged", "implicit"],
+)
+def test_alternating_updates_are_resumed_exactly_and_the_same_on_a_mesh(changes, teacher, tmp_path):
+    """Five updates of the score, averaged; or two, with the student's gradient through both networks."""
+
+    def made(devices, **mesh):
+        return with_teachers(make_run(devices, teacher__checkpoint=teacher, **MATCHED, **changes, **mesh))
+
+    def go_on(run, state, count):
+        told = []
+        for _ in range(count):
+            state, metrics = run.trainer(state, batch_of(run))
+            told.append([float(metrics[name]) for name in ("loss", "grad_norm", "grad_norm_score", "score_error")])
+        return state, np.array(told)
+
+    one = made(1)
+    state, first = go_on(one, one.trainer.create(), 2)
+    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(tmp_path), 1, 1))
+    saver.save(2, state, {})
+    saver.close()
+    assert saver.failures == []
+    end, whole = go_on(one, state, 2)
+    found = warm_start.resume(warm_start.find(str(tmp_path), "checkpoint.resume"), one.trainer.abstract)
+    again, told = go_on(one, found, 2)
+    np.testing.assert_array_equal(told, whole)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(end))
+    assert np.isfinite(whole).all() and min(np.concatenate([first, whole])[:, 1:].ravel()) > 0
+    assert ("score_average" in end.emas) == ("objective__matching__network__average" in changes)
+
+    mesh = made(8, mesh__data=2, mesh__fsdp=2, mesh__sequence=2)
+    _, told = go_on(mesh, mesh.trainer.create(), 4)
+    np.testing.assert_allclose(told, np.concatenate([first, whole]), rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "settings", [{}, dict(name="muon"), dict(frozen=("b",)), dict(learning_rate_factors=(("a", 2.0),))]
 )
@@ -80,10 +129,10 @@ def test_every_part_is_optimized_as_if_it_were_alone(settings):
 
     params = {"online": tree(1.0), "score": tree(1.0)}
     grads = {"online": tree(10.0), "score": tree(1e5)}
-    both = make_optimizer(settings, dict.fromkeys(("online", "score"), 0.0))
+    both = make_optimizer(settings, dict.fromkeys(("online", "score"), Auxiliary()))
     updates, state = both.update(grads, both.init(params), params)
     for part in params:
-        alone = make_optimizer(settings, {part: 0.0})
+        alone = make_optimizer(settings, {part: Auxiliary()})
         expected, _ = alone.update({part: grads[part]}, alone.init({part: params[part]}), {part: params[part]})
         jax.tree.map(np.testing.assert_array_equal, updates[part], expected[part])
     rated = optax.tree.norm(updates["online"]["a"]) / optax.tree.norm(updates["score"]["a"])

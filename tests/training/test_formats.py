@@ -10,6 +10,7 @@ from etils import epath
 from tim_jax.training import checkpoints, formats, names, warm_start
 from tim_jax.training.optimizer import OptimizerSettings, make_optimizer
 from tim_jax.training.state import TrainState
+from tim_jax.types import Auxiliary
 
 
 def state(online, seed=0, **settings):
@@ -23,7 +24,7 @@ def state(online, seed=0, **settings):
         }
 
     parts = (online, "score")
-    tx = make_optimizer(OptimizerSettings(**settings), dict.fromkeys(parts, 0.0))
+    tx = make_optimizer(OptimizerSettings(**settings), dict.fromkeys(parts, Auxiliary()))
     params = {part: network() for part in parts}
     opt_state = tx.init(params)
     for _ in range(2):

@@ -28,7 +28,7 @@ from tim_jax.config import loading
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.overrides import override
-from tim_jax.runs import conversion, teachers
+from tim_jax.runs import conversion, start, teachers
 from tim_jax.runs.generation import Generator
 from tim_jax.runs.labels import cycle_labels
 from tim_jax.training import sharding
@@ -47,12 +47,15 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # One of each kind in the slow suite.
 SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "alphaflow", "tvm", "facm")
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
-WITHOUT_TEACHER = ("low_noise_contrastive", "imm", "drifting")
+WITHOUT_TEACHER = ("low_noise_contrastive", "imm", "drifting")  # in place of data
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
-OWN = ("twin_flow", "difference_transition_matching")  # whose minimum is another; see the files of these names
+# whose minimum is another; see the files of these names
+OWN = ("twin_flow", "difference_transition_matching", "distribution_matching")
 FLOW_MAPS = [name for name in OBJECTIVES if name not in OWN]
-# Those that sample by themselves, from scratch: the match of twin_flow needs a model that has been trained.
-MODELS = [name for name in OBJECTIVES if name not in ("velocity_refiner", "twin_flow")]
+# Those that sample by themselves, from scratch: the match of twin_flow, and samples of a student that are matched with
+# a teacher's distribution, need a model that has been trained.
+STARTED = ("distribution_matching",)
+MODELS = [name for name in OBJECTIVES if name not in ("velocity_refiner", "twin_flow", *STARTED)]
 
 
 def exact_net(gaussian, theta):
@@ -208,7 +211,7 @@ def digits_of(count=None):
 def trained(run):
     """The state after all steps of a run on random batches of the digits."""
     (x, label), rows = digits_of(), run.config.data.batch_size
-    state, rng = run.trainer.create(), np.random.default_rng(0)
+    state, rng = start.first_state(run, epath.Path("nowhere"))(), np.random.default_rng(0)
     for _ in range(run.training.steps):
         of = rng.choice(len(x), rows, replace=False)
         state, _ = run.trainer(state, {"x": jnp.asarray(x[of]), "label": jnp.asarray(label[of])})
@@ -237,6 +240,8 @@ def with_teacher(run, teacher, config, overrides):
     if not run.trainer.step.objective.teachers:
         return run
     run.config.teacher.checkpoint = teacher(config, overrides)
+    if run.config.objective.name in STARTED:
+        run.config.start.checkpoint = run.config.teacher.checkpoint
     return teachers.with_teachers(run)
 
 

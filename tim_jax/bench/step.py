@@ -38,7 +38,7 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import DTYPES, Query
+from tim_jax.types import DTYPES, Auxiliary, Query
 
 COLUMNS = (
     ("network", "{network}"),
@@ -162,7 +162,7 @@ def step_settings(case: Case, variant: str) -> StepSettings:
     return StepSettings(
         nets=nets,
         objective=objective,
-        tx=make_optimizer(optimizer, dict.fromkeys(("online", *objective.auxiliary), 0.0)),
+        tx=make_optimizer(optimizer, {"online": Auxiliary(), **objective.auxiliary}),
         schedule=make_schedule(optimizer),
         emas={"slow": 0.9999},
         conditions=class_conditions(network.num_classes),

@@ -47,6 +47,7 @@ from tim_jax.training.step import Conditions, StepSettings
 from tim_jax.training.trainer import Trainer
 from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
+from tim_jax.types import Auxiliary
 
 
 def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
@@ -156,13 +157,11 @@ def _trainer(
     """The compiled pieces of a run."""
     by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
-    learning_rates = {"online": 0.0} | {name: each.learning_rate for name, each in objective.auxiliary.items()}
-
     def step(network: TiM) -> StepSettings:
         return StepSettings(
             nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen) | head_nets(objective),
             objective=objective,
-            tx=make_optimizer(optimizer, learning_rates),
+            tx=make_optimizer(optimizer, {"online": Auxiliary(), **objective.auxiliary}),
             schedule=make_schedule(optimizer),
             emas=dict(config.ema) | read(PosthocEMASettings, config.posthoc_ema).decays,
             conditions=_conditions(network),

@@ -10,6 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from tim_jax.training import names
+from tim_jax.types import Auxiliary
 
 UNUSED = {
     ("optimizer.ema_warmup",): ("ema is empty", lambda c: not c.ema),
@@ -168,19 +169,27 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
 
 
 def make_optimizer(
-    settings: OptimizerSettings, learning_rates: Mapping[str, float] = {"online": 0.0}
+    settings: OptimizerSettings, networks: Mapping[str, Auxiliary] = {"online": Auxiliary()}
 ) -> optax.GradientTransformation:
     """Returns an optimizer of several networks, each with a state of its own and gradients clipped by their own norm.
 
-    Parameters that `settings.frozen` matches get no update, have no state and do not count in the clipped norm.
+    Parameters that `settings.frozen` matches get no update, have no state and do not count in the clipped norm. The
+    schedule of a network that makes several updates in a step is as long in steps as that of any other.
 
     Args:
         settings: Kind and numbers; patterns of names are of every network's parameters.
-        learning_rates: Those of the networks by name, 0 for that of the settings; parameters are {name: tree}.
+        networks: What they have of their own, by name; parameters are {name: tree}.
     """
     parts = {
-        part: make_update(dataclasses.replace(settings, learning_rate=rate or settings.learning_rate))
-        for part, rate in learning_rates.items()
+        name: make_update(
+            dataclasses.replace(
+                settings,
+                learning_rate=own.learning_rate or settings.learning_rate,
+                warmup_steps=own.updates * settings.warmup_steps,
+                decay_steps=own.updates * settings.decay_steps,
+            )
+        )
+        for name, own in networks.items()
     }
     by_part = optax.partition(parts, {part: part for part in parts})
     tx = optax.chain(clip_parts(settings.clip), by_part) if settings.clip else by_part

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tim_jax.transitions.terms.matching import SCORE
+from tim_jax.transitions.terms.matching import SCORE, discriminator
 
 if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
@@ -72,4 +72,10 @@ def check_terms(objective: "Objective") -> None:
     if objective.prediction_input or objective.transition_head:
         raise ValueError(
             f"objective.name is {objective.name!r}; it must be one that makes data by a jump with terms on samples"
+        )
+    divergence = objective.matching.divergence
+    if objective.matching.weight and divergence != "rkl" and discriminator(objective) is None:
+        raise ValueError(
+            f"objective.matching.divergence is {divergence!r}; it must be 'rkl' without a discriminator, which tells "
+            "the density ratio (objective.adversary.weight is 0)"
         )

@@ -37,7 +37,7 @@ from tim_jax.transitions.terms.term import Term, add_terms, auxiliary_loss
 from tim_jax.transitions.times import Times, positions
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import DIRECTION_AXES, AdaptiveWeight, TimeWeight
-from tim_jax.types import Auxiliary, Examples, Heads, Output, Query
+from tim_jax.types import Auxiliary, Examples, Heads, Output, Query, averages
 
 DERIVATIVES = ("jvp", "dde")
 ALONG_PATHS = ("eulerian", "annealed")  # the consistencies with dF/dt
@@ -196,7 +196,7 @@ class Objective:
     @property
     def networks(self) -> tuple[str, ...]:
         """The names of all networks that the objective calls, "online" first."""
-        names = ["online", *self.teachers, *self.auxiliary]
+        names = ["online", *self.teachers, *self.auxiliary, *averages(self.auxiliary)]
         if self.guidance.active:
             names.append(self.guidance.ema)
         if self.times.share_equal < 1:

@@ -30,7 +30,7 @@ from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
 from tim_jax.transitions.transports import Transport
-from tim_jax.types import Examples, Output, PyTree, Query
+from tim_jax.types import Examples, Output, PyTree, Query, averages
 
 FEW = 16  # numbers in an example, below which its own error is no measure of the mean error
 Network: TypeAlias = Callable[..., Any]
@@ -231,6 +231,8 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
                 what = "a function of states (B, N, D) that returns logits (B, K, N), which the same loss trains"
             elif name in objective.auxiliary:
                 what = "a second network, which the same loss trains"
+            elif name in averages(objective.auxiliary):
+                what = f"an EMA of {averages(objective.auxiliary)[name][0]}"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
     transport = objective.transport
     nets = {

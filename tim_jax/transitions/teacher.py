@@ -77,10 +77,17 @@ class Teacher:
             t: Their times (B,).
             examples: Give the conditions.
         """
+        return jax.lax.stop_gradient(self.predict(nets, transport, x_t, t, examples))
+
+    def predict(
+        self, nets: Mapping[str, Net], transport: Transport, x_t: jax.Array, t: jax.Array, examples: Examples
+    ) -> jax.Array:
+        """Returns the prediction with its gradient in x_t; arguments are those of a call."""
         here = query(transport, x_t, t, t, examples.condition)
         if self.guidance == 1:
             (output,) = nets["teacher"]((here,))
-            return jax.lax.stop_gradient(output.F)
+            F: jax.Array = output.F
+            return F
         if self.weaker:
             (conditional,), (away,) = nets["teacher"]((here,)), nets["weaker"]((here,))
         else:
@@ -89,7 +96,8 @@ class Teacher:
         low, high = self.guidance_low * transport.T_max, self.guidance_high * transport.T_max
         applies = (t >= low - tolerance) & (t <= high + tolerance)
         scale = expand(jnp.where(applies, self.guidance, 1.0), x_t)
-        return jax.lax.stop_gradient(away.F + scale * (conditional.F - away.F))
+        guided: jax.Array = away.F + scale * (conditional.F - away.F)
+        return guided
 
     def solve(
         self,

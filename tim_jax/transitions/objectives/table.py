@@ -17,6 +17,7 @@ from tim_jax.transitions.guidance import InputGuidance
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.cmt import TrajectoryEnds
 from tim_jax.transitions.objectives.contrastive import LowNoiseContrastive
+from tim_jax.transitions.objectives.distribution_matching import DistributionMatching
 from tim_jax.transitions.objectives.drifting import Drifting
 from tim_jax.transitions.objectives.imm import MomentMatching
 from tim_jax.transitions.objectives.kinds import DIAGONAL, of_kind, unweighted
@@ -31,6 +32,7 @@ from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import SCALE_LIMITS, AdaptiveWeight, TimeWeight
+from tim_jax.types import Auxiliary
 
 
 def flow_matching(transport: Transport) -> Objective:
@@ -317,6 +319,18 @@ def rcm(transport: Transport) -> Objective:
     )
 
 
+def distribution_matching(transport: Transport) -> Objective:
+    """DMD2 without adversary (arXiv 2405.14867): (x̂_S − x̂_T)/m is the gradient in the student's samples x̂.
+
+    Those are of one jump; the score x̂_S makes five updates for one of the student's. Times are uniform within [0.02,
+    0.98] of the time domain, where that is [0, 1] or like it. See `distribution_matching.py` and `terms/matching.py`.
+    """
+    law = "uniform" if transport.T_max <= SCALE_LIMITS["tan"] else "default"
+    times = Times(law, share_equal=0.0, share_min=1.0)
+    matching = Matching(weight=1.0, min_quantile=0.02, max_quantile=0.98, network=Auxiliary(updates=5))
+    return of_kind(DistributionMatching, dataclasses.replace(unweighted(transport, times), matching=matching))
+
+
 def tbcm(transport: Transport) -> Objective:
     """TBCM, image-free timestep distillation: sCM distillation at states of the teacher's own trajectories.
 
@@ -378,6 +392,7 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "ayf_lagrangian": ayf_lagrangian,
     "ctm": ctm,
     "rcm": rcm,
+    "distribution_matching": distribution_matching,
     "tbcm": tbcm,
     "cmt": cmt,
     "velocity_refiner": velocity_refiner,
