@@ -229,9 +229,14 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
                 what = "a trained network, which stays as it is"
             elif name in objective.auxiliary:
                 what = "a second network, which the same loss trains"
+            elif name in objective.reward.networks:
+                what = "a frozen function of x that returns ClassScores"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
     transport = objective.transport
-    nets = {name: as_net(other, transport=transport) for name, other in others.items()}
+    nets: dict[str, Any] = {
+        name: other if name in objective.reward.networks else as_net(other, transport=transport)
+        for name, other in others.items()
+    }
     return {"float32": as_net(net, transport=transport)} | nets | {"online": as_net(net, objective.heads, transport)}
 
 

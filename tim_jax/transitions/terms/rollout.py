@@ -22,7 +22,7 @@ UNUSED = {
 
 def looks_at_samples(section) -> bool:
     """Returns whether a section `objective` has a term that looks at samples of the student."""
-    return bool(section.matching.weight)
+    return bool(section.matching.weight or section.reward.weight)
 
 
 @dataclasses.dataclass(frozen=True)
