@@ -11,6 +11,8 @@ SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices":
 IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
 DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
+REWARDED = {"objective.reward.weight": "0.1"}
+JUDGED = {**REWARDED, "objective.reward.name": "classifier"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -163,6 +165,17 @@ OF_OBJECTIVES = [
         "objective.input_guidance.max_scale",
     ),
     ({**TAUGHT, "objective.name": "rcm", "ema.score": "0.5"}, "ema.score"),
+    ({"objective.reward.weight": "-1.0"}, "objective.reward.weight"),
+    ({"objective.reward.name": "similarity"}, "objective.reward.name"),
+    ({**REWARDED, "objective.reward.name": "beauty"}, "objective.reward.name"),
+    ({**REWARDED, "objective.reward.classifier": "x.safetensors"}, "objective.reward.classifier"),
+    ({**REWARDED, "data.channels": "4"}, "objective.reward.name"),
+    (
+        {**JUDGED, "model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"},
+        "objective.reward.name",
+    ),
+    ({**JUDGED, "ema.classifier": "0.5"}, "ema.classifier"),
+    ({**SLICED, **REWARDED}, "model.slices"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),

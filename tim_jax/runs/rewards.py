@@ -1,4 +1,4 @@
-"""The classifier behind a reward (`objective.reward.classifier`): found, checked against the run, handed to its step."""
+"""The classifier of a reward (`objective.reward.classifier`): found, checked against the run, handed to its step."""
 
 import dataclasses
 import functools

@@ -10,7 +10,9 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 
 DIAGONAL = Times(share_equal=1.0, share_min=0.0)
-WHATEVER_F_LEARNS = ("coupling", "velocity", "refresh", "teacher", "shards", "slices", "name", "rollout", "matching")
+WHATEVER_F_LEARNS = (
+    "coupling", "velocity", "refresh", "teacher", "shards", "slices", "name", "rollout", "matching", "reward",
+)  # fmt: skip
 Kind = TypeVar("Kind", bound=Objective)
 
 
