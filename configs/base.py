@@ -4,7 +4,7 @@ Identity keys make a run what it is and may not change in a workdir: seed, data,
 objective, teacher, optimizer, ema, posthoc_ema, start. Run keys may: loader, mesh, training, checkpoint, sampling,
 evaluation, model.attention, model.remat, codecs.autoencoder, codecs.text_encoder, codecs.image_encoder,
 codecs.text_memory, codecs.dtype, codecs.tile, optimizer.decay_steps, posthoc_ema.every, posthoc_ema.dtype. A teacher
-may move, but must be the same checkpoint, and a plugin the same code.
+may move, but must be the same checkpoint, as a reward's classifier must be the same, and a plugin the same code.
 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
@@ -298,6 +298,13 @@ def get_config():
     config.objective.adversary.network.updates = placeholder(int)  # for each update of the online network
     # decay of an EMA of its weights, which then stands for it wherever it does not learn; 0: none
     config.objective.adversary.network.average = placeholder(float)
+    config.objective.reward = ConfigDict()
+    # r: brightness, classifier, similarity, or a name that a plugin adds
+    config.objective.reward.name = placeholder(str)
+    config.objective.reward.weight = placeholder(float)  # λ; 0: none
+    config.objective.reward.margin = placeholder(float)  # m, above which a reward has no gradient; 0: none
+    # the file of the classifier that judges, as python -m tim_jax.classify writes it
+    config.objective.reward.classifier = placeholder(str)
     # guided targets
     config.objective.guidance = ConfigDict()
     config.objective.guidance.w_gt = placeholder(float)  # 1 with w_cond = 0: none

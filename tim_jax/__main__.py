@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "shows the buckets and the first batches of a data set",
     "encode": "encodes a data set once, to shards that training reads",
     "pairs": "samples pairs of noise and image from a trained run, for rectified flow's reflow",
+    "classify": "trains a small classifier of a data set, by which rewards judge samples",
     "convert": "imports official weights into a workdir, and exports a workdir's weights",
     "ablate": "trains variants of one configuration at equal cost and compares them",
     "plan": "plans a run for devices that are not there: memory, speed, largest batch",

@@ -56,6 +56,18 @@ class Output(NamedTuple):
     taps: Any = None
 
 
+class ClassScores(NamedTuple):
+    """What a classifier says of B images.
+
+    Attributes:
+        cosines: Of their features with the embedding of each class (B, K).
+        logits: Of the classes (B, K).
+    """
+
+    cosines: jax.Array
+    logits: jax.Array
+
+
 class Examples(NamedTuple):
     """A global batch of B examples as an objective sees it.
 

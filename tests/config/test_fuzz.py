@@ -21,7 +21,7 @@ import pytest
 from tests.helpers.ablations import write_file
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import one_device, workdir
-from tim_jax import ablate, convert, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
+from tim_jax import ablate, classify, convert, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
 from tim_jax.ablation import budget
 from tim_jax.bench import BENCHES
 from tim_jax.bench import __main__ as bench
@@ -29,7 +29,7 @@ from tim_jax.config import automatic, keys, values
 from tim_jax.data import summary
 from tim_jax.plan import __main__ as plan
 from tim_jax.plan import job as plan_job
-from tim_jax.runs import conversion, diagnosis, learned_plan, shard_job, step_grid, training
+from tim_jax.runs import classifying, conversion, diagnosis, learned_plan, shard_job, step_grid, training
 from tim_jax.runs.any_step import AnyStepJob
 from tim_jax.runs.outputs.job import SampleJob
 from tim_jax.system import compilation_cache
@@ -85,7 +85,7 @@ def places(data_directory, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, one_device():
         for owner, name in (
             (training, "fit"), (SampleJob, "run"), (AnyStepJob, "table"), (AnyStepJob, "export"),
-            (diagnosis, "diagnose"), (step_grid, "find_grids"),
+            (diagnosis, "diagnose"), (classifying, "fit"), (step_grid, "find_grids"),
             (learned_plan, "learn"), (shard_job, "make_shards"), (summary, "write"),
             (plan_job, "make_plan"), (conversion, "write_workdir"), (conversion, "write_export"), (budget, "make"),
         ):  # fmt: skip
@@ -214,6 +214,7 @@ def command_calls(places, each):
         sample.main: [here], evaluate.main: [here], diagnose.main: [here], grid.main: [here],
         encode.main: ["--config=photos_t2i", f"--out={new}", *flags(small)], pairs.main: [here, f"--out={new}"],
         inspect.main: ["--config=digits", f"--out={new}", *flags(small)],
+        classify.main: ["--config=digits", f"--out={new}.safetensors", *flags(small)],
         ablate.main: [f"--config={write_file(folder, {'one': {}})}", f"--workdir={new}", *flags(small)],
         plan.main: ["--config=digits", "--topology=v5e:2x2", *flags(small)],
     }  # fmt: skip

@@ -253,6 +253,10 @@ START = [
     ({"start.checkpoint": "{run}", "transport.prediction": "x"}, "start.checkpoint"),
     ({"checkpoint.resume": "nowhere"}, "checkpoint.resume"),
     ({"checkpoint.resume": "{run}", "seed": "7"}, "seed"),
+    (
+        {"objective.reward.weight": "1.0", "objective.reward.name": "similarity"},
+        "objective.reward.classifier",
+    ),
     ({"objective.name": "ctm", "teacher.checkpoint": "nowhere"}, "teacher.checkpoint"),
     ({"objective.name": "ctm"}, "teacher.checkpoint"),
     ({"objective.name": "ctm", "teacher.checkpoint": "{run}", "teacher.ema": "fast"}, "teacher.ema"),
@@ -357,7 +361,7 @@ def test_a_refusal_names_its_key_as_it_is_typed(number, provoked):
     assert message is not None, "nothing was refused"
     assert "\n" not in message and (found := FORM.match(message)), message
     assert found[1] == CASES[number][2], message
-    known = flatten(loading.load("base").get_config()) | {"ema.score": None, "ema.online": None}
+    known = flatten(loading.load("base").get_config()) | {"ema.score": None, "ema.online": None, "ema.classifier": None}
     assert set(found[1].split(", ")) <= known.keys()
 
 

@@ -13,6 +13,8 @@ MATCHED = TAUGHT | {"objective.name": "distribution_matching"}
 IMPLICIT = MATCHED | {"objective.matching.gradient": "sim"}
 DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
+REWARDED = {"objective.reward.weight": "0.1"}
+JUDGED = {**REWARDED, "objective.reward.name": "classifier"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -205,6 +207,17 @@ OF_OBJECTIVES = [
     ),
     ({**TAUGHT, "objective.name": "velocity_refiner", "objective.matching.weight": "1.0"}, "objective.name"),
     ({"objective.name": "low_noise_contrastive", "transport.gamma": "0.5"}, "transport.gamma"),
+    ({"objective.reward.weight": "-1.0"}, "objective.reward.weight"),
+    ({"objective.reward.name": "similarity"}, "objective.reward.name"),
+    ({**REWARDED, "objective.reward.name": "beauty"}, "objective.reward.name"),
+    ({**REWARDED, "objective.reward.classifier": "x.safetensors"}, "objective.reward.classifier"),
+    ({**REWARDED, "data.channels": "4"}, "objective.reward.name"),
+    (
+        {**JUDGED, "model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"},
+        "objective.reward.name",
+    ),
+    ({**JUDGED, "ema.classifier": "0.5"}, "ema.classifier"),
+    ({**SLICED, **REWARDED}, "model.slices"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),

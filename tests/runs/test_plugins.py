@@ -33,6 +33,7 @@ from tim_jax.evaluation import METRICS
 from tim_jax.networks import NETWORKS, TiM
 from tim_jax.transitions import GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS, Objective, Times
 from tim_jax.transitions.perceptual import PERCEPTUAL
+from tim_jax.transitions.rewards import REWARDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ SOURCES["own_digits"] = open_digits
 NETWORKS["own_tim"] = OwnTiM
 METRICS["own_fd"] = METRICS["frechet"]._replace()
 PERCEPTUAL["own_features"] = lambda x: [x**2]
+REWARDS["own_reward"] = lambda images, condition: images.mean((1, 2, 3)) * condition["label"]
 '''
 SMALL = {
     **TINY_NETWORK, "model.patch_size": "4", "data.batch_size": "8", "training.steps": "2", "training.log_every": "1",
@@ -68,7 +70,7 @@ OWN = {
     "objective.name": "scaled", "objective.scale": "3.0", "transport.name": "straight", "data.source": "own_digits",
     "sampling.sampler": "own", "sampling.grid": "own", "model.network": "own_tim",
     "objective.perceptual.weight": "0.5", "objective.perceptual.features": "own_features",
-    "transport.prediction": "x",
+    "transport.prediction": "x", "objective.reward.weight": "0.1", "objective.reward.name": "own_reward",
 }  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def test_every_table_is_known():
     assert set(plugins.TABLES) == {
         "OBJECTIVES", "TRANSPORTS", "CONSISTENCIES", "COUPLINGS", "DISTRIBUTIONS", "KERNELS", "SCALES", "SAMPLERS",
         "STOCHASTIC", "GRIDS", "NOISE_SCALES", "DIFFUSIONS", "SOURCES", "METRICS", "FEATURES", "NETWORKS",
-        "PERCEPTUAL",
+        "PERCEPTUAL", "REWARDS",
     }  # fmt: skip
     assert keys.flatten(plugins.base_config()).keys() - {"ema.slow"} == set(plugins.OWN_KEYS) - {"ema.slow"}
 

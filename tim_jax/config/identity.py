@@ -14,12 +14,13 @@ IDENTITY = (
     "start",
 )  # fmt: skip
 # Keys of those sections that may change all the same: where pretrained models lie and how they compute, what no result
-# depends on but by rounding, where teachers lie, whose checksums are compared instead, how EMAs are stored, and when
-# the learning rate reaches 0, so that a run can be extended as training.steps says.
+# depends on but by rounding, where teachers and a reward's classifier lie, whose checksums are compared instead, how
+# EMAs are stored, and when the learning rate reaches 0, so that a run can be extended as training.steps says.
 CODECS = ("autoencoder", "text_encoder", "image_encoder", "text_memory", "dtype", "tile")
 CHANGEABLE = (
     "model.attention", "model.remat", *(f"codecs.{key}" for key in CODECS), "teacher.checkpoint",
-    "teacher.weak_checkpoint", "optimizer.decay_steps", "posthoc_ema.every", "posthoc_ema.dtype",
+    "teacher.weak_checkpoint", "objective.reward.classifier", "optimizer.decay_steps", "posthoc_ema.every",
+    "posthoc_ema.dtype",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.objectives.transition_matching import TransitionMatching
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.prediction import check
+from tim_jax.transitions.rewards import OF_SCORES
 from tim_jax.transitions.transports import Transport, with_shared_times
 from tim_jax.types import DTYPES, averages
 
@@ -100,6 +101,7 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
             "(data.features_width is 0)"
         )
     objective.check()
+    check_reward(config, objective)
     objective = objective.following(config.training.steps)
     for key, uses_null in (
         ("objective.guidance", objective.guidance.uses_null),
@@ -108,6 +110,26 @@ def make_objective(config: ConfigDict, transport: Transport, shards: int) -> Obj
         if uses_null:
             check_null(config, f"{key} makes targets with the null condition")
     return objective
+
+
+def are_images(config: ConfigDict) -> bool:
+    """Whether examples are images, and no latents."""
+    return not config.codecs.autoencoder and config.data.channels in (1, 3)
+
+
+def check_reward(config: ConfigDict, objective: Objective) -> None:
+    """Raises ValueError for a reward that cannot judge the examples of a configuration."""
+    reward = objective.reward
+    if reward.networks and config.model.condition != "class":
+        raise ValueError(
+            f"objective.reward.name is {reward.name!r}; it must be another one with model.condition "
+            f"{config.model.condition!r}, as a classifier judges by labels"
+        )
+    if reward.weight and not reward.networks and not are_images(config):
+        raise ValueError(
+            f"objective.reward.name is {reward.name!r}; it must be one of {', '.join(OF_SCORES)} where examples are "
+            "latents, which a classifier of latents judges"
+        )
 
 
 def make_memory(config: ConfigDict, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
@@ -163,7 +185,8 @@ def check_networks(objective: Objective, emas: Mapping[str, float], power: tuple
         if value not in choices:
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
     for name in emas:
-        if name in (*objective.teachers, *objective.auxiliary, *averages(objective.auxiliary)):
+        own = (*objective.teachers, *objective.auxiliary, *objective.reward.networks)
+        if name in (*own, *averages(objective.auxiliary)):
             raise ValueError(
                 f"ema.{name} is {emas[name]}; it must have another name, since the objective {objective.name!r} has a "
                 f"network called {name!r}"

@@ -35,12 +35,12 @@ PLACEHOLDER = "from ml_collections.config_dict import placeholder"
 
 def _head() -> str:
     run = [name for name in SECTIONS if name not in IDENTITY] + [
-        key for key in CHANGEABLE if not key.startswith("teacher")
+        key for key in CHANGEABLE if not key.startswith(("teacher", "objective"))
     ]
     text = (
         "Identity keys make a run what it is and may not change in a workdir: "
         f"{', '.join(IDENTITY)}. Run keys may: {', '.join(run)}. A teacher may move, but must be "
-        "the same checkpoint, and a plugin the same code."
+        "the same checkpoint, as a reward's classifier must be the same, and a plugin the same code."
     )
     first = "Every key of a configuration, with its default and meaning. Other configurations start from here."
     written = "Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those."

@@ -28,6 +28,7 @@ PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluation.reference": (paths.REMOTE, ()),
     "evaluation.inception": (paths.REMOTE, ()),
     "evaluation.dinov2": ((SCHEME,), ()),
+    "objective.reward.classifier": (paths.REMOTE, ()),
     "loader.directory": ((), ()),
     "training.compilation_cache": (paths.REMOTE, ("auto",)),
     "codecs.autoencoder": ((SCHEME,), ()),

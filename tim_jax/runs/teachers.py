@@ -20,7 +20,8 @@ from tim_jax.config.network import make_network as make_whole_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.run import Run
 from tim_jax.networks import TiM
-from tim_jax.runs import workdir
+from tim_jax.runs import rewards, workdir
+from tim_jax.runs.rewards import find_classifier
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
 from tim_jax.training.nets import frozen_net
 from tim_jax.training.warm_start import Saved
@@ -85,14 +86,14 @@ class FrozenModel:
 
 
 def with_teachers(run: Run) -> Run:
-    """The run with the teachers that its objective learns from; all processes must call this.
+    """The run with the teachers that its objective learns from, and a reward's classifier; all processes must call it.
 
     Reads the records of their checkpoints, and all files for their checksums; weights come later.
 
     Raises:
-        ValueError: naming the key, for a teacher that is not there or does not fit the run.
+        ValueError: naming the key, for what is not there or does not fit the run.
     """
-    return with_models(run, find_teachers(run)) if _teachers_of(run) else run
+    return with_models(run, find_teachers(run))
 
 
 def _teachers_of(run: Run) -> tuple[str, ...]:
@@ -167,7 +168,7 @@ def planned_teachers(run: Run, config: ConfigDict, where: str) -> dict[str, Teac
 
 
 def with_models(run: Run, sources: Mapping[str, TeacherSource]) -> Run:
-    """The run with these teachers. Raises ValueError for one that does not fit the run."""
+    """The run with these teachers and a reward's classifier. Raises ValueError for what does not fit the run."""
     for source in sources.values():
         if _made_with(source, run).prediction_input:
             raise ValueError(
@@ -175,7 +176,8 @@ def with_models(run: Run, sources: Mapping[str, TeacherSource]) -> Run:
             )
     teachers = {name: make_teacher(run, source) for name, source in sources.items()}
     check_heads(_objective(run), {name: teacher.network for name, teacher in teachers.items()})
-    return dataclasses.replace(run, trainer=run.trainer.with_frozen(teachers))
+    frozen = teachers | find_classifier(run)
+    return dataclasses.replace(run, trainer=run.trainer.with_frozen(frozen)) if frozen else run
 
 
 def make_teacher(run: Run, source: TeacherSource) -> FrozenModel:
@@ -288,17 +290,21 @@ def _made_with(source: TeacherSource, run: Run) -> Objective:
 
 
 def record(run: Run) -> dict[str, Any]:
-    """What a checkpoint says of the run's teachers: {"teachers": {name: {"path", "which", "fingerprint"}}}, or {}."""
-    sources = {name: cast(FrozenModel, teacher).source for name, teacher in run.trainer.frozen.items()}
+    """What a checkpoint says of the run's teachers, {"teachers": {name: {"path", "which", "fingerprint"}}} or {}.
+
+    And what it says of a reward's classifier, see `rewards.record`.
+    """
+    frozen = run.trainer.frozen
+    sources = {name: cast(FrozenModel, frozen[name]).source for name in KEYS if name in frozen}
     teachers = {
         name: {"path": str(source.saved), "which": source.ema, "fingerprint": source.fingerprint}
         for name, source in sources.items()
     }
-    return {"teachers": teachers} if teachers else {}
+    return ({"teachers": teachers} if teachers else {}) | rewards.record(run)
 
 
 def check_same(run: Run, recorded: dict[str, Any], student: Saved) -> None:
-    """Checks that a checkpoint of the student has learnt from the run's teachers, wherever they lie now.
+    """Checks that a checkpoint of the student has learnt from the run's teachers and classifier, wherever they lie now.
 
     Args:
         run: with its teachers.
@@ -306,8 +312,9 @@ def check_same(run: Run, recorded: dict[str, Any], student: Saved) -> None:
         student: the checkpoint.
 
     Raises:
-        ValueError: naming the key, if it names other teachers.
+        ValueError: naming the key, if it names others.
     """
+    rewards.check_same(run, recorded, student)
     before, now = recorded.get("teachers"), record(run).get("teachers", {})
     if before is None:  # imported weights have learnt from none
         return

@@ -69,6 +69,11 @@ def check_terms(objective: "Objective") -> None:
         raise ValueError(
             f"objective.input_guidance.max_scale is {scale}; it must be 1 with terms on the student's samples"
         )
+    if objective.slices > 1:
+        raise ValueError(
+            f"model.slices is {objective.slices}; it must be 1 with terms on the student's samples, which all slices "
+            "make"
+        )
     if objective.prediction_input or objective.transition_head:
         raise ValueError(
             f"objective.name is {objective.name!r}; it must be one that makes data by a jump with terms on samples"

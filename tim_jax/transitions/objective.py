@@ -32,6 +32,7 @@ from tim_jax.transitions.tangent import Tangent
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.terms.adversary import TEACHER, Adversary
 from tim_jax.transitions.terms.matching import Matching
+from tim_jax.transitions.terms.reward import Reward
 from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.transitions.terms.term import Term, add_terms, auxiliary_loss
 from tim_jax.transitions.times import Times, positions
@@ -124,6 +125,7 @@ class Objective:
     rollout: Rollout = Rollout()
     matching: Matching = Matching()
     adversary: Adversary = Adversary()
+    reward: Reward = Reward()
     # guided targets
     guidance: TargetGuidance = TargetGuidance()
     input_guidance: InputGuidance = InputGuidance()
@@ -158,7 +160,7 @@ class Objective:
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms beside the objective's own loss that it has."""
-        return tuple(term for term in (self.matching, self.adversary) if term.weight)
+        return tuple(term for term in (self.matching, self.adversary, self.reward) if term.weight)
 
     @property
     def follows_teacher(self) -> bool:
@@ -196,7 +198,7 @@ class Objective:
     @property
     def networks(self) -> tuple[str, ...]:
         """The names of all networks that the objective calls, "online" first."""
-        names = ["online", *self.teachers, *self.auxiliary, *averages(self.auxiliary)]
+        names = ["online", *self.teachers, *self.auxiliary, *averages(self.auxiliary), *self.reward.networks]
         if self.guidance.active:
             names.append(self.guidance.ema)
         if self.times.share_equal < 1:
@@ -244,7 +246,7 @@ class Objective:
             fitted.check(self.transport)
         parts = (
             self.adaptive, self.tangent, self.bootstrap, self.perceptual, self.input_guidance, self.teacher,
-            self.rollout, self.matching, self.adversary,
+            self.rollout, self.matching, self.adversary, self.reward,
         )  # fmt: skip
         for settings in parts:
             settings.check()

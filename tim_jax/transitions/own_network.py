@@ -233,11 +233,12 @@ def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> 
                 what = "a second network, which the same loss trains"
             elif name in averages(objective.auxiliary):
                 what = f"an EMA of {averages(objective.auxiliary)[name][0]}"
+            elif name in objective.reward.networks:
+                what = "a frozen function of x that returns ClassScores"
             raise ValueError(f"{_name(objective)} also calls {name!r}; give {name}=, {what}")
-    transport = objective.transport
-    nets = {
-        name: other if name in objective.auxiliary_heads else as_net(other, transport=transport)
-        for name, other in others.items()
+    transport, as_they_are = objective.transport, (*objective.auxiliary_heads, *objective.reward.networks)
+    nets: dict[str, Any] = {
+        name: other if name in as_they_are else as_net(other, transport=transport) for name, other in others.items()
     }
     return {"float32": as_net(net, transport=transport)} | nets | {"online": as_net(net, objective.heads, transport)}
 

@@ -33,6 +33,7 @@ from tim_jax.transitions.groups import for_each, in_groups
 from tim_jax.transitions.jump import expand, jump
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.kinds import TARGET_KEYS
+from tim_jax.transitions.terms.term import add_terms
 from tim_jax.transitions.times import Times
 from tim_jax.types import Examples, PyTree
 
@@ -112,7 +113,8 @@ class Drifting(Objective):
         memory: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         t, r = self.draw(key, len(examples.x), 1)
-        return self.loss(nets, examples, t, r, step, key, memory)
+        loss, metrics = self.loss(nets, examples, t, r, step, key, memory)
+        return add_terms(self, nets, examples, step, jax.random.fold_in(key, jnp.uint32(2**32 - 3)), loss, metrics)
 
     def loss(
         self,

@@ -11,7 +11,8 @@ from tim_jax.transitions.weights import AdaptiveWeight, TimeWeight
 
 DIAGONAL = Times(share_equal=1.0, share_min=0.0)
 WHATEVER_F_LEARNS = (
-    "coupling", "velocity", "refresh", "teacher", "shards", "slices", "name", "rollout", "matching", "adversary"
+    "coupling", "velocity", "refresh", "teacher", "shards", "slices", "name", "rollout", "matching", "adversary",
+    "reward",
 )  # fmt: skip
 Kind = TypeVar("Kind", bound=Objective)
 

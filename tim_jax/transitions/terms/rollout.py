@@ -26,7 +26,7 @@ UNUSED = {
 
 def looks_at_samples(section) -> bool:
     """Returns whether a section `objective` has a term that looks at samples of the student."""
-    return any(getattr(section, term).weight for term in ("matching", "adversary"))
+    return any(getattr(section, term).weight for term in ("matching", "adversary", "reward"))
 
 
 @dataclasses.dataclass(frozen=True)
