@@ -52,7 +52,7 @@ def column(t):
 
 
 def test_which_objectives_have_teachers():
-    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm tbcm cmt velocity_refiner straightening"
+    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm tbcm cmt velocity_refiner straightening flow_dpo"
     assert names.split() == DISTILLED
 
 
@@ -315,12 +315,12 @@ def test_jumps_of_mid_training_end_where_the_teachers_trajectory_does(transport,
 @pytest.mark.parametrize(
     "name",
     ["tim", "mean_flow", *(pytest.param(n, marks=[] if n == "ctm" else pytest.mark.nightly) for n in DISTILLED
-                           if n != "straightening")],
+                           if n not in ("straightening", "flow_dpo"))],
 )  # fmt: skip
 def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     """From zero, with features of which the flow map is made and others, learnt from the exact flow of a Gaussian.
 
-    What `straightening` learns is another flow: see test_straightening.py.
+    What `straightening` learns is another flow: see test_straightening.py. `flow_dpo` leaves its teacher.
     """
     transport = plain_times("ot_fm")
     gaussian = Gaussian(transport, mean=0.4, std=0.5)
