@@ -36,6 +36,7 @@ NOTHING_THERE = {
     "inspect": ["--config=digits", "--config.data.source=none"],
     "encode": ["--config=digits", "--out={}/out"],
     "pairs": ["--workdir={}", "--out={}/out"],
+    "prefer": ["--workdir={}", "--reward=brightness", "--out={}/out"],
     "convert": ["export", "{}", "{}/x.safetensors"],
     "ablate": ["--config=ablations/objectives", "--workdir={}", "--report"],
     "plan": ["--config=digits", "--topology=cpu:4096"],
