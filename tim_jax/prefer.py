@@ -1,4 +1,4 @@
-"""python -m tim_jax.prefer --workdir=RUN --reward=brightness --out=DIR [--against=RUN --pairs=1000 --steps=16 --seed=0]
+"""python -m tim_jax.prefer --workdir=RUN --reward=brightness --out=DIR [--against=RUN --pairs=4000 --steps=16 --seed=0]
 
 Draws pairs of samples of a run and says which of two a reward prefers: one of the table REWARDS, or a plugin's. DIR
 gets the images and preferences.jsonl, as the source `preferences` reads them. Both samples of a pair are of one label,
@@ -10,7 +10,7 @@ import argparse
 
 from tim_jax.config.command_line import MOST, Parser, user_errors
 
-PAIRS, STEPS = 1000, 16
+PAIRS, STEPS = 4000, 16
 
 
 def parser() -> Parser:

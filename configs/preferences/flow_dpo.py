@@ -1,12 +1,12 @@
-"""Flow-DPO of the flow-matching digits (arXiv 2501.13918): of pairs of its samples those with thicker strokes win.
+"""Flow-DPO of the flow-matching digits (arXiv 2501.13918): of pairs of its samples those with the thicker strokes win.
 
     −log σ(−½ β [Δ(winner) − Δ(loser)]),   Δ = ‖F − (ε − x)‖² − ‖F_ref − (ε − x)‖²
 
-at the same t and with the same noise ε, errors being means. The reference is the model that the run starts from. β of
-the paper's video models holds for them; on 64 pixels a larger one leaves the digits alone.
+at the same t and with the same noise ε, errors being means. The reference is the model that the run starts from. β is
+that of the paper.
 
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        docs/preferences.md has the commands that make runs/digits_pairs
+        python -m tim_jax.prefer --workdir=runs/digits_flow_matching --reward=brightness --out=runs/preferences
         python -m tim_jax.train --config=configs/preferences/flow_dpo.py --workdir=runs/flow_dpo
 """
 
@@ -25,7 +25,7 @@ def tuned(changes):
     config.start.checkpoint = digits.WORKDIR
 
     config.data.source = "preferences"
-    config.data.path = "runs/digits_pairs"
+    config.data.path = "runs/preferences"
 
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 20
