@@ -362,11 +362,21 @@ def get_config():
     # times from T_max down to T_min, such as those of grid.json, in place of these
     config.objective.segments.edges = placeholder(tuple)
     config.objective.segments.solver_steps = placeholder(int)  # of Heun's method along the teacher
+    # flow_dpo alone has it
+    config.objective.preference = ConfigDict()
+    config.objective.preference.beta = placeholder(float)  # β, that holds the network to the reference
+    # errors are sums over the values of an example, for which β is smaller; False: means
+    config.objective.preference.total = placeholder(bool)
+    config.objective.preference.error = placeholder(str)  # that β weighs: "F", for which β_t is constant, or "noise"
+    config.objective.preference.shared_noise = placeholder(bool)  # of winner and loser; False: each has its own
+    # τ of e^{reward/τ}; reward_weighted_regression alone has it
+    config.objective.reward_temperature = placeholder(float)
 
     # The model that some objectives learn from: any run with examples and conditions like this run's, of whatever
     # transport.
     config.teacher = ConfigDict()
-    config.teacher.checkpoint = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
+    # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none, or start.checkpoint for flow_dpo
+    config.teacher.checkpoint = ""
     config.teacher.ema = "slow"  # of its weights: the name of an EMA, or "online"
     config.teacher.dtype = "float32"  # of its weights and computation, "float32" or "bfloat16"
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none

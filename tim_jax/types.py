@@ -81,6 +81,8 @@ class Examples(NamedTuple):
         weight: Loss weights (B,), zero for padding.
         keys: Random keys (B,) for the network's dropout, or None.
         known: The network's own prediction (B, …) at r = t, where a target has been made with it, or None.
+        loser: Data of the same shape and condition that x was preferred to, or None.
+        reward: The reward (B,) of x, or None.
     """
 
     x: jax.Array
@@ -93,6 +95,8 @@ class Examples(NamedTuple):
     weight: jax.Array | None = None
     keys: jax.Array | None = None
     known: jax.Array | None = None
+    loser: jax.Array | None = None
+    reward: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,8 @@ from tim_jax.training import names, warm_start
 from tim_jax.transitions.objectives.table import OBJECTIVES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BY_OBJECTIVE = sorted(
-    path for folder in ("objectives", "distillation") for path in (ROOT / "configs" / folder).glob("*.py")
-)
+FOLDERS = ("objectives", "distillation", "preferences")
+BY_OBJECTIVE = sorted(path for folder in FOLDERS for path in (ROOT / "configs" / folder).glob("*.py"))
 OF_PAIRS = ("distillation/reflow", "distillation/instaflow", "distillation/slimflow")
 STARTED = ("objectives/twin_flow",)  # from a trained model, of which they learn nothing further
 OTHER_NETWORKS = ("distillation/velocity_refiner", "distillation/slimflow")  # than the teacher's
@@ -80,11 +79,12 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     run = build(module.get_config(), jax.devices()[:1])
     teacher, distils = loading.load("digits_flow_matching"), name.startswith("distillation/")
     assert f"--config=configs/{name}.py" in module.__doc__
-    starts = distils and name not in OTHER_NETWORKS or name in STARTED
+    starts = distils and name not in OTHER_NETWORKS or name in STARTED or name.startswith("preferences/")
     from_where = loading.load("distillation/reflow") if name == "distillation/instaflow" else teacher
     assert run.config.start.checkpoint == (from_where.WORKDIR if starts else "")
     learns = run.trainer.step.objective.teachers
-    assert learns == (("teacher",) if distils and name not in OF_PAIRS else ())
+    compares = name == "preferences/flow_dpo"  # with what it starts from
+    assert learns == (("teacher",) if distils and name not in OF_PAIRS or compares else ())
     if starts:  # the network of the teacher, and perhaps heads
         own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["online"]
         here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["online"], own))

@@ -94,9 +94,10 @@ def step(name, places):
     for command, words in launches(name):
         if (command, *words) in DONE:
             continue
-        if command == "pairs":
-            words = [*places(words, 4)[:-1], "--examples=8", "--steps=1"]
-            importlib.import_module("tim_jax.pairs").main(words)
+        if command in ("pairs", "prefer"):
+            few = {"pairs": "--examples=8", "prefer": "--pairs=8"}[command]
+            importlib.import_module(f"tim_jax.{command}").main([*places(words, 4)[:-1], few, "--steps=1"])
+            DONE.add((command, *words))
             continue
         config = loading.load(words[0].removeprefix("--config=")).get_config()
         if name == "imagenet256_xl_distilled":

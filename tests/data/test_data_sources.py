@@ -117,6 +117,9 @@ def test_a_changed_source_has_another_fingerprint(name, tmp_path):
     if name == "manifest":
         with (tmp_path / "rows.jsonl").open("a") as file:
             file.write("\n" + json.dumps({"image_file": "sub/0.png", "captions": "again"}))
+    elif name == "preferences":
+        lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
+        (tmp_path / "pairs.jsonl").write_text("\n".join(lines[:-1]))
     elif name in ("folder", "latents"):
         path = next((tmp_path / {"folder": "images"}.get(name, name)).glob("*/*.*"))
         path.rename(path.with_name("renamed" + path.suffix))

@@ -16,7 +16,7 @@ from tim_jax.data.sources.base import EncodedImages, Raw
 PACKAGE = pathlib.Path(tim_jax.__file__).parent
 # The abilities that a source has or has not, and what a source is that says nothing of them.
 DEFAULTS = {"num_classes": 0, "class_names": (), "left_out": {}, "captions": False, "latents": False}
-DEFAULTS |= {"paired_noise": False, "null_text": {}, "labels_at_hand": False}
+DEFAULTS |= {"paired_noise": False, "preference": (), "null_text": {}, "labels_at_hand": False}
 METHODS = {"read", "header", "headers", "identity", "stable_names", "fingerprint", "parts", "name", "image_shape"}
 METHODS |= {"annotations", "labels", "former_fingerprint"}
 

@@ -15,6 +15,8 @@ DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
 REWARDED = {"objective.reward.weight": "0.1"}
 JUDGED = {**REWARDED, "objective.reward.name": "classifier"}
+DPO = {"objective.name": "flow_dpo", "teacher.checkpoint": "somewhere"}
+RWR = {"objective.name": "reward_weighted_regression"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -246,6 +248,16 @@ OF_OBJECTIVES = [
         {**TAUGHT, "objective.name": "velocity_refiner", "objective.input_guidance.max_scale": "2.0"},
         "objective.input_guidance.max_scale",
     ),
+    ({**DPO, "objective.preference.beta": "0.0"}, "objective.preference.beta"),
+    ({**DPO, "objective.preference.error": "x"}, "objective.preference.error"),
+    ({**DPO, "objective.velocity": "teacher"}, "objective.velocity"),
+    ({**DPO, "objective.weight.kernel": "sqrt"}, "objective.weight.kernel"),
+    ({**DPO, "objective.coupling.task": "super_resolution"}, "objective.coupling.task"),
+    ({**DPO, "times.share_equal": "0.5"}, "times.share_equal"),
+    ({**DPO, "teacher.guidance": "2.0"}, "teacher.guidance"),
+    ({**DPO, "teacher.checkpoint": "", "start.checkpoint": "somewhere", "teacher.ema": "online"}, "teacher.ema"),
+    ({**RWR, "objective.reward_temperature": "0.0"}, "objective.reward_temperature"),
+    ({**RWR, "objective.preference.beta": "5.0"}, "objective.preference.beta"),
     ({**RESTORE, "objective.coupling.task": "blur"}, "objective.coupling.task"),
     ({**RESTORE, "objective.coupling.scale": "-1.0"}, "objective.coupling.scale"),
     ({**RESTORE, "objective.coupling.factor": "1"}, "objective.coupling.factor"),

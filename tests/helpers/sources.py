@@ -115,8 +115,21 @@ def make_tfds(root):
     return {"path": "things"}
 
 
+def make_preferences(root, ties=1):
+    """Pairs of an image with itself upside down, which loses."""
+    lines = []
+    for i in range(ROWS):
+        names = [f"{i}.png", f"{i}_lost.png"]
+        for name, image in zip(names, (IMAGES[i], IMAGES[i][::-1]), strict=True):
+            (root / name).write_bytes(encoded(np.ascontiguousarray(image)))
+        line = {"images": names[:: 1 - 2 * (i % 2)], "choice": i % 2, "label": LABELS[i], "reward": i / ROWS}
+        lines += [line] + [line | {"choice": None}] * (ties if i == 4 else 0)
+    (root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"path": str(root / "pairs.jsonl"), "num_classes": 2}
+
+
 MADE = {"folder": make_folder, "manifest": make_manifest, "tar": make_tar, "parquet": make_parquet}
-MADE |= {"latents": make_latents, "shards": make_shards, "tfds": make_tfds}
+MADE |= {"latents": make_latents, "shards": make_shards, "tfds": make_tfds, "preferences": make_preferences}
 EMBEDDED = ("digits", "photos", "emoji")
 
 

@@ -37,6 +37,7 @@ NOTHING_THERE = {
     "encode": ["--config=digits", "--out={}/out"],
     "pairs": ["--workdir={}", "--out={}/out"],
     "classify": ["--config=digits", "--config.data.source=none", "--out={}/x.safetensors"],
+    "prefer": ["--workdir={}", "--reward=brightness", "--out={}/out"],
     "convert": ["export", "{}", "{}/x.safetensors"],
     "ablate": ["--config=ablations/objectives", "--workdir={}", "--report"],
     "plan": ["--config=digits", "--topology=cpu:4096"],

@@ -53,8 +53,8 @@ def column(t):
 
 
 def test_which_objectives_have_teachers():
-    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm distribution_matching tbcm cmt"
-    assert [*names.split(), "velocity_refiner", "straightening"] == DISTILLED
+    names = "scm_distillation ayf_eulerian ayf_lagrangian ctm rcm distribution_matching tbcm cmt velocity_refiner"
+    assert [*names.split(), "straightening", "flow_dpo"] == DISTILLED
 
 
 @pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
@@ -316,12 +316,13 @@ def test_jumps_of_mid_training_end_where_the_teachers_trajectory_does(transport,
 @pytest.mark.parametrize(
     "name",
     ["tim", "mean_flow", *(pytest.param(n, marks=[] if n == "ctm" else pytest.mark.nightly) for n in DISTILLED
-                           if n not in ("straightening", "distribution_matching"))],
+                           if n not in ("straightening", "distribution_matching", "flow_dpo"))],
 )  # fmt: skip
 def test_a_linear_student_reaches_the_exact_flow_map(name, x64):
     """From zero, with features of which the flow map is made and others, learnt from the exact flow of a Gaussian.
 
-    What `straightening` learns is another flow: see test_straightening.py. `distribution_matching` learns no flow.
+    What `straightening` learns is another flow: see test_straightening.py. `distribution_matching` learns no flow, and
+    `flow_dpo` leaves its teacher.
     """
     transport = plain_times("ot_fm")
     gaussian = Gaussian(transport, mean=0.4, std=0.5)

@@ -49,12 +49,12 @@ SLOW = ("mean_flow", "scm", "shortcut", "low_noise_contrastive", "ctm", "rcm", "
 WHEN = {"tim": []} | dict.fromkeys(SLOW, pytest.mark.slow)
 WITHOUT_TEACHER = ("low_noise_contrastive", "imm", "drifting")  # in place of data
 OVER_DEVICES = ("tim", "low_noise_contrastive")  # the others' meshes are a nightly matter
-# whose minimum is another; see the files of these names
-OWN = ("twin_flow", "difference_transition_matching", "distribution_matching")
+# whose minimum is another; see the files of these names, and test_preference.py
+OWN = ("twin_flow", "difference_transition_matching", "distribution_matching", "flow_dpo")
 FLOW_MAPS = [name for name in OBJECTIVES if name not in OWN]
-# Those that sample by themselves, from scratch: the match of twin_flow, and samples of a student that are matched with
-# a teacher's distribution, need a model that has been trained.
-STARTED = ("distribution_matching",)
+# Those that sample by themselves, from scratch: the match of twin_flow, samples of a student that are matched with a
+# teacher's distribution, and preferences need a model that has been trained.
+STARTED = ("distribution_matching", "flow_dpo")
 MODELS = [name for name in OBJECTIVES if name not in ("velocity_refiner", "twin_flow", *STARTED)]
 
 
@@ -208,13 +208,20 @@ def digits_of(count=None):
     return images.astype(np.float32), labels.astype(np.int32)
 
 
+def asked(run, batch):
+    """The batch with what the objective asks for besides."""
+    x = batch["x"]
+    more = {"loser": x[::-1], "reward": x.mean(axis=(1, 2, 3))}
+    return batch | {name: more[name] for name in run.trainer.step.objective.inputs}
+
+
 def trained(run):
     """The state after all steps of a run on random batches of the digits."""
     (x, label), rows = digits_of(), run.config.data.batch_size
     state, rng = start.first_state(run, epath.Path("nowhere"))(), np.random.default_rng(0)
     for _ in range(run.training.steps):
         of = rng.choice(len(x), rows, replace=False)
-        state, _ = run.trainer(state, {"x": jnp.asarray(x[of]), "label": jnp.asarray(label[of])})
+        state, _ = run.trainer(state, asked(run, {"x": jnp.asarray(x[of]), "label": jnp.asarray(label[of])}))
     return state
 
 
@@ -273,7 +280,7 @@ def test_few_steps_bring_jumps_closer_to_the_data(name, teacher):
     state = run.trainer.create()
     before = distance(state.params["online"])
     for _ in range(STEPS.get(name, 50)):
-        state, metrics, per_example = run.trainer.detailed(state, {"x": x, "label": label})
+        state, metrics, per_example = run.trainer.detailed(state, asked(run, {"x": x, "label": label}))
         assert metrics["nonfinite"] == 0 and jnp.isfinite(metrics["loss"])
     assert distance(state.params["online"]) < 0.8 * before
 
@@ -300,7 +307,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, teacher):
         config = override(config, SMALL | sizes | {"objective.name": name})
         run = build(config, jax.devices()[: 8 if sizes else 1])
         run = with_teacher(run, teacher, "base", TEACHER)
-        batch = sharding.put_batch(run.mesh, {"x": x, "label": label})
+        batch = sharding.put_batch(run.mesh, asked(run, {"x": x, "label": label}))
         state, seen = run.trainer.create(), []
         for _ in range(5):
             state, metrics = run.trainer(state, batch)

@@ -70,7 +70,7 @@ class ExactTeacher(Teacher):
         return self.gaussian.flow_map(x_t, t, s)
 
 
-OWN = ("drifting", "twin_flow", "difference_transition_matching")
+OWN = ("drifting", "twin_flow", "difference_transition_matching", "flow_dpo")
 # One of each kind: the default tests see that vectors reach every line that knew of height and width.
 KINDS = ("tim", "improved_mean_flow", "low_noise_contrastive", "ayf_lagrangian", "ctm", "rcm", "tbcm")
 
@@ -102,7 +102,8 @@ def test_vectors_have_the_losses_of_images_of_one_position_and_the_exact_flow_ma
         nets = dict.fromkeys(objective.networks, exact) | {"online": as_net(moved(learnt(objective, gaussian), theta))}
         x, noise = (part.reshape(COUNT, *shape) for part in data)
         label = {"label": jnp.zeros(COUNT, int)}
-        examples = Examples(x, noise, label, label, jnp.zeros(COUNT, bool))
+        more = {"loser": x[::-1], "reward": jnp.linspace(-1, 1, COUNT)}
+        examples = Examples(x, noise, label, label, jnp.zeros(COUNT, bool), **more)
         return objective.loss(nets, examples, t, r, LATE, jax.random.key(1))[0]
 
     @jax.jit
@@ -125,6 +126,7 @@ def test_vectors_have_the_losses_of_images_of_one_position_and_the_exact_flow_ma
 STEP, SLOW = ("step=", {"step": 3}), ("slow=, an EMA", {"slow": None})
 TEACHER, SCORE = ("teacher=, a trained network", {"teacher": None}), ("score=, a second network", {"score": None})
 HEAD = ("heads=", {"heads": True})
+LOSER, REWARD = ("loser: missing", {"loser": random(9)}), ("reward: missing", {"reward": jnp.ones(COUNT)})
 CLASSES = {"condition": {"class": jnp.ones(COUNT)}, "null_condition": {"class": 0.0}}
 CONDITION = ("condition, null_condition: missing", CLASSES)
 NEEDS = {
@@ -136,13 +138,14 @@ NEEDS = {
     "ayf_lagrangian": [STEP, TEACHER], "ctm": [TEACHER, SLOW], "rcm": [STEP, TEACHER, SCORE, HEAD],
     "tbcm": [STEP, TEACHER, HEAD], "velocity_refiner": [TEACHER], "straightening": [TEACHER],
     "distribution_matching": [TEACHER, SCORE],
+    "flow_dpo": [LOSER, TEACHER], "reward_weighted_regression": [REWARD],
 }  # fmt: skip
 
 
 def test_the_table_of_the_page_lists_what_is_needed():
-    """By the words of its rows: step, slow, teacher, score, head, condition."""
+    """By the words of its rows: step, slow, teacher, score, head, condition, loser, reward."""
     words = {STEP[0]: "step=", SLOW[0]: "slow=", TEACHER[0]: "teacher=", SCORE[0]: "score=", HEAD[0]: "a head",
-             CONDITION[0]: "condition="}  # fmt: skip
+             CONDITION[0]: "condition=", LOSER[0]: "loser=", REWARD[0]: "reward="}  # fmt: skip
     rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|$", PAGE.read_text(), re.M)
     listed = {name: text for names, text in rows for name in re.findall(r"`(\w+)`", names)}
     assert listed.keys() == NEEDS.keys()
@@ -254,6 +257,16 @@ def test_dropped_conditions_and_guidance():
         (
             lambda net: mean_loss(OBJECTIVES["tbcm"](OT_FM), net, random(0)[:9], jax.random.key(0)),
             "the objective takes multiples of 8",
+        ),
+        (
+            lambda net: mean_loss(unweighted(OT_FM, Times()), net, random(0), jax.random.key(0), loser=random(1)),
+            "loser: the objective has no use for it",
+        ),
+        (
+            lambda net: mean_loss(
+                OBJECTIVES["reward_weighted_regression"](OT_FM), net, random(0), jax.random.key(0), reward=jnp.ones(3)
+            ),
+            "reward has shape (3,); it must be (16,)",
         ),
         (
             lambda net: mean_loss(

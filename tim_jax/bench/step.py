@@ -197,17 +197,18 @@ def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
     return {name: initial(case.network, case.latent, jax.random.key(i)) for i, name in enumerate(names)}
 
 
-def made_up_batch(case: Case) -> dict[str, jax.Array]:
-    """Returns a batch of random examples with labels."""
-    x = jax.random.normal(jax.random.key(1), (case.batch, *case.latent))
-    return {"x": x, "label": jnp.arange(case.batch) % case.network.num_classes}
+def made_up_batch(case: Case, settings: StepSettings) -> dict[str, jax.Array]:
+    """Returns a batch of random examples with labels, and what else the objective asks of them."""
+    x, reward = jax.random.normal(jax.random.key(1), (case.batch, *case.latent)), jnp.zeros(case.batch)
+    more = {name: {"loser": -x, "reward": reward}[name] for name in cast(Objective, settings.objective).inputs}
+    return {"x": x, "label": jnp.arange(case.batch) % case.network.num_classes} | more
 
 
 def trace_step(case: Case, variant: str) -> jax.stages.Traced:
     """Traces the step, as the training loop does on one device."""
     settings = step_settings(case, variant)
     state = jax.eval_shape(functools.partial(make_state, case, settings))
-    batch = jax.eval_shape(functools.partial(made_up_batch, case))
+    batch = jax.eval_shape(functools.partial(made_up_batch, case, settings))
     frozen = jax.eval_shape(functools.partial(frozen_params, case, settings))
     return jax.jit(functools.partial(train_step, settings), donate_argnums=0).trace(state, batch, SEED, frozen)
 
@@ -216,7 +217,7 @@ def trainer(case: Case, variant: str, compiled: jax.stages.Compiled) -> Callable
     """Returns a function that makes one step on random examples, and goes on from there when called again."""
     settings = step_settings(case, variant)
     state = jax.jit(functools.partial(make_state, case, settings))()
-    batch = jax.jit(functools.partial(made_up_batch, case))()
+    batch = jax.jit(functools.partial(made_up_batch, case, settings))()
     frozen = jax.jit(functools.partial(frozen_params, case, settings))()
 
     def train() -> Any:

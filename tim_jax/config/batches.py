@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from tim_jax.config.objective import inputs_of
+
 Spec = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 
 
@@ -20,6 +22,8 @@ def batch_spec(config: ConfigDict, rows: int, shape: tuple[int, int]) -> Spec:
             spec[f"{name}mask"] = ((count, data.text_tokens), np.bool_)
     if data.paired_noise:
         spec["noise"] = spec["x"]
+    for name in inputs_of(config):
+        spec[name] = spec["x"] if name == "loser" else ((rows,), np.float32)
     if data.features_width:
         tokens = shape[0] * shape[1] // config.model.patch_size**2
         spec["features"] = ((rows, tokens, data.features_width), np.float32)

@@ -132,6 +132,11 @@ def check_reward(config: ConfigDict, objective: Objective) -> None:
         )
 
 
+def inputs_of(config: ConfigDict) -> tuple[str, ...]:
+    """What examples must bring besides data and condition, see `Objective.inputs`."""
+    return OBJECTIVES[config.objective.name](make_transport(config)).inputs
+
+
 def make_memory(config: ConfigDict, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of what the objective remembers. Raises ValueError for examples that it cannot remember."""
     data, classes = config.data, config.model.num_classes

@@ -1,6 +1,7 @@
 """From sources of images to global batches: sources/ -> sizes -> buckets -> plan -> batches (grain)."""
 
 from tim_jax.data.annotations import caption_at, label_counts, proportional_labels
+from tim_jax.data.arrays import load_arrays, normalise
 from tim_jax.data.bad_records import Account, BadRecord, TooManyBadRecords, count_bad_records
 from tim_jax.data.batches import Order, global_batches, iterate, prefetch_to_device
 from tim_jax.data.buckets import Fitting, Grid
@@ -9,7 +10,7 @@ from tim_jax.data.plan import Bucket, Bucketing, BucketPlan, make_plan, one_buck
 from tim_jax.data.shard_files import write_shards
 from tim_jax.data.sizes import read_sizes
 from tim_jax.data.sources import SOURCES, open_source
-from tim_jax.data.sources.base import Location, Source, load_arrays, normalise
+from tim_jax.data.sources.base import Location, Source
 from tim_jax.data.sources.mixture import Mixture
 from tim_jax.data.splits import HELD_OUT, NOT_TRAINED_ON, UnknownSplit
 

@@ -18,12 +18,13 @@ import numpy as np
 from absl import flags
 
 from tim_jax.data import bad_records
+from tim_jax.data.arrays import normalise
 from tim_jax.data.bad_records import BadRecord, TooManyBadRecords
 from tim_jax.data.fit import Augmentation, draws, fit
 from tim_jax.data.interleave import Interleave
 from tim_jax.data.order import index_at
 from tim_jax.data.plan import BucketPlan, one_bucket
-from tim_jax.data.sources.base import Example, PickledByFields, Source, normalise
+from tim_jax.data.sources.base import Example, PickledByFields, Source
 
 MAX_STEPS = 2**40
 ATTEMPTS = 100
@@ -133,8 +134,11 @@ class _Shares(PickledByFields):
         for name in ("text", "mask", "features", "noise"):
             if name in examples[0]:
                 batch[name] = np.stack([example[name] for example in examples])
-        if "original" in examples[0]:
-            batch["original"] = _stacked([example["original"] for example in examples])
+        for name in ("original", "loser"):
+            if name in examples[0]:
+                batch[name] = _stacked([example[name] for example in examples])
+        if "reward" in examples[0]:
+            batch["reward"] = np.asarray([example["reward"] for example in examples], np.float32)
         if "features" in batch:
             batch["features_mask"] = np.ones(len(examples), bool)
         return batch | {f"null_{name}": value[None] for name, value in self.source.null_text.items()}
@@ -197,7 +201,7 @@ def global_batches(
 
         and, for sources that have them, of "caption" (b,), "text" (b, M, T) with "mask" (b, M), "null_text" (1, M, T)
         with "null_mask" (1, M), "features" (b, tokens, Z) with "features_mask" (b,), "original" (b, H, W, 3), images in
-        [-1, 1], and "noise" (b, h, w, c).
+        [-1, 1], "noise" and "loser" (b, h, w, c), and "reward", float32 (b,).
 
     Raises:
         ValueError: `count` does not divide the batch size of a bucket, a part is not below it, the source is empty, or

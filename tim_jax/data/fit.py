@@ -117,7 +117,7 @@ def fit(
     Returns:
         {"image" (H, W, c), "label", "index"} and, where the example has them, "caption", "text" (M, T) with "mask"
         (M,), "features" (tokens, Z), "original", uint8 with PIXELS_PER_TOKEN pixels for a token of the latent and
-        mirrored as it is, and "noise", which stays as it is.
+        mirrored as it is, "loser", brought to the same shape and mirrored alike, "noise" and "reward", as they are.
 
     Raises:
         BadRecord: it does not fit its bucket, or its texts or features are not what they should be.
@@ -139,8 +139,10 @@ def fit(
         made["caption"] = example["captions"][chosen]
         if "texts" in example:
             made |= padded(example["texts"][chosen], null_text or {})
-    if "noise" in example:
-        made["noise"] = example["noise"]
+    made |= {name: example[name] for name in ("noise", "reward") if name in example}
+    if "loser" in example:
+        loser = resize_and_crop(example["loser"], shape, fitting, at)
+        made["loser"] = loser[:, ::-1] if mirrored else loser
     if "features" in example:
         made["features"] = _on_tokens(example["features"][int(mirrored)], size_of(source), shape, augmentation.side)
     if "original" in example:

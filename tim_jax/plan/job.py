@@ -11,7 +11,7 @@ from tim_jax.plan import collectives, report
 from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
 from tim_jax.plan.memory import largest_batch
-from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers
+from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers, starts_from_teacher
 from tim_jax.system.topologies import Topology
 from tim_jax.transitions.objective import Objective
 
@@ -60,7 +60,7 @@ def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dic
             raise ValueError(str(error).replace("--config=", "--teacher=", 1)) from None
         return planned_teachers(run, config, f"--teacher is {teacher!r}")
     objective = cast(Objective, run.trainer.step.objective)
-    if objective.teachers and not run.config.teacher.checkpoint:
+    if objective.teachers and not run.config.teacher.checkpoint and not starts_from_teacher(run):
         raise ValueError(
             f"--teacher: missing; objective.name {run.config.objective.name!r} learns from a teacher and "
             "teacher.checkpoint is '': give its configuration, such as --teacher=imagenet256_xl"

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from tim_jax import data
 from tim_jax.config.batches import batch_spec
+from tim_jax.config.objective import inputs_of
 from tim_jax.config.run import Run
 from tim_jax.data.settings import open_data, open_split
 from tim_jax.evaluation.settings import AUTO
@@ -123,6 +124,8 @@ def images_spec(run: Run, count: int, shape: tuple[int, int]) -> dict[str, tuple
         spec["label"] = ((count,), np.int32)
     else:
         spec["caption"] = ((count,), np.str_)
+    for name in inputs_of(run.config):
+        spec[name] = spec["x"] if name == "loser" else ((count,), np.float32)
     if run.data.images:
         height, width = (side // run.inputs.augmentation.side * data.PIXELS_PER_TOKEN for side in shape)
         spec["original"] = ((count, height, width, 3), np.float32)
@@ -137,6 +140,8 @@ _NEEDED_BY["caption"] = (
     "metadata.csv; --config=own_images trains by class"
 )
 _NEEDED_BY["noise"] = "data.paired_noise needs: python -m tim_jax.pairs makes such examples"
+_NEEDED_BY["loser"] = "objective.name 'flow_dpo' needs: those of data.source 'preferences' are pairs"
+_NEEDED_BY["reward"] = "the objective needs: a 'reward' in every line of data.source 'preferences'"
 _NEEDED_BY |= dict.fromkeys(("features", "features_mask"), "data.features_width above 0 needs")
 
 

@@ -28,6 +28,7 @@ from tim_jax.training.warm_start import Saved
 from tim_jax.transitions.change_of_transport import in_transport
 from tim_jax.transitions.coupling import Coupling
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.objectives.preference import FlowDPO
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.prediction import tells_times
 from tim_jax.types import DTYPES
@@ -105,8 +106,18 @@ def _objective(run: Run) -> Objective:
     return cast(Objective, run.trainer.step.objective)
 
 
+def starts_from_teacher(run: Run) -> bool:
+    """Whether the teacher is what the run starts from: the reference of preferences, where no other is named."""
+    config = run.config
+    compares = isinstance(run.trainer.step.objective, FlowDPO) and not config.teacher.checkpoint
+    return compares and bool(config.start.checkpoint)
+
+
 def find_teachers(run: Run) -> dict[str, TeacherSource]:
     """{name: source} of every teacher that the run's objective learns from. Raises ValueError, naming the key."""
+    start = run.config.start
+    if starts_from_teacher(run):
+        return {"teacher": find_frozen(start.checkpoint, "start.checkpoint", start.ema, "start.ema")}
     return {name: _find(run.config, *KEYS[name]) for name in _teachers_of(run)}
 
 

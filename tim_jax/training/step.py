@@ -100,6 +100,8 @@ def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.
         features_mask=batch.get("features_mask"),
         weight=batch.get("weight", jnp.ones(x.shape[:1], x.dtype)),
         keys=jax.random.split(examples_key, x.shape[0]) if settings.dropout else None,
+        loser=batch.get("loser"),
+        reward=batch.get("reward"),
     )
 
 

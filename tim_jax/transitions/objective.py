@@ -10,6 +10,7 @@ L → e^{−u} L + u, or the logarithm of a sum, L → log(e^{−u} L + c) + u.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,7 @@ class Objective:
     shards: int = 1
     slices: int = 1
     name: str = ""  # a name in tim_jax.transitions.objectives.table.OBJECTIVES
+    inputs: ClassVar[tuple[str, ...]] = ()  # what examples must bring besides data and condition: "loser", "reward"
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -250,9 +252,7 @@ class Objective:
         )  # fmt: skip
         for settings in parts:
             settings.check()
-        for name, known in (
-            ("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)
-        ):  # fmt: skip
+        for name, known in (("consistency", CONSISTENCIES), ("derivative", DERIVATIVES), ("direction", DIRECTION_AXES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"objective.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         for name in ("direction_weight", "head_weight", "alignment_weight", "learned_offset"):

@@ -85,6 +85,8 @@ def mean_loss(
     null_condition: PyTree = None,
     condition_dropout: float = 0.0,
     noise: jax.Array | None = None,
+    loser: jax.Array | None = None,
+    reward: jax.Array | None = None,
     **networks: Network,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the mean loss of a batch, to be differentiated by the parameters of `net`, and metrics of its examples.
@@ -99,6 +101,8 @@ def mean_loss(
         null_condition: What stands for no condition: a pytree like `condition`, which it is broadcast to.
         condition_dropout: The share of examples that are trained with the null condition.
         noise: (B, …), by default drawn; reflow brings its own.
+        loser: (B, …), what x was preferred to, for objectives of pairs.
+        reward: (B,), of x, for objectives that weigh by it.
         **networks: The other networks that the objective calls, by their names: an EMA of `net` as `slow`, a frozen
             `teacher`. `objective.networks` lists them.
 
@@ -122,6 +126,7 @@ def mean_loss(
     if len(x) % objective.batch_multiple:
         raise ValueError(f"x has {len(x)} examples; {_name(objective)} takes multiples of {objective.batch_multiple}")
     _check_step(objective, step)
+    _check_inputs(objective, x, loser=loser, reward=reward)
     nets = _nets(objective, net, networks)
     noise_key, null_key, batch_key, key = jax.random.split(key, 4)
     is_null = jax.random.bernoulli(null_key, condition_dropout, (len(x),))
@@ -131,7 +136,7 @@ def mean_loss(
     noise = jnp.asarray(noise)
     if noise.shape != x.shape:
         raise ValueError(f"noise has shape {noise.shape}; it must be that of x, {x.shape}")
-    examples = Examples(x, noise, condition, null_condition, is_null)
+    examples = Examples(x, noise, condition, null_condition, is_null, loser=loser, reward=reward)
     # Shares of a batch that are not whole have their turn by its number, or by a random one.
     batch = jax.random.bits(batch_key) if step is None else jnp.asarray(step)
     losses, metrics = objective(nets, examples, jnp.asarray(0 if step is None else step), key, batch)
@@ -214,6 +219,17 @@ def _check_step(objective: Objective, step: jax.Array | int | None) -> None:
     changes = changes or objective.annealing_steps
     if changes and step is None:
         raise ValueError(f"{_name(objective)} changes up to step {changes}; give step=, the number of the step, from 0")
+
+
+def _check_inputs(objective: Objective, x: jax.Array, **given: jax.Array | None) -> None:
+    """Raises ValueError for what the objective needs besides x and is not given, or is of another shape."""
+    for name, value in given.items():
+        shape = x.shape if name == "loser" else x.shape[:1]
+        if (value is not None) != (name in objective.inputs):
+            wrong = f"{_name(objective)} has no use for it" if value is not None else f"missing; it must be {shape}"
+            raise ValueError(f"{name}: {wrong}")
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name} has shape {value.shape}; it must be {shape}")
 
 
 def _nets(objective: Objective, net: Network, others: Mapping[str, Network]) -> dict[str, Net]:

@@ -22,6 +22,10 @@ UNUSED = {
         lambda c: c.teacher.guidance == 1,
     ),
     ("teacher.weak_ema",): ("teacher.weak_checkpoint is ''", lambda c: not c.teacher.weak_checkpoint),
+    ("teacher.ema",): (
+        "teacher.checkpoint is '' and start.checkpoint is not, whose weights are those of start.ema",
+        lambda c: not c.teacher.checkpoint and bool(c.start.checkpoint),
+    ),
 }
 
 
@@ -32,7 +36,8 @@ class Teacher:
     F_away is the prediction of nets["weaker"], where a weaker checkpoint is named, else that under the null condition.
     """
 
-    checkpoint: str = ""  # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none
+    # a workdir, or one of its checkpoints, such as WORKDIR/checkpoints/1000; "": none, or start.checkpoint for flow_dpo
+    checkpoint: str = ""
     ema: str = "slow"  # of its weights: the name of an EMA, or "online"
     dtype: str = "float32"  # of its weights and computation, "float32" or "bfloat16"
     guidance: float = 1.0  # scale of its velocity's guidance; 1: none

@@ -22,6 +22,7 @@ SOURCES: dict[str, str | Callable[[Location], Source]] = {
     "latents": "tim_jax.data.sources.latents.open_latents",
     "shards": "tim_jax.data.sources.shards.open_shards",
     "tfds": "tim_jax.data.sources.tfds.open_tfds",
+    "preferences": "tim_jax.data.sources.preferences.open_preferences",
 }
 
 

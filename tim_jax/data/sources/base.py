@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -75,6 +74,7 @@ class Source(PickledByFields, abc.ABC):
             - "texts": for each caption the features (L, T) of its tokens.
             - "features" (2, rows, columns, Z): features of the image and of its mirror image on a grid.
             - "original": the image that a latent was made of, a Pillow image in mode RGB.
+            - "loser", like "image", and perhaps "reward", a float, where `preference` has them.
 
         Raises:
             BadRecord: the example cannot be used.
@@ -117,6 +117,11 @@ class Source(PickledByFields, abc.ABC):
     def paired_noise(self) -> bool:
         """Whether examples are a model's samples that bring the noise they were made from."""
         return False
+
+    @property
+    def preference(self) -> tuple[str, ...]:
+        """Of pairs whose image was preferred: "loser", the other image, and "reward" if there are any; () of others."""
+        return ()
 
     @property
     def null_text(self) -> dict[str, np.ndarray]:
@@ -363,6 +368,10 @@ class View(Source):
         return self.source.paired_noise
 
     @property
+    def preference(self) -> tuple[str, ...]:
+        return self.source.preference
+
+    @property
     def null_text(self) -> dict[str, np.ndarray]:
         return self.source.null_text
 
@@ -410,37 +419,3 @@ class InMemory(View):
         if i not in self._examples:
             self._examples[i] = self.source[i]
         return dict(self._examples[i])
-
-
-def normalise(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Maps uint8 in [0, 255] to float32 in [-1, 1], x / 127.5 - 1.
-
-    Args:
-        image: uint8 of any shape.
-        out: float32 of that shape to write to; a new array if None.
-    """
-    x = np.divide(image, np.float32(127.5), out=out, dtype=np.float32)
-    return np.subtract(x, np.float32(1), out=x)
-
-
-def load_arrays(
-    source: Source, fit: Callable[[np.ndarray], np.ndarray] = lambda image: image
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads all examples of a small source, in order; those that cannot be used are left out.
-
-    Args:
-        source: of n examples.
-        fit: brings an image (h, w, c) to the one shape that all must have.
-
-    Returns:
-        The images, float32 (n, h, w, c) in [-1, 1], and the labels, int32 (n,).
-    """
-    images, labels = [], []
-    for i in range(len(source)):
-        try:
-            example = source[i]
-            images.append(fit(example["image"]))
-        except BadRecord:
-            continue
-        labels.append(example["label"])
-    return normalise(np.stack(images)), np.asarray(labels, np.int32)

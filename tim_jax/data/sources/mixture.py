@@ -19,7 +19,7 @@ class Mixture(Source):
     is passed (share x all examples / its own examples) times per epoch, and each of its examples is drawn alike.
 
     Attributes:
-        sources: at least one; all with the same channels, and either all or none with captions.
+        sources: at least one; all with the same channels, and either all or none with captions, losers and rewards.
         weights: of each source, above 0.
 
     Raises:
@@ -42,12 +42,16 @@ class Mixture(Source):
                     f"{source.name} "
                     "is not"
                 )
-        if len({(source.image_shape[-1], source.captions) for source in self.sources}) > 1:
+        if len({(source.image_shape[-1], source.captions, source.preference) for source in self.sources}) > 1:
             described = ", ".join(
-                f"{source.name} ({source.image_shape[-1]} channels, captions {source.captions})"
+                f"{source.name} ({source.image_shape[-1]} channels, captions {source.captions}"
+                f"{''.join(f', with a {name}' for name in source.preference)})"
                 for source in self.sources
             )
-            raise ValueError(f"data.mixture is {described}; they must have the same channels, and all captions or none")
+            raise ValueError(
+                f"data.mixture is {described}; they must have the same channels, and all or none captions, losers and "
+                "rewards"
+            )
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -92,6 +96,10 @@ class Mixture(Source):
     @property
     def latents(self) -> bool:
         return self.sources[0].latents
+
+    @property
+    def preference(self) -> tuple[str, ...]:
+        return self.sources[0].preference
 
     @property
     def null_text(self) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax.config.objective import inputs_of
 from tim_jax.config.run import Run
 from tim_jax.data.fit import PIXELS_PER_TOKEN
 from tim_jax.runs.encoders.images import open_decoder
@@ -92,7 +93,7 @@ class BatchEncoder:
         Returns:
             The global batch as a train step takes it, on the mesh.
         """
-        inputs = {"x": batch["x"]}
+        inputs = {name: batch[name] for name in ("x", *inputs_of(self.run.config))}
         if self.run.data.images:
             inputs["original"] = batch["original"]
         if self.texts and self.texts.memory:
@@ -114,12 +115,17 @@ class BatchEncoder:
         return sharding.put_batch(self.run.mesh, {f"null_{name}": value for name, value in null.items()})
 
     def _encode(self, modules: Modules, batch: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
-        images, keys = batch["x"], None
-        if self.run.data.encode and self.run.codecs.latents == "sample":
-            # Separate from the keys of train steps, which are folded into the same seed by their own numbers.
-            key = jax.random.fold_in(jax.random.key(self.run.config.seed), np.uint32(2**32 - 1))
-            keys = jax.random.split(jax.random.fold_in(key, step), len(images))
-        encoded = {"x": self.latents(modules, images, keys)}
+        images, encoded = batch["x"], {}
+        # Keys are separate from those of train steps, which are folded into the same seed by their own numbers.
+        for name, number in (("x", 2**32 - 1), ("loser", 2**32 - 2)):
+            if name in batch:
+                keys = None
+                if self.run.data.encode and self.run.codecs.latents == "sample":
+                    key = jax.random.fold_in(jax.random.key(self.run.config.seed), np.uint32(number))
+                    keys = jax.random.split(jax.random.fold_in(key, step), len(images))
+                encoded[name] = self.latents(modules, batch[name], keys)
+        if "reward" in batch:
+            encoded["reward"] = batch["reward"]
         if "original" in batch:
             encoded["features"] = self.features(modules, batch["original"], PIXELS_PER_TOKEN)
         elif "image_encoder" in modules:

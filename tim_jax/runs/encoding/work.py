@@ -126,4 +126,9 @@ def open_work(run: Run, rows_per_shard: int) -> Work:
         raise ValueError(
             f"model.condition is 'text'; it must be 'class', as the examples of {source.name} have no captions"
         )
+    if source.preference:
+        raise ValueError(
+            f"data.source is {run.data.source!r}; it must be another one, as shards hold no pairs: training encodes "
+            "them as it reads them, with data.encode=True"
+        )
     return Work(source, plan, rows_per_shard)

@@ -21,6 +21,7 @@ from tim_jax.transitions.objectives.distribution_matching import DistributionMat
 from tim_jax.transitions.objectives.drifting import Drifting
 from tim_jax.transitions.objectives.imm import MomentMatching
 from tim_jax.transitions.objectives.kinds import DIAGONAL, of_kind, unweighted
+from tim_jax.transitions.objectives.preference import FlowDPO, RewardWeighted
 from tim_jax.transitions.objectives.refiner import VelocityRefiner
 from tim_jax.transitions.objectives.straightening import Straightening
 from tim_jax.transitions.objectives.trajectory import TrajectoryConsistency
@@ -367,6 +368,20 @@ def straightening(transport: Transport) -> Objective:
     return of_kind(Straightening, dataclasses.replace(unweighted(transport, uniform), velocity="teacher"))
 
 
+def flow_dpo(transport: Transport) -> Objective:
+    """Flow-DPO (arXiv 2501.13918): −log σ(−½ β [Δ(winner) − Δ(loser)]), Δ = ‖F − F*‖² − ‖F_ref − F*‖² at r = t.
+
+    Errors are means over the values of an example, β is 500, and winner and loser share their noise. See
+    `preference.py`.
+    """
+    return of_kind(FlowDPO, flow_matching(transport))
+
+
+def reward_weighted_regression(transport: Transport) -> Objective:
+    """Reward-weighted regression, Flow-RWR (arXiv 2501.13918): flow matching with losses e^{reward} L of winners."""
+    return of_kind(RewardWeighted, flow_matching(transport))
+
+
 OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "flow_matching": flow_matching,
     "rectified_flow": rectified_flow,
@@ -397,4 +412,6 @@ OBJECTIVES: dict[str, Callable[[Transport], Objective]] = {
     "cmt": cmt,
     "velocity_refiner": velocity_refiner,
     "straightening": straightening,
+    "flow_dpo": flow_dpo,
+    "reward_weighted_regression": reward_weighted_regression,
 }
