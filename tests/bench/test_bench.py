@@ -73,6 +73,9 @@ def test_a_teacher_costs_the_passes_that_are_asked_of_it():
     assert cost("ctm") == pytest.approx(cost("flow_matching") + (4 + 1) / 2 * once, rel=0.01)
     # Two jumps of the student, of which the last has a gradient; the score with its gradient; the teacher once more.
     assert cost("rcm") == pytest.approx(cost("scm_distillation") + (1 + 3 + 3 + 1) * once, rel=0.01)
+    # A jump of the student with its gradient; of what the heads see, samples pass with a gradient in the states alone.
+    assert cost("scm_distillation_adversary") == pytest.approx(cost("scm_distillation") + (3 + 2 + 1) * once, rel=0.02)
+    assert cost("rcm_adversary") == pytest.approx(cost("rcm") + (2 + 1) * once, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["improved_mean_flow", "low_noise_contrastive"])

@@ -18,6 +18,11 @@ BY_OBJECTIVE = sorted(path for folder in FOLDERS for path in (ROOT / "configs" /
 OF_PAIRS = ("distillation/reflow", "distillation/instaflow", "distillation/slimflow")
 STARTED = ("objectives/twin_flow",)  # from a trained model, of which they learn nothing further
 OTHER_NETWORKS = ("distillation/velocity_refiner", "distillation/slimflow")  # than the teacher's
+FROM_STUDENTS = {
+    "distillation/instaflow": "runs/reflow",
+    "distillation/ayf_adversarial": "runs/ayf_eulerian_distilled",
+    "distillation/ctm_adversarial": "runs/ctm_distilled",
+}
 
 
 @pytest.fixture
@@ -80,14 +85,13 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     teacher, distils = loading.load("digits_flow_matching"), name.startswith("distillation/")
     assert f"--config=configs/{name}.py" in module.__doc__
     starts = distils and name not in OTHER_NETWORKS or name in STARTED or name.startswith("preferences/")
-    from_where = loading.load("distillation/reflow") if name == "distillation/instaflow" else teacher
-    assert run.config.start.checkpoint == (from_where.WORKDIR if starts else "")
+    assert run.config.start.checkpoint == (FROM_STUDENTS.get(name, teacher.WORKDIR) if starts else "")
     learns = run.trainer.step.objective.teachers
     compares = name == "preferences/flow_dpo"  # with what it starts from
     assert learns == (("teacher",) if distils and name not in OF_PAIRS or compares else ())
     if starts:  # the network of the teacher, and perhaps heads
-        own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract.params["online"]
-        here, there = (names.by_name(tree) for tree in (run.trainer.abstract.params["online"], own))
+        own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract_online
+        here, there = (names.by_name(tree) for tree in (run.trainer.abstract_online, own))
         shapes = {name: leaf.shape for name, leaf in here.items()}, {name: leaf.shape for name, leaf in there.items()}
         assert len(warm_start.common(*shapes, run.config.start.reinitialise)) == len(there)
 

@@ -20,7 +20,7 @@ from tests.helpers.probe import (
     weights,
 )
 from tests.helpers.waves import LATE, answer, plain_times, random, rows_of
-from tim_jax.transitions import TRANSPORTS, Times
+from tim_jax.transitions import TRANSPORTS, Times, mean_loss
 from tim_jax.transitions import weights as time_weights
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import expand, interpolate
@@ -293,3 +293,27 @@ def test_some_samples_come_from_noised_data(x64):
     sample = np.asarray(objective.rollout(objective, nets, rows, jax.random.key(0)))
     assert abs(sample.mean() - 0.3) < 0.02 and abs(sample.std() - 0.6) < 0.02
     assert 0.1 < np.corrcoef(sample.ravel(), np.asarray(x).ravel())[0, 1] < 0.5
+
+
+def test_with_networks_of_ones_own_one_loss_trains_student_and_heads():
+    objective = dataclasses.replace(OBJECTIVES["flow_matching"](OT_FM), adversary=Adversary(1.0, blocks=(3,)))
+    x = jax.random.normal(jax.random.key(0), (8, 2))
+
+    def teacher(x, t, r, taps=()):
+        return Output(x, taps=tuple(jnp.tanh(block * x)[:, None] for block in taps))
+
+    def loss(params):
+        def discriminator(states):
+            assert [state.shape for state in states] == [(8, 1, 2)]
+            return states[0].sum(axis=2)[:, None] * params[1]
+
+        def student(x, t, r):
+            return params[0] * x
+
+        given = dict(teacher=teacher, discriminator=discriminator)
+        return mean_loss(objective, student, x, jax.random.key(1), **given)[0]
+
+    slopes = jax.jit(jax.grad(loss))(jnp.array([0.5, 0.3]))
+    assert jnp.abs(slopes).min() > 1e-3
+    with pytest.raises(ValueError, match="also calls 'discriminator'; give discriminator=, a function of states"):
+        mean_loss(objective, lambda x, t, r: x, x, jax.random.key(1), teacher=teacher)

@@ -15,7 +15,8 @@ def step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         default="flow_matching,tim_fused,tim_separate_jvp,tim_dde",
-        help="also objectives, tim_teacher, mean_flow_teacher; ratios are to the first; default: %(default)s",
+        help="also objectives, tim_teacher, mean_flow_teacher, {scm_distillation,ayf_eulerian,ctm,rcm}_adversary; "
+        "ratios are to the first; default: %(default)s",
     )
     parser.add_argument(
         "--tokens", help="such as 64,256,1024, with fewer examples where there are more; default: each network's own"

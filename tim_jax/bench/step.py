@@ -6,7 +6,7 @@ and blocks; both are known for every number of tokens. Time is measured up to --
 
 --variants also takes objectives by name, each with the settings of its paper, on the OT-FM transport, to compare the
 cost of their steps with that of flow matching. Where an objective learns from a teacher, the teacher has the same
-architecture and random weights.
+architecture and random weights. Some have variants with an adversary beside them.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax.config.network import head_initialisers, head_nets
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
 from tim_jax.networks.tim import image_inputs
@@ -36,6 +37,7 @@ from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.derivative import jvp
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.objectives.table import OBJECTIVES
+from tim_jax.transitions.terms.adversary import Adversary
 from tim_jax.transitions.times import Times
 from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES, Auxiliary, Query
@@ -134,9 +136,25 @@ def distilled(name: str) -> Callable[[Transport], Objective]:
     return lambda transport: dataclasses.replace(OBJECTIVES[name](transport), velocity="teacher")
 
 
+def adversarial(name: str) -> Callable[[Transport], Objective]:
+    """Returns a named objective with an adversary, on the network that learns samples if there is one."""
+
+    def make(transport: Transport) -> Objective:
+        objective = OBJECTIVES[name](transport)
+        trunk = "score" if "score" in objective.auxiliary else "teacher"
+        return dataclasses.replace(objective, adversary=Adversary(0.5, "hinge", trunk, blocks=(1,)))
+
+    return make
+
+
 SEED = np.uint32(0)
 
-KNOWN = OBJECTIVES | {f"{name}_teacher": distilled(name) for name in ("tim", "mean_flow")} | VARIANTS
+KNOWN = (
+    OBJECTIVES
+    | {f"{name}_teacher": distilled(name) for name in ("tim", "mean_flow")}
+    | {f"{name}_adversary": adversarial(name) for name in ("scm_distillation", "ayf_eulerian", "ctm", "rcm")}
+    | VARIANTS
+)
 
 
 def network_for(network: TiM, objective: Objective) -> TiM:
@@ -154,7 +172,7 @@ def step_settings(case: Case, variant: str) -> StepSettings:
     network = case.network
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
-    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers}
+    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers} | head_nets(objective)
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
         nets["float32"] = lambda params: nets["online"](jax.lax.optimization_barrier(params))
@@ -188,7 +206,9 @@ def make_state(case: Case, settings: StepSettings) -> TrainState:
     """Returns the training state before the first step."""
     objective = cast(Objective, settings.objective)
     online = initial(network_for(case.network, objective), case.latent, init_key(jnp.asarray(SEED)))
-    return first_state(online, settings.tx, settings.emas, settings.auxiliary, settings.memory)
+    widths = dict.fromkeys(objective.networks, case.network.width)
+    heads = {name: init(jax.random.key(0), widths) for name, init in head_initialisers(objective).items()}
+    return first_state(online, settings.tx, settings.emas, settings.auxiliary, settings.memory, nn.unbox(heads))
 
 
 def frozen_params(case: Case, settings: StepSettings) -> dict[str, Any]:
