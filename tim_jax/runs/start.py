@@ -1,9 +1,11 @@
 """What a run starts from: its own checkpoint, the named one, other weights, or scratch, in this order."""
 
+import sys
 from collections.abc import Callable
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from tim_jax import data
 from tim_jax.config import identity
@@ -72,12 +74,16 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
             f"start.checkpoint, {weights!r}"
         )
 
-    here_for, there_for = config.transport.prediction, prediction_of(saved)
+    here_for, there_for = config.transport.prediction, of_run(saved).transport.prediction
     if here_for != there_for and any(name.startswith("final/") for name in taken):
         raise ValueError(
             f"start.checkpoint is {weights!r}; it must have this run's transport.prediction, {here_for!r}, and has "
             f"{there_for!r}, unless start.reinitialise has 'final'"
         )
+    name_here, name_there = config.transport.name, of_run(saved).transport.name
+    if name_here != name_there:
+        print(f"warning: start.checkpoint is {weights!r}, of transport.name {name_there!r}, and here it is {name_here!r}: "
+              "what its network predicts has another meaning here", file=sys.stderr, flush=True)  # fmt: skip
 
     def make() -> TrainState:
         values = warm_start.read_weights(saved, ema, {name: abstract[name] for name in taken})
@@ -86,10 +92,9 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
     return _announced(f"starts with {len(taken)} of {len(here)} parameters from {saved}, {ema}", make)
 
 
-def prediction_of(saved: warm_start.Saved) -> str:
-    """What the outputs of a checkpoint's network stand for."""
-    prediction: str = restored(warm_start.record(saved)["config"], saved.directory.parent).transport.prediction
-    return prediction
+def of_run(saved: warm_start.Saved) -> ConfigDict:
+    """The configuration of a checkpoint's run."""
+    return restored(warm_start.record(saved)["config"], saved.directory.parent)
 
 
 def _resumed(run: Run, saved: warm_start.Saved, workdir: epath.Path) -> TrainState:
