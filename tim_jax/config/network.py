@@ -127,10 +127,10 @@ def check_heads(objective: Objective, networks: Mapping[str, TiM]) -> None:
             check_taps(heads.key, heads.blocks, networks[heads.trunk])
 
 
-def head_nets(objective: Objective) -> dict[str, Callable[[Any], Callable]]:
+def head_nets(objective: Objective) -> dict[str, Callable[[Any], Callable[..., Any]]]:
     """{name: function of parameters that returns it} of the auxiliary networks that are heads."""
 
-    def net(heads: Heads) -> Callable[[Any], Callable]:
+    def net(heads: Heads) -> Callable[[Any], Callable[..., Any]]:
         module = Discriminator(len(heads.blocks), heads.width)
         return lambda params: lambda states: module.apply({"params": params}, states)
 

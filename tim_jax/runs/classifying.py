@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from tim_jax.system import cluster, files
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
-from tim_jax.types import PyTree
+from tim_jax.types import ClassScores, PyTree
 
 LEARNING_RATE = 2e-3  # of Adam; falls to 0 as a cosine
 
@@ -45,7 +46,7 @@ def fit(run: Run, steps: int, out: pathlib.Path) -> str:
     tx = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
     def loss(params: PyTree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = module.apply({"params": params}, batch["x"]).logits
+        logits = cast(ClassScores, module.apply({"params": params}, batch["x"])).logits
         right = (logits.argmax(-1) == batch["label"]).mean()
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), right
 

@@ -119,7 +119,9 @@ class Comparison:
 
         Returns what is to be said of them. Raises ValueError for a reward that is none.
         """
-        conditions, lines, shown = self.conditions(), [], []
+        conditions = self.conditions()
+        lines: list[dict[str, Any]] = []
+        shown: list[Any] = []
         with Bar(total=self.count, unit="pair", disable=jax.process_index() > 0, mininterval=1.0) as bar:
             for pairs in self.draw(conditions):
                 for *images, reward, other in zip(*pairs.images, *pairs.rewards, strict=True):

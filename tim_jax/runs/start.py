@@ -82,8 +82,10 @@ def first_state(run: Run, workdir: epath.Path) -> Callable[[], TrainState]:
         )
     name_here, name_there = config.transport.name, of_run(saved).transport.name
     if name_here != name_there:
-        print(f"warning: start.checkpoint is {weights!r}, of transport.name {name_there!r}, and here it is {name_here!r}: "
-              "what its network predicts has another meaning here", file=sys.stderr, flush=True)  # fmt: skip
+        said = (
+            f"warning: start.checkpoint is {weights!r}, of transport.name {name_there!r}, and here it is {name_here!r}"
+        )
+        print(f"{said}: what its network predicts has another meaning here", file=sys.stderr, flush=True)
 
     def make() -> TrainState:
         values = warm_start.read_weights(saved, ema, {name: abstract[name] for name in taken})

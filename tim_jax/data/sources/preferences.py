@@ -156,7 +156,7 @@ def pair_of(line: bytes, root: str) -> dict[str, Any]:
     if choice is not None and (type(choice) is not int or choice not in (0, 1)):
         raise ValueError(f"must have 0, 1 or, for a tie, null as 'choice', and has {choice!r:.80}")
     try:
-        pair = {"images": [inside(root, name) for name in names], "choice": choice}
+        pair: dict[str, Any] = {"images": [inside(root, name) for name in names], "choice": choice}
     except BadRecord as error:
         raise ValueError(f"must name images in its own folder, and has {error.detail!r}") from None
     if (text := next((entry[key] for key in CAPTIONS if entry.get(key) is not None), None)) is not None:

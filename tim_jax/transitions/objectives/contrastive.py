@@ -20,6 +20,7 @@ from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
 from tim_jax.transitions.groups import split_examples
 from tim_jax.transitions.jump import interpolate
+from tim_jax.transitions.loss import alignment_of
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.shares import left_over, one_more, spread
 from tim_jax.types import Examples, Output, Query
@@ -142,7 +143,7 @@ class LowNoiseContrastive(Objective):
         target = prediction.target(self.transport, examples.x, examples.noise, t)
         error, alignment = example_mean((output.F - target) ** 2), jnp.zeros_like(t)
         if self.alignment_weight:
-            alignment = self.alignment(output, examples)
+            alignment = alignment_of(output, examples)
         return jnp.stack([error, alignment, jnp.zeros_like(t)], axis=1)
 
     def contrastive(self, h: jax.Array, anchor: jax.Array, low: jax.Array) -> jax.Array:

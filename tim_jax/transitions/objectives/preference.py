@@ -15,16 +15,15 @@ weights.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions import prediction
-from tim_jax.transitions.consistency import Group, Prediction, example_mean
+from tim_jax.transitions.consistency import example_mean
 from tim_jax.transitions.derivative import Net, query
-from tim_jax.transitions.groups import Split
 from tim_jax.transitions.jump import determinant, interpolate
 from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
@@ -139,16 +138,15 @@ class RewardWeighted(Objective):
         if self.reward_temperature <= 0:
             raise ValueError(f"objective.reward_temperature is {self.reward_temperature}; it must be above 0")
 
-    def weighted(
+    def loss(
         self,
-        split: Split,
-        groups: Sequence[Group],
-        predictions: Sequence[Prediction],
+        nets: Mapping[str, Net],
         examples: Examples,
         t: jax.Array,
         r: jax.Array,
         step: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         assert examples.reward is not None, "examples bring rewards"
-        loss, metrics = super().weighted(split, groups, predictions, examples, t, r, step)
+        loss, metrics = super().loss(nets, examples, t, r, step, key)
         return jnp.exp(examples.reward / self.reward_temperature) * loss, metrics

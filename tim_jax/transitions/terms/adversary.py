@@ -16,7 +16,7 @@ that learns the student's samples (`matching.py`) and may learn from the heads' 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -174,8 +174,7 @@ class Adversary:
         time_key, sample_key, data_key, r1_key = jax.random.split(key, 4)
         times = objective.times
         if self.distribution != OWN_TIMES:
-            law = dict(distribution=self.distribution, P_mean=self.P_mean, P_std=self.P_std)
-            times = dataclasses.replace(times, **law)
+            times = dataclasses.replace(times, distribution=self.distribution, P_mean=self.P_mean, P_std=self.P_std)
         t = times.draw_t(transport, time_key, (len(x),), positions(x))
 
         def state(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -210,7 +209,9 @@ class Adversary:
         of_student = loss.student(flat(constant(nets, DISCRIMINATOR)(seen[0]))).mean(axis=1)
         if self.trunk_weight:
             seen = self.taps(nets[self.trunk], jax.lax.stop_gradient(queries))
-        sample, data, *moved = (flat(nets[DISCRIMINATOR](self.scaled(taps))) for taps in seen)
+        sample, data, *moved = (
+            flat(cast(Callable[..., jax.Array], nets[DISCRIMINATOR])(self.scaled(taps))) for taps in seen
+        )
         of_heads = loss.heads(sample, data).mean(axis=1)
         for d in moved:
             of_heads = of_heads + self.r1_weight * jnp.mean((data - d) ** 2, axis=1)
@@ -240,7 +241,7 @@ class Adversary:
     def scaled(self, taps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """Returns the same states, with `trunk_weight` times their gradient."""
         fixed = jax.lax.stop_gradient(taps)
-        return jax.tree.map(lambda h, h_fixed: h_fixed + self.trunk_weight * (h - h_fixed), taps, fixed)
+        return tuple(h_fixed + self.trunk_weight * (h - h_fixed) for h, h_fixed in zip(taps, fixed, strict=True))
 
 
 def flat(logits: jax.Array) -> jax.Array:

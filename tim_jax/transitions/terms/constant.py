@@ -8,7 +8,7 @@ import jax
 from tim_jax.types import ema_of
 
 
-def constant(nets: Mapping[str, Callable], name: str) -> Callable:
+def constant(nets: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
     """Returns a network through which gradients reach its inputs, but not its parameters.
 
     That is the EMA of an auxiliary network, where it is averaged.

@@ -34,14 +34,16 @@ SCORE = "score"  # the name of the auxiliary network
 FITS = ("F", "x")
 
 
-def variational(matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array):
+def variational(
+    matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array
+) -> jax.Array:
     """Returns the losses (B,) of 'vsd', for samples (B, …), what both networks make of them and weights h (B,)."""
     size = example_mean(jnp.abs(x - x_teacher)) + 1e-6
     aim = jax.lax.stop_gradient(x - expand(h / size, x) * (x_score - x_teacher))
     return 0.5 * example_mean((x - aim) ** 2)
 
 
-def implicit(matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array):
+def implicit(matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array) -> jax.Array:
     """Returns the losses (B,) of 'sim', of mean 0 where x̂_S is exact; arguments as above."""
     y, axes = x_teacher - x_score, tuple(range(1, x.ndim))
     return jnp.sum(y * (x_score - x), axes) / jnp.sqrt(jnp.sum(y**2, axes) + matching.offset**2)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ UNUSED = {
 }
 
 
-def looks_at_samples(section) -> bool:
+def looks_at_samples(section: Any) -> bool:
     """Returns whether a section `objective` has a term that looks at samples of the student."""
     return any(getattr(section, term).weight for term in ("matching", "adversary", "reward"))
 
