@@ -11,6 +11,8 @@ SLICED = {"objective.name": "flow_matching", "model.depth": "4", "model.slices":
 IMM, DRIFTING = {"objective.name": "imm"}, {"objective.name": "drifting"}
 DRAWN = {"objective.name": "difference_transition_matching"}
 TWIN = {"objective.name": "twin_flow"}
+JUDGED = {**TAUGHT, "objective.adversary.weight": "0.5", "objective.adversary.blocks": "(1,)"}
+SCORED = {**JUDGED, "objective.name": "rcm", "objective.adversary.trunk": "score"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -163,6 +165,30 @@ OF_OBJECTIVES = [
         "objective.input_guidance.max_scale",
     ),
     ({**TAUGHT, "objective.name": "rcm", "ema.score": "0.5"}, "ema.score"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.rollout.from_noise": "1.5"}, "objective.rollout.from_noise"),
+    ({"objective.rollout.from_noise": "0.5"}, "objective.rollout.from_noise"),
+    ({**JUDGED, "objective.adversary.weight": "-1.0"}, "objective.adversary.weight"),
+    ({**JUDGED, "objective.adversary.loss": "wasserstein"}, "objective.adversary.loss"),
+    ({**JUDGED, "objective.adversary.trunk": "student"}, "objective.adversary.trunk"),
+    ({**JUDGED, "objective.adversary.trunk": "score"}, "objective.adversary.trunk"),
+    ({**JUDGED, "objective.adversary.blocks": "()"}, "objective.adversary.blocks"),
+    ({**SCORED, "objective.adversary.blocks": "(1, 9)"}, "objective.adversary.blocks"),
+    ({**JUDGED, "objective.adversary.width": "0"}, "objective.adversary.width"),
+    ({**JUDGED, "objective.adversary.distribution": "max"}, "objective.adversary.distribution"),
+    ({**JUDGED, "objective.adversary.P_mean": "1.0"}, "objective.adversary.P_mean"),
+    ({**JUDGED, "objective.adversary.r1_weight": "-1.0"}, "objective.adversary.r1_weight"),
+    (
+        {**JUDGED, "objective.adversary.r1_weight": "1.0", "objective.adversary.r1_noise": "0.0"},
+        "objective.adversary.r1_noise",
+    ),
+    ({**JUDGED, "objective.adversary.r1_noise": "0.2"}, "objective.adversary.r1_noise"),
+    ({**JUDGED, "objective.adversary.trunk_weight": "0.1"}, "objective.adversary.trunk_weight"),
+    ({**SCORED, "objective.adversary.network.learning_rate": "-1.0"}, "objective.adversary.network.learning_rate"),
+    ({**SCORED, "objective.adversary.network.updates": "0"}, "objective.adversary.network.updates"),
+    ({**SCORED, "objective.adversary.network.average": "1.0"}, "objective.adversary.network.average"),
+    ({**JUDGED, "objective.name": "tim", "teacher.guidance": "2.0"}, "teacher.guidance"),
+    ({"objective.adversary.blocks": "(1,)"}, "objective.adversary.blocks"),
+    ({"objective.tangent.total": "True"}, "objective.tangent.total"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),
