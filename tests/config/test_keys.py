@@ -131,9 +131,10 @@ def test_rules_of_no_effect_are_about_keys_that_there_are():
 
 
 def test_old_names_lead_to_keys_that_there_are():
+    """One has had two other names, `objective.rollout.max_jumps`."""
     for old, new in renames.KEYS.items():
         assert old not in ALL and new in ALL
-    assert set(renames.WEIGHTS) <= ALL.keys() and len(set(renames.KEYS.values())) == len(renames.KEYS)
+    assert set(renames.WEIGHTS) <= ALL.keys() and len(set(renames.KEYS.values())) == len(renames.KEYS) - 1
 
 
 @pytest.mark.parametrize("old", renames.KEYS)
@@ -143,6 +144,8 @@ def test_an_old_name_in_a_file_is_answered_with_the_new_one(old):
     *sections, last = old.split(".")
     place = config
     for name in sections:
+        if name not in place:
+            place[name] = ConfigDict()
         place = place[name]
     place[last] = 1
     with pytest.raises(ValueError, match=f"^config.{old}: no such key; renamed to config.{new}$"):

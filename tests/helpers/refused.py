@@ -189,6 +189,15 @@ OF_OBJECTIVES = [
     ({**JUDGED, "objective.name": "tim", "teacher.guidance": "2.0"}, "teacher.guidance"),
     ({"objective.adversary.blocks": "(1,)"}, "objective.adversary.blocks"),
     ({"objective.tangent.total": "True"}, "objective.tangent.total"),
+    *(
+        (
+            {**TAUGHT, "objective.name": "rcm", f"objective.matching.network.{name}": value},
+            f"objective.matching.network.{name}",
+        )
+        for name, value in {"learning_rate": "-1.0", "updates": "0", "average": "1.0"}.items()
+    ),
+    ({**TAUGHT, "objective.name": "velocity_refiner", "objective.matching.weight": "1.0"}, "objective.name"),
+    ({"objective.name": "low_noise_contrastive", "transport.gamma": "0.5"}, "transport.gamma"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "0"}, "objective.trajectory_points"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.velocity": "data"}, "objective.velocity"),
     ({**TAUGHT, "objective.name": "tbcm", "objective.trajectory_points": "7"}, "data.batch_size"),

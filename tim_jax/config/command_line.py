@@ -68,7 +68,9 @@ class Parser(ArgumentParser):
     def hint(self, flag: str, rest: str) -> str:
         """What may have been meant by a flag that is none: a key that ends like it, a flag, or a key like it."""
         known, name = keys.known_keys(), flag.lstrip("-").replace("-", "_")
-        meant = [f"{KEY}{key}{rest}" for key in keys.ending(name, known)]
+        ending = list(keys.ending(name, known))
+        depth = min((key.count(".") for key in ending), default=0)
+        meant = [f"{KEY}{key}{rest}" for key in ending if key.count(".") == depth]
         last = {key.rpartition(".")[2]: key for key in reversed(known)}
         meant = meant or [f"{one}{rest}" for one in nearest(flag, self.flags())]
         meant = meant or [f"{KEY}{key}{rest}" for one in nearest(name, last) for key in keys.ending(one, known)]
