@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import tim_jax
-from tests.helpers.refused import GUIDED, OF_OBJECTIVES, TAUGHT
+from tests.helpers.refused import GUIDED, JUDGED, OF_OBJECTIVES, TAUGHT
 from tests.helpers.workdirs import TINY, one_device, workdir
 from tim_jax import train
 from tim_jax.config import loading
@@ -261,6 +261,7 @@ START = [
     ({"objective.name": "ctm"}, "teacher.checkpoint"),
     ({"objective.name": "ctm", "teacher.checkpoint": "{run}", "teacher.ema": "fast"}, "teacher.ema"),
     ({"objective.name": "ctm", "teacher.checkpoint": "{run}", "model.num_classes": "12"}, "teacher.checkpoint"),
+    ({**JUDGED, "teacher.checkpoint": "{run}", "objective.adversary.blocks": "(1, 9)"}, "objective.adversary.blocks"),
 ]
 CASES = [(stage, *case) for stage, cases in enumerate((BUILD, DATA, MEASURE, START)) for case in cases]
 SETTLED = {"loader.directory", "evaluation.held_out"}  # by `provoke`, unless a case gives them

@@ -17,6 +17,8 @@ REWARDED = {"objective.reward.weight": "0.1"}
 JUDGED = {**REWARDED, "objective.reward.name": "classifier"}
 DPO = {"objective.name": "flow_dpo", "teacher.checkpoint": "somewhere"}
 RWR = {"objective.name": "reward_weighted_regression"}
+OPPOSED = {**TAUGHT, "objective.adversary.weight": "0.5", "objective.adversary.blocks": "(1,)"}
+SCORED = {**OPPOSED, "objective.name": "rcm", "objective.adversary.trunk": "score"}
 
 OF_OBJECTIVES = [
     ({"objective.name": "team"}, "objective.name"),
@@ -200,6 +202,30 @@ OF_OBJECTIVES = [
         "objective.input_guidance.max_scale",
     ),
     ({**TAUGHT, "objective.name": "rcm", "ema.score": "0.5"}, "ema.score"),
+    ({**TAUGHT, "objective.name": "rcm", "objective.rollout.from_noise": "1.5"}, "objective.rollout.from_noise"),
+    ({"objective.rollout.from_noise": "0.5"}, "objective.rollout.from_noise"),
+    ({**OPPOSED, "objective.adversary.weight": "-1.0"}, "objective.adversary.weight"),
+    ({**OPPOSED, "objective.adversary.loss": "wasserstein"}, "objective.adversary.loss"),
+    ({**OPPOSED, "objective.adversary.trunk": "student"}, "objective.adversary.trunk"),
+    ({**OPPOSED, "objective.adversary.trunk": "score"}, "objective.adversary.trunk"),
+    ({**OPPOSED, "objective.adversary.blocks": "()"}, "objective.adversary.blocks"),
+    ({**SCORED, "objective.adversary.blocks": "(1, 9)"}, "objective.adversary.blocks"),
+    ({**OPPOSED, "objective.adversary.width": "0"}, "objective.adversary.width"),
+    ({**OPPOSED, "objective.adversary.distribution": "max"}, "objective.adversary.distribution"),
+    ({**OPPOSED, "objective.adversary.P_mean": "1.0"}, "objective.adversary.P_mean"),
+    ({**OPPOSED, "objective.adversary.r1_weight": "-1.0"}, "objective.adversary.r1_weight"),
+    (
+        {**OPPOSED, "objective.adversary.r1_weight": "1.0", "objective.adversary.r1_noise": "0.0"},
+        "objective.adversary.r1_noise",
+    ),
+    ({**OPPOSED, "objective.adversary.r1_noise": "0.2"}, "objective.adversary.r1_noise"),
+    ({**OPPOSED, "objective.adversary.trunk_weight": "0.1"}, "objective.adversary.trunk_weight"),
+    ({**SCORED, "objective.adversary.network.learning_rate": "-1.0"}, "objective.adversary.network.learning_rate"),
+    ({**SCORED, "objective.adversary.network.updates": "0"}, "objective.adversary.network.updates"),
+    ({**SCORED, "objective.adversary.network.average": "1.0"}, "objective.adversary.network.average"),
+    ({**OPPOSED, "objective.name": "tim", "teacher.guidance": "2.0"}, "teacher.guidance"),
+    ({"objective.adversary.blocks": "(1,)"}, "objective.adversary.blocks"),
+    ({"objective.tangent.total": "True"}, "objective.tangent.total"),
     *(
         (
             {**TAUGHT, "objective.name": "rcm", f"objective.matching.network.{name}": value},
