@@ -17,7 +17,6 @@ from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.types import ClassScores, Output
 
 
-
 def rows():
     return rows_of(random(0), random(1))
 
