@@ -2,9 +2,10 @@
 
     L − λ r(f_{T→0}(ε)),   r the mean of the image's values
 
-L on data is what keeps samples digits. λ trades one for the other, see docs/rewards.md, which has the figures.
+L on data keeps samples digits, and λ trades one for the other: docs/rewards.md has the figures. notebooks/digits is the
+run that the first command makes.
 
-Launch: python -m tim_jax.train --config=configs/digits.py --workdir=runs/digits
+Launch: python -m tim_jax.train --config=configs/digits_tiny.py --workdir=runs/digits_tiny
         python -m tim_jax.train --config=configs/preferences/digits_reward.py --workdir=runs/digits_reward
 """
 
@@ -12,10 +13,10 @@ from tim_jax.config import loading
 
 
 def get_config():
-    config = loading.load("digits").get_config()
-    config.start.checkpoint = "runs/digits"
+    config = loading.load("digits_tiny").get_config()
+    config.start.checkpoint = "runs/digits_tiny"
 
-    config.objective.reward.weight = 0.3
+    config.objective.reward.weight = 0.005
     config.objective.reward.name = "brightness"
 
     config.optimizer.learning_rate = 1e-4
@@ -25,5 +26,4 @@ def get_config():
     config.ema.slow = 0.95
 
     config.training.steps = 300
-    config.training.sample_every = 0
     return config

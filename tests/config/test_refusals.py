@@ -287,6 +287,7 @@ NOT_PROVOKED = {
     "evaluation/metrics.py: evaluation.metrics is {tuple(names)}; each": "a table of metrics asked without settings",
     "evaluation/published.py": "a damaged file of statistics",
     "networks/int8.py": "a network of one's own",
+    "networks/taps.py: {key} is {blocks}; it must be ()": "a network of one's own",
     "networks/tim.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
     "runs/averages.py": "a run that is about to train",
     "runs/counting.py": "data without labels, whose classes are to be counted",

@@ -2,11 +2,11 @@
 
     λ (−r(x̂))     or     λ max(0, m − r(x̂)), with a margin m
 
-One jump makes x̂, or few of which the last is differentiated: a reward through one step of a distilled model
-(RG-LCD, arXiv 2403.11027), DRaFT-1 (2309.17400), and ReFL (2304.05977), which has the margin. Nothing in r keeps x̂ near
-data, and what raises it without bound in the end are images that only look good to it. So it stands beside the
-objective's own loss on data, as ReFL's beside the loss of pretraining and RG-LCD's beside that of distillation, or
-beside `objective.matching` with the start as its teacher (Diff-Instruct*, 2410.20898). λ says how far x̂ may go.
+One jump makes x̂, as in RG-LCD (arXiv 2403.11027), or few of which the last alone is differentiated, as in DRaFT-1
+(2309.17400); ReFL (2304.05977) has the margin. Nothing in r keeps x̂ near data: followed without bound, it is raised by
+images that nobody but r likes. So the term stands beside the objective's own loss on data, as ReFL's beside that of
+pretraining and RG-LCD's beside that of distillation, or beside `objective.matching` with the start for a teacher
+(Diff-Instruct*, 2410.20898). λ says how far x̂ may go.
 """
 
 import dataclasses
