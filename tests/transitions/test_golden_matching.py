@@ -1,16 +1,14 @@
 """Distribution matching against what published implementations computed (tests/golden/README.md)."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.adversaries import Told
 from tests.helpers.probe import OT_FM, TOLERANCE, as_net, examples, gradients, largest_difference, probe, weights
-from tim_jax.transitions.objectives.distribution_matching import DistributionMatching
-from tim_jax.transitions.objectives.kinds import of_kind
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.terms.divergences import density_ratio, importance, per_bin
@@ -64,13 +62,6 @@ class Given:
         return found(weights(self.arrays, "generator/"))
 
 
-@dataclasses.dataclass(frozen=True)
-class WithDiscriminator(DistributionMatching):
-    """One whose adversary knows nothing but its logits."""
-
-    adversary: object = None
-
-
 def test_dmd(golden, x64):
     """The published gradient by weights is that with the adversary's term; the one by samples is without."""
     given = Given(golden)
@@ -90,8 +81,7 @@ def test_dmd(golden, x64):
 def test_f_distill(divergence, golden, x64):
     """The published gradients, of two weights, are those with the adversary's term."""
     given = Given(golden, divergence=divergence)
-    adversary = types.SimpleNamespace(weight=1.0, logits=given.logits)
-    objective = dataclasses.replace(of_kind(WithDiscriminator, given.objective), adversary=adversary)
+    objective = dataclasses.replace(given.objective, adversary=Told(told=given.logits))
     objective.check()
     h = importance(divergence, density_ratio(jnp.asarray(given.arrays["logits"])))
     loss = given.compare(jnp.asarray(given.arrays["x"]), objective)[0].mean()

@@ -1,22 +1,19 @@
 """Distribution matching: its terms, their gradients and the student's samples."""
 
 import dataclasses
-import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.adversaries import Told
 from tests.helpers.waves import LATE, SHAPE, answer, plain_times, random, rows_of, wave
 from tests.transitions.test_distillation import column, nets_with_teacher, some_velocity
 from tests.transitions.test_papers import by_wave, student
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.jump import interpolate
-from tim_jax.transitions.objectives.distribution_matching import DistributionMatching
-from tim_jax.transitions.objectives.kinds import of_kind
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.terms.divergences import DIVERGENCES, importance
 from tim_jax.transitions.terms.matching import Matching
@@ -156,11 +153,6 @@ def test_weights_of_a_divergence(divergence, x64):
     assert importance(divergence, ratio).mean() == pytest.approx(1, abs=1e-5)
 
 
-@dataclasses.dataclass(frozen=True)
-class WithOptimalDiscriminator(DistributionMatching):
-    adversary: Any = None
-
-
 class GaussianStudent:
     """Samples m + s z of a student of two parameters, against data N(0.3, 0.6²); all else is exact.
 
@@ -172,9 +164,8 @@ class GaussianStudent:
     def __init__(self, transport, gradient, divergence, count=4096):
         self.transport, self.z = plain_times(transport), random(0, (count, 1, 1, 1))
         matching = Matching(weight=1.0, gradient=gradient, divergence=divergence)
-        objective = of_kind(WithOptimalDiscriminator, OBJECTIVES["distribution_matching"](self.transport))
-        adversary = types.SimpleNamespace(weight=1.0, logits=self.logits)
-        self.objective = dataclasses.replace(objective, matching=matching, adversary=adversary)
+        objective = OBJECTIVES["distribution_matching"](self.transport)
+        self.objective = dataclasses.replace(objective, matching=matching, adversary=Told(told=self.logits))
         self.objective.check()
         self.rows = rows_of(jnp.zeros_like(self.z), jnp.zeros_like(self.z))
 
