@@ -91,7 +91,8 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     compares = name == "preferences/flow_dpo"  # with what it starts from
     assert learns == (("teacher",) if distils and name not in OF_PAIRS or compares else ())
     if starts:  # the network of the teacher, and perhaps heads
-        own = build(teacher.get_config(), jax.devices()[:1]).trainer.abstract_online
+        begins = loading.load("digits_tiny") if name == "preferences/digits_reward" else teacher
+        own = build(begins.get_config(), jax.devices()[:1]).trainer.abstract_online
         here, there = (names.by_name(tree) for tree in (run.trainer.abstract_online, own))
         shapes = {name: leaf.shape for name, leaf in here.items()}, {name: leaf.shape for name, leaf in there.items()}
         assert len(warm_start.common(*shapes, run.config.start.reinitialise)) == len(there)

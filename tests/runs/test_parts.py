@@ -45,7 +45,7 @@ def keys_of(name, root, embedded):
     where = MADE[name](root)
     keys |= {"data.source": name, "data.path": where["path"], "data.channels": "3", "model.num_classes": "2"}
     if name == "preferences":  # by whose names another share is held out, of which four images are needed
-        keys |= {"data.held_out_share": "0.5"}
+        keys |= {"data.held_out_share": "0.7"}
     if name == "latents":
         keys |= {"data.channels": "4", "data.height": "6"}
     return keys
