@@ -1,4 +1,4 @@
-"""The classifier of a reward: trained by its command, read from its file, and the same on a mesh and when a run goes on."""
+"""The classifier of a reward: trained by its command, read from its file, the same on a mesh and when a run goes on."""
 
 import re
 
