@@ -1,16 +1,24 @@
 """Distribution matching against what published implementations computed (tests/golden/README.md)."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.probe import OT_FM, TOLERANCE, as_net, examples, gradients, largest_difference, probe, weights
-from tim_jax.transitions.objectives.distribution_matching import DistributionMatching
-from tim_jax.transitions.objectives.kinds import of_kind
+from tests.helpers.probe import (
+    OT_FM,
+    TOLERANCE,
+    Told,
+    as_net,
+    examples,
+    gradients,
+    hidden_layer,
+    largest_difference,
+    probe,
+    weights,
+)
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.terms.divergences import density_ratio, importance, per_bin
@@ -34,12 +42,10 @@ class Given:
         z, labels = jnp.asarray(self.arrays["z"]), jnp.asarray(self.arrays["labels"])
         return z - probe(params, z, jnp.ones(len(z)), jnp.zeros(len(z)), labels)
 
-    def logits(self, objective, nets, x_t, t, rows):
+    def logits(self, nets, x_t, t, rows):
         """Those of the discriminator, (B, 2), as a term with a discriminator has them."""
-        head = weights(self.arrays, "discriminator/") | {"W2": jnp.asarray(self.arrays["discriminator/h"])}
-        hidden = x_t.reshape(len(x_t), -1) @ head["W1"].T + head["d"][None] + head["e"][rows.condition["label"]]
-        hidden += t[:, None] * (head["a"] + head["b"])[None]
-        return jnp.tanh(hidden) @ head["W2"].T
+        head = weights(self.arrays, "discriminator/")
+        return hidden_layer(head, x_t, t, t, rows.condition["label"]) @ jnp.asarray(self.arrays["discriminator/h"]).T
 
     def compare(self, x, objective=None):
         """(the student's losses, the auxiliary network's) for samples x."""
@@ -50,7 +56,7 @@ class Given:
     def adversarial(self, x):
         """The published term of the adversary, with its weight."""
         t = self.t[:, None, None, None]
-        logits = self.logits(None, None, (1 - t) * x + t * self.noise, self.t, self.rows)
+        logits = self.logits(None, (1 - t) * x + t * self.noise, self.t, self.rows)
         return float(self.arrays["dmd/gan_weight"]) * jax.nn.softplus(-logits).mean()
 
     def by_generator(self, compare):
@@ -62,13 +68,6 @@ class Given:
             return loss, slopes, jax.grad(compare)(self.generated(params))
 
         return found(weights(self.arrays, "generator/"))
-
-
-@dataclasses.dataclass(frozen=True)
-class WithDiscriminator(DistributionMatching):
-    """One whose adversary knows nothing but its logits."""
-
-    adversary: object = None
 
 
 def test_dmd(golden, x64):
@@ -90,8 +89,7 @@ def test_dmd(golden, x64):
 def test_f_distill(divergence, golden, x64):
     """The published gradients, of two weights, are those with the adversary's term."""
     given = Given(golden, divergence=divergence)
-    adversary = types.SimpleNamespace(weight=1.0, logits=given.logits)
-    objective = dataclasses.replace(of_kind(WithDiscriminator, given.objective), adversary=adversary)
+    objective = dataclasses.replace(given.objective, adversary=Told(tell=given.logits))
     objective.check()
     h = importance(divergence, density_ratio(jnp.asarray(given.arrays["logits"])))
     loss = given.compare(jnp.asarray(given.arrays["x"]), objective)[0].mean()
