@@ -21,5 +21,6 @@ def get_config():
     config.objective.adversary.blocks = (2, 4)
     config.objective.adversary.r1_weight = 1.0
     config.optimizer.learning_rate = 2e-4
+    config.ema.slow = 0.98
     config.training.steps, config.training.sample_every = 600, 200
     return config

@@ -24,5 +24,6 @@ def get_config():
     config.objective.adversary.r1_weight = 1.0
     config.objective.rollout.from_noise = 0.5
     config.optimizer.learning_rate = 2e-4
+    config.ema.slow = 0.98
     config.training.steps, config.training.sample_every = 600, 200
     return config

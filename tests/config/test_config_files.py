@@ -22,6 +22,7 @@ FROM_STUDENTS = {
     "distillation/instaflow": "runs/reflow",
     "distillation/ayf_adversarial": "runs/ayf_eulerian_distilled",
     "distillation/ctm_adversarial": "runs/ctm_distilled",
+    "preferences/digits_reward": "runs/digits_tiny",
 }
 
 

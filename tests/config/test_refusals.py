@@ -290,6 +290,8 @@ NOT_PROVOKED = {
     "networks/taps.py: {key} is {blocks}; it must be ()": "a network of one's own",
     "networks/tim.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
     "runs/averages.py": "a run that is about to train",
+    "runs/classifying.py": "the command classify",
+    "runs/preferences.py": "the command prefer",
     "runs/counting.py": "data without labels, whose classes are to be counted",
     "runs/conditions.py: data.source": "labels that cannot be read",
     "runs/conditions.py: evaluation.labels": "a run whose data is gone",

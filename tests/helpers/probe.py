@@ -1,13 +1,9 @@
 """The network of the golden numbers of objectives: two matrices (tests/golden/README.md)."""
 
-import dataclasses
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions import TRANSPORTS
-from tim_jax.transitions.terms.adversary import Adversary
 from tim_jax.transitions.times import Times
 from tim_jax.types import Examples, Output
 
@@ -40,18 +36,6 @@ def probe(params, x, t, r, labels, extra=None):
 def as_net(params):
     """The probe as a network, which sees t and r."""
     return lambda queries: tuple(Output(probe(params, q.x_t, q.t, q.r, q.condition["label"])) for q in queries)
-
-
-@dataclasses.dataclass(frozen=True)
-class Told(Adversary):
-    """An adversary of given logits, a function of (nets, states, times, examples)."""
-
-    weight: float = 1.0
-    blocks: tuple[int, ...] = (1,)
-    tell: Callable | None = None
-
-    def logits(self, objective, nets, x_t, t, examples):
-        return self.tell(nets, x_t, t, examples)
 
 
 def examples(x, noise, labels, is_null=None):

@@ -44,6 +44,8 @@ def keys_of(name, root, embedded):
         return keys | {"data.mixture": str(tuple(parts)), "model.num_classes": "2", "data.channels": "3"}
     where = MADE[name](root)
     keys |= {"data.source": name, "data.path": where["path"], "data.channels": "3", "model.num_classes": "2"}
+    if name == "preferences":  # by whose names another share is held out, of which four images are needed
+        keys |= {"data.held_out_share": "0.5"}
     if name == "latents":
         keys |= {"data.channels": "4", "data.height": "6"}
     return keys
@@ -156,8 +158,18 @@ def add_to_shards(root):
     data.write_shards(root / "shards", rows, num_classes=2, examples_per_shard=5)
 
 
+def add_to_preferences(root):
+    lines = (root / "pairs.jsonl").read_text()
+    for i in range(20):
+        (root / f"more {i}.png").write_bytes(encoded(IMAGES[0]))
+    more = "".join(
+        f'{{"images": ["more {i}.png", "0.png"], "choice": 0, "label": 1, "reward": 1}}\n' for i in range(20)
+    )
+    (root / "pairs.jsonl").write_text(more + lines)  # in front
+
+
 ADD = {"folder": add_to_folder, "manifest": add_to_manifest, "tar": add_to_tar, "parquet": add_to_parquet}
-ADD |= {"latents": add_to_latents, "shards": add_to_shards}
+ADD |= {"latents": add_to_latents, "shards": add_to_shards, "preferences": add_to_preferences}
 FIXED = {*EMBEDDED, "tfds"}  # a data set of one version, to which nothing can be added
 
 

@@ -230,7 +230,7 @@ def test_guidance_of_a_teacher(x64):
         (
             "rcm",
             dict(input_guidance=InputGuidance(max_scale=3.0)),
-            "^objective.input_guidance.max_scale is 3.0; it must be 1 with score distillation",
+            "^objective.input_guidance.max_scale is 3.0; it must be 1 with terms on",
         ),
     ],
 )

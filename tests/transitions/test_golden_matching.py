@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.adversaries import Told
 from tests.helpers.probe import (
     OT_FM,
     TOLERANCE,
-    Told,
     as_net,
     examples,
     gradients,
@@ -42,7 +42,7 @@ class Given:
         z, labels = jnp.asarray(self.arrays["z"]), jnp.asarray(self.arrays["labels"])
         return z - probe(params, z, jnp.ones(len(z)), jnp.zeros(len(z)), labels)
 
-    def logits(self, nets, x_t, t, rows):
+    def logits(self, objective, nets, x_t, t, rows):
         """Those of the discriminator, (B, 2), as a term with a discriminator has them."""
         head = weights(self.arrays, "discriminator/")
         return hidden_layer(head, x_t, t, t, rows.condition["label"]) @ jnp.asarray(self.arrays["discriminator/h"]).T
@@ -56,7 +56,7 @@ class Given:
     def adversarial(self, x):
         """The published term of the adversary, with its weight."""
         t = self.t[:, None, None, None]
-        logits = self.logits(None, (1 - t) * x + t * self.noise, self.t, self.rows)
+        logits = self.logits(None, None, (1 - t) * x + t * self.noise, self.t, self.rows)
         return float(self.arrays["dmd/gan_weight"]) * jax.nn.softplus(-logits).mean()
 
     def by_generator(self, compare):
@@ -89,7 +89,7 @@ def test_dmd(golden, x64):
 def test_f_distill(divergence, golden, x64):
     """The published gradients, of two weights, are those with the adversary's term."""
     given = Given(golden, divergence=divergence)
-    objective = dataclasses.replace(given.objective, adversary=Told(tell=given.logits))
+    objective = dataclasses.replace(given.objective, adversary=Told(told=given.logits))
     objective.check()
     h = importance(divergence, density_ratio(jnp.asarray(given.arrays["logits"])))
     loss = given.compare(jnp.asarray(given.arrays["x"]), objective)[0].mean()

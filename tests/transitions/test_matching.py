@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.probe import Told
+from tests.helpers.adversaries import Told
 from tests.helpers.waves import LATE, SHAPE, answer, plain_times, random, rows_of, wave
 from tests.transitions.test_distillation import column, nets_with_teacher, some_velocity
 from tests.transitions.test_papers import by_wave, student
@@ -166,11 +166,11 @@ class GaussianStudent:
         self.transport, self.z = plain_times(transport), random(0, (count, 1, 1, 1))
         matching = Matching(weight=1.0, gradient=gradient, divergence=divergence, bins=bins)
         objective = OBJECTIVES["distribution_matching"](self.transport)
-        self.objective = dataclasses.replace(objective, matching=matching, adversary=Told(tell=self.logits))
+        self.objective = dataclasses.replace(objective, matching=matching, adversary=Told(told=self.logits))
         self.objective.check()
         self.rows = rows_of(jnp.zeros_like(self.z), jnp.zeros_like(self.z))
 
-    def logits(self, nets, x_t, t, examples):
+    def logits(self, objective, nets, x_t, t, examples):
         def log_density(gaussian):
             T = column(t)
             std = gaussian.marginal_std(T)

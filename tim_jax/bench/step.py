@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tim_jax.config.network import head_initialisers, head_nets
 from tim_jax.networks import SIZES, TiM
 from tim_jax.networks.block import REMAT
+from tim_jax.networks.discriminator import head_initialisers, head_nets
 from tim_jax.networks.tim import image_inputs
 from tim_jax.system import devices, flops, timing
 from tim_jax.system.progress import Bar
@@ -172,7 +172,9 @@ def step_settings(case: Case, variant: str) -> StepSettings:
     network = case.network
     objective = KNOWN[variant](TRANSPORTS["ot_fm"]())
     nets = make_nets(network_for(network, objective))
-    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers} | head_nets(objective)
+    nets |= {name: frozen_net(network, (1.0, 0.0, 1.0)) for name in objective.teachers} | head_nets(
+        objective.auxiliary_heads
+    )
     if isinstance(objective, SeparateDerivative):
         # Without the barrier XLA merges this pass with the training pass where layers are unrolled.
         nets["float32"] = lambda params: nets["online"](jax.lax.optimization_barrier(params))
@@ -207,7 +209,9 @@ def make_state(case: Case, settings: StepSettings) -> TrainState:
     objective = cast(Objective, settings.objective)
     online = initial(network_for(case.network, objective), case.latent, init_key(jnp.asarray(SEED)))
     widths = dict.fromkeys(objective.networks, case.network.width)
-    heads = {name: init(jax.random.key(0), widths) for name, init in head_initialisers(objective).items()}
+    heads = {
+        name: init(jax.random.key(0), widths) for name, init in head_initialisers(objective.auxiliary_heads).items()
+    }
     return first_state(online, settings.tx, settings.emas, settings.auxiliary, settings.memory, nn.unbox(heads))
 
 

@@ -18,8 +18,6 @@ from tim_jax.config.network import (
     check_context,
     check_heads,
     check_tokens,
-    head_initialisers,
-    head_nets,
     initialiser,
     make_network,
     warn_of_attention,
@@ -38,6 +36,7 @@ from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.networks import TiM
+from tim_jax.networks.discriminator import head_initialisers, head_nets
 from tim_jax.training import names, sharding
 from tim_jax.training.mesh import AUTO, choose_fsdp, make_mesh
 from tim_jax.training.nets import class_conditions, make_nets, text_conditions
@@ -159,7 +158,8 @@ def _trainer(
 
     def step(network: TiM) -> StepSettings:
         return StepSettings(
-            nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen) | head_nets(objective),
+            nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen)
+            | head_nets(objective.auxiliary_heads),
             objective=objective,
             tx=make_optimizer(optimizer, {"online": Auxiliary(), **objective.auxiliary}),
             schedule=make_schedule(optimizer),
@@ -178,7 +178,7 @@ def _trainer(
 
     compiled = step(network)
     without_remat = compiled if network.remat == "none" else step(network.clone(remat="none"))
-    heads = head_initialisers(objective)
+    heads = head_initialisers(objective.auxiliary_heads)
     return Trainer(mesh, init, compiled, without_remat, config.seed, heads=heads, width=network.width)
 
 

@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 
 from tim_jax.networks import NETWORKS, SIZES, TiM
 from tim_jax.networks.attention.pallas import has_kernels
-from tim_jax.networks.discriminator import Discriminator
 from tim_jax.networks.taps import check_taps
 from tim_jax.networks.tim import image_inputs
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
-from tim_jax.types import DTYPES, Heads, Query
+from tim_jax.types import DTYPES, Query
 
 MAX_CLASSES = 10**7
 
@@ -125,28 +124,3 @@ def check_heads(objective: Objective, networks: Mapping[str, TiM]) -> None:
     for heads in objective.auxiliary_heads.values():
         if heads.trunk in networks:
             check_taps(heads.key, heads.blocks, networks[heads.trunk])
-
-
-def head_nets(objective: Objective) -> dict[str, Callable[[Any], Callable[..., Any]]]:
-    """{name: function of parameters that returns it} of the auxiliary networks that are heads."""
-
-    def net(heads: Heads) -> Callable[[Any], Callable[..., Any]]:
-        module = Discriminator(len(heads.blocks), heads.width)
-        return lambda params: lambda states: module.apply({"params": params}, states)
-
-    return {name: net(heads) for name, heads in objective.auxiliary_heads.items()}
-
-
-def head_initialisers(objective: Objective) -> dict[str, Callable[[jax.Array, Mapping[str, int]], Any]]:
-    """{name: function of key and widths of other networks that returns boxed parameters} of the same."""
-
-    def initialiser(heads: Heads) -> Callable[[jax.Array, Mapping[str, int]], Any]:
-        module = Discriminator(len(heads.blocks), heads.width)
-
-        def init(key: jax.Array, widths: Mapping[str, int]) -> Any:
-            states = (jnp.zeros((1, 1, widths[heads.trunk])),) * len(heads.blocks)
-            return module.init(key, states)["params"]
-
-        return init
-
-    return {name: initialiser(heads) for name, heads in objective.auxiliary_heads.items()}

@@ -227,7 +227,7 @@ def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective)
         name, velocity = config.objective.name, config.objective.velocity
         reason = f"objective.name is {name!r} with velocity {velocity!r}, which learns from no teacher"
         check_left([f"teacher.{key}" for key in config.teacher], reason, config, default)
-    elif not objective.asks_teacher:
+    elif type(objective).teachers is Objective.teachers and not objective.asks_teacher:
         keys = [f"teacher.{key}" for key in config.teacher if key.startswith(("guidance", "weak"))]
         check_left(keys, "the teacher's predictions are not asked for, only its hidden states", config, default)
     if config.teacher.dtype not in DTYPES:

@@ -6,7 +6,7 @@ given nothing else. A head tells true samples from generated ones by every token
 see a token's neighbours. These leave that to the network's attention: tokens may then lie on several devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.networks.layers import Linear, standardise, wide
+from tim_jax.types import Heads
 
 
 class Discriminator(nn.Module):
@@ -46,3 +47,28 @@ class DiscriminatorHead(nn.Module):
         h = nn.silu(Linear((self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="in")(standardise(x_BND, 1e-6)))
         h = nn.with_logical_constraint(h, ("batch", "tokens", "mlp"))
         return Linear((1,), ("mlp", None), "zeros", dtype=wide(self.dtype), name="out")(h)[..., 0]
+
+
+def head_nets(auxiliary: Mapping[str, Heads]) -> dict[str, Callable[[Any], Callable[..., Any]]]:
+    """{name: function of parameters that returns it} of the auxiliary networks that are heads."""
+
+    def net(heads: Heads) -> Callable[[Any], Callable[..., Any]]:
+        module = Discriminator(len(heads.blocks), heads.width)
+        return lambda params: lambda states: module.apply({"params": params}, states)
+
+    return {name: net(heads) for name, heads in auxiliary.items()}
+
+
+def head_initialisers(auxiliary: Mapping[str, Heads]) -> dict[str, Callable[[jax.Array, Mapping[str, int]], Any]]:
+    """{name: function of key and widths of other networks that returns boxed parameters} of the same."""
+
+    def initialiser(heads: Heads) -> Callable[[jax.Array, Mapping[str, int]], Any]:
+        module = Discriminator(len(heads.blocks), heads.width)
+
+        def init(key: jax.Array, widths: Mapping[str, int]) -> Any:
+            states = (jnp.zeros((1, 1, widths[heads.trunk])),) * len(heads.blocks)
+            return module.init(key, states)["params"]
+
+        return init
+
+    return {name: initialiser(heads) for name, heads in auxiliary.items()}
