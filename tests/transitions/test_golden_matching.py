@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from tests.helpers.adversaries import Told
-from tests.helpers.probe import OT_FM, TOLERANCE, as_net, examples, gradients, largest_difference, probe, weights
+from tests.helpers.probe import (
+    OT_FM,
+    TOLERANCE,
+    as_net,
+    examples,
+    gradients,
+    hidden_layer,
+    largest_difference,
+    probe,
+    weights,
+)
 from tim_jax.transitions.objectives.table import OBJECTIVES
 from tim_jax.transitions.teacher import Teacher
 from tim_jax.transitions.terms.divergences import density_ratio, importance, per_bin
@@ -34,10 +44,8 @@ class Given:
 
     def logits(self, objective, nets, x_t, t, rows):
         """Those of the discriminator, (B, 2), as a term with a discriminator has them."""
-        head = weights(self.arrays, "discriminator/") | {"W2": jnp.asarray(self.arrays["discriminator/h"])}
-        hidden = x_t.reshape(len(x_t), -1) @ head["W1"].T + head["d"][None] + head["e"][rows.condition["label"]]
-        hidden += t[:, None] * (head["a"] + head["b"])[None]
-        return jnp.tanh(hidden) @ head["W2"].T
+        head = weights(self.arrays, "discriminator/")
+        return hidden_layer(head, x_t, t, t, rows.condition["label"]) @ jnp.asarray(self.arrays["discriminator/h"]).T
 
     def compare(self, x, objective=None):
         """(the student's losses, the auxiliary network's) for samples x."""

@@ -65,6 +65,7 @@ def test_gradients_of_student_and_score_are_separate(max_jumps, gradient, x64):
 @pytest.mark.parametrize("gradient", ["vsd", "sim"])
 def test_an_average_stands_for_the_score_where_it_does_not_learn(gradient, x64):
     averaged = Toy(gradient=gradient, network=Auxiliary(average=0.9))
+    assert averaged.objective.networks == ("online", "teacher", "score", "score_average")
     found, slopes = jax.value_and_grad(lambda *a: averaged.terms(*a)[0], argnums=(0, 1, 2))(0.8, 0.5, 0.7)
     same, slope = jax.value_and_grad(lambda theta: Toy(gradient=gradient).terms(theta, 0.7)[0])(0.8)
     np.testing.assert_allclose((found, slopes[0]), (same, slope), rtol=1e-12)
@@ -161,9 +162,9 @@ class GaussianStudent:
 
     data = (0.3, 0.6)
 
-    def __init__(self, transport, gradient, divergence, count=4096):
+    def __init__(self, transport, gradient, divergence, bins=0, count=4096):
         self.transport, self.z = plain_times(transport), random(0, (count, 1, 1, 1))
-        matching = Matching(weight=1.0, gradient=gradient, divergence=divergence)
+        matching = Matching(weight=1.0, gradient=gradient, divergence=divergence, bins=bins)
         objective = OBJECTIVES["distribution_matching"](self.transport)
         self.objective = dataclasses.replace(objective, matching=matching, adversary=Told(told=self.logits))
         self.objective.check()
@@ -198,20 +199,20 @@ class GaussianStudent:
         return jnp.stack(jax.grad(loss)(law))
 
 
-CHOICES = [("vsd", divergence) for divergence in DIVERGENCES] + [("sim", "rkl")]
+CHOICES = [("vsd", divergence, 0) for divergence in DIVERGENCES] + [("vsd", "kl", 4), ("sim", "rkl", 0)]
 
 
 @pytest.mark.parametrize(
-    "transport, gradient, divergence",
+    "transport, gradient, divergence, bins",
     [
         pytest.param(t, *choice, marks=[] if t == "ot_fm" else pytest.mark.slow)
         for t in TRANSPORTS
         for choice in CHOICES
     ],
 )
-def test_the_exact_student_stays_and_any_other_moves_to_the_data(transport, gradient, divergence, x64):
+def test_the_exact_student_stays_and_any_other_moves_to_the_data(transport, gradient, divergence, bins, x64):
     """At the data's law there is no gradient; elsewhere it points away from it, so that descent comes near."""
-    student = GaussianStudent(transport, gradient, divergence)
+    student = GaussianStudent(transport, gradient, divergence, bins)
     slope = jax.jit(lambda law, score: student.slope(tuple(law), tuple(score)))
     data = jnp.array(student.data)
     assert abs(slope(data, data)).max() < 1e-12

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tim_jax.transitions.terms.matching import SCORE, discriminator
+from tim_jax.transitions.terms.matching import SCORE
 
 if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
@@ -79,7 +79,7 @@ def check_terms(objective: "Objective") -> None:
             f"objective.name is {objective.name!r}; it must be one that makes data by a jump with terms on samples"
         )
     divergence = objective.matching.divergence
-    if objective.matching.weight and divergence != "rkl" and discriminator(objective) is None:
+    if objective.matching.weight and divergence != "rkl" and not objective.adversary.weight:
         raise ValueError(
             f"objective.matching.divergence is {divergence!r}; it must be 'rkl' without a discriminator, which tells "
             "the density ratio (objective.adversary.weight is 0)"

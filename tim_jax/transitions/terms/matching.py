@@ -11,8 +11,8 @@ without gradient, F* = α̂_t x̂ + σ̂_t ε. Means and sums are over the value
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -31,25 +31,21 @@ if TYPE_CHECKING:
     from tim_jax.transitions.objective import Objective
 
 SCORE = "score"  # the name of the auxiliary network
+GRADIENTS = ("vsd", "sim")
 FITS = ("F", "x")
 
 
-def variational(
-    matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array
-) -> jax.Array:
-    """Returns the losses (B,) of 'vsd', for samples (B, …), what both networks make of them and weights h (B,)."""
+def variational(x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array) -> jax.Array:
+    """Returns the losses (B,) of 'vsd' for samples (B, …), what score and teacher make of them, and weights h (B,)."""
     size = example_mean(jnp.abs(x - x_teacher)) + 1e-6
     aim = jax.lax.stop_gradient(x - expand(h / size, x) * (x_score - x_teacher))
     return 0.5 * example_mean((x - aim) ** 2)
 
 
-def implicit(matching: "Matching", x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, h: jax.Array) -> jax.Array:
-    """Returns the losses (B,) of 'sim', of mean 0 where x̂_S is exact; arguments as above."""
+def implicit(x: jax.Array, x_score: jax.Array, x_teacher: jax.Array, c: float) -> jax.Array:
+    """Returns the losses (B,) of 'sim', of mean 0 where the score is exact; arguments as above."""
     y, axes = x_teacher - x_score, tuple(range(1, x.ndim))
-    return jnp.sum(y * (x_score - x), axes) / jnp.sqrt(jnp.sum(y**2, axes) + matching.offset**2)
-
-
-GRADIENTS: dict[str, Callable[..., jax.Array]] = {"vsd": variational, "sim": implicit}
+    return jnp.sum(y * (x_score - x), axes) / jnp.sqrt(jnp.sum(y**2, axes) + c**2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +146,19 @@ class Matching:
             F = output.F
         F_teacher = objective.teacher.predict(nets, transport, x_t, t, examples)
         x_score, x_teacher = (data_and_noise(transport, x_t, each, t)[0] for each in (F, F_teacher))
-        h = self.importance(objective, nets, jax.lax.stop_gradient(x_t), t, examples)
-        loss = GRADIENTS[self.gradient](self, x, x_score, x_teacher, h)
+        if through:
+            loss = implicit(x, x_score, x_teacher, self.offset)
+        else:
+            loss = variational(x, x_score, x_teacher, self.importance(objective, nets, x_t, t, examples))
         return loss, error, dict(score_distillation=loss, score_error=error)
 
     def importance(
         self, objective: "Objective", nets: Mapping[str, Net], x_t: jax.Array, t: jax.Array, examples: Examples
     ) -> jax.Array:
-        """Returns the weights h (B,) of samples by the discriminator's density ratio."""
+        """Returns the weights h (B,) of samples at states (B, …), by the discriminator's density ratio."""
         if self.divergence == "rkl":
             return jnp.ones_like(t)
-        ratio = density_ratio(discriminator(objective).logits(objective, nets, x_t, t, examples))
+        ratio = density_ratio(objective.adversary.logits(objective, nets, x_t, t, examples))
         if self.bins:
             ratio, _ = per_bin(ratio, objective.transport.level(t), jnp.zeros(self.bins, ratio.dtype))
         return importance(self.divergence, ratio)
@@ -174,12 +172,6 @@ class Matching:
         (output,) = net((query(transport, x_t, t, t, examples.condition),))
         error = example_mean((output.F - prediction.target(transport, x, noise, t)) ** 2)
         return output.F, error * (transport.sigma(t) / determinant(transport, t)) ** 2 if self.fit == "x" else error
-
-
-def discriminator(objective: "Objective") -> Any:
-    """Returns the term whose discriminator tells the density ratio, or None."""
-    adversary = getattr(objective, "adversary", None)
-    return adversary if adversary is not None and adversary.weight else None
 
 
 def _keys(*names: str) -> tuple[str, ...]:
