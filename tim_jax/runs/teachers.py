@@ -126,9 +126,15 @@ def _find(config: ConfigDict, key: str, ema_key: str) -> TeacherSource:
     if not path:
         raise ValueError(
             f"teacher.{key} is {path!r}; it must be a workdir or one of its checkpoints, as objective.name "
-            f"{config.objective.name!r} learns from a teacher"
+            f"{config.objective.name!r}{_terms(config)} learns from a teacher"
         )
     return find_frozen(path, f"teacher.{key}", config.teacher[ema_key], f"teacher.{ema_key}")
+
+
+def _terms(config: ConfigDict) -> str:
+    """What an error says of a term that asks the teacher beside the objective."""
+    weight = config.objective.matching.weight
+    return f" with objective.matching.weight {weight}" if weight else ""
 
 
 def find_frozen(path: str, key: str, ema: str = "", ema_key: str = "") -> TeacherSource:
