@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from flax import traverse_util
 
 from tests.helpers.teachers import (  # noqa: F401 (fixtures)
     TEACHER,
@@ -65,7 +66,10 @@ def test_a_teacher_without_these_blocks_is_refused(teacher, data, tmp_path, caps
 def test_a_run_is_taken_up_again_and_sampled_without_its_teacher(teacher, data, tmp_path, capsys):
     there = tmp_path / "teacher"
     shutil.copytree(teacher, there)
-    given = LADD | dict(objective__adversary__network__updates=2, teacher__checkpoint=there)
+    given = LADD | dict(
+        objective__adversary__network__updates=2, teacher__checkpoint=there,
+        optimizer__decay_steps=4,  # 0 follows training.steps, which is another schedule for the first half
+    )  # fmt: skip
     train(tmp_path / "whole", data, **given, training__steps=4)
     train(tmp_path / "run", data, **given, training__steps=2)
     train(tmp_path / "run", data, **given, training__steps=4)
@@ -80,8 +84,9 @@ def test_a_run_is_taken_up_again_and_sampled_without_its_teacher(teacher, data, 
         (whole.params, first.params),
         (whole.emas["discriminator_average"], first.params["discriminator"]),
     ):
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), here, before)
-        assert min(jax.tree.leaves(moved)) > 0
+        moved = traverse_util.flatten_dict(jax.tree.map(lambda a, b: np.abs(a - b).max(), here, before), sep="/")
+        # While all logits lie within the hinges, data and samples pull the last biases equally.
+        assert min(moved[name] for name in moved if not name.endswith("out/bias")) > 0
 
     shutil.rmtree(there)
     with one_device():
@@ -89,6 +94,7 @@ def test_a_run_is_taken_up_again_and_sampled_without_its_teacher(teacher, data, 
         few = ["--steps=1", "--seeds=1", "--config.evaluation.num_samples=10"]
         evaluate.main([f"--workdir={tmp_path / 'run'}", *few])
         convert.main(["export", str(tmp_path / "run"), str(tmp_path / "export")])
+        capsys.readouterr()
         said = told(convert.main, ["import", str(tmp_path / "export"), str(tmp_path / "imported")], capsys)
         assert said.startswith(f"teacher.checkpoint is '{there}'") and not (tmp_path / "imported").exists()
         shutil.copytree(teacher, there)

@@ -194,6 +194,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(start, made, tmp_path):
     def losses(sizes):
         keys = SMALL | sizes | {"start.checkpoint": str(start), "data.path": str(made)}
         keys |= {"loader.directory": str(tmp_path), "objective.preference.shared_noise": "False"}
+        keys |= {"objective.preference.beta": "5.0"}  # margins of order 1, so that differences have all their digits
         run = build(load_config("preferences/flow_dpo", keys), jax.devices()[: 8 if sizes else 1])
         run = with_teachers(run)
         pipeline = dataclasses.replace(input_pipeline.open_pipeline(run), account=data.Account(tmp_path))
