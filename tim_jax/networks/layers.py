@@ -50,6 +50,24 @@ class LayerNorm(nn.Module):
         return nn.with_logical_partitioning(init, (self.axis,))
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) with a scale over the last axis, which is called `axis`; its output is float32 at least.
+
+    Root mean square layer normalisation (Zhang and Sennrich, arXiv 1910.07467).
+    """
+
+    axis: str | None = None
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(wide(x.dtype))
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", init, x.shape[-1:], x.dtype)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
 class Linear(nn.Module):
     """x W + b over the last axes of x. Parameters are float32 at least; biases start at zero.
 
@@ -105,6 +123,7 @@ class SwiGLU(nn.Module):
         axis_in: The logical name of the last axis of x.
         kernel_init, down_init: Names in INITS, for the first two products and for the last.
         dtype: The type of the computation.
+        packed: Whether W_gate and W_up are halves of one matrix, and are initialised as one.
     """
 
     hidden: int
@@ -114,12 +133,18 @@ class SwiGLU(nn.Module):
     kernel_init: str = "xavier"
     down_init: str = "xavier"
     dtype: Any = jnp.float32
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = (self.axis_in, "mlp")
-        gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
-        up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
+        if self.packed:
+            features, both = (2, self.hidden), (self.axis_in, None, "mlp")
+            products = Linear(features, both, self.kernel_init, dtype=self.dtype, name="gate_up")(x)
+            gate, up = products[..., 0, :], products[..., 1, :]
+        else:
+            gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
+            up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
         h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.leading, "mlp"))
         y = Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
         return nn.with_logical_constraint(y, (*self.leading, "embed"))
