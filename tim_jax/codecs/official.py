@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from tim_jax.codecs.loading import listed
 from tim_jax.codecs.names import NAMES, tim
 from tim_jax.codecs.names.layouts import Row
 
@@ -22,7 +23,6 @@ OWN = "tim_jax."  # begins the names of parameters that the published network do
 # them, and an export leaves them out as long as that holds.
 NEUTRAL = {"interval_embedder": "interval_embedder/out/"}
 
-SHOWN = 4  # names of each kind in an error
 TOLERANCE = 1e-5  # by which fixed arrays may differ, that others compute in float32
 
 Arrays = Mapping[str, np.ndarray]
@@ -157,13 +157,7 @@ def _check(state: Arrays, expected: Mapping[str, tuple[int, ...]], fixed: Arrays
         different = [name for name in fixed if name in state and not _is_near(state[name], fixed[name])]
         faults = {"of other values than the network computes": different}
     if any(faults.values()):
-        lines = "; ".join(f"{kind}: {_listed(names)}" for kind, names in faults.items() if names)
-        raise ValueError(f"official weights do not fit the network: {lines}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+        raise ValueError(f"official weights do not fit the network: {listed(faults)}")
 
 
 def _is_near(array: np.ndarray, fixed: np.ndarray) -> bool:
