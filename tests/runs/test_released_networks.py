@@ -36,7 +36,13 @@ def test_what_came_in_goes_out_bit_for_bit(name, tmp_path):
     assert back.keys() == state.keys()
     for key, array in state.items():
         assert back[key].dtype == array.dtype and back[key].tobytes() == array.tobytes(), key
-    convert.main(["import", str(tmp_path / "back.safetensors"), str(tmp_path / "again")])  # says itself what it is
+
+
+def test_an_export_says_itself_what_it_is(tmp_path):
+    file, _ = write(tmp_path, "sit_xl_2")
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys("sit_xl_2")])
+    exported(tmp_path / "run", tmp_path / "back.safetensors")
+    convert.main(["import", str(tmp_path / "back.safetensors"), str(tmp_path / "again")])
     recorded = [json.loads((tmp_path / each / "config.json").read_text()) for each in ("run", "again")]
     assert recorded[0]["model"] == recorded[1]["model"]
 
