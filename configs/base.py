@@ -479,6 +479,8 @@ def get_config():
     config.sampling.guidance = 1.0  # scale; 1: none
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
+    # of F that guidance acts on, the first so many; 0: all. 3 of 4: as published for DiT and SiT
+    config.sampling.guidance_channels = 0
     # leave the interval's ends out, T_max and so the first step among them: as published
     config.sampling.exclusive_ends = False
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none
