@@ -1,12 +1,12 @@
-"""Decoupled diffusion transformers: an encoder finds what an image is of, and a decoder, given that, the velocity.
+"""Decoupled diffusion transformers: an encoder finds what there is in an image, and a decoder, given that, the velocity.
 
-                 encoder                                      decoder
-    x_t ─ patches ─ depth blocks ─ s ── z = silu(τ + s) ──┐
-                     ↑ c = silu(τ + class)                ↓ z modulates each token
-                     τ of t (and r)         x_t ─ patches ─ decoder_depth blocks ─ final layer ─ F
+                encoder                                        decoder
+    x_t ── patches ── depth blocks ── s ── z = silu(τ + s) ──┐
+                         ↑                                   ↓ modulates each token
+                c = silu(τ + class)      x_t ── patches ── decoder_depth blocks ── final layer ── F
 
-`DDT` is that of DDT (Wang et al., arXiv 2504.05741), `DiTDH` is DiT^DH of RAE (Zheng et al., arXiv 2510.11690), whose
-decoder is shallow and as wide as the latents need it.
+where τ embeds the time t, and the interval t − r. `DDT` is that of arXiv 2504.05741. `DiTDH` is DiT^DH of RAE (arXiv
+2510.11690), whose decoder is shallow, and at least as wide as latents have channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +16,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tim_jax.networks import positions
 from tim_jax.networks.attention import sequence
 from tim_jax.networks.attention.modules import SelfAttention
 from tim_jax.networks.block import STREAM, Block, Branch, Context, FinalLayer
 from tim_jax.networks.checks import check_at_least, check_heads_of
+from tim_jax.networks.dit import DiT
 from tim_jax.networks.embeddings import FourierEmbedder, TimeEmbedder
 from tim_jax.networks.layers import Linear, RMSNorm, SwiGLU, wide
-from tim_jax.networks.rope import spread_rope_table
-from tim_jax.networks.transformer import Contexts, States, Streams, Transformer
+from tim_jax.networks.lightningdit import LightningBlock, LightningFinalLayer
+from tim_jax.networks.rope import rope_table, spread_rope_table
+from tim_jax.networks.single_time import SingleTime
+from tim_jax.networks.transformer import Contexts, States, Streams
 from tim_jax.types import Query
 
 
-class DDT(Transformer):
-    """DDT: RMSNorm, SwiGLU, RoPE on positions relative to the grid, SiLU of conditions once, before all blocks."""
+class DDT(SingleTime):
+    """DDT: RMS norms, SwiGLU, RoPE at positions relative to the image, conditions that have their SiLU once."""
 
     # XS, for CPUs, is not published.
     SIZES: ClassVar[dict[str, dict[str, int]]] = {
@@ -39,7 +43,8 @@ class DDT(Transformer):
     }
     STACKS: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
-    decoder_depth: int = 4  # blocks of the decoder, after the `depth` of the encoder, which can be tapped and aligned
+    # Blocks of a decoder, after the `depth` of the encoder; states are tapped and aligned in the encoder alone.
+    decoder_depth: int = 4
     decoder_width: int = 0  # of the decoder; 0: `width`
     decoder_heads: int = 0  # of the decoder; 0: `heads`
 
@@ -48,25 +53,20 @@ class DDT(Transformer):
         super().check()
         check_at_least(self, 1, "decoder_depth")
         check_at_least(self, 0, "decoder_width", "decoder_heads")
-        check_heads_of(self.heads_of_decoder, self.width_of_decoder, "decoder_")
+        check_heads_of(*self.decoder[::-1], "decoder_")
         if self.slices > 1:
-            raise ValueError(f"model.slices is {self.slices}; it must be 1 for an encoder and a decoder")
+            raise ValueError(f"model.slices is {self.slices}; it must be 1 for a network of an encoder and a decoder")
 
     @property
     def blocks(self) -> int:
         return self.depth + self.decoder_depth
 
     @property
-    def width_of_decoder(self) -> int:
-        """The decoder's width."""
-        return self.decoder_width or self.width
+    def decoder(self) -> tuple[int, int]:
+        """The width of the decoder, and its number of attention heads."""
+        return self.decoder_width or self.width, self.decoder_heads or self.heads
 
-    @property
-    def heads_of_decoder(self) -> int:
-        """The decoder's attention heads."""
-        return self.decoder_heads or self.heads
-
-    def time_embedder(self) -> Callable[[jax.Array], jax.Array]:
+    def published_time_embedder(self) -> nn.Module:
         return TimeEmbedder(self.width, "normal", self.dtype, base=10, name="t_embedder")
 
     @nn.nowrap
@@ -85,17 +85,17 @@ class DDT(Transformer):
         return self.layer("encoder", groups, heads=self.heads)
 
     def layer(self, name: str, groups: tuple[Query, ...], **fields: Any) -> nn.Module:
-        """Returns a layer of the encoder or of the decoder."""
+        """Returns a layer of "encoder" or "decoder", as `stacked` makes it."""
         return self.stacked(DDTBlock, groups, name, **fields)
 
-    def final(self, name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def final_layer(self, name: str) -> nn.Module:
         return DDTFinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=self.channels, name=name)
 
     def trunk(
         self, groups: tuple[Query, ...], streams: Streams, contexts: Contexts, wanted: tuple[int, ...]
     ) -> tuple[Streams, Contexts, States]:
         encoded, _, states = super().trunk(groups, streams, contexts, wanted)
-        width, heads = self.width_of_decoder, self.heads_of_decoder
+        width, heads = self.decoder
         embed = Linear((width,), (None, None, None, "embed"), dtype=self.dtype, name="decoder_patch")
         project: Callable[[jax.Array], jax.Array] = lambda z: z  # noqa: E731
         if width != self.width:
@@ -103,17 +103,14 @@ class DDT(Transformer):
 
         def decoding(ctx: Context, s: jax.Array, q: Query) -> Context:
             def given(time: jax.Array) -> jax.Array:
-                z = project(nn.silu(time[:, None] + s).astype(self.dtype))
-                return nn.with_logical_constraint(z, STREAM)
+                z = nn.silu(time[:, None] + s).astype(self.dtype)
+                return nn.with_logical_constraint(project(z), STREAM)
 
             h, w = self.grid(q)
-            parts = (sequence.part(x, self.tokens) for x in (*self.table(h, w, width // heads), jnp.arange(h * w)))
-            *rope, numbers = parts
-            ctx = ctx._replace(c=given(ctx.time), rope=tuple(rope), numbers=numbers, front=None)
-            if ctx.end is None:
-                return ctx
-            _, delta, time = ctx.end
-            return ctx._replace(end=(given(time), delta, time))
+            tables = (*self.table(h, w, width // heads), jnp.arange(h * w))
+            *rope, numbers = (sequence.part(table, self.tokens) for table in tables)
+            end = ctx.end and (given(ctx.end[2]), *ctx.end[1:])
+            return ctx._replace(c=given(ctx.time), end=end, rope=tuple(rope), numbers=numbers, front=None)
 
         contexts = tuple(map(decoding, contexts, encoded, groups))
         streams = tuple(nn.with_logical_constraint(embed(self.cut(q.x_t)), STREAM) for q in groups)
@@ -123,7 +120,7 @@ class DDT(Transformer):
 
 
 class DDTBlock(Block):
-    """Self-attention and SwiGLU, without biases but for attention's output; conditions have had their SiLU."""
+    """Self-attention and SwiGLU, whose products have no biases but for attention's last."""
 
     def modulations(self, features: int) -> Callable[[jax.Array], jax.Array]:
         return Linear((features,), ("embed", "mlp"), "zeros", dtype=self.dtype, name="modulation")
@@ -132,14 +129,55 @@ class DDTBlock(Block):
         return RMSNorm("embed", name=name)
 
     def branches(self, width: int) -> tuple[Branch, ...]:
-        attn = SelfAttention(
-            self.heads, RMSNorm, self.dtype, self.attention, self.tokens, qkv_bias=False, name="attn"
-        )
+        options = (self.heads, RMSNorm, self.dtype, self.attention, self.tokens)
+        attn = SelfAttention(*options, qkv_bias=False, name="attn")
         mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), use_bias=False, dtype=self.dtype, name="mlp")
         return lambda z, ctx, in_jvp: attn(z, ctx.rope, in_jvp), lambda z, ctx, in_jvp: mlp(z)
 
 
 class DDTFinalLayer(FinalLayer):
-    """The final layer; conditions have had their SiLU."""
+    """The final layer, whose condition has had its SiLU."""
 
     modulations = DDTBlock.modulations
+
+
+DECODER = {"decoder_depth": 2, "decoder_width": 2048, "decoder_heads": 16}  # of every DiT^DH
+
+
+class DiTDH(DDT):
+    """DiT^DH: blocks of LightningDiT, places as it has them, times by random frequencies."""
+
+    # The encoders are as wide and deep as DiT's; XS, for CPUs, is not published.
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {
+        "XS": DDT.SIZES["XS"] | {"decoder_width": 192, "decoder_heads": 6},
+        **{name: size | DECODER for name, size in DiT.SIZES.items() if name != "XS"},
+    }
+
+    qk_norm: bool = False  # RMS norm of queries and keys
+    positions: str = "sincos"  # see `positions.POSITIONS`; added to the encoder's states, beside RoPE, which stays
+    positions_side: int = 16
+
+    @nn.nowrap
+    def check(self) -> None:
+        super().check()
+        positions.check(self)
+
+    @nn.nowrap
+    def check_grid(self, h: int, w: int) -> None:
+        positions.check_grid(self, h, w)
+
+    def position_embedding(self, h: int, w: int) -> jax.Array | None:
+        return None if self.positions == "rope" else positions.sine_cosine(self, h, w)
+
+    def published_time_embedder(self) -> nn.Module:
+        return FourierEmbedder(self.width, "normal", self.dtype, name="t_embedder")
+
+    @nn.nowrap
+    def table(self, h: int, w: int, head_width: int) -> tuple[jax.Array, ...]:
+        return rope_table(h, w, head_width, dtype=wide(self.dtype))
+
+    def layer(self, name: str, groups: tuple[Query, ...], **fields: Any) -> nn.Module:
+        return self.stacked(LightningBlock, groups, name, qk_norm=self.qk_norm, **fields)
+
+    def final_layer(self, name: str) -> nn.Module:
+        return LightningFinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=self.channels, name=name)
