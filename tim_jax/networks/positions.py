@@ -1,8 +1,7 @@
-"""Fixed two-dimensional sine-cosine position embedding of patches (Vaswani et al., arXiv 1706.03762, on a grid).
+"""Fixed embeddings of places: sines and cosines of the column and of the row of a patch (DiT, arXiv 2212.09748).
 
-The first half of the D values embeds the column of a patch, the second half its row, as published diffusion
-transformers have it (DiT, arXiv 2212.09748). Of a position p these are the sines, then the cosines, of
-p · 10000^(−4k/D), k = 0 … D/4 − 1.
+A half of the width is for the column, the other for the row, of which each has sines, then cosines, of its number times
+10000^(-4 i / D), i = 0 .. D/4 - 1. They are added to the states before the first block.
 """
 
 from typing import Any
@@ -11,31 +10,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tim_jax.networks.checks import check_at_least, check_choices
+from tim_jax.networks.layers import wide
 
-def sincos_table(
-    h: int, w: int, width: int, trained: tuple[int, int] | None = None, dtype: Any = jnp.float32
-) -> jax.Array:
-    """Returns the embeddings (N, D) of the N = h w patches of a grid, row by row.
+# What `model.positions` may be: the embedding as published, which takes squares alone; the same at the places that
+# `interpolated` gives; rotary embedding in its place (`rope.py`).
+POSITIONS = ("sincos", "interpolated", "rope")
 
-    The values are those of float32 in every type, as they stand in published weights.
+
+def interpolated(count: int, h: int, w: int, side: int) -> np.ndarray:
+    """Returns the places (count,) along an axis of a grid of h x w, scaled to the area of a square of `side`.
+
+    Rows and columns are scaled alike, so that patches stay square; the square of `side` itself has 0 .. side - 1.
+    """
+    return (np.arange(count) + 0.5) * side / (h * w) ** 0.5 - 0.5
+
+
+def sine_cosine(net: Any, h: int, w: int) -> jax.Array:
+    """Returns the embedding (h w, D) of a grid of patches, row by row.
 
     Args:
-        h, w: Height and width of the grid.
-        width: D, a multiple of 4.
-        trained: Height and width of the grid that a network was trained on. Patches of another one then lie where they
-            would lie if both grids covered the same square: the embedding is interpolated. None: a patch at row i and
-            column j lies at (i, j) on every grid.
-        dtype: The type of the table.
+        net: A `Transformer` with the fields `positions` and `positions_side`.
+        h, w: The numbers of patches along the height and the width.
     """
-    rows, columns = (_line(n, width // 2, side) for n, side in zip((h, w), trained or (h, w), strict=True))
-    shape = (h, w, width // 2)  # only the two lines are constants of the program, not the table
-    parts = [jnp.broadcast_to(columns[None], shape), jnp.broadcast_to(rows[:, None], shape)]
-    return jnp.concatenate(parts, axis=-1).reshape(h * w, width).astype(dtype)
+    scaled = net.positions == "interpolated"
+    places = {n: interpolated(n, h, w, net.positions_side) if scaled else np.arange(n) for n in (h, w)}
+    quarter = net.width // 4
+    frequency = 10000.0 ** (-np.arange(quarter) / quarter)
+
+    def waves(n: int) -> jax.Array:  # made in float64 and rounded to float32, as published weights have them
+        angle = places[n][:, None] * frequency
+        return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32), wide(net.dtype))
+
+    shape = (h, w, 2 * quarter)
+    columns, rows = jnp.broadcast_to(waves(w)[None], shape), jnp.broadcast_to(waves(h)[:, None], shape)
+    return jnp.concatenate([columns, rows], axis=-1).reshape(h * w, -1)
 
 
-def _line(n: int, width: int, trained: int) -> np.ndarray:
-    """Returns the embeddings (n, width) of n positions that cover as much as `trained` ones, in float32."""
-    position = (np.arange(n) + 0.5) * (trained / n) - 0.5
-    frequency = 1 / 10000 ** (np.arange(width // 2) / (width / 2))
-    angle = position[:, None] * frequency
-    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
+def check(net: Any) -> None:
+    """Raises ValueError, naming the key, for fields of a network that cannot be."""
+    check_choices(net, {"positions": POSITIONS})
+    check_at_least(net, 1, "positions_side")
+
+
+def check_grid(net: Any, h: int, w: int) -> None:
+    """Raises ValueError, naming the key, for a grid of patches that is no square, where only squares have places."""
+    if net.positions == "sincos" and h != w:
+        raise ValueError(
+            f"model.positions is 'sincos'; it must be 'interpolated' or 'rope' for images of {h} × {w} patches, as "
+            "only squares have places in it"
+        )
