@@ -34,9 +34,10 @@ from tim_jax.types import Query
 class DDT(SingleTime):
     """DDT: RMS norms, SwiGLU, RoPE at positions relative to the image, conditions that have their SiLU once."""
 
-    # XS, for CPUs, is not published.
+    # XS, for CPUs, and S are not published.
     SIZES: ClassVar[dict[str, dict[str, int]]] = {
         "XS": {"depth": 3, "decoder_depth": 1, "width": 160, "heads": 5, "encoder_depth": 2},
+        "S": {"depth": 8, "decoder_depth": 4, "width": 384, "heads": 6, "encoder_depth": 4},
         "B": {"depth": 8, "decoder_depth": 4, "width": 768, "heads": 12, "encoder_depth": 4},
         "L": {"depth": 20, "decoder_depth": 4, "width": 1024, "heads": 16, "encoder_depth": 8},
         "XL": {"depth": 22, "decoder_depth": 6, "width": 1152, "heads": 16, "encoder_depth": 8},
@@ -154,8 +155,10 @@ class DiTDH(DDT):
     }
 
     qk_norm: bool = False  # RMS norm of queries and keys
-    positions: str = "sincos"  # see `positions.POSITIONS`; added to the encoder's states, beside RoPE, which stays
-    positions_side: int = 16
+    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
+    # places scaled to a square of positions_side patches; "rope": rotary in its place
+    positions: str = "sincos"
+    positions_side: int = 16  # patches along a side of the squares that the weights were trained on
 
     @nn.nowrap
     def check(self) -> None:
