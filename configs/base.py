@@ -57,6 +57,9 @@ def get_config():
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     config.data.encode = False
+    # of latents: that of the autoencoder (scaling_factor), so that a teacher of other latents is not taken; 0: not
+    # known
+    config.data.latent_scale = 0.0
     config.data.paired_noise = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of examples trained with the null condition
     config.data.features_width = 0  # width of the image features for alignment; 0: none
@@ -142,7 +145,7 @@ def get_config():
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()
-    config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
+    config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ddpm, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
     config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
