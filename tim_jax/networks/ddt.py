@@ -45,8 +45,8 @@ class DDT(SingleTime):
 
     # Blocks of a decoder, after the `depth` of the encoder; states are tapped and aligned in the encoder alone.
     decoder_depth: int = 4
-    decoder_width: int = 0  # of the decoder; 0: `width`
-    decoder_heads: int = 0  # of the decoder; 0: `heads`
+    decoder_width: int = 0  # of the decoder; 0: that of `size`, or `width`
+    decoder_heads: int = 0  # of the decoder; 0: those of `size`, or `heads`
 
     @nn.nowrap
     def check(self) -> None:
@@ -150,6 +150,8 @@ class DiTDH(DDT):
         "XS": DDT.SIZES["XS"] | {"decoder_width": 192, "decoder_heads": 6},
         **{name: size | DECODER for name, size in DiT.SIZES.items() if name != "XS"},
     }
+
+    FROZEN: ClassVar[tuple[str, ...]] = ("t_embedder/frequencies",)
 
     qk_norm: bool = False  # RMS norm of queries and keys
     # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
