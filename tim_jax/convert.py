@@ -19,7 +19,9 @@ def parser() -> Parser:
     importing.add_argument("workdir", help="a new folder")
     importing.add_config(default="", help="what the weights are; default: what an exported file says itself")
     importing.add_argument("--as", dest="released", default="", help="a released network by name, such as sit_xl_2")
-    importing.add_argument("--ema", default="", help="online, or the name of a copy in the file; default: its first EMA")
+    importing.add_argument(
+        "--ema", default="", help="online, or the name of a copy in the file; default: its first EMA"
+    )
     importing.add_argument("--classes", default="", help="a file with the name of each class on a line; default: none")
     exporting = commands.add_parser(
         "export", help="weights of a workdir to a folder, with a card, or to a file", epilog=""

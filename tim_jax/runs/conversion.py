@@ -23,6 +23,7 @@ from tim_jax.config.network import make_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
+from tim_jax.networks import Transformer
 from tim_jax.runs import exports, fixed_arrays, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
@@ -112,9 +113,7 @@ def released(name: str) -> str:
     return FOLDER + name
 
 
-def read_weights(
-    path: str, config: str, overrides: dict[str, str], same: bool = False, copy: str = ""
-) -> Weights:
+def read_weights(path: str, config: str, overrides: dict[str, str], same: bool = False, copy: str = "") -> Weights:
     """Reads exported or published weights, and builds the run that they are of.
 
     Args:
