@@ -27,8 +27,11 @@ def parser() -> Parser:
     exporting.add_argument("--ema", default="", help="online or the name of an EMA; default: what samples use")
     exporting.add_renamed("--which", "--ema")
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    exporting.add_argument(
+        "--to", choices=("published", "torch"), default="published", help="torch: with the network in PyTorch alone"
+    )
     exporting.add_argument("--upload", default="", help="ORG/NAME on the hub, to which the folder is uploaded as well")
-    uploading = commands.add_parser("upload", help="an exported folder to the hub", epilog="")
+    uploading = commands.add_parser("upload", aliases=["push"], help="an exported folder to the hub", epilog="")
     uploading.add_argument("folder", help="that export wrote")
     uploading.add_argument("repository", help="ORG/NAME, which is made if it is not there")
     for command in (exporting, uploading):
@@ -53,7 +56,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
         with user_errors():
             plugins.load_given(overrides)
-    {"export": export_weights, "upload": upload_weights}[args.command](args)
+    (export_weights if args.command == "export" else upload_weights)(args)
 
 
 def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -83,15 +86,19 @@ def export_weights(args: argparse.Namespace) -> None:
             raise ValueError("--private: is about a repository on the hub, and --upload names none")
         if args.upload and alone:
             raise ValueError(f"--upload is {args.upload!r}; it uploads a folder, and {args.out} is to be a file")
+        if args.to != "published" and alone:
+            raise ValueError(f"--to is {args.to!r}; it writes a folder, and {args.out} is to be a file")
         repository = hub.check_upload(args.upload) if args.upload else ""
         paths.check_file(out, "OUT") if alone else paths.check_folder(out, "OUT")
 
-    from tim_jax.runs import conversion
+    from tim_jax.runs import conversion, to_torch
 
+    name = repository or out.name
     with user_errors():
         found = conversion.read_export(args.workdir, args.ema, args.dtype)
+        more = to_torch.of_export(found, name) if args.to == "torch" else ({}, "")
     with failures(OSError):
-        weights = conversion.write_export(found, out, repository or out.name)
+        weights = conversion.write_export(found, out, name, *more)
     print(f"{found.size:,} parameters of {found.checkpoint}, {found.origin.ema}, are in {weights}")
     if not alone:
         print(f"{out / 'README.md'} describes them; set its field `license` before you hand them on")

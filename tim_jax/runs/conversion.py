@@ -1,6 +1,7 @@
 """Official weights to a workdir and back: the job of python -m tim_jax.convert."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -265,15 +266,24 @@ def obstacles(exported: Exported) -> list[str]:
     return published.obstacles(workdir.restored(dict(exported.origin.config)), own_modules(exported))
 
 
-def write_export(exported: Exported, out: epath.Path, name: str) -> epath.Path:
+def write_export(
+    exported: Exported, out: epath.Path, name: str, more: Mapping[str, str] = {}, use: str = ""
+) -> epath.Path:
     """Writes weights to a new folder, or to a file where `out` ends like one, and returns the file that has them.
 
-    name: of the model, for its card. Raises OSError.
+    Args:
+        exported: the weights.
+        out: the folder or the file.
+        name: of the model, for its card.
+        more, use: as `write_folder` takes them.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     if out.suffix == ".safetensors":
         write_file(exported, out)
         return out
-    write_folder(exported, out, name)
+    write_folder(exported, out, name, more, use)
     return out / exports.WEIGHTS
 
 
@@ -283,13 +293,17 @@ def write_file(exported: Exported, file: epath.Path) -> None:
     files.replace(file, save(exported.state, exported.origin.header()))
 
 
-def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
+def write_folder(
+    exported: Exported, folder: epath.Path, name: str, more: Mapping[str, str] = {}, use: str = ""
+) -> None:
     """Writes weights, a card that describes them, and a picture of samples if there is one, into a new folder.
 
     Args:
         exported: the weights.
         folder: the new folder, which appears whole.
         name: of the model, for its card: ORG/NAME on the hub, or any other.
+        more: further files, {name: text}.
+        use: what the card says of them.
 
     Raises:
         OSError: if a file cannot be written; then nothing is left behind.
@@ -298,12 +312,14 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
     try:
         new.rmtree(missing_ok=True)
         write_file(exported, new / exports.WEIGHTS)
+        for file, text in more.items():
+            (new / file).write_text(text)
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
         recorded_plugins.keep_copies(exported.origin.config["plugin"], new)
         own = own_modules(exported)
-        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
+        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture, use)
         (new / model_card.CARD).write_text(card)
         files.move_folder(new, folder)
     finally:

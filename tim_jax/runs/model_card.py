@@ -39,7 +39,13 @@ def samples(folder: epath.Path) -> epath.Path | None:
 
 
 def card(
-    origin: Origin, folder: epath.Path, name: str, size: int, modules: Sequence[str], picture: epath.Path | None
+    origin: Origin,
+    folder: epath.Path,
+    name: str,
+    size: int,
+    modules: Sequence[str],
+    picture: epath.Path | None,
+    use: str = "",
 ) -> str:
     """Writes the card.
 
@@ -50,6 +56,7 @@ def card(
         size: the number of parameters.
         modules: of the network that the published one does not have.
         picture: that lies beside the card as PICTURE, or None.
+        use: how further files of the folder are used.
 
     Returns:
         Markdown, with the fields that hubs read at its head.
@@ -61,6 +68,7 @@ def card(
         _what(config, origin, size),
         _shown(picture),
         "## Use",
+        use,
         _use(config, origin, name),
         _plugins(config),
         "## In the published code",
