@@ -57,6 +57,9 @@ def get_config():
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     config.data.encode = False
+    # of latents: that of the autoencoder (scaling_factor), so that a teacher of other latents is not taken; 0: not
+    # known
+    config.data.latent_scale = 0.0
     config.data.paired_noise = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of examples trained with the null condition
     config.data.features_width = 0  # width of the image features for alignment; 0: none
@@ -87,31 +90,20 @@ def get_config():
     config.loader.prefetch = 4  # batches read ahead
     config.loader.max_bad_share = 0.01  # share of records that may be unusable before the run stops
 
-    # The network (tim_jax.networks.TiM).
+    # The network (tim_jax.networks.NETWORKS).
     config.model = ConfigDict()
     config.model.network = "tim"  # a name in tim_jax.networks.NETWORKS
-    config.model.size = "S"  # XS, S, B, L or XL; the next five keys override parts of it where they are not 0
+    config.model.size = "S"  # XS, S, B, L, XL, …, of which width, depth, heads and the like are where they are 0
     config.model.width = 0  # D; heads divide it
     config.model.depth = 0  # blocks
     config.model.heads = 0  # H
-    config.model.bottleneck = 0  # hidden width of each block's adaLN
     config.model.encoder_depth = 0  # block, counted from 1, whose output is aligned with image features
     config.model.patch_size = 2  # side of a patch, in positions
     config.model.condition = "class"  # "class" or "text"
     config.model.num_classes = 10  # for "class"; label num_classes is the null condition
-    config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
     # The last so many blocks and the final layer see r alone for the times, all before them t alone (Decoupled
     # MeanFlow, arXiv 2510.24474); 0: all see both
     config.model.decoupled_depth = 0
-    config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
-    config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
-    config.model.qk_norm = True  # layer norm of queries and keys
-    # "official": the published order. Weights that were trained in the other one reach the published code only where
-    # all examples are squares; it cannot be chosen after training.
-    config.model.rope_order = "row_major"
-    # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
-    # published weights only. The masks of conditions say so, wherever these are made.
-    config.model.use_text_mask = True
     # Tokens in front of those of the image that carry conditions, beside the modulation (improved MeanFlow, arXiv
     # 2512.02012): of the class, and where guidance is an input as many for its scale and for its interval.
     config.model.class_tokens = 0
@@ -129,10 +121,21 @@ def get_config():
     config.model.slices = 1
     config.model.dropout = 0.0  # on residual branches
     config.model.dtype = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32
+    config.model.bottleneck = 0  # hidden width of each block's adaLN
+    config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
+    config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
+    config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
+    config.model.qk_norm = True  # layer norm of queries and keys
+    # "official": the published order. Weights that were trained in the other one reach the published code only where
+    # all examples are squares; it cannot be chosen after training.
+    config.model.rope_order = "row_major"
+    # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
+    # published weights only. The masks of conditions say so, wherever these are made.
+    config.model.use_text_mask = True
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()
-    config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ve, edm
+    config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ddpm, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
     config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
@@ -479,6 +482,8 @@ def get_config():
     config.sampling.guidance = 1.0  # scale; 1: none
     config.sampling.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.sampling.guidance_high = 1.0
+    # of F that guidance acts on, the first so many; 0: all. 3 of 4: as published for DiT and SiT
+    config.sampling.guidance_channels = 0
     # leave the interval's ends out, T_max and so the first step among them: as published
     config.sampling.exclusive_ends = False
     config.sampling.stochasticity = 0.0  # of the flow map; 0: none

@@ -1,6 +1,6 @@
-"""python -m tim_jax.convert import FROM WORKDIR [--config=…], export WORKDIR OUT [--ema=…], or upload OUT ORG/NAME
+"""python -m tim_jax.convert import FROM WORKDIR [--as=…], export WORKDIR OUT [--ema=…], or upload OUT ORG/NAME
 
-Weights have their official names: safetensors, or on import a PyTorch .bin, of which nothing is executed. What is
+Weights have their official names: safetensors, or on import a file of PyTorch, of which nothing is executed. What is
 exported says itself what it is, so that it is imported, or loaded by tim_jax.load, with no further word.
 """
 
@@ -15,9 +15,11 @@ def parser() -> Parser:
     made = Parser(prog="python -m tim_jax.convert", description="Weights to a workdir, from a workdir, to the hub.")
     commands = made.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("import", help="weights to a workdir")
-    importing.add_argument("file", help="an exported folder, .safetensors or .bin; a path, or hf://owner/repository")
+    importing.add_argument("file", help="an exported folder, or a file of weights; a path, or hf://owner/repository")
     importing.add_argument("workdir", help="a new folder")
     importing.add_config(default="", help="what the weights are; default: what an exported file says itself")
+    importing.add_argument("--as", dest="released", default="", help="a released network by name, such as sit_xl_2")
+    importing.add_argument("--ema", default="", help="online, or the name of a copy in the file; default: its first EMA")
     importing.add_argument("--classes", default="", help="a file with the name of each class on a line; default: none")
     exporting = commands.add_parser(
         "export", help="weights of a workdir to a folder, with a card, or to a file", epilog=""
@@ -65,7 +67,10 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     with user_errors():
         folder = conversion.new_workdir(args.workdir)
-        found = conversion.startable(conversion.read_weights(args.file, args.config, overrides))
+        if args.released and args.config:
+            raise ValueError(f"--as is {args.released!r}; it must be left out where --config says what the weights are")
+        config = conversion.released(args.released) if args.released else args.config
+        found = conversion.startable(conversion.read_weights(args.file, config, overrides, copy=args.ema))
         classes = conversion.class_names(found, args.classes)
     with failures(conversion.CannotWrite, OSError):
         conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)

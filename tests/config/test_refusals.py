@@ -176,7 +176,10 @@ BUILD = [
     ({"sampling.plan": "learned", "sampling.sampler": "a_flops"}, "sampling.sampler"),
     ({"sampling.parallel": "4", "sampling.sampler": "sada"}, "sampling.parallel"),
     ({"sampling.plan": "learned", "sampling.stochasticity": "0.5"}, "sampling.stochasticity"),
+    ({"data.latent_scale": "-1.0"}, "data.latent_scale"),
     ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
+    ({"sampling.guidance_channels": "-1"}, "sampling.guidance_channels"),
+    ({"sampling.guidance_channels": "2"}, "sampling.guidance_channels"),
     (
         {"sampling.guidance": "2.0", "sampling.guidance_low": "0.9", "sampling.guidance_high": "0.5"},
         "sampling.guidance_low, sampling.guidance_high",

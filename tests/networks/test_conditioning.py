@@ -12,8 +12,8 @@ from tim_jax.config.build import build
 from tim_jax.config.overrides import override
 from tim_jax.networks.attention import blockwise
 from tim_jax.networks.block import REMAT
+from tim_jax.networks.heads import HEADS
 from tim_jax.networks.int8 import with_int8
-from tim_jax.networks.tim import HEADS
 from tim_jax.runs import published
 from tim_jax.training import names
 from tim_jax.types import TangentQuery

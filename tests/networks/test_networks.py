@@ -1,4 +1,4 @@
-"""The network: sizes, groups, tangents, positions, masks, dropout, precision, memory policies, complaints."""
+"""TiM: groups, tangents, positions, masks, dropout, precision, memory policies, complaints."""
 
 import functools
 
@@ -10,11 +10,11 @@ import pytest
 from jax import jit
 from jax.sharding import PartitionSpec as P
 
-from tim_jax.networks import NETWORKS, SIZES, TiM
+from tim_jax.networks import TiM
 from tim_jax.networks.attention.modules import attention
 from tim_jax.networks.block import REMAT, keyed_dropout
 from tim_jax.networks.embeddings import INTERVALS
-from tim_jax.networks.tim import HEADS
+from tim_jax.networks.heads import HEADS
 from tim_jax.types import Query
 
 TINY = {
@@ -63,26 +63,7 @@ def assert_close(a, b, atol=2e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-4), a, b)
 
 
-# Sizes and initialisation
-
-COUNTS = {
-    "B/4": (SIZES["B"] | {"patch_size": 4, "channels": 4}, 128_828_224),
-    "XL/2": (SIZES["XL"] | {"patch_size": 2, "channels": 4}, 664_128_016),
-    "XL text": (SIZES["XL"] | {"patch_size": 1, "channels": 32, "condition": "text", "text_width": 1152}, 864_978_080),
-}
-
-
-@pytest.mark.parametrize("size", COUNTS)
-def test_number_of_parameters(size):
-    fields, count = COUNTS[size]
-    net = NETWORKS["tim"](**fields)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), (make_query(net),))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_every_size_is_a_valid_network(size):
-    assert TiM(**SIZES[size]).width == SIZES[size]["width"]
+# Initialisation
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from tim_jax.config.command_line import load_config
 from tim_jax.networks import TiM
 from tim_jax.networks.attention import blockwise, modules, sequence
 from tim_jax.networks.block import REMAT
-from tim_jax.networks.tim import HEADS, keep_all_but_gathered
+from tim_jax.networks.heads import HEADS
+from tim_jax.networks.transformer import keep_all_but_gathered
 from tim_jax.plan import collectives
 from tim_jax.plan.compile import compile_step
 from tim_jax.runs.generation import Generator

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.networks.test_networks import assert_close, make_net, make_params, make_query
+from tim_jax.networks import TiM
+from tim_jax.networks.block import FinalLayer
 from tim_jax.networks.taps import check_taps
-from tim_jax.networks.tim import FinalLayer, TiM
 from tim_jax.system import flops
 from tim_jax.training.nets import frozen_net, make_nets
 from tim_jax.transitions import as_net

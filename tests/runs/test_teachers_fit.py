@@ -77,6 +77,11 @@ def spoilt(source, to):
             {},
             ["teacher.checkpoint is ", "transport.augmented_dimensions, 0, and has 64"],
         ),
+        (
+            dict(data__latent_scale=0.5),
+            dict(data__latent_scale=0.18215),
+            ["teacher.checkpoint is ", "data.latent_scale, 0.18215, and has 0.5"],
+        ),
         (dict(transport__gamma=0.5), {}, ["teacher.checkpoint is ", "transport.gamma, 0.0, and has 0.5"]),
         (
             dict(transport__name="vp", transport__gamma=0.5),

@@ -135,6 +135,18 @@ def test_published_numbers(name, golden):
     np.testing.assert_allclose(jump(transport, arrays["x_t"], arrays["F"], t, r), arrays["x_r"], **tolerance)
 
 
+def test_ddpm_has_the_coefficients_of_the_discrete_process_at_its_times():
+    """And `vp`, its limit in continuous time, misses them by what the docstring says."""
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    discrete, limit, steps = CASES["ddpm"], CASES["vp"], np.arange(1000.0)
+    t = discrete.time_of_c_noise(steps)
+    np.testing.assert_allclose(discrete.c_noise(t), steps, atol=1e-10)
+    np.testing.assert_allclose(discrete.alpha(t), np.sqrt(kept), rtol=2e-9)
+    np.testing.assert_allclose(discrete.sigma(t), np.sqrt(1 - kept), rtol=2e-9)
+    missed = np.abs(limit.alpha(limit.time_of_c_noise(steps)) - np.sqrt(kept))
+    assert 1e-3 < missed.max() < 2e-3 and limit.sigma(jnp.zeros(())) < 1e-12
+
+
 def gaussian_case(transport, rows=64):
     """A Gaussian, random states and times, and posterior means in place of (x, ε)."""
     flow = Gaussian(transport, mean=0.3, std=0.7)

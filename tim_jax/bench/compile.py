@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from tim_jax.bench.step import CASES, Case, check_names, read_numbers, step_settings
-from tim_jax.networks import SIZES, TiM
+from tim_jax.networks import TiM
 from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
@@ -41,7 +41,7 @@ COLUMNS = (
     ("compiled", "{compiled}"),
     ("read", "{read}"),
 )
-XL = TiM(**cast(dict[str, Any], SIZES["XL"]), remat="full", dtype=jnp.bfloat16)
+XL = TiM(**cast(dict[str, Any], TiM.SIZES["XL"]), remat="full", dtype=jnp.bfloat16)
 NETWORKS = CASES | {"XL/2": Case("XL/2", XL, (32, 32, 4), batch=8)}
 HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tim_jax.networks import SIZES, TiM
+from tim_jax.networks import TiM
 from tim_jax.networks.block import REMAT
+from tim_jax.networks.checks import image_inputs
 from tim_jax.networks.discriminator import head_initialisers, head_nets
-from tim_jax.networks.tim import image_inputs
 from tim_jax.system import devices, flops, timing
 from tim_jax.system.progress import Bar
 from tim_jax.training.nets import class_conditions, frozen_net, make_nets
@@ -53,7 +53,7 @@ COLUMNS = (
     ("temporary bytes", "{temporary_bytes:,}"),
     ("ratio", "{temporary_bytes_ratio:.3f}"),
 )
-B_SHORT: dict[str, Any] = SIZES["B"] | {"depth": 2, "encoder_depth": 2}
+B_SHORT: dict[str, Any] = TiM.SIZES["B"] | {"depth": 2, "encoder_depth": 2}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ that came before it.
 import collections
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -35,27 +35,32 @@ DTYPES = {
 }
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in a file from before PyTorch 1.6, pickled
 
+Choose: TypeAlias = Callable[[list[str]], Mapping[str, str]]  # names of all arrays -> {one to read: what it is called}
 
-def read(path: Any) -> dict[str, np.ndarray]:
-    """Reads all arrays of a file of weights.
+
+def read(path: Any, choose: Choose | None = None) -> dict[str, np.ndarray]:
+    """Reads all arrays of a file of weights, or some of them.
 
     Args:
-        path: a .safetensors, .npz, .pth, .pt or .bin file, at any place that epath knows. A PyTorch file must hold one
-            flat dictionary of tensors.
+        path: a .safetensors, .npz, .pth, .pt, .ckpt or .bin file, at any place that epath knows. A PyTorch file must
+            hold one flat dictionary of tensors, or, with `choose`, dictionaries in dictionaries, whatever else is in
+            them.
+        choose: says which arrays are read, and what they are called; their names in the file are those of its
+            dictionaries, joined by dots. By default all, as they are called there.
 
     Returns:
         {name: array}. The arrays of a PyTorch file are read-only, and those that share a storage there share it here.
 
     Raises:
         ValueError: in one line that names the file, if it is missing, truncated, damaged or of another kind, if it
-            holds anything but arrays, or if it asks for anything to be run.
+            holds anything but arrays, if it asks for anything to be run, or whatever `choose` raises.
     """
     path = epath.Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"{path}: there is no such file")
     if path.suffix not in READERS:
         raise ValueError(f"{path}: weights must be in a file of {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    return READERS[path.suffix](path, choose)
 
 
 def open_safetensors(path: Any) -> Any:
@@ -80,33 +85,43 @@ def _damaged(path: Any, kind: str, error: Exception) -> ValueError:
     return ValueError(f"{path}: is truncated or no {kind} ({error}); fetch it again")
 
 
-def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+def _chosen(path: Any, choose: Choose | None, names: Iterable[str]) -> Mapping[str, str]:
+    names = list(names)
+    try:
+        return choose(names) if choose else {name: name for name in names}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read_safetensors(path: epath.Path, choose: Choose | None) -> dict[str, np.ndarray]:
     if files.is_local(path):
         handle = open_safetensors(path)
-        return {name: handle.get_tensor(name) for name in handle.keys()}
+        return {own: handle.get_tensor(name) for name, own in _chosen(path, choose, handle.keys()).items()}
     try:
-        return safetensors.numpy.load(path.read_bytes())
+        arrays = safetensors.numpy.load(path.read_bytes())
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(path, "safetensors file", error) from None
+    return {own: arrays[name] for name, own in _chosen(path, choose, arrays).items()}
 
 
-def _read_npz(path: epath.Path) -> dict[str, np.ndarray]:
+def _read_npz(path: epath.Path, choose: Choose | None) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
     except ValueError as error:  # of object arrays, which only a pickle could make
         raise ValueError(f"{path}: is not read: {error}") from None
     except Exception as error:  # whatever a damaged archive leads to
         raise _damaged(path, "npz file", error) from None
+    return {own: found[name] for name, own in _chosen(path, choose, found).items()}
 
 
-def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
+def _read_torch(path: epath.Path, choose: Choose | None) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             is_archive = file.read(2) == b"PK"
             file.seek(0)
-            content, stored = _load_archive(file) if is_archive else _load_old(file)
-        return _arrays(content, stored)
+            load = _load_archive if is_archive else _load_old
+            return load(file, choose)
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, "PyTorch file", error) from None
     except ValueError as error:
@@ -115,11 +130,12 @@ def _read_torch(path: epath.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: is not read: its pickle is broken ({type(error).__name__}: {error})") from None
 
 
-READERS: Mapping[str, Callable[[epath.Path], dict[str, np.ndarray]]] = {
+READERS: Mapping[str, Callable[[epath.Path, Choose | None], dict[str, np.ndarray]]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".ckpt": _read_torch,
     ".bin": _read_torch,
 }
 
@@ -147,8 +163,15 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Options:
+    """Stands for argparse.Namespace, by which checkpoints of training say how they were made; it keeps nothing."""
+
+    def __setstate__(self, state):
+        pass
+
+
 class _Unpickler(pickle.Unpickler):
-    """An unpickler for which tensors, storages and ordered dictionaries are all that there is."""
+    """An unpickler for which tensors, storages, ordered dictionaries and options are all that there is."""
 
     storages: dict[str, _Storage]
 
@@ -170,6 +193,7 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): self.view,
             ("torch._utils", "_rebuild_parameter"): self.parameter,
+            ("argparse", "Namespace"): _Options,
         }
         if (module, name) in known:
             return known[module, name]
@@ -185,8 +209,8 @@ class _Unpickler(pickle.Unpickler):
         return self.storages.setdefault(str(name), _Storage(np.dtype(values.dtype), str(name), size))
 
 
-def _load_archive(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
-    """(content of the pickle, {storage: its bytes}) of a zip archive as PyTorch writes it."""
+def _load_archive(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarray]:
+    """The chosen arrays of a zip archive as PyTorch writes it; no storage but theirs is read."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
@@ -196,12 +220,12 @@ def _load_archive(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("it was written on a machine of the other byte order")
         with archive.open(pickles[0]) as stream:
-            unpickler = _Unpickler(stream)
-            content = unpickler.load()
-        return content, {name: archive.read(f"{root}data/{name}") for name in unpickler.storages}
+            views = _views(_Unpickler(stream).load(), choose)
+        stored = {name: archive.read(f"{root}data/{name}") for name in {view.storage.name for view in views.values()}}
+        return {name: _array(name, view, stored) for name, view in views.items()}
 
 
-def _load_old(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
+def _load_old(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarray]:
     """The same of a file from before PyTorch 1.6: pickles one after the other, then every storage with its size."""
     magic, _, system = (_Unpickler(file).load() for _ in range(3))
     if magic != OLD_MAGIC:
@@ -216,17 +240,31 @@ def _load_old(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
         if size != storage.size:
             raise ValueError(f"storage {name} has {size} values, not {storage.size}")
         stored[name] = file.read(size * storage.dtype.itemsize)
-    return content, stored
+    return {name: _array(name, view, stored) for name, view in _views(content, choose).items()}
 
 
-def _arrays(content: Any, stored: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-    """{name: array} of a dictionary of tensors, as views of the storages."""
+def _views(content: Any, choose: Choose | None) -> dict[str, _View]:
+    """{name: view} of the chosen tensors of what a pickle holds."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary of tensors")
+    if choose:
+        found = _joined(content)
+        return {own: found[name] for name, own in choose(list(found)).items()}
     others = [str(name) for name, value in content.items() if not isinstance(value, _View)]
     if others:
         raise ValueError(f"it holds things that are no tensors: {', '.join(others[:4])}")
-    return {str(name): _array(str(name), view, stored) for name, view in content.items()}
+    return {str(name): view for name, view in content.items()}
+
+
+def _joined(content: Mapping[Any, Any], prefix: str = "") -> dict[str, _View]:
+    """All tensors of dictionaries in dictionaries, their names joined by dots."""
+    found: dict[str, _View] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            found |= _joined(value, f"{prefix}{name}.")
+        elif isinstance(value, _View):
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _array(name: str, view: _View, stored: Mapping[str, bytes]) -> np.ndarray:

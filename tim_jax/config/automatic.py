@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tim_jax.data.sections import DataSettings
-from tim_jax.networks import SIZES
+from tim_jax.networks import NETWORKS
 from tim_jax.system.chips import chip_of
 
 AUTO = -1
@@ -84,7 +84,7 @@ def batch_size(config: ConfigDict, devices: Sequence[jax.Device], multiple: int)
     """
     data, model = config.data, config.model
     tokens = data.height * data.width // model.patch_size**2 + model.class_tokens + 2 * model.guidance_tokens
-    size = {**SIZES.get(model.size, SIZES["S"]), **{key: model[key] for key in ("depth", "width") if model[key]}}
+    size = NETWORKS[model.network].SIZES[model.size] | {key: model[key] for key in ("depth", "width") if model[key]}
     each = ACTIVATIONS * tokens * size["depth"] * size["width"]
     room = SHARE_OF_MEMORY * memory(devices[0]) * len(devices)
     chosen = BATCH_OF_CPU if devices[0].platform == "cpu" else BATCH

@@ -35,7 +35,7 @@ from tim_jax.config.run import Run
 from tim_jax.config.sampling import check_emas, make_evaluation, make_sampling
 from tim_jax.config.sections import check_unused, read
 from tim_jax.data.sections import DataSettings, LoaderSettings
-from tim_jax.networks import TiM
+from tim_jax.networks import Transformer
 from tim_jax.networks.discriminator import head_initialisers, head_nets
 from tim_jax.training import names, sharding
 from tim_jax.training.mesh import AUTO, choose_fsdp, make_mesh
@@ -134,7 +134,7 @@ def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
 
 
 def _with_chosen_fsdp(
-    config: ConfigDict, devices: Sequence[jax.Device], network: TiM, init: Callable[[jax.Array], Any]
+    config: ConfigDict, devices: Sequence[jax.Device], network: Transformer, init: Callable[[jax.Array], Any]
 ) -> Mesh:
     """The mesh of a configuration whose `mesh.fsdp` is chosen."""
 
@@ -147,7 +147,7 @@ def _with_chosen_fsdp(
 
 def _trainer(
     config: ConfigDict,
-    network: TiM,
+    network: Transformer,
     init: Callable[[jax.Array], Any],
     objective: Objective,
     optimizer: OptimizerSettings,
@@ -156,7 +156,7 @@ def _trainer(
     """The compiled pieces of a run."""
     by_rows = functools.partial(sharding.apply_on_mesh, mesh, init)
 
-    def step(network: TiM) -> StepSettings:
+    def step(network: Transformer) -> StepSettings:
         return StepSettings(
             nets=make_nets(network, objective.alignment_weight > 0, by_rows, optimizer.frozen)
             | head_nets(objective.auxiliary_heads),
@@ -182,7 +182,7 @@ def _trainer(
     return Trainer(mesh, init, compiled, without_remat, config.seed, heads=heads, width=network.width)
 
 
-def _conditions(network: TiM) -> Conditions:
+def _conditions(network: Transformer) -> Conditions:
     if network.condition == "text":
         return text_conditions(own_mask=network.use_text_mask)
     return class_conditions(network.num_classes)

@@ -1,5 +1,6 @@
 """The network of a configuration."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tim_jax.networks import NETWORKS, SIZES, TiM
+from tim_jax.networks import NETWORKS, Transformer
 from tim_jax.networks.attention.pallas import has_kernels
+from tim_jax.networks.checks import image_inputs
 from tim_jax.networks.taps import check_taps
-from tim_jax.networks.tim import image_inputs
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
 from tim_jax.types import DTYPES, Query
@@ -21,22 +22,27 @@ from tim_jax.types import DTYPES, Query
 MAX_CLASSES = 10**7
 
 
-def make_network(config: ConfigDict, objective: Objective) -> TiM:
+def make_network(config: ConfigDict, objective: Objective) -> Transformer:
     """The network of `model`, with as many channels as the examples have, and the heads that the objective needs.
 
     Raises ValueError, naming the key.
     """
     model, data, transport = config.model.to_dict(), config.data, objective.transport
     network, size, dtype = (model.pop(name) for name in ("network", "size", "dtype"))
-    for name, value, known in (("network", network, NETWORKS), ("size", size, SIZES), ("dtype", dtype, DTYPES)):
+    if network not in NETWORKS:
+        raise ValueError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}")
+    kind = NETWORKS[network]
+    for name, value, known in (("size", size, kind.SIZES), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise ValueError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}")
     if model["condition"] == "class" and not 1 <= model["num_classes"] <= MAX_CLASSES:
         raise ValueError(
             f"model.num_classes is {model['num_classes']}; it must be at least 1, and at most {MAX_CLASSES}"
         )
-    return NETWORKS[network](
-        **model | {name: model[name] or default for name, default in SIZES[size].items()},
+    sized = {name: model[name] or default for name, default in kind.SIZES[size].items()}
+    fields = {field.name for field in dataclasses.fields(kind)}  # others have no effect, and are at their defaults
+    return kind(
+        **{name: value for name, value in (model | sized).items() if name in fields},
         dtype=DTYPES[dtype],
         channels=data.channels,
         z_dim=data.features_width,
@@ -51,7 +57,7 @@ def make_network(config: ConfigDict, objective: Objective) -> TiM:
     )
 
 
-def initialiser(config: ConfigDict, network: TiM) -> Callable[[jax.Array], Any]:
+def initialiser(config: ConfigDict, network: Transformer) -> Callable[[jax.Array], Any]:
     """key → boxed parameters of the network."""
     data = config.data
 
@@ -86,7 +92,7 @@ def check_tokens(said: str, shape: tuple[int, int], patch: int, mesh: Mesh) -> N
         )
 
 
-def check_context(network: TiM, mesh: Mesh) -> None:
+def check_context(network: Transformer, mesh: Mesh) -> None:
     """Raises ValueError if mesh.sequence does not divide the tokens that carry conditions."""
     tokens, devices = sum(network.context_tokens.values()), mesh.shape["sequence"]
     if tokens % devices:
@@ -96,14 +102,14 @@ def check_context(network: TiM, mesh: Mesh) -> None:
         )
 
 
-def warn_of_attention(network: TiM, mesh: Mesh) -> None:
+def warn_of_attention(network: Transformer, mesh: Mesh) -> None:
     """Says so where kernels are named and the devices have none."""
     device = mesh.devices.flat[0]
     if network.attention == "pallas" and not has_kernels(device, network.width // network.heads):
         warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
 
 
-def warn_of_whole_parameters(network: TiM, mesh: Mesh) -> None:
+def warn_of_whole_parameters(network: Transformer, mesh: Mesh) -> None:
     """Says so where `mesh.fsdp` cannot share parameters out."""
     fsdp = mesh.shape["fsdp"]
     if network.width % fsdp:
@@ -119,7 +125,7 @@ def warn_once(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def check_heads(objective: Objective, networks: Mapping[str, TiM]) -> None:
+def check_heads(objective: Objective, networks: Mapping[str, Transformer]) -> None:
     """Raises ValueError, naming the key, for heads on blocks that a network does not have. networks: by name."""
     for heads in objective.auxiliary_heads.values():
         if heads.trunk in networks:

@@ -11,7 +11,7 @@ from tim_jax.codecs.settings import CodecSettings
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.data.settings import Inputs
 from tim_jax.evaluation.settings import EvaluationSettings
-from tim_jax.networks import TiM
+from tim_jax.networks import Transformer
 from tim_jax.training import power_ema, sharding
 from tim_jax.training.settings import CheckpointSettings, PosthocEMASettings, StartSettings, TrainingSettings
 from tim_jax.training.trainer import Trainer
@@ -50,7 +50,7 @@ class Run:
 
     config: ConfigDict
     mesh: Mesh
-    network: TiM
+    network: Transformer
     transport: Transport
     trainer: Trainer
     data: DataSettings

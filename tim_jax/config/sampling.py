@@ -60,6 +60,11 @@ def make_sampling(config: ConfigDict, objective: Objective) -> Sampling:
         check_inputs(sampling, objective)
     elif sampling.guidance != 1:
         check_null(config, f"sampling.guidance is {sampling.guidance}")
+    if sampling.guidance_channels > config.data.channels:
+        raise ValueError(
+            f"sampling.guidance_channels is {sampling.guidance_channels}; it must be at most data.channels, "
+            f"{config.data.channels}"
+        )
     warn_of_untrained(sampling.sampler, objective.times)
     if config.model.slices > 1 and sampling.parallel:
         raise ValueError(

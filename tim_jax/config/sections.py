@@ -17,7 +17,7 @@ from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config.keys import check_left
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.evaluation.settings import EvaluationSettings
-from tim_jax.networks import Size, TiM
+from tim_jax.networks import NETWORKS, SIZED, Size
 from tim_jax.training.optimizer import OptimizerSettings
 from tim_jax.training.settings import (
     CheckpointSettings,
@@ -86,10 +86,9 @@ SECTIONS = {
                       "hf://owner/repository.", (CodecSettings,)),
     "loader": Section("How examples are read; no number that a run gives depends on it.", (LoaderSettings,)),
     "model": Section(
-        "The network (tim_jax.networks.TiM).",
-        (Size, TiM),
-        {"width": 0, "depth": 0, "heads": 0, "bottleneck": 0, "encoder_depth": 0, "num_classes": 10, "remat": "dots",
-         "dtype": "float32"},
+        "The network (tim_jax.networks.NETWORKS).",
+        (Size, *NETWORKS.values()),
+        dict.fromkeys(SIZED, 0) | {"num_classes": 10, "remat": "dots", "dtype": "float32"},
         ("channels", "z_dim", "text_width", "guidance_input", "prediction_input", "image_channels", "slice_ends",
          "transition_head", "output_heads", "to_F", "read", "tokens", "unroll", "parent", "name"),
     ),
@@ -149,8 +148,8 @@ def keys_of(*kinds: type) -> Iterator[Key]:
 def unused() -> dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]]:
     """The rules beside the dataclasses: keys → why they have no effect, and whether that is so in a configuration."""
     rules: dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]] = {}
-    for kind in dict.fromkeys(_classes()):
-        rules |= getattr(sys.modules[kind.__module__], "UNUSED", {})
+    for module in dict.fromkeys(base.__module__ for kind in _classes() for base in kind.__mro__):
+        rules |= getattr(sys.modules[module], "UNUSED", {})
     return rules
 
 

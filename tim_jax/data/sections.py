@@ -73,6 +73,8 @@ class DataSettings:
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     encode: bool = False
+    # of latents: that of the autoencoder (scaling_factor), so that a teacher of other latents is not taken; 0: not known
+    latent_scale: float = 0.0
     paired_noise: bool = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
     condition_dropout: float = 0.1  # share of examples trained with the null condition
     features_width: int = 0  # width of the image features for alignment; 0: none
@@ -94,6 +96,8 @@ class DataSettings:
         for name in ("height", "width"):
             if patch_size < 1 or getattr(self, name) % patch_size:
                 raise ValueError(f"model.patch_size is {patch_size}; it must divide data.{name}, {getattr(self, name)}")
+        if self.latent_scale < 0:
+            raise ValueError(f"data.latent_scale is {self.latent_scale}; it must be at least 0")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"data.held_out_share is {self.held_out_share}; it must lie in [0, 1)")
         if not 0 <= self.condition_dropout < 1:  # at 1, samples would have conditions that were never trained

@@ -34,6 +34,7 @@ class Protocol:
         grid: of its times.
         guidance: the scale; 1 for none.
         guidance_interval: in which guidance acts, as fractions of T_max; None where there is none.
+        guidance_channels: of the prediction that it acts on, the first so many; 0: on all.
         guidance_ends: whether the interval's ends are "included" or "excluded"; None where there is none.
         guidance_input: whether the network takes the scale as an input, so that guidance costs nothing.
         stochasticity: of the flow map; 0 for none.
@@ -53,6 +54,7 @@ class Protocol:
     grid: str
     guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    guidance_channels: int = 0
     guidance_ends: str | None = None
     guidance_input: bool = False
     stochasticity: float = 0.0
@@ -102,6 +104,8 @@ class Protocol:
             low, high = self.guidance_interval
             ends = "without its ends" if self.guidance_ends == "excluded" else ""
             parts[-1] += f" in [{low:g}, {high:g}]{' ' * bool(ends)}{ends}"
+        if self.guidance_channels:
+            parts[-1] += f" on the first {self.guidance_channels} channels"
         if self.guidance_input:
             parts[-1] += " as an input of the network"
         if self.stochastic:

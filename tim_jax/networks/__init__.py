@@ -17,27 +17,46 @@ parameters by width.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from tim_jax.networks.tim import TiM
+from tim_jax.networks.transformer import Transformer
 
-__all__ = ["NETWORKS", "SIZES", "TiM"]
+__all__ = ["NETWORKS", "TiM", "Transformer"]
 
-NETWORKS: dict[str, type[TiM]] = {"tim": TiM}  # with the fields of TiM, which are the keys of `model`
+# Transformers by name: `model.network`. Their fields are the keys of `model`.
+NETWORKS: dict[str, type[Transformer]] = {"tim": TiM}
 
-# Fields of TiM by size. The bottleneck is a third of the width, rounded up to a multiple of 8; XS, for CPUs, is not
-# published.
-SIZES = {
-    "XS": {"depth": 4, "width": 160, "heads": 5, "bottleneck": 56, "encoder_depth": 2},
-    "S": {"depth": 12, "width": 384, "heads": 6, "bottleneck": 128, "encoder_depth": 4},
-    "B": {"depth": 12, "width": 768, "heads": 12, "bottleneck": 256, "encoder_depth": 4},
-    "L": {"depth": 24, "width": 1024, "heads": 16, "bottleneck": 344, "encoder_depth": 8},
-    "XL": {"depth": 28, "width": 1152, "heads": 16, "bottleneck": 384, "encoder_depth": 8},
-}
+SIZED = tuple(dict.fromkeys(key for kind in NETWORKS.values() for size in kind.SIZES.values() for key in size))
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The keys of `model` that are no attributes of TiM."""
+    """The keys of `model` that are no fields of networks."""
 
     network: str = "tim"  # a name in tim_jax.networks.NETWORKS
-    size: str = "S"  # XS, S, B, L or XL; the next five keys override parts of it where they are not 0
+    size: str = "S"  # XS, S, B, L, XL, …, of which width, depth, heads and the like are where they are 0
+
+
+def _unread() -> dict[tuple[str, ...], tuple[str, Callable[[Any], Any]]]:
+    """The keys that only some networks have: keys → why they have no effect, and whether so in a configuration."""
+    having: dict[str, tuple[str, ...]] = {}
+    for name, kind in NETWORKS.items():
+        for field in dataclasses.fields(kind):
+            having[field.name] = (*having.get(field.name, ()), name)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for field_name, names in having.items():
+        if len(names) < len(NETWORKS):
+            groups.setdefault(names, []).append(f"model.{field_name}")
+
+    def lacking(key: str) -> Callable[[Any], bool]:
+        return lambda c: not hasattr(NETWORKS.get(c.model.network, TiM), key.partition(".")[2])
+
+    return {
+        tuple(keys): (f"model.network is not {' or '.join(map(repr, names))}", lacking(keys[0]))
+        for names, keys in groups.items()
+    }
+
+
+UNUSED = _unread()

@@ -1,14 +1,14 @@
-"""One transformer block, and the policies by which it may be rematerialised."""
+"""What a transformer block and the final layer are, whatever the network, and how a block may be rematerialised."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tim_jax.networks.attention.modules import CrossAttention, SelfAttention
-from tim_jax.networks.layers import SwiGLU, modulate, modulation
+from tim_jax.networks.layers import Linear, modulate, per_token, standardise, wide
 
 STREAM = ("batch", "tokens", "embed")
 
@@ -28,24 +28,26 @@ class Context(NamedTuple):
     """What all blocks see of a group of examples besides its stream.
 
     Attributes:
-        c: The condition (B, D) of the modulation: times, class and guidance.
+        c: The condition of the modulation, (B, D), or (B, N, D) where each token has its own: times, class, guidance.
         delta: The embedding (B, D) of the interval.
         end: The two of these that the last blocks see in their place, or None where all see the same.
-        rope: The RoPE table, see `rope.rope_table`.
+        rope: The RoPE table, see `rope.rope_table`, or None.
         numbers: The numbers (N,) of the tokens within the example, for dropout.
         text: Normalised captions (B, M, D), or None.
         mask: The mask (B, M) of the captions, or None.
         key: Random keys (B,) for dropout, or None.
+        front: Tokens (B, M, D) in front of those of the image, or None.
     """
 
     c: jax.Array
     delta: jax.Array
     end: tuple[jax.Array, jax.Array] | None
-    rope: tuple[jax.Array, jax.Array]
+    rope: tuple[jax.Array, ...] | None
     numbers: jax.Array
     text: jax.Array | None
     mask: jax.Array | None
     key: jax.Array | None
+    front: jax.Array | None
 
     def seen(self, late: jax.Array | bool) -> "Context":
         """Returns what a block sees, which is one of the last, or the final layer, where `late` is true."""
@@ -83,58 +85,84 @@ def keyed_dropout(
     return jnp.where(jax.vmap(keep)(key_B), y_BND / (1 - rate), 0)
 
 
-class Block(nn.Module):
-    """Residual branches x + gate * f(modulate(x, shift, scale)), f: self-attention, (cross-attention,) SwiGLU.
+Branch: TypeAlias = Callable[[jax.Array, Context, bool], jax.Array]  # of (z (B, N, D), what is seen, in_jvp)
 
-    Shift, scale and gate come from c through a SwiGLU of width `bottleneck` whose output starts at zero (adaLN-Zero).
+
+class Modulated(nn.Module):
+    """What a condition modulates by shift and scale; subclasses say by which layers.
+
+    Attributes:
+        dtype: The type of the computation.
+    """
+
+    dtype: Any
+
+    def modulations(self, features: int) -> Callable[[jax.Array], jax.Array]:
+        """Returns the layers from a condition to shifts, scales and gates: SiLU, and a linear map that starts at 0."""
+        linear = Linear((features,), ("embed", "mlp"), "zeros", dtype=self.dtype, name="modulation")
+        return lambda c: linear(nn.silu(c))
+
+    def norm(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        """Returns a norm over the width: of the layer, without parameters."""
+        return functools.partial(standardise, eps=1e-6)
+
+
+class Block(Modulated):
+    """Residual branches x + gate * f(norm(x) (1 + scale) + shift), where c gives shift, scale and gate (adaLN-Zero).
+
     One call takes the streams of all groups of examples, so that its parameters are read once for all of them.
 
     Attributes:
         heads: The number H of attention heads.
-        bottleneck: The hidden width of the modulation.
-        cross_attention: Whether there is a branch with attention to captions.
-        interval_aware: Whether the embedding of the interval enters q, k and v.
-        qk_norm: Whether q and k are normalised.
         dropout: The rate of dropout on each branch, for groups with keys.
-        dtype: The type of the computation.
         in_jvp: For each group, whether the call is inside a `jax.jvp` with tangents for it.
         attention: "auto" or a name in ATTENTION.
         tokens: The mesh axis over which the tokens lie, see `sequence`.
+        shift: Whether there is a shift.
     """
 
     heads: int
-    bottleneck: int
-    cross_attention: bool
-    interval_aware: bool
-    qk_norm: bool
     dropout: float
-    dtype: Any
     in_jvp: tuple[bool, ...]
-    attention: str = "auto"
-    tokens: str | None = None
+    attention: str
+    tokens: str | None
+    shift: bool = True
+
+    def branches(self, width: int) -> tuple[Branch, ...]:
+        """Returns the functions f of the branches, for streams of that width."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(
         self, streams: tuple[jax.Array, ...], contexts: tuple[Context, ...], layer: jax.Array
     ) -> tuple[jax.Array, ...]:
         width = streams[0].shape[-1]
-        options = (self.qk_norm, self.dtype, self.attention)
-        attn = SelfAttention(self.heads, self.interval_aware, *options, self.tokens, name="attn")
-        mlp = SwiGLU(width * 4 * 2 // 3, width, ("batch", "tokens"), dtype=self.dtype, name="mlp")
-        branches = [lambda z, c, in_jvp: attn(z, c.delta, c.rope, in_jvp), lambda z, *_: mlp(z)]
-        if self.cross_attention:
-            cross = CrossAttention(self.heads, *options, name="cross")
-            branches.insert(1, lambda z, c, in_jvp: cross(z, c.text, c.mask, c.rope, in_jvp))
-        n = 3 * len(branches)
-        modulations = modulation(self.bottleneck, n * width, self.dtype)
+        branches = self.branches(width)
+        norms = [self.norm(f"norm_{i}") for i in range(len(branches))]
+        each = 2 + self.shift  # of shift, scale, gate
+        modulations = self.modulations(each * len(branches) * width)
 
         def apply(x_BND: jax.Array, context: Context, in_jvp: bool) -> jax.Array:
-            chunks = jnp.split(modulations(context.c), n, axis=-1)
-            for i, branch in enumerate(branches):
-                shift, scale, gate = chunks[3 * i : 3 * i + 3]
-                y_BND = branch(modulate(x_BND, shift, scale), context, in_jvp)
+            chunks = jnp.split(modulations(context.c), each * len(branches), axis=-1)
+            for i, (branch, norm) in enumerate(zip(branches, norms)):
+                *shift, scale, gate = chunks[each * i : each * (i + 1)]
+                y_BND = branch(modulate(x_BND, scale, *shift, norm=norm), context, in_jvp)
                 y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, context.numbers)
-                x_BND = nn.with_logical_constraint(x_BND + gate[:, None] * y_BND, STREAM)
+                x_BND = nn.with_logical_constraint(x_BND + per_token(gate) * y_BND, STREAM)
             return x_BND
 
         return tuple(map(apply, streams, contexts, self.in_jvp))
+
+
+class FinalLayer(Modulated):
+    """A modulated norm and a linear map to patches, (B, N, D) -> (B, N, p, p, C), which starts at zero."""
+
+    patch_size: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array, c: jax.Array) -> jax.Array:
+        shift, scale = jnp.split(self.modulations(2 * x_BND.shape[-1])(c), 2, axis=-1)
+        features = (self.patch_size, self.patch_size, self.channels)
+        linear = Linear(features, ("embed", None, None, None), "zeros", dtype=wide(self.dtype), name="linear")
+        return linear(modulate(x_BND, scale, shift, norm=self.norm("norm")))

@@ -20,10 +20,10 @@ INTERVALS = {
 }
 
 
-def sinusoids(t: jax.Array, width: int = 256) -> jax.Array:
-    """Returns (B, width) cosines, then sines, of t * 10000^(-2 i / width) for times (B,), in float32 at least."""
+def sinusoids(t: jax.Array, width: int = 256, base: float = 10000) -> jax.Array:
+    """Returns (B, width) cosines, then sines, of t * base^(-2 i / width) for times (B,), in float32 at least."""
     dtype = wide(t.dtype)
-    frequency = jnp.exp(-math.log(10000) * jnp.arange(width // 2, dtype=dtype) / (width // 2))
+    frequency = jnp.exp(-math.log(base) * jnp.arange(width // 2, dtype=dtype) / (width // 2))
     angle = t.astype(dtype)[:, None] * frequency[None, :]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -32,21 +32,27 @@ class TimeEmbedder(nn.Module):
     """Sinusoids -> Linear -> SiLU -> Linear: (B,) -> (B, width), in float32 at least.
 
     The products keep full precision on accelerators too: they are small, and dF/dt passes through them.
+
+    Attributes:
+        width: The width of the embedding.
+        kernel_init, out_init: Names in INITS, for the first product, and for the last where it is another.
+        dtype: The type of the computation.
+        base: That of the sinusoids' frequencies.
     """
 
     width: int
     kernel_init: str
     dtype: Any
+    out_init: str = ""
+    base: float = 10000
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        options: dict[str, Any] = {
-            "kernel_init": self.kernel_init,
-            "dtype": wide(self.dtype),
-            "precision": jax.lax.Precision.HIGHEST,
-        }
-        h = Linear((self.width,), (None, "mlp"), **options, name="in")(sinusoids(t))
-        return Linear((self.width,), ("mlp", "embed"), **options, name="out")(nn.silu(h))
+        options: dict[str, Any] = {"dtype": wide(self.dtype), "precision": jax.lax.Precision.HIGHEST}
+        waves = sinusoids(t, base=self.base)
+        h = Linear((self.width,), (None, "mlp"), self.kernel_init, **options, name="in")(waves)
+        out_init = self.out_init or self.kernel_init
+        return Linear((self.width,), ("mlp", "embed"), out_init, **options, name="out")(nn.silu(h))
 
 
 class GuidanceEmbedder(nn.Module):

@@ -1,6 +1,7 @@
 """Layers that all parts of the network are made of."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,10 +27,34 @@ def standardise(x: jax.Array, eps: float) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
 
 
-def modulate(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """Returns LayerNorm(x) (1 + scale) + shift, the norm without parameters, in the type of `shift`."""
-    y_BND = standardise(x_BND, 1e-6) * (1 + scale_BD[:, None]) + shift_BD[:, None]
-    return y_BND.astype(shift_BD.dtype)
+def rms(x: jax.Array, eps: float) -> jax.Array:
+    """Returns x / sqrt(mean(x²) + eps) over the last axis, in float32 at least."""
+    x = x.astype(wide(x.dtype))
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def per_token(c: jax.Array) -> jax.Array:
+    """Returns what acts on tokens (B, N, D): c (B, D) as (B, 1, D), and c (B, N, D) as it is."""
+    return c[:, None] if c.ndim == 2 else c
+
+
+def modulate(
+    x_BND: jax.Array,
+    scale: jax.Array,
+    shift: jax.Array | None = None,
+    norm: Callable[[jax.Array], jax.Array] = lambda x: standardise(x, 1e-6),
+) -> jax.Array:
+    """Returns norm(x) (1 + scale) + shift, in the type of `scale`.
+
+    Args:
+        x_BND: The states.
+        scale, shift: (B, D), or (B, N, D) where each token has its own; without a shift it is 0.
+        norm: The norm; by default layer norm without parameters.
+    """
+    y_BND = norm(x_BND) * (1 + per_token(scale))
+    if shift is not None:
+        y_BND = y_BND + per_token(shift)
+    return y_BND.astype(scale.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -48,6 +73,19 @@ class LayerNorm(nn.Module):
 
     def _init(self, init):
         return nn.with_logical_partitioning(init, (self.axis,))
+
+
+class RMSNorm(nn.Module):
+    """RMS norm with scale over the last axis, which is called `axis`; its output is float32 at least."""
+
+    axis: str | None = None
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = rms(x, self.eps)
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        return y * self.param("scale", init, x.shape[-1:], y.dtype).reshape((1,) * (x.ndim - 1) + x.shape[-1:])
 
 
 class Linear(nn.Module):
@@ -123,6 +161,42 @@ class SwiGLU(nn.Module):
         h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.leading, "mlp"))
         y = Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
         return nn.with_logical_constraint(y, (*self.leading, "embed"))
+
+
+class PackedSwiGLU(nn.Module):
+    """(silu(a) * b) W_down, where (a, b) = x W_in is one product, each product with a bias: (B, N, D) -> (B, N, D).
+
+    Attributes:
+        hidden: The hidden width, of a and of b.
+        dtype: The type of the computation.
+    """
+
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        pair = Linear((2, self.hidden), ("embed", None, "mlp"), dtype=self.dtype, name="in")(x_BND)
+        h = nn.with_logical_constraint(nn.silu(pair[:, :, 0]) * pair[:, :, 1], ("batch", "tokens", "mlp"))
+        return Linear((x_BND.shape[-1],), ("mlp", "embed"), dtype=self.dtype, name="down")(h)
+
+
+class MLP(nn.Module):
+    """gelu(x W_in) W_out with the approximation of GELU by tanh, each product with a bias: (B, N, D) -> (B, N, D).
+
+    Attributes:
+        hidden: The hidden width.
+        dtype: The type of the computation.
+    """
+
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        h = nn.gelu(Linear((self.hidden,), ("embed", "mlp"), dtype=self.dtype, name="in")(x_BND), approximate=True)
+        h = nn.with_logical_constraint(h, ("batch", "tokens", "mlp"))
+        return Linear((x_BND.shape[-1],), ("mlp", "embed"), dtype=self.dtype, name="out")(h)
 
 
 def modulation(bottleneck: int, features: int, dtype: Any) -> SwiGLU:

@@ -35,7 +35,7 @@ def rope_table(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BNHK: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BNHK: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
     """Rotates each interleaved pair of x by its angle: (a, b) -> (a cos - b sin, b cos + a sin), float32 at least."""
     cos, sin = (part[None, :, None, :] for part in table)
     a, b = x_BNHK[..., 0::2], x_BNHK[..., 1::2]

@@ -30,7 +30,7 @@ class TransitionHead(nn.Module):
     def __call__(self, x_BND: jax.Array, c_BD: jax.Array, y_BNppC: jax.Array, s_BN: jax.Array) -> jax.Array:
         width = x_BND.shape[-1]
         shift, scale = jnp.split(modulation(width // 2, 2 * width, self.dtype)(c_BD), 2, axis=-1)
-        given = Linear((width,), ("embed", "mlp"), dtype=self.dtype, name="states")(modulate(x_BND, shift, scale))
+        given = Linear((width,), ("embed", "mlp"), dtype=self.dtype, name="states")(modulate(x_BND, scale, shift))
         s_BND = TimeEmbedder(width, "normal", self.dtype, name="s_embedder")(s_BN.ravel()).reshape(x_BND.shape)
         z = Linear((width,), (None, None, None, "embed"), dtype=self.dtype, name="patch")(y_BNppC) + given + s_BND
         for n in range(DEPTH):

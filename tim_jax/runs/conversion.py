@@ -1,9 +1,11 @@
 """Official weights to a workdir and back: the job of python -m tim_jax.convert."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +15,19 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from tim_jax.codecs import tensors
+from tim_jax.codecs import copies, tensors
 from tim_jax.codecs.official import OWN, from_official, to_official, transposed
-from tim_jax.config import identity, plugins, recorded_plugins
+from tim_jax.config import identity, loading, plugins, recorded_plugins
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
+from tim_jax.config.network import make_network
+from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.runs import exports, labels, model_card, published, teachers, workdir
+from tim_jax.runs import exports, fixed_arrays, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, warm_start
+from tim_jax.training import checkpoints, names, warm_start
 from tim_jax.training.sharding import on_mesh
 from tim_jax.types import DTYPES
 
@@ -33,7 +37,8 @@ RELEASES = {
     "c2i_model_512.safetensors": "released_imagenet512",
     "t2i_model.bin": "released_t2i",
 }
-ALIGNMENT = "projector.0.weight"  # of the head that only training uses, and files may lack
+FOLDER = "released/"  # of the configurations of other released networks, by name
+ALIGNMENT = "projector"  # begins the names of the head that only training uses, and files may lack
 WITHOUT_ALIGNMENT = {"data.features_width": "0", "objective.alignment_weight": "0.0"}
 
 
@@ -100,33 +105,57 @@ def new_workdir(folder: str) -> epath.Path:
     return new
 
 
-def read_weights(path: str, config: str, overrides: dict[str, str], same: bool = False) -> Weights:
+def released(name: str) -> str:
+    """The configuration of a released network by its name, that of `--as`. Raises ValueError for an unknown name."""
+    known = [each.removeprefix(FOLDER) for each in loading.names() if each.startswith(FOLDER)]
+    if name not in known:
+        raise ValueError(f"--as is {name!r}; it must be one of {', '.join(known)}")
+    return FOLDER + name
+
+
+def read_weights(
+    path: str, config: str, overrides: dict[str, str], same: bool = False, copy: str = ""
+) -> Weights:
     """Reads exported or published weights, and builds the run that they are of.
 
     Args:
-        path: a file of safetensors or a PyTorch .bin, of which nothing is executed; an exported folder; or
+        path: a file of safetensors or of PyTorch, of which nothing is executed; an exported folder; or
             hf://owner/repository, perhaps with a file.
         config: name of the configuration; "" for what the file says, or that of a released file.
         overrides: {"section.key": text} of the configuration.
         same: refuse overrides of keys that make a run what it is.
+        copy: of the copies of the network in the file, see `copies.choose`.
 
     Raises:
         ValueError: one line that names what is wrong with the file or the configuration.
     """
     file = exports.local_file(path)
-    state, origin = tensors.read(file), exports.origin_of(file)
+    state, origin = tensors.read(file, functools.partial(copies.choose, copy=copy)), exports.origin_of(file)
     chosen = import_config(file, state, origin, config, overrides)
     if same:
         before = workdir.to_json(import_config(file, state, origin, config, {}))
         identity.compare(before, chosen, path)
     run = build(chosen)
+    fixed = fixed_arrays.of(run.config, run.network)
     try:
-        params = from_official(state, run.trainer.abstract_online)
+        params = from_official(
+            state, run.trainer.abstract_online, chosen.model.network, fixed, functools.partial(first, run)
+        )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if origin is not None and origin.transposed and run.config.model.rope_order == "row_major":
         params = transposed(params)
     return Weights(file, run, params, origin)
+
+
+def first(run: Run, paths: list[str]) -> dict[str, np.ndarray]:
+    """{path: array} of some parameters as they are before training."""
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        all_of_them = names.by_name(nn.unbox(run.trainer.init(key)))
+        return {path: all_of_them[path] for path in paths}
+
+    return jax.tree.map(np.asarray, jax.jit(make)(jax.random.key(run.config.seed)))
 
 
 def import_config(
@@ -157,9 +186,9 @@ def import_config(
         raise ValueError(
             f"{file}: does not say what it is, as files that tim_jax exports do, and is called like none of the "
             f"released files ({', '.join(RELEASES)}); say with --config what it is, such as --config=imagenet256_xl "
-            "--config.model.rope_order=official"
+            "--config.model.rope_order=official, or with --as"
         )
-    left_out = {} if ALIGNMENT in state else WITHOUT_ALIGNMENT
+    left_out = {} if any(key.startswith(ALIGNMENT) for key in state) else WITHOUT_ALIGNMENT
     return load_config(name or RELEASES[file.name], left_out | overrides)
 
 
@@ -241,7 +270,8 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, shape in shapes.items()}
     params = unflatten_dict(warm_start.read_weights(saved, ema, abstract), sep="/")
     turned = published.is_transposed(config)
-    official = to_official(transposed(params) if turned else params)
+    fixed = fixed_arrays.of(config, network_of(config))
+    official = to_official(transposed(params) if turned else params, config.model.network, fixed)
     state = {name: array.astype(DTYPES[dtype]) for name, array in official.items()}
     folder = saved.directory.parent
     counts = read_counts(folder)
@@ -254,6 +284,12 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
         counts=() if counts is None else tuple(counts.tolist()),
     )
     return Exported(saved, state, origin)
+
+
+def network_of(config: ConfigDict) -> Transformer:
+    """The network of a configuration."""
+    config = resolved(config)
+    return make_network(config, make_objective(config, make_transport(config), shards=1))
 
 
 def own_modules(exported: Exported) -> list[str]:

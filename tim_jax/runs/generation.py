@@ -32,6 +32,7 @@ from tim_jax.transitions.sampling.parallel import sample_parallel
 from tim_jax.transitions.sampling.planning import (
     check_pairs,
     ends_of_steps,
+    guidance_scale,
     guidance_values,
     make_plan,
     padded,
@@ -365,7 +366,7 @@ class Generator:
             condition, null = condition | {"image": image}, null | {"image": image}
         if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
             condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
-        scale = guidance[0] if way.guided else 1.0
+        scale = guidance_scale(guidance[0], way.guidance_channels, x) if way.guided else 1.0
         net = with_int8(run.net(weights)) if way.int8 else run.net(weights)
         if way.parallel:
             states, sweeps = sample_parallel(net, plan, x, condition, null, keys, scale, way.parallel, way.tolerance)
@@ -402,6 +403,7 @@ class _Way(NamedTuple):
     Attributes:
         size: (h, w) of the examples.
         guided: whether guidance acts anywhere.
+        guidance_channels: on which it acts, the first so many; 0: all.
         trajectory, pair: those of `Generator.batches`.
         parallel, tolerance, int8: those of the settings.
         refine: parameters → the refiner, or None where there is none.
@@ -410,6 +412,7 @@ class _Way(NamedTuple):
 
     size: tuple[int, int]
     guided: bool
+    guidance_channels: int
     trajectory: bool
     pair: bool
     parallel: int
@@ -424,7 +427,8 @@ def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool =
     sampling, guided = run.sampling, bool(plan.guided.any())
     refine = run.refiner.net if run.refiner and sampling.refines else None
     draws = sampling.draw_steps if sampling.transition_head else 0
-    return _Way(size, guided, trajectory, pair, sampling.parallel, sampling.tolerance, sampling.int8, refine, draws)
+    own = (sampling.parallel, sampling.tolerance, sampling.int8)
+    return _Way(size, guided, sampling.guidance_channels, trajectory, pair, *own, refine, draws)
 
 
 def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:

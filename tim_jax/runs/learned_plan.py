@@ -28,7 +28,7 @@ from tim_jax.transitions import SAMPLERS
 from tim_jax.transitions.sampling.grids import make_grid
 from tim_jax.transitions.sampling.learned import Changes, Family, changed, end_states, family, unchanged
 from tim_jax.transitions.sampling.optimal_grid import candidate_times
-from tim_jax.transitions.sampling.planning import guidance_inputs, plan_in_time, time_grid
+from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, plan_in_time, time_grid
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.settings import LearnedPlans, Sampling
 
@@ -178,7 +178,8 @@ def _train(
             inputs = {"guidance": guidance_inputs(run.transport, sampling, len(x), x.dtype)}
             condition, null = condition | inputs, null | inputs
         plan = changed(among, changes, jnp)
-        ends = end_states(run.net(weights), run.transport, plan, x, condition, null, scale)
+        guidance = guidance_scale(scale, sampling.guidance_channels, x) if scale != 1 else scale
+        ends = end_states(run.net(weights), run.transport, plan, x, condition, null, guidance)
         return jnp.mean((ends - expected) ** 2)
 
     @jax.jit

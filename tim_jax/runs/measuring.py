@@ -224,6 +224,7 @@ def protocol_of(
         grid=grid,
         guidance=sampling.guidance,
         guidance_interval=(sampling.guidance_low, sampling.guidance_high) if guided else None,
+        guidance_channels=sampling.guidance_channels if guided else 0,
         guidance_ends=ends if guided else None,
         guidance_input=sampling.guidance_input,
         stochasticity=sampling.stochasticity,

@@ -10,6 +10,7 @@ from tim_jax.config.run import Run
 from tim_jax.training import names
 
 GUIDANCE = "guidance_embedder"  # the one module of ours without which F is another
+INTERVAL = "interval_embedder"  # of r, in networks that were published with t alone
 IMAGE = "image_patch"  # of runs that restore images
 
 
@@ -23,7 +24,7 @@ def only_squares(config: ConfigDict) -> bool:
 
 def is_transposed(config: ConfigDict) -> bool:
     """Whether weights are exported transposed, which on squares makes the published order of positions of ours."""
-    return config.model.rope_order == "row_major" and only_squares(config)
+    return config.model.network == "tim" and config.model.rope_order == "row_major" and only_squares(config)
 
 
 def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
@@ -34,18 +35,21 @@ def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
         modules: of its network that the published one does not have.
     """
     found = []
+    tim = config.model.network == "tim"
+    if INTERVAL in modules:
+        found.append("both times are inputs of the network, and the published one knows t alone")
     if GUIDANCE in modules:
         found.append("guidance is an input of the network (objective.input_guidance), which the published one lacks")
-    if config.transport.prediction != "F":
+    if tim and config.transport.prediction != "F":
         found.append(f"the network's output stands for transport.prediction {config.transport.prediction!r}, not for F")
-    for key in ("class_tokens", "guidance_tokens", "decoupled_depth"):
+    for key in ("class_tokens", "guidance_tokens", "decoupled_depth") if tim else ():
         if config.model[key]:
             found.append(f"model.{key} is {config.model[key]}, and the published network has no such thing")
     if IMAGE in modules:
         found.append("a degraded image is an input of the network (objective.coupling), which the published one lacks")
     if config.model.slices > 1:
         found.append("the network runs one slice of its layers a step (model.slices), and the published one all")
-    if config.model.rope_order != "official" and not is_transposed(config):
+    if tim and config.model.rope_order != "official" and not is_transposed(config):
         found.append(
             f"model.rope_order is {config.model.rope_order!r} and examples are not all squares: only 'official' has "
             "positions that the published code can read"
@@ -58,7 +62,8 @@ def obstacles(config: ConfigDict, modules: Iterable[str]) -> list[str]:
 def note(run: Run) -> str:
     """One line for the start of a run that the published code will not be able to use; "" for others."""
     abstract: Any = run.trainer.abstract_online
-    found = obstacles(run.config, unpublished(names.by_name(abstract)))
+    modules = set(unpublished(names.by_name(abstract), run.config.model.network))
+    found = obstacles(run.config, modules - {INTERVAL})  # which every any-step model has
     if not found:
         return ""
     return "note: the published code will not be able to use an export of this run: " + "; ".join(found)

@@ -19,7 +19,7 @@ from tim_jax.config.network import check_heads, check_tokens, initialiser
 from tim_jax.config.network import make_network as make_whole_network
 from tim_jax.config.objective import make_objective, make_transport, resolved
 from tim_jax.config.run import Run
-from tim_jax.networks import TiM
+from tim_jax.networks import Transformer
 from tim_jax.runs import rewards, workdir
 from tim_jax.runs.rewards import find_classifier
 from tim_jax.training import checkpoints, checksums, names, sharding, warm_start
@@ -71,7 +71,7 @@ class FrozenModel:
 
     source: TeacherSource
     net: Callable
-    network: TiM
+    network: Transformer
     abstract: Any
 
     @property
@@ -231,7 +231,7 @@ def other_transport(run: Run, source: TeacherSource) -> str:
     return next((key for key in OF_TRANSPORT if here[key] != there[key]), "")
 
 
-def make_network(run: Run, config: ConfigDict) -> TiM:
+def make_network(run: Run, config: ConfigDict) -> Transformer:
     """The network of a teacher's configuration, without what only training needs."""
     objective = make_objective(config, make_transport(config), shards=1)
     return make_whole_network(config, objective).clone(
@@ -258,6 +258,11 @@ def check(run: Run, source: TeacherSource) -> None:
     for key in keys:
         if there[key] != here[key]:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
+    scales = (config.data.latent_scale, own.data.latent_scale)
+    if all(scales) and scales[0] != scales[1]:
+        raise ValueError(
+            f"{source.where}; it must have this run's data.latent_scale, {scales[0]}, and has {scales[1]}"
+        )
     check_transport(run, source)
     if own.model.slices > 1:
         raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")

@@ -164,7 +164,7 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     Args:
         mesh: The devices.
         init: Function of a key that returns boxed parameters.
-        network: A module with `apply`, `clone` and the fields `read`, `tokens`, `dtype` and `to_F`.
+        network: A module with `apply`, `clone`, STACKS and the fields `read`, `tokens`, `dtype` and `to_F`.
         params: Its parameters.
         queries: A tuple of Queries.
         **options: Of `network.apply`.
@@ -177,12 +177,13 @@ def apply_on_mesh(mesh: Mesh, init: Callable, network: Any, params: Any, queries
     specs = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == "fsdp" else None for a in sharding.spec)), placed)
     # In the scan over layers a block has lost its first axis.
     split = (*EXAMPLES, *tokens)
-    block_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["blocks"])
+    stacks = network.STACKS
+    block_specs = {name: jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs[name]) for name in stacks}
 
     def apply(params, queries):
-        blocks = {"blocks": params["blocks"]}
-        others = {name: gather(part, specs[name], split) for name, part in params.items() if name != "blocks"}
-        read = lambda block: gather(block, block_specs, split, network.dtype)  # noqa: E731
+        blocks = {name: params[name] for name in stacks}
+        others = {name: gather(part, specs[name], split) for name, part in params.items() if name not in stacks}
+        read = lambda name, block: gather(block, block_specs[name], split, network.dtype)  # noqa: E731
         local = network.clone(read=read, tokens=tokens[0] if tokens else None)
         with nn.logical_axis_rules(AMONG_SAME_EXAMPLES):
             return local.apply({"params": blocks | others}, queries, **options)

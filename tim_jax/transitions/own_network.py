@@ -25,7 +25,7 @@ from tim_jax.transitions.jump import expand
 from tim_jax.transitions.noise import draw_noise
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.prediction import in_F
-from tim_jax.transitions.sampling.planning import guidance_inputs, make_plan, time_grid
+from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, make_plan, time_grid
 from tim_jax.transitions.sampling.plans import host_transport
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
@@ -183,9 +183,12 @@ def generate(
     if key is None and (plan.c > 0).any():
         raise ValueError(f"key is missing; the sampler {sampling.sampler!r} takes fresh noise in {steps} steps")
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(noise))
-    guidance = 1.0 if sampling.guidance_input else sampling.guidance
-    if guidance != 1 and (condition is None or null_condition is None):
-        raise ValueError(f"condition, null_condition: missing; sampling.guidance is {guidance:g}, which uses both")
+    guided = sampling.guidance != 1 and not sampling.guidance_input
+    if guided and (condition is None or null_condition is None):
+        raise ValueError(
+            f"condition, null_condition: missing; sampling.guidance is {sampling.guidance:g}, which uses both"
+        )
+    guidance = guidance_scale(sampling.guidance, sampling.guidance_channels, noise) if guided else 1.0
     null_condition = condition if null_condition is None else _broadcast(null_condition, condition)
     if sampling.guidance_input:
         condition = _dictionary(objective, condition)

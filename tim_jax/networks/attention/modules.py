@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from tim_jax.networks.attention import blockwise, pallas, sequence, xla
-from tim_jax.networks.layers import LayerNorm, Linear
+from tim_jax.networks.layers import Linear
 from tim_jax.networks.rope import rotate
 
 HEADS = ("batch", "tokens", "heads", "head")
@@ -48,37 +48,53 @@ def attention(
 
 
 class SelfAttention(nn.Module):
-    """Attention among patches, with q, k, v = z W + b (+ E W', E the embedding of the interval) and RoPE on q and k.
+    """Attention among patches, with q, k, v = z W + b (+ E W', E the embedding of the interval).
 
     Attributes:
         heads: The number H of heads.
-        interval_aware: Whether E enters q, k and v.
-        qk_norm: Whether q and k are normalised.
+        norm: What normalises queries and keys, such as LayerNorm; None: nothing does.
         dtype: The type of the computation.
         attention: "auto" or a name in ATTENTION.
         tokens: The mesh axis over which the tokens lie, see `sequence`.
+        interval_aware: Whether E enters q, k and v.
+        qkv_bias: Whether there is a bias b.
     """
 
     heads: int
-    interval_aware: bool
-    qk_norm: bool
+    norm: Callable[..., nn.Module] | None
     dtype: Any
     attention: str = "auto"
     tokens: str | None = None
+    interval_aware: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
-        self, z_BND: jax.Array, delta_BD: jax.Array, rope: tuple[jax.Array, jax.Array], in_jvp: bool = False
+        self,
+        z_BND: jax.Array,
+        rope: tuple[jax.Array, ...] | None = None,
+        in_jvp: bool = False,
+        delta_BD: jax.Array | None = None,
     ) -> jax.Array:
+        """Returns (B, N, D).
+
+        Args:
+            z_BND: The states.
+            rope: The RoPE table of queries and keys, or None for none.
+            in_jvp: Whether the call is inside a `jax.jvp`.
+            delta_BD: E, where it enters.
+        """
         width = z_BND.shape[-1]
         features, axes = (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head")
-        qkv = Linear(features, axes, dtype=self.dtype, name="qkv")(z_BND)
+        qkv = Linear(features, axes, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(z_BND)
         if self.interval_aware:
             qkv += Linear(features, axes, use_bias=False, dtype=self.dtype, name="qkv_delta")(delta_BD)[:, None]
         q, k, v = (nn.with_logical_constraint(qkv[:, :, i], HEADS) for i in range(3))
-        if self.qk_norm:
-            q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
-        q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
+        if self.norm:
+            q, k = self.norm("head", name="q_norm")(q), self.norm("head", name="k_norm")(k)
+        if rope:
+            q, k = rotate(q, rope), rotate(k, rope)
+        q, k = q.astype(self.dtype), k.astype(self.dtype)
         attend = functools.partial(attention, in_jvp=in_jvp, implementation=self.attention)
         y = sequence.attend(attend, q, k, v, self.tokens)
         y = nn.with_logical_constraint(y, HEADS)
@@ -90,13 +106,13 @@ class CrossAttention(nn.Module):
 
     Attributes:
         heads: The number H of heads.
-        qk_norm: Whether q and k are normalised.
+        norm: What normalises queries and keys, such as LayerNorm; None: nothing does.
         dtype: The type of the computation.
         attention: "auto" or a name in ATTENTION.
     """
 
     heads: int
-    qk_norm: bool
+    norm: Callable[..., nn.Module] | None
     dtype: Any
     attention: str = "auto"
 
@@ -106,7 +122,7 @@ class CrossAttention(nn.Module):
         z_BND: jax.Array,
         text_BMD: jax.Array,
         mask_BM: jax.Array | None,
-        rope: tuple[jax.Array, jax.Array],
+        rope: tuple[jax.Array, ...],
         in_jvp: bool = False,
     ) -> jax.Array:
         width = z_BND.shape[-1]
@@ -115,8 +131,8 @@ class CrossAttention(nn.Module):
         kv = Linear((2, *head), ("embed", "qkv", "heads", "head"), dtype=self.dtype, name="kv")(text_BMD)
         q = nn.with_logical_constraint(q, HEADS)
         k, v = (nn.with_logical_constraint(kv[:, :, i], ("batch", None, "heads", "head")) for i in range(2))
-        if self.qk_norm:
-            q, k = LayerNorm("head", name="q_norm")(q), LayerNorm("head", name="k_norm")(k)
+        if self.norm:
+            q, k = self.norm("head", name="q_norm")(q), self.norm("head", name="k_norm")(k)
         q, k = rotate(q, rope).astype(self.dtype), k.astype(self.dtype)
         y = attention(q, k, v, mask_BM, in_jvp, self.attention)
         y = nn.with_logical_constraint(y, HEADS)

@@ -47,6 +47,12 @@ class Decoder:
                 f"data.channels is {run.image_shape[-1]}; it must be {channels}, as the latents of "
                 f"{run.codecs.autoencoder} (codecs.autoencoder) have"
             )
+        here, there = run.data.latent_scale, getattr(described.config, "scaling_factor", 0.0)
+        if here and there and here != there:
+            raise ValueError(
+                f"data.latent_scale is {here}; it must be {there}, by which the latents of {run.codecs.autoencoder} "
+                "(codecs.autoencoder) are scaled"
+            )
         self._apply = jax.jit(
             lambda module, x, method: in_tiles(run.codecs, module, method, x),
             static_argnums=2,

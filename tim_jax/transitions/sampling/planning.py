@@ -102,6 +102,14 @@ def guidance_inputs(transport: Transport, sampling: Sampling, count: int, dtype:
     return jnp.tile(jnp.asarray(guidance_values(transport, sampling), dtype), (count, 1))
 
 
+def guidance_scale(scale: float | jax.Array, channels: int, x: jax.Array) -> float | jax.Array:
+    """Returns the scale of guidance of states x (…, C), (1, …, C) and 1 from `channels` on; for 0 the scale itself."""
+    if not channels:
+        return scale
+    acts = jnp.arange(x.shape[-1]) < channels
+    return jnp.expand_dims(jnp.where(acts, jnp.asarray(scale, x.dtype), 1), range(x.ndim - 1))
+
+
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
     """Returns the plan of a sampling run, its times as the network sees them; see `plan_in_time`."""
     plan, c_noise = plan_in_time(transport, times, sampling), host_transport(transport).c_noise

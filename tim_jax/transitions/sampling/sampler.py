@@ -72,8 +72,8 @@ def sample(
         x: The first states (B, …), noise as a rule.
         condition, null_condition: Pytrees of (B, …) arrays.
         keys: Random keys (B,) from `image_keys`, for samplers with fresh noise.
-        guidance: The scale where the plan is guided; the number 1 compiles no second evaluation, and one program serves
-            all scales that are arrays.
+        guidance: The scale where the plan is guided, one or as many as there are channels, (1, …, C); the number 1
+            compiles no second evaluation, and one program serves all scales that are arrays.
         trajectory: Whether to return all states.
         count: The number of evaluations that take place; all by default, and always for trajectories. So one program
             serves all step counts up to the plan's length (see `padded`).

@@ -19,14 +19,14 @@ def _keys(sampler: str) -> tuple[str, ...]:
     return SAMPLERS[sampler].keys if sampler in SAMPLERS else ()
 
 
-# Keys that say how guidance and fresh noise act, `exclusive_ends` and `stochastic`, may be set where there is neither:
-# configurations of published weights have them for whatever scales are asked for.
+# Keys that say how guidance and fresh noise act, `exclusive_ends`, `guidance_channels` and `stochastic`, may be set
+# where there is neither: configurations of published weights have them for whatever scales are asked for.
 UNUSED = {
     ("sampling.guidance_low", "sampling.guidance_high"): (
         "sampling.guidance is 1",
         lambda c: c.sampling.guidance == 1,
     ),
-    ("sampling.exclusive_ends",): (
+    ("sampling.exclusive_ends", "sampling.guidance_channels"): (
         "guidance is an input of the network (objective.input_guidance)",
         lambda c: c.objective.input_guidance.max_scale != 1,
     ),
@@ -93,6 +93,8 @@ class Sampling:
     guidance: float = 1.0  # scale; 1: none
     guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
     guidance_high: float = 1.0
+    # of F that guidance acts on, the first so many; 0: all. 3 of 4: as published for DiT and SiT
+    guidance_channels: int = 0
     exclusive_ends: bool = False  # leave the interval's ends out, T_max and so the first step among them: as published
     stochasticity: float = 0.0  # of the flow map; 0: none
     stochastic: str = "renoise"  # renoise, or euler: as published
@@ -126,7 +128,8 @@ class Sampling:
         """Returns the settings that a plan learned from this sampling depends on, by their names."""
         names = ["ema", "sampler", *SAMPLERS[self.sampler].keys, "grid", "guidance"]
         names += ["shift"] if self.grid == "shifted" else []
-        names += ["guidance_low", "guidance_high", "exclusive_ends"] if self.guidance != 1 else []
+        if self.guidance != 1:
+            names += ["guidance_low", "guidance_high", "guidance_channels", "exclusive_ends"]
         return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
@@ -187,6 +190,8 @@ class Sampling:
                 f"sampling.guidance_low, sampling.guidance_high are {self.guidance_low}, {self.guidance_high}; "
                 "they must be ordered and lie in [0, 1]"
             )
+        if self.guidance_channels < 0:
+            raise ValueError(f"sampling.guidance_channels is {self.guidance_channels}; it must be at least 0")
         if self.draw_steps < 1:
             raise ValueError(f"sampling.draw_steps is {self.draw_steps}; it must be at least 1")
         if self.transition_head:
