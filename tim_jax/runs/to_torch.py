@@ -91,7 +91,7 @@ def numbers(run: Run, exchanged: bool) -> dict[str, Any]:
     if exchanged:
         network["rope_order"] = "exchanged"
     sampling = ["sampler", "grid", "shift", "guidance", "guidance_low", "guidance_high", "exclusive_ends"]
-    sampling += ["guidance_input", "optimal_times"]
+    sampling += ["guidance_channels", "guidance_input", "optimal_times"]
     return {
         "network": network,
         "transport": {name: getattr(run.transport, name) for name in ("prediction", "prediction_clip", "sigma_d")},

@@ -11,7 +11,6 @@ from tim_jax.runs.pytorch.layers import (
     LabelEmbedder,
     ModulatedBlock,
     ModulatedFinalLayer,
-    OwnTimeEmbedder,
     PackedSwiGLU,
     PatchEmbedder,
     SelfAttention,
@@ -22,7 +21,8 @@ from tim_jax.runs.pytorch.layers import (
     rms_norm,
     sincos,
 )
-from tim_jax.runs.pytorch.transformer import Context, Transformer
+from tim_jax.runs.pytorch.single_time import SingleTime
+from tim_jax.runs.pytorch.transformer import Context
 
 
 class UnfoldEmbedder(nn.Module):
@@ -49,7 +49,7 @@ class PlainSwiGLU(nn.Module):
         return self.w2(functional.silu(self.w1(x)) * self.w3(x))
 
 
-class DDT(Transformer):
+class DDT(SingleTime):
     """The output of DDT for (x_t, t, r, condition): an encoder, whose states modulate each token of a decoder."""
 
     def __init__(self, decoder_depth: int, decoder_width: int, decoder_heads: int, **shared: Any):
@@ -57,7 +57,7 @@ class DDT(Transformer):
         D, self.E, heads = self.width, decoder_width or self.width, shared["heads"]
         self.decoder_K = self.E // (decoder_heads or heads)
         self.s_embedder, self.x_embedder = self.patches(D), self.patches(self.E)
-        self.t_embedder, self.interval_embedder = self.times(D)
+        self.t_embedder = self.times(D)
         self.y_embedder = LabelEmbedder(shared["num_classes"], D)
         encoder = [self.block(D, heads) for _ in range(self.depth)]
         self.blocks = nn.ModuleList(
@@ -69,9 +69,9 @@ class DDT(Transformer):
         """The layers from patches to tokens."""
         return UnfoldEmbedder(self.channels, width, self.patch_size)
 
-    def times(self, width: int) -> tuple[nn.Module, nn.Module]:
-        """The embedders of times and of intervals."""
-        return TimeEmbedder(width, 10.0), OwnTimeEmbedder(width, 10.0)
+    def times(self, width: int) -> nn.Module:
+        """The embedder of times."""
+        return TimeEmbedder(width, 10.0)
 
     def block(self, width: int, heads: int) -> nn.Module:
         """A layer."""
@@ -92,9 +92,6 @@ class DDT(Transformer):
 
     def joined(self, c: Tensor) -> Tensor:
         return functional.silu(c)
-
-    def interval(self, t: Tensor, r: Tensor) -> Tensor:
-        return self.interval_embedder(t - r)
 
     def angles(self, h: int, w: int, like: Tensor) -> Tensor:
         return self.angles_of(h, w, self.K, like)
@@ -118,7 +115,7 @@ class DDT(Transformer):
         return y, c
 
     def image(self, y: Tensor, h: int, w: int) -> Tensor:
-        return functional.fold(y.transpose(1, 2), (h, w), self.patch_size, stride=self.patch_size)
+        return self.sign * functional.fold(y.transpose(1, 2), (h, w), self.patch_size, stride=self.patch_size)
 
 
 class RandomTimeEmbedder(nn.Module):
@@ -146,8 +143,8 @@ class DiTDH(DDT):
     def patches(self, width: int) -> nn.Module:
         return PatchEmbedder(self.channels, width, self.patch_size)
 
-    def times(self, width: int) -> tuple[nn.Module, nn.Module]:
-        return RandomTimeEmbedder(width), OwnTimeEmbedder(width)
+    def times(self, width: int) -> nn.Module:
+        return RandomTimeEmbedder(width)
 
     def block(self, width: int, heads: int) -> nn.Module:
         attn, mlp = SelfAttention(width, heads, self.qk_norm), PackedSwiGLU(width, width * 4 * 2 // 3)
@@ -158,7 +155,7 @@ class DiTDH(DDT):
 
     def encoded(self, x: Tensor) -> Tensor:
         h, w = (n // self.patch_size for n in x.shape[2:])
-        return self.s_embedder(x) + sincos(h, w, self.width, None, x)
+        return self.s_embedder(x) + sincos(h, w, self.width, 0, x)
 
     def decoder_condition(self, z: Tensor) -> Tensor:
         return self.s_projector(z) if self.E != self.width else z
@@ -167,4 +164,4 @@ class DiTDH(DDT):
         return axis_angles(grid(h, w, like), K)
 
     def image(self, y: Tensor, h: int, w: int) -> Tensor:
-        return Transformer.image(self, y, h, w)
+        return SingleTime.image(self, y, h, w)

@@ -8,14 +8,15 @@ from tim_jax.runs.pytorch.layers import (
     LabelEmbedder,
     ModulatedBlock,
     ModulatedFinalLayer,
-    OwnTimeEmbedder,
     PatchEmbedder,
     SelfAttention,
     TimeEmbedder,
+    axis_angles,
+    grid,
     layer_norm,
     sincos,
 )
-from tim_jax.runs.pytorch.transformer import Transformer
+from tim_jax.runs.pytorch.single_time import SingleTime
 
 
 class Mlp(nn.Module):
@@ -29,15 +30,15 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class DiT(Transformer):
+class DiT(SingleTime):
     """The output of DiT for (x_t, t, r, condition)."""
 
-    def __init__(self, learn_sigma: bool, **shared: Any):
+    def __init__(self, learn_sigma: bool, positions: str, positions_side: int, **shared: Any):
         super().__init__(**shared)
-        C = self.channels * (2 if learn_sigma else 1)  # the second half, of variances, is dropped
+        self.positions, self.side = positions, positions_side if positions == "interpolated" else 0
+        C = self.channels * (2 if learn_sigma else 1)  # the second half, of variances, is left out
         self.x_embedder, self.t_embedder = self.patches(), TimeEmbedder(self.width)
         self.y_embedder = LabelEmbedder(shared["num_classes"], self.width)
-        self.interval_embedder = OwnTimeEmbedder(self.width)
         self.blocks = nn.ModuleList(self.block(shared["heads"]) for _ in range(self.depth))
         self.final_layer = self.final(self.patch_size**2 * C)
 
@@ -55,10 +56,8 @@ class DiT(Transformer):
 
     def embed(self, x: Tensor) -> Tensor:
         h, w = (n // self.patch_size for n in x.shape[2:])
-        return self.x_embedder(x) + sincos(h, w, self.width, None, x)
+        y = self.x_embedder(x)
+        return y if self.positions == "rope" else y + sincos(h, w, self.width, self.side, y)
 
-    def image(self, y: Tensor, h: int, w: int) -> Tensor:
-        return super().image(y, h, w)[:, : self.channels]
-
-    def interval(self, t: Tensor, r: Tensor) -> Tensor:
-        return self.interval_embedder(t - r)
+    def angles(self, h: int, w: int, like: Tensor) -> Tensor | None:
+        return axis_angles(grid(h, w, like), self.K) if self.positions == "rope" else None

@@ -47,6 +47,8 @@ class OwnTimeEmbedder(nn.ModuleDict):
     def __init__(self, width: int, base: float = 10000.0):
         super().__init__({"in": nn.Linear(256, width), "out": nn.Linear(width, width)})
         self.base = base
+        for parameter in self["out"].parameters():  # which a file lacks where training has left it so
+            nn.init.zeros_(parameter)
 
     def forward(self, t: Tensor) -> Tensor:
         return self["out"](functional.silu(self["in"](sinusoids(t, self.base))))
@@ -97,20 +99,21 @@ def axis_angles(positions: tuple[Tensor, Tensor], K: int) -> Tensor:
     return torch.cat([p[:, None] * frequency for p in positions], dim=-1)
 
 
-def sincos(h: int, w: int, width: int, trained: tuple[int, int] | None, like: Tensor) -> Tensor:
+def sincos(h: int, w: int, width: int, side: int, like: Tensor) -> Tensor:
     """Fixed embeddings (N, D) of h × w patches: sines, then cosines, of the column, and of the row.
 
-    With `trained`, the grid of the training run, patches of another one lie where they would if both covered the same
-    square.
+    Unless `side` is 0, places are scaled to the area of a square of so many patches along a side.
     """
     lines = []
-    for n, side in zip((w, h), (trained or (h, w))[::-1]):
-        position = (torch.arange(n, dtype=torch.float64) + 0.5) * (side / n) - 0.5
-        angle = position[:, None] / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    for n in (w, h):
+        place = torch.arange(n, dtype=torch.float64)
+        if side:
+            place = (place + 0.5) * side / (h * w) ** 0.5 - 0.5
+        angle = place[:, None] * 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
         lines.append(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1))
     columns, rows = lines
     parts = [columns[None].expand(h, -1, -1), rows[:, None].expand(-1, w, -1)]
-    return torch.cat(parts, dim=-1).flatten(0, 1).to(like)
+    return torch.cat(parts, dim=-1).flatten(0, 1).float().to(like)  # of float32, as published
 
 
 def layer_norm(width: int) -> nn.Module:

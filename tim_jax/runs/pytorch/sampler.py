@@ -104,7 +104,10 @@ class Sampler:
         if self.scale == 1 or not self.low - tolerance <= t <= self.high + tolerance:
             return F
         F_null = F_of_output(x, self.network(x, *times, self.null, *self.inputs), t)
-        return F_null + self.scale * (F - F_null)
+        guided = F_null + self.scale * (F - F_null)
+        if channels := RUN["sampling"]["guidance_channels"]:  # which alone are guided, the first so many
+            guided[:, channels:] = F[:, channels:]
+        return guided
 
     def flow_map(self, x: Tensor, t: float, r: float) -> Tensor:
         """A jump by F(x_t, t, r)."""

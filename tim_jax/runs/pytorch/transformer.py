@@ -27,8 +27,14 @@ class Context(NamedTuple):
 class Transformer(nn.Module):
     """A transformer F(x_t, t, r, condition): tokens of patches, blocks that conditions modulate, and patches again.
 
-    A network has `x_embedder`, `t_embedder`, `y_embedder`, `blocks` and `final_layer`, under their published names.
+    A network has these modules, under their published names.
     """
+
+    x_embedder: nn.Module
+    t_embedder: nn.Module
+    y_embedder: nn.Module
+    blocks: nn.ModuleList
+    final_layer: nn.Module
 
     def __init__(self, width: int, heads: int, depth: int, patch_size: int, channels: int, num_classes: int,
                  decoupled_depth: int = 0, class_tokens: int = 0, guidance_tokens: int = 0,
@@ -65,6 +71,10 @@ class Transformer(nn.Module):
         """RoPE's angles (N, K/2) of h × w patches; None for a network without RoPE."""
         return None
 
+    def time(self, t: Tensor) -> Tensor:
+        """The embedding (B, D) of a time."""
+        return self.t_embedder(t)
+
     def interval(self, t: Tensor, r: Tensor) -> Tensor:
         """The embedding (B, D) of the interval."""
         raise NotImplementedError
@@ -100,7 +110,7 @@ class Transformer(nn.Module):
         else:
             text, mask = self.texts(condition)
         others = sum(more.values())
-        T = self.t_embedder
+        T = self.time
         if self.decoupled:  # the last blocks see r alone, and those before them t alone
             early, late = ((T(time), T(time)) for time in (t, r))
         else:
