@@ -132,6 +132,16 @@ def get_config():
     # Attend to a caption's own tokens; False: to as many as the longest caption of the batch has, as published, for
     # published weights only. The masks of conditions say so, wherever these are made.
     config.model.use_text_mask = True
+    config.model.interval = "modulation"  # where the embedding of t - r enters: "modulation", or "tokens": in context
+    # The time that the network sees, "t" or "1-t", and whether its output is -F: "1-t" and True for published weights
+    # whose time runs from noise (0) to data (1) and that predict data - noise. Neither changes what training can reach.
+    config.model.clock = "t"
+    config.model.negated = False
+    config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
+    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
+    # places scaled to a square of positions_side patches; "rope": rotary in its place
+    config.model.positions = "sincos"
+    config.model.positions_side = 16  # patches along a side of the squares that the weights were trained on
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()

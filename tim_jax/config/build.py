@@ -15,8 +15,10 @@ from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
 from tim_jax.config.identity import check_keys
 from tim_jax.config.network import (
+    check_clock,
     check_context,
     check_heads,
+    check_shapes,
     check_tokens,
     initialiser,
     make_network,
@@ -81,6 +83,8 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     check_teacher(config, default, objective)
     check_coupling(config, objective)
     network = make_network(config, objective)
+    check_shapes(config, network)
+    check_clock(network, transport)
     check_context(network, mesh)
     check_heads(objective, dict.fromkeys(objective.auxiliary, network))
     init = initialiser(config, network)

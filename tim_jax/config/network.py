@@ -17,6 +17,7 @@ from tim_jax.networks.checks import image_inputs
 from tim_jax.networks.taps import check_taps
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.transports import Transport
 from tim_jax.types import DTYPES, Query
 
 MAX_CLASSES = 10**7
@@ -96,9 +97,31 @@ def check_context(network: Transformer, mesh: Mesh) -> None:
     """Raises ValueError if mesh.sequence does not divide the tokens that carry conditions."""
     tokens, devices = sum(network.context_tokens.values()), mesh.shape["sequence"]
     if tokens % devices:
+        keys = [key for key in ("class_tokens", "guidance_tokens", "interval") if hasattr(network, key)]
         raise ValueError(
-            f"model.class_tokens, model.guidance_tokens are {network.class_tokens}, {network.guidance_tokens}; they "
-            f"must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}"
+            f"{', '.join(f'model.{key}' for key in keys)} are {', '.join(str(getattr(network, key)) for key in keys)}; "
+            f"they must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}"
+        )
+
+
+def check_shapes(config: ConfigDict, network: Transformer) -> None:
+    """Raises ValueError if the network does not take images of all shapes that there may be."""
+    data, patch = config.data, network.patch_size
+    shapes = [(data.height, data.width), *data.buckets.table]
+    if data.buckets.area and not data.buckets.table:
+        shapes.append((patch, 2 * patch))  # whatever the images are
+    for height, width in shapes:
+        network.check_grid(height // patch, width // patch)
+
+
+def check_clock(network: Transformer, transport: Transport) -> None:
+    """Raises ValueError for a network with the clock 1 − t on a transport whose times do not lie in [0, 1]."""
+    clock = getattr(network, "clock", "t")
+    ends = jnp.asarray([transport.T_min, transport.T_max])
+    if clock != "t" and not bool(jnp.allclose(transport.c_noise(ends), jnp.array([0.0, 1.0]), atol=1e-4)):
+        raise ValueError(
+            f"model.clock is {clock!r}; it must be 't' for transport.name {transport.name!r}, whose times are "
+            "not those from 0 to 1"
         )
 
 

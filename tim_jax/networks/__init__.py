@@ -20,13 +20,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from tim_jax.networks.dit import DiT
 from tim_jax.networks.tim import TiM
 from tim_jax.networks.transformer import Transformer
 
 __all__ = ["NETWORKS", "TiM", "Transformer"]
 
 # Transformers by name: `model.network`. Their fields are the keys of `model`.
-NETWORKS: dict[str, type[Transformer]] = {"tim": TiM}
+NETWORKS: dict[str, type[Transformer]] = {
+    "tim": TiM,
+    "dit": DiT,
+    "sit": DiT,  # one network, two names
+}
 
 SIZED = tuple(dict.fromkeys(key for kind in NETWORKS.values() for size in kind.SIZES.values() for key in size))
 

@@ -145,8 +145,8 @@ class Block(Modulated):
         def apply(x_BND: jax.Array, context: Context, in_jvp: bool) -> jax.Array:
             chunks = jnp.split(modulations(context.c), each * len(branches), axis=-1)
             for i, (branch, norm) in enumerate(zip(branches, norms)):
-                *shift, scale, gate = chunks[each * i : each * (i + 1)]
-                y_BND = branch(modulate(x_BND, scale, *shift, norm=norm), context, in_jvp)
+                shift, scale, gate = [None, *chunks[each * i : each * (i + 1)]][-3:]
+                y_BND = branch(modulate(x_BND, scale, shift, norm), context, in_jvp)
                 y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, context.numbers)
                 x_BND = nn.with_logical_constraint(x_BND + per_token(gate) * y_BND, STREAM)
             return x_BND

@@ -85,7 +85,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = rms(x, self.eps)
         init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        return y * self.param("scale", init, x.shape[-1:], y.dtype).reshape((1,) * (x.ndim - 1) + x.shape[-1:])
+        scale: Any = self.param("scale", init, x.shape[-1:], y.dtype)
+        return y * scale.reshape((1,) * (x.ndim - 1) + x.shape[-1:])
 
 
 class Linear(nn.Module):

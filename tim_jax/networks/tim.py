@@ -59,13 +59,13 @@ class TiM(Transformer):
     def rope(self, h: int, w: int) -> tuple[jax.Array, ...]:
         return rope_table(h, w, self.width // self.heads, self.rope_order, wide(self.dtype))
 
-    def interval(self, T: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def interval_embedder(self, T: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
         D = T
         if self.separate_interval_embedder:
             D = TimeEmbedder(self.width, "xavier", self.dtype, name="delta_embedder")
         return functools.partial(INTERVALS[self.conditioning], T, D)
 
-    def text(self) -> Callable[[jax.Array], jax.Array]:
+    def text_embedder(self) -> Callable[[jax.Array], jax.Array]:
         embed = CaptionEmbedder(self.width, self.dtype, name="caption_embedder")
         # The norm before cross-attention has no parameters, so that all blocks share one.
         return lambda text: standardise(embed(text), 1e-6).astype(self.dtype)
@@ -80,7 +80,7 @@ class TiM(Transformer):
             qk_norm=self.qk_norm,
         )
 
-    def final(self, name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def final_layer(self, name: str) -> nn.Module:
         return TiMFinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=self.channels, name=name)
 
 

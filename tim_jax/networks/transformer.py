@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         """Returns the layers from patches (B, N, p, p, C) to states (B, N, D)."""
         return Linear((self.width,), (None, None, None, "embed"), dtype=self.dtype, name="patch")
 
-    def positions(self, h: int, w: int) -> jax.Array | None:
+    def position_embedding(self, h: int, w: int) -> jax.Array | None:
         """Returns what is added to the states of a grid of patches, (h w, D), or None for nothing."""
         return None
 
@@ -186,15 +186,15 @@ class Transformer(nn.Module):
         """Returns the embedder of times, (B,) -> (B, D)."""
         return TimeEmbedder(self.width, "normal", self.dtype, name="t_embedder")
 
-    def interval(self, T: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def interval_embedder(self, T: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """Returns the embedder of the interval from t to r, (B,), (B,) -> (B, D), given that of times."""
         raise NotImplementedError
 
-    def classes(self) -> Callable[[jax.Array], jax.Array]:
+    def label_embedder(self) -> Callable[[jax.Array], jax.Array]:
         """Returns the embedder of labels, (B,) -> (B, D)."""
         return LabelEmbedder(self.num_classes, self.width, self.dtype, name="label_embedder")
 
-    def text(self) -> Callable[[jax.Array], jax.Array]:
+    def text_embedder(self) -> Callable[[jax.Array], jax.Array]:
         """Returns the embedder of captions, (B, M, T) -> (B, M, D), of networks whose CONDITIONS have "text"."""
         raise NotImplementedError
 
@@ -207,9 +207,13 @@ class Transformer(nn.Module):
         """Returns a layer of the stack "blocks", as `stacked` makes it."""
         raise NotImplementedError
 
-    def final(self, name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def final_layer(self, name: str) -> nn.Module:
         """Returns the final layer of that name, from states (B, N, D) and c to patches (B, N, p, p, C)."""
         return FinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=self.channels, name=name)
+
+    def final(self, name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Returns what makes patches of F (B, N, p, p, C) of states (B, N, D) and c, by the final layer so named."""
+        return self.final_layer(name)
 
     @property
     def context_tokens(self) -> dict[str, int]:
@@ -232,7 +236,7 @@ class Transformer(nn.Module):
         for name in image_inputs(self):
             embed = Linear((self.width,), (None, None, None, "embed"), dtype=self.dtype, name=f"{name}_patch")
             streams = tuple(x + embed(self.cut(q.condition[name])) for x, q in zip(streams, groups))
-        places = [self.positions(*self.grid(q)) for q in groups]
+        places = [self.position_embedding(*self.grid(q)) for q in groups]
         return tuple(
             x if place is None else x + sequence.part(place, self.tokens)[None].astype(x.dtype)
             for x, place in zip(streams, places)
@@ -247,10 +251,10 @@ class Transformer(nn.Module):
     def contexts(self, groups: tuple[Query, ...]) -> Contexts:
         """Returns what the blocks see."""
         T = self.time_embedder()
-        interval = None if self.decoupled_depth else self.interval(T)
+        interval = None if self.decoupled_depth else self.interval_embedder(T)
         if self.guidance_input:
             guidance = GuidanceEmbedder(self.width, self.dtype, name="guidance_embedder")
-        embed = self.classes() if self.condition == "class" else self.text()
+        embed = self.label_embedder() if self.condition == "class" else self.text_embedder()
         counts = self.context_tokens
         front = {name: ContextTokens(count, self.dtype, name=name) for name, count in counts.items()}
 

@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         width = z_BND.shape[-1]
         features, axes = (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head")
         qkv = Linear(features, axes, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(z_BND)
-        if self.interval_aware:
+        if self.interval_aware and delta_BD is not None:
             qkv += Linear(features, axes, use_bias=False, dtype=self.dtype, name="qkv_delta")(delta_BD)[:, None]
         q, k, v = (nn.with_logical_constraint(qkv[:, :, i], HEADS) for i in range(3))
         if self.norm:
