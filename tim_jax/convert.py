@@ -19,7 +19,9 @@ def parser() -> Parser:
     importing.add_argument("workdir", help="a new folder")
     importing.add_config(default="", help="what the weights are; default: what an exported file says itself")
     importing.add_argument("--as", dest="released", default="", help="a released network by name, such as sit_xl_2")
-    importing.add_argument("--ema", default="", help="online, or the name of a copy in the file; default: its first EMA")
+    importing.add_argument(
+        "--ema", default="", help="online, or the name of a copy in the file; default: its first EMA"
+    )
     importing.add_argument("--classes", default="", help="a file with the name of each class on a line; default: none")
     exporting = commands.add_parser(
         "export", help="weights of a workdir to a folder, with a card, or to a file", epilog=""
@@ -30,7 +32,10 @@ def parser() -> Parser:
     exporting.add_renamed("--which", "--ema")
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     exporting.add_argument(
-        "--to", choices=("published", "torch"), default="published", help="torch: with the network in PyTorch alone"
+        "--to",
+        choices=("published", "torch", "diffusers"),
+        default="published",
+        help="torch: also network and sampler as one file of PyTorch; diffusers: a pipeline's folder, of a DiT",
     )
     exporting.add_argument("--upload", default="", help="ORG/NAME on the hub, to which the folder is uploaded as well")
     uploading = commands.add_parser("upload", aliases=["push"], help="an exported folder to the hub", epilog="")
@@ -96,18 +101,18 @@ def export_weights(args: argparse.Namespace) -> None:
         repository = hub.check_upload(args.upload) if args.upload else ""
         paths.check_file(out, "OUT") if alone else paths.check_folder(out, "OUT")
 
-    from tim_jax.runs import conversion, to_torch
+    from tim_jax.runs import conversion, exports, to_diffusers, to_torch
 
-    name = repository or out.name
+    name, add = repository or out.name, {"torch": to_torch.of_export, "diffusers": to_diffusers.of_export}.get(args.to)
     with user_errors():
         found = conversion.read_export(args.workdir, args.ema, args.dtype)
-        more = to_torch.of_export(found, name) if args.to == "torch" else ({}, "")
+        extra = add(found, name) if add else exports.Extra()
     with failures(OSError):
-        weights = conversion.write_export(found, out, name, *more)
+        weights = conversion.write_export(found, out, name, extra)
     print(f"{found.size:,} parameters of {found.checkpoint}, {found.origin.ema}, are in {weights}")
     if not alone:
         print(f"{out / 'README.md'} describes them; set its field `license` before you hand them on")
-    for line in conversion.obstacles(found):
+    for line in [] if extra.alone else conversion.obstacles(found):
         print(f"note: the published code cannot use them: {line}")
     if repository:
         upload(pathlib.Path(out), repository, args.private)
@@ -120,13 +125,14 @@ def upload_weights(args: argparse.Namespace) -> None:
     with user_errors():
         repository = hub.check_upload(args.repository)
 
-    from tim_jax.runs import exports
+    from tim_jax.runs import exports, to_diffusers
 
     with user_errors():
         folder = pathlib.Path(paths.given(args.folder, "FOLDER", ()))
-        if not (folder / exports.WEIGHTS).is_file():
+        marks = (exports.WEIGHTS, to_diffusers.INDEX)
+        if not any((folder / name).is_file() for name in marks):
             raise ValueError(
-                f"FOLDER is {args.folder!r}; it must be a folder that export wrote, with {exports.WEIGHTS}"
+                f"FOLDER is {args.folder!r}; it must be a folder that export wrote, with {' or '.join(marks)}"
             )
     upload(folder, repository, args.private)
 

@@ -9,6 +9,7 @@ import torch
 from tests.helpers import in_pytorch, workdirs
 from tim_jax import convert
 from tim_jax.runs import conversion, to_torch
+from tim_jax.runs.interface import load
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.plans import host_transport
 
@@ -17,6 +18,7 @@ OTHERS = {
     "model.conditioning": "t,t-r", "model.separate_interval_embedder": "False", "model.qk_norm": "False",
     "model.class_tokens": "2", "sampling.sampler": "heun", "sampling.grid": "shifted",
 }  # fmt: skip
+SIT = {"model.network": "sit", "model.bottleneck": "0", "model.clock": "1-t", "model.negated": "True"}
 # Networks by name: configuration and what is changed of it.
 RUNS = {
     "class": ("digits", workdirs.TINY | GUIDED),
@@ -26,6 +28,7 @@ RUNS = {
         "digits",
         workdirs.TINY | {"model.depth": "2", "model.decoupled_depth": "1", "transport.name": "trigflow"},
     ),
+    "sit": ("digits", workdirs.TINY | SIT | GUIDED | {"sampling.guidance_channels": "1"}),
     "data": (
         "digits",
         workdirs.TINY | {"transport.prediction": "x", "sampling.grid": "edm", "sampling.sampler": "euler"},
@@ -78,6 +81,7 @@ def test_a_file_has_what_it_uses_and_nothing_else(tmp_path):
     for said in ("import torch, model", "model.sample(network", "tim_jax.load('out')", "license: other"):
         assert said in card
     assert len(text.splitlines()) < LONGEST
+    assert load(out).facts()["condition"] == "10 classes"
 
 
 def loaded(path):

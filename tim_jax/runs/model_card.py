@@ -45,7 +45,7 @@ def card(
     size: int,
     modules: Sequence[str],
     picture: epath.Path | None,
-    use: str = "",
+    extra: exports.Extra = exports.Extra(),
 ) -> str:
     """Writes the card.
 
@@ -56,7 +56,7 @@ def card(
         size: the number of parameters.
         modules: of the network that the published one does not have.
         picture: that lies beside the card as PICTURE, or None.
-        use: how further files of the folder are used.
+        extra: further files of the folder.
 
     Returns:
         Markdown, with the fields that hubs read at its head.
@@ -68,11 +68,10 @@ def card(
         _what(config, origin, size),
         _shown(picture),
         "## Use",
-        use,
-        _use(config, origin, name),
+        extra.use,
+        "" if extra.alone else _use(config, origin, name),
         _plugins(config),
-        "## In the published code",
-        _in_published_code(config, modules, origin),
+        *([] if extra.alone else ["## In the published code", _in_published_code(config, modules, origin)]),
         *_classes(origin),
         "## Recipe",
         _recipe(config, origin, folder),

@@ -7,13 +7,12 @@ have the names of the fields here.
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tim_jax.config.build import build
 from tim_jax.config.run import Run
-from tim_jax.runs import one_file, workdir
-from tim_jax.runs.conversion import Exported
+from tim_jax.runs import limits, one_file
+from tim_jax.runs.conversion import Exported, Extra
 from tim_jax.runs.step_grid import with_found_grid
 
 MODEL = "model.py"  # of an exported folder
@@ -39,10 +38,19 @@ class Template(NamedTuple):
         return one_file.arguments(FOLDER / f"{self.modules[-1]}.py", self.name)
 
 
-NETWORKS = {"tim": Template("TiM", ("tim",))}  # by their names in tim_jax.networks.NETWORKS
+# By their names in tim_jax.networks.NETWORKS.
+NETWORKS = {
+    "tim": Template("TiM", ("tim",)),
+    "dit": Template("DiT", ("single_time", "dit")),
+    "sit": Template("DiT", ("single_time", "dit")),
+    "lightningdit": Template("LightningDiT", ("single_time", "dit", "lightningdit")),
+    "jit": Template("JiT", ("single_time", "dit", "lightningdit", "jit")),
+    "ddt": Template("DDT", ("single_time", "ddt")),
+    "ditdh": Template("DiTDH", ("single_time", "ddt")),
+}
 
 # What the file cannot do: the key, whether a run does without it, and what the value must be.
-LIMITS: list[tuple[str, Callable[[Run], bool], str]] = [
+LIMITS: list[limits.Limit] = [
     ("model.network", lambda run: run.config.model.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
     ("model.slices", lambda run: run.config.model.slices == 1, "1"),
     ("transport.name", lambda run: _transport(run).is_file(), "one of the package"),
@@ -56,27 +64,21 @@ LIMITS: list[tuple[str, Callable[[Run], bool], str]] = [
 ]
 
 
-def check(run: Run) -> None:
-    """Raises ValueError, naming key and value, for a run that the file could not sample."""
-    for key, fits, must in LIMITS:
-        if not fits(run):
-            value: Any = run.config
-            for part in key.split("."):
-                value = value[part]
-            raise ValueError(f"{key} is {value!r}; it must be {must} with --to=torch")
+def of_export(exported: Exported, name: str) -> Extra:
+    """Returns the file of an export, and what the card says of it.
 
-
-def of_export(exported: Exported, name: str) -> tuple[dict[str, str], str]:
-    """The file of an export, {name: text}, and what the card says of it. Raises ValueError as `check` does."""
-    run = build(workdir.restored(dict(exported.origin.config), exported.workdir))
-    check(run)
+    Raises:
+        ValueError: naming key and value, for a run that the file could not sample.
+    """
+    run = limits.run_of(exported)
+    limits.check(run, LIMITS, "torch")
     run = with_found_grid(run, exported.workdir, exported.origin.step)
     program = "\n".join(_usage(run))
     use = (
         f"In PyTorch, with no other package: `{MODEL}` is the network and its sampler in one file.\n\n"
         f"```python\n{program}\n```\n\nIn JAX:"
     )
-    return {MODEL: source(run, exported.origin.transposed, name)}, use
+    return Extra({MODEL: source(run, exported.origin.transposed, name).encode()}, use)
 
 
 def numbers(run: Run, exchanged: bool) -> dict[str, Any]:
@@ -105,11 +107,7 @@ def source(run: Run, exchanged: bool, name: str) -> str:
     Args:
         run, exchanged: as `numbers` takes them.
         name: of the model.
-
-    Raises:
-        ValueError: as `check` does.
     """
-    check(run)
     template = NETWORKS[run.config.model.network]
     names = ("layers", "transformer", *template.modules, "weights")
     paths = [*(FOLDER / f"{module}.py" for module in names), _transport(run), FOLDER / "sampler.py"]
