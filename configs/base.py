@@ -57,8 +57,7 @@ def get_config():
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     config.data.encode = False
-    # of latents: that of the autoencoder (scaling_factor), so that a teacher of other latents is not taken; 0: not
-    # known
+    # of latents: the autoencoder's scaling_factor, by which a teacher of other latents is known; 0: not known
     config.data.latent_scale = 0.0
     config.data.paired_noise = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
     config.data.condition_dropout = 0.1  # share of examples trained with the null condition

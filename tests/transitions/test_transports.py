@@ -141,8 +141,8 @@ def test_ddpm_has_the_coefficients_of_the_discrete_process_at_its_times():
     discrete, limit, steps = CASES["ddpm"], CASES["vp"], np.arange(1000.0)
     t = discrete.time_of_c_noise(steps)
     np.testing.assert_allclose(discrete.c_noise(t), steps, atol=1e-10)
-    np.testing.assert_allclose(discrete.alpha(t), np.sqrt(kept), rtol=2e-9)
-    np.testing.assert_allclose(discrete.sigma(t), np.sqrt(1 - kept), rtol=2e-9)
+    np.testing.assert_allclose(discrete.alpha(t), np.sqrt(kept), rtol=1e-8)
+    np.testing.assert_allclose(discrete.sigma(t), np.sqrt(1 - kept), rtol=1e-8)
     missed = np.abs(limit.alpha(limit.time_of_c_noise(steps)) - np.sqrt(kept))
     assert 1e-3 < missed.max() < 2e-3 and limit.sigma(jnp.zeros(())) < 1e-12
 

@@ -116,7 +116,7 @@ def test_shares_of_a_batch_are_whole():
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_which_transports_have_negative_times(transport):
-    if transport in ("ve", "edm"):
+    if transport in ("ddpm", "ve", "edm"):
         with pytest.raises(ValueError, match=f"^transport.name is {transport!r}; it must be"):
             check_negative_times(TRANSPORTS[transport]())
     else:

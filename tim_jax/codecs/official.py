@@ -19,9 +19,9 @@ from tim_jax.codecs.names.layouts import Row
 
 OWN = "tim_jax."  # begins the names of parameters that the published network does not have
 
-# Modules of ours that leave F as it is while this layer of theirs is zero, as it is at first. Published files lack
-# them, and an export leaves them out as long as that holds.
-NEUTRAL = {"interval_embedder": "interval_embedder/out/"}
+# What networks that were published with t alone have of r, and published files lack. While its output layer is zero, as
+# it is at first, the interval's embedding leaves F as it is, unless it is a token.
+INTERVAL, TOKENS = "delta_embedder", "delta_tokens"
 
 TOLERANCE = 1e-5  # by which fixed arrays may differ, that others compute in float32
 
@@ -63,8 +63,8 @@ def from_official(
         template: unboxed parameters of the network to be filled, or their shapes from `jax.eval_shape`.
         network: whose table in `codecs.names` holds.
         fixed: {official name: array} of what files may carry beside parameters.
-        first: paths -> {path: array} of parameters as they are at first, for those of NEUTRAL modules that `state`
-            lacks; without it `state` must have them.
+        first: paths -> {path: array} of parameters as they are at first, for those of the interval that `state` lacks;
+            without it `state` must have them.
 
     Returns:
         Parameters with the values of `state` and the shapes and types of `template`.
@@ -76,10 +76,9 @@ def from_official(
     shapes, fixed = _flatten(template), fixed or {}
     blank = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in shapes.items()}
     expected = {name: array.shape for name, array in _named(blank, NAMES[network]).items()}
-    new = [path for path in shapes if first and _module(path) in NEUTRAL and OWN + path not in state]
-    for path in new:
-        del expected[OWN + path]
-    _check(state, expected, fixed)
+    of_interval = [path for path in shapes if _module(path) in (INTERVAL, TOKENS) and OWN + path in expected]
+    new = [path for path in of_interval if first and OWN + path not in state]
+    _check(state, {name: shape for name, shape in expected.items() if name.removeprefix(OWN) not in new}, fixed)
     params = dict(first(new)) if first and new else {}
     for row, start in _numbered(NAMES[network], shapes):
         shape, dtype = shapes[row.path].shape, shapes[row.path].dtype
@@ -95,12 +94,18 @@ def from_official(
 
 
 def to_official(params, network: str = "tim", fixed: Arrays | None = None) -> Flat:
-    """Converts unboxed parameters to {official name: array in its official layout}, with the fixed arrays."""
+    """Converts unboxed parameters to {official name: array in its official layout}, with the fixed arrays.
+
+    An embedding of the interval that leaves F as it is, of a network that was published without, is left out.
+    """
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
-    neutral = [module for module, layer in NEUTRAL.items() if _is_zero(arrays, layer)]
-    arrays = {path: array for path, array in arrays.items() if _module(path) not in neutral}
     state = _named(arrays, NAMES[network]) | dict(fixed or {})
-    return {name: np.ascontiguousarray(array) for name, array in state.items()}
+    told = any(_module(p) == TOKENS or p.startswith(f"{INTERVAL}/out/") and a.any() for p, a in arrays.items())
+    return {
+        name: np.ascontiguousarray(array)
+        for name, array in state.items()
+        if told or not name.startswith(f"{OWN}{INTERVAL}/")
+    }
 
 
 def depth_of(state: Iterable[str]) -> int:
@@ -139,8 +144,9 @@ def _named(arrays: Arrays, rows: Iterable[Row]) -> Flat:
 
 
 def _check(state: Arrays, expected: Mapping[str, tuple[int, ...]], fixed: Arrays) -> None:
-    if depth_of(state) != depth_of(expected):
-        raise ValueError(f"official weights have depth {depth_of(state)}: the network has {depth_of(expected)}")
+    if (depth := depth_of(state)) != (own := depth_of(expected)):
+        odd = next(name for name in sorted(expected.keys() ^ state.keys()) if f"blocks.{min(depth, own)}." in name)
+        raise ValueError(f"official weights have depth {depth}: the network has {own}; the first to differ is {odd}")
     found = {name: np.shape(array) for name, array in state.items()}
     shapes = {name: array.shape for name, array in fixed.items()}
     known = {**shapes, **expected}
@@ -162,11 +168,6 @@ def _check(state: Arrays, expected: Mapping[str, tuple[int, ...]], fixed: Arrays
 
 def _is_near(array: np.ndarray, fixed: np.ndarray) -> bool:
     return bool(np.max(np.abs(np.asarray(array, np.float64) - fixed), initial=0) <= TOLERANCE)
-
-
-def _is_zero(arrays: Arrays, layer: str) -> bool:
-    found = [array for path, array in arrays.items() if path.startswith(layer)]
-    return bool(found) and not any(array.any() for array in found)
 
 
 def _module(path: str) -> str:

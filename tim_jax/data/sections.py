@@ -73,7 +73,7 @@ class DataSettings:
     # Examples are encoded as they are read, by `codecs` (python -m tim_jax.encode does it once, to shards); False: they
     # are what is trained on.
     encode: bool = False
-    # of latents: that of the autoencoder (scaling_factor), so that a teacher of other latents is not taken; 0: not known
+    # of latents: the autoencoder's scaling_factor, by which a teacher of other latents is known; 0: not known
     latent_scale: float = 0.0
     paired_noise: bool = False  # examples bring the noise that they were made from (python -m tim_jax.pairs)
     condition_dropout: float = 0.1  # share of examples trained with the null condition

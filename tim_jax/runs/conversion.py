@@ -114,9 +114,7 @@ def released(name: str) -> str:
     return FOLDER + name
 
 
-def read_weights(
-    path: str, config: str, overrides: dict[str, str], same: bool = False, copy: str = ""
-) -> Weights:
+def read_weights(path: str, config: str, overrides: dict[str, str], same: bool = False, copy: str = "") -> Weights:
     """Reads exported or published weights, and builds the run that they are of.
 
     Args:

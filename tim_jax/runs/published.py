@@ -5,12 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tim_jax.codecs.official import unpublished
+from tim_jax.codecs.official import INTERVAL, unpublished
 from tim_jax.config.run import Run
 from tim_jax.training import names
 
 GUIDANCE = "guidance_embedder"  # the one module of ours without which F is another
-INTERVAL = "interval_embedder"  # of r, in networks that were published with t alone
 IMAGE = "image_patch"  # of runs that restore images
 
 

@@ -260,9 +260,7 @@ def check(run: Run, source: TeacherSource) -> None:
             raise ValueError(f"{source.where}; it must have this run's {key}, {here[key]!r}, and has {there[key]!r}")
     scales = (config.data.latent_scale, own.data.latent_scale)
     if all(scales) and scales[0] != scales[1]:
-        raise ValueError(
-            f"{source.where}; it must have this run's data.latent_scale, {scales[0]}, and has {scales[1]}"
-        )
+        raise ValueError(f"{source.where}; it must have this run's data.latent_scale, {scales[0]}, and has {scales[1]}")
     check_transport(run, source)
     if own.model.slices > 1:
         raise ValueError(f"{source.where}; it must have model.slices=1, as one call has times of several slices")

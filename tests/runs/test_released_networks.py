@@ -1,0 +1,138 @@
+"""Networks that others released: in by name, out bit for bit, and what does not fit in one line."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.helpers import released_networks
+from tests.helpers.released_networks import NETWORKS, keys, write
+from tim_jax import convert
+from tim_jax import sample as sampling
+from tim_jax import train as training
+from tim_jax.training import sharding
+
+STEPS = 3  # of distillation in the slow suite; fifty at night
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(sharding.jax, "devices", lambda first=jax.devices()[:1]: first)
+
+
+def exported(work, file, *flags):
+    convert.main(["export", str(work), str(file), *flags])
+    return load_file(file)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_came_in_goes_out_bit_for_bit(name, tmp_path):
+    file, state = write(tmp_path, name)
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys(name)])
+    back = exported(tmp_path / "run", tmp_path / "back.safetensors")
+    assert back.keys() == state.keys()
+    for key, array in state.items():
+        assert back[key].dtype == array.dtype and back[key].tobytes() == array.tobytes(), key
+
+
+def test_an_export_says_itself_what_it_is(tmp_path):
+    file, _ = write(tmp_path, "sit_xl_2")
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys("sit_xl_2")])
+    exported(tmp_path / "run", tmp_path / "back.safetensors")
+    convert.main(["import", str(tmp_path / "back.safetensors"), str(tmp_path / "again")])
+    recorded = [json.loads((tmp_path / each / "config.json").read_text()) for each in ("run", "again")]
+    assert recorded[0]["model"] == recorded[1]["model"]
+
+
+# Fault: what is done to the state, flags besides, what is said.
+FAULTS = {
+    "another network": (
+        None,
+        ["--as=repa_sit_xl_2", "--config.model.depth=2"],
+        "missing: projectors|unknown|misshapen",
+    ),
+    "missing": (lambda s: s.pop("blocks.1.mlp.fc2.bias"), [], "missing: blocks.1.mlp.fc2.bias"),
+    "further": (lambda s: s.update(logvar=np.zeros(2, np.float32)), [], "unknown: logvar"),
+    "classes": (
+        None,
+        ["--config.model.num_classes=9"],
+        r"misshapen: y_embedder.embedding_table.weight \(11, 64\) .*10",
+    ),
+    "channels": (None, ["--config.data.channels=3"], r"misshapen: final_layer.linear.bias \(32,\) instead of \(24,\)"),
+    "blocks": (None, ["--config.model.depth=3"], "depth 2: the network has 3; the first to differ is blocks.2.adaLN"),
+    "grid": (None, ["--config.data.height=4", "--config.data.width=4"], r"misshapen: pos_embed \(1, 16, 64\)"),
+    "places": (lambda s: s.update(pos_embed=2 * s["pos_embed"]), [], "of other values .*: pos_embed"),
+    "copy": (None, ["--ema=fast"], "--ema is 'fast'; it must be one of"),
+    "name": (None, ["--as=sit_xl_3"], "--as is 'sit_xl_3'; it must be one of dit_xl_2_256, "),
+    "both": (None, ["--config=digits"], "--as is 'sit_xl_2'; it must be left out where --config"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_written(fault, tmp_path, capsys):
+    change, flags, message = FAULTS[fault]
+    file, _ = write(tmp_path, "sit_xl_2", change=change or (lambda state: None))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as exit:
+        convert.main(["import", str(file), str(tmp_path / "run"), *keys("sit_xl_2"), *flags])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1
+    assert re.search(message, error), error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def latents(folder, name):
+    """A folder of latents like those of a released network, and the flags that train on them."""
+    shape = np.load(released_networks.GOLDEN / f"{NETWORKS[name][0]}.npz")["x"].shape[1:]
+    (folder / "0").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        array = rng.standard_normal((2, *shape)).astype(np.float32)
+        save_file({"latent": array, "label": np.array(0)}, folder / "0" / f"{i}.safetensors")
+    return [f"--config.data.path={folder}", f"--config.data.buckets.table=({shape[1:]},)"]
+
+
+def distilled(name, tmp_path, steps):
+    """Weights, before and after `steps` steps of learning any number of steps from what was imported, and samples."""
+    file, state = write(tmp_path, name, seed=1)
+    work, student = tmp_path / "run", tmp_path / "student"
+    convert.main(["import", str(file), str(work), *keys(name)])
+    for sampler in ("euler", "heun", "sde"):
+        sampling.main(
+            [f"--workdir={work}", "--steps=2", "--count=2", f"--config.sampling.sampler={sampler}", "--guidance=1.5",
+             f"--out={tmp_path / sampler}"]
+        )  # fmt: skip
+    training.main(
+        [f"--config=released/{name}", f"--workdir={student}", *keys(name)[1:], *latents(tmp_path / "data", name),
+         "--config.objective.name=tim", "--config.objective.velocity=teacher",
+         "--config.objective.alignment_weight=0.0",
+         "--config.data.features_width=0", f"--config.teacher.checkpoint={work}", f"--config.start.checkpoint={work}",
+         "--config.start.reinitialise=projector", "--config.sampling.sampler=default",
+         "--config.optimizer.learning_rate=1e-3", "--config.data.condition_dropout=0.1",
+         f"--config.training.steps={steps}", f"--config.loader.directory={tmp_path}"]
+    )  # fmt: skip
+    sampling.main([f"--workdir={student}", "--steps=1", "--count=2", f"--out={tmp_path / 'one'}"])
+    return state, exported(student, tmp_path / "student.safetensors", "--ema=online")
+
+
+def check(name, tmp_path, steps):
+    before, after = distilled(name, tmp_path, steps)
+    own = {key for key in after if key.startswith("tim_jax.delta_embedder/")}
+    assert len(own) == 4 and after.keys() - own == {key for key in before if not key.startswith("projector")}
+    assert all(np.isfinite(array).all() for array in after.values())
+    assert any(not np.array_equal(after[key], before[key]) for key in after.keys() - own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_samples_teaches_and_is_a_start(name, tmp_path):
+    check(name, tmp_path, STEPS)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_distilled_for_fifty_steps(name, tmp_path):
+    check(name, tmp_path, 50)
