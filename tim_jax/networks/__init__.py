@@ -21,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tim_jax.networks.dit import DiT
+from tim_jax.networks.jit import JiT
+from tim_jax.networks.lightningdit import LightningDiT
 from tim_jax.networks.tim import TiM
 from tim_jax.networks.transformer import Transformer
 
@@ -31,6 +33,8 @@ NETWORKS: dict[str, type[Transformer]] = {
     "tim": TiM,
     "dit": DiT,
     "sit": DiT,  # one network, two names
+    "lightningdit": LightningDiT,
+    "jit": JiT,
 }
 
 SIZED = tuple(dict.fromkeys(key for kind in NETWORKS.values() for size in kind.SIZES.values() for key in size))

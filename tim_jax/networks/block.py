@@ -49,6 +49,14 @@ class Context(NamedTuple):
     key: jax.Array | None
     front: jax.Array | None
 
+    def alone(self) -> "Context":
+        """Returns what a block sees of an image without tokens in front."""
+        if self.front is None:
+            return self
+        count = self.front.shape[1]
+        rope = None if self.rope is None else tuple(table[count:] for table in self.rope)
+        return self._replace(rope=rope, numbers=self.numbers[count:], front=None)
+
     def seen(self, late: jax.Array | bool) -> "Context":
         """Returns what a block sees, which is one of the last, or the final layer, where `late` is true."""
         if self.end is None:

@@ -36,6 +36,17 @@ Contexts: TypeAlias = tuple[Context, ...]  # of each group
 States: TypeAlias = dict[int, Streams]  # after blocks, by their numbers from 1
 
 
+def join(streams: Streams, contexts: Contexts) -> Streams:
+    """Puts tokens of conditions in front of those of the image."""
+    xs = (x if ctx.front is None else jnp.concatenate([ctx.front, x], 1) for x, ctx in zip(streams, contexts))
+    return tuple(nn.with_logical_constraint(x, STREAM) for x in xs)
+
+
+def image(streams: Streams, contexts: Contexts) -> Streams:
+    """Leaves out the tokens of conditions: the inverse of `join`."""
+    return tuple(x if ctx.front is None else x[:, ctx.front.shape[1] :] for x, ctx in zip(streams, contexts))
+
+
 def keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     """A policy of `jax.checkpoint` for networks that are not rematerialised but gather their parameters.
 
@@ -311,17 +322,12 @@ class Transformer(nn.Module):
         Returns:
             The states of the image's tokens after the last block, what the final layer sees, and the wanted states.
         """
-        whole = (x if ctx.front is None else jnp.concatenate([ctx.front, x], 1) for x, ctx in zip(streams, contexts))
-        streams = tuple(nn.with_logical_constraint(x, STREAM) for x in whole)
+        streams = join(streams, contexts)
         first, layers = self._slice(groups)
         block, states = self.block(groups), dict.fromkeys(wanted, streams)
         streams, states = self.layers(block, streams, contexts, states, self.depth, first, layers)
-
-        def image(xs: Streams) -> Streams:
-            return tuple(x if ctx.front is None else x[:, ctx.front.shape[1] :] for x, ctx in zip(xs, contexts))
-
-        states = {n: image(xs) for n, xs in states.items()}
-        return image(streams), tuple(context.seen(True) for context in contexts), states
+        states = {n: image(xs, contexts) for n, xs in states.items()}
+        return image(streams, contexts), tuple(context.seen(True) for context in contexts), states
 
     def layers(
         self,

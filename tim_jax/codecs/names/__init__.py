@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tim_jax.codecs.names import dit, tim
+from tim_jax.codecs.names import dit, jit, lightningdit, tim
 from tim_jax.codecs.names.layouts import Row
 
 # By the name of the network, as `model.network` has it. A network has some of the rows of its table.
@@ -10,6 +10,8 @@ NAMES: Mapping[str, Sequence[Row]] = {
     "tim": tim.NAMES,
     "dit": dit.NAMES,
     "sit": dit.NAMES,
+    "lightningdit": lightningdit.NAMES,
+    "jit": jit.NAMES,
 }
 
 __all__ = ["NAMES"]

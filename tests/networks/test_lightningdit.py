@@ -1,0 +1,98 @@
+"""LightningDiT and JiT: the published networks' own numbers and names, and what they have beside these."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.helpers import published_networks as published
+from tim_jax.codecs.official import from_official, to_official
+from tim_jax.networks import NETWORKS
+
+TINY = {"width": 64, "depth": 2, "heads": 4, "num_classes": 10, "encoder_depth": 1}
+# By file: the name of the network, and its fields.
+NETS = {
+    "net_lightningdit": ("lightningdit", {"patch_size": 1, "qk_norm": False}),
+    "net_lightningdit_qknorm_noshift": ("lightningdit", {"shift": False}),
+    "net_jit": (
+        "jit",
+        {"channels": 3, "patch_size": 4, "patch_bottleneck": 16, "class_tokens": 4, "context_start": 1},
+    ),
+}
+FIXED = ("pos_embed", "feat_rope.")
+
+
+def load(name, dtype=jnp.float32, **fields):
+    """(network, its parameters, a group of examples, the published answers)."""
+    kind, own = NETS[name]
+    net, found = NETWORKS[kind](**TINY | own | fields, dtype=dtype), published.answers(name)
+    groups = published.queries(found["x"], found["t"], found["labels"], dtype)
+    shapes = nn.unbox(jax.eval_shape(net.init, jax.random.key(0), groups))["params"]
+    params = from_official(state_of(name), published_part(shapes), kind)
+    # Of the interval they know nothing, as at first: whatever comes before its last layer, which is 0.
+    params["delta_embedder"] = jax.tree.map(lambda leaf: np.ones(leaf.shape, dtype), shapes["delta_embedder"])
+    params["delta_embedder"]["out"] = jax.tree.map(np.zeros_like, params["delta_embedder"]["out"])
+    return net, params, groups, found
+
+
+def published_part(params):
+    return {name: part for name, part in params.items() if name != "delta_embedder"}
+
+
+def state_of(name):
+    state = load_file(published.GOLDEN / f"{name}.safetensors")
+    return {key: array for key, array in state.items() if not key.startswith(FIXED)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", NETS)
+def test_a_published_network_gives_its_own_numbers(name, dtype, x64):
+    net, params, groups, found = load(name, dtype)
+    published.assert_close(published.call(net, params, groups)[0].F, found["output"], dtype)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_round_trip_from_published_names_is_exact(name):
+    state, (_, params, _, _) = state_of(name), load(name)
+    back = to_official(published_part(params), NETS[name][0])
+    assert back.keys() == state.keys()
+    for key in state:
+        np.testing.assert_array_equal(back[key], state[key])
+
+
+@pytest.mark.parametrize("name", ["net_lightningdit", "net_jit"])
+def test_the_time_r_changes_nothing_at_first(name):
+    net, params, groups, found = load(name)
+    groups = tuple(q._replace(r=q.t / 3) for q in groups)
+    published.assert_close(published.call(net, params, groups)[0].F, found["output"], jnp.float32)
+    params["delta_embedder"]["out"]["bias"] += np.float32(0.1)
+    assert np.abs(published.call(net, params, groups)[0].F - found["output"]).max() > 1e-3
+
+
+def test_states_of_jit_after_a_block_are_those_of_the_image():
+    """Of a network of one block more than others: of each block, before and after the tokens of the class join."""
+    net, params, groups, _ = load("net_jit")
+    (out,) = published.call(net, params, groups, taps=(1, 2))
+    assert [state.shape for state in out.taps] == [(3, 16, 64)] * 2
+    # The first block knows nothing of the tokens, the second does.
+    params["class_tokens"]["tokens"] = params["class_tokens"]["tokens"] + np.float32(1)
+    (other,) = published.call(net, params, groups, taps=(1, 2))
+    np.testing.assert_array_equal(other.taps[0], out.taps[0])
+    assert np.abs(other.taps[1] - out.taps[1]).max() > 1e-3
+
+
+WRONG = {
+    "context_start is 2": {"context_start": 2},
+    "context_start is 0": {"context_start": 0},
+    "patch_bottleneck is 0": {"patch_bottleneck": 0},
+    "slices is 2": {"slices": 2},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_fields_that_cannot_be_are_refused_in_one_line(message):
+    with pytest.raises(ValueError, match=rf"^model\.{message}; it must") as error:
+        NETWORKS["jit"](**TINY | NETS["net_jit"][1] | WRONG[message])
+    assert "\n" not in str(error.value)
