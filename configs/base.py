@@ -141,6 +141,9 @@ def get_config():
     # places scaled to a square of positions_side patches; "rope": rotary in its place
     config.model.positions = "sincos"
     config.model.positions_side = 16  # patches along a side of the squares that the weights were trained on
+    config.model.shift = True  # whether modulations shift, beside their scales and gates
+    config.model.patch_bottleneck = 0  # the width through which patches are embedded
+    config.model.context_start = 0  # blocks before the tokens of conditions join those of the image
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()

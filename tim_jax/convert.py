@@ -55,15 +55,19 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     if args.command == "import":
         return import_weights(args, overrides)
-    if overrides.keys() - {"plugin"}:
-        key = next(key for key in overrides if key != "plugin")
-        parser().error(f"--config.{key}: {args.command} changes no configuration")
-    if overrides:
+    samples = args.command == "export" and args.to == "torch"
+    changed = [key for key in overrides if key != "plugin" and not (samples and key.startswith("sampling."))]
+    if changed:
+        but = " but sampling" if samples else ""
+        parser().error(f"--config.{changed[0]}: {args.command} changes no configuration{but}")
+    if "plugin" in overrides:
         from tim_jax.config import plugins  # with JAX
 
         with user_errors():
             plugins.load_given(overrides)
-    (export_weights if args.command == "export" else upload_weights)(args)
+    if args.command == "export":
+        return export_weights(args, overrides)
+    upload_weights(args)
 
 
 def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -83,7 +87,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(f"python -m tim_jax.sample --workdir={args.workdir} samples from them")
 
 
-def export_weights(args: argparse.Namespace) -> None:
+def export_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Weights of a workdir to a folder or a file, and to the hub."""
     from tim_jax.system import hub, paths
 
@@ -103,10 +107,10 @@ def export_weights(args: argparse.Namespace) -> None:
 
     from tim_jax.runs import conversion, exports, to_diffusers, to_torch
 
-    name, add = repository or out.name, {"torch": to_torch.of_export, "diffusers": to_diffusers.of_export}.get(args.to)
+    name, formats = repository or out.name, {"torch": to_torch.of_export, "diffusers": to_diffusers.of_export}
     with user_errors():
         found = conversion.read_export(args.workdir, args.ema, args.dtype)
-        extra = add(found, name) if add else exports.Extra()
+        extra = formats[args.to](found, name, overrides) if args.to in formats else exports.Extra()
     with failures(OSError):
         weights = conversion.write_export(found, out, name, extra)
     print(f"{found.size:,} parameters of {found.checkpoint}, {found.origin.ema}, are in {weights}")

@@ -1,4 +1,4 @@
-"""A DiT as a folder of diffusers: its names and shapes, and what is refused."""
+"""A DiT as a folder of diffusers: its names and shapes; what it refuses, and the file of PyTorch."""
 
 import json
 
@@ -103,6 +103,23 @@ def test_what_diffusers_does_not_have_is_one_line_and_nothing_is_written(made, t
     line = ["export", str(made(**changes)), str(tmp_path / "out"), "--to=diffusers"]
     assert message in workdirs.told(convert.main, line, capsys)
     assert not list(tmp_path.iterdir())
+
+
+REFUSED_BY_TORCH = [
+    ([], "sampling.sampler is 'unipc_2'; it must be one of flow_map, euler, heun, consistency with --to=torch"),
+    (["--config.sampling.sampler=euler", "--config.model.depth=3"], "--config.model.depth: export changes no"),
+    (["--config.sampling.sampler=flow_map", "--config.sampling.stochasticity=0.5"], "sampling.stochasticity is 0.5"),
+]
+
+
+@pytest.mark.parametrize("flags, message", REFUSED_BY_TORCH)
+def test_what_the_file_of_pytorch_does_not_have_is_one_line(made, tmp_path, flags, message, capsys):
+    run = made(**{"sampling.sampler": "unipc_2"})
+    line = ["export", str(run), str(tmp_path / "out"), "--to=torch", *flags]
+    with pytest.raises(SystemExit) as stop:
+        convert.main(line)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and not list(tmp_path.iterdir())
 
 
 def test_a_file_alone_is_no_folder(tmp_path, capsys):

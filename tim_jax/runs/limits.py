@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from tim_jax.config.build import build
+from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.runs import workdir
 from tim_jax.runs.conversion import Exported
@@ -12,9 +13,9 @@ from tim_jax.runs.conversion import Exported
 Limit: TypeAlias = tuple[str, Callable[[Any], bool], str]
 
 
-def run_of(exported: Exported) -> Run:
-    """The run that exported weights are of, on this machine."""
-    return build(workdir.restored(dict(exported.origin.config), exported.workdir))
+def run_of(exported: Exported, overrides: dict[str, str] = {}) -> Run:
+    """The run that exported weights are of, on this machine, with {"section.key": text} changed."""
+    return build(override(workdir.restored(dict(exported.origin.config), exported.workdir), overrides))
 
 
 def check(run: Run, limits: Sequence[Limit], name: str) -> None:

@@ -51,7 +51,7 @@ LIMITS: list[limits.Limit] = [
 ]
 
 
-def of_export(exported: Exported, name: str) -> Extra:
+def of_export(exported: Exported, name: str, _: dict[str, str]) -> Extra:
     """Returns the files of a folder of diffusers, and what the card says of them.
 
     Raises:

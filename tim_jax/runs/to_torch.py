@@ -64,13 +64,18 @@ LIMITS: list[limits.Limit] = [
 ]
 
 
-def of_export(exported: Exported, name: str) -> Extra:
+def of_export(exported: Exported, name: str, overrides: dict[str, str]) -> Extra:
     """Returns the file of an export, and what the card says of it.
+
+    Args:
+        exported: the weights.
+        name: of the model.
+        overrides: {"sampling.key": text}, how else than the run it samples.
 
     Raises:
         ValueError: naming key and value, for a run that the file could not sample.
     """
-    run = limits.run_of(exported)
+    run = limits.run_of(exported, overrides)
     limits.check(run, LIMITS, "torch")
     run = with_found_grid(run, exported.workdir, exported.origin.step)
     program = "\n".join(_usage(run))
