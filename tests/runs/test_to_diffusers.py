@@ -87,7 +87,8 @@ def test_names_and_shapes_are_those_of_diffusers(made, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.concatenate(parts), exported.state["blocks.1.attn.qkv.weight"])
     assert (config["out_channels"], config["sample_size"]) == (2, 16)
     card = (out / "README.md").read_text()
-    assert "DiTPipeline.from_pretrained('out', vae=vae)" in card and "which here is 10" in card
+    for said in ("DiTPipeline.from_pretrained('out', vae=vae)", "downscale_freq_shift = 0", "which here is 10"):
+        assert said in card
     assert "tim_jax.load" not in card
 
 
