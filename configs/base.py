@@ -124,7 +124,7 @@ def get_config():
     config.model.conditioning = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
     config.model.separate_interval_embedder = True  # an embedder of its own for the interval, else that of t
     config.model.interval_aware = True  # interval-aware attention: the interval's embedding enters q, k and v
-    config.model.qk_norm = True  # layer norm of queries and keys
+    config.model.qk_norm = True  # norm of queries and keys
     # "official": the published order. Weights that were trained in the other one reach the published code only where
     # all examples are squares; it cannot be chosen after training.
     config.model.rope_order = "row_major"
@@ -137,13 +137,17 @@ def get_config():
     config.model.clock = "t"
     config.model.negated = False
     config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
-    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
-    # places scaled to a square of positions_side patches; "rope": rotary in its place
+    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
+    # places stretched over a square of positions_side patches; "rope": rotary in its place
     config.model.positions = "sincos"
     config.model.positions_side = 16  # patches along a side of the squares that the weights were trained on
     config.model.shift = True  # whether modulations shift, beside their scales and gates
     config.model.patch_bottleneck = 0  # the width through which patches are embedded
     config.model.context_start = 0  # blocks before the tokens of conditions join those of the image
+    # Blocks of a decoder, after the `depth` of the encoder; states are tapped and aligned in the encoder alone.
+    config.model.decoder_depth = 0
+    config.model.decoder_width = 0  # of the decoder; 0: `width`
+    config.model.decoder_heads = 0  # of the decoder; 0: `heads`
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()

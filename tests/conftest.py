@@ -84,7 +84,11 @@ def golden():
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """published(name): a folder laid out like a published model, with the golden weights and configuration of it."""
-    classes = {"autoencoder_kl_tiny": "AutoencoderKL", "autoencoder_dc_tiny": "AutoencoderDC"}
+    classes = {
+        "autoencoder_kl_tiny": "AutoencoderKL",
+        "autoencoder_dc_tiny": "AutoencoderDC",
+        "net_rae_decoder": "AutoencoderRAE",
+    }
 
     def folder(name):
         files, made = pathlib.Path(__file__).parent / "golden" / name, tmp_path_factory.mktemp(name)

@@ -63,6 +63,15 @@ OTHER_NAMES = {
         None,
     ),
     "autoencoder_dc_tiny": ([], "decoder.up_blocks.0.1.norm.num_batches_tracked"),
+    "net_rae_decoder": (
+        [
+            ("attention.attention.query.", "attention.to_q."),
+            ("attention.attention.key.", "attention.to_k."),
+            ("attention.attention.value.", "attention.to_v."),
+            ("attention.output.dense.", "attention.to_out.0."),
+        ],
+        "_latents_mean",
+    ),
     "gemma3_text_tiny": ([("embed_tokens.", "model.embed_tokens."), ("layers.", "model.layers.")], "lm_head.weight"),
     "dinov2_tiny": (
         [
@@ -156,7 +165,7 @@ FAULTS = {
     "another family": (
         "gemma3_text_tiny",
         lambda f: configure(f, model_type="gemma2"),
-        "is that of 'gemma2'; known here are AutoencoderKL, AutoencoderDC, gemma3_text",
+        "is that of 'gemma2'; known here are AutoencoderKL, AutoencoderDC, AutoencoderRAE, gemma3_text",
     ),
     "another network": (
         "autoencoder_kl_tiny",

@@ -18,6 +18,30 @@ NETWORKS = {
     "sit_xl_2": ("net_sit", {}),
     "repa_sit_xl_2": ("net_repa_sit", {"model.projector_width": "32", "data.features_width": "24"}),
     "dit_xl_2_256": ("net_dit", {}),
+    "lightningdit_xl_1": ("net_lightningdit", {"data.channels": "4"}),
+    "jit_b_16": (
+        "net_jit",
+        {
+            "data.height": "16",
+            "data.width": "16",
+            "model.patch_size": "4",
+            "model.patch_bottleneck": "16",
+            "model.class_tokens": "4",
+            "model.context_start": "1",
+        },
+    ),
+    "ddt_xl_2": ("net_ddt", {"model.decoder_depth": "1"}),
+    "rae_ditdh_xl": (
+        "net_rae_ditdh",
+        {
+            "data.height": "4",
+            "data.width": "4",
+            "data.channels": "24",
+            "model.decoder_depth": "1",
+            "model.decoder_width": "96",
+            "model.decoder_heads": "4",
+        },
+    ),
 }
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import published_networks as published
+from tests.networks.test_all_networks import count
 from tim_jax.networks import NETWORKS
 
 TINY = {"width": 64, "depth": 2, "heads": 4, "num_classes": 10, "encoder_depth": 1}
@@ -73,3 +74,15 @@ def test_decoupled_times_leave_a_published_network_as_it_is(x64):
     net, params, groups, found = load("net_sit", jnp.float64, decoupled_depth=1)
     assert "delta_embedder" not in params
     published.assert_close(published.call(net, params, groups)[0].F, found["output"], jnp.float64)
+
+
+# Millions of parameters by size (DiT, arXiv 2212.09748, table 1; patches of 2), which count the places of 16 × 16
+# patches, and the variances' channels.
+MILLIONS = {"S": 33, "B": 130, "L": 458, "XL": 675}
+
+
+@pytest.mark.parametrize("size", MILLIONS)
+def test_sizes_are_the_published_ones(size):
+    fields = NETWORKS["dit"].SIZES[size]
+    found = count(NETWORKS["dit"](**fields, learn_sigma=True, decoupled_depth=1)) + 16 * 16 * fields["width"]
+    assert abs(found / 1e6 - MILLIONS[size]) < 0.6 and (size != "XL" or found == 675_129_632)

@@ -22,7 +22,7 @@ SINGLE = {
 }
 DIT = SINGLE | {"learn_sigma": False, "positions": "sincos", "positions_side": 0, "patch_size": 2, "channels": 4}
 DDT = SINGLE | {"decoder_depth": 1, "decoder_width": 0, "decoder_heads": 0, "patch_size": 2, "channels": 4}
-DITDH = DDT | {"patch_size": 1, "channels": 24}
+DITDH = DDT | {"patch_size": 1, "channels": 24, "positions": "sincos", "positions_side": 0}
 JIT = {"patch_bottleneck": 16, "context_start": 1, "class_tokens": 4, "patch_size": 4, "channels": 3}
 # By file: the network's name, and its arguments.
 NETS = {

@@ -18,7 +18,16 @@ OTHERS = {
     "model.conditioning": "t,t-r", "model.separate_interval_embedder": "False", "model.qk_norm": "False",
     "model.class_tokens": "2", "sampling.sampler": "heun", "sampling.grid": "shifted",
 }  # fmt: skip
-SIT = {"model.network": "sit", "model.bottleneck": "0", "model.clock": "1-t", "model.negated": "True"}
+SINGLE = {"model.bottleneck": "0", "model.clock": "1-t"}
+SIT = SINGLE | {"model.network": "sit", "model.negated": "True"}
+JIT = {
+    "model.network": "jit", "model.depth": "2", "model.context_start": "1", "model.patch_bottleneck": "8",
+    "model.class_tokens": "2", "transport.prediction": "x",
+}  # fmt: skip
+DITDH = {
+    "model.network": "ditdh", "model.decoder_depth": "1", "model.decoder_width": "24", "model.decoder_heads": "2",
+    "model.positions": "interpolated", "model.positions_side": "3",
+}  # fmt: skip
 # Networks by name: configuration and what is changed of it.
 RUNS = {
     "class": ("digits", workdirs.TINY | GUIDED),
@@ -29,6 +38,9 @@ RUNS = {
         workdirs.TINY | {"model.depth": "2", "model.decoupled_depth": "1", "transport.name": "trigflow"},
     ),
     "sit": ("digits", workdirs.TINY | SIT | GUIDED | {"sampling.guidance_channels": "1"}),
+    "lightningdit": ("digits", workdirs.TINY | SINGLE | {"model.network": "lightningdit", "model.interval": "tokens"}),
+    "jit": ("digits", workdirs.TINY | SINGLE | JIT),
+    "ditdh": ("digits", workdirs.TINY | SINGLE | DITDH),
     "data": (
         "digits",
         workdirs.TINY | {"transport.prediction": "x", "sampling.grid": "edm", "sampling.sampler": "euler"},

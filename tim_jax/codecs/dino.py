@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.codecs import configs
-from tim_jax.codecs.layers import check_sides
+from tim_jax.codecs.layers import check_sides, self_attention
 from tim_jax.codecs.loading import Kind, exactly
 
 # Mean and standard deviation of ImageNet's colours, of values in [0, 1].
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REGISTERS = 4  # where there are any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +61,22 @@ IGNORED = [
 def read_config(values: Mapping[str, Any], source: str) -> Config:
     """Makes the Config of a config.json. Raises ValueError with one line."""
     registers = values.get("model_type") == "dinov2_with_registers"
-    values = {"num_register_tokens": 4 if registers else 0, **values, "antialias": registers}
+    values = {"num_register_tokens": REGISTERS if registers else 0, **values, "antialias": registers}
     return configs.make(Config, values, source, ONLY, IGNORED)
 
 
 class Dino(nn.Module):
-    """Maps normalised images (B, H, W, 3) to tokens (B, 1 + registers + N, D): class, registers, patches row by row."""
+    """Maps normalised images (B, H, W, 3) to tokens (B, 1 + registers + N, D): class, registers, patches row by row.
+
+    Attributes:
+        config: its sizes.
+        dtype: of weights and computation.
+        affine: whether the last norm has scale and bias.
+    """
 
     config: Config
     dtype: Any = jnp.float32
+    affine: bool = True
 
     @property
     def width(self) -> int:
@@ -103,7 +111,7 @@ class Dino(nn.Module):
             x = jnp.concatenate([*start, x], axis=1)
             for i in range(c.num_hidden_layers):
                 x = Block(c, norm, self.dtype, name=f"encoder.layer.{i}")(x)
-            return norm(name="layernorm")(x)
+            return norm(use_scale=self.affine, use_bias=self.affine, name="layernorm")(x)
 
     def features(self, images, grid: tuple[int, int]):
         """Computes a feature for each place of a grid.
@@ -131,17 +139,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        c, (B, N, D) = self.config, x.shape
+        c, D = self.config, x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype)
 
         def scaled(y, name):
             return y * self.param(name, nn.initializers.ones, (D,)).astype(self.dtype)[None, None]
 
         z = self.norm(name="norm1")(x)
-        q, k, v = (dense(D, use_bias=c.qkv_bias, name=f"attention.{n}_proj")(z) for n in "qkv")
-        q, k, v = (part.reshape(B, N, c.num_attention_heads, -1) for part in (q, k, v))
-        y = dense(D, name="attention.o_proj")(jax.nn.dot_product_attention(q, k, v).reshape(B, N, D))
-        x += scaled(y, "layer_scale1.lambda1")
+        x += scaled(self_attention(z, c.num_attention_heads, dense, c.qkv_bias), "layer_scale1.lambda1")
         y = nn.gelu(dense(int(D * c.mlp_ratio), name="mlp.fc1")(self.norm(name="norm2")(x)), approximate=False)
         return x + scaled(dense(D, name="mlp.fc2")(y), "layer_scale2.lambda1")
 
@@ -181,16 +186,15 @@ def bicubic(n: int, m: int, offset: float = 0.0, a: float = -0.75) -> np.ndarray
     return weights
 
 
+# Files written before the fifth version of transformers have other names for attention.
+OLDER_ATTENTION = [
+    (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+]
 KIND = Kind(
     Dino,
     read_config,
-    [
-        (r"^dinov2(_with_registers)?\.", ""),
-        (r"^embeddings\.mask_token$", None),
-        # Files written before the fifth version of transformers have other names for attention.
-        (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-        (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-        (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    ],
+    [(r"^dinov2(_with_registers)?\.", ""), (r"^embeddings\.mask_token$", None), *OLDER_ATTENTION],
 )

@@ -1,5 +1,6 @@
 """Layers that several frozen networks share, and what text encoders return."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,17 @@ def check_sides(images_BHWC, factor: int) -> None:
 def doubled(x_BhwC):
     """Returns x (B, h, w, C) at twice the size, (B, 2 h, 2 w, C), by nearest neighbours."""
     return x_BhwC.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def self_attention(z_BND, heads: int, dense: Callable[..., nn.Dense], qkv_bias: bool = True):
+    """Returns multi-head self-attention (B, N, D) of tokens; its four projections belong to the module that calls."""
+    B, N, D = z_BND.shape
+    q, k, v = (dense(D, use_bias=qkv_bias, name=f"attention.{n}_proj")(z_BND).reshape(B, N, heads, -1) for n in "qkv")
+    # jax.nn.dot_product_attention has float32 for its softmax, whatever it is given.
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bnhk,bmhk->bhnm", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    y = jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(logits).astype(v.dtype), v)
+    return dense(D, name="attention.o_proj")(y.reshape(B, N, D))
 
 
 class Hidden(NamedTuple):

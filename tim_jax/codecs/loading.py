@@ -25,6 +25,9 @@ SHOWN = 4  # names that an error shows of each sort
 STEMS = ("model", "diffusion_pytorch_model")  # of the files that published folders hold
 
 
+Renames = Sequence[tuple[str, str | None]]
+
+
 class Kind(NamedTuple):
     """A family of published models.
 
@@ -32,12 +35,12 @@ class Kind(NamedTuple):
         module: maps (config, dtype) to a Flax module with a method `example` that returns small inputs.
         config: maps (config.json as a dict, its path) to a frozen dataclass.
         renames: (regular expression, replacement) pairs that turn any published name into the one used here, applied in
-            this order; a replacement None means that the parameter is not used.
+            this order; a replacement None means that the parameter is not used. A function of the config may give them.
     """
 
     module: Callable[[Any, Any], nn.Module]
     config: Callable[[Mapping[str, Any], str], Any]
-    renames: Sequence[tuple[str, str | None]] = ()
+    renames: Renames | Callable[[Any], Renames] = ()
 
 
 def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> tuple[nn.Module, dict]:
@@ -57,7 +60,8 @@ def load(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32)
     """
     path = packaged.local(path)
     module, kind = _described(path, kinds, dtype)
-    return module, read_parameters(find(path)[1], shapes_of(module), kind.renames, dtype)
+    renames = kind.renames(module.config) if callable(kind.renames) else kind.renames
+    return module, read_parameters(find(path)[1], shapes_of(module), renames, dtype)
 
 
 def describe(path: str | pathlib.Path, kinds: Mapping[str, Kind], dtype=jnp.float32) -> nn.Module:
@@ -100,9 +104,7 @@ def find(path: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
     raise ValueError(f"{path}: has no {wanted}; files in other forms (.bin, .pt, .msgpack) are not read")
 
 
-def read_parameters(
-    files: Sequence[pathlib.Path], shapes: Mapping, renames: Sequence[tuple[str, str | None]] = (), dtype=jnp.float32
-) -> dict:
+def read_parameters(files: Sequence[pathlib.Path], shapes: Mapping, renames: Renames = (), dtype=jnp.float32) -> dict:
     """Reads parameters from safetensors files.
 
     Args:
@@ -147,7 +149,7 @@ def opened(file: pathlib.Path) -> Any:
     return tensors.open_safetensors(file)
 
 
-def renamed(name: str, renames: Sequence[tuple[str, str | None]]) -> str | None:
+def renamed(name: str, renames: Renames) -> str | None:
     """Returns the name used here of a published name, None if the parameter is not used."""
     for pattern, replacement in renames:
         if replacement is None and re.search(pattern, name):

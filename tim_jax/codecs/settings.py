@@ -78,7 +78,15 @@ class CodecSettings:
             )
         if not (self.autoencoder or self.text_encoder or self.image_encoder):
             raise ValueError("data.encode is True; it must be False, since codecs names nothing to encode examples by")
-        return self.describe().factor if self.autoencoder else 1
+        if not self.autoencoder:
+            return 1
+        module = self.describe()
+        if not getattr(module, "encodes", True):
+            raise ValueError(
+                f"codecs.autoencoder is {self.autoencoder!r}; it must be one that encodes, for data.encode True: "
+                "this one decodes only"
+            )
+        return module.factor
 
     def describe(self) -> nn.Module:
         """Returns the autoencoder without its weights. Raises ValueError with one line that says what is wrong."""

@@ -20,6 +20,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from tim_jax.networks.ddt import DDT, DiTDH
 from tim_jax.networks.dit import DiT
 from tim_jax.networks.jit import JiT
 from tim_jax.networks.lightningdit import LightningDiT
@@ -35,6 +36,8 @@ NETWORKS: dict[str, type[Transformer]] = {
     "sit": DiT,  # one network, two names
     "lightningdit": LightningDiT,
     "jit": JiT,
+    "ddt": DDT,
+    "ditdh": DiTDH,
 }
 
 SIZED = tuple(dict.fromkeys(key for kind in NETWORKS.values() for size in kind.SIZES.values() for key in size))

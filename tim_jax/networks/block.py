@@ -30,7 +30,8 @@ class Context(NamedTuple):
     Attributes:
         c: The condition of the modulation, (B, D), or (B, N, D) where each token has its own: times, class, guidance.
         delta: The embedding (B, D) of the interval.
-        end: The two of these that the last blocks see in their place, or None where all see the same.
+        time: The embedding (B, D) of times, and of the interval where c has it.
+        end: The three of these that the last blocks see in their place, or None where all see the same.
         rope: The RoPE table, see `rope.rope_table`, or None.
         numbers: The numbers (N,) of the tokens within the example, for dropout.
         text: Normalised captions (B, M, D), or None.
@@ -41,7 +42,8 @@ class Context(NamedTuple):
 
     c: jax.Array
     delta: jax.Array
-    end: tuple[jax.Array, jax.Array] | None
+    time: jax.Array
+    end: tuple[jax.Array, jax.Array, jax.Array] | None
     rope: tuple[jax.Array, ...] | None
     numbers: jax.Array
     text: jax.Array | None
@@ -61,8 +63,9 @@ class Context(NamedTuple):
         """Returns what a block sees, which is one of the last, or the final layer, where `late` is true."""
         if self.end is None:
             return self
-        c, delta = (jnp.where(late, end, start) for end, start in zip(self.end, (self.c, self.delta), strict=True))
-        return self._replace(c=c, delta=delta, end=None)
+        both = zip(self.end, (self.c, self.delta, self.time), strict=True)
+        c, delta, time = (jnp.where(late, end, start) for end, start in both)
+        return self._replace(c=c, delta=delta, time=time, end=None)
 
 
 def keyed_dropout(
@@ -153,8 +156,9 @@ class Block(Modulated):
         def apply(x_BND: jax.Array, context: Context, in_jvp: bool) -> jax.Array:
             chunks = jnp.split(modulations(context.c), each * len(branches), axis=-1)
             for i, (branch, norm) in enumerate(zip(branches, norms)):
-                shift, scale, gate = [None, *chunks[each * i : each * (i + 1)]][-3:]
-                y_BND = branch(modulate(x_BND, scale, shift, norm), context, in_jvp)
+                *shift, scale, gate = chunks[each * i : each * (i + 1)]
+                z_BND = modulate(x_BND, scale, shift[0] if shift else None, norm)
+                y_BND = branch(z_BND, context, in_jvp)
                 y_BND = keyed_dropout(y_BND, context.key, self.dropout, layer, i, context.numbers)
                 x_BND = nn.with_logical_constraint(x_BND + per_token(gate) * y_BND, STREAM)
             return x_BND

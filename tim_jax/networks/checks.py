@@ -24,10 +24,12 @@ def check_choices(net: Any, choices: Mapping[str, Collection[str]]) -> None:
             raise ValueError(f"model.{name} is {getattr(net, name)!r}; it must be one of {', '.join(known)}")
 
 
-def check_heads_of(heads: int, width: int) -> None:
-    """Raises ValueError unless so many attention heads split a width."""
+def check_heads_of(heads: int, width: int, stack: str = "") -> None:
+    """Raises ValueError unless so many attention heads split a width. stack: what both keys begin with."""
     if width % heads or width // heads % 4:
-        raise ValueError(f"model.heads is {heads}; it must split model.width, {width}, into heads of a multiple of 4")
+        raise ValueError(
+            f"model.{stack}heads is {heads}; it must split model.{stack}width, {width}, into heads of a multiple of 4"
+        )
 
 
 def check_fields(net: Any) -> None:
@@ -37,8 +39,8 @@ def check_fields(net: Any) -> None:
     check_heads_of(net.heads, net.width)
     if not 1 <= net.encoder_depth <= net.depth:
         raise ValueError(f"model.encoder_depth is {net.encoder_depth}; it must lie in 1 … model.depth, {net.depth}")
-    if not 0 <= net.decoupled_depth <= net.depth:
-        raise ValueError(f"model.decoupled_depth is {net.decoupled_depth}; it must lie in 0 … model.depth, {net.depth}")
+    if not 0 <= net.decoupled_depth <= net.blocks:
+        raise ValueError(f"model.decoupled_depth is {net.decoupled_depth}; it must lie in 0 … {net.blocks}, the blocks")
     if net.slices < 1 or net.depth % net.slices:
         raise ValueError(f"model.slices is {net.slices}; it must be at least 1 and divide model.depth, {net.depth}")
     if net.slices > 1 and "pooled" in net.output_heads:

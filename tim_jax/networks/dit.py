@@ -40,8 +40,8 @@ class DiT(SingleTime):
     }
 
     learn_sigma: bool = False  # the final layer has as many channels more, for a variance, which is left out
-    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
-    # places scaled to a square of positions_side patches; "rope": rotary in its place
+    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
+    # places stretched over a square of positions_side patches; "rope": rotary in its place
     positions: str = "sincos"
     positions_side: int = 16  # patches along a side of the squares that the weights were trained on
 

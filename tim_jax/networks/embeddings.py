@@ -49,10 +49,24 @@ class TimeEmbedder(nn.Module):
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         options: dict[str, Any] = {"dtype": wide(self.dtype), "precision": jax.lax.Precision.HIGHEST}
-        waves = sinusoids(t, base=self.base)
-        h = Linear((self.width,), (None, "mlp"), self.kernel_init, **options, name="in")(waves)
+        h = Linear((self.width,), (None, "mlp"), self.kernel_init, **options, name="in")(self.waves(t))
         out_init = self.out_init or self.kernel_init
         return Linear((self.width,), ("mlp", "embed"), out_init, **options, name="out")(nn.silu(h))
+
+    def waves(self, t: jax.Array) -> jax.Array:
+        """Returns the sinusoids (B, n) of times."""
+        return sinusoids(t, base=self.base)
+
+
+class FourierEmbedder(TimeEmbedder):
+    """A `TimeEmbedder` of sines, then cosines, of 2 π f t, with random frequencies f (256,) that are not trained."""
+
+    def waves(self, t: jax.Array) -> jax.Array:
+        dtype = wide(self.dtype)
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None,))
+        frequency = jax.lax.stop_gradient(self.param("frequencies", init, (256,), dtype))
+        angle = 2 * jnp.pi * t.astype(dtype)[:, None] * frequency[None]
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 class GuidanceEmbedder(nn.Module):

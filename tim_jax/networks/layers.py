@@ -135,7 +135,7 @@ class Linear(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down, each product with a bias.
+    """(silu(x W_gate) * x W_up) W_down.
 
     Attributes:
         hidden: The hidden width.
@@ -144,6 +144,7 @@ class SwiGLU(nn.Module):
         axis_in: The logical name of the last axis of x.
         kernel_init, down_init: Names in INITS, for the first two products and for the last.
         dtype: The type of the computation.
+        use_bias: Whether each product has a bias.
     """
 
     hidden: int
@@ -153,14 +154,15 @@ class SwiGLU(nn.Module):
     kernel_init: str = "xavier"
     down_init: str = "xavier"
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes = (self.axis_in, "mlp")
-        gate = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="gate")(x)
-        up = Linear((self.hidden,), axes, self.kernel_init, dtype=self.dtype, name="up")(x)
+        axes, options = (self.axis_in, "mlp"), {"use_bias": self.use_bias, "dtype": self.dtype}
+        gate = Linear((self.hidden,), axes, self.kernel_init, **options, name="gate")(x)
+        up = Linear((self.hidden,), axes, self.kernel_init, **options, name="up")(x)
         h = nn.with_logical_constraint(nn.silu(gate) * up, (*self.leading, "mlp"))
-        y = Linear((self.features,), ("mlp", "embed"), self.down_init, dtype=self.dtype, name="down")(h)
+        y = Linear((self.features,), ("mlp", "embed"), self.down_init, **options, name="down")(h)
         return nn.with_logical_constraint(y, (*self.leading, "embed"))
 
 

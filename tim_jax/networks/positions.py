@@ -18,12 +18,13 @@ from tim_jax.networks.layers import wide
 POSITIONS = ("sincos", "interpolated", "rope")
 
 
-def interpolated(count: int, h: int, w: int, side: int) -> np.ndarray:
-    """Returns the places (count,) along an axis of a grid of h x w, scaled to the area of a square of `side`.
+def interpolated(count: int, side: int) -> np.ndarray:
+    """Returns the places (count,) along an axis of a grid that is stretched over a square of `side`.
 
-    Rows and columns are scaled alike, so that patches stay square; the square of `side` itself has 0 .. side - 1.
+    They lie between those of the square, so that a network sees no place that it was not trained on; the square itself
+    has 0 .. side - 1.
     """
-    return (np.arange(count) + 0.5) * side / (h * w) ** 0.5 - 0.5
+    return (np.arange(count) + 0.5) * side / count - 0.5
 
 
 def sine_cosine(net: Any, h: int, w: int) -> jax.Array:
@@ -33,8 +34,8 @@ def sine_cosine(net: Any, h: int, w: int) -> jax.Array:
         net: A `Transformer` with the fields `positions` and `positions_side`.
         h, w: The numbers of patches along the height and the width.
     """
-    scaled = net.positions == "interpolated"
-    places = {n: interpolated(n, h, w, net.positions_side) if scaled else np.arange(n) for n in (h, w)}
+    side = net.positions_side
+    places = {n: interpolated(n, side) if net.positions == "interpolated" else np.arange(n) for n in (h, w)}
     quarter = net.width // 4
     frequency = 10000.0 ** (-np.arange(quarter) / quarter)
 

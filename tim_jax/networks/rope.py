@@ -35,6 +35,28 @@ def rope_table(
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def spread_rope_table(
+    h: int, w: int, head_width: int, extent: float = 16, dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (cos, sin), each (N, K/2), of positions relative to the grid (DDT, arXiv 2504.05741).
+
+    The rows of any grid are spread evenly over 0 … `extent`, and so are its columns. Pairs turn by the column and by
+    the row alternately, pairs 2 i and 2 i + 1 by position * 10000^(-4 i / K), i = 0 .. K/4 - 1.
+
+    Args:
+        h, w: Height and width of the grid of N = h w patches.
+        head_width: The width K of a head, a multiple of 4.
+        extent: The position of the last row, and of the last column.
+        dtype: The type of the table.
+    """
+    frequency = 10000.0 ** (-jnp.arange(0, head_width, 4, dtype=dtype) / head_width)
+    rows, columns = (jnp.linspace(0, extent, n, dtype=dtype)[:, None] * frequency[None, :] for n in (h, w))
+    shape = (h, w, head_width // 4)
+    pair = jnp.broadcast_to(columns[None], shape), jnp.broadcast_to(rows[:, None], shape)
+    angle = jnp.stack(pair, axis=-1).reshape(h * w, head_width // 2)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(x_BNHK: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
     """Rotates each interleaved pair of x by its angle: (a, b) -> (a cos - b sin, b cos + a sin), float32 at least."""
     cos, sin = (part[None, :, None, :] for part in table)

@@ -42,7 +42,7 @@ class TiM(Transformer):
     conditioning: str = "t-r"  # "t-r", "r", "t,r", "t,t-r", "r,t-r" or "t,r,t-r": what the interval embeds
     separate_interval_embedder: bool = True  # an embedder of its own for the interval, else that of t
     interval_aware: bool = True  # interval-aware attention: the interval's embedding enters q, k and v
-    qk_norm: bool = True  # layer norm of queries and keys
+    qk_norm: bool = True  # norm of queries and keys
     # "official": the published order. Weights that were trained in the other one reach the published code only where
     # all examples are squares; it cannot be chosen after training.
     rope_order: str = "row_major"

@@ -227,6 +227,11 @@ class Transformer(nn.Module):
         return self.final_layer(name)
 
     @property
+    def blocks(self) -> int:
+        """The number of blocks in all stacks."""
+        return self.depth
+
+    @property
     def context_tokens(self) -> dict[str, int]:
         """The numbers of tokens in front of those of the image, by the names of their modules."""
         classes = self.class_tokens if self.condition == "class" else 0
@@ -281,16 +286,18 @@ class Transformer(nn.Module):
                 text, mask = embed(q.condition["text"]), q.condition["mask"]
             given = tuple(more.values())
 
-            def modulating(time: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-                pair = self.joined(time, given), delta
-                return tuple(nn.with_logical_constraint(e, ("batch", "embed")) for e in pair)
+            def modulating(time: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+                c, delta, time = (
+                    nn.with_logical_constraint(e, ("batch", "embed")) for e in (self.joined(time, given), delta, time)
+                )
+                return c, delta, time
 
             if interval is None:
-                (c, delta), end = (modulating(e, e) for e in (T(q.t), T(q.r)))
+                first, end = (modulating(e, e) for e in (T(q.t), T(q.r)))
             else:
                 more["delta_tokens"] = delta = interval(q.t, q.r)
                 time = T(q.t) if "delta_tokens" in counts else T(q.t) + delta
-                (c, delta), end = modulating(time, delta), None
+                first, end = modulating(time, delta), None
             tokens = None
             if front:
                 tokens = jnp.concatenate([front[name](more[name]) for name in front], axis=1)
@@ -304,7 +311,7 @@ class Transformer(nn.Module):
                 away = [*(jnp.repeat(table, count, 0) for table in away), h * w + jnp.arange(count)]
                 tables = [jnp.concatenate([sequence.part(a, self.tokens), b]) for a, b in zip(away, tables)]
             *rope, numbers = tables
-            return Context(c, delta, end, tuple(rope) or None, numbers, text, mask, q.key, tokens)
+            return Context(*first, end, tuple(rope) or None, numbers, text, mask, q.key, tokens)
 
         return tuple(map(context, groups))
 
@@ -356,7 +363,7 @@ class Transformer(nn.Module):
 
         def layer_step(block: Any, carry: Any, layer: jax.Array) -> tuple[Any, None]:
             streams, states = carry
-            late = layer >= self.depth - self.decoupled_depth
+            late = layer >= self.blocks - self.decoupled_depth
             streams = block(streams, tuple(context.seen(late) for context in contexts), layer)
             return (streams, keep(states, streams, layer + 1)), None
 

@@ -4,6 +4,7 @@ They are computed in float64 and rounded once, as the published ones are, which 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,23 @@ def rotations(name: str, head_width: Callable[[Transformer], int]) -> Fixed:
     return make
 
 
+def of_heads(net: Transformer) -> int:
+    """The width of a head."""
+    return net.width // net.heads
+
+
+def of_decoder(net: Any) -> int:
+    """The width of a head of the decoder."""
+    width, heads = net.decoder
+    return width // heads
+
+
 FIXED: Mapping[str, tuple[Fixed, ...]] = {
     "dit": (embedding,),
     "sit": (embedding,),
+    "lightningdit": (embedding, rotations("feat_rope", of_heads)),
+    "jit": (embedding,),
+    "ditdh": (embedding, rotations("enc_feat_rope", of_heads), rotations("dec_feat_rope", of_decoder)),
 }  # of networks, by name
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tim_jax.codecs.names import dit, jit, lightningdit, tim
+from tim_jax.codecs.names import ddt, dit, jit, lightningdit, tim
 from tim_jax.codecs.names.layouts import Row
 
 # By the name of the network, as `model.network` has it. A network has some of the rows of its table.
@@ -12,6 +12,8 @@ NAMES: Mapping[str, Sequence[Row]] = {
     "sit": dit.NAMES,
     "lightningdit": lightningdit.NAMES,
     "jit": jit.NAMES,
+    "ddt": ddt.DDT,
+    "ditdh": ddt.DITDH,
 }
 
 __all__ = ["NAMES"]

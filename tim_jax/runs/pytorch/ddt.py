@@ -134,8 +134,8 @@ class RandomTimeEmbedder(nn.Module):
 class DiTDH(DDT):
     """The output of DiT^DH for (x_t, t, r, condition): a decoder of few blocks, wider than the encoder."""
 
-    def __init__(self, qk_norm: bool, **shared: Any):
-        self.qk_norm = qk_norm
+    def __init__(self, qk_norm: bool, positions: str, positions_side: int, **shared: Any):
+        self.qk_norm, self.positions, self.side = qk_norm, positions, positions_side
         super().__init__(**shared)
         if self.E != self.width:
             self.s_projector = nn.Linear(self.width, self.E)
@@ -155,7 +155,7 @@ class DiTDH(DDT):
 
     def encoded(self, x: Tensor) -> Tensor:
         h, w = (n // self.patch_size for n in x.shape[2:])
-        return self.s_embedder(x) + sincos(h, w, self.width, 0, x)
+        return sincos(self.s_embedder(x), h, w, self.positions, self.side)
 
     def decoder_condition(self, z: Tensor) -> Tensor:
         return self.s_projector(z) if self.E != self.width else z

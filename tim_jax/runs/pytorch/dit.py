@@ -35,7 +35,7 @@ class DiT(SingleTime):
 
     def __init__(self, learn_sigma: bool, positions: str, positions_side: int, **shared: Any):
         super().__init__(**shared)
-        self.positions, self.side = positions, positions_side if positions == "interpolated" else 0
+        self.positions, self.side = positions, positions_side
         C = self.channels * (2 if learn_sigma else 1)  # the second half, of variances, is left out
         self.x_embedder, self.t_embedder = self.patches(), TimeEmbedder(self.width)
         self.y_embedder = LabelEmbedder(shared["num_classes"], self.width)
@@ -56,8 +56,7 @@ class DiT(SingleTime):
 
     def embed(self, x: Tensor) -> Tensor:
         h, w = (n // self.patch_size for n in x.shape[2:])
-        y = self.x_embedder(x)
-        return y if self.positions == "rope" else y + sincos(h, w, self.width, self.side, y)
+        return sincos(self.x_embedder(x), h, w, self.positions, self.side)
 
     def angles(self, h: int, w: int, like: Tensor) -> Tensor | None:
         return axis_angles(grid(h, w, like), self.K) if self.positions == "rope" else None

@@ -99,21 +99,24 @@ def axis_angles(positions: tuple[Tensor, Tensor], K: int) -> Tensor:
     return torch.cat([p[:, None] * frequency for p in positions], dim=-1)
 
 
-def sincos(h: int, w: int, width: int, side: int, like: Tensor) -> Tensor:
-    """Fixed embeddings (N, D) of h × w patches: sines, then cosines, of the column, and of the row.
+def sincos(x: Tensor, h: int, w: int, positions: str, side: int) -> Tensor:
+    """Adds to h × w patches (B, N, D) where they are: sines, then cosines, of the column, and of the row.
 
-    Unless `side` is 0, places are scaled to the area of a square of so many patches along a side.
+    The grid of "interpolated" positions is stretched over a square of so many patches along a side. With "rope" nothing
+    is added.
     """
-    lines = []
+    if positions == "rope":
+        return x
+    quarter, lines = x.shape[-1] // 4, []
     for n in (w, h):
         place = torch.arange(n, dtype=torch.float64)
-        if side:
-            place = (place + 0.5) * side / (h * w) ** 0.5 - 0.5
-        angle = place[:, None] * 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+        if positions == "interpolated":
+            place = (place + 0.5) * side / n - 0.5
+        angle = place[:, None] * 10000 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
         lines.append(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1))
     columns, rows = lines
     parts = [columns[None].expand(h, -1, -1), rows[:, None].expand(-1, w, -1)]
-    return torch.cat(parts, dim=-1).flatten(0, 1).float().to(like)  # of float32, as published
+    return x + torch.cat(parts, dim=-1).flatten(0, 1).float().to(x)  # of float32, as published
 
 
 def layer_norm(width: int) -> nn.Module:

@@ -1,0 +1,15 @@
+"""LightningDiT (arXiv 2501.01423) on the embedded digits, from scratch, by the loss of configs/digits_small.py.
+
+The interval's embedding joins the condition and is zero at first, so that any-step training starts as flow matching does.
+
+Launch: python -m tim_jax.train --config=configs/networks/lightningdit.py --workdir=runs/lightningdit
+"""
+
+from tim_jax.config import loading
+
+
+def get_config():
+    config = loading.load("digits_small").get_config()
+    config.model.network = "lightningdit"
+    config.model.bottleneck = 0
+    return config
