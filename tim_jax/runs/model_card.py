@@ -39,7 +39,13 @@ def samples(folder: epath.Path) -> epath.Path | None:
 
 
 def card(
-    origin: Origin, folder: epath.Path, name: str, size: int, modules: Sequence[str], picture: epath.Path | None
+    origin: Origin,
+    folder: epath.Path,
+    name: str,
+    size: int,
+    modules: Sequence[str],
+    picture: epath.Path | None,
+    extra: exports.Extra = exports.Extra(),
 ) -> str:
     """Writes the card.
 
@@ -50,6 +56,7 @@ def card(
         size: the number of parameters.
         modules: of the network that the published one does not have.
         picture: that lies beside the card as PICTURE, or None.
+        extra: further files of the folder.
 
     Returns:
         Markdown, with the fields that hubs read at its head.
@@ -61,10 +68,10 @@ def card(
         _what(config, origin, size),
         _shown(picture),
         "## Use",
-        _use(config, origin, name),
+        extra.use,
+        "" if extra.alone else _use(config, origin, name),
         _plugins(config),
-        "## In the published code",
-        _in_published_code(config, modules, origin),
+        *([] if extra.alone else ["## In the published code", _in_published_code(config, modules, origin)]),
         *_classes(origin),
         "## Recipe",
         _recipe(config, origin, folder),
