@@ -43,7 +43,7 @@ def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_d
     assert [line["step"] for line in lines] == list(range(1, step + 3)), "no step is made twice or left out"
     starts = [json.loads(line) for line in (run.workdir / "starts.jsonl").read_text().splitlines()]
     assert len(starts) == 2, "the run that was refused is no start"
-    manager = checkpoints.open_manager(epath.Path(run.workdir), 2, 1, read_only=True)
+    manager = checkpoints.open_manager(epath.Path(run.workdir), 2, read_only=True)
     seconds = [checkpoints.read_record(manager, saved)["productive_seconds"] for saved in (step, step + 2)]
     manager.close()
     assert 0 < seconds[0] < seconds[1]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from tim_jax.training import checkpoints
@@ -75,7 +74,7 @@ class End:
 
 
 def latest_state(
-    trainer: Trainer, manager: ocp.CheckpointManager, first: Callable[[], TrainState]
+    trainer: Trainer, manager: checkpoints.Manager, first: Callable[[], TrainState]
 ) -> tuple[TrainState, dict]:
     """Returns the state to go on from and the record of its checkpoint: the latest good one's, or `first()` and {}."""
     saved, damaged = checkpoints.latest_good(manager)
@@ -124,7 +123,7 @@ def train(
         UnknownFormat: If the latest checkpoint was written by a later version.
     """
     stop = stop or Stop()
-    manager = checkpoints.open_manager(workdir, checkpoint.keep, checkpoint.every, checkpoint.keep_every)
+    manager = checkpoints.open_manager(workdir, checkpoint.keep, keep_every=checkpoint.keep_every)
     state, saved = latest_state(trainer, manager, first)
     start = int(state.step)
     goodput = Goodput(first_start or time.time(), saved.get("productive_seconds", 0.0))
