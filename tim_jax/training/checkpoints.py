@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
 from tim_jax.system.user_errors import one_line
-from tim_jax.training import checksums, formats, names, removal
+from tim_jax.training import checksums, formats, names, proof, removal
 from tim_jax.training.state import TrainState
 
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
@@ -83,10 +83,6 @@ class DamagedCheckpoints(ValueError):
     """A workdir has checkpoints, but none that can be used."""
 
 
-class NotProven(RuntimeError):
-    """What was written cannot be read back."""
-
-
 class Saver:
     """Saves in the background, one checkpoint at a time. A failure is logged at once, and training goes on.
 
@@ -118,13 +114,15 @@ class Saver:
             record: What the checkpoint says of the run that made it, such as its configuration; JSON.
         """
         self._settle()
+        if found := proof.not_finite(state):
+            return self._fail(step, proof.NotProven(f"{found} is not finite"))
         items = ocp.args.Composite(state=ocp.args.StandardSave(formats.stored(state)), record=ocp.args.JsonSave(record))
         try:
             self.manager.save(step, args=items, force=True)
         except Exception as error:
             self._fail(step, error)
         else:
-            shapes = _shapes(formats.stored(state))
+            shapes = proof.shapes_of(formats.stored(state))
             self._thread = threading.Thread(target=self._finish, args=(step, shapes), name="manifest")
             self._thread.start()
 
@@ -150,9 +148,9 @@ class Saver:
         folder = self.manager.directory / str(step)
         try:
             self.manager.wait_until_finished()
-            if jax.process_index() == 0 and (found := broken(folder, shapes)):
+            if jax.process_index() == 0 and (found := proof.broken(folder, shapes)):
                 _move_aside(folder)
-                raise NotProven(found)
+                raise proof.NotProven(found)
             checksums.write(folder, jax.process_index(), jax.process_count())
         except Exception as error:
             self._fail(step, error)
@@ -340,41 +338,22 @@ def damage(folder: epath.Path, gone: bool = False) -> str | None:
     gone: Whether this process has not found it at all; if any has not, all return GONE.
     """
     process, count = jax.process_index(), jax.process_count()
-    found = GONE if gone else checksums.unreadable(folder, "record")
+    found = GONE if gone else checksums.not_a_file(folder / "record" / "metadata")
+    if found not in (None, GONE):
+        found = f"record/metadata {found}"
     if found is None:
-        found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
+        try:
+            found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
+        except OSError as error:
+            found = f"it cannot be listed: {error.strerror or error}"
     if process == 0 and found in (None, NO_MANIFEST):
-        found = broken(folder) or found
+        found = proof.broken(folder) or found
     if count > 1:
         kinds = (None, NO_MANIFEST, "another process found damage", GONE)
         code = kinds.index(found) if found in kinds else 2
         worst = kinds[int(multihost_utils.process_allgather(np.array([code])).max())]
         return found if code == 2 and worst == kinds[2] else worst
     return found
-
-
-def broken(folder: epath.Path, shapes: list[tuple] | None = None) -> str | None:
-    """Returns why the structure of a checkpoint's state cannot be restored, or None: every array is opened.
-
-    Args:
-        folder: Of the checkpoint.
-        shapes: Shapes and types that its arrays must have, sorted; None for any.
-    """
-    try:
-        if found := checksums.unreadable(folder / "state"):
-            return f"state/{found}"
-        tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-    except Exception as error:  # orbax and tensorstore have errors of many kinds
-        return f"its state cannot be restored: {one_line(error)[:200]}"
-    if shapes is not None and _shapes(tree) != shapes:
-        return "its state has other arrays than what was saved"
-    return None
-
-
-def _shapes(tree: Any) -> list[tuple]:
-    """The shapes and types of all arrays of a tree, sorted."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
-    return sorted((tuple(leaf.shape), str(np.dtype(leaf.dtype))) for leaf in leaves)
 
 
 def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:

@@ -68,7 +68,7 @@ def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
     """
     expected: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
-        if found := _not_a_file(path):
+        if found := not_a_file(path):
             return f"{path.name} {found}"
         try:
             lines, mark, last = path.read_bytes().decode("utf-8", "replace").rpartition("# ")
@@ -79,7 +79,7 @@ def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
             return f"{path.name} is altered"
         expected |= {name: sha for sha, name in pairs}
     for name in sorted(expected)[process::count]:
-        if found := _not_a_file(folder / name):
+        if found := not_a_file(folder / name):
             return f"{name} {found}"
         try:
             if digest(folder / name) != expected[name]:
@@ -89,14 +89,16 @@ def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
     return None
 
 
-def unreadable(folder: epath.Path, *names: str) -> str | None:
-    """Returns which file below a folder cannot be opened, and why, or None. Nothing is read: a pipe would hang.
+def unreadable(folder: epath.Path) -> str | None:
+    """Returns which file below a local folder cannot be opened, and why, or None. Nothing is read: a pipe would hang.
 
-    names: Of the only files or folders below it that are looked at; () for all.
+    Object storage has nothing but files.
     """
+    if not files.is_local(folder):
+        return None
     try:
-        for path in [folder / name for name in names] or sorted(folder.iterdir()):
-            inner = unreadable(path) if path.is_dir() else _not_a_file(path)
+        for path in sorted(folder.iterdir()):
+            inner = unreadable(path) if path.is_dir() else not_a_file(path)
             if inner:
                 return f"{path.name}{'/' if path.is_dir() else ' '}{inner}"
     except OSError as error:
@@ -104,7 +106,7 @@ def unreadable(folder: epath.Path, *names: str) -> str | None:
     return None
 
 
-def _not_a_file(path: epath.Path) -> str | None:
+def not_a_file(path: epath.Path) -> str | None:
     """What keeps a path from being read as a file, as a predicate, or None."""
     if not files.is_local(path):
         return None if path.exists() else "is missing"
