@@ -329,7 +329,7 @@ def test_what_cannot_be_restored_is_not_believed_and_costs_no_older_one(workdir,
 
     def losing():
         wait()
-        (workdir / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
+        (workdir / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink(missing_ok=True)
 
     monkeypatch.setattr(saver.manager, "wait_until_finished", losing)
     saver.save(2, state(2), RECORD)
