@@ -45,9 +45,19 @@ read_arguments launch/kubernetes.sh "$MODULE" "$@"
 read_slice "$TYPE"
 check_slices "$TPU_SLICES" TPU_SLICES
 
-# Any text as a YAML string.
+name='[a-z]([a-z0-9-]{0,38}[a-z0-9])?' whole='[1-9][0-9]*'
+check_word NAME "$NAME" "$name" "at most 40 small letters, digits and -, beginning with a letter"
+for number in GRACE MAX_RESTARTS GPU_HOSTS GPUS ${TPU_HOSTS:+TPU_HOSTS} ${TPU_CHIPS:+TPU_CHIPS}; do
+    check_word "$number" "${!number}" "$whole|0" "a whole number"
+done
+for text in IMAGE MEMORY DATA_CLAIM TPU TPU_TOPOLOGY GPU; do
+    check_word "$text" "${!text}" '[A-Za-z0-9_./:@-]*' "of letters, digits and _./:@-"
+done
+
+# Any text as a YAML string, of which Kubernetes expands nothing.
 quoted() {
     local text="${1//\\/\\\\}"
+    text="${text//\$/\$\$}"
     printf '"%s"' "${text//\"/\\\"}"
 }
 

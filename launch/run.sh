@@ -20,6 +20,7 @@ variable() {
 # MODULE are its own.
 read_arguments() {
     local file="$1" module="$2" word
+    check_word MODULE "$module" '[A-Za-z_][A-Za-z0-9_.]*' 'the name of a module of Python'
     for word in "${@:3}"; do
         if [[ $word == --help || $word == -h ]]; then
             usage "$file"
@@ -31,12 +32,24 @@ read_arguments() {
             dry_run=1
             continue
         fi
+        if [[ $word == *[[:cntrl:]]* ]]; then
+            printf 'error: %q: must have no control characters\n' "$word" >&2
+            exit 2
+        fi
         if ! known "$module" "$word"; then
             echo "error: $word: no such argument; see bash $file --help" >&2
             exit 2
         fi
         arguments+=("$word")
     done
+}
+
+# check_word NAME VALUE PATTERN WHAT ends the script with exit code 2 where the value is not all of what the pattern says.
+check_word() {
+    if [[ ! $2 =~ ^($3)$ ]]; then
+        printf 'error: %s is %q; it must be %s\n' "$1" "$2" "$4" >&2
+        exit 2
+    fi
 }
 
 # Whether a word is no flag, an override, or a flag that a command of tim_jax has, by the source code beside this file.

@@ -38,6 +38,8 @@ variable POLL 30 "seconds between questions about the slice's state"
 declare_flags tpu
 
 read_arguments launch/tpu.sh "$MODULE" "$@"
+check_word PYTHON_VERSION "$PYTHON_VERSION" '[0-9.]+' "a version"
+check_word EXTRAS "$EXTRAS" '[a-z0-9,-]*' "names of extras with commas between"
 read_slice "$TYPE"
 check_slices "$SLICES" SLICES
 

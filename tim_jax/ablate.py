@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    with Stop() as stop:
+    with Stop(lambda: "") as stop:
         title = pathlib.Path(args.config).stem
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")

@@ -6,6 +6,7 @@ exported says itself what it is, so that it is imported, or loaded by tim_jax.lo
 
 import argparse
 import pathlib
+import shlex
 
 from tim_jax.config.command_line import Parser, failures, user_errors
 
@@ -84,7 +85,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with failures(conversion.CannotWrite, OSError):
         conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)
     print(f"{found.size:,} parameters of {found.file.name} are step 0 of {args.workdir}")
-    print(f"python -m tim_jax.sample --workdir={args.workdir} samples from them")
+    print(f"python -m tim_jax.sample {shlex.quote(f'--workdir={args.workdir}')} samples from them")
 
 
 def export_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         profile = read_profile(args.profile)
 
     import jax
+    import numpy as np
 
     from tim_jax.config import automatic, identity
     from tim_jax.config.build import build
@@ -45,11 +46,12 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.start import check_classes, finished, first_state
     from tim_jax.runs.teachers import with_teachers
     from tim_jax.system import cluster, compilation_cache, devices, files, lock, paths
+    from tim_jax.training import warm_start
     from tim_jax.training.preemption import Stop, leave
 
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    with Stop() as stop, contextlib.ExitStack() as stack:
+    with Stop(lambda: "") as stop, contextlib.ExitStack() as stack:
         with user_errors():
             config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
             if args.check:
@@ -62,7 +64,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
-            before, given = workdir.recorded(folder), config
+            before, latest, given = workdir.recorded(folder), warm_start.latest(folder), config
             first_look = before is None and bool(automatic.open_keys(config))
             if first_look:
                 build(config)  # so that what is wrong is told before the data is read
@@ -95,8 +97,13 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             check_classes(run, folder, pipeline.source)
             draw = training.sample_pictures(run, pipeline) if training.can_draw(run) else None
             stack.enter_context(lock.locked(folder, jax.process_index() == 0, jax.process_count()))
-            if before is None and (first_there := workdir.recorded(folder)) is not None:
-                identity.compare(first_there, run.config, folder)
+            # What was found before the lock may not hold any more: another run may have begun there, or gone on.
+            changed = (workdir.recorded(folder), warm_start.latest(folder)) != (before, latest)
+            if cluster.summed(np.array([changed], np.int64))[0]:
+                if (there := workdir.recorded(folder)) is not None:
+                    identity.compare(there, run.config, folder)
+                check_classes(run, folder, pipeline.source)
+                first = first_state(run, folder)
         if jax.process_index() == 0:
             print(cache, flush=True)
             if before is None and (chosen := automatic.told(given, run.config)):

@@ -5,11 +5,12 @@ import pathlib
 import shlex
 import subprocess
 
+import pytest
 import yaml
 
 from tests.helpers.ablations import arguments, fails, write_file
 from tim_jax import ablate
-from tim_jax.ablation import job, settings
+from tim_jax.ablation import job, launch, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -65,6 +66,43 @@ def test_commands_for_kubernetes(tmp_path, capsys):
         names.add(manifest["metadata"]["name"])
         found += only(words)
     assert found == EVERY and len(names) == 4 and "tiny-b-2-1" in names
+
+
+@pytest.mark.parametrize("kind", ["slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    "title", ["$(touch hit)", "a;touch hit", "a b", "-x", "`touch hit`", "a\ntouch hit", "ä", "a'b"]
+)
+def test_a_title_that_no_job_can_have_is_refused(kind, title, tmp_path, capsys):
+    write_file(tmp_path, {"a": {}})
+    file = (tmp_path / "tiny.py").rename(tmp_path / f"{title}.py")
+    words = [f"--config={file}", *arguments(tmp_path)[1:]]
+    assert "to name jobs" in fails([*words, f"--launch={kind}"], capsys)
+
+
+STAND_IN = '#!/bin/bash\nprintf "%s\\0" "$@" >words\n[[ $0 != *kubectl ]] || cat >manifest\n'
+HOSTILE = ["$(touch hit)", "`touch hit`", "'; touch hit; '", '"; touch hit; "', "a b", "${HOME}", "$(NAME)", "a: [b]\\"]
+
+
+@pytest.mark.parametrize("kind", launch.KINDS)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_arguments_have_in_them_is_read_and_not_executed(kind, text, tmp_path):
+    """Each line is run by a shell that has stand-ins for what it would start, which write down their words."""
+    for name in ("python", "sbatch", "kubectl"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    for name in ("launch", "tim_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (line, *_) = launch.commands(kind, "tiny", [f"--workdir={text}"], [settings.Member("a", 0)])
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    assert not (tmp_path / "hit").exists()
+    if kind == "kubernetes":
+        manifest = yaml.safe_load((tmp_path / "manifest").read_text())
+        (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        words = [word.replace("$$", "$") for word in container["args"]]  # as Kubernetes reads them
+    else:
+        words = (tmp_path / "words").read_text().split("\0")
+    assert f"--workdir={text}" in words and "--only=a/seed_0" in words
 
 
 def test_a_name_that_is_too_long_for_kubernetes_is_refused(tmp_path, capsys):

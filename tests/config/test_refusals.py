@@ -134,6 +134,8 @@ BUILD = [
     ),
     ({**TAUGHT, "teacher.dtype": "float16"}, "teacher.dtype"),
     ({"optimizer.name": "sgd"}, "optimizer.name"),
+    ({"optimizer.eps": "-1.0"}, "optimizer.eps"),
+    ({"optimizer.learning_rate": "1e39"}, "optimizer.learning_rate"),
     ({"optimizer.schedule": "step"}, "optimizer.schedule"),
     ({"optimizer.learning_rate": "0.0"}, "optimizer.learning_rate"),
     ({"optimizer.clip": "-1.0"}, "optimizer.clip"),

@@ -392,7 +392,7 @@ def test_evaluation_while_training_changes_no_number_of_it(place):
 def checkpoint_arrays(folder):
     from etils import epath
 
-    manager = checkpoints.open_manager(epath.Path(folder), 2, 1000, read_only=True)
+    manager = checkpoints.open_manager(epath.Path(folder), 2, read_only=True)
     state = manager.restore(4)["state"]
     manager.close()
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -119,6 +119,26 @@ def test_a_slice_that_is_not_is_answered_with_the_nearest(script, variable, valu
     assert done.stderr.startswith(f"error: {variable} is {value}; it must be") and done.stderr.endswith(f"{said}\n")
 
 
+@pytest.mark.parametrize("value", ["x\n  evil: true", "$(touch hit)", "a b", "x, y: {z}", "'"])
+@pytest.mark.parametrize(
+    "script, variable",
+    [("tpu.sh", "MODULE"), ("tpu.sh", "PYTHON_VERSION"), ("tpu.sh", "EXTRAS"), ("slurm.sh", "MODULE")]
+    + [("kubernetes.sh", name) for name in ("MODULE", "NAME", "IMAGE", "MEMORY", "DATA_CLAIM", "GRACE", "GPU")],
+)
+def test_a_variable_with_signs_of_the_shell_or_of_yaml_is_refused(script, variable, value, forbidden):
+    environ, record = forbidden
+    done = bash(script, *ARGUMENTS[script][0], **environ, **{variable: value})
+    assert done.returncode == USER_ERROR and done.stdout == "" and not record.exists()
+    assert done.stderr.startswith(f"error: {variable} is ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ARGUMENTS)
+def test_a_word_with_control_characters_is_refused(script, forbidden):
+    environ, record = forbidden
+    done = bash(script, *ARGUMENTS[script][0], "--workdir=a\nb", **environ)
+    assert done.returncode == USER_ERROR and not record.exists() and done.stderr.count("\n") == 1
+
+
 def test_every_slice_of_the_table_is_known_to_the_scripts():
     """The same answers as Python's, from the same table."""
     script = 'source launch/slices.sh; while read -r name; do read_slice "$name"; echo "$name $slice_shape"; done'

@@ -100,7 +100,7 @@ def test_alternating_updates_are_resumed_exactly_and_the_same_on_a_mesh(changes,
 
     one = made(1)
     state, first = go_on(one, one.trainer.create(), 2)
-    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(tmp_path), 1, 1))
+    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(tmp_path), 1))
     saver.save(2, state, {})
     saver.close()
     assert saver.failures == []

@@ -3,11 +3,14 @@
 import json
 
 import pytest
+from etils import epath
 
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import contents, one_device, told
 from tim_jax import train
-from tim_jax.runs import training
+from tim_jax.config import loading
+from tim_jax.runs import training, workdir
+from tim_jax.system import lock
 
 CHANGES = TINY_NETWORK | {
     "training.steps": 2, "checkpoint.every": 1, "data.batch_size": 8, "training.sample_steps": 1,
@@ -84,3 +87,21 @@ def test_where_there_is_no_run_a_configuration_is_asked_for(arguments, line, tmp
     folder = tmp_path / "run"
     assert told(train.main, [word.format(folder) for word in arguments], capsys).startswith(line.format(folder))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("change", ["model.depth", "seed"])
+def test_a_run_that_another_has_forestalled_is_compared_with_it_again(change, tmp_path, capsys, monkeypatch):
+    """Both have looked at the empty workdir; the other is first to lock it, records itself, and has ended."""
+    folder, locked = tmp_path / "run", lock.locked
+
+    def forestalled(*args, **kwargs):
+        folder.mkdir()
+        config = loading.load("digits").get_config()
+        workdir.record_start(epath.Path(folder), config)
+        return locked(*args, **kwargs)
+
+    monkeypatch.setattr(lock, "locked", forestalled)
+    with one_device():
+        said = told(train.main, ["--config=digits", f"--workdir={folder}", *flags(CHANGES | {change: 7})], capsys)
+    assert "since" in said and "holds a run with that" in said
+    assert not (folder / "checkpoints").exists() and len((folder / "starts.jsonl").read_text().splitlines()) == 1

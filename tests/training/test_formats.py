@@ -35,7 +35,7 @@ def state(online, seed=0, **settings):
 
 def saved(folder, state, record):
     """The checkpoint of a state in a new workdir."""
-    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(folder), 1, 1))
+    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(folder), 1))
     saver.save(2, state, record)
     saver.close()
     assert saver.failures == []

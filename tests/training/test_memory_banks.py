@@ -50,7 +50,7 @@ def test_a_run_that_stops_goes_on_with_the_same_memory_on_another_mesh(tmp_path)
     seen, state = [], None
     for part, mesh in enumerate(MESHES):
         run = made(mesh)
-        manager = checkpoints.open_manager(epath.Path(tmp_path), 1, 1)
+        manager = checkpoints.open_manager(epath.Path(tmp_path), 1)
         state = checkpoints.restore(manager, run.trainer.abstract) if part else run.trainer.create()
         assert int(state.step) == 2 * part
         state, found = trained(run, state, range(2 * part, 2 * part + 2))

@@ -48,7 +48,7 @@ def go_on(run, state, steps):
 def test_a_schedule_is_resumed_exactly_and_on_another_mesh(name, tmp_path):
     one = run_of(name, {})
     state, _ = go_on(one, one.trainer.create(), range(SAVED))
-    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(tmp_path), 1, 1))
+    saver = checkpoints.Saver(checkpoints.open_manager(epath.Path(tmp_path), 1))
     saver.save(SAVED, state, {})
     saver.close()
     end, whole = go_on(one, state, range(SAVED, STEPS))

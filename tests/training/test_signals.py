@@ -3,6 +3,8 @@
 import datetime
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import sys
@@ -11,7 +13,7 @@ import time
 import pytest
 from etils import epath
 
-from tests.helpers.processes import Run, ended, good
+from tests.helpers.processes import SMALL, Run, ended, good
 from tests.helpers.processes import one_device as one_device
 from tim_jax.training import checkpoints
 from tim_jax.training.preemption import Stop
@@ -43,7 +45,7 @@ def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_d
     assert [line["step"] for line in lines] == list(range(1, step + 3)), "no step is made twice or left out"
     starts = [json.loads(line) for line in (run.workdir / "starts.jsonl").read_text().splitlines()]
     assert len(starts) == 2, "the run that was refused is no start"
-    manager = checkpoints.open_manager(epath.Path(run.workdir), 2, 1, read_only=True)
+    manager = checkpoints.open_manager(epath.Path(run.workdir), 2, read_only=True)
     seconds = [checkpoints.read_record(manager, saved)["productive_seconds"] for saved in (step, step + 2)]
     manager.close()
     assert 0 < seconds[0] < seconds[1]
@@ -136,6 +138,67 @@ def test_while_work_is_held_only_a_second_interrupt_ends_it(tmp_path):
     assert code == 75 and "saved" not in said and "stopped by SIGINT" in said
 
 
+def hold_on_and_lose():
+    with Stop(lambda: "5 steps since the last checkpoint are lost") as stop, stop.held():
+        print("ready", file=sys.stderr)
+        time.sleep(60)
+
+
+def test_a_second_interrupt_says_what_it_loses(tmp_path):
+    code, said = ended(tmp_path, hold_on_and_lose, signal.SIGINT, signal.SIGINT)
+    assert code == 75 and "no work" not in said
+    assert said.endswith(
+        "stopped by SIGINT; 5 steps since the last checkpoint are lost: start it again with the same command\n"
+    )
+
+
+def keep_saving():
+    """A checkpoint that takes for ever, from the second one on."""
+    from tim_jax.training.checkpoints import Saver
+
+    save = Saver.save
+
+    def slow(self, step, state, record):
+        if step > 2:
+            print("saving", flush=True)
+            time.sleep(1000)
+        save(self, step, state, record)
+
+    Saver.save = slow
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_of_a_run_says_how_many_steps_it_loses(tmp_path):
+    run = Run(tmp_path, keep_saving, training__steps=10**6, checkpoint__every=2)
+    run.wait_for(lambda: "saving" in run.said())
+    for _ in range(2):
+        run.signal(signal.SIGINT)
+        time.sleep(0.5)
+    code, line = run.end(60)
+    assert code == 75 and run.steps_saved() == [2]
+    assert line == "stopped by SIGINT; 2 steps since the last checkpoint are lost: start it again with the same command"
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_the_step_and_the_run_goes_on(tmp_path):
+    """Whatever is written to it afterwards has nowhere to go, and the signal comes once to all its processes."""
+    log = tmp_path / "log"
+    words = [f"--config.{key}={value}" for key, value in (SMALL | {"loader.directory": tmp_path / "data"}).items()]
+    words = ["-m", "tim_jax.train", "--config=digits", f"--workdir={tmp_path / 'run'}", *words]
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, *words, "--config.training.steps=1000000"])
+    metrics, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3) and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            log.write_bytes(os.read(terminal, 10_000))
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 75, log.read_text()
+    (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints.damage(epath.Path(tmp_path / "run" / "checkpoints" / str(step))) is None
+
+
 def hold_on_without_a_terminal():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     hold_on()
@@ -164,7 +227,7 @@ def evaluate_for_ever():
 @pytest.mark.parametrize("command", [sample_for_ever, evaluate_for_ever])
 def test_sampling_and_evaluation_end_when_asked(command, tmp_path):
     code, said = ended(tmp_path, command, signal.SIGTERM)
-    assert code == 75 and said.endswith("stopped by SIGTERM; no work is lost: start it again with the same command\n")
+    assert code == 75 and said.endswith("stopped by SIGTERM: start it again with the same command\n")
 
 
 def be_slow():

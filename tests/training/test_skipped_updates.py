@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -67,6 +68,22 @@ def test_a_row_that_is_not_finite_changes_nothing_but_the_step(changes):
     state, metrics, _ = after(run, state, good)
     assert metrics["nonfinite"] == 0 and np.isfinite(metrics["loss"])
     assert not same(jax.device_get(state.params), before.params)
+
+
+@pytest.mark.parametrize("rate", [np.inf, np.nan, 1e30])
+def test_an_update_that_is_not_finite_is_left_out_though_loss_and_gradient_are(rate):
+    """Such as by a learning rate that is none, which the settings refuse."""
+    run = make_run()
+    tx = optax.chain(run.trainer.step.tx, optax.scale(rate))
+    trainer = dataclasses.replace(run.trainer, step=dataclasses.replace(run.trainer.step, tx=tx))
+    state = trainer.create()
+    before = jax.device_get(state)
+    state, metrics = trainer(state, sharding.put_batch(run.mesh, made_up_batch(run.config, 16)))
+    assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
+    assert float(metrics["nonfinite"]) == 1 and int(state.step) == 1
+    assert same(
+        jax.device_get((state.params, state.emas, state.opt_state)), (before.params, before.emas, before.opt_state)
+    )
 
 
 @pytest.mark.nightly

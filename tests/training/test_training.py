@@ -89,7 +89,7 @@ def train(tmp, *arguments):
 
 def final_state(workdir):
     run = make_run()
-    manager = checkpoints.open_manager(epath.Path(workdir), 2, 1000)
+    manager = checkpoints.open_manager(epath.Path(workdir), 2)
     state = jax.device_get(checkpoints.restore(manager, run.trainer.abstract))
     manager.close()
     return state

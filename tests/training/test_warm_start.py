@@ -65,7 +65,7 @@ def source(train, tmp_path_factory):
 
 def final(workdir, **changes):
     """The last state of a workdir, on the host."""
-    manager = checkpoints.open_manager(epath.Path(workdir), 2, 1000)
+    manager = checkpoints.open_manager(epath.Path(workdir), 2)
     state = checkpoints.restore(manager, make_run(**changes).trainer.abstract)
     manager.close()
     return jax.device_get(state)
@@ -158,7 +158,7 @@ def test_a_state_moves_over_meshes_and_back_bit_equal(tmp_path):
         assert all(jax.tree.leaves(jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, abstract)))
         kernel = state.params["online"]["blocks"]["attn"]["qkv"]["kernel"]  # over fsdp by width, over tensor by heads
         assert kernel.addressable_shards[0].data.size == kernel.size // (fsdp * tensor)
-        manager = checkpoints.open_manager(epath.Path(tmp_path / str(number)), 1, 1)
+        manager = checkpoints.open_manager(epath.Path(tmp_path / str(number)), 1)
         saver = checkpoints.Saver(manager)
         saver.save(1, state, {})
         saver.close()
@@ -293,7 +293,7 @@ def test_frozen_parts_stay_bit_equal_and_have_no_optimizer_memory(source, tmp_pa
     assert slots(state.opt_state) == sorted(2 * [key for key in before if key not in still])
 
     # Such a state is saved and restored, too.
-    manager = checkpoints.open_manager(epath.Path(tmp_path / "run"), 1, 1)
+    manager = checkpoints.open_manager(epath.Path(tmp_path / "run"), 1)
     saver = checkpoints.Saver(manager)
     saver.save(3, state, {})
     saver.wait()

@@ -153,7 +153,7 @@ def state_leaves(workdir: pathlib.Path, abstract: Any, step: int | None = None) 
     """
     if not (workdir / "checkpoints").exists():
         return 0, []
-    manager = checkpoints.open_manager(epath.Path(workdir), 1, 1, read_only=True)
+    manager = checkpoints.open_manager(epath.Path(workdir), 1, read_only=True)
     step = checkpoints.latest_good(manager)[0] if step is None else step
     state = checkpoints.restore(manager, abstract, step) if step else None
     manager.close()

@@ -6,8 +6,7 @@ what they stand for is made in this file. Both layouts are read: the zip archive
 that came before it.
 """
 
-import collections
-import pickle
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -18,7 +17,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from tim_jax.system import files
+from tim_jax.codecs.pickles import PlainUnpickler, ordered
+from tim_jax.system import archives, files
 
 # Types of the values in PyTorch's storages.
 DTYPES = {
@@ -106,8 +106,10 @@ def _read_safetensors(path: epath.Path, choose: Choose | None) -> dict[str, np.n
 
 def _read_npz(path: epath.Path, choose: Choose | None) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+        with path.open("rb") as file:
+            archives.check(file)
+            with np.load(file, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
     except ValueError as error:  # of object arrays, which only a pickle could make
         raise ValueError(f"{path}: is not read: {error}") from None
     except Exception as error:  # whatever a damaged archive leads to
@@ -163,14 +165,11 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Options:
+def _options(*_: Any) -> None:
     """Stands for argparse.Namespace, by which checkpoints of training say how they were made; it keeps nothing."""
 
-    def __setstate__(self, state):
-        pass
 
-
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """An unpickler for which tensors, storages, ordered dictionaries and options are all that there is."""
 
     storages: dict[str, _Storage]
@@ -181,6 +180,8 @@ class _Unpickler(pickle.Unpickler):
 
     def view(self, storage, offset, shape, strides, *_):
         """Stands for torch._utils._rebuild_tensor_v2."""
+        if not isinstance(storage, _Storage) or any(type(number) is not int for number in (offset, *shape, *strides)):
+            raise ValueError("it holds a tensor whose place is not given in whole numbers")
         return _View(storage, offset, tuple(shape), tuple(strides))
 
     def parameter(self, tensor, *_):
@@ -190,10 +191,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         """Returns what a name stands for. Raises ValueError for all but the few that are known."""
         known = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("collections", "OrderedDict"): ordered,
             ("torch._utils", "_rebuild_tensor_v2"): self.view,
             ("torch._utils", "_rebuild_parameter"): self.parameter,
-            ("argparse", "Namespace"): _Options,
+            ("argparse", "Namespace"): _options,
         }
         if (module, name) in known:
             return known[module, name]
@@ -204,13 +205,17 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid):
         """Returns the storage that a tensor speaks of. Raises ValueError for anything else."""
         kind, values, name, _, size, *view_of = pid
-        if kind != "storage" or not isinstance(values, _Kind) or any(part is not None for part in view_of):
+        known = (
+            kind == "storage" and isinstance(values, _Kind) and type(name) is str and type(size) is int and size >= 0
+        )
+        if not known or any(part is not None for part in view_of):
             raise ValueError("it holds something else than tensors")
         return self.storages.setdefault(str(name), _Storage(np.dtype(values.dtype), str(name), size))
 
 
 def _load_archive(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarray]:
     """The chosen arrays of a zip archive as PyTorch writes it; no storage but theirs is read."""
+    archives.check(file, stored=True)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
@@ -227,6 +232,8 @@ def _load_archive(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarra
 
 def _load_old(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarray]:
     """The same of a file from before PyTorch 1.6: pickles one after the other, then every storage with its size."""
+    length = file.seek(0, 2)
+    file.seek(0)
     magic, _, system = (_Unpickler(file).load() for _ in range(3))
     if magic != OLD_MAGIC:
         raise ValueError("it is no file of PyTorch")
@@ -239,6 +246,8 @@ def _load_old(file: IO[bytes], choose: Choose | None) -> dict[str, np.ndarray]:
         size = int(np.frombuffer(file.read(8), "<i8")[0])
         if size != storage.size:
             raise ValueError(f"storage {name} has {size} values, not {storage.size}")
+        if size * storage.dtype.itemsize > length:
+            raise EOFError(f"storage {name} is not whole")
         stored[name] = file.read(size * storage.dtype.itemsize)
     return {name: _array(name, view, stored) for name, view in _views(content, choose).items()}
 
@@ -274,6 +283,7 @@ def _array(name: str, view: _View, stored: Mapping[str, bytes]) -> np.ndarray:
         raise ValueError(f"storage {storage.name} has {len(data) // wide} values, not {storage.size}")
     # Offset and strides come from the file: nothing outside of its own storage may be read.
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
+    beyond = 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size)  # stride 0 shows one as many
+    if min((offset, *shape, *strides)) < 0 or beyond:
         raise ValueError(f"{name}, of shape {shape}, reaches beyond its storage of {storage.size} values")
     return np.ndarray(shape, storage.dtype, data, offset * wide, tuple(step * wide for step in strides))

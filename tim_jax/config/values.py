@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import math
 import typing
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from tim_jax.system import paths
 from tim_jax.system.hub import SCHEME
 
 MAX_WHOLE = 2**31  # whole numbers lie below it and not below its negative: those of devices have 32 bits
+MAX_REAL = 3.4028234e38  # of float32, which devices compute in
 SHOWN = 200  # characters of a value that an error shows
 
 # Keys that hold paths → beginnings besides "~", and words that are no paths. Those of runs hold checkpoints.
@@ -119,7 +119,7 @@ def _conformed(value: Any, kind: Any) -> Any:
         raise TypeError
     if kind is int and not -MAX_WHOLE <= value < 2 * MAX_WHOLE:  # seeds have 32 bits without a sign
         raise TypeError
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) <= MAX_REAL:
         raise TypeError
     if kind is str and any(unicodedata.category(letter) in paths.UNFIT for letter in value):
         raise TypeError

@@ -33,7 +33,10 @@ PLAIN = dict.fromkeys(("1", "L", "LA", "La"), "L") | {"CMYK": "CMYK"}
 PLAIN |= dict.fromkeys(("RGB", "P", "PA", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV"), "RGB")
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # What Pillow's readers raise besides OSError for files that are damaged inside.
-RAISED_FOR_DAMAGE = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+RAISED_FOR_DAMAGE = (
+    SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError, AttributeError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -69,7 +72,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # asking Pillow would read all pixels
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OSError, EOFError):
+    except (*RAISED_FOR_DAMAGE, OSError, EOFError):
         return 1  # viewers show a picture whose EXIF data is damaged
     return found if found in range(1, 9) else 1
 

@@ -18,7 +18,7 @@ from etils import epath
 
 from tim_jax.evaluation.statistics import Statistics
 from tim_jax.evaluation.summaries import Summary
-from tim_jax.system import files
+from tim_jax.system import archives, files
 
 IMAGES, LABELS, PROTOCOL = "arr_0", "arr_1", "protocol"
 MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -75,7 +75,7 @@ def _reading(path: Any) -> Iterator[None]:
     """Turns what reading a damaged file raises into a ValueError of one line."""
     try:
         yield
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except archives.DAMAGED as error:
         reason = str(error) if type(error) is ValueError else f"damaged or not complete ({error})"
         raise ValueError(
             f"evaluation.reference is {str(path)!r}; it must be a file of images or statistics: {reason}"
@@ -112,6 +112,8 @@ def read_images(path: Any) -> Iterator[np.ndarray]:
 def read_moments(path: Any) -> Summary:
     """Returns the summary of the moments that a file holds, {} if it holds none. Raises ValueError, in one line."""
     summary: Summary = {}
+    with _reading(path), _opened(path):  # which looks at what it claims to hold
+        pass
     with _reading(path), epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         for output, (mean, covariance) in MOMENTS.items():
             if mean in stored.files and covariance in stored.files:
@@ -134,8 +136,10 @@ def digest(path: Any) -> str:
 
 @contextlib.contextmanager
 def _opened(path: Any) -> Iterator[zipfile.ZipFile]:
-    with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-        yield archive
+    with epath.Path(path).open("rb") as file:
+        archives.check(file)
+        with zipfile.ZipFile(file) as archive:
+            yield archive
 
 
 def _header(stream: Any) -> tuple[int, int, int, int]:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from tim_jax.evaluation.summaries import KINDS, Need, Summary
-from tim_jax.system import files, lock
+from tim_jax.system import archives, files, lock
 
 FINGERPRINT = "fingerprint"
 LOCK = "references.lock"
@@ -91,9 +90,11 @@ def read(path: Any) -> Reference:
     """Reads a reference that `write` wrote. Raises ValueError, in one line, for another file or a damaged one."""
     path = epath.Path(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            fingerprint = json.loads(str(stored[FINGERPRINT]))
-            arrays = {name: stored[name] for name in stored.files if name != FINGERPRINT}
+        with path.open("rb") as file:
+            archives.check(file)
+            with np.load(file, allow_pickle=False) as stored:
+                fingerprint = json.loads(str(stored[FINGERPRINT]))
+                arrays = {name: stored[name] for name in stored.files if name != FINGERPRINT}
         summary = {}
         for output, name in {tuple(name.split("/")[:2]) for name in arrays}:
             if name == "splits":
@@ -102,7 +103,7 @@ def read(path: Any) -> Reference:
             fields = (arrays[f"{output}/{name}/{field}"] for field in value._fields)
             summary[output, KIND_OF[name]] = value(*(array if array.ndim else array.item() for array in fields))
         return Reference(_by_todays_words(fingerprint), summary)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except archives.DAMAGED as error:
         raise ValueError(f"{path}: not a reference, or damaged ({type(error).__name__}: {error})") from None
 
 

@@ -1,6 +1,7 @@
 """The job of python -m tim_jax.report: looks at a folder, draws what there is to draw, and writes one page."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -104,7 +105,7 @@ def open_report(settings: ReportSettings, overrides: dict[str, str]) -> ReportJo
     if not (is_run or is_ablation):
         raise ValueError(
             f"--workdir={path}: holds neither a run nor an ablation; "
-            f"tim-jax train --config=NAME --workdir={path} makes a run"
+            f"tim-jax train --config=NAME {shlex.quote(f'--workdir={path}')} makes a run"
         )
     paths.check_file(out, "--out")
     changes = {f"--config.{key}": value for key, value in overrides.items()}

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from etils import epath
 
 from tim_jax.report.markup import Markup, Section, missing
+from tim_jax.system import jsonl
 
 WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError)  # of files that are not as written
 
@@ -58,22 +59,11 @@ class Folder:
         """Returns the objects of a file with one on each line; lines that are none are left out and noted."""
         if name in self._read:
             return self._read[name]
-        found = self._read[name] = []
-        broken = 0
-        for line in (self.bytes(name) or b"").splitlines():
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if isinstance(value, dict):
-                found.append(value)
-            else:
-                broken += 1
-        if broken:
-            self.note(name, f"{broken} of its lines left out, which {'is' if broken == 1 else 'are'} not whole")
-        return found
+        values = list(jsonl.objects(self.bytes(name) or b""))
+        self._read[name] = [value for value in values if value is not None]
+        if broken := values.count(None):
+            self.note(name, jsonl.left_out(broken))
+        return self._read[name]
 
     def note(self, name: str, reason: str) -> None:
         """Notes that a file is damaged."""

@@ -19,12 +19,12 @@ from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
-from tim_jax.runs.generation import Conditions, Generator, load_weights, resampled
+from tim_jax.runs.generation import Conditions, Generator, good_checkpoint, read_weights, resampled
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.restoration import around, input_psnr
-from tim_jax.system import compilation_cache, files, paths
+from tim_jax.system import compilation_cache, paths
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import evaluations
 
@@ -143,7 +143,7 @@ class AnyStepJob:
         generator: of the first way.
         ways: of sampling; with several of them there is a sweep.
         weights: parameters of the network, of the first way.
-        step: of training.
+        saved: the checkpoint that they are of.
         conditions: labels or prompts of the samples of each step count and seed.
         measurement: what samples are measured by; None where they are exported.
     """
@@ -152,7 +152,7 @@ class AnyStepJob:
     generator: Generator
     ways: list[Way]
     weights: Any
-    step: int
+    saved: warm_start.Saved
     conditions: Conditions
     measurement: Measurement | None
 
@@ -160,6 +160,11 @@ class AnyStepJob:
     def count(self) -> int:
         """Samples per step count and seed."""
         return len(self.conditions)
+
+    @property
+    def step(self) -> int:
+        """Step of training that the weights are of."""
+        return self.saved.step
 
     def export(self) -> None:
         """Writes samples of seed 0 and their labels as a published batch, and prints progress and where it is."""
@@ -271,14 +276,14 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     labels = data_labels(run, folder) if run.config.model.condition == "class" else None
     if labels is not None:
         warn_of_untrained(labels)
-    weights, step = load_weights(runs[0], folder)
-    saved = warm_start.Saved(files.absolute(folder) / "checkpoints", step)
+    saved = good_checkpoint(folder)
+    weights = read_weights(runs[0], saved)
     for each in runs[1:]:
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
-    ways = _ways(runs, settings, folder, step)
+    ways = _ways(runs, settings, folder, saved.step)
     generator = measurement_generator(ways[0].run, count)
     generator.load()
-    return AnyStepJob(settings, generator, ways, weights, step, sample_conditions(run, count, labels), measurement)
+    return AnyStepJob(settings, generator, ways, weights, saved, sample_conditions(run, count, labels), measurement)
 
 
 def _resampled(run: Run, way: Mapping[str, str], settings: EvaluationArguments) -> list[Run]:

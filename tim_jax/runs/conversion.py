@@ -239,7 +239,7 @@ def write_workdir(
         record = workdir.record_start(new, run.config, classes=classes) | {"imported": source}
         if counts and jax.process_index() == 0:
             write_counts(new, np.array(counts))
-        saver = checkpoints.Saver(checkpoints.open_manager(new, keep=1, every=1))
+        saver = checkpoints.Saver(checkpoints.open_manager(new, keep=1))
         saver.save(0, state, record)
         saver.close()
         if saver.failures:

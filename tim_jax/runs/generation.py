@@ -21,6 +21,7 @@ from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, op
 from tim_jax.runs.labels import repeated
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.restoration import Truths, open_truths
+from tim_jax.system import files
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
@@ -62,20 +63,33 @@ def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int
     Raises:
         ValueError: if there is no checkpoint, or no such weights in it.
     """
+    saved = good_checkpoint(workdir)
+    return read_weights(run, saved, ema), saved.step
+
+
+def good_checkpoint(workdir: epath.Path) -> warm_start.Saved:
+    """Returns the latest good checkpoint of a workdir, whose run may be at work; see `Saved.hold`.
+
+    Raises:
+        ValueError: if there is no checkpoint.
+    """
     none = ValueError(f"--workdir={workdir}: has no checkpoint yet")
     if not (workdir / "checkpoints").exists():
         raise none
-    manager = checkpoints.open_manager(workdir, run.checkpoint.keep, run.checkpoint.every, read_only=True)
-    step, damaged = checkpoints.latest_good(manager)
-    if step is None:
-        raise none
-    for later, reason in damaged.items():
-        logging.warning("checkpoint of step %d not used: %s", later, reason)
-    manager.close()
-    saved = warm_start.Saved(manager.directory, step)
+    with checkpoints.opened(files.absolute(workdir) / "checkpoints") as manager:
+        step, damaged, hold = checkpoints.hold_good(manager)
+        if step is None:
+            raise none
+        for later, reason in damaged.items():
+            logging.warning("checkpoint of step %d not used: %s", later, reason)
+        return warm_start.Saved(manager.directory, step, hold)
+
+
+def read_weights(run: Run, saved: warm_start.Saved, ema: str = "") -> Any:
+    """Reads weights of a checkpoint, as `load_weights` does of the latest."""
     ema = ema or run.sampling.ema
     warm_start.find_weights(saved, ema, "sampling.ema")
-    return warm_start.read_network(saved, ema, run.trainer.abstract_online), step
+    return warm_start.read_network(saved, ema, run.trainer.abstract_online)
 
 
 def resampled(run: Run, changes: Mapping[str, str]) -> Run:

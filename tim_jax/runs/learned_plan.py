@@ -6,6 +6,7 @@ of few steps are those that the model itself reaches in many small ones from the
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,10 @@ def with_found(run: Run, folder: epath.Path, step: int) -> Run:
     if run.sampling.plan != "learned":
         return run
     sampler = run.sampling.sampler
-    command = f"python -m tim_jax.grid --workdir={folder} --kind=learned --config.sampling.sampler={sampler} learns it"
+    command = (
+        f"python -m tim_jax.grid {shlex.quote(f'--workdir={folder}')} --kind=learned "
+        f"--config.sampling.sampler={sampler} learns it"
+    )
     record = read_record("sampling.plan is 'learned'", run, folder, step, FILE, command, sampler)
     plans = {int(steps): _plan_of(plan) for steps, plan in record["plans"].items()}
     found = LearnedPlans(plans, record["settings"])

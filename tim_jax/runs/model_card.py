@@ -132,7 +132,8 @@ def _use(config: ConfigDict, origin: Origin, name: str) -> str:
     return (
         f"```python\n{python}\n```"
         f"\n\nOr as a workdir, which samples, is measured and trains on like any other:\n\n```bash\n"
-        f"tim-jax convert import {place} WORKDIR\ntim-jax sample --workdir=WORKDIR --steps=1,4,32 {asked}{flags}\n```"
+        f"tim-jax convert import {shlex.quote(place)} WORKDIR\n"
+        f"tim-jax sample --workdir=WORKDIR --steps=1,4,32 {asked}{flags}\n```"
     )
 
 

@@ -115,7 +115,7 @@ def execute(args: argparse.Namespace, open_job: Callable[[], Job]) -> None:
         if not finished(folder):
             paths.check_folder(folder, "--out")
         cluster.join()  # before Stop: it takes SIGTERM for itself
-    with Stop():
+    with Stop(lambda: "shards that are finished stay"):
         with user_errors():
             job = open_job()
         run(job, folder)
@@ -136,6 +136,7 @@ def run(job: Job, folder: Path) -> None:
                 return print_once(f"{folder}: was made before; nothing is left to do")
             check_room(job, folder)
             stack.enter_context(lock.locked(folder, lead, jax.process_count(), "--out"))
+            begun = compare(folder, job.settings, job.former)  # again: the folder may have been another's first
             if lead and not begun:
                 with shard_files.appearing(folder / shard_files.SETTINGS) as new:
                     new.write_text(json.dumps(job.settings, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """What a run starts from: its own checkpoint, the named one, other weights, or scratch, in this order."""
 
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -122,7 +123,8 @@ def finished(run: Run, workdir: epath.Path) -> str | None:
     more = [f"--config.training.steps={2 * step}"]
     if run.config.optimizer.schedule != "constant":  # else the learning rate stays at its end
         more.append(f"--config.optimizer.decay_steps={2 * step}")
-    return f"{workdir} is trained to its last step, {step}; tim-jax train --workdir={workdir} {' '.join(more)} goes on"
+    command = f"tim-jax train {shlex.join([f'--workdir={workdir}', *more])}"
+    return f"{workdir} is trained to its last step, {step}; {command} goes on"
 
 
 def _announced(line: str, make: Callable[[], TrainState]) -> Callable[[], TrainState]:

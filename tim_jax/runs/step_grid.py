@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,7 @@ def with_found_grid(run: Run, folder: epath.Path, step: int) -> Run:
     """
     if run.sampling.grid != "optimal":
         return run
-    command = f"python -m tim_jax.grid --workdir={folder} finds it"
+    command = f"python -m tim_jax.grid {shlex.quote(f'--workdir={folder}')} finds it"
     record = read_record("sampling.grid is 'optimal'", run, folder, step, FILE, command)
     found = {int(steps): tuple(times) for steps, times in record["grids"].items()}
     return dataclasses.replace(run, sampling=dataclasses.replace(run.sampling, optimal_times=found))

@@ -16,9 +16,9 @@ from jax.experimental import multihost_utils
 from tim_jax.evaluation import anystep, sweep
 from tim_jax.evaluation.protocol import Protocol
 from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, mean_nfe, measure
-from tim_jax.runs.generation import load_weights
+from tim_jax.runs.generation import read_weights
 from tim_jax.runs.measuring import Measurement
-from tim_jax.system import files, paths
+from tim_jax.system import files, jsonl, paths
 from tim_jax.training import checksums
 
 SETS, NAMES = "sweep.jsonl", ("sweep.md", "sweep.json", "sweep.png")
@@ -29,21 +29,13 @@ class Store:
     """Sets of samples that have been measured, in a file that each of them adds a line to.
 
     Args:
-        path: of the file, which need not be there. A line that was cut off is passed over.
+        path: of the file, which need not be there. A line that was cut off is left out, and told.
         writes: whether this process writes.
     """
 
     def __init__(self, path: epath.Path, writes: bool = True):
-        text = path.read_text() if path.exists() else ""
         self.path, self._writes = path, writes
-        self._cut_off = bool(text) and not text.endswith("\n")  # by the end of a process
-        self._known: dict[str, dict[str, Any]] = {}
-        for line in text.splitlines():
-            try:
-                found = json.loads(line)
-                self._known[key_of(found["of"])] = found
-            except (ValueError, KeyError, TypeError):
-                continue
+        self._known = {key_of(found["of"]): found for found in jsonl.read(path) if "of" in found}
 
     def get(self, of: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was measured, {"figures", "seconds", "nfe"} or {"failure"}, of exactly that; None if nothing was."""
@@ -56,9 +48,8 @@ class Store:
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             log = files.Log(self.path)
-            log.add("\n" * self._cut_off + json.dumps(line, ensure_ascii=False, allow_nan=False))
+            log.add(json.dumps(line, ensure_ascii=False, allow_nan=False))
             log.close()
-            self._cut_off = False
 
 
 def key_of(of: Mapping[str, Any]) -> str:
@@ -129,17 +120,11 @@ def _measure(
     """Measures the sets that wait, those of the same weights one after another."""
     work = np.cumsum([job.ways[i].nfe[steps] + METRICS_COST for i, steps, _, _ in waiting])
     progress, weights, loaded = Progress(work[-1] if len(work) else 0), job.weights, job.ways[0].run.sampling.ema
-    run_folder = paths.run_folder(job.settings.workdir, "--workdir")
     for done, (i, steps, seed, of) in enumerate(waiting):
         way = job.ways[i]
         if way.run.sampling.ema != loaded:
             weights = None  # before others take their place
-            (weights, step), loaded = load_weights(way.run, run_folder), way.run.sampling.ema
-            if step != job.step:
-                raise ValueError(
-                    f"--workdir={run_folder}: has gone on to step {step}, and the sweep is of step {job.step}: start "
-                    "it again"
-                )
+            weights, loaded = read_weights(way.run, job.saved), way.run.sampling.ema
         generator = job.generator.sampled_by(way.run.sampling)
         compile_for(generator, weights, job.conditions, [steps])
         try:

@@ -1,6 +1,7 @@
 """A run as it trains: all that is checked before, one step to try it, pictures on the way, the loop in a workdir."""
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -201,7 +202,8 @@ def last_line(end: End, folder: epath.Path) -> str:
     """The line that a run ends with."""
     if end.stopped:
         saved = "which is saved" if end.saved else "which is not saved"
-        line = f"stopped by {end.stopped} at step {end.step}, {saved}: tim-jax train --workdir={folder} goes on"
+        again = f"tim-jax train {shlex.quote(f'--workdir={folder}')}"
+        line = f"stopped by {end.stopped} at step {end.step}, {saved}: {again} goes on"
     else:
         line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
     return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])

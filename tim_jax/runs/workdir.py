@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import pathlib
 import subprocess
+import time
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from tim_jax.config import identity, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
-from tim_jax.system import files, paths
+from tim_jax.system import files, jsonl, paths
 from tim_jax.training.formats import FORMAT
 
 CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
@@ -60,11 +62,8 @@ def restored(values: dict, folder: Any = None) -> ConfigDict:
 
 def last_start(workdir: epath.Path) -> dict[str, Any] | None:
     """Returns what STARTS says of the last start of a workdir's run, or None where it says nothing."""
-    path = workdir / STARTS
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
-        with contextlib.suppress(ValueError):  # a line that was cut off
-            return json.loads(line)
-    return None
+    starts = [line for line in jsonl.read(workdir / STARTS) if isinstance(line.get("config"), dict)]
+    return starts[-1] if starts else None
 
 
 def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
@@ -82,7 +81,7 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     values = recorded(workdir)
     if values is None:
         raise ValueError(
-            f"--workdir={workdir}: holds no run; tim-jax train --config=NAME --workdir={workdir} makes one"
+            f"--workdir={workdir}: holds no run; tim-jax train --config=NAME {quote(f'--workdir={workdir}')} makes one"
         )
     return _changed(values, overrides, given, workdir)
 
@@ -189,9 +188,11 @@ def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> No
 
 
 def first_start(workdir: epath.Path) -> float:
-    """Returns when a workdir's run was first started, in seconds since the epoch."""
-    with (workdir / STARTS).open() as file:
-        return datetime.datetime.fromisoformat(json.loads(file.readline())["time"]).timestamp()
+    """Returns when a workdir's run was first started, in seconds since the epoch; now, where nothing says it."""
+    for line in jsonl.read(workdir / STARTS):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return datetime.datetime.fromisoformat(line["time"]).timestamp()
+    return time.time()
 
 
 def versions() -> dict[str, str]:

@@ -82,7 +82,7 @@ def copy_folder(folder: epath.Path, to: epath.Path) -> None:
 
 
 class Log:
-    """A text file to which lines are added; what is there stays.
+    """A text file to which lines are added; what is there stays. A line that a kill or a full disk has torn is ended.
 
     In object storage it is written anew after some time, and by `close`; a process that is killed loses the lines of
     that time.
@@ -92,13 +92,17 @@ class Log:
         """Reads what is there, in object storage. seconds: From one write to the next there, at least."""
         self.path, self.seconds = path, seconds
         self._text = "" if is_local(path) or not path.exists() else path.read_text()
+        self._text += "\n" if self._text and not self._text.endswith("\n") else ""
         self._written, self._waiting = -float("inf"), False
 
     def add(self, line: str) -> None:
         """Adds a line, or several with line breaks between them."""
         if is_local(self.path):
-            with self.path.open("a") as file:
-                file.write(line + "\n")
+            with open(self.path, "ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(end - 1, 0))
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(b"\n" * torn + line.encode() + b"\n")
             return
         self._text += line + "\n"
         self._waiting = True

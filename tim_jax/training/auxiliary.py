@@ -38,7 +38,7 @@ def fit_auxiliary(
         nets_of: Function of parameters that returns the networks by name.
 
     Returns:
-        Parameters and optimizer state after them, and whether all losses and gradients were finite.
+        Parameters and optimizer state after them, and whether all gradients and updates were finite.
     """
     turns = {part: each.updates for part, each in settings.auxiliary.items() if each.updates > 1}
     if not turns:
@@ -64,6 +64,7 @@ def fit_auxiliary(
         nothing = jax.tree.map(jnp.zeros_like, {name: p for name, p in state.params.items() if name not in grads})
         params = state.params | trained
         updates, new_state = settings.tx.update(nothing | grads, opt_state, params)
+        finite &= jnp.isfinite(optax.tree.norm({part: updates[part] for part in turns}))
         new = {part: optax.apply_updates(params[part], updates[part]) for part in turns}
         for part, count in turns.items():
             has_turn = turn < count - 1

@@ -1,12 +1,13 @@
-"""Checkpoints by orbax: the whole state and a record of what made it, written and summed up in the background."""
+"""Checkpoints by orbax: the whole state and a record of its run, written, read back and summed up in the background."""
 
 import contextlib
 import functools
+import itertools
 import logging as python_logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,41 +20,63 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
-from tim_jax.training import checksums, formats, names
+from tim_jax.system.user_errors import one_line
+from tim_jax.training import checksums, formats, names, proof, removal
 from tim_jax.training.state import TrainState
 
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
+GONE = "it has been removed"
+TRIES = 20  # looks for a checkpoint where a run removes the ones that were found
+LISTED = 256  # latest checkpoints that processes agree on
 
 # Of a failed write, orbax logs many stacks, and asyncio one for every array; Saver says it in one line.
 logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 python_logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
-def open_manager(
-    workdir: epath.Path, keep: int, every: int, keep_every: int = 0, read_only: bool = False
-) -> ocp.CheckpointManager:
+class Manager(ocp.CheckpointManager):
+    """The checkpoints of a folder, of which this class removes none: `Saver` does, once a newer one is proven.
+
+    Attributes:
+        keep: How many of the latest stay; 0 for all.
+        keep_every: Those whose step is a multiple of this stay for good; 0 for none.
+    """
+
+    def __init__(self, directory: epath.Path, keep: int = 0, keep_every: int = 0, read_only: bool = False):
+        if not read_only and jax.process_index() == 0:
+            removal.clear(directory)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.PreserveAll(),
+            cleanup_tmp_directories=False,  # which takes all that has a part of its names for its own
+            lightweight_initialize=True,  # a damaged checkpoint must not keep the others from being read
+            read_only=read_only,
+        )
+        super().__init__(directory, options=options)
+        self.keep, self.keep_every = keep, keep_every
+
+    def superfluous(self, step: int) -> list[int]:
+        """Returns the steps whose checkpoints need not stay once that of `step` is proven."""
+        if not self.keep:
+            return []
+        steps = sorted(
+            at for path in self.directory.iterdir() if path.name.isdigit() and (at := int(path.name)) <= step
+        )
+        return [at for at in steps[: -self.keep] if not (self.keep_every and at % self.keep_every == 0)]
+
+
+def open_manager(workdir: epath.Path, keep: int, *, keep_every: int = 0, read_only: bool = False) -> Manager:
     """Opens the checkpoints of a workdir.
 
-    Orbax writes to a temporary folder, renames it, and only then deletes what is not to stay.
+    Orbax writes to a temporary folder and renames it. Only what has been tried and summed up then lets older ones go.
 
     Args:
         workdir: The run's folder.
         keep: How many of the latest checkpoints stay, at least 1.
-        every: Steps from one checkpoint to the next.
         keep_every: Checkpoints whose step is a multiple of this stay for good; 0 for none.
         read_only: Whether nothing may be written or cleaned up.
     """
-    latest = preservation_policy.LatestN(keep)
-    for_good = [preservation_policy.EveryNSteps(keep_every)] if keep_every else []
-    options = ocp.CheckpointManagerOptions(
-        save_interval_steps=every,
-        preservation_policy=preservation_policy.AnyPreservationPolicy([latest, *for_good]),
-        cleanup_tmp_directories=not read_only,
-        lightweight_initialize=True,  # a damaged checkpoint must not keep the others from being read
-        read_only=read_only,
-    )
-    return ocp.CheckpointManager(files.absolute(workdir) / "checkpoints", options=options)
+    return Manager(files.absolute(workdir) / "checkpoints", keep, keep_every, read_only)
 
 
 class DamagedCheckpoints(ValueError):
@@ -63,12 +86,15 @@ class DamagedCheckpoints(ValueError):
 class Saver:
     """Saves in the background, one checkpoint at a time. A failure is logged at once, and training goes on.
 
+    A checkpoint is believed once its structure has been read back. Then its manifest is written, and older checkpoints
+    that need not stay are removed.
+
     Attributes:
         saved: The latest step whose checkpoint is complete, with its manifest, or None.
         failures: What could not be written, a line each.
     """
 
-    def __init__(self, manager: ocp.CheckpointManager, what: str = "checkpoint"):
+    def __init__(self, manager: Manager, what: str = "checkpoint"):
         """Args:
         manager: Of the folder.
         what: What is saved, for messages.
@@ -88,13 +114,16 @@ class Saver:
             record: What the checkpoint says of the run that made it, such as its configuration; JSON.
         """
         self._settle()
+        if found := proof.not_finite(state):
+            return self._fail(step, proof.NotProven(f"{found} is not finite"))
         items = ocp.args.Composite(state=ocp.args.StandardSave(formats.stored(state)), record=ocp.args.JsonSave(record))
         try:
             self.manager.save(step, args=items, force=True)
         except Exception as error:
             self._fail(step, error)
         else:
-            self._thread = threading.Thread(target=self._finish, args=(step,), name="manifest")
+            shapes = proof.shapes_of(formats.stored(state))
+            self._thread = threading.Thread(target=self._finish, args=(step, shapes), name="manifest")
             self._thread.start()
 
     def wait(self) -> None:
@@ -115,22 +144,33 @@ class Saver:
             self._clear()  # again: threads of a failed write may have gone on for a while
             self.manager.reload()
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, shapes: list[tuple]) -> None:
         folder = self.manager.directory / str(step)
         try:
             self.manager.wait_until_finished()
+            if jax.process_index() == 0 and (found := proof.broken(folder, shapes)):
+                _move_aside(folder)
+                raise proof.NotProven(found)
             checksums.write(folder, jax.process_index(), jax.process_count())
         except Exception as error:
             self._fail(step, error)
         else:
             self.saved = step
+            self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Removes the checkpoints that need not stay. What a reader holds waits for the next time."""
+        if jax.process_index() == 0:
+            for old in self.manager.superfluous(step):
+                try:
+                    removal.remove(self.manager.directory / str(old))
+                except OSError as error:
+                    logging.warning("the %s of step %d could not be removed: %s", self._what, old, error)
 
     def _clear(self) -> None:
         """Removes what was begun, which must not take room from what comes next."""
         if jax.process_index() == 0:
-            for path in self.manager.directory.glob("[0-9]*.*"):
-                with contextlib.suppress(OSError):
-                    path.rmtree()
+            removal.clear(self.manager.directory)
 
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -191,7 +231,11 @@ def read_part(
         step: Which one.
         part: The keys that lead to the parameters, such as ("emas", "slow").
         abstract: Shapes, types and shardings of the parameters to read, by name.
+
+    Raises:
+        UnknownFormat: If it was written by a later version.
     """
+    format_of(manager, step)
     item: Any = unflatten_dict(dict(abstract), sep="/")
     for key in reversed(part):
         item = {key: item}
@@ -210,8 +254,23 @@ def format_of(manager: ocp.CheckpointManager, step: int) -> int:
 
 
 def read_record(manager: ocp.CheckpointManager, step: int) -> dict:
-    """Returns what a checkpoint says of the run that made it."""
-    return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    """Returns what a checkpoint says of the run that made it.
+
+    Raises:
+        UnknownFormat: If it was written by a later version.
+        ValueError: If it cannot be read.
+    """
+    folder = manager.directory / str(step)
+    if found := checksums.unreadable(folder / "record"):
+        raise ValueError(f"{folder}: record/{found}")
+    try:
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}: its record is no JSON ({one_line(error)})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{folder}: its record is not an object of JSON")
+    formats.of_record(record, folder)
+    return record
 
 
 def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str]]:
@@ -223,30 +282,77 @@ def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, s
     Raises:
         DamagedCheckpoints: If there are checkpoints and all are damaged.
     """
-    wrong: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        found = damage(manager.directory / str(step))
-        if found is None:
-            return step, wrong
-        wrong[step] = found
-    for step, found in wrong.items():
-        if found == NO_MANIFEST:
-            return step, {later: reason for later, reason in wrong.items() if later > step}
-    if wrong:
-        listed = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
-        raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})")
-    return None, {}
+    return hold_good(manager)[:2]
 
 
-def damage(folder: epath.Path) -> str | None:
-    """Returns what is wrong with a checkpoint, or None; the same on all processes, which share the reading."""
+def hold_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str], removal.Hold | None]:
+    """As `latest_good`, of a folder from which a run may remove checkpoints meanwhile.
+
+    Returns:
+        Step and damages, and what keeps the checkpoint from being removed while it is alive.
+    """
+    for _ in range(TRIES):
+        steps, wrong = _agreed(manager.all_steps()), {}
+        holds: dict[int, removal.Hold | None] = {}
+        for step in steps:
+            hold, found = examined(manager.directory / str(step))
+            if found == GONE:
+                continue
+            if found is None:
+                return step, wrong, hold
+            wrong[step], holds[step] = found, hold
+        for step, found in wrong.items():
+            if found == NO_MANIFEST:
+                return step, {later: reason for later, reason in wrong.items() if later > step}, holds[step]
+        if wrong:
+            listed = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
+            raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})")
+        if not steps:
+            break
+        manager.reload()  # all of them are gone, and others there
+    return None, {}, None
+
+
+def _agreed(steps: Iterable[int]) -> list[int]:
+    """The latest steps, newest first, as the first process sees them."""
+    found = sorted(steps, reverse=True)[:LISTED]
+    if jax.process_count() == 1:
+        return found
+    padded = np.array(found + [-1] * (LISTED - len(found)), np.int64)
+    halves = multihost_utils.broadcast_one_to_all(np.stack([padded >> 31, padded & (2**31 - 1)]).astype(np.int32))
+    agreed = (np.asarray(halves[0], np.int64) << 31) | np.asarray(halves[1], np.int64)
+    return [int(step) for step in agreed if step >= 0]
+
+
+def examined(folder: epath.Path) -> tuple[removal.Hold | None, str | None]:
+    """A hold of a checkpoint, and what is wrong with it, or GONE; the latter is the same on all processes."""
+    hold = None
+    with contextlib.suppress(removal.Gone):
+        hold = removal.Hold(folder)
+    return hold, damage(folder, hold is None)
+
+
+def damage(folder: epath.Path, gone: bool = False) -> str | None:
+    """Returns what is wrong with a checkpoint, or None; the same on all processes, which share the reading.
+
+    gone: Whether this process has not found it at all; if any has not, all return GONE.
+    """
     process, count = jax.process_index(), jax.process_count()
-    found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
+    found = GONE if gone else checksums.not_a_file(folder / "record" / "metadata")
+    if found not in (None, GONE):
+        found = f"record/metadata {found}"
+    if found is None:
+        try:
+            found = checksums.damage(folder, process, count) if checksums.has_manifest(folder) else NO_MANIFEST
+        except OSError as error:
+            found = f"it cannot be listed: {error.strerror or error}"
+    if process == 0 and found in (None, NO_MANIFEST):
+        found = proof.broken(folder) or found
     if count > 1:
-        codes = multihost_utils.process_allgather(np.array([0 if found is None else 2 if found == NO_MANIFEST else 1]))
-        if 1 in codes:
-            return found if found and found != NO_MANIFEST else "another process found damage"
-        return NO_MANIFEST if 2 in codes else None
+        kinds = (None, NO_MANIFEST, "another process found damage", GONE)
+        code = kinds.index(found) if found in kinds else 2
+        worst = kinds[int(multihost_utils.process_allgather(np.array([code])).max())]
+        return found if code == 2 and worst == kinds[2] else worst
     return found
 
 
@@ -258,15 +364,25 @@ def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
         wrong: What is wrong, by step; it is logged.
     """
     if jax.process_index() == 0:
-        aside = manager.directory.parent / DAMAGED
         for step, reason in wrong.items():
-            logging.warning("checkpoint of step %d not used: %s; now in %s", step, reason, aside)
-            (aside / str(step)).rmtree(missing_ok=True)
-            files.move_folder(manager.directory / str(step), aside / str(step))
+            try:
+                where = f"now in {_move_aside(manager.directory / str(step)).parent}"
+            except OSError as error:
+                where = f"and it cannot be moved away: {one_line(error)}"
+            logging.warning("checkpoint of step %d not used: %s; %s", step, reason, where)
     if wrong:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         manager.reload()
+
+
+def _move_aside(folder: epath.Path) -> epath.Path:
+    """Moves a checkpoint to the folder DAMAGED, beside others of its step. Returns where it is."""
+    aside = folder.parent.parent / DAMAGED
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    to = next(aside / name for name in names if not (aside / name).exists())
+    files.move_folder(folder, to)
+    return to
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:

@@ -3,8 +3,11 @@
 Process p of P writes `manifest-p-of-P.sha256` for every P-th file; the last line is a checksum of the lines before it.
 """
 
+import errno
 import hashlib
+import os
 import re
+import stat
 
 from etils import epath
 
@@ -53,7 +56,10 @@ def has_manifest(folder: epath.Path) -> bool:
 
 
 def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
-    """Returns what is wrong with a folder that has a manifest, or None: a file is missing, altered or cut short.
+    """Returns what is wrong with a folder that has a manifest, or None.
+
+    A file is missing, altered, cut short, or cannot be read: a folder, a pipe or a dead link is in its place, or the
+    disk fails.
 
     Args:
         folder: Which folder.
@@ -62,16 +68,53 @@ def damage(folder: epath.Path, process: int = 0, count: int = 1) -> str | None:
     """
     expected: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name)):
-        lines, mark, last = path.read_bytes().decode("utf-8", "replace").rpartition("# ")
-        if mark + last != _last_line(lines):
+        if found := not_a_file(path):
+            return f"{path.name} {found}"
+        try:
+            lines, mark, last = path.read_bytes().decode("utf-8", "replace").rpartition("# ")
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror or error}"
+        pairs = [line.split("  ", 1) for line in lines.splitlines()]
+        if mark + last != _last_line(lines) or any(len(pair) < 2 for pair in pairs):
             return f"{path.name} is altered"
-        expected |= {name: sha for sha, name in (line.split("  ", 1) for line in lines.splitlines())}
+        expected |= {name: sha for sha, name in pairs}
     for name in sorted(expected)[process::count]:
-        if not (folder / name).exists():
-            return f"{name} is missing"
-        if digest(folder / name) != expected[name]:
-            return f"{name} is altered"
+        if found := not_a_file(folder / name):
+            return f"{name} {found}"
+        try:
+            if digest(folder / name) != expected[name]:
+                return f"{name} is altered"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
     return None
+
+
+def unreadable(folder: epath.Path) -> str | None:
+    """Returns which file below a local folder cannot be opened, and why, or None. Nothing is read: a pipe would hang.
+
+    Object storage has nothing but files.
+    """
+    if not files.is_local(folder):
+        return None
+    try:
+        for path in sorted(folder.iterdir()):
+            inner = unreadable(path) if path.is_dir() else not_a_file(path)
+            if inner:
+                return f"{path.name}{'/' if path.is_dir() else ' '}{inner}"
+    except OSError as error:
+        return f"cannot be listed: {error.strerror or error}"
+    return None
+
+
+def not_a_file(path: epath.Path) -> str | None:
+    """What keeps a path from being read as a file, as a predicate, or None."""
+    if not files.is_local(path):
+        return None if path.exists() else "is missing"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return "is missing" if error.errno == errno.ENOENT else f"cannot be read: {error.strerror}"
+    return None if stat.S_ISREG(mode) else "is not a file"
 
 
 def digest(path: epath.Path) -> str:

@@ -26,11 +26,11 @@ def of_record(record: Mapping[str, Any], where: object) -> int:
         where: Names the checkpoint in the error.
 
     Raises:
-        UnknownFormat: For a format that is newer than `FORMAT`.
+        UnknownFormat: For a format that is newer than `FORMAT`, or none at all.
     """
     found = record.get("format", FORMAT)
-    if found > FORMAT:
-        raise UnknownFormat(f"{where} is a checkpoint of format {found}; this version reads formats up to {FORMAT}")
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise UnknownFormat(f"{where} is a checkpoint of format {found!r}; this version reads formats up to {FORMAT}")
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from tim_jax.training import checkpoints
@@ -75,7 +75,7 @@ class End:
 
 
 def latest_state(
-    trainer: Trainer, manager: ocp.CheckpointManager, first: Callable[[], TrainState]
+    trainer: Trainer, manager: checkpoints.Manager, first: Callable[[], TrainState]
 ) -> tuple[TrainState, dict]:
     """Returns the state to go on from and the record of its checkpoint: the latest good one's, or `first()` and {}."""
     saved, damaged = checkpoints.latest_good(manager)
@@ -83,6 +83,11 @@ def latest_state(
     if saved is None:
         return first(), {}
     return checkpoints.restore(manager, trainer.abstract, saved), checkpoints.read_record(manager, saved)
+
+
+def lost(steps: int) -> str:
+    """What is lost of a run that ends so many steps after its last checkpoint."""
+    return f"{steps} step{'s' if steps > 1 else ''} since the last checkpoint are lost" if steps else ""
 
 
 def train(
@@ -124,7 +129,7 @@ def train(
         UnknownFormat: If the latest checkpoint was written by a later version.
     """
     stop = stop or Stop()
-    manager = checkpoints.open_manager(workdir, checkpoint.keep, checkpoint.every, checkpoint.keep_every)
+    manager = checkpoints.open_manager(workdir, checkpoint.keep, keep_every=checkpoint.keep_every)
     state, saved = latest_state(trainer, manager, first)
     start = int(state.step)
     goodput = Goodput(first_start or time.time(), saved.get("productive_seconds", 0.0))
@@ -146,7 +151,9 @@ def train(
             Monitor(workdir, settings, trainer.mesh, start, goodput, record, profile, pipeline.metrics)
         )
         stack.enter_context(stop.held())
-        stop.before = saver.wait
+        stack.callback(setattr, stop, "lost", stop.lost)
+        stop.before, step = saver.wait, start
+        stop.lost = lambda: lost(step - (start if saver.saved is None else saver.saved))
 
         def failures() -> list[str]:
             return [*(snapshots.failures if snapshots else ()), *saver.failures]
@@ -172,6 +179,11 @@ def train(
                     storing.save(step, state)  # before any checkpoint from which a run would go on without it
                 if not saving:
                     continue
+                if ended and not monitor.finite:
+                    logging.warning(
+                        "the last %d updates were left out: the last checkpoint has what was there before them",
+                        monitor.nonfinite.streak,
+                    )
                 if ended or monitor.finite:  # while updates are left out, the last good checkpoint stays
                     saver.save(step, state, {**record, "productive_seconds": goodput.productive})
                     unsaved = False

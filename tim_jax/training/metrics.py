@@ -17,8 +17,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from tim_jax.system import files
+from tim_jax.system import files, jsonl
 from tim_jax.system.progress import Bar
+from tim_jax.training import events
 
 ERRORS = {"error_equal": "r=t", "error_moving": "r<t"}  # metrics of a step's unweighted errors, and of which examples
 
@@ -26,10 +27,19 @@ ERRORS = {"error_equal": "r=t", "error_moving": "r<t"}  # metrics of a step's un
 class Writer:
     """Writes metrics and pictures of one run, and appends to what is there. Only one process of a run writes.
 
+    Of steps that the run makes again, since it goes on from an earlier one, what is there is taken back.
+
     What cannot be written, on a full disk for example, is logged, and training goes on.
     """
 
-    def __init__(self, workdir: epath.Path, active: bool = True, project: str = "", record: Mapping = {}):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        active: bool = True,
+        project: str = "",
+        record: Mapping = {},
+        start: int | None = None,
+    ):
         """Opens the files.
 
         Args:
@@ -37,6 +47,7 @@ class Writer:
             active: Whether this process writes.
             project: Project of Weights & Biases that gets the metrics as well; "" for none.
             record: What that project learns of the run.
+            start: Step that the run goes on from; None to leave all that is there.
         """
         self.workdir, self.active = workdir, active
         self._events = self._wandb = None
@@ -49,9 +60,18 @@ class Writer:
             self._wandb = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(record))
         with self._warned():
             if active:
+                if start is not None:
+                    self._take_back(start)
                 self._log = files.Log(workdir / "metrics.jsonl")
                 (workdir / "events").mkdir(parents=True, exist_ok=True)
                 self._events = EventsWriter(str(workdir / "events" / "events"))
+                if start is not None:
+                    self._events.write_event(events.restart(start + 1))
+
+    def _take_back(self, start: int) -> None:
+        with self._warned():
+            jsonl.keep(self.workdir / "metrics.jsonl", lambda line: line.get("step", 0) <= start)
+            events.forget(self.workdir / "events", start)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes images and numbers by name; see `picture` and `scalars`."""

@@ -69,7 +69,7 @@ class Monitor(contextlib.ExitStack):
         peak = mesh.size * getattr(chip_of(jax.devices()[0].device_kind), "flops", math.nan)
         self.goodput = goodput
         self.nonfinite = NonFinite(workdir, settings.max_nonfinite, start)
-        self.writer = Writer(workdir, lead, settings.wandb, record)
+        self.writer = Writer(workdir, lead, settings.wandb, record, start)
         self._progress = Progress(start, settings.steps, peak, active=lead)
         self._trace, self._bins = Trace(workdir, profile), Bins()
         self._watchdog = Watchdog(settings.hang_seconds)

@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax.system import files, int64
+from tim_jax.system import files, int64, jsonl
 
 LISTED = 8  # examples that a warning names; the file has all
 
@@ -37,9 +37,10 @@ class NonFinite:
             start: The step that the run goes on from.
         """
         self.path, self.max_streak, self.streak = workdir / "nonfinite.jsonl", max_streak, 0
+        self.count = len({line.get("step") for line in jsonl.read(self.path) if _before(line, start)})
+        if jax.process_index() == 0:
+            jsonl.keep(self.path, lambda line: _before(line, start))  # later steps are made again
         self.log = files.Log(self.path)
-        lines = self.path.read_text().splitlines() if self.path.exists() else ()
-        self.count = len({step for step in (json.loads(line)["step"] for line in lines) if step <= start})
 
     def see(
         self, step: int, metrics: Mapping[str, float], per_example: Mapping[str, jax.Array], index: jax.Array
@@ -84,6 +85,10 @@ class NonFinite:
             self.log.close()
         except OSError as error:
             logging.warning("%s could not be written: %s", self.path, error)
+
+
+def _before(line: Mapping[str, Any], start: int) -> bool:
+    return isinstance(line.get("step"), int) and line["step"] <= start
 
 
 def _global(values: jax.Array) -> np.ndarray:

@@ -61,6 +61,8 @@ class OptimizerSettings:
         for name in ("warmup_steps", "decay_steps", "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.eps <= 0:
+            raise ValueError(f"optimizer.eps is {self.eps}; it must be above 0")
         for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")

@@ -30,11 +30,13 @@ class Stop(contextlib.ContextDecorator):
     Attributes:
         asked: Name of the signal that has come, or None.
         before: Function that is called before the process ends at once.
+        lost: Function that is called then, and says what is lost: "" for nothing, None where nothing is known of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[], str | None] = lambda: None) -> None:
         self.asked: str | None = None
         self.before: Callable[[], None] = lambda: None
+        self.lost = lost
         self._held = False
         self._lock = threading.Lock()
 
@@ -89,7 +91,9 @@ class Stop(contextlib.ContextDecorator):
     def _leave(self) -> None:
         self.before()
         with contextlib.suppress(OSError):  # nobody reads it, such as a pipe's reader that the same Ctrl-C has ended
-            print(f"\nstopped by {self.asked}; no work is lost: start it again with the same command", file=sys.stderr)
+            lost = self.lost()
+            what = "" if lost is None else f"; {lost or 'no work is lost'}"
+            print(f"\nstopped by {self.asked}{what}: start it again with the same command", file=sys.stderr)
         leave(RESTART)
 
 

@@ -12,11 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tim_jax.system import files
 from tim_jax.system.progress import Activity
@@ -58,10 +56,7 @@ class Snapshots:
         What is there of this step, which a run that was killed has left, is replaced: it may have been another path.
         """
         if self._saver is None:
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.PreserveAll(), lightweight_initialize=True
-            )
-            self._saver = checkpoints.Saver(ocp.CheckpointManager(self._directory, options=options), "snapshot")
+            self._saver = checkpoints.Saver(checkpoints.Manager(self._directory), "snapshot")
         if step in self._saver.manager.all_steps():
             self._saver.manager.delete(step)
         kept = {name: tree for name, tree in state.emas.items() if power_ema.named(name)}

@@ -114,10 +114,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """Makes one update.
 
-    An update whose loss or gradient is not finite, of whichever network, is left out, with "nonfinite" 1 among the
-    metrics: parameters, EMAs, optimizer and memory are what they were, and only the step goes on. That depends on
-    global sums, so that all devices decide alike. The memory gets the whole batch before the loss reads it, and all
-    microbatches read the same.
+    An update that is not finite, or whose loss or gradient is not, of whichever network, is left out, with "nonfinite"
+    1 among the metrics: parameters, EMAs, optimizer and memory are what they were, and only the step goes on. That
+    depends on global sums, so that all devices decide alike. The memory gets the whole batch before the loss reads it,
+    and all microbatches read the same.
 
     Args:
         settings: What the step is made of.
@@ -162,6 +162,8 @@ def train_step(
     grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
     finite = fitted & jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
     updates, opt_state = settings.tx.update(grads, opt_state, params)
+    update_norms = {part: optax.tree.norm(tree) for part, tree in updates.items()}
+    finite &= jnp.isfinite(jnp.stack(list(update_norms.values()))).all()
     params = optax.apply_updates(params, updates)
     if settings.slices > 1:
         kept = (state.params, state.opt_state)
@@ -175,7 +177,7 @@ def train_step(
     metrics |= {
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},
-        "update_norm": optax.tree.norm(updates["online"]),
+        "update_norm": update_norms["online"],
         "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }

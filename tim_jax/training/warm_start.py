@@ -11,7 +11,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, formats, names, power_ema, snapshots
+from tim_jax.training import checkpoints, formats, names, power_ema, removal, snapshots
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -25,10 +25,12 @@ class Saved:
     Attributes:
         directory: Folder of all its checkpoints.
         step: Which one.
+        hold: Keeps the run, which may be at work, from removing it, as long as this object lives; or None.
     """
 
     directory: epath.Path
     step: int
+    hold: removal.Hold | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.directory / str(self.step))
@@ -57,19 +59,19 @@ def find(path: str, key: str) -> Saved:
     given = files.absolute(paths.run_folder(path, key))
     named = given.name.isdigit() and not (given / "checkpoints").exists()
     directory = given.parent if named else given / "checkpoints"
-    step = None
+    step = hold = None
     if directory.exists():
         with checkpoints.opened(directory) as manager:
             if not named:
-                step, _ = checkpoints.latest_good(manager)
+                step, _, hold = checkpoints.hold_good(manager)
             elif int(given.name) in manager.all_steps():
                 step = int(given.name)
-                wrong = checkpoints.damage(given)
+                hold, wrong = checkpoints.examined(given)
                 if wrong not in (None, checkpoints.NO_MANIFEST):
                     raise ValueError(f"{key} is {path!r}; it must be a checkpoint that can be used: {wrong}")
     if step is None or not all((directory / str(step) / item).exists() for item in ("state", "record")):
         raise ValueError(f"{key} is {path!r}; it must be a workdir with a checkpoint, or one of its checkpoints/STEP")
-    return Saved(directory, step)
+    return Saved(directory, step, hold)
 
 
 def record(saved: Saved) -> dict[str, Any]:

@@ -8,6 +8,7 @@ in .json; captions are the text of .txt, or `captions` or `caption` in .json.
 import dataclasses
 import functools
 import json
+import os
 import posixpath
 import tarfile
 from collections import Counter
@@ -59,25 +60,35 @@ def _members_of(path: epath.Path, left_out: Counter[str]) -> tuple[dict[str, Pla
     """({name: where it is, or of a link the name that it leads to}, whether the shard is whole) of one shard."""
     members: dict[str, Place | str] = {}
     with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
-                    name = posixpath.normpath(member.name)
+                    if member.size < 0:  # the next header would be one before it
+                        raise tarfile.ReadError("a size below 0")
+                    name = _normal(member.name)
                     if member.isdir():
                         continue
                     left_out["earlier files of a name"] += name in members
                     if member.islnk():
-                        members[name] = posixpath.normpath(member.linkname)
+                        members[name] = _normal(member.linkname)
                     elif member.issym():
-                        members[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                        members[name] = _normal(posixpath.join(posixpath.dirname(name), member.linkname))
                     elif member.isfile() and not member.issparse():
-                        members[name] = (member.offset_data, member.size)
+                        room = max(length - member.offset_data, 0)
+                        members[name] = (member.offset_data, min(member.size, room + 1))  # as much as tells it is cut
                 end = shard.offset
             file.seek(end)
             whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # the mark of an archive's end
-        except (tarfile.TarError, OSError, EOFError, ValueError):
+        except Exception:  # of many kinds: of headers that lie, of names without end, of numbers that are none
             whole = False
     return members, whole
+
+
+def _normal(name: str) -> str:
+    """A name without "." and "..", in UTF-8: bytes that are not are written as \\xNN."""
+    return posixpath.normpath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _place(members: dict[str, Place | str], name: str) -> Place | None:

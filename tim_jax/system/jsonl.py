@@ -1,0 +1,56 @@
+"""Files with one JSON object on every line. A kill or a full disk may have torn lines of them, or joined two."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from tim_jax.system import files
+
+
+def read(path: epath.Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file, [] where there is none. Lines that are not whole are left out, and told."""
+    found, torn = [], 0
+    for _, value in _lines(path):
+        if value is None:
+            torn += 1
+        else:
+            found.append(value)
+    if torn:
+        logging.warning("%s: %s", path, left_out(torn))
+    return found
+
+
+def keep(path: epath.Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrites a file without the objects that are not wanted, and without lines that are not whole.
+
+    It stays as it is where all are wanted; it need not be there.
+    """
+    lines = list(_lines(path))
+    stay = [line for line, value in lines if value is not None and wanted(value)]
+    if len(stay) < len(lines):
+        files.replace(path, b"".join(line + b"\n" for line in stay))
+
+
+def objects(data: bytes) -> Iterator[dict[str, Any] | None]:
+    """Yields the objects of lines, and None for each line that is not one."""
+    for line in data.split(b"\n"):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            yield value if isinstance(value, dict) else None
+
+
+def left_out(count: int) -> str:
+    """What to say of lines that are not whole."""
+    return f"{count} of its lines left out, which {'is' if count == 1 else 'are'} not whole"
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        for value in objects(line):
+            yield line, value

@@ -1,0 +1,57 @@
+"""What proves that a state is fit to be saved, and that what was saved can be restored."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from tim_jax.system.user_errors import one_line
+from tim_jax.training import checksums
+
+
+class NotProven(RuntimeError):
+    """What was to be written is not fit to go on from, or what was written cannot be read back."""
+
+
+def not_finite(state: Any) -> str | None:
+    """Returns the name of an array of a tree that has numbers which are not finite, or None."""
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    finite = np.asarray(_all_finite(list(arrays.values()))) if arrays else np.ones(0, bool)
+    return next((name for name, good in zip(arrays, finite, strict=True) if not good), None)
+
+
+@jax.jit
+def _all_finite(arrays: list[jax.Array]) -> jax.Array:
+    """Whether each of several arrays is finite, (n,) of bool."""
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays])
+
+
+def broken(folder: epath.Path, shapes: list[tuple] | None = None) -> str | None:
+    """Returns why the structure of a checkpoint's state cannot be restored, or None: every array is opened.
+
+    Args:
+        folder: Of the checkpoint.
+        shapes: Shapes and types that its arrays must have, sorted; None for any.
+    """
+    try:
+        if found := checksums.unreadable(folder / "state"):
+            return f"state/{found}"
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+    except Exception as error:  # orbax and tensorstore have errors of many kinds
+        return f"its state cannot be restored: {one_line(error)[:200]}"
+    if shapes is not None and shapes_of(tree) != shapes:
+        return "its state has other arrays than what was saved"
+    return None
+
+
+def shapes_of(tree: Any) -> list[tuple]:
+    """The shapes and types of all arrays of a tree, sorted."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    return sorted((tuple(leaf.shape), str(np.dtype(leaf.dtype))) for leaf in leaves)
