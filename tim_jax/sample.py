@@ -8,8 +8,8 @@ there; without, they are brought to noise and back, with --strength=SHARE part o
 prompt --source=…, which edits them. --interpolate=N draws N images on the way between neighbours.
 
 Samples are steered towards a measurement of images by --operator=super_resolution:4 and others, with --from=IMAGE that
-is measured or --target=FILE that was; by --mask=FILE they are drawn anew where it is white. --operator=classifier steers
-towards the labels. How is said by the keys sampling.steering.
+is measured or --target=FILE that was; with --mask=FILE they are drawn anew where it is white. --operator=classifier
+steers towards the labels. The keys below sampling.steering say how.
 
 A run with objective.coupling restores images that it degrades first: --images=FOLDER, by default the held-out part.
 """

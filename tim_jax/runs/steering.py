@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config.objective import are_images
@@ -18,6 +19,7 @@ from tim_jax.config.run import Run
 from tim_jax.networks.classifier import of_parameters
 from tim_jax.runs import rewards
 from tim_jax.runs.encoders.module import in_tiles, open_module
+from tim_jax.runs.images import as_array
 from tim_jax.runs.restoration import check_path
 from tim_jax.transitions.operators import OPERATORS, Shape, feathered, parse
 from tim_jax.transitions.rewards import OF_SCORES, REWARDS
@@ -199,6 +201,46 @@ def open_aim(
             )
         mask = feathered(np.asarray(mask, np.float32), settings.feather)[None, :, :, None]
     return Aim(recipe, y, mask, modules=modules)
+
+
+# What `Tim.__call__` takes in `steer` besides the keys of `sampling.steering`.
+GIVEN = ("image", "target", "mask", "label")
+
+
+def steering_keys(steer: Mapping[str, Any]) -> dict[str, str]:
+    """{"sampling.steering.KEY": text} of what a program says. Raises ValueError for other keys."""
+    known = [field.name for field in dataclasses.fields(Steering)]
+    for name in steer:
+        if name not in (*known, *GIVEN):
+            raise ValueError(f"steer has {name!r}; it must have some of {', '.join([*known, *GIVEN])}")
+    keys = {name: value for name, value in steer.items() if name not in GIVEN}
+    if "mask" in steer:
+        keys = {"operator": "inpainting"} | keys
+    return {f"sampling.steering.{name}": str(value) for name, value in keys.items()}
+
+
+def size_of(steer: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of the images that are measured; None where there are none."""
+    image = steer.get("image")
+    if image is None:
+        return None
+    height, width = as_array(image, 1).shape[1:3]
+    return height, width
+
+
+def aim_of(run: Run, steer: Mapping[str, Any], shape: Shape) -> Aim:
+    """What a program asks for, of images (H, W, c); see `Tim.__call__`. Raises ValueError."""
+    if not run.sampling.steering.active:
+        raise ValueError("steer has no 'operator'; it must say what images are steered towards")
+    found: dict[str, Any] = {name: steer[name] for name in ("image", "target") if steer.get(name) is not None}
+    channels = 1 if run.sampling.steering.operator == "greyscale" else shape[-1]
+    arrays = {name: as_array(value, channels if name == "target" else shape[-1]) for name, value in found.items()}
+    mask = steer.get("mask")
+    if mask is not None:
+        mask = np.asarray(mask.convert("L"), np.float32) / 255 if isinstance(mask, Image.Image) else np.asarray(mask)
+        mask = 1 - mask.astype(np.float32)
+    label = None if steer.get("label") is None else np.atleast_1d(np.asarray(steer["label"], np.int32))
+    return open_aim(run, shape, arrays.get("image"), arrays.get("target"), mask, label)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

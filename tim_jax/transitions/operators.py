@@ -85,14 +85,12 @@ def gaussian_blur(x: jax.Array, std: float) -> jax.Array:
 
 
 def motion(length: float, angle: float) -> np.ndarray:
-    """The weights (2p + 1, 2p + 1) of a line through the middle, its points shared by the four nearest pixels."""
-    radius = math.ceil(length / 2)
-    kernel, along = np.zeros((2 * radius + 3,) * 2), np.linspace(-0.5, 0.5, 8 * math.ceil(length) + 1) * (length - 1)
-    rows, columns = (radius + 1 + f(math.radians(angle)) * along for f in (lambda a: -math.sin(a), math.cos))
-    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        row, column = np.floor(rows).astype(int) + i, np.floor(columns).astype(int) + j
-        np.add.at(kernel, (row, column), (1 - np.abs(rows - row)) * (1 - np.abs(columns - column)))
-    return kernel[1:-1, 1:-1] / kernel.sum()
+    """The weights (2p + 1, 2p + 1) of a line through the middle, each the part of its length in that pixel."""
+    radius, count = math.ceil(length / 2), 64 * math.ceil(length)
+    along, radians = ((np.arange(count) + 0.5) / count - 0.5) * length, math.radians(angle)
+    kernel, points = np.zeros((2 * radius + 1,) * 2), np.stack([-math.sin(radians) * along, math.cos(radians) * along])
+    np.add.at(kernel, tuple(np.floor(points + 0.5).astype(int) + radius), 1.0)
+    return kernel / count
 
 
 def motion_blur(x: jax.Array, length: float, angle: float) -> jax.Array:

@@ -35,7 +35,7 @@ def read_source(settings: SampleSettings, run: Run, requests: Sequence[Request])
     found = labels.read_labels(settings.source, names, run.config.model.num_classes, "--source")
     if len(found) not in (1, len(requests)):
         raise ValueError(f"--source has {len(found)}; it must have one, or one for each of {len(requests)} images")
-    return found * (len(requests) // len(found))
+    return [*found] * (len(requests) // len(found))
 
 
 def read_aim(

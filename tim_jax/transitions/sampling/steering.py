@@ -276,7 +276,7 @@ def consistent(residual: Residual, x: jax.Array, iterations: int = 1) -> jax.Arr
     for _ in range(iterations):
         r, pull = jax.vjp(residual, x)
 
-        def normal(u: jax.Array, x: jax.Array = x, pull: Callable = pull) -> jax.Array:
+        def normal(u: jax.Array, x: jax.Array = x, pull: Callable[[jax.Array], tuple[jax.Array]] = pull) -> jax.Array:
             product: jax.Array = jax.jvp(residual, (x,), pull(u))[1]
             return product
 
@@ -291,7 +291,7 @@ def conjugate_gradients(A: Callable[[jax.Array], jax.Array], b: jax.Array) -> ja
     def dot(u: jax.Array, v: jax.Array) -> jax.Array:
         return (u * v).reshape(len(u), -1).sum(axis=1).reshape(-1, *[1] * (u.ndim - 1))
 
-    enough = (4 * jnp.finfo(b.dtype).eps) ** 2 * dot(b, b)
+    enough = (4 * float(np.finfo(b.dtype).eps)) ** 2 * dot(b, b)
 
     def iterate(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         u, r, p, rr = carry
