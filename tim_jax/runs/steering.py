@@ -181,6 +181,8 @@ def open_aim(
         raise ValueError(f"{where}; it must {wrong}")
     if operator.masked and mask is None:
         raise ValueError(f"{where}; it must be another one where there is no mask, --mask=FILE")
+    if settings.feather and mask is None:
+        raise ValueError(f"sampling.steering.feather is {settings.feather}; it must be 0 where there is no mask")
     if (images is None) == (target is None):
         raise ValueError(f"{where}; it must be '' unless images that are measured, or what was measured, are given")
     if images is not None:
