@@ -25,6 +25,15 @@ CASES = {
     ("euler", Steering("inpainting", "dps")): ((1.00, 0.15), (0.50, 0.09), (0.04, 0.05), (0.39, 0.03)),
     ("flow_map", Steering("inpainting", "dps")): ((0.77, 0.13), (0.32, 0.01), (0.05, 0.02), (0.40, 0.03)),
     ("flow_map", Steering("inpainting", "dps", 0.3)): ((0.93, 0.63), (0.74, 0.22), (0.32, 0.02), (0.09, 0.02)),
+    ("flow_map", Steering("inpainting", "dps", estimate="end")): (
+        (0.77, 0.13), (0.24, 0.01), (0.05, 0.00), (0.01, 0.00),
+    ),
+    ("flow_map", Steering("inpainting", "dps", estimate="end", iterations=4)): (
+        (0.61, 0.05), (0.05, 0.00), (0.01, 0.00), (0.01, 0.00),
+    ),
+    ("flow_map", Steering("inpainting", "flowchef", estimate="end")): (
+        (0.50, 0.20), (0.33, 0.03), (0.28, 0.03), (0.27, 0.02),
+    ),
     ("euler", Steering("inpainting", "resample")): ((0.50, 0.15), (0.40, 0.08), (0.31, 0.07), (0.26, 0.06)),
     ("flow_map", Steering("inpainting", "resample")): ((0.50, 0.20), (0.40, 0.02), (0.30, 0.05), (0.26, 0.06)),
 }  # fmt: skip
@@ -40,9 +49,9 @@ def test_the_posterior_agrees_with_the_measurement():
 def test_mean_and_covariance(sampler, steering):
     found = steered(TRANSPORTS["ot_fm"](), Sampling(sampler=sampler, steering=steering), STEPS, COUNT)
     figures = {steps: errors(samples) for steps, samples in found.items()}
-    name = f"{sampler} {steering.method} s={steering.scale:g} iterations={steering.iterations}"
+    name = f"{sampler} {steering.method} s={steering.scale:g} iterations={steering.iterations} {steering.estimate}"
     print(
-        f"\n{name:46}", *(f"{mean:.2f} {spread:.2f} ({off:.2f})" for mean, spread, off in figures.values()), sep=" | "
+        f"\n{name:54}", *(f"{mean:.2f} {spread:.2f} ({off:.2f})" for mean, spread, off in figures.values()), sep=" | "
     )
     for (mean, spread, off), (of_mean, of_spread) in zip(figures.values(), CASES[sampler, steering], strict=True):
         assert mean == pytest.approx(of_mean, abs=0.03) and spread == pytest.approx(of_spread, abs=0.03)

@@ -22,7 +22,7 @@ from tim_jax.runs.labels import repeated
 from tim_jax.runs.program import Way, program, way_of
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.restoration import Truths, open_truths
-from tim_jax.runs.steering import Aim, Given, open_reward
+from tim_jax.runs.steering import Aim, Given, open_own
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
@@ -108,7 +108,8 @@ class Generator:
         texts: turns prompts into the network's condition; None for a run conditioned on labels.
         decode: turns examples into images.
         truths: what a coupled run restores: image i of every seed is that of truth i, in turn; else None.
-        aim: what samples are steered towards, where `sampling.steering` has an operator; a reward needs none.
+        aim: what samples are steered towards, where `sampling.steering` has an operator; by default a reward of their
+            own labels, or what is measured of held-out images.
 
     Raises ValueError, in one line, for an operator without an aim.
     """
@@ -130,7 +131,7 @@ class Generator:
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
         self.texts, self.decode, self.truths = texts, decode, truths
-        self.aim = aim or open_reward(run)
+        self.aim = aim or open_own(run)
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
         self._sample = jax.jit(self._batch, static_argnums=12, out_shardings=whole)
@@ -145,7 +146,7 @@ class Generator:
         same = sampling.refiner == self.run.sampling.refiner
         other.run = dataclasses.replace(self.run, sampling=sampling, refiner=self.run.refiner if same else None)
         other.run = with_refiner(other.run)
-        other.aim = aim or open_reward(other.run)
+        other.aim = aim or open_own(other.run)
         return other
 
     @property
@@ -411,7 +412,8 @@ class Generator:
 def open_generator(run: Run, batch_size: int) -> Generator:
     """A Generator with the text encoder and the autoencoder that the run needs for images. Raises ValueError."""
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
-    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels(), open_truths(run))
+    truths = open_truths(run) if restoration.coupling_of(run).active else None
+    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels(), truths)
 
 
 def alpha_sigma(run: Run, time: float) -> tuple[float, float]:

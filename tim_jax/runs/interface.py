@@ -142,6 +142,11 @@ class Tim:
             ValueError: one line, if images cannot be made: latents without `codecs.autoencoder`, prompts without
                 `codecs.text_encoder`.
         """
+        if run.sampling.steering.active:
+            raise ValueError(
+                f"sampling.steering.operator is {run.sampling.steering.operator!r}; it must be '', and an argument "
+                "of a call: tim(…, steer={'operator': …})"
+            )
         decoder = open_decoder(run)
         if decoder is None:
             raise ValueError(

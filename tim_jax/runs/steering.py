@@ -20,8 +20,8 @@ from tim_jax.networks.classifier import of_parameters
 from tim_jax.runs import rewards
 from tim_jax.runs.encoders.module import in_tiles, open_module
 from tim_jax.runs.images import as_array
-from tim_jax.runs.restoration import check_path
-from tim_jax.transitions.operators import OPERATORS, Shape, feathered, parse
+from tim_jax.runs.restoration import check_path, measured, open_truths
+from tim_jax.transitions.operators import OPERATORS, Shape, feathered, parse, picture
 from tim_jax.transitions.rewards import OF_SCORES, REWARDS
 from tim_jax.transitions.sampling.steering import Steer, Steering, of_residual
 from tim_jax.types import ClassScores, PyTree
@@ -80,14 +80,14 @@ class Aim:
 
     Attributes:
         recipe: how.
-        y: what was measured of each image, (n, …); None for rewards. Image i of a seed has number i, in turn.
+        y: numbers (n,) of images → what was measured of each, (n, …); None for rewards.
         mask: (1, H, W, 1), 1 where the measurement is known; None where it is everywhere.
         label: (n,) whom a reward asks for; None for the images' own.
         modules: what is needed besides, on the run's mesh.
     """
 
     recipe: Recipe
-    y: np.ndarray | None = None
+    y: Callable[[np.ndarray], np.ndarray] | None = None
     mask: np.ndarray | None = None
     label: np.ndarray | None = None
     modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,46 +95,58 @@ class Aim:
     def given(self, numbers: np.ndarray, put: Callable[[np.ndarray], jax.Array]) -> dict[str, Any]:
         """What a program gets for images with these numbers (B,); put: places (B, …) on the mesh."""
         found = dict(self.modules)
-        for name in ("y", "label"):
-            values = getattr(self, name)
-            if values is not None:
-                found[name] = put(values[np.asarray(numbers, np.int64) % len(values)])
+        if self.y is not None:
+            found["y"] = put(self.y(numbers))
+        if self.label is not None:
+            found["label"] = put(in_turn(self.label)(numbers))
         return found if self.mask is None else found | {"mask": self.mask}
 
-    def shown(self, count: int, size: tuple[int, int]) -> np.ndarray | None:
-        """The measurements of images 0 … count − 1 as pictures (count, *size, c); None where they are none."""
-        if self.y is None or self.y.ndim != 4:
+    def shown(self, images: np.ndarray) -> np.ndarray | None:
+        """The measurements of images 0 … n − 1, as pictures like them (n, H, W, c); None where they are none."""
+        if self.y is None:
             return None
-        y = self.y[np.arange(count) % len(self.y)]
-        y = y.repeat(size[0] // y.shape[1], axis=1).repeat(size[1] // y.shape[2], axis=2)
-        return y if self.mask is None else self.mask * y - (1 - self.mask)
+        found = picture(self.y(np.arange(len(images))), images.shape[1:3], images.shape[-1])
+        return found if found is None or self.mask is None else self.mask * found
 
     def off(self, images: np.ndarray) -> np.ndarray | None:
         """By how much images 0 … n − 1 miss what was measured, (n,), root mean squares; None for rewards."""
         if self.y is None:
             return None
         name, numbers = parse(self.recipe.settings.operator)
-        y = self.y[np.arange(len(images)) % len(self.y)]
-        square = np.square(np.asarray(OPERATORS[name].measure(jnp.asarray(images), *numbers)) - y)
+        square = np.square(OPERATORS[name].measure(jnp.asarray(images), *numbers) - self.y(np.arange(len(images))))
         weight = np.broadcast_to(1.0 if self.mask is None else self.mask, square.shape)
         axes = tuple(range(1, square.ndim))
         return np.sqrt((weight * square).sum(axes) / np.maximum(weight.sum(axes), 1e-12))
 
 
-def open_reward(run: Run) -> Aim | None:
-    """What a run is steered towards by its configuration alone: a reward of the images' own labels, or nothing.
+def in_turn(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Numbers of images → the values (n, …) that are theirs, in turn."""
+    return lambda numbers: values[np.asarray(numbers, np.int64) % len(values)]
+
+
+def open_own(run: Run) -> Aim | None:
+    """What a run is steered towards by its configuration alone; None where by nothing.
+
+    That is a reward of the images' own labels, or what the operator measures of the run's held-out images, which are
+    restored in turn (`restoration.open_truths`).
 
     Raises:
         ValueError: one line, for an operator that needs to be told what was measured.
     """
-    if not run.sampling.steering.active:
+    steering = run.sampling.steering
+    if not steering.active:
         return None
-    if not run.sampling.steering.is_reward:
+    if steering.is_reward:
+        return open_aim(run, run.image_shape)
+    if not are_images(run.config):
         raise ValueError(
-            f"{KEY} is {run.sampling.steering.operator!r}; it must be '' where nothing says what was measured, as "
-            "--from or --target of python -m tim_jax.sample does"
+            f"{KEY} is {steering.operator!r}; it must be '' for latents where nothing says what was measured, as "
+            "--from of python -m tim_jax.sample does"
         )
-    return open_aim(run, run.image_shape)
+    truths = open_truths(run)
+    assert truths is not None, "a run that is steered by a measurement"
+    first = open_aim(run, run.image_shape, truths(np.arange(1))[0])
+    return dataclasses.replace(first, y=lambda numbers: measured(run, truths(numbers)[0]))
 
 
 def open_aim(
@@ -202,7 +214,7 @@ def open_aim(
                 f"{_sides(wanted.shape[1:])}"
             )
         mask = feathered(np.asarray(mask, np.float32), settings.feather)[None, :, :, None]
-    return Aim(recipe, y, mask, modules=modules)
+    return Aim(recipe, in_turn(y), mask, modules=modules)
 
 
 # What `Tim.__call__` takes in `steer` besides the keys of `sampling.steering`.

@@ -71,6 +71,17 @@ def filtered(x: jax.Array, kernel: np.ndarray) -> jax.Array:
     )
 
 
+def without_box(x: jax.Array, side: float) -> jax.Array:
+    """The image with zeros in a rectangle in its middle, whose sides are that share of the image's."""
+    h, w = x.shape[1:3]
+    rows, columns = (np.abs(2 * np.arange(n) + 1 - n) < n * side for n in (h, w))
+    return x * jnp.asarray(~np.outer(rows, columns), x.dtype)[None, :, :, None]
+
+
+def _no_share(shape: Shape, side: float) -> str:
+    return "" if 0 < side < 1 else "have a share above 0 and below 1"
+
+
 def gaussian(std: float) -> np.ndarray:
     """The weights (2p + 1,) of a normal distribution at −p … p, p = ⌈3 std⌉, of sum 1."""
     radius = math.ceil(3 * std)
@@ -125,12 +136,21 @@ def colour_statistics(x: jax.Array) -> jax.Array:
 
 OPERATORS: dict[str, Operator] = {
     "inpainting": Operator(lambda x: x, masked=True),
+    "box_inpainting": Operator(without_box, (0.5,), refuses=_no_share),
     "super_resolution": Operator(pool, (4.0,), lambda shape, factor: factor, _no_factor),
     "gaussian_blur": Operator(gaussian_blur, (1.0,), refuses=_too_wide(lambda std: math.ceil(3 * std))),
     "motion_blur": Operator(motion_blur, (5.0, 0.0), refuses=_too_wide(lambda length, angle: math.ceil(length / 2))),
     "greyscale": Operator(greyscale, (), lambda shape: float(1 / np.linalg.norm(LUMA)), _no_colour),
     "colour_statistics": Operator(colour_statistics, (), lambda shape: math.sqrt(shape[0] * shape[1])),
 }
+
+
+def picture(y: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray | None:
+    """Returns measurements (n, …) as pictures (n, *size, channels) whose pixels repeat; None where they are none."""
+    if y.ndim != 4 or size[0] % y.shape[1] or size[1] % y.shape[2]:
+        return None
+    larger = y.repeat(size[0] // y.shape[1], axis=1).repeat(size[1] // y.shape[2], axis=2)
+    return np.broadcast_to(larger, (*larger.shape[:3], channels))
 
 
 def parse(text: str) -> tuple[str, tuple[float, ...]]:

@@ -15,7 +15,7 @@ from tim_jax.runs.generation import Generator
 from tim_jax.runs.outputs.requests import Request
 from tim_jax.runs.outputs.settings import SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
-from tim_jax.runs.steering import Aim, open_aim, open_reward
+from tim_jax.runs.steering import Aim, open_aim, open_own
 from tim_jax.system import paths
 
 SHOWN = 12  # images in their picture
@@ -72,7 +72,7 @@ def read_aim(
         if settings.mask is not None:
             raise ValueError(f"--mask is {settings.mask}; it must be left out with the reward {steering.operator!r}")
         if settings.target is None:
-            return open_reward(run)
+            return open_own(run)
         names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
         label = labels.read_labels(settings.target, names, run.config.model.num_classes, "--target")
         return open_aim(run, run.image_shape, label=np.array(label, np.int32))
@@ -119,10 +119,10 @@ def show(settings: SampleSettings, generator: Generator, writer: SampleWriter, i
         return []
     first = next(iter(found.values()))
     count = min(SHOWN, len(first))
-    measured = generator.aim.shown(count, first.shape[1:3])
+    measured = generator.aim.shown(first[:count])
     if measured is None:
         return []
-    rows: dict[str | int, np.ndarray] = {"measured": np.broadcast_to(measured, (count, *first.shape[1:]))}
+    rows: dict[str | int, np.ndarray] = {"measured": measured}
     rows |= {steps: samples[:count] for steps, samples in found.items()}
     if images is not None:
         rows["from"] = images[np.arange(count) % len(images)]

@@ -93,6 +93,11 @@ class Steering:
         return self.operator in OF_SCORES or self.operator in REWARDS
 
     @property
+    def measures(self) -> bool:
+        """Whether the loss is that of a measurement of images."""
+        return self.active and not self.is_reward
+
+    @property
     def through_network(self) -> bool:
         """Whether the gradient goes through the network."""
         return self.active and self.method == "dps"
