@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
         cases.append((Case(name, net, CASES[name].latent, batch), guidance))
     devices.announce(sys.stderr)
-    return [row for case in Bar(cases, unit="case") for row in measure_case(*case, steps, methods, args.repeats)]
+    return [
+        row for case in Bar(cases, unit="case") for row in measure_case(case[0], case[1], steps, methods, args.repeats)
+    ]
 
 
 def measure_case(
