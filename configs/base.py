@@ -519,6 +519,22 @@ def get_config():
     # of Euler's method in which the head of difference_transition_matching draws a prediction
     config.sampling.draw_steps = 16
     config.sampling.int8 = False  # products of the blocks' weights in int8, scaled by row and by output channel
+    # What samples are led to by a loss on their estimate, and how.
+    config.sampling.steering = ConfigDict()
+    # What is asked of samples: a name in OPERATORS, with numbers behind it, such as super_resolution:4; or a reward:
+    # classifier, similarity, or a name in REWARDS. "": nothing, which is so wherever nothing says what was measured.
+    config.sampling.steering.operator = ""
+    # gradient skipped: flowchef; through the network: dps; hard consistency: resample
+    config.sampling.steering.method = "flowchef"
+    config.sampling.steering.scale = 1.0  # s, the length of a step of the gradient
+    config.sampling.steering.loss = "squared"  # of the residual of an image: squared, or norm: as DPS has it
+    # of the image: x̂ of the prediction, or the end of one more jump to data: end
+    config.sampling.steering.estimate = "prediction"
+    config.sampling.steering.iterations = 1  # at each time; for resample, of Gauss and Newton's
+    config.sampling.steering.gamma = 40.0  # γ of resample: how soon the plan's own state is left for the renoised one
+    config.sampling.steering.feather = 0.0  # standard deviation in pixels by which the mask is blurred
+    # the file of the classifier that judges, as python -m tim_jax.classify writes it
+    config.sampling.steering.classifier = ""
 
     # How samples are measured, by python -m tim_jax.evaluate and while training.
     config.evaluation = ConfigDict()

@@ -4,7 +4,12 @@ Of a run conditioned on text: --prompt="…", or --prompts=FILE (.txt, .jsonl, .
 --per-prompt=N images of each and --layout=geneval, dpg or mjhq for the programs that score them.
 
 From images in place of noise: --from=FILE,… --labels=… with --start=TIME noises them to that time and samples down from
-there; without, they are brought to noise and back. --interpolate=N draws N images on the way between neighbours.
+there; without, they are brought to noise and back, with --strength=SHARE part of the way up, and up by the label or
+prompt --source=…, which edits them. --interpolate=N draws N images on the way between neighbours.
+
+Samples are steered towards a measurement of images by --operator=super_resolution:4 and others, with --from=IMAGE that
+is measured or --target=FILE that was; with --mask=FILE they are drawn anew where it is white. --operator=classifier
+steers towards the labels. The keys below sampling.steering say how.
 
 A run with objective.coupling restores images that it degrades first: --images=FOLDER, by default the held-out part.
 """
@@ -33,6 +38,14 @@ def parser() -> Parser:
     made.add_argument("--images", dest="restored", help="folder of images, or files, that a run with "
                       "objective.coupling restores; default: the held-out part")  # fmt: skip
     made.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
+    made.add_argument("--strength", type=float, help="how far up the sampler brings them, above 0 and at most 1, which "
+                      "is the default")  # fmt: skip
+    made.add_argument("--source", help="labels, or the prompt, by which it brings them up; default: those drawn")
+    made.add_argument("--operator", help="what samples are steered towards, such as super_resolution:4: a measurement "
+                      "of --from, or a reward")  # fmt: skip
+    made.add_argument("--mask", help="image file, white where the images of --from are drawn anew")
+    made.add_argument("--target", help="image files of what was measured, in place of --from; or the label that a "
+                      "reward asks for")  # fmt: skip
     made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
     made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
     return made

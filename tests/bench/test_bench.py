@@ -209,6 +209,32 @@ def test_sampler_and_bare_passes_evaluate_the_network_alike(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_what_a_steered_step_costs(monkeypatch, tmp_path):
+    """Operations over those of an unsteered one: through the network a backward pass as well, otherwise nearly none."""
+    tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=64, depth=2, encoder_depth=1), (8, 8, 1), 2)
+    params = jax.eval_shape(lambda: bench.make_state(tiny, bench.step_settings(tiny, "flow_matching"))).params
+    transport = TRANSPORTS["ot_fm"]()
+
+    def operations_of(method):
+        sampling = sample_bench.sampling_of(1.0, method)
+        times = sample_bench.time_grid(transport, 2, sampling)
+        plan = sample_bench.make_plan(transport, times, sampling)
+        return flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0, method))(params["online"], plan, 2))
+
+    plain = operations_of("none")
+    assert operations_of("flowchef") / plain < 1.05 and operations_of("resample") / plain < 1.3
+    assert 1.8 < operations_of("dps") / plain < 2.3  # the gradient in the state alone: as much again as the pass
+
+    monkeypatch.setitem(bench.CASES, "tiny", tiny)
+    file = tmp_path / "sample.json"
+    options = ["--networks=tiny", "--steps=2", "--guidance=1", "--batch=2", "--repeats=2", "--steering=flowchef,dps"]
+    command.main(["sample", *options, f"--json={file}"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["steering"], row["evaluations"]) for row in rows] == [("flowchef", 2), ("dps", 2)]
+    assert all(row["over_unsteered"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, monkeypatch):
     tiny = bench.Case("tiny", bench.CASES["small"].network.clone(width=16, depth=1, encoder_depth=1), (4, 4, 1), 4)
     monkeypatch.setitem(compile_bench.NETWORKS, "tiny", tiny)

@@ -29,6 +29,7 @@ FORM = re.compile(rf"({KEY}(?:, {KEY})*) (?:is|are) (.+?); (?:it|they|each of th
 TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "4"}
 ENCODE = {"data.encode": "True"}
 SIT = {"model.network": "sit", "model.bottleneck": "0"}
+STEERED = {"sampling.steering.operator": "super_resolution:2"}
 NO_NULL = {"data.condition_dropout": "0.0"}
 BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
 
@@ -199,6 +200,23 @@ BUILD = [
     ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
     ({"sampling.guidance_channels": "-1"}, "sampling.guidance_channels"),
     ({"sampling.guidance_channels": "2"}, "sampling.guidance_channels"),
+    ({**STEERED, "sampling.steering.operator": "cartoon"}, "sampling.steering.operator"),
+    ({**STEERED, "sampling.steering.operator": "super_resolution:two"}, "sampling.steering.operator"),
+    ({**STEERED, "sampling.steering.operator": "greyscale:3"}, "sampling.steering.operator"),
+    ({**STEERED, "objective.name": "difference_transition_matching"}, "sampling.steering.operator"),
+    ({**STEERED, "sampling.steering.method": "magic"}, "sampling.steering.method"),
+    ({**STEERED, "sampling.steering.loss": "cubic"}, "sampling.steering.loss"),
+    ({**STEERED, "sampling.steering.estimate": "middle"}, "sampling.steering.estimate"),
+    ({**STEERED, "sampling.steering.iterations": "0"}, "sampling.steering.iterations"),
+    ({**STEERED, "sampling.steering.scale": "-1.0"}, "sampling.steering.scale"),
+    (
+        {"sampling.steering.operator": "brightness", "sampling.steering.method": "resample"},
+        "sampling.steering.method",
+    ),
+    ({**STEERED, "sampling.sampler": "leapfrog"}, "sampling.sampler"),
+    ({**STEERED, "sampling.parallel": "4"}, "sampling.parallel"),
+    ({**STEERED, "sampling.plan": "learned"}, "sampling.plan"),
+    ({**STEERED, "sampling.steering.method": "dps", "sampling.int8": "True"}, "sampling.int8"),
     (
         {"sampling.guidance": "2.0", "sampling.guidance_low": "0.9", "sampling.guidance_high": "0.5"},
         "sampling.guidance_low, sampling.guidance_high",
@@ -233,6 +251,13 @@ BUILD = [
     ({"teacher.guidance": "2.0"}, "teacher.guidance"),
     ({"start.ema": "online"}, "start.ema"),
     ({"sampling.shift": "2.0"}, "sampling.shift"),
+    ({"sampling.steering.scale": "2.0"}, "sampling.steering.scale"),
+    ({**STEERED, "sampling.steering.gamma": "2.0"}, "sampling.steering.gamma"),
+    (
+        {**STEERED, "sampling.steering.method": "resample", "sampling.steering.scale": "2.0"},
+        "sampling.steering.scale",
+    ),
+    ({**STEERED, "sampling.steering.classifier": "x"}, "sampling.steering.classifier"),
     ({"sampling.noise_scale": "sde"}, "sampling.noise_scale"),
     ({"sampling.unipc_variant": "bh1"}, "sampling.unipc_variant"),
     ({"sampling.pattern": "H1P", "sampling.sampler": "heun"}, "sampling.pattern"),

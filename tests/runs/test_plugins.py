@@ -262,7 +262,7 @@ def test_every_table_is_known():
     assert set(plugins.TABLES) == {
         "OBJECTIVES", "TRANSPORTS", "CONSISTENCIES", "COUPLINGS", "DISTRIBUTIONS", "KERNELS", "SCALES", "SAMPLERS",
         "STOCHASTIC", "GRIDS", "NOISE_SCALES", "DIFFUSIONS", "SOURCES", "METRICS", "FEATURES", "NETWORKS",
-        "PERCEPTUAL", "REWARDS",
+        "PERCEPTUAL", "REWARDS", "OPERATORS",
     }  # fmt: skip
     assert keys.flatten(plugins.base_config()).keys() - {"ema.slow"} == set(plugins.OWN_KEYS) - {"ema.slow"}
 

@@ -3,12 +3,15 @@
 The sampler runs as in `python -m tim_jax.sample`: noise from keys, one program for all step counts, and a plan of the
 steps that is made once for all batches. The bare passes are as many calls of a program that holds nothing but the
 network, each applied to the output of the one before.
+
+A steered sampler measures means over squares of 2 × 2 values (`super_resolution:2`); the unsteered one, "none", is
+timed in turn with it.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,33 +22,48 @@ from tim_jax.bench.step import CASES, Case, check_names, make_state, read_number
 from tim_jax.system import devices, timing
 from tim_jax.system.progress import Bar
 from tim_jax.transitions import TRANSPORTS
+from tim_jax.transitions.operators import OPERATORS
 from tim_jax.transitions.sampling.noise import image_keys, start_noise
 from tim_jax.transitions.sampling.planning import evaluations, make_plan, padded, time_grid
 from tim_jax.transitions.sampling.sampler import sample
 from tim_jax.transitions.sampling.settings import Sampling
+from tim_jax.transitions.sampling.steering import METHODS, Steering, of_residual
 from tim_jax.types import DTYPES, Query
 
 COLUMNS = (
     ("network", "{network}"),
     ("batch", "{batch}"),
     ("guidance", "{guidance:g}"),
+    ("steering", "{steering}"),
     ("steps", "{steps}"),
     ("evaluations", "{evaluations}"),
     ("seconds per image", "{seconds_per_image:.4g} ± {spread:.2g}"),
     ("bare passes", "{bare_seconds_per_image:.4g} ± {bare_spread:.2g}"),
     ("overhead", "{overhead:.1%}"),
+    ("over unsteered", "{over_unsteered:.2f}"),
 )
+UNSTEERED = "none"
 
 
-def sampler(case: Case, guidance: float) -> Callable[[Any, Any, int], jax.Array]:
+def sampling_of(guidance: float, method: str = UNSTEERED) -> Sampling:
+    """Returns the settings of a sampler, steered by a method or not."""
+    operator = "" if method == UNSTEERED else "super_resolution:2"
+    return Sampling(guidance=guidance, steering=Steering(operator, method) if operator else Steering())
+
+
+def sampler(case: Case, guidance: float, method: str = UNSTEERED) -> Callable[[Any, Any, int], jax.Array]:
     """Returns a function from (params, plan, steps) to a batch of images, one program for all step counts."""
     condition, null = conditions(case)
+    steering, measure = sampling_of(guidance, method).steering, OPERATORS["super_resolution"].measure
+    steer = of_residual(steering, lambda x: 2 * measure(x, 2)) if steering.active else None
 
     @jax.jit
     def draw(params, plan, steps):
         keys = image_keys(0, jnp.arange(case.batch, dtype=jnp.uint32))
         net = lambda queries: case.network.apply({"params": params}, queries)  # noqa: E731
-        return sample(net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, count=steps)
+        return sample(
+            net, plan, start_noise(keys, case.latent), condition, null, keys, guidance, count=steps, steer=steer
+        )
 
     return draw
 
@@ -84,6 +102,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures a row for each network, batch, guidance and number of steps. Raises ValueError for wrong arguments."""
     for name, known in (("networks", CASES), ("dtype", DTYPES)):
         check_names(name, getattr(args, name), known)
+    check_names("steering", args.steering, [UNSTEERED, *METHODS])
     for name in ("depth", "repeats"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -93,39 +112,53 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     except ValueError:
         raise ValueError(f"--guidance is {args.guidance!r}; it must be numbers with commas between") from None
     steps, batches = (read_numbers(name, getattr(args, name)) for name in ("steps", "batch"))
-    cases = []
+    cases, methods = [], args.steering.split(",")
     for name, batch, guidance in itertools.product(args.networks.split(","), batches, scales):
         net = CASES[name].network
         depth = args.depth or net.depth
         net = net.clone(depth=depth, encoder_depth=min(depth, net.encoder_depth), dtype=DTYPES[args.dtype])
         cases.append((Case(name, net, CASES[name].latent, batch), guidance))
     devices.announce(sys.stderr)
-    return [row for case in Bar(cases, unit="case") for row in measure_case(case[0], case[1], steps, args.repeats)]
+    return [
+        row for case in Bar(cases, unit="case") for row in measure_case(case[0], case[1], steps, methods, args.repeats)
+    ]
 
 
-def measure_case(case: Case, guidance: float, steps: list[int], repeats: int) -> list[dict[str, Any]]:
-    """Measures a row per number of steps; sampler and bare passes are timed in turn."""
-    transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=guidance)
+def measure_case(
+    case: Case, guidance: float, steps: list[int], methods: Sequence[str], repeats: int
+) -> list[dict[str, Any]]:
+    """Measures a row per number of steps and method of steering; all samplers and bare passes are timed in turn."""
+    transport = TRANSPORTS["ot_fm"]()
     settings = step_settings(case, "flow_matching")
     params = jax.jit(lambda: make_state(case, settings).params["online"])()
-    draw, passes = sampler(case, guidance), bare_passes(case, guidance)
+    draws = {method: sampler(case, guidance, method) for method in dict.fromkeys([UNSTEERED, *methods])}
+    passes = bare_passes(case, guidance)
 
-    def row(count):
+    def call(method, count):
+        sampling = sampling_of(guidance, method)
         plan = padded(make_plan(transport, time_grid(transport, count, sampling), sampling))
-        calls = {"sampler": lambda: draw(params, plan, np.int32(count)), "bare": lambda: passes(params, count)}
+        return lambda: draws[method](params, plan, np.int32(count))
+
+    def rows(count):
+        calls = {method: call(method, count) for method in draws} | {"bare": lambda: passes(params, count)}
         timings = timing.interleaved(calls, repeats)
-        whole, bare = timings["sampler"], timings["bare"]
+        return [row(count, method, timings) for method in methods]
+
+    def row(count, method, timings):
+        whole, bare = timings[method], timings["bare"]
         return {
             "network": case.name,
             "batch": case.batch,
             "guidance": guidance,
+            "steering": method,
             "steps": count,
-            "evaluations": evaluations(transport, count, sampling),
+            "evaluations": evaluations(transport, count, sampling_of(guidance, method)),
             "seconds_per_image": whole.seconds / case.batch,
             "spread": whole.spread / case.batch,
             "bare_seconds_per_image": bare.seconds / case.batch,
             "bare_spread": bare.spread / case.batch,
             "overhead": whole.seconds / bare.seconds - 1,
+            "over_unsteered": whole.seconds / timings[UNSTEERED].seconds,
         }
 
-    return [row(count) for count in steps]
+    return [row for count in steps for row in rows(count)]

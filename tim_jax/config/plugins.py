@@ -21,6 +21,7 @@ from tim_jax.evaluation import FEATURES, METRICS
 from tim_jax.networks import NETWORKS
 from tim_jax.system import files, paths
 from tim_jax.transitions import CONSISTENCIES, COUPLINGS, DISTRIBUTIONS, GRIDS, OBJECTIVES, SAMPLERS, TRANSPORTS
+from tim_jax.transitions.operators import OPERATORS
 from tim_jax.transitions.perceptual import PERCEPTUAL
 from tim_jax.transitions.rewards import REWARDS
 from tim_jax.transitions.sampling.diffusion import DIFFUSIONS
@@ -33,7 +34,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "DISTRIBUTIONS": DISTRIBUTIONS, "KERNELS": KERNELS, "SCALES": SCALES, "SAMPLERS": SAMPLERS,
     "STOCHASTIC": STOCHASTIC, "GRIDS": GRIDS, "NOISE_SCALES": NOISE_SCALES, "DIFFUSIONS": DIFFUSIONS,
     "SOURCES": SOURCES, "METRICS": METRICS, "FEATURES": FEATURES, "NETWORKS": NETWORKS, "PERCEPTUAL": PERCEPTUAL,
-    "REWARDS": REWARDS,
+    "REWARDS": REWARDS, "OPERATORS": OPERATORS,
 }  # fmt: skip
 MARK = "#sha256="
 

@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,15 @@ from tim_jax.networks.int8 import with_int8
 from tim_jax.runs import restoration
 from tim_jax.runs.encoders import Decoder, Pixels, TextEncoder, open_decoder, open_text_encoder
 from tim_jax.runs.labels import repeated
+from tim_jax.runs.program import Way, program, way_of
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.restoration import Truths, open_truths
+from tim_jax.runs.steering import Aim, Given, open_own
 from tim_jax.system import files
 from tim_jax.system.progress import Activity
 from tim_jax.training import checkpoints, sharding, warm_start
 from tim_jax.training.nets import up_to_longest
 from tim_jax.training.sharding import on_mesh
-from tim_jax.transitions.derivative import Net
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.sampling.noise import image_keys, noise_of_seed, start_noise
 from tim_jax.transitions.sampling.parallel import sample_parallel
@@ -122,6 +123,10 @@ class Generator:
         texts: turns prompts into the network's condition; None for a run conditioned on labels.
         decode: turns examples into images.
         truths: what a coupled run restores: image i of every seed is that of truth i, in turn; else None.
+        aim: what samples are steered towards, where `sampling.steering` has an operator; by default a reward of their
+            own labels, or what is measured of held-out images.
+
+    Raises ValueError, in one line, for an operator without an aim.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class Generator:
         texts: TextEncoder | None = None,
         decode: Pixels | Decoder = Pixels(),
         truths: Truths | None = None,
+        aim: Aim | None = None,
     ):
         if cast(Objective, run.trainer.step.objective).prediction_input:
             raise ValueError(
@@ -140,20 +146,22 @@ class Generator:
         shards = sharding.batch_shards(run.mesh)
         self.run, self.batch_size = run, -(-batch_size // shards) * shards
         self.texts, self.decode, self.truths = texts, decode, truths
+        self.aim = aim or open_own(run)
         # Whole on every device, so that every process has all images.
         whole = sharding.replicated(run.mesh)
-        self._sample = jax.jit(self._batch, static_argnums=11, out_shardings=whole)
+        self._sample = jax.jit(self._batch, static_argnums=12, out_shardings=whole)
         self._noise = jax.jit(noise_of_seed, static_argnums=(2, 3), out_shardings=whole)
         self._compiled: set[tuple] = set()
         self.sweeps = 0  # of the latest batch: network calls one after another
         self.evaluations = np.zeros(0, int)  # (n,) of each image drawn since the latest call, guided ones twice
 
-    def sampled_by(self, sampling: Sampling) -> "Generator":
-        """A generator that samples otherwise, with the same programs and encoders."""
+    def sampled_by(self, sampling: Sampling, aim: Aim | None = None) -> "Generator":
+        """A generator that samples otherwise, with the same programs and encoders; aim: see above."""
         other = copy.copy(self)
         same = sampling.refiner == self.run.sampling.refiner
         other.run = dataclasses.replace(self.run, sampling=sampling, refiner=self.run.refiner if same else None)
         other.run = with_refiner(other.run)
+        other.aim = aim or open_own(other.run)
         return other
 
     @property
@@ -169,7 +177,7 @@ class Generator:
         """Whether the program that samples in so many steps, from noise and at the default size, has been compiled."""
         plan = make_plan(self.run.transport, self.times(steps), self.run.sampling)
         plan = plan if self.run.sampling.parallel else padded(plan)
-        return _program(plan, _way(self.run, plan, self.run.image_shape[:2])) in self._compiled
+        return program(plan, way_of(self.run, plan, self.run.image_shape[:2], aim=self.aim)) in self._compiled
 
     def load(self) -> None:
         """Reads text encoder and autoencoder now, which otherwise the first batch does. Raises ValueError."""
@@ -301,8 +309,9 @@ class Generator:
         count, guidance = np.int32(len(plan.t)), guidance_values(self.run.transport, self.run.sampling)
         plan = plan if trajectory or self.run.sampling.parallel else padded(plan)
         h, w = size or self.run.image_shape[:2]
-        way = _way(self.run, plan, (h, w), trajectory, pair)
-        program = _program(plan, way, "noise" if start is None else "pair" if from_pair else "states")
+        aim = self.aim if plan.steer else None  # on the way to noise nothing is steered
+        way = way_of(self.run, plan, (h, w), trajectory, pair, aim)
+        name = program(plan, way, "noise" if start is None else "pair" if from_pair else "states")
         refiner = self.run.refiner.params if self.run.sampling.refines and self.run.refiner else None
         conditions = np.asarray(conditions)
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
@@ -314,13 +323,14 @@ class Generator:
             if start is not None:
                 states = self._put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
             truth = self._put(self._truths(repeated(numbers[first:], self.batch_size))) if self.truths else None
-            known = program in self._compiled or jax.process_index() > 0
-            self._compiled.add(program)
+            given = aim.given(repeated(numbers[first:], self.batch_size), self._put) if aim else None
+            known = name in self._compiled or jax.process_index() > 0
+            self._compiled.add(name)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
             with on_mesh(self.run.mesh), Activity(what, disable=known):
                 found, sweeps, evaluations = self._sample(
                     weights, plan, count, np.uint32(seed), indices, condition, null, states, guidance, refiner, truth,
-                    way,
+                    given, way,
                 )  # fmt: skip
             examples, left, self.sweeps = np.asarray(found), len(conditions) - first, int(sweeps)
             self.evaluations = np.append(self.evaluations, np.asarray(evaluations)[:left])
@@ -354,7 +364,8 @@ class Generator:
         guidance: jax.Array,
         refiner: Any,
         truth: jax.Array | None,
-        way: "_Way",
+        given: Given | None,
+        way: Way,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The compiled program, which serves every sampling: see `batches`, and `sampler.sample` for `count`.
 
@@ -387,6 +398,7 @@ class Generator:
             each = jnp.full(len(x), count + plan.guided.sum())
             return states if way.trajectory else states[-1], sweeps, each
         refine = way.refine(refiner) if way.refine else None
+        steer = way.steer(given, condition) if way.steer and given is not None else None
         states, each = sample_and_count(
             net,
             plan,
@@ -402,6 +414,7 @@ class Generator:
             refine,
             noise,
             way.draw_steps,
+            steer,
         )
         return states, count, each
 
@@ -411,49 +424,11 @@ class Generator:
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
 
 
-class _Way(NamedTuple):
-    """What a program is compiled for, besides the shapes of its arguments.
-
-    Attributes:
-        size: (h, w) of the examples.
-        guided: whether guidance acts anywhere.
-        guidance_channels: on which it acts, the first so many; 0: all.
-        trajectory, pair: those of `Generator.batches`.
-        parallel, tolerance, int8: those of the settings.
-        refine: parameters → the refiner, or None where there is none.
-        draw_steps: of a prediction; 0 where predictions are not drawn.
-    """
-
-    size: tuple[int, int]
-    guided: bool
-    guidance_channels: int
-    trajectory: bool
-    pair: bool
-    parallel: int
-    tolerance: float
-    int8: bool
-    refine: Callable[[Any], Net] | None
-    draw_steps: int
-
-
-def _way(run: Run, plan: SamplingPlan, size: tuple[int, int], trajectory: bool = False, pair: bool = False) -> _Way:
-    """The way that a run's `sampling` goes along a plan."""
-    sampling, guided = run.sampling, bool(plan.guided.any())
-    refine = run.refiner.net if run.refiner and sampling.refines else None
-    draws = sampling.draw_steps if sampling.transition_head else 0
-    own = (sampling.parallel, sampling.tolerance, sampling.int8)
-    return _Way(size, guided, sampling.guidance_channels, trajectory, pair, *own, refine, draws)
-
-
-def _program(plan: SamplingPlan, way: _Way, start: str = "noise") -> tuple:
-    """What tells compiled programs of a generator from one another."""
-    return way, plan.a.shape, jax.tree.structure(plan), start
-
-
 def open_generator(run: Run, batch_size: int) -> Generator:
     """A Generator with the text encoder and the autoencoder that the run needs for images. Raises ValueError."""
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
-    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels(), open_truths(run))
+    truths = open_truths(run) if restoration.coupling_of(run).active else None
+    return Generator(with_refiner(run), batch_size, texts, open_decoder(run) or Pixels(), truths)
 
 
 def alpha_sigma(run: Run, time: float) -> tuple[float, float]:

@@ -55,3 +55,13 @@ class Images(list[Image.Image]):
         buffer = io.BytesIO()
         self.grid().save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def as_array(images: np.ndarray | Image.Image | Sequence[Image.Image], channels: int) -> np.ndarray:
+    """Pictures of one size as an array (n, H, W, channels) in [−1, 1]; arrays of several as they are."""
+    if isinstance(images, np.ndarray):
+        return images
+    mode = "L" if channels == 1 else "RGB"
+    given = [images] if isinstance(images, Image.Image) else images
+    pixels = [np.asarray(image.convert(mode), np.float32) for image in given]
+    return np.stack([one.reshape(*one.shape[:2], channels) for one in pixels]) / 127.5 - 1

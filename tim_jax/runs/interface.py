@@ -16,13 +16,14 @@ from tim_jax.config.keys import flatten
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs import conversion, exports, labels, workdir
-from tim_jax.runs.encoders import open_decoder, open_text_encoder
+from tim_jax.runs.encoders import Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, resampled
-from tim_jax.runs.images import Images
+from tim_jax.runs.images import Images, as_array
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.restoration import coupling_of, given_truths
+from tim_jax.runs.steering import aim_of, size_of, steering_keys
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import make_plan, time_grid
@@ -96,6 +97,7 @@ def arguments_of_python(*own: str) -> Iterator[None]:
         text = re.sub(r"^--", "", text)
         for name in own:
             text = re.sub(rf"^sampling\.{name} is ", f"{name} is ", text)
+        text = re.sub(r"^sampling\.steering\.([a-z]+) is (.*?); it must", r"steer={'\1': \2}; it must", text)
         text = re.sub(r"^([a-z_]+)\.([a-z_.]+) is (.*?); it must", r"\1={'\2': \3}; it must", text)
         raise ValueError(text) from None
 
@@ -140,6 +142,11 @@ class Tim:
             ValueError: one line, if images cannot be made: latents without `codecs.autoencoder`, prompts without
                 `codecs.text_encoder`.
         """
+        if run.sampling.steering.active:
+            raise ValueError(
+                f"sampling.steering.operator is {run.sampling.steering.operator!r}; it must be '', and an argument "
+                "of a call: tim(…, steer={'operator': …})"
+            )
         decoder = open_decoder(run)
         if decoder is None:
             raise ValueError(
@@ -162,6 +169,7 @@ class Tim:
         seed: int = 0,
         guidance: float | None = None,
         count: int = 1,
+        steer: Mapping[str, Any] | None = None,
     ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
@@ -174,6 +182,9 @@ class Tim:
                 of the call from noise i.
             guidance: the guidance scale, 1 for none; by default that of the configuration.
             count: images of each prompt or label.
+            steer: what they are steered towards: keys of `sampling.steering`, such as operator, method and scale, and
+                `image`, which is measured, or `target`, which was, a `mask` that is white where images are drawn anew,
+                or a `label` that a reward asks for. Image i is steered towards image i of several, in turn.
 
         Returns:
             `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
@@ -189,6 +200,8 @@ class Tim:
             raise ValueError(f"seed is {seed}; it must be below 2^32")
         run = self.run
         shape = run.image_shape[:2]
+        if steer is not None and size is None and (found := size_of(steer)):
+            size = found
         if size is not None:
             shape = read_size("size is", "x".join(map(str, size)), run, self._decoder.factor)
         if coupling_of(self.run).active:
@@ -203,7 +216,7 @@ class Tim:
             classes = run.config.model.num_classes
             chosen = [labels.label_of(one, self.classes, classes, "conditions has") for one in given]
             requests = label_requests([label for label in chosen for _ in range(count)], shape)
-        generator = self._generator(batch_size(run, requests), guidance)
+        generator = self._generator(batch_size(run, requests), guidance, steer, shape)
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)
         make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
@@ -240,10 +253,7 @@ class Tim:
         run, coupling = self.run, coupling_of(self.run)
         if not coupling.active:
             raise ValueError("objective={'coupling.task': 'none'}; it must be another one for images to be restored")
-        if not isinstance(images, np.ndarray):
-            mode = "L" if run.image_shape[-1] == 1 else "RGB"
-            pixels = [np.asarray(image.convert(mode), np.float32) for image in images]
-            images = np.stack([p.reshape(*p.shape[:2], run.image_shape[-1]) for p in pixels]) / 127.5 - 1
+        images = as_array(images, run.image_shape[-1])
         if images.ndim != 4 or images.shape[-1] != run.image_shape[-1]:
             raise ValueError(f"images has shape {images.shape}; it must be (n, H, W, {run.image_shape[-1]})")
         read_size("images has size", "x".join(map(str, images.shape[1:3])), run)
@@ -287,10 +297,23 @@ class Tim:
         rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.facts().items())
         return f"<table>{rows}</table>"
 
-    def _generator(self, count: int, guidance: float | None) -> Generator:
-        """A generator for so many images at a time; one for each power of two, so that calls share what is compiled."""
+    def _generator(
+        self,
+        count: int,
+        guidance: float | None,
+        steer: Mapping[str, Any] | None = None,
+        size: tuple[int, int] = (0, 0),
+    ) -> Generator:
+        """A generator for so many images at a time; one for each power of two, so that calls share what is compiled.
+
+        size: (h, w) of the examples, for `steer`.
+        """
         batch = min(1 << (count - 1).bit_length(), max(count, self.run.config.sampling.batch_size))
-        run = self.run if guidance is None else resampled(self.run, {"sampling.guidance": str(guidance)})
+        run, aim = self.run if guidance is None else resampled(self.run, {"sampling.guidance": str(guidance)}), None
+        if steer is not None:
+            run = resampled(run, steering_keys(steer))
+            channels = run.image_shape[-1] if isinstance(self._decoder, Pixels) else 3
+            aim = aim_of(run, steer, (size[0] * self._decoder.factor, size[1] * self._decoder.factor, channels))
         if batch not in self._generators:
             self._generators[batch] = Generator(self.run, batch, self._texts, self._decoder)
-        return self._generators[batch].sampled_by(run.sampling)
+        return self._generators[batch].sampled_by(run.sampling, aim)

@@ -32,18 +32,16 @@ def name_of(label: int, names: Sequence[str]) -> str:
     return names[label] if label < len(names) else str(label)
 
 
-def read_labels(text: str, names: Sequence[str], num_classes: int) -> list[int]:
-    """Reads the labels of `--labels`: names and numbers with commas between, a name with commas in quotes.
+def read_labels(text: str, names: Sequence[str], num_classes: int, flag: str = "--labels") -> list[int]:
+    """Reads the labels of a flag: names and numbers with commas between, a name with commas in quotes.
 
     Raises ValueError for what is neither.
     """
     try:
         parts = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error:
-        raise ValueError(
-            f"--labels is {text!r}; it must be one line of names or numbers, with commas between"
-        ) from None
-    return [label_of(part.strip(), names, num_classes, "--labels has") for part in parts]
+        raise ValueError(f"{flag} is {text!r}; it must be one line of names or numbers, with commas between") from None
+    return [label_of(part.strip(), names, num_classes, f"{flag} has") for part in parts]
 
 
 def read_names(path: str, num_classes: int) -> tuple[str, ...]:

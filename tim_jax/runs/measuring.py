@@ -63,7 +63,7 @@ class Measurement:
 
     @functools.cached_property
     def truths(self) -> Truths | None:
-        """What a coupled run restores, which samples are compared with one by one."""
+        """What a coupled or steered run restores, which samples are compared with one by one."""
         return open_truths(self.run)
 
     @functools.cached_property
@@ -209,6 +209,8 @@ def protocol_of(
     guided = sampling.guidance != 1
     if (truths := open_truths(run)) is not None:
         plan |= {"restores": f"{truths.count} images of {truths.part}"}
+    if sampling.steering.active:
+        plan |= {f"steering.{key}": value for key, value in dataclasses.asdict(sampling.steering).items()}
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
     others += ("draw_steps",) * sampling.transition_head
     ends = "excluded" if sampling.exclusive_ends and not sampling.guidance_input else "included"

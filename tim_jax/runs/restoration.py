@@ -16,6 +16,7 @@ from tim_jax.evaluation.restored import psnr
 from tim_jax.runs.input_pipeline import one_shape, open_held_out
 from tim_jax.transitions.coupling import OF_IMAGE, Coupling
 from tim_jax.transitions.objective import Objective
+from tim_jax.transitions.operators import OPERATORS, parse, picture
 from tim_jax.transitions.sampling.noise import image_keys
 
 NOTHING = "objective.coupling.task is not 'none'; it must be 'none' where nothing says which images are restored"
@@ -59,8 +60,11 @@ def check_path(run: Run) -> None:
 
 
 def open_truths(run: Run) -> Truths | None:
-    """The held-out images, or where nothing is held out those of training, with a warning; None of other runs."""
-    if not coupling_of(run).active:
+    """The held-out images, or where nothing is held out those of training, with a warning.
+
+    They are restored by a coupled run, and by one that is steered towards their measurements; None of other runs.
+    """
+    if not coupling_of(run).active and not run.sampling.steering.measures:
         return None
     found = open_held_out(run)
     if found is None:
@@ -95,8 +99,21 @@ def degraded(run: Run, keys: jax.Array, truth: jax.Array) -> jax.Array:
     return coupling_of(run).degrade(jax.vmap(lambda key: jax.random.fold_in(key, jnp.uint32(OF_IMAGE)))(keys), truth)
 
 
+def measured(run: Run, images: np.ndarray) -> np.ndarray:
+    """What the operator of `sampling.steering` measures of images (n, h, w, C)."""
+    name, numbers = parse(run.sampling.steering.operator)
+    return np.asarray(OPERATORS[name].measure(jnp.asarray(images), *numbers))
+
+
 def inputs(run: Run, truths: Truths, seed: int, numbers: np.ndarray) -> np.ndarray:
-    """The degraded images (n, h, w, C), zero where pixels are missing, that restorations of a seed start from."""
+    """The degraded images (n, h, w, C), zero where pixels are missing, that restorations of a seed start from.
+
+    Of a run that is steered they are the measurements, black where these are no images.
+    """
+    if not coupling_of(run).active:
+        x = truths(numbers)[0]
+        found = picture(measured(run, x), x.shape[1:3], x.shape[-1])
+        return -np.ones_like(x) if found is None else found
     keys = image_keys(jnp.uint32(seed), jnp.asarray(numbers, jnp.uint32))
     image = degraded(run, keys, jnp.asarray(truths(numbers)[0]))
     return np.asarray(coupling_of(run).mean(image))

@@ -80,7 +80,9 @@ def _one_by_one(
 
 def sampling_record(run: Run, training_step: int, seed: int) -> dict[str, Any]:
     """What all images of a command have in common, by the names that the configuration gives it."""
-    sampling = dict(run.config.sampling) | {"sampler": run.sampling.sampler}
+    sampling = run.config.sampling.to_dict() | {"sampler": run.sampling.sampler}
+    if not run.sampling.steering.active:
+        del sampling["steering"]
     if run.config.model.condition == "class" or run.network.use_text_mask:
         del sampling["batch_size"]  # no image depends on it
     return sampling | {"training_step": training_step, "seed": seed}

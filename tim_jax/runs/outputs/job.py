@@ -17,6 +17,7 @@ from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
 from tim_jax.runs.learned_plan import with_found
+from tim_jax.runs.outputs import steered
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.layouts import LAYOUTS
 from tim_jax.runs.outputs.prompts import read_prompts
@@ -52,6 +53,7 @@ class SampleJob:
         requests: what states are started from: one for each image of `--from`, or all that is asked for.
         images: (n, H, W, C) of `--from`, or None.
         decoder: turns examples into images; None where they are latents that nothing decodes.
+        source: the conditions by which images are brought to noise.
     """
 
     settings: SampleSettings
@@ -61,6 +63,7 @@ class SampleJob:
     requests: list[Request]
     images: np.ndarray | None
     decoder: Pixels | Decoder | None
+    source: Sequence[str | int] = ()
 
     def run(self) -> str:
         """Draws and writes all samples.
@@ -86,7 +89,7 @@ class SampleJob:
                     counts.append(generator.evaluations[-count:])
                     bar.update(count)
 
-                times = generator.times(steps, settings.start)
+                times = generator.times(steps, start_time(settings, generator.run))
                 start = self.start_states(times, examples)
                 if examples is not None and start is not None:
                     writer.arrays[f"start{steps}"] = start
@@ -100,6 +103,8 @@ class SampleJob:
         truths = generator.truths
         if truths:
             written.append(self.show_restored(truths, writer))
+        elif generator.aim:
+            written += steered.show(settings, generator, writer, self.images)
         lines = [
             f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
             f"training step {self.step}, in {writer.folder}:"
@@ -107,12 +112,14 @@ class SampleJob:
         if SAMPLERS[generator.run.sampling.sampler].skips:
             for steps, counts in counted.items():
                 lines.append(f"  {steps} steps: mean NFE {np.concatenate(counts).mean():.4g}")
-        if examples is not None and settings.start is None and not settings.interpolate:
+        if examples is not None and self.inverts and settings.source is None and not settings.interpolate:
             for steps in settings.steps:
                 off = np.sqrt(np.mean((writer.arrays[f"steps{steps}"] - examples) ** 2))
                 lines.append(f"  to noise and back in {steps} + {steps} steps: {off:.3g} off (RMS)")
         if truths:
             lines += self.ratios(truths, writer)
+        elif generator.aim:
+            lines += steered.misses(settings, generator, writer, self.images)
         return "\n".join(lines + [f"  {file}" for file in written])
 
     def show_restored(self, truths: Truths, writer: SampleWriter) -> str:
@@ -131,6 +138,11 @@ class SampleJob:
         real = truths(numbers)[0]
         return [f"  {name}: PSNR {psnr(pictures.as_written(one), real).mean():.4g} dB" for name, one in found.items()]
 
+    @property
+    def inverts(self) -> bool:
+        """Whether images are brought to noise by the sampler."""
+        return self.settings.inverts(steered=self.generator.aim is not None)
+
     def start_states(self, times: np.ndarray, examples: np.ndarray | None) -> np.ndarray | None:
         """The states (n, h, w, C) that sampling along `times` starts from; None for noise of the seed.
 
@@ -143,12 +155,13 @@ class SampleJob:
                 each two neighbours as it says.
         """
         settings, generator = self.settings, self.generator
+        if examples is not None and generator.aim:
+            examples = examples[np.arange(sum(request.count for request in self.requests)) % len(examples)]
         if settings.start is not None and examples is not None:
             return generator.add_noise(examples, settings.start, seed=settings.seed)
-        if examples is not None:
-            conditions = [request.condition for request in self.requests]
+        if examples is not None and self.inverts:
             states = generator.integrate(
-                self.weights, times[::-1], conditions, seed=settings.seed, start=examples,
+                self.weights, times[::-1], self.source, seed=settings.seed, start=examples,
                 pair=returns_exactly(settings, generator.run),
             )  # fmt: skip
         elif settings.interpolate:
@@ -167,8 +180,15 @@ def returns_exactly(settings: SampleSettings, run: Run) -> bool:
 
     States between two noises are on no way that it came; with `--interpolate` it starts from them anew.
     """
-    inverts = bool(settings.images) and settings.start is None and not settings.interpolate
+    inverts = settings.inverts(run.sampling.steering.active) and not settings.interpolate
     return inverts and SAMPLERS[run.sampling.sampler].reversible
+
+
+def start_time(settings: SampleSettings, run: Run) -> float | None:
+    """The time at which sampling starts; None for T_max."""
+    if settings.strength is None or settings.strength == 1:
+        return settings.start
+    return run.transport.T_min + settings.strength * (run.transport.T_max - run.transport.T_min)
 
 
 def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
@@ -184,6 +204,7 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     settings.check()
     if settings.guidance is not None:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
+    overrides = overrides | settings.steering
     folder = paths.run_folder(settings.workdir, "--workdir")
     run = build(workdir.load(folder, overrides))
     paths.check_folder(settings.folder, "--out")
@@ -193,16 +214,18 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     if settings.start is not None:
         check_path(run)
     requests, images = read_requests(settings, run, decoder, truths)
+    source = steered.read_source(settings, run, requests)
+    aim = steered.read_aim(settings, run, decoder, requests, images)
     check_layout(settings, run, requests, decoder is not None)
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
     if texts:
-        texts.check([str(request.condition) for request in requests])
+        texts.check([str(request.condition) for request in requests] + [str(one) for one in source])
     weights, step = load_weights(run, folder)
     run = with_found(run, folder, step)
     check_times(settings, run)
-    generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels(), truths)
+    generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels(), truths, aim)
     generator.load()
-    return SampleJob(settings, generator, weights, step, requests, images, decoder)
+    return SampleJob(settings, generator, weights, step, requests, images, decoder, source)
 
 
 def read_requests(
@@ -237,7 +260,8 @@ def read_requests(
     by_class = run.config.model.condition == "class"
     requests = _of_labels(settings, run, size) if by_class else _of_prompts(settings, run, size, factor)
     flag = "--labels" if by_class else "--prompts"
-    if settings.images or settings.interpolate:
+    measured_alone = run.sampling.steering.active and images is not None and len(images) == 1
+    if settings.interpolate or settings.images and not measured_alone:
         requests = one_image_each(requests, images, size, flag)
     if settings.interpolate and len(requests) < 2:
         raise ValueError(f"--interpolate is {settings.interpolate}; it needs two images, and {flag} has one")
@@ -352,11 +376,11 @@ def check_layout(settings: SampleSettings, run: Run, requests: Sequence[Request]
 
 def check_times(settings: SampleSettings, run: Run) -> None:
     """Raises ValueError for step counts, or a `--start`, that the run's transport and sampler cannot take."""
-    start = settings.start
-    if start is not None and not run.transport.T_min < start <= run.transport.T_max:
+    start = start_time(settings, run)
+    if settings.start is not None and start is not None and not run.transport.T_min < start <= run.transport.T_max:
         ends = f"above {run.transport.T_min:g} and at most {run.transport.T_max:g}"
         raise ValueError(f"--start is {start}; it must be {ends} for {run.transport.name}")
-    upwards = settings.images and start is None
+    upwards = settings.inverts(run.sampling.steering.active)
     for steps in settings.steps:
         if returns_exactly(settings, run):
             if steps < 2:

@@ -32,6 +32,11 @@ class SampleSettings:
         restored: what a coupled run restores: a folder or files of images, with commas between (`--images`); None for
             the held-out part of its data.
         start: the time that those are noised to; None to bring them to noise by the sampler.
+        strength: how far up the sampler brings them, a share of the time domain; None for all the way.
+        source: labels with commas between, or the prompt, by which it brings them there; None for those that are drawn.
+        operator: `sampling.steering.operator`; None for the configuration's, or inpainting where there is a mask.
+        mask: the file of a mask, white where images are drawn anew.
+        target: files of what was measured, in place of `images`; or the label that a reward asks for.
         interpolate: images on the way from each to the next.
         out: the folder to write to; None for one in the workdir.
     """
@@ -50,6 +55,11 @@ class SampleSettings:
     images: str | None = None
     restored: str | None = None
     start: float | None = None
+    strength: float | None = None
+    source: str | None = None
+    operator: str | None = None
+    mask: str | None = None
+    target: str | None = None
     interpolate: int | None = None
     out: str | None = None
 
@@ -59,6 +69,18 @@ class SampleSettings:
         if self.out is not None:
             return paths.given(self.out, "--out")
         return paths.run_folder(self.workdir, "--workdir") / "sampled"
+
+    @property
+    def steering(self) -> dict[str, str]:
+        """The keys of `sampling.steering` that flags stand for."""
+        operator = self.operator or ("inpainting" if self.mask is not None else None)
+        return {"sampling.steering.operator": operator} if operator else {}
+
+    def inverts(self, steered: bool) -> bool:
+        """Whether images are brought to noise by the sampler; steered: whether a measurement of them is asked for."""
+        if not self.images or self.start is not None:
+            return False
+        return not steered or self.strength is not None or self.source is not None
 
     def check(self) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run."""
@@ -72,8 +94,19 @@ class SampleSettings:
             raise ValueError(f"--guidance is {self.guidance}; it must be at least 0 and finite")
         if self.seed >= 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be below 2^32")
-        if self.start is not None and not self.images:
-            raise ValueError(f"--start is {self.start}; it needs images, --from=FILE")
+        for name in ("start", "strength", "source"):
+            if (value := getattr(self, name)) is not None and not self.images:
+                raise ValueError(f"--{name} is {value}; it needs images, --from=FILE")
+        for name in ("strength", "source"):
+            value = getattr(self, name)
+            if value is not None and self.start is not None:
+                raise ValueError(f"--{name} is {value} and --start is {self.start}; give one of them")
+            if value is not None and self.interpolate:
+                raise ValueError(f"--{name} is {value} and --interpolate is {self.interpolate}; give one of them")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"--strength is {self.strength}; it must be above 0 and at most 1")
+        if self.images and self.target:
+            raise ValueError(f"--target is {self.target}; it must be left out with --from, which is measured")
         if self.start is not None and self.interpolate:
             raise ValueError(f"--start is {self.start} and --interpolate is {self.interpolate}; give one of them")
         if self.images and not (self.labels or self.prompt or self.prompts):

@@ -43,8 +43,15 @@ def file_name(run: Run, step: int, requests: Sequence[Request], size: str, setti
         parts += ["-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40], hashlib.sha256(content).hexdigest()[:6]]
     parts += [f"step{step}", size, run.sampling.sampler, run.sampling.grid, f"seed{settings.seed}"]
     parts.append(f"guidance{run.sampling.guidance:g}")
-    if settings.images:
-        parts.append("inverted" if settings.start is None else f"start{settings.start:g}")
+    steering = run.sampling.steering
+    if settings.images and settings.start is not None:
+        parts.append(f"start{settings.start:g}")
+    elif settings.inverts(steering.active):
+        parts.append("inverted" if settings.strength is None else f"inverted{settings.strength:g}")
+        if settings.source is not None:
+            parts.append("from-" + "-".join(re.findall(r"[a-z0-9]+", settings.source.lower()))[:40])
+    if steering.active:
+        parts += [steering.operator.replace(":", "-"), steering.method]
     if settings.interpolate:
         parts.append(f"interpolate{settings.interpolate}")
     return "_".join(part for part in parts if part)
@@ -77,9 +84,11 @@ class SampleWriter:
     ):
         self.settings, self.requests, self.factor, self.names = settings, requests, factor, names
         self.layout = LAYOUTS[settings.layout]
+        self.steered = run.sampling.steering.active
         self.kind = "label" if run.config.model.condition == "class" else "prompt"
         self.record = sampling_record(run, step, settings.seed)
-        given = {"from": settings.images, "start": settings.start, "interpolate": settings.interpolate}
+        names_of_flags = ("start", "strength", "source", "mask", "target", "interpolate")
+        given = {"from": settings.images} | {name: getattr(settings, name) for name in names_of_flags}
         self.record |= {name: value for name, value in given.items() if value is not None}
         self.sizes = {request.size: self._pixels(request.size) for request in requests}
         size = "x".join(map(str, *self.sizes.values())) if len(self.sizes) == 1 else "sizes"
@@ -118,7 +127,7 @@ class SampleWriter:
         if jax.process_index() > 0:
             return
         request = self.requests[samples.place]
-        if self.kind == "label" or self.factor is None or self.settings.images:
+        if self.kind == "label" or self.factor is None or self.settings.images or self.steered:
             self._examples[steps][samples.place] = samples.examples
         if self.factor is None:
             return

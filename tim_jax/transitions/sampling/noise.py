@@ -8,6 +8,7 @@ from tim_jax.transitions.noise import draw_noise
 FIRST = 2**31 - 1  # tells fresh noise in the first state from the first state's own, 0, and from that of later states
 
 DRAWS = 2**30  # noise of drawn predictions is numbered from here on
+RENOISED = 2**29  # and that of states that are noised anew from here on
 
 
 def image_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:

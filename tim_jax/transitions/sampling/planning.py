@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from tim_jax.transitions.prediction import share
+from tim_jax.transitions.sampling import steering
 from tim_jax.transitions.sampling.grids import make_grid
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.plans import SamplingPlan, host_transport, on_host
@@ -112,8 +113,10 @@ def guidance_scale(scale: float | jax.Array, channels: int, x: jax.Array) -> flo
 
 def make_plan(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
     """Returns the plan of a sampling run, its times as the network sees them; see `plan_in_time`."""
-    plan, c_noise = plan_in_time(transport, times, sampling), host_transport(transport).c_noise
-    return plan._replace(t=c_noise(plan.t), s=c_noise(plan.s))
+    plan, host = plan_in_time(transport, times, sampling), host_transport(transport)
+    if sampling.steering.active and times[0] > times[-1]:  # on the way to noise nothing is steered
+        plan = plan._replace(steer=steering.weights(sampling.steering, host, np.asarray(times, np.float64)))
+    return plan._replace(t=host.c_noise(plan.t), s=host.c_noise(plan.s))
 
 
 def plan_in_time(transport: Transport, times: np.ndarray, sampling: Sampling) -> SamplingPlan:
@@ -180,7 +183,7 @@ def evaluations(transport: Transport, steps: int, sampling: Sampling) -> int:
     """
     plan = make_plan(transport, time_grid(transport, steps, sampling), sampling)
     made = np.ones(len(plan.t), bool) if plan.refined is None else plan.refined < 0
-    return int(made.sum() + (plan.guided & made).sum())
+    return int(made.sum() + (plan.guided & made).sum()) * sampling.steering.passes
 
 
 def steps_for(transport: Transport, max_evaluations: int, sampling: Sampling) -> int:

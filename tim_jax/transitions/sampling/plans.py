@@ -17,6 +17,7 @@ import numpy as np
 
 from tim_jax.transitions.jump import coefficient_A, coefficient_B, determinant
 from tim_jax.transitions.sampling.rules import Rule
+from tim_jax.transitions.sampling.steering import Weights
 from tim_jax.transitions.transports import Scalar, Transport
 
 HostScalar: TypeAlias = Callable[[np.ndarray], np.ndarray]  # a scalar function of float64 arrays, elementwise
@@ -33,6 +34,7 @@ class SamplingPlan(NamedTuple):
         rule: What of it depends on the image, if anything does.
         refined: (n,) how many predictions before the last one lies that a refiner makes each of, −1 where the network
             predicts; None where it always does.
+        steer: What a run that is steered knows of each evaluation; None of others.
     """
 
     t: np.ndarray
@@ -43,10 +45,11 @@ class SamplingPlan(NamedTuple):
     guided: np.ndarray
     rule: Rule | None = None
     refined: np.ndarray | None = None
+    steer: Weights | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns times, weights and where guidance acts, by name: all that every plan has."""
-        return {name: part for name, part in self._asdict().items() if name not in ("rule", "refined")}
+        return {name: part for name, part in self._asdict().items() if name not in ("rule", "refined", "steer")}
 
 
 def on_host(f: Scalar) -> HostScalar:

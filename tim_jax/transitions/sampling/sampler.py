@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from tim_jax.transitions.derivative import Net
-from tim_jax.transitions.sampling.noise import DRAWS, FIRST, fresh_noise
+from tim_jax.transitions.sampling.noise import DRAWS, FIRST, RENOISED, fresh_noise
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.rules import Arrays, Tally, predict_where_needed, tally
+from tim_jax.transitions.sampling.steering import METHODS, At, Steer
 from tim_jax.types import PyTree, Query
 
 Noise: TypeAlias = Callable[[jax.Array], jax.Array]  # standard normal noise ξ (B, …) → the noise of a path's end
@@ -63,6 +64,7 @@ def sample(
     refiner: Net | None = None,
     noise: Noise | None = None,
     draw_steps: int = 0,
+    steer: Steer | None = None,
 ) -> jax.Array:
     """Runs a plan from given states.
 
@@ -85,6 +87,7 @@ def sample(
         noise: Makes the noise of a coupled path's end of fresh normal noise (`coupling.py`); None: they are the same.
         draw_steps: For a network whose predictions are draws by a head, the steps of Euler's method that each takes,
             from fresh noise; 0 for all others. Draws are never guided.
+        steer: What steers the batch, along a plan that has `steer` for it; see `steering.py`.
 
     Returns:
         Samples (B, …); for a pair (B, 2, …), the last state and the one before; for a trajectory the states
@@ -105,6 +108,7 @@ def sample(
         refiner,
         noise,
         draw_steps,
+        steer,
     )[0]
 
 
@@ -123,6 +127,7 @@ def sample_and_count(
     refiner: Net | None = None,
     noise: Noise | None = None,
     draw_steps: int = 0,
+    steer: Steer | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a plan as `sample` does, and returns beside its samples the evaluations (B,) that each image took.
 
@@ -143,6 +148,7 @@ def sample_and_count(
         refiner,
         noise,
         draw_steps,
+        steer,
     )
     if counted is not None:
         return states, counted.evaluations
@@ -150,7 +156,7 @@ def sample_and_count(
     if plan.refined is not None:
         takes_place &= jnp.asarray(plan.refined) < 0
     each = jnp.where(takes_place, 1 + jnp.asarray(plan.guided, jnp.int32), 0).sum()
-    return states, jnp.full(len(x), each)
+    return states, jnp.full(len(x), each if steer is None else each * steer.settings.passes)
 
 
 def _run(
@@ -168,6 +174,7 @@ def _run(
     refiner: Net | None,
     noise: Noise | None,
     draw_steps: int,
+    steer: Steer | None,
 ) -> tuple[jax.Array, Tally | None]:
     """What `sample` returns, and what was counted where evaluations may be skipped."""
     predict, rule = predictor(net, condition, null_condition, guidance), plan.rule
@@ -203,27 +210,50 @@ def _run(
     guided_n = jnp.asarray(plan.guided)
     known_n = None if rule is None else jax.tree.map(lambda part: jnp.asarray(part, x.dtype), rule.known)
 
+    steer_n = jax.tree.map(lambda part: jnp.asarray(part, x.dtype), plan.steer)
+
     def evaluate(index: jax.Array, carry: _Carry) -> _Carry:
         states, predictions, counted = carry
         t, s, a, b, c, guided = (part[index] for part in (t_n, s_n, a_nk, b_nk, c_n[1:], guided_n))
-        known = jax.tree.map(lambda part: part[index], known_n)
-        if plan.refined is not None:
-            F = refined(jnp.asarray(plan.refined)[index], states[0], predictions, t, s, guided)
+        known, steered = jax.tree.map(lambda part: part[index], (known_n, steer_n))
+
+        def advance(x: jax.Array, F: jax.Array) -> jax.Array:
+            """The plan's next state, with x in place of the last one and F the last prediction."""
+            now, made = (x, *states[1:]), (F, *predictions[:-1])
+            of_states, of_predictions = a, b
+            if rule is not None and rule.correct is not None:
+                changes = rule.correct(known, now, made)
+                # (K, B, 1, …), the weights of each image.
+                of_states, of_predictions = (
+                    jnp.expand_dims(own[:, None] + new.T, range(2, x.ndim + 1)) for own, new in zip((a, b), changes)
+                )
+            terms = [
+                of_states[k] * state + of_predictions[k] * F for k, (state, F) in enumerate(zip(now, made, strict=True))
+            ]
+            return noised(sum(terms[1:], terms[0]), c, index + 1)
+
+        x, following = states[0], None
+        if steer is not None:
+            at = At(
+                steered,
+                x,
+                lambda x: predict(x, t, s, guided),
+                lambda x: predict(x, t, steered.end, guided),
+                advance,
+                lambda: fresh_noise(keys, RENOISED + index, x),
+            )
+            x, F, following = METHODS[steer.settings.method](steer, at)
+        elif plan.refined is not None:
+            F = refined(jnp.asarray(plan.refined)[index], x, predictions, t, s, guided)
         elif draw_steps:
-            F = drawn(index, states[0], t, s, guided)
+            F = drawn(index, x, t, s, guided)
         elif rule is None or rule.guess is None or counted is None:
-            F = predict(states[0], t, s, guided)
+            F = predict(x, t, s, guided)
         else:
-            network, cost = (lambda: predict(states[0], t, s, guided)), 1 + guided.astype(jnp.int32)
+            network, cost = (lambda: predict(x, t, s, guided)), 1 + guided.astype(jnp.int32)
             F, counted = predict_where_needed(rule.guess, known, states, predictions, counted, network, cost)
-        predictions = (F, *predictions[:-1])
-        if rule is not None and rule.correct is not None:
-            changes = rule.correct(known, states, predictions)
-            # (K, B, 1, …), the weights of each image.
-            a, b = (jnp.expand_dims(own[:, None] + new.T, range(2, x.ndim + 1)) for own, new in zip((a, b), changes))
-        pairs = zip(states, predictions, strict=True)
-        terms = [a[k] * state + b[k] * F for k, (state, F) in enumerate(pairs)]
-        return _Carry((noised(sum(terms[1:], terms[0]), c, index + 1), *states[:-1]), predictions, counted)
+        following = advance(x, F) if following is None else following
+        return _Carry((following, x, *states[1:])[: len(states)], (F, *predictions[:-1]), counted)
 
     length, memory = a_nk.shape
     nothing = jnp.zeros_like(x)

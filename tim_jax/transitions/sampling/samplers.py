@@ -34,6 +34,7 @@ class Sampler:
             and standard deviation; 0: the jumps of a flow map, which are as good as the network.
         per_image: Whether weights or evaluations depend on the image: neither taken in sweeps nor learned.
         skips: Whether evaluations are skipped that an image does without: their number is what there are at most.
+        steerable: Whether states may be moved on the way: a step sets out from the last state, by one evaluation.
         ends: Where steps have different numbers of evaluations: (keys, steps=) → after how many each of the times is
             reached, (steps + 1,).
         keys: The settings, attributes of `Sampling`, that it takes.
@@ -48,13 +49,15 @@ class Sampler:
     order: int = 0
     per_image: bool = False
     skips: bool = False
+    steerable: bool = False
     ends: Callable[..., np.ndarray] | None = None
     keys: tuple[str, ...] = ()
 
 
 def _multistep(plan: Callable[..., SamplingPlan], terms: int, order: int, keys: tuple[str, ...] = ()) -> Sampler:
     """A multistep sampler of so many terms, and the order that it reaches."""
-    return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, keys=keys)
+    data = plan is not unipc  # whose corrector takes the last step anew, from the state before it
+    return Sampler(functools.partial(plan, order=terms), diagonal=True, order=order, steerable=data, keys=keys)
 
 
 def _parallel(points: int) -> Sampler:
@@ -65,8 +68,8 @@ def _parallel(points: int) -> Sampler:
 
 _DIFFUSION = ("diffusion", "diffusion_scale", "last_step")
 SAMPLERS = {
-    "flow_map": Sampler(flow_map, invertible=True, single_step=True),
-    "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1),
+    "flow_map": Sampler(flow_map, invertible=True, single_step=True, steerable=True),
+    "euler": Sampler(euler, invertible=True, single_step=True, diagonal=True, order=1, steerable=True),
     "heun": Sampler(heun, evaluations=2, invertible=True, single_step=True, diagonal=True, order=2),
     "pseudo_corrector": Sampler(pseudo_corrector, diagonal=True, order=2),
     "flowturbo": Sampler(flowturbo, diagonal=True, order=2, ends=ends, keys=("pattern",)),
@@ -87,7 +90,7 @@ SAMPLERS = {
     "er_sde_3": _multistep(published.er_sde, 3, 1),
     "a_flops": Sampler(a_flops, diagonal=True, order=2, per_image=True),
     "sada": Sampler(sada, diagonal=True, order=1, per_image=True, skips=True),
-    "sde": Sampler(euler_maruyama, diagonal=True, order=1, keys=_DIFFUSION),
+    "sde": Sampler(euler_maruyama, diagonal=True, order=1, steerable=True, keys=_DIFFUSION),
     "sde_heun": Sampler(sde_heun, evaluations=2, diagonal=True, order=1, keys=_DIFFUSION),
-    "consistency": Sampler(consistency),
+    "consistency": Sampler(consistency, steerable=True),
 }

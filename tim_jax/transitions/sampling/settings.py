@@ -11,6 +11,7 @@ from tim_jax.transitions.sampling.grids import GRIDS
 from tim_jax.transitions.sampling.jumps import STOCHASTIC
 from tim_jax.transitions.sampling.plans import SamplingPlan
 from tim_jax.transitions.sampling.samplers import SAMPLERS
+from tim_jax.transitions.sampling.steering import Steering
 from tim_jax.transitions.sampling.unipc import VARIANTS
 
 
@@ -109,6 +110,8 @@ class Sampling:
     tolerance: float = 1e-3  # of parallel: by which a state may still change, relative to the first ones
     draw_steps: int = 16  # of Euler's method in which the head of difference_transition_matching draws a prediction
     int8: bool = False  # products of the blocks' weights in int8, scaled by row and by output channel
+    # What samples are led to by a loss on their estimate, and how.
+    steering: Steering = Steering()
     optimal_times: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     learned: LearnedPlans | None = None
     guidance_input: bool = False
@@ -201,5 +204,26 @@ class Sampling:
                         f"sampling.{name} is {getattr(self, name)!r}; it must be {only!r} for a network that draws its "
                         "predictions"
                     )
+        self.steering.check()
+        if self.steering.active:
+            self.check_steered()
         if self.guidance < 0:
             raise ValueError(f"sampling.guidance is {self.guidance}; it must be at least 0")
+
+    def check_steered(self) -> None:
+        """Raises ValueError, naming key and value, for settings whose states cannot be moved on the way."""
+        why = f"where sampling.steering.operator is {self.steering.operator!r}"
+        if not SAMPLERS[self.sampler].steerable:
+            able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.steerable)
+            raise ValueError(f"sampling.sampler is {self.sampler!r}; it must be one of {able} {why}")
+        for name, only in (("parallel", 0), ("plan", "sampler")):
+            if getattr(self, name) != only:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)!r}; it must be {only!r} {why}")
+        if self.transition_head:
+            raise ValueError(
+                f"sampling.steering.operator is {self.steering.operator!r}; it must be '' for a network that draws its "
+                "predictions"
+            )
+        if self.int8 and self.steering.through_network:
+            raise ValueError("sampling.int8 is True; it must be False with sampling.steering.method 'dps', which "
+                             "differentiates the network")  # fmt: skip
