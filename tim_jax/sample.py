@@ -6,6 +6,8 @@ Of a run conditioned on text: --prompt="…", or --prompts=FILE (.txt, .jsonl, .
 From images in place of noise: --from=FILE,… --labels=… with --start=TIME noises them to that time and samples down from
 there; without, they are brought to noise and back. --interpolate=N draws N images on the way between neighbours.
 
+--search=best_of:8 --reward=NAME looks for samples of a high reward, with eight times the evaluations.
+
 A run with objective.coupling restores images that it degrades first: --images=FOLDER, by default the held-out part.
 """
 
@@ -34,6 +36,11 @@ def parser() -> Parser:
                       "objective.coupling restores; default: the held-out part")  # fmt: skip
     made.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
     made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
+    made.add_argument("--search", help="best_of:N, starts:N or budget_forcing:N: N times the evaluations, for a reward")
+    made.add_argument("--reward", help="what is searched for: brightness, classifier, similarity, or a plugin's")
+    made.add_argument("--classifier", default="", help="the file of the one that judges, as python -m tim_jax.classify "
+                      "writes it; default: objective.reward.classifier")  # fmt: skip
+    made.add_argument("--radius", type=float, help="of starts: how far the next start may be; default: 0.5")
     made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
     return made
 

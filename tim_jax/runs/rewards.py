@@ -89,13 +89,13 @@ def find_classifier(run: Run) -> dict[str, FrozenClassifier]:
     return {name: read(run, reward.classifier) for name in reward.networks}
 
 
-def read(run: Run, path: str) -> FrozenClassifier:
+def read(run: Run, path: str, key: str = KEY) -> FrozenClassifier:
     """The classifier of a file. Raises ValueError, naming the key, if there is none or it does not fit the run."""
-    where = f"{KEY} is {path!r}"
+    where = f"{key} is {path!r}"
     if not path:
         raise ValueError(f"{where}; it must be a file of a classifier, which python -m tim_jax.classify trains")
     try:
-        values = unflatten_dict(tensors.read(paths.given(path, KEY)), sep="/")
+        values = unflatten_dict(tensors.read(paths.given(path, key)), sep="/")
         found = FrozenClassifier(path, values, run.mesh, are_images(run.config))
         classes, _ = found.values["classes"].shape
         *_, channels, _ = found.values["convolution_0"]["kernel"].shape

@@ -34,6 +34,10 @@ class SampleSettings:
         start: the time that those are noised to; None to bring them to noise by the sampler.
         interpolate: images on the way from each to the next.
         out: the folder to write to; None for one in the workdir.
+        search: such as best_of:8; None to draw samples as they come.
+        radius: of the search starts; None for its own.
+        reward: what is searched for, by its name.
+        classifier: the file of the one that judges; "" for that of the configuration.
     """
 
     workdir: str
@@ -52,6 +56,10 @@ class SampleSettings:
     start: float | None = None
     interpolate: int | None = None
     out: str | None = None
+    search: str | None = None
+    radius: float | None = None
+    reward: str | None = None
+    classifier: str = ""
 
     @property
     def folder(self) -> epath.Path:
@@ -78,5 +86,13 @@ class SampleSettings:
             raise ValueError(f"--start is {self.start} and --interpolate is {self.interpolate}; give one of them")
         if self.images and not (self.labels or self.prompt or self.prompts):
             raise ValueError(f"--from is {self.images}; it needs --labels or prompts, one for each image")
+        if self.search is None:
+            for name in ("radius", "reward", "classifier"):
+                if value := getattr(self, name):
+                    raise ValueError(f"--{name} is {value}; it needs --search")
+        elif self.reward is None:
+            raise ValueError(f"--search is {self.search}; it needs --reward")
+        elif self.images or self.interpolate or self.restored is not None:
+            raise ValueError(f"--search is {self.search}; it takes neither --from, nor --images, nor --interpolate")
         if self.images and self.size:
             raise ValueError(f"--size is {self.size}; with --from the size is that of the images")
