@@ -1,4 +1,4 @@
-"""Searches for samples of a high reward (`transitions/sampling/search.py`), with a run's network, sampler and reward."""
+"""Searches for samples of a high reward (`transitions/sampling/search.py`), by a run's network and sampler."""
 
 import dataclasses
 import functools

@@ -1,8 +1,8 @@
 """Search for samples of a high reward, at so many times the network evaluations of one sample.
 
     best_of         the best of N samples, each from noise of its own
-    starts          one start ε that is changed N − 1 times, ε' = √(1 − ρ²) ε + ρ ξ, and kept where its sample is better:
-                    zero-order search with one neighbour at a time (arXiv 2501.09732)
+    starts          one start ε that is changed N − 1 times, ε' = √(1 − ρ²) ε + ρ ξ, each change kept where its sample
+                    is better: zero-order search with one neighbour at a time (arXiv 2501.09732)
     budget_forcing  along a sampler with fresh noise, whose n states have N evaluations each: proposals of the next
                     state, until the reward of its x̂ is above that of the state before; what is left of the N is the
                     next state's, and without a better one the best is taken (arXiv 2503.19385)
