@@ -62,7 +62,7 @@ def test_deviation_is_the_published_distance(golden):
     given = golden("gits.npz")
     trajectory = given["deviation/trajectory"]
     found = deviation(trajectory) * np.sqrt(np.prod(trajectory.shape[2:]))
-    np.testing.assert_allclose(found[1:-1], given["deviation/value"], rtol=1e-9)
+    np.testing.assert_allclose(found[1:-1], given["deviation/value"].T, rtol=1e-9)
     np.testing.assert_allclose(found[[0, -1]], 0, atol=1e-7)
 
 

@@ -19,10 +19,12 @@ from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, resampled
 from tim_jax.runs.images import Images
+from tim_jax.runs.judging import open_judge
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.restoration import coupling_of, given_truths
+from tim_jax.runs.searching import Searcher, read_search
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import make_plan, time_grid
@@ -162,6 +164,9 @@ class Tim:
         seed: int = 0,
         guidance: float | None = None,
         count: int = 1,
+        search: str | None = None,
+        reward: str | None = None,
+        classifier: str = "",
     ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
@@ -174,6 +179,10 @@ class Tim:
                 of the call from noise i.
             guidance: the guidance scale, 1 for none; by default that of the configuration.
             count: images of each prompt or label.
+            search: such as "best_of:8", for images of a high reward with eight times the evaluations; "starts:8",
+                "budget_forcing:8". What it found is in `found` of the images.
+            reward: what is searched for: "brightness", "classifier", "similarity", or a plugin's.
+            classifier: the file of the one that judges; by default that of `objective.reward.classifier`.
 
         Returns:
             `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
@@ -207,10 +216,18 @@ class Tim:
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)
         make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
-        drawn = draw(generator, self._weights, times, requests, seed=int(seed))
+        searcher = None
+        if (search is None) != (reward is None):
+            raise ValueError(f"search is {search!r} and reward is {reward!r}; there must be both or neither")
+        if search is not None and reward is not None:
+            settings = read_search(search)
+            settings.check(generator.run, times)
+            searcher = Searcher(settings, open_judge(run, reward, classifier))
+        drawn = list(draw(generator, self._weights, times, requests, seed=int(seed), searcher=searcher))
         images = np.concatenate([samples.images for samples in drawn])
+        found = [one for samples in drawn for one in samples.found if one]
         drawn_of = [condition for condition in given for _ in range(count)]
-        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count))
+        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count), found)
 
     @arguments_of_python()
     def restore(
