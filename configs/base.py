@@ -548,11 +548,17 @@ def get_config():
     config.evaluation.inception = ""  # file of the weights of "inception"; "": below loader.directory
     # published folder of "dinov2", or hf://owner/repository; "": dinov2-large below loader.directory
     config.evaluation.dinov2 = ""
-    config.evaluation.metrics = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
+    # names in tim_jax.evaluation.METRICS, and bits_per_dim; (): all that the features can serve
+    config.evaluation.metrics = ()
     config.evaluation.reference = ""  # a stored or published (npz) reference in place of the training part
     config.evaluation.source = ""  # of real images of the samples' size, as data.source; "": that of training
     config.evaluation.path = ""  # where these are, as data.path
     config.evaluation.max_images = 10000  # of which kernel distances, precision and recall look at single features
+    config.evaluation.likelihood = ConfigDict()
+    config.evaluation.likelihood.steps = 64  # of the Runge-Kutta method, of four network evaluations each
+    # vectors of Hutchinson's estimate of the divergence; 0: exact, a pass for each number of an image
+    config.evaluation.likelihood.probes = 1
+    config.evaluation.likelihood.num_images = 1000  # of the training and of the held-out part, at random; 0: all
     # while training
     config.evaluation.periodic = ConfigDict()
     config.evaluation.periodic.every = 0  # steps of training between evaluations; 0: none

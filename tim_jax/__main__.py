@@ -25,6 +25,7 @@ COMMANDS = {
     "pairs": "samples pairs of noise and image from a trained run, for rectified flow's reflow",
     "classify": "trains a small classifier of a data set, by which rewards judge samples",
     "prefer": "says which of pairs of samples a reward prefers, to train on them or to compare two runs",
+    "search": "shows what searches for samples of a high reward are worth, by network evaluations",
     "convert": "imports official weights into a workdir, and exports a workdir's weights",
     "ablate": "trains variants of one configuration at equal cost and compares them",
     "plan": "plans a run for devices that are not there: memory, speed, largest batch",

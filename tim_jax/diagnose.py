@@ -11,7 +11,8 @@ def parser() -> Parser:
     """The arguments."""
     made = Parser(
         prog="python -m tim_jax.diagnose",
-        description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples.",
+        description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples; "
+        "how straight its paths are.",
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--examples", type=int, default=64, help="held-out ones in each cell; default: %(default)s")
@@ -40,7 +41,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from tim_jax.config.build import build
     from tim_jax.evaluation import diagnostics
-    from tim_jax.runs import workdir
+    from tim_jax.evaluation import geometry as drawing
+    from tim_jax.runs import geometry, workdir
     from tim_jax.runs.diagnosis import check_predicts, diagnose, read_epsilons
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.input_pipeline import held_out_arrays
@@ -69,14 +71,16 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         devices.announce()
         picked = np.random.default_rng(0).permutation(len(x))[: args.examples]
         found = diagnose(run, weights, x[picked], labels[picked], args.nodes, epsilons)
+        paths_found, images = geometry.follow(run, weights, labels[picked])
         if jax.process_index() == 0:
-            found |= {"step": step, "rows": args.examples, "weights": run.sampling.ema}
+            found |= {"step": step, "rows": args.examples, "weights": run.sampling.ema, "paths": paths_found}
             print(f"weights {run.sampling.ema!r} of step {step:,}, {args.examples} held-out examples in each cell\n")
-            print(diagnostics.as_text(found) + "\n")
+            print(f"{diagnostics.as_text(found)}\n\n{drawing.as_text(paths_found)}\n")
             with failures(OSError):
                 out.mkdir(parents=True, exist_ok=True)
                 diagnostics.write(found, out)
-            print(f"written: {', '.join(str(out / name) for name in diagnostics.NAMES)}")
+                names = drawing.write(paths_found, images, geometry.columns(), out)
+            print(f"written: {', '.join(str(out / name) for name in (*diagnostics.NAMES, *names))}")
 
 
 if __name__ == "__main__":

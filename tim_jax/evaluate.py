@@ -1,7 +1,8 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]
 
 With several values of --weights, --sampler, --plan, --guidance or --guidance-interval it measures all their
-combinations; with --evaluations in place of --steps, samplers are compared by what they cost.
+combinations; with --evaluations in place of --steps, samplers are compared by what they cost. --metrics=bits_per_dim is
+the likelihood of data, for which nothing is drawn.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import argparse
 from tim_jax.config.command_line import Parser, failures, intervals, real_numbers, user_errors, whole_numbers, words
 
 STEPS = "1,2,4,8,16,32,64,128"
+OF_SAMPLES = ("steps", "evaluations", "count", "sampler", "plan", "guidance", "guidance_interval", "nearest", "export")
 
 
 def parser() -> Parser:
@@ -27,6 +29,7 @@ def parser() -> Parser:
     made.add_argument("--guidance", help="scales, such as 1,1.5,2; default: sampling.guidance")
     made.add_argument("--guidance-interval", help="intervals in which guidance acts, as fractions of the largest time, "
                       "such as 0:1,0.1:0.8; default: sampling.guidance_low and _high")  # fmt: skip
+    made.add_argument("--metrics", help="what is measured, such as frechet,bits_per_dim; default: evaluation.metrics")
     made.add_argument("--nearest", type=int, help="samples shown beside their nearest training image; default: 24")
     made.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
                         "as published evaluations read them")  # fmt: skip
@@ -42,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     with user_errors():
+        for name in OF_SAMPLES if args.metrics == "bits_per_dim" else ():
+            if (value := getattr(args, name)) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {value}; it must be left out with --metrics=bits_per_dim alone")
         if args.steps is not None and args.evaluations is not None:
             raise ValueError(f"--steps is {args.steps}; it must be left out with --evaluations, which chooses them")
         if args.evaluations is not None:
@@ -49,7 +56,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         else:
             text = STEPS if args.steps is None else args.steps
             args.evaluations, args.steps = (), whole_numbers("steps", text, least=1)
-        for name in ("weights", "sampler", "plan"):
+        for name in ("weights", "sampler", "plan", "metrics"):
             setattr(args, name, words(name, text) if (text := getattr(args, name)) is not None else ())
         args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()
         given = args.guidance_interval
@@ -73,7 +80,10 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             elif len(job.ways) > 1:
                 sweep.measure_all(job)
             else:
-                job.table()
+                if job.likelihood:
+                    job.bits_per_dimension()
+                if job.measurement:
+                    job.table()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ Samples are steered towards a measurement of images by --operator=super_resoluti
 is measured or --target=FILE that was; with --mask=FILE they are drawn anew where it is white. --operator=classifier
 steers towards the labels. The keys below sampling.steering say how.
 
+--search=best_of:8 --reward=NAME looks for samples of a high reward, with eight times the evaluations.
+
 A run with objective.coupling restores images that it degrades first: --images=FOLDER, by default the held-out part.
 """
 
@@ -47,6 +49,11 @@ def parser() -> Parser:
     made.add_argument("--target", help="image files of what was measured, in place of --from; or the label that a "
                       "reward asks for")  # fmt: skip
     made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
+    made.add_argument("--search", help="best_of:N, starts:N or budget_forcing:N: N times the evaluations, for a reward")
+    made.add_argument("--reward", help="what is searched for: brightness, classifier, similarity, or a plugin's")
+    made.add_argument("--classifier", default="", help="the file of the one that judges, as python -m tim_jax.classify "
+                      "writes it; default: objective.reward.classifier")  # fmt: skip
+    made.add_argument("--radius", type=float, help="of starts: how far the next start may be; default: 0.5")
     made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
     return made
 

@@ -38,6 +38,7 @@ NOTHING_THERE = {
     "pairs": ["--workdir={}", "--out={}/out"],
     "classify": ["--config=digits", "--config.data.source=none", "--out={}/x.safetensors"],
     "prefer": ["--workdir={}", "--reward=brightness", "--out={}/out"],
+    "search": ["--workdir={}", "--reward=brightness"],
     "convert": ["export", "{}", "{}/x.safetensors"],
     "ablate": ["--config=ablations/objectives", "--workdir={}", "--report"],
     "plan": ["--config=digits", "--topology=cpu:4096"],

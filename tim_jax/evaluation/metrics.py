@@ -90,6 +90,8 @@ METRICS = {
         floor=floors.covered_by_samples,
     ),
 }
+# Of the model itself, not of its samples; `chosen` leaves it to `tim_jax.runs.likelihood`.
+BITS_PER_DIM = "bits_per_dim"
 # (features, metric) with a name of its own. CMMD is the MMD of CLIP's embeddings alone.
 TITLES = {("inception", "frechet"): "FID", ("inception", "kernel"): "KID", ("dinov2", "frechet"): "FD-DINOv2"}
 

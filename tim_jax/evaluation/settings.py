@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from tim_jax.evaluation import FEATURES, METRICS
+from tim_jax.evaluation.metrics import BITS_PER_DIM
 
 AUTO = "auto"
 LABELS = ("data", "balanced")
@@ -15,6 +16,10 @@ UNUSED = {
         lambda c: c.evaluation.source in ("", "digits", "photos", "emoji"),
     ),
     ("evaluation.labels",): ("model.condition is text", lambda c: c.model.condition == "text"),
+    ("evaluation.likelihood.steps", "evaluation.likelihood.probes", "evaluation.likelihood.num_images"): (
+        f"evaluation.metrics is without {BITS_PER_DIM}",
+        lambda c: BITS_PER_DIM not in c.evaluation.metrics,
+    ),
 }
 
 
@@ -46,6 +51,23 @@ class PeriodicEvaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class LikelihoodSettings:
+    """How bits_per_dim is measured, by `python -m tim_jax.evaluate` alone."""
+
+    steps: int = 64  # of the Runge-Kutta method, of four network evaluations each
+    probes: int = 1  # vectors of Hutchinson's estimate of the divergence; 0: exact, a pass for each number of an image
+    num_images: int = 1000  # of the training and of the held-out part, at random; 0: all
+
+    def check(self) -> None:
+        """Raises ValueError, naming key and value, for settings that cannot be."""
+        for name, minimum in (("steps", 1), ("probes", 0), ("num_images", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"evaluation.likelihood.{name} is {getattr(self, name)}; it must be at least {minimum}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
     """How samples are measured, by `python -m tim_jax.evaluate` and while training."""
 
@@ -56,11 +78,13 @@ class EvaluationSettings:
     features: str = "pixels"  # what images are compared by: a name in tim_jax.evaluation.FEATURES
     inception: str = ""  # file of the weights of "inception"; "": below loader.directory
     dinov2: str = ""  # published folder of "dinov2", or hf://owner/repository; "": dinov2-large below loader.directory
-    metrics: tuple[str, ...] = ()  # names in tim_jax.evaluation.METRICS; (): all that the features can serve
+    # names in tim_jax.evaluation.METRICS, and bits_per_dim; (): all that the features can serve
+    metrics: tuple[str, ...] = ()
     reference: str = ""  # a stored or published (npz) reference in place of the training part
     source: str = ""  # of real images of the samples' size, as data.source; "": that of training
     path: str = ""  # where these are, as data.path
     max_images: int = 10000  # of which kernel distances, precision and recall look at single features
+    likelihood: LikelihoodSettings = LikelihoodSettings()
     # while training
     periodic: PeriodicEvaluation = PeriodicEvaluation()
 
@@ -78,8 +102,9 @@ class EvaluationSettings:
                 f"evaluation.features is {self.features!r}; it must be 'pixels' for examples of other than 1 or 3 "
                 f"channels (data.channels is {channels}) that no codecs.autoencoder decodes"
             )
-        if not set(self.metrics) <= set(METRICS):
-            raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {', '.join(METRICS)}")
+        if not set(self.metrics) <= {*METRICS, BITS_PER_DIM}:
+            known = ", ".join((*METRICS, BITS_PER_DIM))
+            raise ValueError(f"evaluation.metrics is {self.metrics}; each of them must be one of {known}")
         if self.labels not in LABELS:
             raise ValueError(f"evaluation.labels is {self.labels!r}; it must be one of {', '.join(LABELS)}")
         for name, minimum in (("batch_size", 1), ("max_images", MIN_IMAGES)):
@@ -89,4 +114,5 @@ class EvaluationSettings:
             raise ValueError(
                 f"evaluation.num_samples is {self.num_samples}; it must be 0, or {MIN_IMAGES} to {MOST_IMAGES}"
             )
+        self.likelihood.check()
         self.periodic.check(emas)

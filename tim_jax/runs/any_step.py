@@ -14,13 +14,15 @@ from etils import epath
 
 from tim_jax.config.build import build
 from tim_jax.config.run import Run
-from tim_jax.evaluation import anystep, pictures, published
+from tim_jax.evaluation import anystep, likelihood, pictures, published
+from tim_jax.evaluation.metrics import BITS_PER_DIM
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
 from tim_jax.runs.generation import Conditions, Generator, good_checkpoint, read_weights, resampled
 from tim_jax.runs.learned_plan import with_found
+from tim_jax.runs.likelihood import Likelihood, open_likelihood
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.restoration import around, input_psnr
@@ -145,7 +147,8 @@ class AnyStepJob:
         weights: parameters of the network, of the first way.
         saved: the checkpoint that they are of.
         conditions: labels or prompts of the samples of each step count and seed.
-        measurement: what samples are measured by; None where they are exported.
+        measurement: what samples are measured by; None where they are exported, or none are drawn.
+        likelihood: what bits per dimension are measured of; None where they are not.
     """
 
     settings: EvaluationArguments
@@ -155,6 +158,7 @@ class AnyStepJob:
     saved: warm_start.Saved
     conditions: Conditions
     measurement: Measurement | None
+    likelihood: Likelihood | None = None
 
     @property
     def count(self) -> int:
@@ -189,6 +193,19 @@ class AnyStepJob:
         shape = (self.count, *picture_shape(run)[:2], 3)
         published.write_images(path, levels(), shape, labels, protocol | {"steps": steps, "step": self.step})
         print(f"{self.count} samples at {steps} steps in {time.perf_counter() - began:.0f} s: {path}")
+
+    def bits_per_dimension(self) -> None:
+        """Measures the likelihood of the data, writes and prints it.
+
+        Raises:
+            ValueError: for figures that are not finite.
+        """
+        assert self.likelihood is not None, "an evaluation that asks for it"
+        found = self.likelihood.measure(self.weights, self.step, range(self.settings.seeds))
+        if jax.process_index() == 0:
+            likelihood.write(found, self.settings.folder)
+            print(likelihood.as_markdown(found))
+            print("written: " + ", ".join(str(self.settings.folder / name) for name in likelihood.NAMES))
 
     def table(self) -> None:
         """Measures samples at every step count, writes table and pictures, and prints them.
@@ -252,6 +269,8 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     settings.check(overrides)
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
+    if settings.metrics:
+        overrides = overrides | {"evaluation.metrics": str(tuple(settings.metrics))}
     folder = paths.run_folder(settings.workdir, "--workdir")
     first, *others = settings.ways
     with settings.naming_flags():
@@ -266,13 +285,14 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
             "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
         )
     compilation_cache.use(run.config.training.compilation_cache)
-    measurement = None
+    measurement = of_data = None
     if settings.export is not None:
         settings.check_export(run)
         count = settings.count or run.evaluation.num_samples
     else:
-        measurement = open_measurement(run)
-        count = measurement.sample_count()
+        of_data, run = _likelihood(run, settings)
+        measurement = open_measurement(run) if run.evaluation.metrics or not of_data else None
+        count = measurement.sample_count() if measurement else MIN_IMAGES
     labels = data_labels(run, folder) if run.config.model.condition == "class" else None
     if labels is not None:
         warn_of_untrained(labels)
@@ -283,7 +303,22 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     ways = _ways(runs, settings, folder, saved.step)
     generator = measurement_generator(ways[0].run, count)
     generator.load()
-    return AnyStepJob(settings, generator, ways, weights, saved, sample_conditions(run, count, labels), measurement)
+    conditions = sample_conditions(run, count, labels)
+    return AnyStepJob(settings, generator, ways, weights, saved, conditions, measurement, of_data)
+
+
+def _likelihood(run: Run, settings: EvaluationArguments) -> tuple[Likelihood | None, Run]:
+    """What bits per dimension are measured of, or None, and the run whose metrics are those of samples alone."""
+    metrics = run.evaluation.metrics
+    if BITS_PER_DIM not in metrics:
+        return None, run
+    if settings.is_sweep:
+        raise ValueError(
+            f"evaluation.metrics is {metrics}; it must be without {BITS_PER_DIM} where there are several ways of "
+            "sampling, since no sample is drawn for it"
+        )
+    evaluation = dataclasses.replace(run.evaluation, metrics=tuple(name for name in metrics if name != BITS_PER_DIM))
+    return open_likelihood(run), dataclasses.replace(run, evaluation=evaluation)
 
 
 def _resampled(run: Run, way: Mapping[str, str], settings: EvaluationArguments) -> list[Run]:

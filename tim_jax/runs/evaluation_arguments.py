@@ -12,6 +12,7 @@ from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
 from tim_jax.system import paths
 
 NEAREST = 24  # samples shown beside their nearest training image
+METRICS = {"metrics": ("evaluation.metrics",)}
 # What a sweep goes through: the argument, and the keys of the configuration that it stands for.
 AXES = {
     "weights": ("sampling.ema",),
@@ -40,6 +41,7 @@ class EvaluationArguments:
         plan: "sampler" for its own, "learned".
         guidance: scales.
         guidance_interval: in which guidance acts, as fractions of T_max.
+        metrics: what is measured.
     """
 
     workdir: str
@@ -55,6 +57,7 @@ class EvaluationArguments:
     plan: Collection[str] = ()
     guidance: Collection[float] = ()
     guidance_interval: Collection[tuple[float, float]] = ()
+    metrics: Collection[str] = ()
 
     @property
     def folder(self) -> epath.Path:
@@ -92,14 +95,14 @@ class EvaluationArguments:
         try:
             yield
         except ValueError as error:
-            for name, keys in AXES.items():
+            for name, keys in (AXES | METRICS).items():
                 if getattr(self, name) and str(error).startswith(keys):
                     raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
             raise
 
     def check(self, overrides: Collection[str]) -> None:
         """Raises ValueError for arguments that cannot be, whatever the run. overrides: keys that are changed too."""
-        for name, keys in AXES.items():
+        for name, keys in (AXES | METRICS).items():
             both = [key for key in keys if key in overrides]
             if getattr(self, name) and both:
                 flag = name.replace("_", "-")

@@ -46,6 +46,7 @@ from tim_jax.transitions.sampling.samplers import SAMPLERS
 from tim_jax.transitions.sampling.settings import Sampling
 
 Conditions = Sequence[int] | Sequence[str] | Sequence[int | str] | np.ndarray  # labels or prompts, one per image
+Inputs = dict[str, jax.Array]  # what a network is conditioned on
 
 
 def load_weights(run: Run, workdir: epath.Path, ema: str = "") -> tuple[Any, int]:
@@ -317,13 +318,13 @@ class Generator:
         numbers = np.arange(len(conditions)) if numbers is None else np.asarray(numbers)
         self.evaluations = np.zeros(0, int)
         for first in range(0, len(conditions), self.batch_size):
-            indices = self._put(repeated(numbers[first:].astype(np.uint32), self.batch_size))
-            condition, null = self._encode(repeated(conditions[first:], self.batch_size))
+            indices = self.put(repeated(numbers[first:].astype(np.uint32), self.batch_size))
+            condition, null = self.encode(repeated(conditions[first:], self.batch_size))
             states = None
             if start is not None:
-                states = self._put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
-            truth = self._put(self._truths(repeated(numbers[first:], self.batch_size))) if self.truths else None
-            given = aim.given(repeated(numbers[first:], self.batch_size), self._put) if aim else None
+                states = self.put(repeated(np.asarray(start[first:], np.float32), self.batch_size))
+            truth = self.put(self._truths(repeated(numbers[first:], self.batch_size))) if self.truths else None
+            given = aim.given(repeated(numbers[first:], self.batch_size), self.put) if aim else None
             known = name in self._compiled or jax.process_index() > 0
             self._compiled.add(name)
             what = f"compiling the sampler for {h}x{w}, {self.batch_size} images"
@@ -344,12 +345,12 @@ class Generator:
         """`batches` of samples from noise, decoded to images (b, H, W, c) in about [−1, 1]."""
         return map(self.decode, self.batches(weights, times, conditions, seed=seed))
 
-    def _encode(self, conditions: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+    def encode(self, conditions: np.ndarray) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
         """The network's condition of labels or prompts (batch_size,), and the null condition (1, …)."""
         if self.texts:
             return self.texts(conditions.tolist()), self.texts.null
         null = np.array([self.run.config.model.num_classes], np.int32)
-        return {"label": self._put(conditions.astype(np.int32))}, {"label": null}
+        return {"label": self.put(conditions.astype(np.int32))}, {"label": null}
 
     def _batch(
         self,
@@ -383,14 +384,9 @@ class Generator:
             x = alpha_sigma(run, run.transport.T_max)[1] * (noise(xi) if noise else xi)
         elif x.ndim == 5:
             before, x = x[:, 0], x[:, 1]
-        null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
-        if self.texts and not run.network.use_text_mask:
-            mask = {"mask": up_to_longest(condition["mask"])}
-            condition, null = condition | mask, null | mask
+        condition, null = self.inputs(condition, null, guidance.astype(x.dtype))
         if image is not None:
             condition, null = condition | {"image": image}, null | {"image": image}
-        if run.sampling.guidance_input:  # whatever the sampling, as it is the network's
-            condition = condition | {"guidance": jnp.tile(guidance.astype(x.dtype), (len(x), 1))}
         scale = guidance_scale(guidance[0], way.guidance_channels, x) if way.guided else 1.0
         net = with_int8(run.net(weights)) if way.int8 else run.net(weights)
         if way.parallel:
@@ -418,7 +414,17 @@ class Generator:
         )
         return states, count, each
 
-    def _put(self, values: np.ndarray) -> jax.Array:
+    def inputs(self, condition: Inputs, null: Inputs, guidance: jax.Array) -> tuple[Inputs, Inputs]:
+        """What the network is called with, of what `encode` returns and of `guidance_values`."""
+        null = {name: jnp.broadcast_to(value, condition[name].shape) for name, value in null.items()}
+        if self.texts and not self.run.network.use_text_mask:
+            mask = {"mask": up_to_longest(condition["mask"])}
+            condition, null = condition | mask, null | mask
+        if self.run.sampling.guidance_input:  # whatever the sampling, as it is the network's
+            condition = condition | {"guidance": jnp.tile(guidance, (self.batch_size, 1))}
+        return condition, null
+
+    def put(self, values: np.ndarray) -> jax.Array:
         """An array (batch_size, …) that every process knows, its first axis over the devices that share a batch."""
         where = sharding.batch_sharding(self.run.mesh)
         return jax.make_array_from_callback(values.shape, where, lambda index: values[index])

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,11 +20,19 @@ class Images(list[Image.Image]):
         conditions: the label or prompt of each image.
         steps: of the sampler.
         each: how many images each condition has; they share a row of the grid where it is more than one.
+        found: what a search says of each, its "reward" and the "candidate" that it is; [] without one.
     """
 
-    def __init__(self, images: Iterable[Image.Image], conditions: Sequence[str | int], steps: int, each: int = 1):
+    def __init__(
+        self,
+        images: Iterable[Image.Image],
+        conditions: Sequence[str | int],
+        steps: int,
+        each: int = 1,
+        found: Sequence[Mapping[str, Any]] = (),
+    ):
         super().__init__(images)
-        self.conditions, self.steps, self.each = list(conditions), steps, each
+        self.conditions, self.steps, self.each, self.found = list(conditions), steps, each, list(found)
 
     def grid(self) -> Image.Image:
         """Returns all images as one, small ones enlarged, with a row for each condition that has several."""

@@ -19,10 +19,12 @@ from tim_jax.runs import conversion, exports, labels, workdir
 from tim_jax.runs.encoders import Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, resampled
 from tim_jax.runs.images import Images, as_array
+from tim_jax.runs.judging import open_judge
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import batch_size, draw
 from tim_jax.runs.outputs.requests import label_requests, prompt_requests, read_size
 from tim_jax.runs.restoration import coupling_of, given_truths
+from tim_jax.runs.searching import Searcher, read_search
 from tim_jax.runs.steering import aim_of, size_of, steering_keys
 from tim_jax.system import compilation_cache
 from tim_jax.training import warm_start
@@ -170,6 +172,9 @@ class Tim:
         guidance: float | None = None,
         count: int = 1,
         steer: Mapping[str, Any] | None = None,
+        search: str | None = None,
+        reward: str | None = None,
+        classifier: str = "",
     ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
@@ -185,6 +190,10 @@ class Tim:
             steer: what they are steered towards: keys of `sampling.steering`, such as operator, method and scale, and
                 `image`, which is measured, or `target`, which was, a `mask` that is white where images are drawn anew,
                 or a `label` that a reward asks for. Image i is steered towards image i of several, in turn.
+            search: such as "best_of:8", for images of a high reward with eight times the evaluations; "starts:8",
+                "budget_forcing:8". What it found is in `found` of the images.
+            reward: what is searched for: "brightness", "classifier", "similarity", or a plugin's.
+            classifier: the file of the one that judges; by default that of `objective.reward.classifier`.
 
         Returns:
             `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
@@ -220,10 +229,18 @@ class Tim:
         sampling = generator.run.sampling
         times = time_grid(run.transport, int(steps), sampling)
         make_plan(run.transport, times, sampling)  # raises what the sampler cannot do, before anything is drawn
-        drawn = draw(generator, self._weights, times, requests, seed=int(seed))
+        searcher = None
+        if (search is None) != (reward is None):
+            raise ValueError(f"search is {search!r} and reward is {reward!r}; there must be both or neither")
+        if search is not None and reward is not None:
+            settings = read_search(search)
+            settings.check(generator.run, times)
+            searcher = Searcher(settings, open_judge(run, reward, classifier))
+        drawn = list(draw(generator, self._weights, times, requests, seed=int(seed), searcher=searcher))
         images = np.concatenate([samples.images for samples in drawn])
+        found = [one for samples in drawn for one in samples.found if one]
         drawn_of = [condition for condition in given for _ in range(count)]
-        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count))
+        return Images(map(Image.fromarray, pictures.to_uint8(images)), drawn_of, int(steps), int(count), found)
 
     @arguments_of_python()
     def restore(

@@ -26,6 +26,7 @@ from tim_jax.evaluation import (
     yardstick,
 )
 from tim_jax.evaluation.features import PLACES, Features
+from tim_jax.evaluation.metrics import BITS_PER_DIM
 from tim_jax.evaluation.protocol import AS_DRAWN, EIGHT_BITS, Protocol
 from tim_jax.evaluation.references import Reference
 from tim_jax.evaluation.settings import MIN_IMAGES
@@ -258,6 +259,11 @@ def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def open_measurement(run: Run) -> Measurement:
     """The evaluation that a run's configuration asks for, with all that can be wrong checked. Raises ValueError."""
     settings = run.evaluation
+    if BITS_PER_DIM in settings.metrics:
+        raise ValueError(
+            f"evaluation.metrics is {settings.metrics}; it must be without {BITS_PER_DIM} but for python -m "
+            "tim_jax.evaluate, as samples do not tell it"
+        )
     weights = {"inception": settings.inception, "dinov2": settings.dinov2}.get(settings.features, "")
     if not weights and settings.features in PLACES:
         weights = str(epath.Path(run.inputs.directory).expanduser() / PLACES[settings.features])

@@ -15,8 +15,8 @@ from tim_jax.config.build import build
 from tim_jax.config.keys import flatten
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
+from tim_jax.runs import judging, workdir
 from tim_jax.runs import labels as by_name
-from tim_jax.runs import workdir
 from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.generation import Generator, load_weights, open_generator
 from tim_jax.runs.input_pipeline import open_source_and_plan
@@ -109,10 +109,7 @@ class Comparison:
     def rewards(self, images: np.ndarray, conditions: list[Any]) -> np.ndarray:
         """The rewards (b,) of images. Raises ValueError if they are no finite numbers."""
         condition = {self.kind: conditions if self.labels is None else jnp.asarray(conditions)}
-        found = np.asarray(REWARDS[self.reward](jnp.asarray(images), condition), np.float64)
-        if found.shape != (len(images),) or not np.isfinite(found).all():
-            raise ValueError(f"the reward {self.reward!r} of {len(images)} images is {found.shape}, or not finite")
-        return found
+        return judging.of_images(self.reward, images, condition)
 
     def write(self, out: epath.Path) -> str:
         """Draws all pairs and writes them to a folder; of several processes only the first does.

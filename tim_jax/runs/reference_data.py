@@ -157,6 +157,34 @@ def reference_batch(run: Run, features: Features, path: str) -> ImageSet:
     return ImageSet(_fingerprint(run, features, **about), count, read, given)
 
 
+def labelled_reader(
+    run: Run, source: data.Source, fit: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Reads images with their labels from a split that `one_shape` opened.
+
+    Returns:
+        numbers (n,) → images (n, h, w, C) in [−1, 1], labels (n,), the null label where there is none, and which of
+        them could be read (n,) bool.
+    """
+    classes = run.config.model.num_classes
+
+    def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        images, labels = (
+            np.zeros((len(numbers), *run.image_shape), np.float32),
+            np.full(len(numbers), classes, np.int32),
+        )
+        found = np.ones(len(numbers), bool)
+        for row, i in enumerate(numbers):
+            try:
+                record = source[int(i)]
+                images[row], labels[row] = data.normalise(fit(record["image"])), record.get("label", classes)
+            except data.BadRecord:
+                found[row] = False
+        return images, labels, found
+
+    return read
+
+
 class _InOrder:
     """Reads the images of a file by number, in ascending order, with no more than needed in memory."""
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.evaluation.restored import psnr
 from tim_jax.runs.input_pipeline import one_shape, open_held_out
+from tim_jax.runs.reference_data import labelled_reader
 from tim_jax.transitions.coupling import OF_IMAGE, Coupling
 from tim_jax.transitions.objective import Objective
 from tim_jax.transitions.operators import OPERATORS, parse, picture
@@ -71,22 +71,8 @@ def open_truths(run: Run) -> Truths | None:
         logging.warning("evaluation.held_out is %r: images of training are restored", run.evaluation.held_out)
         found = (run.data.split, *one_shape(run, run.data.split))
     part, source, fit = found
-    classes = run.config.model.num_classes
-
-    def read(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = (
-            np.zeros((len(numbers), *run.image_shape), np.float32),
-            np.full(len(numbers), classes, np.int32),
-        )
-        for row, i in enumerate(numbers):
-            try:
-                record = source[int(i)]
-                images[row], labels[row] = data.normalise(fit(record["image"])), record.get("label", classes)
-            except data.BadRecord:
-                continue
-        return images, labels
-
-    return Truths(part, len(source), read)
+    read = labelled_reader(run, source, fit)
+    return Truths(part, len(source), lambda numbers: read(numbers)[:2])
 
 
 def given_truths(images: np.ndarray, labels: np.ndarray, part: str = "") -> Truths:

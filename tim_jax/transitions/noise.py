@@ -15,6 +15,8 @@ of ε is infinite. The published code keeps b within [0.001, 0.999], which for s
 is cut off here.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -41,3 +43,14 @@ def draw_noise(
     log_half_chi_square = jax.random.loggamma(scale_key, half, shape[:1], dtype)
     normal = jax.random.normal(normal_key, shape, dtype)
     return expand(jnp.sqrt(half) * jnp.exp(-0.5 * log_half_chi_square), normal) * normal
+
+
+def log_density(augmented_dimensions: int, noise: jax.Array) -> jax.Array:
+    """Returns the logarithm (B,) of the density of noises (B, …), of D augmented dimensions as in `draw_noise`."""
+    flat = noise.reshape(len(noise), -1)
+    size, square = flat.shape[1], jnp.square(flat).sum(axis=1)
+    if not augmented_dimensions:
+        return -0.5 * (square + size * math.log(2 * math.pi))
+    D = augmented_dimensions
+    constant = math.lgamma((D + size) / 2) - math.lgamma(D / 2) - size / 2 * math.log(D * math.pi)
+    return constant - (D + size) / 2 * jnp.log1p(square / D)

@@ -1,7 +1,7 @@
 """Images of requests, size by size and in batches; each is the same whatever else is asked for beside it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator
 from tim_jax.runs.labels import repeated
 from tim_jax.runs.outputs.requests import Request
+from tim_jax.runs.searching import Searcher
 
 
 class Samples(NamedTuple):
@@ -19,11 +20,13 @@ class Samples(NamedTuple):
         place: of the request in its list.
         examples: (count, h, w, C), as the network draws them.
         images: (count, H, W, c), what they are decoded to.
+        found: (count,) what a search says of each; {} without one.
     """
 
     place: int
     examples: np.ndarray
     images: np.ndarray
+    found: Sequence[Mapping[str, Any]] = ()
 
 
 def batch_size(run: Run, requests: Sequence[Request]) -> int:
@@ -42,6 +45,7 @@ def draw(
     seed: int = 0,
     start: np.ndarray | None = None,
     progress: Callable[[int], Any] = lambda count: None,
+    searcher: Searcher | None = None,
 ) -> Iterator[Samples]:
     """Draws the images of requests, first those of the first size.
 
@@ -53,6 +57,7 @@ def draw(
         seed: of the noise.
         start: states (n, h, w, C) at the first of `times`, where all requests have one size; by default noise.
         progress: called after every batch with the number of its images.
+        searcher: looks for samples of a high reward, from noise; None to draw them as they come.
 
     Yields:
         The samples of each request, as soon as they are there.
@@ -61,21 +66,25 @@ def draw(
         places = [i for i, request in enumerate(requests) if request.size == size]
         conditions = [requests[i].condition for i in places for _ in range(requests[i].count)]
         numbers = np.concatenate([requests[i].first + np.arange(requests[i].count) for i in places])
-        batches = generator.batches(weights, times, conditions, seed=seed, start=start, size=size, numbers=numbers)
+        if searcher is None:
+            drawn = generator.batches(weights, times, conditions, seed=seed, start=start, size=size, numbers=numbers)
+            batches: Iterator[Any] = ((examples, [{}] * len(examples)) for examples in drawn)
+        else:
+            batches = searcher.batches(generator, weights, times, conditions, seed=seed, size=size, numbers=numbers)
         stream = _one_by_one(generator, batches, progress)
         for i in places:
-            examples, images = zip(*itertools.islice(stream, requests[i].count), strict=True)
-            yield Samples(i, np.stack(examples), np.stack(images))
+            examples, images, found = zip(*itertools.islice(stream, requests[i].count), strict=True)
+            yield Samples(i, np.stack(examples), np.stack(images), found)
 
 
 def _one_by_one(
-    generator: Generator, batches: Iterator[np.ndarray], progress: Callable[[int], Any]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(example, image) pairs."""
-    for examples in batches:
+    generator: Generator, batches: Iterator[tuple[np.ndarray, Sequence[Any]]], progress: Callable[[int], Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+    """(example, image, what was found) of each."""
+    for examples, found in batches:
         images = generator.decode(repeated(examples, generator.batch_size))  # one program, also for the last batch
         progress(len(examples))
-        yield from zip(examples, images)
+        yield from zip(examples, images, found)
 
 
 def sampling_record(run: Run, training_step: int, seed: int) -> dict[str, Any]:

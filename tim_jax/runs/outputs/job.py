@@ -16,6 +16,7 @@ from tim_jax.runs import workdir
 from tim_jax.runs.conditions import known_labels
 from tim_jax.runs.encoders import Decoder, Pixels, open_decoder, open_text_encoder
 from tim_jax.runs.generation import Generator, alpha_sigma, load_weights
+from tim_jax.runs.judging import open_judge
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs import steered
 from tim_jax.runs.outputs.batches import batch_size, draw
@@ -32,6 +33,7 @@ from tim_jax.runs.outputs.requests import (
 from tim_jax.runs.outputs.settings import COUNT, SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.restoration import Truths, around, check_path, coupling_of, given_truths, inputs, open_truths
+from tim_jax.runs.searching import Searcher, read_search
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.noise import slerp
@@ -54,6 +56,7 @@ class SampleJob:
         images: (n, H, W, C) of `--from`, or None.
         decoder: turns examples into images; None where they are latents that nothing decodes.
         source: the conditions by which images are brought to noise.
+        searcher: looks for samples of a high reward; None to draw them as they come.
     """
 
     settings: SampleSettings
@@ -64,6 +67,7 @@ class SampleJob:
     images: np.ndarray | None
     decoder: Pixels | Decoder | None
     source: Sequence[str | int] = ()
+    searcher: Searcher | None = None
 
     def run(self) -> str:
         """Draws and writes all samples.
@@ -79,7 +83,7 @@ class SampleJob:
         requests = interpolated(self.requests, settings.interpolate) if settings.interpolate else self.requests
         factor = self.decoder.factor if self.decoder else None
         names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
-        writer = SampleWriter(settings, generator.run, self.step, requests, factor, names)
+        writer = SampleWriter(settings, generator.run, self.step, requests, factor, names, self.searcher)
         total = len(settings.steps) * sum(request.count for request in requests)
         counted: dict[int, list[np.ndarray]] = {steps: [] for steps in settings.steps}
         with Bar(total=total, unit="image", disable=jax.process_index() > 0, mininterval=1.0) as bar:
@@ -94,8 +98,9 @@ class SampleJob:
                 if examples is not None and start is not None:
                     writer.arrays[f"start{steps}"] = start
                 for samples in draw(
-                    generator, self.weights, times, requests, seed=settings.seed, start=start, progress=progress
-                ):
+                    generator, self.weights, times, requests, seed=settings.seed, start=start, progress=progress,
+                    searcher=self.searcher,
+                ):  # fmt: skip
                     writer.add(steps, samples)
         if jax.process_index() > 0:
             return ""
@@ -109,6 +114,7 @@ class SampleJob:
             f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
             f"training step {self.step}, in {writer.folder}:"
         ]
+        lines += writer.rewards()
         if SAMPLERS[generator.run.sampling.sampler].skips:
             for steps, counts in counted.items():
                 lines.append(f"  {steps} steps: mean NFE {np.concatenate(counts).mean():.4g}")
@@ -223,9 +229,20 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     weights, step = load_weights(run, folder)
     run = with_found(run, folder, step)
     check_times(settings, run)
+    searcher = open_searcher(settings, run)
     generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels(), truths, aim)
     generator.load()
-    return SampleJob(settings, generator, weights, step, requests, images, decoder, source)
+    return SampleJob(settings, generator, weights, step, requests, images, decoder, source, searcher)
+
+
+def open_searcher(settings: SampleSettings, run: Run) -> Searcher | None:
+    """The search that a command asks for, or None. Raises ValueError, in one line, for what is wrong with it."""
+    if settings.search is None or settings.reward is None:
+        return None
+    search = read_search(settings.search, settings.radius)
+    for steps in settings.steps:
+        search.check(run, time_grid(run.transport, steps, run.sampling))
+    return Searcher(search, open_judge(run, settings.reward, settings.classifier))
 
 
 def read_requests(

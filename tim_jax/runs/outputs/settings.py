@@ -39,6 +39,10 @@ class SampleSettings:
         target: files of what was measured, in place of `images`; or the label that a reward asks for.
         interpolate: images on the way from each to the next.
         out: the folder to write to; None for one in the workdir.
+        search: such as best_of:8; None to draw samples as they come.
+        radius: of the search starts; None for its own.
+        reward: what is searched for, by its name.
+        classifier: the file of the one that judges; "" for that of the configuration.
     """
 
     workdir: str
@@ -62,6 +66,10 @@ class SampleSettings:
     target: str | None = None
     interpolate: int | None = None
     out: str | None = None
+    search: str | None = None
+    radius: float | None = None
+    reward: str | None = None
+    classifier: str = ""
 
     @property
     def folder(self) -> epath.Path:
@@ -111,5 +119,13 @@ class SampleSettings:
             raise ValueError(f"--start is {self.start} and --interpolate is {self.interpolate}; give one of them")
         if self.images and not (self.labels or self.prompt or self.prompts):
             raise ValueError(f"--from is {self.images}; it needs --labels or prompts, one for each image")
+        if self.search is None:
+            for name in ("radius", "reward", "classifier"):
+                if value := getattr(self, name):
+                    raise ValueError(f"--{name} is {value}; it needs --search")
+        elif self.reward is None:
+            raise ValueError(f"--search is {self.search}; it needs --reward")
+        elif self.images or self.interpolate or self.restored is not None:
+            raise ValueError(f"--search is {self.search}; it takes neither --from, nor --images, nor --interpolate")
         if self.images and self.size:
             raise ValueError(f"--size is {self.size}; with --from the size is that of the images")

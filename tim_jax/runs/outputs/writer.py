@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from tim_jax.runs.outputs.batches import Samples, sampling_record
 from tim_jax.runs.outputs.layouts import LAYOUTS, Picture, png
 from tim_jax.runs.outputs.requests import Request
 from tim_jax.runs.outputs.settings import SampleSettings
+from tim_jax.runs.searching import Searcher
 from tim_jax.system import files
 
 SHOWN = 100  # images of a step count in its grid, at most
@@ -54,6 +55,9 @@ def file_name(run: Run, step: int, requests: Sequence[Request], size: str, setti
         parts += [steering.operator.replace(":", "-"), steering.method]
     if settings.interpolate:
         parts.append(f"interpolate{settings.interpolate}")
+    if settings.search:
+        radius = f"radius{settings.radius:g}" if settings.radius else ""
+        parts += [settings.search.replace(":", ""), radius, settings.reward or ""]
     return "_".join(part for part in parts if part)
 
 
@@ -68,6 +72,7 @@ class SampleWriter:
         factor: pixels per position of an example; None where examples are latents that nothing decodes. In that case,
             and for labels, the examples are written as arrays.
         names: of the labels, or ().
+        searcher: that finds them; None where they are drawn as they come.
 
     Attributes:
         arrays: further arrays to write, by name.
@@ -81,6 +86,7 @@ class SampleWriter:
         requests: Sequence[Request],
         factor: int | None,
         names: Sequence[str] = (),
+        searcher: Searcher | None = None,
     ):
         self.settings, self.requests, self.factor, self.names = settings, requests, factor, names
         self.layout = LAYOUTS[settings.layout]
@@ -90,6 +96,8 @@ class SampleWriter:
         names_of_flags = ("start", "strength", "source", "mask", "target", "interpolate")
         given = {"from": settings.images} | {name: getattr(settings, name) for name in names_of_flags}
         self.record |= {name: value for name, value in given.items() if value is not None}
+        self.record |= searcher.record() if searcher else {}
+        self.reward = searcher.judge.name if searcher else ""
         self.sizes = {request.size: self._pixels(request.size) for request in requests}
         size = "x".join(map(str, *self.sizes.values())) if len(self.sizes) == 1 else "sizes"
         self.name = file_name(run, step, requests, size, settings)
@@ -99,6 +107,7 @@ class SampleWriter:
         # By step count, then by the request's place.
         self._examples: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
         self._shown: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
+        self._found: dict[int, dict[int, Sequence[Mapping[str, Any]]]] = defaultdict(dict)
 
     @property
     def plain(self) -> bool:
@@ -108,15 +117,18 @@ class SampleWriter:
     def _pixels(self, size: tuple[int, int]) -> list[int]:
         return [side * (self.factor or 1) for side in size]
 
-    def picture_record(self, steps: int, request: Request, numbers: Sequence[int]) -> dict[str, Any]:
-        """The settings that go into a picture of these images of a request."""
+    def picture_record(
+        self, steps: int, request: Request, numbers: Sequence[int], found: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Any]:
+        """The settings that go into a picture of these images of a request, with what a search says of each."""
+        about = together([found[number] for number in numbers] if found else [])
         numbers = [request.first + number for number in numbers]
         record: dict[str, Any] = {self.kind: request.condition}
         record |= {"class": self.caption(request)} if self.names else {}
         further = {key: value for key, value in request.record.items() if key not in ("prompt", "size", "count")}
         record |= {"further": further} if further else {}
         number = numbers[0] if len(numbers) == 1 else numbers
-        return record | self.record | {"number": number, "steps": steps, "size": self.sizes[request.size]}
+        return record | self.record | about | {"number": number, "steps": steps, "size": self.sizes[request.size]}
 
     def caption(self, request: Request) -> str:
         """What the images of a request are called in pictures: its prompt, or its class."""
@@ -129,6 +141,8 @@ class SampleWriter:
         request = self.requests[samples.place]
         if self.kind == "label" or self.factor is None or self.settings.images or self.steered:
             self._examples[steps][samples.place] = samples.examples
+        if self.reward:
+            self._found[steps][samples.place] = samples.found
         if self.factor is None:
             return
         room = SHOWN - sum(map(len, self._shown[steps].values()))
@@ -137,7 +151,7 @@ class SampleWriter:
         folder = self.folder / f"{self.name}_steps{steps}" if self.plain else self.folder
         for name, content in self.layout.files(samples.place, request, pictures.to_uint8(samples.images)).items():
             if isinstance(content, Picture):
-                content = png(content.pixels, self.picture_record(steps, request, content.numbers))
+                content = png(content.pixels, self.picture_record(steps, request, content.numbers, samples.found))
             self._write(folder / name, content)
 
     def finish(self) -> list[str]:
@@ -152,12 +166,26 @@ class SampleWriter:
             written.append(self._write(self.folder / f"{self.name}.npz", npz.getvalue()))
         about = self.record | self._conditions(range(len(self.requests))) | {"sizes": list(self.sizes.values())}
         about |= {"steps": list(self._shown or self._examples)}
+        about |= {"found": {steps: together(self._all_found(steps)) for steps in self._found}} if self._found else {}
         written.append(self._write(self.folder / f"{self.name}.json", (json.dumps(about, indent=2) + "\n").encode()))
         written += [f"{self.name}_steps{steps}/" for steps in self._shown]
         for end, picture, places in self._grids():
             content = png(picture, about | self._conditions(places))
             written.append(self._write(self.folder / f"{self.name}{end}.png", content))
         return written
+
+    def rewards(self) -> list[str]:
+        """Lines with the mean reward of each step count; none without a search."""
+        lines = []
+        for steps in self._found:
+            found = together(self._all_found(steps))
+            line = f"  {steps} steps: mean {self.reward} {np.mean(found['reward']):.4g}"
+            first = f", of first candidates {np.mean(found['first_reward']):.4g}" if "first_reward" in found else ""
+            lines.append(line + first)
+        return lines
+
+    def _all_found(self, steps: int) -> list[Mapping[str, Any]]:
+        return [one for _, found in sorted(self._found[steps].items()) for one in found]
 
     def _example_arrays(self) -> dict[str, np.ndarray]:
         """All examples, by step count, and by size if there are several, with their labels or prompts."""
@@ -209,3 +237,10 @@ class SampleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, content)
         return path.name
+
+
+def together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{name: values} of what a search says of images, or {name: value} of a single one."""
+    if len(found) == 1:
+        return dict(found[0])
+    return {name: [each[name] for each in found] for name in found[0]} if found else {}
