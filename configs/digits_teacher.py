@@ -1,6 +1,6 @@
 """Flow matching on the digits as a teacher: digits_flow_matching.py with the learning rate of its students.
 
-Samples are as good as at that file's rate. But weights that were trained at 8e-3 are so large that a student that starts
+Samples are as good as at that file's rate. But weights trained at 8e-3 are so large that a student that starts
 from them hardly moves: of TiM with the teacher's velocity, 500 steps gave a Fréchet distance at one evaluation of 5.45
 at a rate of 1e-3, 4.93 at 4e-3 and 0.94 at 16e-3. From this teacher it is 0.395, at 1e-3.
 
