@@ -40,6 +40,7 @@ RUNS = {
     "sit": ("digits", workdirs.TINY | SIT | GUIDED | {"sampling.guidance_channels": "1"}),
     "lightningdit": ("digits", workdirs.TINY | SINGLE | {"model.network": "lightningdit", "model.interval": "tokens"}),
     "jit": ("digits", workdirs.TINY | SINGLE | JIT),
+    "ddt": ("digits", workdirs.TINY | SINGLE | {"model.network": "ddt", "model.decoder_depth": "1"}),
     "ditdh": ("digits", workdirs.TINY | SINGLE | DITDH),
     "data": (
         "digits",
