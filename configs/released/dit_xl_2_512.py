@@ -12,5 +12,4 @@ def get_config():
     config = loading.load("released/dit_xl_2_256").get_config()
     config.data.height = 64
     config.data.width = 64
-    config.model.positions_side = 32
     return config

@@ -12,5 +12,4 @@ def get_config():
     config = loading.load("released/sit_xl_2").get_config()
     config.data.height = 64
     config.data.width = 64
-    config.model.positions_side = 32
     return config

@@ -19,7 +19,8 @@ TINY = {
     "channels": 3, "width": 32, "depth": 2, "heads": 4, "encoder_depth": 1, "z_dim": 5, "projector_width": 8,
     "num_classes": 10,
 }  # fmt: skip
-OWN = {"tim": {"bottleneck": 8}}  # further fields of TINY networks
+# Further fields of TINY networks.
+OWN = {"tim": {"bottleneck": 8}, "jit": {"patch_bottleneck": 8, "class_tokens": 4, "context_start": 1}}
 NAMES = tuple({kind: name for name, kind in reversed(NETWORKS.items())}.values())  # one for each
 every_network = pytest.mark.parametrize("name", NAMES)
 of_one_time = pytest.mark.parametrize("name", [name for name in NAMES if issubclass(NETWORKS[name], SingleTime)])

@@ -83,6 +83,27 @@ def test_states_of_jit_after_a_block_are_those_of_the_image():
     assert np.abs(other.taps[1] - out.taps[1]).max() > 1e-3
 
 
+# Millions of parameters as their papers have them, and the side of an image, by network and its fields.
+COUNTS = {
+    "LightningDiT-XL/1": ("lightningdit", "XL", {"patch_size": 1, "channels": 32, "qk_norm": False}, 16, 675),
+    "JiT-B/16": ("jit", "B", {"patch_size": 16, "channels": 3}, 256, 131),
+    "JiT-L/16": ("jit", "L", {"patch_size": 16, "channels": 3}, 256, 459),
+    "JiT-H/16": ("jit", "H", {"patch_size": 16, "channels": 3}, 256, 953),
+    "JiT-B/32": ("jit", "B", {"patch_size": 32, "channels": 3}, 512, 133),
+    "JiT-L/32": ("jit", "L", {"patch_size": 32, "channels": 3}, 512, 462),
+    "JiT-H/32": ("jit", "H", {"patch_size": 32, "channels": 3}, 512, 956),
+}
+
+
+@pytest.mark.parametrize("published_as", COUNTS)
+def test_published_sizes_have_the_published_number_of_parameters(published_as):
+    kind, size, fields, side, millions = COUNTS[published_as]
+    net = NETWORKS[kind](**NETWORKS[kind].SIZES[size] | fields)
+    groups = published.queries(np.zeros((1, side, side, net.channels)), np.zeros(1), [0], jnp.float32)
+    shapes = published_part(nn.unbox(jax.eval_shape(net.init, jax.random.key(0), groups))["params"])
+    assert abs(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 - millions) <= 0.6
+
+
 WRONG = {
     "context_start is 2": {"context_start": 2},
     "context_start is 0": {"context_start": 0},

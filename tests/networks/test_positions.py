@@ -4,14 +4,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from tests.helpers.published_networks import GOLDEN
 from tim_jax.networks import NETWORKS
 from tim_jax.networks.positions import interpolated, sine_cosine
+from tim_jax.networks.rope import rope_table
+
+SIDES = {"net_sit": 4, "net_lightningdit": 8, "net_lightningdit_qknorm_noshift": 4, "net_jit": 4}  # patches
 
 
 def embedding(h, w, positions, side=16):
     net = NETWORKS["dit"](width=16, heads=4, positions=positions, positions_side=side)
     return sine_cosine(net, h, w).reshape(h, w, 16)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_published_weights_carry_this_embedding_bit_for_bit(name):
+    published, side = load_file(GOLDEN / f"{name}.safetensors")["pos_embed"][0], SIDES[name]
+    np.testing.assert_array_equal(sine_cosine(NETWORKS["dit"](width=64, heads=4), side, side), published)
+
+
+@pytest.mark.parametrize("name", ["net_lightningdit", "net_lightningdit_qknorm_noshift"])
+def test_published_weights_carry_the_rotations_of_rope(name, x64):
+    weights, side = load_file(GOLDEN / f"{name}.safetensors"), SIDES[name]
+    for ours, part in zip(rope_table(side, side, 16, dtype=jnp.float64), ("cos", "sin"), strict=True):
+        published = weights[f"feat_rope.freqs_{part}"]
+        np.testing.assert_allclose(np.repeat(ours, 2, axis=-1), published, rtol=0, atol=3e-8)  # stored in float32
 
 
 def test_half_of_the_width_tells_the_column_and_half_the_row():

@@ -1,8 +1,8 @@
 """LightningDiT (arXiv 2501.01423) on the embedded digits, from scratch, by the loss of configs/digits_small.py.
 
-The interval's embedding joins the condition and is zero at first, so that any-step training starts as flow matching does.
+The embedding of the interval joins the condition and is zero at first: any-step training starts as flow matching does.
 
-Launch: python -m tim_jax.train --config=configs/networks/lightningdit.py --workdir=runs/lightningdit
+Launch: python -m tim_jax.train --config=configs/digits_lightningdit.py --workdir=runs/digits_lightningdit
 """
 
 from tim_jax.config import loading
@@ -11,5 +11,5 @@ from tim_jax.config import loading
 def get_config():
     config = loading.load("digits_small").get_config()
     config.model.network = "lightningdit"
-    config.model.bottleneck = 0
+    config.model.bottleneck = 0  # TiM's
     return config

@@ -3,7 +3,7 @@
 The output is the image: F = (x_t − x̂)/max(t, 0.05) for OT-FM, at r ≠ t as well (arXiv 2601.22158). Patches of 16 pixels
 go through a bottleneck of 8; four tokens of the class join the image's before the second block.
 
-Launch: python -m tim_jax.train --config=configs/networks/jit.py --workdir=runs/jit_network
+Launch: python -m tim_jax.train --config=configs/digits_jit.py --workdir=runs/digits_jit
 """
 
 from tim_jax.config import loading
@@ -12,7 +12,7 @@ from tim_jax.config import loading
 def get_config():
     config = loading.load("digits_small").get_config()
     config.model.network = "jit"
-    config.model.bottleneck = 0
+    config.model.bottleneck = 0  # TiM's
     config.model.patch_bottleneck = 8
     config.model.class_tokens = 4
     config.model.context_start = 1
