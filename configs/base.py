@@ -146,8 +146,8 @@ def get_config():
     config.model.context_start = 0  # blocks before the tokens of conditions join those of the image
     # Blocks of a decoder, after the `depth` of the encoder; states are tapped and aligned in the encoder alone.
     config.model.decoder_depth = 0
-    config.model.decoder_width = 0  # of the decoder; 0: `width`
-    config.model.decoder_heads = 0  # of the decoder; 0: `heads`
+    config.model.decoder_width = 0  # of the decoder; 0: that of `size`, or `width`
+    config.model.decoder_heads = 0  # of the decoder; 0: those of `size`, or `heads`
 
     # The path between data and noise (tim_jax.transitions.TRANSPORTS).
     config.transport = ConfigDict()

@@ -83,6 +83,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
     check_teacher(config, default, objective)
     check_coupling(config, objective)
     network = make_network(config, objective)
+    optimizer = dataclasses.replace(optimizer, frozen=(*optimizer.frozen, *network.FROZEN))
     check_shapes(config, network)
     check_clock(network, transport)
     check_context(network, mesh)

@@ -1,4 +1,4 @@
-"""Decoupled diffusion transformers: an encoder finds what there is in an image, and a decoder, given that, the velocity.
+"""Decoupled diffusion transformers: an encoder finds what an image is of, and a decoder, given that, the velocity.
 
                 encoder                                        decoder
     x_t ── patches ── depth blocks ── s ── z = silu(τ + s) ──┐
@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tim_jax.networks import positions
 from tim_jax.networks.attention import sequence
@@ -46,8 +45,8 @@ class DDT(SingleTime):
 
     # Blocks of a decoder, after the `depth` of the encoder; states are tapped and aligned in the encoder alone.
     decoder_depth: int = 4
-    decoder_width: int = 0  # of the decoder; 0: `width`
-    decoder_heads: int = 0  # of the decoder; 0: `heads`
+    decoder_width: int = 0  # of the decoder; 0: that of `size`, or `width`
+    decoder_heads: int = 0  # of the decoder; 0: those of `size`, or `heads`
 
     @nn.nowrap
     def check(self) -> None:
@@ -107,11 +106,9 @@ class DDT(SingleTime):
                 z = nn.silu(time[:, None] + s).astype(self.dtype)
                 return nn.with_logical_constraint(project(z), STREAM)
 
-            h, w = self.grid(q)
-            tables = (*self.table(h, w, width // heads), jnp.arange(h * w))
-            *rope, numbers = (sequence.part(table, self.tokens) for table in tables)
+            rope = (sequence.part(table, self.tokens) for table in self.table(*self.grid(q), width // heads))
             end = ctx.end and (given(ctx.end[2]), *ctx.end[1:])
-            return ctx._replace(c=given(ctx.time), end=end, rope=tuple(rope), numbers=numbers, front=None)
+            return ctx.alone()._replace(c=given(ctx.time), end=end, rope=tuple(rope))
 
         contexts = tuple(map(decoding, contexts, encoded, groups))
         streams = tuple(nn.with_logical_constraint(embed(self.cut(q.x_t)), STREAM) for q in groups)
@@ -153,6 +150,8 @@ class DiTDH(DDT):
         "XS": DDT.SIZES["XS"] | {"decoder_width": 192, "decoder_heads": 6},
         **{name: size | DECODER for name, size in DiT.SIZES.items() if name != "XS"},
     }
+
+    FROZEN: ClassVar[tuple[str, ...]] = ("t_embedder/frequencies",)
 
     qk_norm: bool = False  # RMS norm of queries and keys
     # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at

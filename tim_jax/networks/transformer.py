@@ -66,6 +66,7 @@ class Transformer(nn.Module):
     SIZES: ClassVar[dict[str, dict[str, int]]] = {}  # values of fields by the name of a size
     CONDITIONS: ClassVar[tuple[str, ...]] = ("class",)  # what `condition` may be
     STACKS: ClassVar[tuple[str, ...]] = ("blocks",)  # names of parameters that are stacked along a first axis
+    FROZEN: ClassVar[tuple[str, ...]] = ()  # names of parameters that are never trained
 
     width: int = 768  # D; heads divide it
     depth: int = 12  # blocks

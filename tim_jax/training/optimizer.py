@@ -21,6 +21,10 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
+# What networks call the parameters of blocks that are stacked on axis 0.
+STACKS = ("blocks", "encoder", "decoder")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
     """How gradients become updates."""
@@ -156,7 +160,7 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     modulations' output layers' biases, norms, the patch and final layers stay with AdamW, as is usual for Muon.
     """
     names = [str(getattr(part, "key", part)) for part in path]
-    if "blocks" not in names or names[-1] != "kernel":
+    if not set(STACKS) & set(names) or names[-1] != "kernel":
         return None
     stacked = leaf.ndim - 1
     if stacked == 2:  # (L, in, out)
