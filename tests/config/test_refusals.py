@@ -28,6 +28,7 @@ KEY = rf"(?:{'|'.join(SECTIONS)}|seed)(?:\.\w+)*"
 FORM = re.compile(rf"({KEY}(?:, {KEY})*) (?:is|are) (.+?); (?:it|they|each of them) must ", re.DOTALL)
 TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "4"}
 ENCODE = {"data.encode": "True"}
+SIT = {"model.network": "sit", "model.bottleneck": "0"}
 NO_NULL = {"data.condition_dropout": "0.0"}
 BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
 
@@ -81,6 +82,20 @@ BUILD = [
     ({"model.attention": "flash"}, "model.attention"),
     ({"model.remat": "everything"}, "model.remat"),
     ({"model.num_classes": "0"}, "model.num_classes"),
+    ({"model.network": "sat"}, "model.network"),
+    ({"model.network": "sit"}, "model.bottleneck"),
+    ({"model.interval": "tokens"}, "model.interval"),
+    ({**SIT, "model.interval": "token"}, "model.interval"),
+    ({**SIT, "model.interval": "tokens", "model.decoupled_depth": "1"}, "model.interval"),
+    ({**SIT, "model.clock": "t-1"}, "model.clock"),
+    ({**SIT, "model.clock": "1-t", "transport.name": "vp"}, "model.clock"),
+    ({**SIT, "model.positions": "learned"}, "model.positions"),
+    ({**SIT, "model.positions_side": "8"}, "model.positions_side"),
+    ({**SIT, "model.positions": "interpolated", "model.positions_side": "0"}, "model.positions_side"),
+    ({**SIT, "data.width": "16"}, "model.positions"),
+    ({**SIT, **BUCKETS}, "model.positions"),
+    ({**SIT, "data.buckets.table": "((8, 8), (4, 12))"}, "model.positions"),
+    ({**SIT, **TEXT}, "model.condition"),
     ({"transport.name": "otfm"}, "transport.name"),
     ({"transport.name": "edm", "transport.sigma_d": "0.0"}, "transport.sigma_d"),
     ({"transport.prediction": "y"}, "transport.prediction"),
@@ -276,7 +291,7 @@ NOT_PROVOKED = {
     "codecs/settings.py: codecs.latents": "the files of an autoencoder",
     "codecs/settings.py: codecs.tile is {self.tile}; it must be a multiple": "the files of an autoencoder",
     "config/network.py: {said}": "several devices",
-    "config/network.py: model.class_tokens": "several devices",
+    "config/network.py: {named}": "several devices",
     "data/buckets.py: data.buckets.table is of": "more shapes than fit on a line",
     "data/buckets.py: data.buckets.table is {table}; each of them must have a multiple of mesh.sequence": "devices",
     "data/bucket_shapes.py: data.buckets.area": "images of no common size",
@@ -291,7 +306,7 @@ NOT_PROVOKED = {
     "evaluation/published.py": "a damaged file of statistics",
     "networks/int8.py": "a network of one's own",
     "networks/taps.py: {key} is {blocks}; it must be ()": "a network of one's own",
-    "networks/tim.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
+    "networks/checks.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
     "runs/averages.py": "a run that is about to train",
     "runs/classifying.py": "the command classify",
     "runs/preferences.py": "the command prefer",

@@ -98,10 +98,9 @@ def check_context(network: Transformer, mesh: Mesh) -> None:
     tokens, devices = sum(network.context_tokens.values()), mesh.shape["sequence"]
     if tokens % devices:
         keys = [key for key in ("class_tokens", "guidance_tokens", "interval") if hasattr(network, key)]
-        raise ValueError(
-            f"{', '.join(f'model.{key}' for key in keys)} are {', '.join(str(getattr(network, key)) for key in keys)}; "
-            f"they must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}"
-        )
+        values = ", ".join(str(getattr(network, key)) for key in keys)
+        named = f"{', '.join(f'model.{key}' for key in keys)} are {values}"
+        raise ValueError(f"{named}; they must give a multiple of mesh.sequence, {devices}, tokens, and give {tokens}")
 
 
 def check_shapes(config: ConfigDict, network: Transformer) -> None:

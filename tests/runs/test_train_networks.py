@@ -1,0 +1,34 @@
+"""Every network trains from scratch with objectives of each kind, and samples in one step and in several."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.configs import flags
+from tests.helpers.workdirs import one_device
+from tests.networks.test_all_networks import every_network
+from tim_jax import load, train
+
+SMALL = {
+    "model.width": "16", "model.depth": "2", "model.heads": "2", "model.encoder_depth": "1", "model.patch_size": "4",
+    "data.batch_size": "8", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
+    "optimizer.warmup_steps": "0", "sampling.ema": "online",
+}  # fmt: skip
+# By jax.jvp; by jumps of its own; with a head for the velocity, and guidance as an input.
+OBJECTIVES = ("tim", "mean_flow", "shortcut", "improved_mean_flow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@every_network
+def test_a_network_trains_from_scratch_and_samples(name, objective, tmp_path):
+    changes = SMALL | {"model.network": name, "objective.name": objective}
+    with one_device():
+        train.main(["--config=base", f"--workdir={tmp_path}", *flags(changes)])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 2 and np.isfinite(losses).all() and losses[0] > 0
+    with one_device():
+        model = load(tmp_path)
+        assert [image.size for steps in (1, 3) for image in model([1, 2], steps=steps)] == [(8, 8)] * 4
