@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from tests.networks.test_networks import assert_close
-from tests.networks.test_sequence import outputs
+from tests.networks.test_sequence import make_mesh, outputs
 from tim_jax.networks import NETWORKS
 from tim_jax.networks.single_time import SingleTime
-from tim_jax.training.mesh import make_mesh
 from tim_jax.types import Query, TangentQuery
 
 TINY = {
