@@ -202,9 +202,7 @@ class MLP(nn.Module):
         return Linear((x_BND.shape[-1],), ("mlp", "embed"), dtype=self.dtype, name="out")(h)
 
 
-def modulation(
-    bottleneck: int, features: int, dtype: Any, leading: tuple[str | None, ...] = ("batch",)
-) -> SwiGLU:
+def modulation(bottleneck: int, features: int, dtype: Any, leading: tuple[str | None, ...] = ("batch",)) -> SwiGLU:
     """Returns the SwiGLU, zero at first, that turns a condition into shifts, scales and gates (adaLN-Zero).
 
     Args:
