@@ -21,6 +21,7 @@ def get_config():
     config.data.latent_scale = 0.0  # features are normalised value by value
 
     config.model.network = "ditdh"
+    config.model.qk_norm = False
     config.model.patch_size = 1
     config.model.learn_sigma = False
     config.model.clock = "t"
