@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tim_jax.runs import conversion
-from tim_jax.transitions.sampling.planning import guidance_inputs, make_plan, time_grid
+from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, make_plan, time_grid
 from tim_jax.transitions.sampling.sampler import sample
 
 STEPS = (1, 2, 4)
@@ -45,8 +45,9 @@ def here(folder, noise, condition, null):
     """
     found = conversion.read_weights(str(folder), "", {"mesh.data": "1"})
     run, net, sampling = found.run, found.run.net(found.params), found.run.sampling
-    keys, scale, drawn = jax.random.split(jax.random.key(0), len(noise)), sampling.guidance, {}
+    keys, drawn = jax.random.split(jax.random.key(0), len(noise)), {}
     x = run.transport.sigma(run.transport.T_max) * noise
+    scale = guidance_scale(sampling.guidance, sampling.guidance_channels, x)
     if sampling.guidance_input:
         condition, scale = condition | {"guidance": guidance_inputs(run.transport, sampling, len(x), x.dtype)}, 1.0
     for steps in STEPS:

@@ -71,6 +71,14 @@ def test_the_time_r_changes_nothing_at_first(name):
     assert np.abs(published.call(net, params, groups)[0].F - found["output"]).max() > 1e-3
 
 
+def test_further_channels_of_the_final_layer_are_left_out():
+    net = NETWORKS["lightningdit"](**TINY | {"learn_sigma": True})
+    groups = published.queries(np.zeros((1, 4, 4, 4)), np.zeros(1), [0], jnp.float32)
+    (out,), variables = jax.eval_shape(lambda key: net.init_with_output(key, groups), jax.random.key(0))
+    assert nn.unbox(variables)["params"]["final"]["linear"]["kernel"].shape == (64, 2, 2, 8)
+    assert out.F.shape == (1, 4, 4, 4)
+
+
 def test_states_of_jit_after_a_block_are_those_of_the_image():
     """Also after the tokens of the class have joined, of which the blocks before know nothing."""
     net, params, groups, _ = load("net_jit")

@@ -19,28 +19,33 @@ OTHERS = {
     "model.class_tokens": "2", "sampling.sampler": "heun", "sampling.grid": "shifted",
 }  # fmt: skip
 SINGLE = {"model.bottleneck": "0", "model.clock": "1-t"}
-SIT = SINGLE | {"model.network": "sit", "model.negated": "True"}
+PLACES = {"model.positions": "interpolated", "model.positions_side": "3"}
+SIT = SINGLE | PLACES | {"model.network": "sit", "model.negated": "True"}
 JIT = {
     "model.network": "jit", "model.depth": "2", "model.context_start": "1", "model.patch_bottleneck": "8",
     "model.class_tokens": "2", "transport.prediction": "x",
 }  # fmt: skip
 DITDH = {
     "model.network": "ditdh", "model.decoder_depth": "1", "model.decoder_width": "24", "model.decoder_heads": "2",
-    "model.positions": "interpolated", "model.positions_side": "3",
 }  # fmt: skip
 # Networks by name: configuration and what is changed of it.
 RUNS = {
     "class": ("digits", workdirs.TINY | GUIDED),
     "text": ("photos_t2i", workdirs.TEXT | GUIDED),
     "others": ("digits", workdirs.TINY | OTHERS),
+    "inputs": (
+        "digits",
+        workdirs.TINY | {"objective.name": "improved_mean_flow", "model.guidance_tokens": "2"} | GUIDED,
+    ),
     "late": (
         "digits",
         workdirs.TINY | {"model.depth": "2", "model.decoupled_depth": "1", "transport.name": "trigflow"},
     ),
-    "sit": ("digits", workdirs.TINY | SIT | GUIDED | {"sampling.guidance_channels": "1"}),
+    "sit": ("photos", workdirs.TEXT | SIT | GUIDED | {"sampling.guidance_channels": "2"}),
     "lightningdit": ("digits", workdirs.TINY | SINGLE | {"model.network": "lightningdit", "model.interval": "tokens"}),
     "jit": ("digits", workdirs.TINY | SINGLE | JIT),
-    "ditdh": ("digits", workdirs.TINY | SINGLE | DITDH),
+    "ddt": ("digits", workdirs.TINY | SINGLE | {"model.network": "ddt", "model.decoder_depth": "1"}),
+    "ditdh": ("digits", workdirs.TINY | SINGLE | PLACES | DITDH),
     "data": (
         "digits",
         workdirs.TINY | {"transport.prediction": "x", "sampling.grid": "edm", "sampling.sampler": "euler"},
@@ -104,7 +109,7 @@ def loaded(path):
     return module
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
+@pytest.mark.parametrize("name", [path.stem for path in (to_torch.FOLDER / "transports").glob("[a-z]*.py")])
 def test_transports_are_the_same(name, monkeypatch):
     theirs, ours = loaded(to_torch.FOLDER / "transports" / f"{name}.py"), TRANSPORTS[name]()
     host = host_transport(ours)

@@ -113,7 +113,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, seen: Context) -> Tensor:
         across = [] if seen.text is None else [lambda z: self.cross_attn(z, seen)]
-        branches = [lambda z: self.attn(z, seen), *across, self.mlp]
+        branches: list[Any] = [lambda z: self.attn(z, seen), *across, self.mlp]
         chunks = self.adaLN_modulation(seen.c).chunk(3 * len(branches), dim=-1)
         for branch, shift, scale, gate in zip(branches, chunks[0::3], chunks[1::3], chunks[2::3]):
             x = x + gate * branch(modulate(norm(x), shift, scale))

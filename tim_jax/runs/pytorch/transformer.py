@@ -1,7 +1,7 @@
 """What the networks share."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,22 @@ from torch.nn import functional
 
 from tim_jax.runs.pytorch.layers import OwnTimeEmbedder, unpatch
 
-Condition = Tensor | Mapping[str, Tensor]  # labels (B,), or {"text": (B, M, T), "mask": (B, M)}
+Condition: TypeAlias = Tensor | Mapping[str, Tensor]  # labels (B,), or {"text": (B, M, T), "mask": (B, M)}
 
 
 class Context(NamedTuple):
-    """What the blocks see: times and condition c (B, 1, D), the embeddings of the times and of the interval alone,
-    RoPE's angles, and the prompt with its mask."""
+    """What the blocks see.
+
+    Times and condition c (B, 1, D), the embeddings of the times and of the interval alone, RoPE's angles, and the
+    prompt with its mask; None where a network has no such thing.
+    """
 
     c: Tensor
     time: Tensor
     delta: Tensor
-    angle: Tensor | None
-    text: Tensor | None
-    mask: Tensor | None
+    angle: Any
+    text: Any
+    mask: Any
 
 
 class Transformer(nn.Module):
@@ -117,7 +120,8 @@ class Transformer(nn.Module):
             more["delta_tokens"] = delta = self.interval(t, r)
             early = late = (T(t) if "delta_tokens" in self.fronts else T(t) + delta, delta)
         front = [self.tokens(name) + more[name][:, None] for name in self.fronts]
-        angle = self.angles(*(n // self.patch_size for n in x.shape[2:]), x)
+        h, w = (n // self.patch_size for n in x.shape[2:])
+        angle = self.angles(h, w, x)
         if angle is not None:  # tokens of conditions are not turned
             angle = functional.pad(angle, (0, 0, sum(self.fronts.values()), 0))
         seen = [

@@ -31,7 +31,7 @@ def in_pytorch(name: str, array: Tensor) -> tuple[str, Tensor]:
     if not name.startswith("tim_jax."):
         return name, array
     path, _, leaf = name.removeprefix("tim_jax.").replace("/", ".").rpartition(".")
-    leaf, array = {"kernel": ("weight", array.T), "scale": ("weight", array)}.get(leaf, (leaf, array))
+    leaf, array = {"kernel": ("weight", array.movedim(0, -1)), "scale": ("weight", array)}.get(leaf, (leaf, array))
     return f"{path}.{leaf}", array
 
 
