@@ -181,7 +181,7 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     Raises:
         ValueError: one line that names what is wrong.
     """
-    settings.check()
+    settings.check(overrides)
     if settings.guidance is not None:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
     folder = paths.run_folder(settings.workdir, "--workdir")

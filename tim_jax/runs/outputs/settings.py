@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 from etils import epath
 
@@ -60,8 +61,12 @@ class SampleSettings:
             return paths.given(self.out, "--out")
         return paths.run_folder(self.workdir, "--workdir") / "sampled"
 
-    def check(self) -> None:
-        """Raises ValueError for arguments that cannot be, whatever the run."""
+    def check(self, overrides: Collection[str] = ()) -> None:
+        """Raises ValueError for arguments that cannot be, whatever the run. overrides: keys that are changed too."""
+        if self.guidance is not None and "sampling.guidance" in overrides:
+            raise ValueError(
+                "--config.sampling.guidance is given; it must be left out with --guidance, which says the same"
+            )
         for name, minimum in (("count", 1), ("per_prompt", 1), ("seed", 0), ("interpolate", 2)):
             value = getattr(self, name)
             if value is not None and value < minimum:
