@@ -9,7 +9,7 @@ from etils import epath
 
 from tim_jax.system import files
 
-NAMES = {dict: "object", list: "list"}
+NAMES: dict[type, str] = {dict: "object", list: "list"}
 
 
 def read_object(path: Any, kind: type = dict) -> Any:
