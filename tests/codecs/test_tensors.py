@@ -100,7 +100,7 @@ BAD = {
     "no numbers": (
         {"a": view(Stored("FloatStorage", "0", 4), 0, ("4",), (1,))},
         {"0": bytes(16)},
-        "its pickle is broken",
+        "whose place is not given in whole numbers",
     ),
     "short storage": ({"a": tensor("0", np.zeros(4, np.float32))}, {"0": bytes(12)}, "storage 0 has 3 values, not 4"),
     "no tensors": ({"step": 3, "model": {}}, {}, "holds things that are no tensors: step, model"),

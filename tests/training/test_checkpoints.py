@@ -382,7 +382,8 @@ def test_readers_beside_a_run_that_keeps_one_checkpoint_read_whole_ones(workdir)
         with checkpoints.opened(workdir / "checkpoints") as manager:
             step, wrong, hold = checkpoints.hold_good(manager)
             restored = checkpoints.restore(manager, jax.eval_shape(lambda: state(0)), step)
-            assert float(restored["b"][0, 0]) == step and wrong == {} and hold is not None
+            assert float(restored["b"][0, 0]) == step and hold is not None
+            assert set(wrong.values()) <= {checkpoints.NO_MANIFEST}, "it is still being summed up"
         read.append(step)
     writer.join()
     assert len(read) > 3 and read == sorted(read) and names(workdir)[-1] == 24

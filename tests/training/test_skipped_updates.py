@@ -70,11 +70,10 @@ def test_a_row_that_is_not_finite_changes_nothing_but_the_step(changes):
     assert not same(jax.device_get(state.params), before.params)
 
 
-@pytest.mark.parametrize("rate", [np.inf, np.nan, 1e30])
-def test_an_update_that_is_not_finite_is_left_out_though_loss_and_gradient_are(rate):
+def test_an_update_that_is_not_finite_is_left_out_though_loss_and_gradient_are():
     """Such as by a learning rate that is none, which the settings refuse."""
     run = make_run()
-    tx = optax.chain(run.trainer.step.tx, optax.scale(rate))
+    tx = optax.chain(run.trainer.step.tx, optax.scale(np.inf))
     trainer = dataclasses.replace(run.trainer, step=dataclasses.replace(run.trainer.step, tx=tx))
     state = trainer.create()
     before = jax.device_get(state)

@@ -23,7 +23,7 @@ from tim_jax.config.build import build
 from tim_jax.config.objective import resolved
 from tim_jax.config.run import Run
 from tim_jax.runs.teachers import with_teachers
-from tim_jax.system import files, lock, timing
+from tim_jax.system import files, jsonl, lock, timing
 from tim_jax.training import sharding
 
 FILE = "plan.json"
@@ -37,7 +37,7 @@ Progress = Callable[[str], None]
 def read(folder: epath.Path) -> dict[str, Any] | None:
     """Reads the budget in an ablation's folder; None if there is none. See `make` for what it holds."""
     path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    return jsonl.read_object(path) if path.exists() else None
 
 
 def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Path) -> None:

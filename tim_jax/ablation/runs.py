@@ -20,7 +20,7 @@ from tim_jax.runs.generation import Generator
 from tim_jax.runs.input_pipeline import SourcePipeline, open_pipeline
 from tim_jax.runs.start import check_classes, first_state
 from tim_jax.runs.teachers import with_teachers
-from tim_jax.system import compilation_cache, files
+from tim_jax.system import compilation_cache, files, jsonl
 from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import warm_start
 from tim_jax.training.preemption import Stop
@@ -35,7 +35,7 @@ def read(folder: epath.Path) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = jsonl.read_object(path)
     if "beside" in result:  # as version 0.1.0 wrote the results of baselines
         of = result.pop("beside")
         result["baseline"] = {OLD_NAMES.get(name, name): value for name, value in of.items()}

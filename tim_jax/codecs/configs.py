@@ -22,7 +22,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except OSError:
         raise ValueError(f"{path}: is not there; it comes with the weights and says what they are") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a JSON object such as a published config.json")

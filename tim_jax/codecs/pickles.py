@@ -26,7 +26,10 @@ def ordered(items: Iterable[tuple[Any, Any]] = ()) -> dict[str, Any]:
     return collections.OrderedDict((_key(key), value) for key, value in items)
 
 
-class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+_Unpickler: Any = pickle._Unpickler
+
+
+class PlainUnpickler(_Unpickler):
     """Reads plain values. Raises ValueError for what files of weights do not have; a broken pickle raises anything."""
 
     def _refuse(self) -> None:
@@ -55,8 +58,8 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
         """Leaves out what an object would be changed by, such as the versions that PyTorch adds to a dictionary."""
         self.stack.pop()
 
-    dispatch = dict.fromkeys(range(256), _refuse)
-    dispatch |= {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPERATIONS}  # type: ignore[attr-defined]
+    dispatch: dict[int, Any] = dict.fromkeys(range(256), _refuse)
+    dispatch |= {code[0]: _Unpickler.dispatch[code[0]] for code in OPERATIONS}
     dispatch |= {
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,

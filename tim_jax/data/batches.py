@@ -8,6 +8,7 @@ one. Each process reads the shares of a batch that go to its devices.
 
 import dataclasses
 import functools
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from tim_jax.data import bad_records
+from tim_jax.data import bad_records, orphans
 from tim_jax.data.arrays import normalise
 from tim_jax.data.bad_records import BadRecord, TooManyBadRecords
 from tim_jax.data.fit import Augmentation, draws, fit
@@ -244,7 +245,8 @@ def iterate(
     if workers:
         if not flags.FLAGS.is_parsed():  # grain's workers ask for flags, also in a program that parses none
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch)))
+        ahead = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch))
+        stream = stream.mp_prefetch(ahead, worker_init_fn=functools.partial(orphans.end_with, os.getpid()))
     return iter(stream)
 
 

@@ -141,7 +141,7 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.with_suffix(".json").read_bytes())
         return record if path.stat().st_size == record["bytes"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -254,7 +254,7 @@ def read_about(folder: Path) -> dict[str, Any]:
             problem = "it is not finished: start the command that makes it again"
         else:
             problem = f"it must be a folder that python -m tim_jax.encode or tim_jax.pairs made, with {ABOUT}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"its {ABOUT} must say what its examples have ({type(error).__name__}: {error})"
     raise ValueError(f"{folder}: {problem}")
 

@@ -47,7 +47,7 @@ class Folder:
             return None
         try:
             value = json.loads(content)
-        except ValueError:  # also for bytes that are no text
+        except (ValueError, RecursionError):  # also for bytes that are no text
             self.note(name, "no JSON")
             return None
         if not isinstance(value, kind):

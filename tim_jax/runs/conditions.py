@@ -12,7 +12,7 @@ from tim_jax.config.run import Run
 from tim_jax.runs.input_pipeline import one_after_another, open_source_and_plan
 from tim_jax.runs.labels import cycle_labels
 from tim_jax.runs.restoration import open_truths
-from tim_jax.system import files
+from tim_jax.system import files, jsonl
 
 FILE = "labels.json"  # of a workdir: how often its data has each label, so that samples can be drawn where no data is
 
@@ -110,7 +110,7 @@ def write_counts(folder: epath.Path, counts: np.ndarray) -> None:
 def read_counts(folder: epath.Path) -> np.ndarray | None:
     """How often the data has each label, as a workdir says; None if it says nothing of them."""
     path = folder / FILE
-    return np.array(json.loads(path.read_text())["counts"], np.int64) if path.exists() else None
+    return np.array(jsonl.read_object(path)["counts"], np.int64) if path.exists() else None
 
 
 def warn_of_untrained(counts: np.ndarray) -> None:

@@ -70,7 +70,7 @@ def origin_of(file: pathlib.Path) -> Origin | None:
     try:
         origin = Origin(**json.loads(said))
         return dataclasses.replace(origin, classes=tuple(origin.classes), counts=tuple(origin.counts))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: its header is not that of a file exported by this version ({error})") from None
 
 

@@ -21,7 +21,7 @@ from tim_jax.runs.generation import Generator, alpha_sigma
 from tim_jax.runs.labels import repeated
 from tim_jax.runs.refiners import with_refiner
 from tim_jax.runs.step_grid import fine_times, fingerprint, read_record, with_found_grid
-from tim_jax.system import files
+from tim_jax.system import files, jsonl
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
@@ -229,7 +229,7 @@ def write(
         "plans": {},
         "measured": {},
     }
-    records = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else {}
+    records = jsonl.read_object(folder / FILE) if (folder / FILE).exists() else {}
     before = records.get(run.sampling.sampler, {})
     if all(before.get(key) == record[key] for key in ("of", "settings")):
         record = before

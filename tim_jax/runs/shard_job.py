@@ -179,7 +179,7 @@ def compare(folder: Path, settings: dict[str, Any], former: Mapping[str, Any] = 
         if others or folder.exists() and not folder.is_dir():
             raise ValueError(f"--out={folder}: holds {others[0] if others else 'a file'}; give a new folder") from None
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"--out={folder}: its {path.name} cannot be read ({error}); give a new folder") from None
     now = flatten(settings)
     for key in sorted(before.keys() | now.keys()):

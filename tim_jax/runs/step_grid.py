@@ -11,7 +11,7 @@ from etils import epath
 
 from tim_jax.config.run import Run
 from tim_jax.runs.generation import Generator
-from tim_jax.system import files
+from tim_jax.system import files, jsonl
 from tim_jax.system.progress import Bar
 from tim_jax.training import checksums
 from tim_jax.transitions import SAMPLERS
@@ -103,7 +103,7 @@ def read_record(
     file = folder / name
     if not file.exists():
         raise ValueError(f"{given}; it must have been found, and {folder} holds no {name}: {command}")
-    record: dict[str, Any] = json.loads(file.read_text())
+    record: dict[str, Any] = jsonl.read_object(file)
     if part is not None:
         if part not in record:
             known = ", ".join(sorted(record))

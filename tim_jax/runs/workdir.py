@@ -21,7 +21,8 @@ from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.system import files, jsonl, paths
-from tim_jax.training.formats import FORMAT
+from tim_jax.system.user_errors import one_line
+from tim_jax.training import formats
 
 CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
 NAMED = 4  # classes that an error names
@@ -41,7 +42,11 @@ def recorded(workdir: epath.Path) -> dict | None:
     path = workdir / CONFIG
     if not path.exists():
         return None
-    return to_json(restored(json.loads(path.read_text()), workdir))
+    values = jsonl.read_object(path)
+    try:
+        return to_json(restored(values, workdir))
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{path}: it is no configuration, or damaged ({one_line(error)[:200]})") from None
 
 
 def restored(values: dict, folder: Any = None) -> ConfigDict:
@@ -99,6 +104,8 @@ def to_go_on(path: str, overrides: dict[str, str]) -> ConfigDict:
     folder, overrides = paths.run_folder(path, "--workdir"), dict(overrides)
     given = plugins.load_given(overrides)
     start = last_start(folder)
+    if start:
+        formats.of_record(start, folder / STARTS)
     values = to_json(restored(start["config"], folder)) if start else recorded(folder)
     if values is None:
         raise ValueError(
@@ -135,7 +142,7 @@ def record_start(
         What checkpoints are to say of the run.
     """
     values = to_json(config)
-    record = {"format": FORMAT, "config": values, "versions": versions(), "commit": commit(), **more}
+    record = {"format": formats.FORMAT, "config": values, "versions": versions(), "commit": commit(), **more}
     if jax.process_index() > 0:
         return record
     workdir.mkdir(parents=True, exist_ok=True)
@@ -154,7 +161,7 @@ def record_start(
 def class_names(workdir: epath.Path) -> tuple[str, ...]:
     """Returns what the labels of a workdir's run are called; () where its data did not say."""
     path = workdir / CLASSES
-    return tuple(json.loads(path.read_text())) if path.exists() else ()
+    return tuple(jsonl.read_object(path, list)) if path.exists() else ()
 
 
 def compare_classes(workdir: epath.Path, run: Run, names: tuple[str, ...]) -> None:

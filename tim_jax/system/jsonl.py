@@ -1,4 +1,4 @@
-"""Files with one JSON object on every line. A kill or a full disk may have torn lines of them, or joined two."""
+"""Files of JSON, with one value or an object on every line; a kill or a full disk may have torn them, or joined two."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,6 +8,30 @@ from absl import logging
 from etils import epath
 
 from tim_jax.system import files
+
+NAMES: dict[type, str] = {dict: "object", list: "list"}
+
+
+def read_object(path: Any, kind: type = dict) -> Any:
+    """Returns the one value of a JSON file.
+
+    Args:
+        path: Of the file.
+        kind: Type that the value must have.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: In one line that names the file, if it is damaged, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: it cannot be read, or is damaged ({type(error).__name__}: {error})") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: it must be a JSON {NAMES[kind]}, and is a {type(value).__name__}")
+    return value
 
 
 def read(path: epath.Path) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     Raises:
         ValueError: one line that names what is wrong.
     """
-    settings.check()
+    settings.check(overrides)
     if settings.guidance is not None:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
     overrides = overrides | settings.steering

@@ -15,6 +15,8 @@ from tim_jax.runs.conditions import class_turns
 from tim_jax.runs.outputs.prompts import Record
 from tim_jax.system import paths
 
+MOST_PIXELS = 2**27  # of an image that is asked for
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -58,6 +60,8 @@ def read_size(where: str, text: str, run: Run, factor: int = 1) -> tuple[int, in
         height, width = (int(side) for side in text.lower().split("x"))
     except (AttributeError, ValueError):
         raise ValueError(f"{where} {text!r}; it must be height x width, such as 64x48") from None
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{where} {text!r}; it must be of at most {MOST_PIXELS:,} pixels")
     unit = patch * factor
     if min(height, width) < 1 or height % unit or width % unit:
         whose = f"the patch size, {patch}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 from etils import epath
 
@@ -90,8 +91,12 @@ class SampleSettings:
             return False
         return not steered or self.strength is not None or self.source is not None
 
-    def check(self) -> None:
-        """Raises ValueError for arguments that cannot be, whatever the run."""
+    def check(self, overrides: Collection[str] = ()) -> None:
+        """Raises ValueError for arguments that cannot be, whatever the run. overrides: keys that are changed too."""
+        if self.guidance is not None and "sampling.guidance" in overrides:
+            raise ValueError(
+                "--config.sampling.guidance is given; it must be left out with --guidance, which says the same"
+            )
         for name, minimum in (("count", 1), ("per_prompt", 1), ("seed", 0), ("interpolate", 2)):
             value = getattr(self, name)
             if value is not None and value < minimum:
