@@ -35,7 +35,7 @@ def given(tmp_path_factory):
 
 
 def pixels(images):
-    return np.stack([np.asarray(image, np.float32) for image in images])
+    return np.stack([np.asarray(image.convert("L"), np.float32) for image in images])
 
 
 def test_python_keeps_what_a_mask_says_is_known(tim, given):

@@ -13,7 +13,7 @@ from tim_jax.transitions.sampling.noise import image_keys
 from tim_jax.transitions.sampling.planning import evaluations, make_plan, padded, time_grid
 from tim_jax.transitions.sampling.sampler import sample_and_count
 from tim_jax.transitions.sampling.settings import Sampling
-from tim_jax.transitions.sampling.steering import METHODS, Steer, Steering, consistent, of_residual
+from tim_jax.transitions.sampling.steering import Steer, Steering, consistent, of_residual
 from tim_jax.types import Output
 
 RNG = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def draw(sampling, steps=3, transport="ot_fm", images=slice(None), start=1.0, sc
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_nearest_image_that_agrees(x64, name):
     operator, shape = OPERATORS[name], (8, 8, 3)
-    numbers = {"gaussian_blur": (0.4,), "motion_blur": (2, 0)}.get(name, operator.numbers)
+    numbers = {"gaussian_blur": (0.4,), "motion_blur": (1.5, 0)}.get(name, operator.numbers)
     measure = lambda x: operator.measure(x, *numbers)  # noqa: E731
     x, truth = jnp.asarray(RNG.normal(0, 1, (2, 2, *shape)))
     found = consistent(lambda x: measure(x) - measure(truth), x, 3 if "blur" in name else 1)
@@ -63,7 +63,8 @@ def test_the_nearest_image_that_agrees(x64, name):
 
 def test_what_is_not_linear_takes_some_iterations(x64):
     def measure(x):
-        return jnp.tanh(OPERATORS["super_resolution"].measure(x, 2))
+        means = OPERATORS["super_resolution"].measure(x, 2)
+        return means + 0.1 * means**3
 
     x, truth = jnp.asarray(RNG.normal(0, 1, (2, 2, 8, 8, 3)))
     off = [
@@ -72,15 +73,17 @@ def test_what_is_not_linear_takes_some_iterations(x64):
     assert off[1] < 1e-6 < off[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("loss", ["squared", "norm"])
+@pytest.mark.parametrize("method, loss", [("flowchef", "squared"), ("dps", "norm"), ("resample", "squared")])
 def test_an_image_does_not_depend_on_its_batch(x64, method, loss):
     sampling = Sampling(steering=Steering("super_resolution:2", method, 0.5, loss, iterations=2))
     whole = draw(sampling)[0]
     np.testing.assert_allclose(draw(sampling, images=slice(1, 2))[0], whole[1:2], atol=1e-12)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "transport",
+    [name if name in ("ot_fm", "edm") else pytest.param(name, marks=pytest.mark.slow) for name in TRANSPORTS],
+)
 def test_hard_consistency_holds_at_the_end_for_any_transport(x64, transport):
     sampling = Sampling(sampler="euler", steering=Steering("super_resolution:2", "resample"))
     made = TRANSPORTS[transport]()
