@@ -30,6 +30,7 @@ TEXT = {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "
 ENCODE = {"data.encode": "True"}
 SIT = {"model.network": "sit", "model.bottleneck": "0"}
 STEERED = {"sampling.steering.operator": "super_resolution:2"}
+BITS = {"evaluation.metrics": "('bits_per_dim',)"}
 NO_NULL = {"data.condition_dropout": "0.0"}
 BUCKETS = {"data.buckets.area": "64", "data.batch_size": "4"}
 
@@ -239,12 +240,16 @@ BUILD = [
     ({"evaluation.labels": "uniform"}, "evaluation.labels"),
     ({"evaluation.batch_size": "0"}, "evaluation.batch_size"),
     ({"evaluation.num_samples": "3"}, "evaluation.num_samples"),
+    ({**BITS, "evaluation.likelihood.steps": "0"}, "evaluation.likelihood.steps"),
+    ({**BITS, "evaluation.likelihood.probes": "-1"}, "evaluation.likelihood.probes"),
+    ({**BITS, "evaluation.likelihood.num_images": "-1"}, "evaluation.likelihood.num_images"),
     ({"evaluation.periodic.every": "-1"}, "evaluation.periodic.every"),
     ({"evaluation.periodic.num_samples": "3"}, "evaluation.periodic.num_samples"),
     ({"evaluation.periodic.steps": "()"}, "evaluation.periodic.steps"),
     ({"evaluation.periodic.steps": "(0,)"}, "evaluation.periodic.steps"),
     ({"evaluation.periodic.emas": "('fast',)"}, "evaluation.periodic.emas"),
     # of no effect
+    ({"evaluation.likelihood.probes": "0"}, "evaluation.likelihood.probes"),
     ({"transport.sigma_d": "0.7"}, "transport.sigma_d"),
     ({"transport.prediction_clip": "0.1"}, "transport.prediction_clip"),
     ({"times.P_mean": "0.5"}, "times.P_mean"),

@@ -51,7 +51,7 @@ def follow(run: Run, weights: Any, labels: np.ndarray) -> tuple[dict[str, Any], 
     with on_mesh(run.mesh):
         y, slopes, x_hat = jax.jit(along, out_shardings=sharding.replicated(run.mesh))(weights, *whole)
     y, slopes = (np.asarray(part, np.float64)[:, :count] for part in (y, slopes))
-    x_hat = {name: np.asarray(part)[:, :count] for name, part in x_hat.items()}
+    x_hat = {name: np.asarray(x_hat[name])[:, :count] for name in ENDS}
     u = geometry.share_of_noise(transport, times)
     straightness = geometry.straightness(y, slopes, u)
     numbers = {

@@ -134,13 +134,13 @@ class Searcher:
             part = slice(first, first + generator.batch_size)
             batch = Batch(generator, weights, times, conditions[part], numbers[part], seed, size)
             found = self.find(batch)
-            first = found.history[0] if len(found.history) > 1 else [None] * len(found.x)
+            alone: Any = found.history[0] if len(found.history) > 1 else [None] * len(found.x)
             yield (
                 found.x,
                 [
                     {"reward": float(reward), "candidate": int(candidate)}
                     | ({} if before is None else {"first_reward": float(before)})
-                    for reward, candidate, before in zip(found.rewards, found.candidates, first, strict=True)
+                    for reward, candidate, before in zip(found.rewards, found.candidates, alone, strict=True)
                 ],
             )
 
@@ -167,10 +167,10 @@ class Batch:
         """The seed of a candidate."""
         return (self.seed + candidate) % 2**32
 
-    def noise(self, candidate: int) -> np.ndarray:
-        """Standard normal noise (b, h, w, C) of the images, of a candidate."""
-        shape = (*self.size, self.generator.run.image_shape[-1])
-        return np.asarray(noise_of_seed(np.uint32(self.seed_of(candidate)), self.numbers.astype(np.uint32), shape, 0))
+    def noise(self, candidate: int, law: int = 0) -> np.ndarray:
+        """Noise (b, h, w, C) of the images, of a candidate; law: the transport's `augmented_dimensions`."""
+        seed, numbers = jnp.uint32(self.seed_of(candidate)), jnp.asarray(self.numbers, jnp.uint32)
+        return np.asarray(noise_of_seed(seed, numbers, (*self.size, self.generator.run.image_shape[-1]), law))
 
     def forced(self, judge: search.Judge, budget: int) -> search.Found:
         """What `search.budget_forcing` finds."""
@@ -187,16 +187,15 @@ class Batch:
                 found = network(self.weights, *map(generator.put, whole), condition, null)
             return np.asarray(found)[:count]
 
-        keys = image_keys(np.uint32(self.seed), jnp.asarray(self.numbers.astype(np.uint32)))
+        keys = image_keys(jnp.uint32(self.seed), jnp.asarray(self.numbers, jnp.uint32))
         shape = (*self.size, run.image_shape[-1])
 
         def fresh(index: np.ndarray, tried: np.ndarray) -> np.ndarray:
             of_state = jnp.asarray(np.where(index == 0, FIRST, index).astype(np.uint32))
             return np.asarray(_fresh(keys, of_state, jnp.asarray(tried.astype(np.uint32)), shape))
 
-        law = run.transport.augmented_dimensions
-        start = noise_of_seed(np.uint32(self.seed), self.numbers.astype(np.uint32), shape, law)
-        x = np.float32(alpha_sigma(run, self.times[0])[1]) * np.asarray(start)
+        start = self.noise(0, run.transport.augmented_dimensions)
+        x = np.float32(alpha_sigma(run, self.times[0])[1]) * start
         return search.budget_forcing(run.transport, plan, predict, fresh, judge, x, budget)
 
 

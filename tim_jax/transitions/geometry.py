@@ -51,7 +51,8 @@ def bend(y: np.ndarray, slopes: np.ndarray, u: np.ndarray) -> np.ndarray:
         (n, B).
     """
     chord = (y[-1] - y[0]) / (u[-1] - u[0])
-    return np.square(slopes - chord).reshape(*y.shape[:2], -1).mean(axis=2)
+    found: np.ndarray = np.square(slopes - chord).reshape(*y.shape[:2], -1).mean(axis=2)
+    return found
 
 
 def straightness(y: np.ndarray, slopes: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -69,7 +70,8 @@ def deviation(y: np.ndarray) -> np.ndarray:
     from_first, chord = flat - flat[0], flat[-1] - flat[0]
     length = np.maximum(np.square(chord).sum(axis=1, keepdims=True), np.finfo(flat.dtype).tiny)
     along = (from_first * chord).sum(axis=2, keepdims=True) / length
-    return np.sqrt(np.square(from_first - along * chord).mean(axis=2))
+    found: np.ndarray = np.sqrt(np.square(from_first - along * chord).mean(axis=2))
+    return found
 
 
 def data_of_jump(transport: Transport, x_t: jax.Array, F: jax.Array, t: jax.Array) -> jax.Array:
@@ -104,7 +106,7 @@ def walk(
         The states y and the slopes dy/du at all times, each (n, B, …).
     """
     host = host_transport(transport)
-    scale, u = host.alpha(times) + host.sigma(times), share_of_noise(transport, times)
+    scales = host.alpha(times) + host.sigma(times)
 
     def slope(y: jax.Array, t: jax.Array, scale: jax.Array) -> jax.Array:
         t_B, x_t = jnp.full(len(y), t), scale * y
@@ -117,8 +119,8 @@ def walk(
         y = y + du / 2 * (first + last)
         return (y, found := slope(y, t, scale)), (y, found)
 
-    t, scale, u = (jnp.asarray(part, noise.dtype) for part in (times, scale, u))
-    y = host.sigma(times[:1]).astype(noise.dtype)[0] / scale[0] * noise
+    t, scale, u = (jnp.asarray(part, noise.dtype) for part in (times, scales, share_of_noise(transport, times)))
+    y = u[0] * noise
     start = y, slope(y, t[0], scale[0])
     _, found = jax.lax.scan(step, start, (t[1:], scale[1:], jnp.diff(u)))
     y, slopes = (jnp.concatenate([first[None], later]) for first, later in zip(start, found, strict=True))

@@ -19,7 +19,7 @@ Steps are those of the classical Runge–Kutta method at θ = θ₀ + (θ₁ −
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def log_likelihood(
     size = math.prod(x.shape[1:])
     directions = rademacher(keys, probes, x) if probes else jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
 
-    def velocity(y: jax.Array, node: Nodes) -> tuple[jax.Array, jax.Array]:
+    def velocity(y: jax.Array, node: Any) -> tuple[jax.Array, jax.Array]:
         """dy/dw (B, …) and its divergence (B,)."""
         times = jnp.full(len(x), node.t)
 
@@ -133,8 +133,10 @@ def rademacher(keys: jax.Array, probes: int, like: jax.Array) -> jax.Array:
     """Returns vectors of ±1 (probes, B, …), each from its image's key (B,) and its number."""
 
     def of(number: jax.Array) -> jax.Array:
-        draw = lambda key: jax.random.rademacher(jax.random.fold_in(key, number), like.shape[1:], like.dtype)  # noqa: E731
-        found: jax.Array = jax.vmap(draw)(keys)
+        def of_image(key: jax.Array) -> jax.Array:
+            return jax.random.rademacher(jax.random.fold_in(key, number), like.shape[1:], like.dtype)
+
+        found: jax.Array = jax.vmap(of_image)(keys)
         return found
 
     vectors: jax.Array = jax.vmap(of)(PROBES + jnp.arange(probes))
@@ -143,8 +145,12 @@ def rademacher(keys: jax.Array, probes: int, like: jax.Array) -> jax.Array:
 
 def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns images (B, …) of 256 levels in [−1, 1] with noise, uniform between two levels, by their keys (B,)."""
-    draw = lambda key: jax.random.uniform(jax.random.fold_in(key, DEQUANTISATION), images.shape[1:], images.dtype)  # noqa: E731
-    return images + LEVEL * (jax.vmap(draw)(keys) - 0.5)
+
+    def of_image(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, DEQUANTISATION), images.shape[1:], images.dtype)
+
+    noise: jax.Array = jax.vmap(of_image)(keys)
+    return images + LEVEL * (noise - 0.5)
 
 
 def bits_per_dimension(log_p: jax.Array, size: int, level: float = LEVEL) -> jax.Array:

@@ -133,7 +133,8 @@ def budget_forcing(
         before = np.maximum(index - 1, 0)
         a, b, c = (_over(part.astype(x.dtype), x) for part in (plan.a[before, 0], plan.b[before, 0], plan.c[index]))
         a, b = np.where(_over(index, x) > 0, a, 1), np.where(_over(index, x) > 0, b, 0)
-        return a * state + b * F + c * fresh(index, tried)
+        found: np.ndarray = a * state + b * F + c * fresh(index, tried)
+        return found
 
     for _ in range(count * n):
         active, j = index < n, np.minimum(index, n - 1)
