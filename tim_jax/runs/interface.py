@@ -209,8 +209,8 @@ class Tim:
             raise ValueError(f"seed is {seed}; it must be below 2^32")
         run = self.run
         shape = run.image_shape[:2]
-        if steer is not None and size is None and (found := size_of(steer)):
-            size = found
+        if steer is not None and size is None:
+            size = size_of(steer)
         if size is not None:
             shape = read_size("size is", "x".join(map(str, size)), run, self._decoder.factor)
         if coupling_of(self.run).active:
