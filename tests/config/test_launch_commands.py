@@ -47,7 +47,8 @@ def test_every_configuration_has_a_command_that_names_it(name):
         _, overrides = module.parser().parse(words) if command != "convert" else (None, {})
         assert overrides.keys() <= keys_of_base
     if launches(name) and launches(name)[-1][0] != "convert":
-        assert {f"--config=configs/{name}.py", f"--config={name}"} & set(launches(name)[-1][1])
+        released = "--as=" + name.removeprefix("released/")
+        assert {f"--config=configs/{name}.py", f"--config={name}"} & set(launches(name)[-1][1]) or released in text
     config = getattr(loading.load(name), "get_config", lambda: None)()
     if config and config.data.source == "latents" and "convert" not in text:
         assert "--config.data.path=LATENTS" in text

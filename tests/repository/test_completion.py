@@ -31,7 +31,7 @@ LINES = {
     "tim-jax ": ["--help", *COMMANDS],
     "tim-jax sam": ["sample"],
     "tim-jax train --": TRAIN,
-    "tim-jax train --config=digits_t": ["digits_tiny"],
+    "tim-jax train --config=digits_t": ["digits_teacher", "digits_tiny"],
     "tim-jax train --config ablations/o": ["ablations/objectives"],
     "tim-jax train --config=mine": ["mine.py"],
     "tim-jax train --config=digits --config.training.st": ["--config.training.steps"],

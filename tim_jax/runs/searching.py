@@ -57,7 +57,8 @@ class SearchSettings:
             if sampling.parallel or sampling.transition_head:
                 key = "parallel" if sampling.parallel else "draw_steps"
                 raise ValueError(
-                    f"sampling.{key} is {getattr(sampling, key)}; --search={self} takes one prediction after another"
+                    f"sampling.{key} is {getattr(sampling, key)}; it must be 0 for --search={self}, which takes one "
+                    "prediction after another"
                 )
             search.check_plan(plan_in_time(run.transport, times, sampling), sampling.sampler)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from etils import epath
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tim_jax.system import files
+from tim_jax.training.tensorboard import Event, SessionLog
 
 HEAD = 24  # bytes of an event that hold time and step
 

@@ -13,13 +13,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
 
 from tim_jax.system import files, jsonl
 from tim_jax.system.progress import Bar
 from tim_jax.training import events
+from tim_jax.training.tensorboard import Event, EventsWriter, summary
 
 ERRORS = {"error_equal": "r=t", "error_moving": "r<t"}  # metrics of a step's unweighted errors, and of which examples
 
