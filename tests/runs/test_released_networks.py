@@ -94,7 +94,11 @@ def latents(folder, name):
     for i in range(8):
         array = rng.standard_normal((2, *shape)).astype(np.float32)
         save_file({"latent": array, "label": np.array(0)}, folder / "0" / f"{i}.safetensors")
-    return [f"--config.data.path={folder}", f"--config.data.buckets.table=({shape[1:]},)"]
+    return [
+        "--config.data.source=latents",
+        f"--config.data.path={folder}",
+        f"--config.data.buckets.table=({shape[1:]},)",
+    ]
 
 
 def distilled(name, tmp_path, steps):
