@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import tim_jax
-from tests.helpers.refused import GUIDED, JUDGED, OF_OBJECTIVES, TAUGHT
+from tests.helpers.refused import GUIDED, JUDGED, OF_OBJECTIVES, SLICED, TAUGHT
 from tests.helpers.workdirs import TINY, one_device, workdir
 from tim_jax import train
 from tim_jax.config import loading
@@ -96,6 +96,8 @@ BUILD = [
     ({**SIT, **BUCKETS}, "model.positions"),
     ({**SIT, "data.buckets.table": "((8, 8), (4, 12))"}, "model.positions"),
     ({**SIT, **TEXT}, "model.condition"),
+    ({**SIT, "model.network": "jit"}, "model.context_start"),  # of size S, with four blocks
+    ({**SIT, **SLICED, "model.network": "jit", "model.context_start": "1"}, "model.slices"),
     ({"transport.name": "otfm"}, "transport.name"),
     ({"transport.name": "edm", "transport.sigma_d": "0.0"}, "transport.sigma_d"),
     ({"transport.prediction": "y"}, "transport.prediction"),

@@ -11,10 +11,13 @@ from tests.networks.test_all_networks import every_network
 from tim_jax import load, train
 
 SMALL = {
-    "model.width": "16", "model.depth": "2", "model.heads": "2", "model.encoder_depth": "1", "model.patch_size": "4",
+    "model.size": "XS", "model.width": "16", "model.depth": "2", "model.heads": "2", "model.encoder_depth": "1",
+    "model.patch_size": "4",
     "data.batch_size": "8", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
     "optimizer.warmup_steps": "0", "sampling.ema": "online",
 }  # fmt: skip
+# Further keys of small networks.
+OWN = {"jit": {"model.patch_bottleneck": "8", "model.class_tokens": "4", "model.context_start": "1"}}
 # By jax.jvp; by jumps of its own; with a head for the velocity, and guidance as an input.
 OBJECTIVES = ("tim", "mean_flow", "shortcut", "improved_mean_flow")
 
@@ -23,7 +26,7 @@ OBJECTIVES = ("tim", "mean_flow", "shortcut", "improved_mean_flow")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @every_network
 def test_a_network_trains_from_scratch_and_samples(name, objective, tmp_path):
-    changes = SMALL | {"model.network": name, "objective.name": objective}
+    changes = SMALL | OWN.get(name, {}) | {"model.network": name, "objective.name": objective}
     with one_device():
         train.main(["--config=base", f"--workdir={tmp_path}", *flags(changes)])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

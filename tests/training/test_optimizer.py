@@ -47,6 +47,20 @@ def test_stacked_layers_are_optimized_like_unrolled_ones(name):
         np.testing.assert_allclose(q, lone, rtol=1e-4, atol=1e-6)
 
 
+def test_two_matrices_in_one_product_are_orthogonalised_each_for_itself():
+    """Those of a packed SwiGLU."""
+    tx = make_optimizer(OptimizerSettings("muon", learning_rate=0.1, clip=0.0))
+    pair = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 2, 6)), jnp.float32)
+
+    def update(mlp):
+        params = {"online": {"blocks": {"mlp": {name: {"kernel": kernel} for name, kernel in mlp.items()}}}}
+        return tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params)[0]["online"]["blocks"]["mlp"]
+
+    packed, apart = update({"in": pair}), update({"gate": pair[:, :, 0], "up": pair[:, :, 1]})
+    for number, name in enumerate(apart):
+        np.testing.assert_allclose(packed["in"]["kernel"][:, :, number], apart[name]["kernel"], rtol=1e-4, atol=1e-6)
+
+
 def newton_schulz(x):
     """Five iterations on a matrix, by the coefficients of Keller Jordan's Muon, in float64."""
     a, b, c = 3.4445, -4.7750, 2.0315

@@ -39,6 +39,8 @@ class DiT(SingleTime):
         "XL": {"depth": 28, "width": 1152, "heads": 16, "encoder_depth": 8},
     }
 
+    FINAL: ClassVar[type[FinalLayer]] = FinalLayer  # the kind of its final layer
+
     learn_sigma: bool = False  # the final layer has as many channels more, for a variance, which is left out
     # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
     # places stretched over a square of positions_side patches; "rope": rotary in its place
@@ -67,7 +69,7 @@ class DiT(SingleTime):
 
     def final_layer(self, name: str) -> nn.Module:
         channels = self.channels * (1 + self.learn_sigma)
-        return FinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=channels, name=name)
+        return self.FINAL(dtype=self.dtype, patch_size=self.patch_size, channels=channels, name=name)
 
 
 class DiTBlock(Block):

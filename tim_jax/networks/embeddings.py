@@ -59,7 +59,7 @@ class TimeEmbedder(nn.Module):
 
 
 class FourierEmbedder(TimeEmbedder):
-    """A `TimeEmbedder` of sines, then cosines, of 2 π f t, with random frequencies f (256,); networks leave them untrained."""
+    """A `TimeEmbedder` of sines, then cosines, of 2 π f t, for 256 random frequencies f that are never trained."""
 
     def waves(self, t: jax.Array) -> jax.Array:
         dtype = wide(self.dtype)

@@ -20,27 +20,6 @@ from tim_jax.networks.rope import rope_table
 from tim_jax.types import Query
 
 
-class LightningDiT(DiT):
-    """LightningDiT: published for latents of VA-VAE, 16 × 16 × 32 of an image of 256 × 256, with patches of 1."""
-
-    SIZES: ClassVar[dict[str, dict[str, int]]] = DiT.SIZES | {
-        "1p0B": {"depth": 24, "width": 1536, "heads": 24, "encoder_depth": 8},
-        "1p6B": {"depth": 28, "width": 1792, "heads": 28, "encoder_depth": 8},
-    }
-
-    qk_norm: bool = True  # RMS norm of queries and keys; the published weights have none
-    shift: bool = True  # whether modulations shift, beside their scales and gates
-
-    def rope(self, h: int, w: int) -> tuple[jax.Array, ...]:
-        return rope_table(h, w, self.width // self.heads, dtype=wide(self.dtype))
-
-    def block(self, groups: tuple[Query, ...]) -> nn.Module:
-        return self.stacked(LightningBlock, groups, qk_norm=self.qk_norm, shift=self.shift)
-
-    def final_layer(self, name: str) -> nn.Module:
-        return LightningFinalLayer(dtype=self.dtype, patch_size=self.patch_size, channels=self.channels, name=name)
-
-
 class LightningBlock(Block):
     """Self-attention and SwiGLU.
 
@@ -65,3 +44,22 @@ class LightningFinalLayer(FinalLayer):
 
     def norm(self, name: str) -> Callable[[jax.Array], jax.Array]:
         return RMSNorm("embed", name=name)
+
+
+class LightningDiT(DiT):
+    """LightningDiT: published for latents of VA-VAE, 16 × 16 × 32 of an image of 256 × 256, with patches of 1."""
+
+    SIZES: ClassVar[dict[str, dict[str, int]]] = DiT.SIZES | {
+        "1p0B": {"depth": 24, "width": 1536, "heads": 24, "encoder_depth": 8},
+        "1p6B": {"depth": 28, "width": 1792, "heads": 28, "encoder_depth": 8},
+    }
+    FINAL: ClassVar[type[FinalLayer]] = LightningFinalLayer
+
+    qk_norm: bool = True  # RMS norm of queries and keys; the published weights have none
+    shift: bool = True  # whether modulations shift, beside their scales and gates
+
+    def rope(self, h: int, w: int) -> tuple[jax.Array, ...]:
+        return rope_table(h, w, self.width // self.heads, dtype=wide(self.dtype))
+
+    def block(self, groups: tuple[Query, ...]) -> nn.Module:
+        return self.stacked(LightningBlock, groups, qk_norm=self.qk_norm, shift=self.shift)

@@ -156,8 +156,9 @@ def updates_made(opt_state: Any) -> jax.Array:
 def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     """Returns which axes of a parameter form the matrix that Muon orthogonalises, or None where AdamW updates it.
 
-    Blocks are stacked on axis 0, and q, k, v on the axis after the input: each is a matrix of its own. Embedders,
-    modulations' output layers' biases, norms, the patch and final layers stay with AdamW, as is usual for Muon.
+    Blocks are stacked on axis 0, and q, k, v, or both factors of a SwiGLU where they are one product, on the axis after
+    the input: each is a matrix of its own. Embedders, modulations' output layers' biases, norms, the patch and final
+    layers stay with AdamW, as is usual for Muon.
     """
     names = [str(getattr(part, "key", part)) for part in path]
     if not set(STACKS) & set(names) or names[-1] != "kernel":
@@ -167,6 +168,8 @@ def matrix_axes(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         return MuonDimensionNumbers((1,), (2,))
     if stacked == 3 and "out" in names:  # (L, H, K, D)
         return MuonDimensionNumbers((1, 2), (3,))
+    if stacked == 3 and "mlp" in names:  # (L, D, 2, hidden)
+        return MuonDimensionNumbers((1,), (3,))
     if stacked == 3:  # (L, D, H, K)
         return MuonDimensionNumbers((1,), (2, 3))
     return MuonDimensionNumbers((1,), (3, 4))  # (L, D, 3, H, K)
