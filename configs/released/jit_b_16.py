@@ -13,7 +13,7 @@ from tim_jax.config import loading
 def get_config():
     config = loading.load("base").get_config()
 
-    config.data.source = "class_folders"
+    config.data.source = "folder"
     config.data.height = 256
     config.data.width = 256
     config.data.channels = 3

@@ -17,6 +17,7 @@ from tim_jax import train as training
 from tim_jax.runs import conversion
 from tim_jax.training import sharding
 
+QUICK = ("sit_xl_2", "jit_b_16", "rae_ditdh_xl")  # of round trips; the others are of the slow suite
 STEPS = 3  # of distillation in the slow suite; fifty at night
 
 
@@ -30,7 +31,7 @@ def exported(work, file, *options):
     return load_file(file)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NETWORKS])
 def test_what_came_in_goes_out_bit_for_bit(name, tmp_path):
     file, state = write(tmp_path, name)
     convert.main(["import", str(file), str(tmp_path / "run"), *keys(name)])
@@ -94,7 +95,11 @@ def latents(folder, name):
     for i in range(8):
         array = rng.standard_normal((2, *shape)).astype(np.float32)
         save_file({"latent": array, "label": np.array(0)}, folder / "0" / f"{i}.safetensors")
-    return [f"--config.data.path={folder}", f"--config.data.buckets.table=({shape[1:]},)"]
+    return [
+        "--config.data.source=latents",
+        f"--config.data.path={folder}",
+        f"--config.data.buckets.table=({shape[1:]},)",
+    ]
 
 
 def distilled(name, tmp_path, steps):
