@@ -2,9 +2,9 @@
 
 Architecture: 839M parameters, as published; the interval's embedding is new and zero at first. Published with flow
 matching, 800 epochs of batches of 1,024: FID 1.51 without guidance, 1.13 with it, at 50 steps of Euler's method.
-Latents come as `data.source = "latents"` reads them, or of images with codecs.autoencoder=RAE-dinov2-wReg-base-ViTXL-n08
-(published as nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08) and data.encode=True. As published, times are shifted towards
-noise by √(16·16·768 / 4096) = 6.93, which is √(positions / shift_reference) here.
+Latents come as `data.source = "latents"` reads them, or of images with data.encode=True and codecs.autoencoder=
+hf://nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08. As published, times are shifted towards noise by
+√(16·16·768 / 4096) = 6.93, which is √(positions / shift_reference) here.
 Hardware: a pod slice such as v6e-256, or 32 H100; bfloat16.
 Launch, on every host:
     python -m tim_jax.train --config=configs/imagenet256_ditdh_xl.py --workdir=gs://BUCKET/imagenet256_ditdh_xl

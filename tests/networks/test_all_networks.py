@@ -12,6 +12,7 @@ from tests.networks.test_networks import assert_close
 from tests.networks.test_sequence import make_mesh, outputs
 from tim_jax.networks import NETWORKS
 from tim_jax.networks.single_time import SingleTime
+from tim_jax.training.optimizer import STACKS
 from tim_jax.types import Query, TangentQuery
 
 TINY = {
@@ -19,7 +20,12 @@ TINY = {
     "num_classes": 10,
 }  # fmt: skip
 # Further fields of TINY networks.
-OWN = {"tim": {"bottleneck": 8}, "jit": {"patch_bottleneck": 8, "class_tokens": 4, "context_start": 1}}
+OWN = {
+    "tim": {"bottleneck": 8},
+    "jit": {"patch_bottleneck": 8, "class_tokens": 4, "context_start": 1},
+    "ddt": {"decoder_depth": 1},
+    "ditdh": {"decoder_depth": 1, "decoder_width": 48, "decoder_heads": 6},
+}  # further fields of TINY networks
 NAMES = tuple({kind: name for name, kind in reversed(NETWORKS.items())}.values())  # one for each
 every_network = pytest.mark.parametrize("name", NAMES)
 # What networks share needs one of them where every test run has it.
@@ -88,6 +94,10 @@ def test_every_size_is_a_valid_network(name):
         assert NETWORKS[name](**fields).width == fields["width"]
 
 
+def test_the_optimizer_knows_the_stacks_of_every_network():
+    assert {stack for kind in NETWORKS.values() for stack in kind.STACKS} <= set(STACKS)
+
+
 @every_network
 def test_two_groups_in_one_call_equal_two_calls_with_hidden_states_and_taps(name):
     net = make(name)
@@ -132,7 +142,7 @@ def test_the_interval_changes_nothing_before_it_is_learned(name, interval):
 
 @of_one_time
 def test_the_last_blocks_alone_see_r_where_times_are_decoupled(name):
-    net = make(name, decoupled_depth=1)
+    net = make(name, decoupled_depth=make(name).blocks - 1)
     query = make_query(net)
     both, later = (run(net, q, taps=(1, 2))[0] for q in (query, query._replace(r=query.r / 2)))
     assert_close(both.taps[0], later.taps[0])

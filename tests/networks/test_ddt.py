@@ -78,8 +78,28 @@ def test_weights_of_another_division_of_the_blocks_are_refused():
         load("net_rae_ditdh", depth=1, decoder_depth=2)
 
 
+# By published name: network, size, further fields, side of latents, millions of parameters (arXiv 2504.05741 and, with
+# the fixed position embedding, 2510.11690).
+COUNTS = {
+    "DDT-XL/2": ("ddt", "XL", {}, 32, 675),
+    "DiT^DH-XL": ("ditdh", "XL", {"channels": 768, "patch_size": 1}, 16, 839),
+}
+
+
+@pytest.mark.parametrize("published_as", COUNTS)
+def test_published_sizes_have_the_published_number_of_parameters(published_as):
+    kind, size, fields, side, millions = COUNTS[published_as]
+    net = NETWORKS[kind](**NETWORKS[kind].SIZES[size] | fields)
+    zero = np.zeros(1)
+    groups = published.queries(np.zeros((1, side, side, net.channels)), zero, zero, jnp.float32)
+    shapes = published_part(nn.unbox(jax.eval_shape(net.init, jax.random.key(0), groups))["params"])
+    fixed = side**2 * net.width if kind == "ditdh" else 0
+    assert round((sum(leaf.size for leaf in jax.tree.leaves(shapes)) + fixed) / 1e6) == millions
+
+
 @pytest.mark.parametrize("interval", ["modulation", "tokens"])
-@every_file
+@pytest.mark.parametrize("name", ["net_ddt", "net_rae_ditdh"])
+@pytest.mark.slow
 def test_the_derivative_runs_through_both_stacks(name, interval, x64):
     """dF/dt by jax.jvp is the difference quotient; with tokens, too, which the decoder does not see."""
     net, params, groups, _ = load(name, jnp.float64, interval=interval)

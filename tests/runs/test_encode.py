@@ -251,6 +251,7 @@ WRONG = {
     "patch": ({"model.patch_size": "3"}, "model.patch_size is 3; it must divide data.height, 8"),
     "tile": ({"codecs.tile": "20"}, "codecs.tile is 20; it must be a multiple of 16"),
     "channels": ({"data.channels": "8"}, "data.channels is 8; it must be 4, as the latents of"),
+    "scale": ({"data.latent_scale": "0.5"}, "data.latent_scale is 0.5; it must be "),
     "no folder": ({"codecs.autoencoder": "/nowhere"}, "/nowhere: is neither a folder nor a file"),
     "no rows": ({"data.path": "/nowhere"}, "data.path is '/nowhere'; it must be a file"),
 }

@@ -11,7 +11,8 @@ from tests.networks.test_all_networks import every_network
 from tim_jax import load, train
 
 SMALL = {
-    "model.width": "16", "model.depth": "2", "model.heads": "2", "model.encoder_depth": "1", "model.patch_size": "4",
+    "model.size": "XS", "model.width": "16", "model.depth": "2", "model.heads": "2", "model.encoder_depth": "1",
+    "model.patch_size": "4",
     "data.batch_size": "8", "training.steps": "2", "training.log_every": "1", "training.sample_every": "0",
     "optimizer.warmup_steps": "0", "sampling.ema": "online",
 }  # fmt: skip

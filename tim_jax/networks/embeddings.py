@@ -59,12 +59,12 @@ class TimeEmbedder(nn.Module):
 
 
 class FourierEmbedder(TimeEmbedder):
-    """A `TimeEmbedder` of sines, then cosines, of 2 π f t, with random frequencies f (256,); networks leave them untrained."""
+    """A `TimeEmbedder` of sines, then cosines, of 2 π f t, for 256 random frequencies f that are never trained."""
 
     def waves(self, t: jax.Array) -> jax.Array:
         dtype = wide(self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None,))
-        frequency = self.param("frequencies", init, (256,), dtype)
+        frequency: Any = self.param("frequencies", init, (256,), dtype)
         angle = 2 * jnp.pi * t.astype(dtype)[:, None] * frequency[None]
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 

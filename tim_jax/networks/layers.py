@@ -202,6 +202,13 @@ class MLP(nn.Module):
         return Linear((x_BND.shape[-1],), ("mlp", "embed"), dtype=self.dtype, name="out")(h)
 
 
-def modulation(bottleneck: int, features: int, dtype: Any) -> SwiGLU:
-    """Returns the SwiGLU, zero at first, that turns a condition (B, D) into shifts, scales and gates (adaLN-Zero)."""
-    return SwiGLU(bottleneck, features, ("batch",), down_init="zeros", dtype=dtype, name="modulation")
+def modulation(bottleneck: int, features: int, dtype: Any, leading: tuple[str | None, ...] = ("batch",)) -> SwiGLU:
+    """Returns the SwiGLU, zero at first, that turns a condition into shifts, scales and gates (adaLN-Zero).
+
+    Args:
+        bottleneck: The hidden width.
+        features: The width of the output.
+        dtype: The type of the computation.
+        leading: The logical names of all axes of the condition but the last.
+    """
+    return SwiGLU(bottleneck, features, leading, down_init="zeros", dtype=dtype, name="modulation")

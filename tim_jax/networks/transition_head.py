@@ -29,7 +29,8 @@ class TransitionHead(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array, c_BD: jax.Array, y_BNppC: jax.Array, s_BN: jax.Array) -> jax.Array:
         width = x_BND.shape[-1]
-        shift, scale = jnp.split(modulation(width // 2, 2 * width, self.dtype)(c_BD), 2, axis=-1)
+        modulations = modulation(width // 2, 2 * width, self.dtype, TOKENS[: c_BD.ndim - 1])
+        shift, scale = jnp.split(modulations(c_BD), 2, axis=-1)
         given = Linear((width,), ("embed", "mlp"), dtype=self.dtype, name="states")(modulate(x_BND, scale, shift))
         s_BND = TimeEmbedder(width, "normal", self.dtype, name="s_embedder")(s_BN.ravel()).reshape(x_BND.shape)
         z = Linear((width,), (None, None, None, "embed"), dtype=self.dtype, name="patch")(y_BNppC) + given + s_BND
@@ -48,7 +49,7 @@ def transition(
     Args:
         head: The head.
         x_BND: The trunk's last states.
-        c_BD: The condition of the trunk's modulation.
+        c_BD: The condition of the trunk's modulation, (B, D), or (B, N, D) where each token has its own.
         condition: "transition" (B, h, w, C) is y_s, and "transition_s" (B, h, w) says s, which is the same within a
             patch. For a draw it is y_0, and "transition_times" (B, K + 1) are the times of Euler's method, from 0 to 1.
         cut: Cuts (B, h, w, C) into patches (B, N, p, p, C), of this device.
