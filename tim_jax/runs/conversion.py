@@ -22,7 +22,7 @@ from tim_jax.config.run import Run
 from tim_jax.runs import exports, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, warm_start
+from tim_jax.training import checkpoints, proof, warm_start
 from tim_jax.training.sharding import on_mesh
 from tim_jax.types import DTYPES
 
@@ -242,6 +242,8 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     turned = published.is_transposed(config)
     official = to_official(transposed(params) if turned else params)
     state = {name: array.astype(DTYPES[dtype]) for name, array in official.items()}
+    if found := proof.not_finite(state):
+        raise ValueError(f"WORKDIR is {path!r}; it must hold finite weights, and {found} of {ema} is not")
     folder = saved.directory.parent
     counts = read_counts(folder)
     origin = exports.Origin(
