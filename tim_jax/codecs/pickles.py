@@ -30,7 +30,13 @@ _Unpickler: Any = pickle._Unpickler
 
 
 class PlainUnpickler(_Unpickler):
-    """Reads plain values. Raises ValueError for what files of weights do not have; a broken pickle raises anything."""
+    """Reads plain values. Raises ValueError for what files of weights do not have; a broken pickle raises anything.
+
+    Attributes:
+        made: Classes of which a pickle may make instances, without arguments; what it says of them is left out.
+    """
+
+    made: tuple[type, ...] = ()
 
     def _refuse(self) -> None:
         raise ValueError("its pickle has an operation that no file of weights needs")
@@ -49,6 +55,12 @@ class PlainUnpickler(_Unpickler):
         items = self.pop_mark()
         self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
 
+    def load_newobj(self) -> None:
+        args, kind = self.stack.pop(), self.stack.pop()
+        if args or not any(kind is each for each in self.made):
+            self._refuse()
+        self.append(kind())
+
     def load_build(self) -> None:
         """Leaves out what an object would be changed by, such as the versions that PyTorch adds to a dictionary."""
         self.stack.pop()
@@ -59,6 +71,7 @@ class PlainUnpickler(_Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
+        pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,
     }
 
