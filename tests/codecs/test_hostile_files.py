@@ -72,6 +72,10 @@ def an_instance(path):
     archive(path, b"(ios\nsystem\nX\x01\x00\x00\x001.")
 
 
+def a_new_dictionary_of_a_deep_key(path):
+    archive(path, b"\x80\x02ccollections\nOrderedDict\n)" + b"\x85" * 500_000 + b"\x81.")
+
+
 def an_extension(path):
     archive(path, b"\x80\x02\x82\x01.")
 
@@ -165,6 +169,7 @@ def an_old_file_with_a_storage_that_lies(path):
 FILES = [
     a_deep_key, a_deep_key_of_many, a_deep_key_of_an_ordered_dictionary, a_deep_value, a_name_of_exponential_length,
     a_build_of_a_function, a_memo_of_two_thousand_million, a_text_of_a_tebibyte, a_call_of_eval, an_instance,
+    a_new_dictionary_of_a_deep_key,
     an_extension, one_value_shown_as_many, a_storage_that_is_too_large, a_shape_without_end, a_bomb, an_encrypted_entry,
     an_unknown_compression, an_array_of_a_tebibyte, an_array_of_negative_size, an_array_of_objects, an_npz_bomb,
     a_header_of_safetensors_that_lies, a_header_of_safetensors_without_end, an_old_file_with_a_storage_that_lies,

@@ -30,7 +30,13 @@ _Unpickler: Any = pickle._Unpickler
 
 
 class PlainUnpickler(_Unpickler):
-    """Reads plain values. Raises ValueError for what files of weights do not have; a broken pickle raises anything."""
+    """Reads plain values. Raises ValueError for what files of weights do not have; a broken pickle raises anything.
+
+    Attributes:
+        made: Classes of which a pickle may make instances, without arguments; what it says of them is left out.
+    """
+
+    made: tuple[type, ...] = ()
 
     def _refuse(self) -> None:
         raise ValueError("its pickle has an operation that no file of weights needs")
@@ -50,9 +56,10 @@ class PlainUnpickler(_Unpickler):
         self.append({_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
 
     def load_newobj(self) -> None:
-        """Makes an object as `load_reduce` does: what stands for its class is a function."""
-        arguments, make = self.stack.pop(), self.stack.pop()
-        self.append(make(*arguments))
+        args, kind = self.stack.pop(), self.stack.pop()
+        if args or not any(kind is each for each in self.made):
+            self._refuse()
+        self.append(kind())
 
     def load_build(self) -> None:
         """Leaves out what an object would be changed by, such as the versions that PyTorch adds to a dictionary."""

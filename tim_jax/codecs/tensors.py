@@ -165,7 +165,7 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _options(*_: Any) -> None:
+class _Options:
     """Stands for argparse.Namespace, by which checkpoints of training say how they were made; it keeps nothing."""
 
 
@@ -173,6 +173,7 @@ class _Unpickler(PlainUnpickler):
     """An unpickler for which tensors, storages, ordered dictionaries and options are all that there is."""
 
     storages: dict[str, _Storage]
+    made = (_Options,)
 
     def __init__(self, stream: IO[bytes]):
         super().__init__(stream)
@@ -194,7 +195,7 @@ class _Unpickler(PlainUnpickler):
             ("collections", "OrderedDict"): ordered,
             ("torch._utils", "_rebuild_tensor_v2"): self.view,
             ("torch._utils", "_rebuild_parameter"): self.parameter,
-            ("argparse", "Namespace"): _options,
+            ("argparse", "Namespace"): _Options,
         }
         if (module, name) in known:
             return known[module, name]

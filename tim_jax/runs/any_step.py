@@ -20,12 +20,13 @@ from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
 from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
-from tim_jax.runs.generation import Conditions, Generator, good_checkpoint, read_weights, resampled
+from tim_jax.runs.generation import Conditions, Generator, resampled
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.likelihood import Likelihood, open_likelihood
 from tim_jax.runs.measuring import Measurement, measurement_generator, open_measurement, protocol_of
 from tim_jax.runs.reference_data import picture_shape
 from tim_jax.runs.restoration import around, input_psnr
+from tim_jax.runs.weights import good_checkpoint, read_weights
 from tim_jax.system import compilation_cache, paths
 from tim_jax.training import warm_start
 from tim_jax.transitions.sampling.planning import evaluations

@@ -28,7 +28,7 @@ from tim_jax.runs import exports, fixed_arrays, labels, model_card, published, t
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.runs.exports import Extra
 from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, names, warm_start
+from tim_jax.training import checkpoints, names, proof, warm_start
 from tim_jax.training.sharding import on_mesh
 from tim_jax.types import DTYPES
 
@@ -272,6 +272,8 @@ def read_export(path: str, ema: str, dtype: str) -> Exported:
     fixed = fixed_arrays.of(config, network_of(config))
     official = to_official(transposed(params) if turned else params, config.model.network, fixed)
     state = {name: array.astype(DTYPES[dtype]) for name, array in official.items()}
+    if found := proof.not_finite(state):
+        raise ValueError(f"WORKDIR is {path!r}; it must hold finite weights, and {found} of {ema} is not")
     folder = saved.directory.parent
     counts = read_counts(folder)
     origin = exports.Origin(

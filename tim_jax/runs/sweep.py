@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from tim_jax.evaluation import anystep, sweep
 from tim_jax.evaluation.protocol import Protocol
 from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, mean_nfe, measure
-from tim_jax.runs.generation import read_weights
 from tim_jax.runs.measuring import Measurement
+from tim_jax.runs.weights import read_weights
 from tim_jax.system import files, jsonl, paths
 from tim_jax.training import checksums
 

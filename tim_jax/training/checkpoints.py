@@ -7,6 +7,7 @@ import logging as python_logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from tim_jax.training.state import TrainState
 DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
 GONE = "it has been removed"
+PATIENCE = 60.0  # seconds that the first process waits for the manifests of others
 TRIES = 20  # looks for a checkpoint where a run removes the ones that were found
 LISTED = 256  # latest checkpoints that processes agree on
 
@@ -160,12 +162,19 @@ class Saver:
 
     def _prune(self, step: int) -> None:
         """Removes the checkpoints that need not stay. What a reader holds waits for the next time."""
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self._summed_up(step):
             for old in self.manager.superfluous(step):
                 try:
                     removal.remove(self.manager.directory / str(old))
                 except OSError as error:
                     logging.warning("the %s of step %d could not be removed: %s", self._what, old, error)
+
+    def _summed_up(self, step: int) -> bool:
+        """Whether all processes have written their manifests; those of the others are waited for."""
+        end = time.monotonic() + PATIENCE
+        while not (done := checksums.has_manifest(self.manager.directory / str(step))) and time.monotonic() < end:
+            time.sleep(0.1)
+        return done
 
     def _clear(self) -> None:
         """Removes what was begun, which must not take room from what comes next."""
