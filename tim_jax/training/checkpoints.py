@@ -301,7 +301,8 @@ def hold_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str
         Step and damages, and what keeps the checkpoint from being removed while it is alive.
     """
     for _ in range(TRIES):
-        steps, wrong = _agreed(manager.all_steps()), {}
+        steps = _agreed(manager.all_steps())
+        wrong: dict[int, str] = {}
         holds: dict[int, removal.Hold | None] = {}
         for step in steps:
             hold, found = examined(manager.directory / str(step))
