@@ -354,6 +354,7 @@ NOT_PROVOKED = {
     "runs/measuring.py": "published statistics",
     "runs/pairs.py": "a teacher that makes pairs",
     "runs/diagnosis.py: objective.name": "a command that cannot do with such a run",
+    "runs/steering.py": "a command that is given what was measured",
     "runs/restoration.py": "a command that cannot do with such a run",
     "runs/reference_data.py": "references of another run",
     "runs/workdir.py: data.{key}": "a run that was started with other classes",
