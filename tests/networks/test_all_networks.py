@@ -12,6 +12,7 @@ from tests.networks.test_networks import assert_close
 from tests.networks.test_sequence import make_mesh, outputs
 from tim_jax.networks import NETWORKS
 from tim_jax.networks.single_time import SingleTime
+from tim_jax.training.optimizer import STACKS
 from tim_jax.types import Query, TangentQuery
 
 TINY = {
@@ -91,6 +92,10 @@ def test_every_size_is_a_valid_network(name):
     assert {"XS", "S"} <= NETWORKS[name].SIZES.keys()
     for fields in NETWORKS[name].SIZES.values():
         assert NETWORKS[name](**fields).width == fields["width"]
+
+
+def test_the_optimizer_knows_the_stacks_of_every_network():
+    assert {stack for kind in NETWORKS.values() for stack in kind.STACKS} <= set(STACKS)
 
 
 @every_network

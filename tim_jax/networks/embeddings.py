@@ -64,7 +64,7 @@ class FourierEmbedder(TimeEmbedder):
     def waves(self, t: jax.Array) -> jax.Array:
         dtype = wide(self.dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None,))
-        frequency = self.param("frequencies", init, (256,), dtype)
+        frequency: Any = self.param("frequencies", init, (256,), dtype)
         angle = 2 * jnp.pi * t.astype(dtype)[:, None] * frequency[None]
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
