@@ -31,8 +31,14 @@ def parser() -> Parser:
     exporting.add_argument("--ema", default="", help="online or the name of an EMA; default: what samples use")
     exporting.add_renamed("--which", "--ema")
     exporting.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    exporting.add_argument(
+        "--to",
+        choices=("published", "torch", "diffusers"),
+        default="published",
+        help="torch: also network and sampler as one file of PyTorch; diffusers: a pipeline's folder, of a DiT",
+    )
     exporting.add_argument("--upload", default="", help="ORG/NAME on the hub, to which the folder is uploaded as well")
-    uploading = commands.add_parser("upload", help="an exported folder to the hub", epilog="")
+    uploading = commands.add_parser("upload", aliases=["push"], help="an exported folder to the hub", epilog="")
     uploading.add_argument("folder", help="that export wrote")
     uploading.add_argument("repository", help="ORG/NAME, which is made if it is not there")
     for command in (exporting, uploading):
@@ -49,15 +55,19 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
     if args.command == "import":
         return import_weights(args, overrides)
-    if overrides.keys() - {"plugin"}:
-        key = next(key for key in overrides if key != "plugin")
-        parser().error(f"--config.{key}: {args.command} changes no configuration")
-    if overrides:
+    samples = args.command == "export" and args.to == "torch"
+    changed = [key for key in overrides if key != "plugin" and not (samples and key.startswith("sampling."))]
+    if changed:
+        but = " but sampling" if samples else ""
+        parser().error(f"--config.{changed[0]}: {args.command} changes no configuration{but}")
+    if "plugin" in overrides:
         from tim_jax.config import plugins  # with JAX
 
         with user_errors():
             plugins.load_given(overrides)
-    {"export": export_weights, "upload": upload_weights}[args.command](args)
+    if args.command == "export":
+        return export_weights(args, overrides)
+    upload_weights(args)
 
 
 def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -77,7 +87,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(f"python -m tim_jax.sample --workdir={args.workdir} samples from them")
 
 
-def export_weights(args: argparse.Namespace) -> None:
+def export_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Weights of a workdir to a folder or a file, and to the hub."""
     from tim_jax.system import hub, paths
 
@@ -90,19 +100,23 @@ def export_weights(args: argparse.Namespace) -> None:
             raise ValueError("--private: is about a repository on the hub, and --upload names none")
         if args.upload and alone:
             raise ValueError(f"--upload is {args.upload!r}; it uploads a folder, and {args.out} is to be a file")
+        if args.to != "published" and alone:
+            raise ValueError(f"--to is {args.to!r}; it writes a folder, and {args.out} is to be a file")
         repository = hub.check_upload(args.upload) if args.upload else ""
         paths.check_file(out, "OUT") if alone else paths.check_folder(out, "OUT")
 
-    from tim_jax.runs import conversion
+    from tim_jax.runs import conversion, exports, to_diffusers, to_torch
 
+    name, formats = repository or out.name, {"torch": to_torch.of_export, "diffusers": to_diffusers.of_export}
     with user_errors():
         found = conversion.read_export(args.workdir, args.ema, args.dtype)
+        extra = formats[args.to](found, name, overrides) if args.to in formats else exports.Extra()
     with failures(OSError):
-        weights = conversion.write_export(found, out, repository or out.name)
+        weights = conversion.write_export(found, out, name, extra)
     print(f"{found.size:,} parameters of {found.checkpoint}, {found.origin.ema}, are in {weights}")
     if not alone:
         print(f"{out / 'README.md'} describes them; set its field `license` before you hand them on")
-    for line in conversion.obstacles(found):
+    for line in [] if extra.alone else conversion.obstacles(found):
         print(f"note: the published code cannot use them: {line}")
     if repository:
         upload(pathlib.Path(out), repository, args.private)
@@ -115,13 +129,14 @@ def upload_weights(args: argparse.Namespace) -> None:
     with user_errors():
         repository = hub.check_upload(args.repository)
 
-    from tim_jax.runs import exports
+    from tim_jax.runs import exports, to_diffusers
 
     with user_errors():
         folder = pathlib.Path(paths.given(args.folder, "FOLDER", ()))
-        if not (folder / exports.WEIGHTS).is_file():
+        marks = (exports.WEIGHTS, to_diffusers.INDEX)
+        if not any((folder / name).is_file() for name in marks):
             raise ValueError(
-                f"FOLDER is {args.folder!r}; it must be a folder that export wrote, with {exports.WEIGHTS}"
+                f"FOLDER is {args.folder!r}; it must be a folder that export wrote, with {' or '.join(marks)}"
             )
     upload(folder, repository, args.private)
 

@@ -190,7 +190,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, made, tmp_path, monkeypatch
     run, out = made("square"), tmp_path / "out"
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        convert.main(["export", str(run), str(out), "--upload=me/insects"])
+        convert.main(["export", str(run), str(out), "--to=torch", "--upload=me/insects"])
     assert stop.value.code == 2
     assert "cannot be uploaded (Client error '401" in capsys.readouterr().err and out.is_dir()
     monkeypatch.setenv("HF_TOKEN", "of-the-owner")
@@ -226,6 +226,8 @@ def test_what_the_api_is_asked_for(made, tmp_path, monkeypatch, capsys):
     (_, created, how), (_, _, upload) = asked
     assert created == ("me/cats",) and how == {"private": False, "exist_ok": True}
     assert upload["repo_id"] == "me/cats" and upload["folder_path"] == tmp_path / "out"
+    convert.main(["push", str(tmp_path / "out"), "hf://me/cats"])
+    assert asked[2:] == asked[:2]
 
 
 def test_a_check_tells_it_before_it_takes_its_step(monkeypatch, capsys):

@@ -34,7 +34,7 @@ from tim_jax.transitions.weights import AdaptiveWeight
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "own_network.md"
 PROGRAMS = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)]
-LONGEST = 25  # lines of a program that trains and samples
+LONGEST = 30  # lines of a program that trains and samples
 OT_FM = TRANSPORTS["ot_fm"]()
 COUNT, WIDTH = 16, 6
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
@@ -319,6 +319,16 @@ def test_programs_are_short():
         assert len([line for line in block.splitlines() if line.strip()]) < LONGEST
     trained = [block for block in PROGRAMS if "for step in range" in block]
     assert len(trained) == 3 and "nnx" in trained[0] and "equinox" in trained[1]
+    assert "def F(params, x, t, r, label)" in trained[2]
+
+
+def test_a_plain_function_is_trained_and_sampled():
+    """The page's program, for two updates."""
+    (program,) = (block for block in PROGRAMS if "def F(params" in block)
+    names = {}
+    exec(program.replace("range(4000)", "range(2)"), names)
+    assert set(names["samples"]) == {1, 4, 16}
+    assert all(points.shape == (2000, 2) and bool(jnp.isfinite(points).all()) for points in names["samples"].values())
 
 
 @pytest.mark.nightly

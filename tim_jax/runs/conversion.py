@@ -26,6 +26,7 @@ from tim_jax.config.run import Run
 from tim_jax.networks import Transformer
 from tim_jax.runs import exports, fixed_arrays, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
+from tim_jax.runs.exports import Extra
 from tim_jax.system import files, paths
 from tim_jax.training import checkpoints, names, warm_start
 from tim_jax.training.sharding import on_mesh
@@ -300,16 +301,23 @@ def obstacles(exported: Exported) -> list[str]:
     return published.obstacles(workdir.restored(dict(exported.origin.config)), own_modules(exported))
 
 
-def write_export(exported: Exported, out: epath.Path, name: str) -> epath.Path:
+def write_export(exported: Exported, out: epath.Path, name: str, extra: Extra = Extra()) -> epath.Path:
     """Writes weights to a new folder, or to a file where `out` ends like one, and returns the file that has them.
 
-    name: of the model, for its card. Raises OSError.
+    Args:
+        exported: the weights.
+        out: the folder or the file.
+        name: of the model, for its card: ORG/NAME on the hub, or any other.
+        extra: further files of a folder.
+
+    Raises:
+        OSError: if a file cannot be written; then nothing is left behind.
     """
     if out.suffix == ".safetensors":
         write_file(exported, out)
         return out
-    write_folder(exported, out, name)
-    return out / exports.WEIGHTS
+    write_folder(exported, out, name, extra)
+    return out if extra.alone else out / exports.WEIGHTS
 
 
 def write_file(exported: Exported, file: epath.Path) -> None:
@@ -318,13 +326,12 @@ def write_file(exported: Exported, file: epath.Path) -> None:
     files.replace(file, save(exported.state, exported.origin.header()))
 
 
-def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
+def write_folder(exported: Exported, folder: epath.Path, name: str, extra: Extra = Extra()) -> None:
     """Writes weights, a card that describes them, and a picture of samples if there is one, into a new folder.
 
     Args:
-        exported: the weights.
+        exported, name, extra: as `write_export` takes them.
         folder: the new folder, which appears whole.
-        name: of the model, for its card: ORG/NAME on the hub, or any other.
 
     Raises:
         OSError: if a file cannot be written; then nothing is left behind.
@@ -332,13 +339,18 @@ def write_folder(exported: Exported, folder: epath.Path, name: str) -> None:
     new = folder.parent / f".{folder.name}.exporting"
     try:
         new.rmtree(missing_ok=True)
-        write_file(exported, new / exports.WEIGHTS)
+        new.mkdir(parents=True)
+        if not extra.alone:
+            write_file(exported, new / exports.WEIGHTS)
+        for path, data in extra.files.items():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            (new / path).write_bytes(data)
         picture = model_card.samples(exported.workdir)
         if picture is not None:
             (new / model_card.PICTURE).write_bytes(picture.read_bytes())
         recorded_plugins.keep_copies(exported.origin.config["plugin"], new)
         own = own_modules(exported)
-        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture)
+        card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture, extra)
         (new / model_card.CARD).write_text(card)
         files.move_folder(new, folder)
     finally:

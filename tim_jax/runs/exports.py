@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -41,6 +41,20 @@ class Origin:
     def header(self) -> dict[str, str]:
         """What a safetensors file says besides its arrays; "format" is what PyTorch's readers look for."""
         return {"format": "pt", KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
+
+
+class Extra(NamedTuple):
+    """What a format adds to an exported folder.
+
+    Attributes:
+        files: {path in the folder: content}.
+        use: how the card says that they are used, in Markdown.
+        alone: whether they stand in place of WEIGHTS.
+    """
+
+    files: Mapping[str, bytes] = {}
+    use: str = ""
+    alone: bool = False
 
 
 def origin_of(file: pathlib.Path) -> Origin | None:

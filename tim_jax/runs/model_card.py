@@ -19,6 +19,16 @@ RECIPE = (
     "seed", "data", "codecs", "model", "transport", "times", "objective", "teacher", "optimizer", "ema", "posthoc_ema",
     "start", "training", "sampling", "evaluation",
 )  # fmt: skip
+# Networks by name: what they are called, and the numbers of their papers on arXiv.
+PAPERS = {
+    "tim": ("TiM", "2509.04394"),
+    "dit": ("DiT", "2212.09748"),
+    "sit": ("SiT", "2401.08740"),
+    "lightningdit": ("LightningDiT", "2501.01423"),
+    "jit": ("JiT", "2511.13720"),
+    "ddt": ("DDT", "2504.05741"),
+    "ditdh": ("DiT^DH", "2510.11690"),
+}
 CITATION = """\
 @article{wang2025transition,
   title   = {Transition Models: Rethinking the Generative Learning Objective},
@@ -39,7 +49,13 @@ def samples(folder: epath.Path) -> epath.Path | None:
 
 
 def card(
-    origin: Origin, folder: epath.Path, name: str, size: int, modules: Sequence[str], picture: epath.Path | None
+    origin: Origin,
+    folder: epath.Path,
+    name: str,
+    size: int,
+    modules: Sequence[str],
+    picture: epath.Path | None,
+    extra: exports.Extra = exports.Extra(),
 ) -> str:
     """Writes the card.
 
@@ -50,21 +66,22 @@ def card(
         size: the number of parameters.
         modules: of the network that the published one does not have.
         picture: that lies beside the card as PICTURE, or None.
+        extra: further files of the folder.
 
     Returns:
         Markdown, with the fields that hubs read at its head.
     """
     config = workdir.restored(dict(origin.config))
     paragraphs = [
-        _head(config),
+        _head(config, "diffusers" if extra.alone else "tim_jax"),
         f"# {name.rpartition('/')[2]}",
         _what(config, origin, size),
         _shown(picture),
         "## Use",
-        _use(config, origin, name),
+        extra.use,
+        "" if extra.alone else _use(config, origin, name),
         _plugins(config),
-        "## In the published code",
-        _in_published_code(config, modules, origin),
+        *([] if extra.alone else ["## In the published code", _in_published_code(config, modules, origin)]),
         *_classes(origin),
         "## Recipe",
         _recipe(config, origin, folder),
@@ -76,11 +93,18 @@ def card(
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
-def _head(config: ConfigDict) -> str:
+def _head(config: ConfigDict, library: str) -> str:
     by_text = config.model.condition == "text"
-    tags = ["jax", "flax", "transition-models", "tim", "any-step", "text-to-image" if by_text else "class-conditional"]
+    tags = ["jax", "flax", "transition-models", config.model.network, "any-step"]
+    tags += ["text-to-image" if by_text else "class-conditional"]
     task = "text-to-image" if by_text else "unconditional-image-generation"  # hubs have no task for images of classes
-    lines = ["library_name: tim_jax", f"pipeline_tag: {task}", "license: other", "tags:", *(f"- {tag}" for tag in tags)]
+    lines = [
+        f"library_name: {library}",
+        f"pipeline_tag: {task}",
+        "license: other",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -88,9 +112,11 @@ def _what(config: ConfigDict, origin: Origin, size: int) -> str:
     kind = "text" if config.model.condition == "text" else f"{config.model.num_classes} classes"
     shape = f"{config.data.height}×{config.data.width}×{config.data.channels}"
     examples = f"latents {shape}" if config.codecs.autoencoder or config.data.channels > 3 else f"images {shape}"
+    title, paper = PAPERS.get(config.model.network, PAPERS["tim"])
+    any_step = "" if config.objective.name == "flow_matching" else ", that samples in any number of steps"
     return (
-        f"A generative model of {examples}, conditioned on {kind}, that samples in any number of steps: a transition "
-        f"model ([TiM, arXiv 2509.04394](https://arxiv.org/abs/2509.04394)) trained with tim_jax, objective "
+        f"A generative model of {examples}, conditioned on {kind}{any_step}: the network "
+        f"[{title}, arXiv {paper}](https://arxiv.org/abs/{paper}), trained with tim_jax, objective "
         f"`{config.objective.name}`. {size:,} parameters: {_weights(origin.ema)} at step {origin.step:,}.\n\n"
         "License: see the field `license` at the head of this card, which the author sets."
     )
