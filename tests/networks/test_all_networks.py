@@ -28,6 +28,10 @@ OWN = {
 }  # further fields of TINY networks
 NAMES = tuple({kind: name for name, kind in reversed(NETWORKS.items())}.values())  # one for each
 every_network = pytest.mark.parametrize("name", NAMES)
+# What networks share needs one of them where every test run has it.
+one_quickly = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "dit" else pytest.mark.slow) for name in NAMES]
+)
 of_one_time = pytest.mark.parametrize("name", [name for name in NAMES if issubclass(NETWORKS[name], SingleTime)])
 with_places = pytest.mark.parametrize("name", [name for name in NAMES if hasattr(NETWORKS[name], "positions")])
 
@@ -110,7 +114,7 @@ def test_two_groups_in_one_call_equal_two_calls_with_hidden_states_and_taps(name
         assert jnp.abs(run(net, changed, b, **options)[0].F - both[0].F).max() > 1e-3
 
 
-@every_network
+@one_quickly
 def test_a_tangent_is_that_of_finite_differences(name, x64):
     """Also with attention of its own rules, in a group beside one without tangents."""
     net = make(name, dtype=jnp.float64, attention="blockwise", remat="dots")
@@ -124,7 +128,7 @@ def test_a_tangent_is_that_of_finite_differences(name, x64):
     np.testing.assert_allclose(slope, (F(1e-5) - F(-1e-5)) / 2e-5, rtol=1e-6, atol=1e-6 * np.abs(slope).max())
 
 
-@pytest.mark.parametrize("interval", ["modulation", "tokens"])
+@pytest.mark.parametrize("interval", ["modulation", pytest.param("tokens", marks=pytest.mark.slow)])
 @of_one_time
 def test_the_interval_changes_nothing_before_it_is_learned(name, interval):
     net = make(name, interval=interval)
