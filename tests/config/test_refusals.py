@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import tim_jax
-from tests.helpers.refused import GUIDED, JUDGED, OF_OBJECTIVES, SLICED, TAUGHT
+from tests.helpers.refused import GUIDED, JUDGED, NOT_PROVOKED, OF_OBJECTIVES, SLICED, TAUGHT
 from tests.helpers.workdirs import TINY, one_device, workdir
 from tim_jax import train
 from tim_jax.config import loading
@@ -317,66 +317,6 @@ START = [
 ]
 CASES = [(stage, *case) for stage, cases in enumerate((BUILD, DATA, MEASURE, START)) for case in cases]
 SETTLED = {"loader.directory", "evaluation.held_out"}  # by `provoke`, unless a case gives them
-
-# Places that refuse and that no case reaches: the file, or more of "file: words of the message" → what it takes to get
-# there, beyond a configuration. The tests of those rooms go there.
-NOT_PROVOKED = {
-    "ablation/baselines.py": "an ablation with baselines",
-    "codecs/settings.py: codecs.latents": "the files of an autoencoder",
-    "codecs/settings.py: codecs.tile is {self.tile}; it must be a multiple": "the files of an autoencoder",
-    "config/network.py: {said}": "several devices",
-    "config/network.py: {named}": "several devices",
-    "data/buckets.py: data.buckets.table is of": "more shapes than fit on a line",
-    "data/buckets.py: data.buckets.table is {table}; each of them must have a multiple of mesh.sequence": "devices",
-    "data/bucket_shapes.py: data.buckets.area": "images of no common size",
-    "data/plan.py": "images that fit no bucket, or a plan made without a configuration",
-    "data/sources/emoji.py": "a machine without the packages of an extra",
-    "data/sources/latents.py": "latents whose images are elsewhere",
-    "data/sources/__init__.py: loader.directory": "a program's own call: a configuration is refused before",
-    "data/sources/mixture.py": "sources of two kinds",
-    "data/splits.py: data.held_out_share is {at.held_out_share}; it must leave": "a share of few images",
-    "evaluation/features.py": "the weights of Inception",
-    "evaluation/metrics.py: evaluation.metrics is {tuple(names)}; each": "a table of metrics asked without settings",
-    "evaluation/published.py": "a damaged file of statistics",
-    "networks/int8.py": "a network of one's own",
-    "networks/taps.py: {key} is {blocks}; it must be ()": "a network of one's own",
-    "networks/checks.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
-    "runs/averages.py": "a run that is about to train",
-    "runs/classifying.py": "the command classify",
-    "runs/preferences.py": "the command prefer",
-    "runs/counting.py": "data without labels, whose classes are to be counted",
-    "runs/conditions.py: data.source": "labels that cannot be read",
-    "runs/conditions.py: evaluation.labels": "a run whose data is gone",
-    "runs/encoders": "the files of encoders",
-    "runs/encoding": "a data set to encode",
-    "runs/input_pipeline.py": "sources of latents, of pairs, or without labels",
-    "runs/interface.py": "a run of latents",
-    "runs/measuring.py": "published statistics",
-    "runs/pairs.py": "a teacher that makes pairs",
-    "runs/diagnosis.py: objective.name": "a command that cannot do with such a run",
-    "runs/steering.py": "a command that is given what was measured",
-    "runs/restoration.py": "a command that cannot do with such a run",
-    "runs/reference_data.py": "references of another run",
-    "runs/workdir.py: data.{key}": "a run that was started with other classes",
-    "runs/learned_plan.py": "a trained run",
-    "runs/step_grid.py": "a trained run",
-    "train.py": "a trained run",
-    "transitions/slices.py: times.distribution": "a distribution of one's own",
-    "training/mesh.py: mesh.data is": "TPU slices",
-    "training/warm_start.py": "a damaged checkpoint",
-    "transitions/sampling/planning.py: sampling.grid": "a trained run",
-    "transitions/sampling/planning.py: sampling.plan": "a trained run",
-    "transitions/sampling/planning.py: sampling.{key}": "a trained run",
-    "transitions/sampling/planning.py: sampling.sampler, sampling.stochasticity": "sampling from data to noise",
-    "transitions/sampling/planning.py: sampling.sampler is {sampling.sampler!r}": "a start of two states",
-    "transitions/sampling/planning.py: sampling.parallel": "sampling from data to noise and back",
-    "transitions/sampling/learned.py: start.": "a program's own call: a configuration is refused before",
-    "transitions/own_network.py: sampling.pattern": "a network of one's own",
-    "transitions/perceptual.py: objective.perceptual.weight is {self.weight}; it must be 0": "a network of one's own",
-    "transitions/prediction.py: transport.prediction is {prediction!r}; it must be 'F' for": "a transport of one's own",
-    "runs/generation.py: objective.name": "a trained refiner",
-    "transitions/teacher.py: teacher.guidance is {self.guidance}; it must not be 1": "a weak teacher without guidance",
-}
 
 
 @pytest.fixture(scope="module")
