@@ -1,7 +1,7 @@
 """What is learnt from a teacher: flow matching on the digits, distilled by every objective in equal time.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
+        python -m tim_jax.pairs --workdir=runs/digits_teacher --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.ablate --config=configs/ablations/distillation.py --workdir=runs/ablations/distillation
 Time: 20 variants × 3 seeds × about 85 seconds on two CPU cores, 90 minutes in all; before it, once, teacher and pairs.
 
@@ -24,7 +24,7 @@ others are as their papers have them, but for what these count in steps, which i
 from tim_jax.ablation import Ablation
 from tim_jax.config import loading
 
-TEACHER = loading.load("digits_flow_matching").WORKDIR
+TEACHER = loading.load("digits_teacher").WORKDIR
 
 
 def get_ablation():

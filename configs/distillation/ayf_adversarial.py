@@ -5,7 +5,7 @@
 It starts from a student of ayf_eulerian.py. x̂ is noised to times s as they are drawn for t, and the heads see the
 teacher's hidden states there (LADD). The paper's discriminator is a network of its own on images.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/ayf_eulerian.py --workdir=runs/ayf_eulerian_distilled
         python -m tim_jax.train --config=configs/distillation/ayf_adversarial.py --workdir=runs/ayf_adversarial
 """

@@ -4,7 +4,7 @@
 
 Half of the examples learn the velocity from data.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/ctm.py --workdir=runs/ctm_distilled
 """
 
@@ -12,4 +12,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student({"objective.name": "ctm"})
+    return loading.load("digits_teacher").student({"objective.name": "ctm"})

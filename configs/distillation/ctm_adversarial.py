@@ -8,7 +8,7 @@ trained to classify (StyleGAN-XL's), and a λ that follows the ratio of both gra
 
 Published, FID of one step: CIFAR-10 1.73, ImageNet 64² 1.92.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/ctm.py --workdir=runs/ctm_distilled
         python -m tim_jax.train --config=configs/distillation/ctm_adversarial.py --workdir=runs/ctm_adversarial
 """

@@ -9,7 +9,7 @@ student's, so that a step costs eight of flow matching's or more; all networks s
 Published: AdamW at 2e-6 in batches of 280, 200,000 steps, λ = 3e-3. FID at 1 evaluation, ImageNet 64: 2.61 without the
 adversary, 1.51 with it, 1.28 after longer training; SDXL in 4 evaluations.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/dmd2.py --workdir=runs/dmd2
 """
 
@@ -17,7 +17,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "distribution_matching",
             "objective.rollout.max_jumps": 4,

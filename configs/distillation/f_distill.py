@@ -7,7 +7,7 @@ have a second use; h is divided by its mean in the batch.
 
 Published, FID at 1 evaluation, ImageNet 64: 1.16, and 1.28 for DMD2.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/f_distill.py --workdir=runs/f_distill
 """
 

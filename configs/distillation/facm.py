@@ -6,7 +6,7 @@ and v_T itself, with a cosine term, in the others.
 
 Published, ImageNet 256, FID at 1 / 2 evaluations: FACM, of LightningDiT, 1.70 / 1.32.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/facm.py --workdir=runs/facm_distilled
 """
 
@@ -14,4 +14,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student({"objective.name": "facm", "objective.velocity": "teacher"})
+    return loading.load("digits_teacher").student({"objective.name": "facm", "objective.velocity": "teacher"})

@@ -5,7 +5,7 @@
 Nothing else trains the student, which starts from its teacher's weights. The heads have the hinge loss, and t is
 logit-normal. Published: heads after every block, and samples of the teacher in place of data.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/ladd.py --workdir=runs/ladd
 """
 
@@ -13,7 +13,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "distribution_matching",
             "objective.matching.weight": 0.0,

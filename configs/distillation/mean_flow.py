@@ -4,7 +4,7 @@
 
 A quarter of the examples r ≠ t, each over sg(L + 0.001).
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/mean_flow.py --workdir=runs/mean_flow_distilled
 """
 
@@ -12,6 +12,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
-        {"objective.name": "mean_flow", "objective.velocity": "teacher"}
-    )
+    return loading.load("digits_teacher").student({"objective.name": "mean_flow", "objective.velocity": "teacher"})

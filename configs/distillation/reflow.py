@@ -8,8 +8,8 @@ has much less variance left in its target than with independent noise: the flow 
 same marginals, and needs fewer steps (arXiv 2209.03003). Times are U-shaped and the loss is the pseudo-Huber one of
 arXiv 2405.20320; the weights go on from the model's own.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
+        python -m tim_jax.pairs --workdir=runs/digits_teacher --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.train --config=configs/distillation/reflow.py --workdir=runs/reflow
 """
 
@@ -27,7 +27,7 @@ def get_config():
     config.data.paired_noise = True
     config.data.condition_dropout = 0.0  # a pair belongs to its label
 
-    config.start.checkpoint = "runs/digits_flow_matching"
+    config.start.checkpoint = "runs/digits_teacher"
 
     config.evaluation.source = "digits"
     return config

@@ -9,7 +9,7 @@ squares, not of their mean (`objective.tangent.total`).
 
 Published, 1024² in one step: FID 7.59, GenEval 0.74.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/sana_sprint.py --workdir=runs/sana_sprint
 """
 
@@ -17,7 +17,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "scm_distillation",
             "objective.tangent.warmup_steps": 600,

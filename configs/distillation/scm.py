@@ -4,7 +4,7 @@
 
 v_T is the velocity of the teacher, on whose transport, OT-FM, the student is; w warms up.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/scm.py --workdir=runs/scm_distilled
 """
 
@@ -12,7 +12,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "scm_distillation",
             "objective.tangent.warmup_steps": 600,

@@ -8,7 +8,7 @@ network makes five updates for one of the student's. Of the digits only the labe
 
 Published, CIFAR-10, FID at 1 evaluation: 2.06 without labels, 1.96 with them.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/score_implicit_matching.py --workdir=runs/sim
 """
 
@@ -16,7 +16,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "distribution_matching",
             "objective.matching.gradient": "sim",

@@ -10,8 +10,8 @@ The published second part distils one step, as configs/distillation/instaflow.py
 
 Published, CIFAR-10, FID of one step: 5.02 with 15.7 million parameters.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
-        python -m tim_jax.pairs --workdir=runs/digits_flow_matching --out=runs/digits_pairs --examples=20000 --steps=32
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
+        python -m tim_jax.pairs --workdir=runs/digits_teacher --out=runs/digits_pairs --examples=20000 --steps=32
         python -m tim_jax.train --config=configs/distillation/slimflow.py --workdir=runs/slimflow
 """
 

@@ -8,7 +8,7 @@ with `objective.segments.count` 1, reflow) and piecewise rectified flow (PeRFlow
 `objective.segments.edges` it is the retraining of BOSS (arXiv 2312.16414). Samples take one step of Euler's method for
 each segment, at the same times.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/straightening.py --workdir=runs/straightened
 """
 
@@ -16,6 +16,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
-        {"objective.name": "straightening", "training.sample_steps": (4,)}
-    )
+    return loading.load("digits_teacher").student({"objective.name": "straightening", "training.sample_steps": (4,)})

@@ -4,7 +4,7 @@
 
 Paper: Image-Free Timestep Distillation via Continuous-Time Consistency. Of the digits only the labels are used.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/tbcm.py --workdir=runs/tbcm_distilled
 """
 
@@ -12,6 +12,6 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {"objective.name": "tbcm", "objective.tangent.warmup_steps": 600, "start.reinitialise": ("log_variance_head",)}
     )

@@ -4,7 +4,7 @@
 
 The objective is that of configs/digits.py, but for the velocity.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/tim.py --workdir=runs/tim_distilled
 """
 
@@ -12,6 +12,6 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {"objective.velocity": "teacher"}, loading.load("digits").get_config()
     )

@@ -4,9 +4,9 @@
 
 It is no model of the digits, but goes with its teacher.
 
-Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
+Launch: python -m tim_jax.train --config=configs/digits_teacher.py --workdir=runs/digits_teacher
         python -m tim_jax.train --config=configs/distillation/velocity_refiner.py --workdir=runs/refiner
-Then:   python -m tim_jax.sample --workdir=runs/digits_flow_matching --config.sampling.sampler=flowturbo
+Then:   python -m tim_jax.sample --workdir=runs/digits_teacher --config.sampling.sampler=flowturbo
             --config.sampling.pattern=H1P5R --config.sampling.refiner=runs/refiner
 """
 
@@ -14,7 +14,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    return loading.load("digits_flow_matching").student(
+    return loading.load("digits_teacher").student(
         {
             "objective.name": "velocity_refiner",
             "start.checkpoint": "",

@@ -83,7 +83,8 @@ def test_a_configuration_of_an_objective_can_be_built(name, tmp_path, monkeypatc
     module = loading.load(name)
     monkeypatch.chdir(tmp_path)
     run = build(module.get_config(), jax.devices()[:1])
-    teacher, distils = loading.load("digits_flow_matching"), name.startswith("distillation/")
+    distils = name.startswith("distillation/")
+    teacher = loading.load("digits_teacher" if distils else "digits_flow_matching")
     assert f"--config=configs/{name}.py" in module.__doc__
     starts = distils and name not in OTHER_NETWORKS or name in STARTED or name.startswith("preferences/")
     assert run.config.start.checkpoint == (FROM_STUDENTS.get(name, teacher.WORKDIR) if starts else "")

@@ -327,8 +327,8 @@ def test_samples_can_be_trained_on_without_their_noise(made):
 
 def test_the_configuration_is_measured_against_the_digits_as_its_teacher(made):
     run = build(load_config("configs/distillation/reflow.py", {"data.path": str(made)}), jax.devices()[:1])
-    teacher = build(load_config("digits_flow_matching", {}), jax.devices()[:1])
-    assert run.config.data.paired_noise and run.config.start.checkpoint == "runs/digits_flow_matching"
+    teacher = build(load_config("digits_teacher", {}), jax.devices()[:1])
+    assert run.config.data.paired_noise and run.config.start.checkpoint == "runs/digits_teacher"
     plans = [measuring.open_measurement(of) for of in (run, teacher)]
     assert plans[0].fingerprint == plans[1].fingerprint and plans[0].fingerprint["data"].startswith("digits")
     for part in ("", "_held_out"):
