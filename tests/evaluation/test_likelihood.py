@@ -99,7 +99,7 @@ def test_one_line_says_what_is_wrong(arguments, named, tmp_path, capsys):
         {"data.channels": "4"},
         {"model.condition": "text", "data.text_width": "8", "data.text_tokens": "5"},
         {"objective.name": "flow_matching", "objective.coupling.task": "super_resolution"},
-        {"objective.name": "difference_transition_matching"},
+        {"objective.name": "difference_transition_matching", "times.share_equal": "1.0"},
     ],
 )
 def test_runs_without_a_density_of_images_are_refused(changes):
