@@ -5,6 +5,7 @@ Each is read in a process of its own with 4 GB of memory and 60 s, since a fault
 
 import io
 import multiprocessing
+import pathlib
 import pickle
 import resource
 import struct
@@ -180,7 +181,9 @@ HARMLESS = ("a_memo_of_two_thousand_million",)  # an empty dictionary, which tak
 
 
 def read_all(paths, answers):
-    resource.setrlimit(resource.RLIMIT_AS, (4 * GIB, 4 * GIB))
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])  # the forked process has what its parent had
+    limit = pages * resource.getpagesize() + 4 * GIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for path in paths:
         try:
             tensors.read(path)

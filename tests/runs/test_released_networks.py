@@ -69,7 +69,7 @@ FAULTS = {
     "grid": (None, ["--config.data.height=4", "--config.data.width=4"], r"misshapen: pos_embed \(1, 16, 64\)"),
     "places": (lambda s: s.update(pos_embed=2 * s["pos_embed"]), [], "of other values .*: pos_embed"),
     "copy": (None, ["--ema=fast"], "--ema is 'fast'; it must be one of"),
-    "name": (None, ["--as=sit_xl_3"], "--as is 'sit_xl_3'; it must be one of dit_xl_2_256, "),
+    "name": (None, ["--as=sit_xl_3"], "--as is 'sit_xl_3'; it must be one of ddt_xl_2, "),
     "both": (None, ["--config=digits"], "--as is 'sit_xl_2'; it must be left out where --config"),
 }
 

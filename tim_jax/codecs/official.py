@@ -9,7 +9,7 @@ the way in they are compared with what they must be, on the way out they are wri
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,9 +43,14 @@ def transposed(params) -> dict:
     return _unflatten({path: tim.turned(path, np.asarray(leaf)) for path, leaf in _flatten(params).items()})
 
 
+def rows_of(network: str) -> Sequence[Row]:
+    """The table of a network; that of TiM for a plugin's, as most of these are made of it."""
+    return NAMES.get(network, NAMES["tim"])
+
+
 def unpublished(paths: Iterable[str], network: str = "tim") -> list[str]:
     """The modules, sorted, of those parameters that the published network does not have; paths: of all of them."""
-    known = {row.path for row in NAMES[network]}
+    known = {row.path for row in rows_of(network)}
     return sorted({path.partition("/")[0] for path in paths if path not in known})
 
 
@@ -75,12 +80,12 @@ def from_official(
     """
     shapes, fixed = _flatten(template), fixed or {}
     blank = {path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for path, leaf in shapes.items()}
-    expected = {name: array.shape for name, array in _named(blank, NAMES[network]).items()}
+    expected = {name: array.shape for name, array in _named(blank, rows_of(network)).items()}
     of_interval = [path for path in shapes if _module(path) in (INTERVAL, TOKENS) and OWN + path in expected]
     new = [path for path in of_interval if first and OWN + path not in state]
     _check(state, {name: shape for name, shape in expected.items() if name.removeprefix(OWN) not in new}, fixed)
     params = dict(first(new)) if first and new else {}
-    for row, start in _numbered(NAMES[network], shapes):
+    for row, start in _numbered(rows_of(network), shapes):
         shape, dtype = shapes[row.path].shape, shapes[row.path].dtype
         if "*" in row.official:
             numbers = range(start, start + shape[0])
@@ -99,7 +104,7 @@ def to_official(params, network: str = "tim", fixed: Arrays | None = None) -> Fl
     An embedding of the interval that leaves F as it is, of a network that was published without, is left out.
     """
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
-    state = _named(arrays, NAMES[network]) | dict(fixed or {})
+    state = _named(arrays, rows_of(network)) | dict(fixed or {})
     told = any(_module(p) == TOKENS or p.startswith(f"{INTERVAL}/out/") and a.any() for p, a in arrays.items())
     return {
         name: np.ascontiguousarray(array)

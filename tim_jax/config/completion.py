@@ -52,7 +52,7 @@ def completed(parser: ArgumentParser, named: Iterable[str], show_keys: bool) -> 
     """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for sub in action.choices.values():
+            for sub in dict.fromkeys(action.choices.values()):  # one may have several names
                 completed(sub, named, show_keys)
         elif action.nargs != 0 and not action.choices:
             _complete_with(action, _completer(action))

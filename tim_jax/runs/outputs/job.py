@@ -225,7 +225,9 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     check_layout(settings, run, requests, decoder is not None)
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
     if texts:
-        texts.check([str(request.condition) for request in requests] + [str(one) for one in source])
+        texts.check([str(request.condition) for request in requests])
+        if settings.source is not None:
+            texts.check([str(one) for one in source])
     weights, step = load_weights(run, folder)
     run = with_found(run, folder, step)
     check_times(settings, run)
