@@ -197,7 +197,7 @@ BUILD = [
     ({"sampling.plan": "learned", "sampling.sampler": "a_flops"}, "sampling.sampler"),
     ({"sampling.parallel": "4", "sampling.sampler": "sada"}, "sampling.parallel"),
     ({"sampling.plan": "learned", "sampling.stochasticity": "0.5"}, "sampling.stochasticity"),
-    ({**SIT, "model.network": "ddt", "objective.name": "flow_matching", "model.slices": "2"}, "model.slices"),
+    ({**SIT, **SLICED, "model.network": "ddt"}, "model.slices"),
     ({"data.latent_scale": "-1.0"}, "data.latent_scale"),
     ({"sampling.guidance": "-1.0"}, "sampling.guidance"),
     ({"sampling.guidance_channels": "-1"}, "sampling.guidance_channels"),
