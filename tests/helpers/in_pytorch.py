@@ -11,7 +11,7 @@ from tim_jax.runs import conversion
 from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, make_plan, time_grid
 from tim_jax.transitions.sampling.sampler import sample
 
-STEPS = (1, 2, 4)
+STEPS, COUNT = (1, 2, 4), 3
 # Run beside the file, with neither JAX nor this package to be found, nor any reader of safetensors but its own.
 PROGRAM = """
 import sys
@@ -33,6 +33,23 @@ if condition is None:
 drawn = {n: model.sample(network, noise, condition, steps=int(n), null=null) for n in sys.argv[1:]}
 np.savez("drawn.npz", **{n: x.permute(0, 2, 3, 1).numpy() for n, x in drawn.items()})
 """
+
+
+def assert_same(folder):
+    """Checks that samples of the weights in a folder are the same by both, to 1e-5 of the largest value."""
+    config = conversion.read_weights(str(folder), "", {"mesh.data": "1"}).run.config
+    shape = (COUNT, config.data.height, config.data.width, config.data.channels)
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    if config.model.condition == "text":
+        condition, null = random_texts(config, COUNT)
+        given = condition | {f"null_{name}": value for name, value in null.items()}
+    else:
+        classes = config.model.num_classes
+        given = condition = {"label": np.arange(COUNT) % classes}
+        null = {"label": np.full(COUNT, classes)}
+    ours, theirs = here(folder, noise, condition, null), there(folder, noise, **given)
+    for steps, x in ours.items():
+        np.testing.assert_allclose(theirs[steps], x, atol=1e-5 * max(1, abs(x).max()), err_msg=f"{steps} steps")
 
 
 def here(folder, noise, condition, null):

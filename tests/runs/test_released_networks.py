@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.helpers import released_networks
+from tests.helpers import in_pytorch, released_networks
 from tests.helpers.configs import flags
 from tests.helpers.released_networks import NETWORKS, keys, write
 from tim_jax import convert
@@ -121,6 +121,8 @@ def distilled(name, tmp_path, steps):
     data = latents(tmp_path / "data", name)
     training.main([f"--config=released/{name}", f"--workdir={student}", *own, *data, *given])
     sampling.main([f"--workdir={student}", "--steps=1", "--count=2", f"--out={tmp_path / 'one'}"])
+    convert.main(["export", str(student), str(tmp_path / "torch"), "--to=torch"])
+    in_pytorch.assert_same(tmp_path / "torch")
     return state, exported(student, tmp_path / "student.safetensors", "--ema=online")
 
 

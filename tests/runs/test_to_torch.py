@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import in_pytorch, workdirs
 from tim_jax import convert
-from tim_jax.runs import conversion, to_torch
+from tim_jax.runs import to_torch
 from tim_jax.runs.interface import load
 from tim_jax.transitions import TRANSPORTS
 from tim_jax.transitions.sampling.plans import host_transport
@@ -51,7 +51,6 @@ RUNS = {
         workdirs.TINY | {"transport.prediction": "x", "sampling.grid": "edm", "sampling.sampler": "euler"},
     ),
 }
-COUNT = 3
 LONGEST = 700  # lines of a file, which is to be read
 
 
@@ -71,20 +70,7 @@ def exported(folder, name):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "class")) for name in RUNS])
 def test_the_samples_are_the_same(tmp_path, name):
-    out = exported(tmp_path, name)
-    config = conversion.read_weights(str(out), "", {"mesh.data": "1"}).run.config
-    shape = (COUNT, config.data.height, config.data.width, config.data.channels)
-    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    if config.model.condition == "text":
-        condition, null = in_pytorch.random_texts(config, COUNT)
-        given = condition | {f"null_{name}": value for name, value in null.items()}
-    else:
-        classes = config.model.num_classes
-        given = condition = {"label": np.arange(COUNT) % classes}
-        null = {"label": np.full(COUNT, classes)}
-    ours, theirs = in_pytorch.here(out, noise, condition, null), in_pytorch.there(out, noise, **given)
-    for steps, x in ours.items():
-        np.testing.assert_allclose(theirs[steps], x, atol=1e-5 * max(1, abs(x).max()), err_msg=f"{steps} steps")
+    in_pytorch.assert_same(exported(tmp_path, name))
 
 
 def test_a_file_has_what_it_uses_and_nothing_else(tmp_path):
