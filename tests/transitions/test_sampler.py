@@ -124,7 +124,7 @@ def test_solvers_reach_the_exact_data_from_end_to_end(name, sampler, x64):
     # Some uniform grids have hardly a time at low noise, and steps that grow there in ln λ, over which polynomials lead
     # astray that are not kept from it, as published.
     kept = not sampler.endswith("published")
-    if "edm" not in name and name != "ve" and (kept or name != "vp"):
+    if "edm" not in name and name != "ve" and (kept or name not in ("vp", "ddpm")):
         assert error(name, time_grid(CASES[name], 128), sampler) < 3e-2
     if sampler == "dpm_solver_3m":
         assert error(name, time_grid(CASES[name], 32), sampler) < 1.01 * error(

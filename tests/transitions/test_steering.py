@@ -100,7 +100,8 @@ def test_every_sampler_that_can_be_steered_comes_nearer(x64, sampler):
 
     unsteered = miss(Steering("super_resolution:2", scale=0.0))
     assert miss(Steering("super_resolution:2", "resample")) < 1e-9
-    assert miss(Steering("super_resolution:2", "flowchef")) < 1e-9  # the last step of length 1 goes all the way
+    # The last step of length 1 goes all the way, but that of `sde`, which does not end at x̂.
+    assert miss(Steering("super_resolution:2", "flowchef")) < (unsteered / 2 if sampler == "sde" else 1e-9)
     assert miss(Steering("super_resolution:2", "dps", 0.5)) < 0.9 * unsteered
 
 

@@ -212,7 +212,12 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
     overrides = overrides | settings.steering
     folder = paths.run_folder(settings.workdir, "--workdir")
-    run = build(workdir.load(folder, overrides))
+    try:
+        run = build(workdir.load(folder, overrides))
+    except ValueError as error:
+        if settings.operator is None:
+            raise
+        raise ValueError(str(error).replace("sampling.steering.operator is", "--operator is", 1)) from None
     paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.config.training.compilation_cache)
     decoder = open_decoder(run)

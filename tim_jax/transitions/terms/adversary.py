@@ -137,7 +137,8 @@ class Adversary:
             raise ValueError(f"objective.adversary.width is {self.width}; it must be at least 1")
         if self.weight and not self.blocks:
             raise ValueError(
-                f"objective.adversary.blocks is {self.blocks}; it must name blocks of the {self.trunk}, such as (2, 4)"
+                f"objective.adversary.blocks is {self.blocks}; it must name blocks of the {self.trunk}, such as (2, 4), "
+                f"where objective.adversary.weight is {self.weight}"
             )
         self.network.check("objective.adversary.network")
 
