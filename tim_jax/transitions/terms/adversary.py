@@ -137,8 +137,8 @@ class Adversary:
             raise ValueError(f"objective.adversary.width is {self.width}; it must be at least 1")
         if self.weight and not self.blocks:
             raise ValueError(
-                f"objective.adversary.blocks is {self.blocks}; it must name blocks of the {self.trunk}, such as (2, 4), "
-                f"where objective.adversary.weight is {self.weight}"
+                f"objective.adversary.blocks is {self.blocks}; it must name blocks of the {self.trunk}, such as "
+                f"(2, 4), with objective.adversary.weight {self.weight}"
             )
         self.network.check("objective.adversary.network")
 
