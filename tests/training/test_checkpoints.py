@@ -232,6 +232,22 @@ def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir
     assert names(workdir) == [3] and found(workdir) == (3, {})
 
 
+def test_what_the_threads_of_a_failed_write_make_anew_goes_as_well(workdir):
+    directory = checkpoints.open_manager(workdir, 1).directory
+    begun = directory / "2.orbax-checkpoint-tmp"
+
+    def write():
+        for _ in range(4):
+            (begun / "state").mkdir(parents=True, exist_ok=True)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    removal.clear(directory, calm=2.0)
+    thread.join()
+    assert not begun.exists()
+
+
 # Of a user's, beside the checkpoints: copies, notes, names that only resemble those of unfinished ones.
 OWN = ("2.keep", "1000.good", "3.orbax-checkpoint-tmp.saved", "x.orbax-checkpoint-tmp", "12.txt", "1.", "4.5", "best")
 LEFT = ("7.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1712345678")  # by saves that were killed

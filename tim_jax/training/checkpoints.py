@@ -143,7 +143,7 @@ class Saver:
         if self.failures:  # the manager raises an error once in each thread, and has dropped what it meant to delete
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
-            self._clear()  # again: threads of a failed write may have gone on for a while
+            self._clear()  # again: threads of a failed write may have gone on for longer
             self.manager.reload()
 
     def _finish(self, step: int, shapes: list[tuple]) -> None:
@@ -179,15 +179,15 @@ class Saver:
     def _clear(self) -> None:
         """Removes what was begun, which must not take room from what comes next."""
         if jax.process_index() == 0:
-            removal.clear(self.manager.directory)
+            removal.clear(self.manager.directory, calm=1.0)
 
     def _fail(self, step: int, error: Exception) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if len(reason) > 300:  # it begins with the files and ends with what went wrong
             reason = f"{reason[:100]} … {reason[-200:]}"
         self.failures.append(f"the {self._what} of step {step} could not be written: {reason}")
-        self._clear()
         logging.warning("%s; training goes on", self.failures[-1])
+        self._clear()
 
 
 def restore(manager: ocp.CheckpointManager, abstract: Any, step: int | None = None) -> Any:

@@ -44,13 +44,24 @@ class Hold:
             raise Gone(folder)
 
 
-def clear(directory: epath.Path) -> None:
-    """Removes what saves that failed or were killed have left in a folder of checkpoints; nothing of another name."""
-    with contextlib.suppress(OSError):
-        for path in list(directory.iterdir()):
-            if _unfinished(path):
-                with contextlib.suppress(OSError):
-                    path.rmtree()
+def clear(directory: epath.Path, calm: float = 0.0) -> None:
+    """Removes what saves that failed or were killed have left in a folder of checkpoints; nothing of another name.
+
+    Args:
+        directory: The folder.
+        calm: Threads of a save that has just failed may still write, and make its folder anew. Removal is repeated
+            until there has been nothing to remove for so many seconds, or for a minute in all.
+    """
+    now = time.monotonic()
+    until, end = now + calm, now + 60.0
+    while True:
+        for path in _all_unfinished(directory):
+            until = time.monotonic() + calm
+            with contextlib.suppress(OSError):
+                path.rmtree()
+        if time.monotonic() >= min(until, end):
+            return
+        time.sleep(0.05)
 
 
 def remove(folder: epath.Path) -> bool:
@@ -73,6 +84,13 @@ def remove(folder: epath.Path) -> bool:
         return True
     finally:
         os.close(number)
+
+
+def _all_unfinished(directory: epath.Path) -> list[epath.Path]:
+    try:
+        return [path for path in directory.iterdir() if _unfinished(path)]
+    except OSError:
+        return []
 
 
 def _unfinished(path: epath.Path) -> bool:
