@@ -128,12 +128,12 @@ def test_latents_are_steered_through_their_decoder(published, tmp_path):
         factor = tim._decoder.factor
         image = RNG.uniform(-0.5, 0.5, (1, 8 * factor, 8 * factor, 3)).astype(np.float32)
         off = []
-        for steer in ({"scale": 0.0}, {"method": "resample", "iterations": 3}, {"scale": 1.0}, {"method": "dps"}):
+        for steer in ({"scale": 0.0}, {"scale": 1.0}, {"method": "dps"}):  # without a gradient, and with both kinds
             run = resampled(tim.run, {f"sampling.steering.{k}": str(v) for k, v in steer.items()}
                             | {"sampling.steering.operator": "super_resolution:4"})  # fmt: skip
             aim = open_aim(run, image.shape[1:], image)
             generator = tim._generator(1, None).sampled_by(run.sampling, aim)
-            drawn = generator.decode(generator(tim._weights, [3], steps=4))
+            drawn = generator.decode(generator(tim._weights, [3], steps=2))
             off.append(float(aim.off(drawn)[0]))
     assert max(off[1:]) < off[0], off
 
