@@ -75,6 +75,12 @@ def faults(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 
 
+def flips(parser: argparse.ArgumentParser) -> None:
+    """Flips single bits on one of several devices while a tiny network trains, and counts which flips are found."""
+    parser.add_argument("--flips", type=int, default=200, help="of each kind; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of where and when; default: %(default)s")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": step,
     "sample": sample,
@@ -82,4 +88,5 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "attention": attention,
     "data": data,
     "faults": faults,
+    "flips": flips,
 }

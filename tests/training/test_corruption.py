@@ -1,0 +1,332 @@
+"""Silent corruption: single bits that are flipped on one device are found, and named, and the run goes back."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.helpers.configs import flags
+from tests.helpers.devices import for_devices
+from tests.helpers.processes import SMALL, Run
+from tim_jax.bench.faults import state_leaves
+from tim_jax.bench.flips import WrongOnce, flipped
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
+from tim_jax.training import corruption
+from tim_jax.training.array_checksums import checksum, checksums, odd_against, odd_copies, share_with_copies
+from tim_jax.training.corruption import Corrupted, Excluded, Guard, RepeatedCorruption, sound
+from tim_jax.training.mesh import make_mesh
+from tim_jax.training.settings import TrainingSettings
+
+
+def mixed(values):
+    """The checksum as its definition has it, in Python's own integers."""
+    total = 0
+    for i, word in enumerate(np.ravel(values).view(f"u{values.itemsize}").tolist()):
+        word ^= i * 0x9E3779B1 % 2**32
+        word = (word ^ word >> 16) * 0x85EBCA6B % 2**32
+        word = (word ^ word >> 13) * 0xC2B2AE35 % 2**32
+        total += word ^ word >> 16
+    return total % 2**32
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int32", "uint8"])
+def test_a_checksum_is_that_of_its_definition(kind):
+    values = (np.random.default_rng(0).normal(size=(3, 5, 2)) * 50).astype(kind)
+    assert int(checksum(jnp.asarray(values))) == mixed(values)
+
+
+def test_every_bit_and_every_place_changes_a_checksum():
+    values = np.array([0.0, -0.0, 1.0, -1.0, np.nan, 3e-45, np.inf, 2.0], np.float32)
+    changed = np.repeat(values[None], 8 * 32, axis=0)
+    for i in range(8 * 32):
+        changed.view(np.uint32)[i, i // 32] ^= np.uint32(1 << i % 32)
+    swapped = [np.concatenate([values[i : i + 1], values[1:i], values[:1], values[i + 1 :]]) for i in range(1, 8)]
+    of_each = jax.jit(jax.vmap(checksum))(np.concatenate([values[None], changed, swapped]))
+    assert len(set(np.asarray(of_each).tolist())) == 1 + 8 * 32 + 7
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh({"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1})
+
+
+def placed(mesh, values, *spec):
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+@pytest.fixture(scope="module")
+def arrays(mesh):
+    return {
+        "everywhere": placed(mesh, np.arange(6, dtype=np.float16)),
+        "of_four": placed(mesh, np.arange(12, dtype=np.float32).reshape(4, 3), "fsdp"),
+        "of_two": placed(mesh, np.ones((8, 2), np.int32), "data"),
+        "alone": placed(mesh, np.ones(8, bool), ("data", "fsdp")),
+    }
+
+
+@pytest.mark.parametrize(
+    "name, devices, certain",
+    [("everywhere", [5], True), ("of_four", [5], True), ("of_two", [4, 5], False), ("alone", [], True)],
+)
+def test_a_device_is_named_where_most_replicas_agree_and_two_where_there_are_two(name, devices, certain, mesh, arrays):
+    before = checksums(arrays)
+    assert not bool(before.differ)
+    changed = arrays | {name: flipped(arrays[name], 5, 1, 0)}
+    now = checksums(changed)
+    odd = odd_copies(now)
+    assert bool(now.differ) == bool(devices) and odd.certain == certain
+    assert [mesh.devices[position].id for position in odd.positions] == devices
+    assert now.names(odd.arrays) == [name] * bool(devices)
+    # Against what they were, the device is known whatever others hold.
+    against = checksums(changed, before)
+    odd = odd_against(against, before)
+    assert bool(against.differ) and [mesh.devices[position].id for position in odd.positions] == [5]
+
+
+def test_the_share_of_the_state_that_has_copies(mesh, arrays):
+    bytes_with, bytes_alone = 6 * 2 + 6 * 4 + 4 * 4, 1
+    assert share_with_copies(mesh, arrays) == bytes_with / (bytes_with + bytes_alone)
+
+
+@dataclasses.dataclass
+class Regression:
+    """A trainer of weights (3,) by the mean over examples (B, 3) of w − x, and their momentum."""
+
+    mesh: object
+
+    @functools.cached_property
+    def program(self):
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def step(state, batch):
+            momentum = 0.5 * state["momentum"] + (state["w"] - batch["x"]).mean(0)
+            loss = ((state["w"] - batch["x"]) ** 2).sum(-1)
+            return {"w": state["w"] - 0.1 * momentum, "momentum": momentum}, {"loss": loss.mean()}, {"loss": loss}
+
+        return jax.jit(step, out_shardings=everywhere, donate_argnums=0)
+
+    def detailed(self, state, batch):
+        with jax.numpy_rank_promotion("allow"):
+            return self.program(state, batch)
+
+    def create(self):
+        return {name: placed(self.mesh, np.ones(3, np.float32)) for name in ("w", "momentum")}
+
+
+@pytest.fixture(scope="module")
+def trainer(mesh):
+    return Regression(mesh)
+
+
+@pytest.fixture(scope="module")
+def batch(mesh):
+    return {"x": placed(mesh, np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32), ("data", "fsdp"))}
+
+
+def train(trainer, batch, folder, steps, disturb=lambda step, state, batch: (state, batch), **settings):
+    """The last state of so many steps; disturb: what becomes of state and batch before a step."""
+    guard = Guard(epath.Path(folder), trainer, TrainingSettings(**settings), start=0)
+    state = trainer.create() if hasattr(trainer, "create") else Regression(trainer.mesh).create()
+    sent = checksums(batch)
+    for step in range(1, steps + 1):
+        state, given = disturb(step, state, batch)
+        state = guard.step(step, state, given)[0]
+        guard.check(step, state, given, sent)
+    guard.settle()
+    return jax.device_get(state)
+
+
+def reported(folder):
+    path = folder / "corruption.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def flip_weight(step, state, batch):
+    return (state | {"w": flipped(state["w"], 6, 2, 3)} if step == 2 else state), batch
+
+
+def flip_example(step, state, batch):
+    return state, ({"x": flipped(batch["x"], 6, 2, 30)} if step == 2 else batch)
+
+
+@pytest.mark.parametrize(
+    "disturb, at, check, named",
+    [(flip_weight, 4, "replicas", ["w"]), (flip_example, 2, "batch", ["x"])],
+)
+def test_what_a_device_holds_wrongly_is_found_reported_and_ends_the_attempt(
+    disturb, at, check, named, trainer, batch, tmp_path
+):
+    train(trainer, batch, tmp_path, 4, compare_every=2)
+    assert reported(tmp_path) == []
+    with pytest.raises(
+        Corrupted, match=rf"step {at}: silent corruption on \S*6 \(process 0 on {socket.gethostname()}\)"
+    ):
+        train(trainer, batch, tmp_path, 9, disturb, compare_every=4)
+    (line,) = reported(tmp_path)
+    assert (line["step"], line["check"], line["certain"], line["arrays"]) == (at, check, True, named)
+    assert [each["device"] for each in line["devices"]] == [str(jax.devices()[6])]
+
+
+def test_with_exclude_the_host_is_named_and_with_warn_the_run_goes_on(trainer, batch, tmp_path, caplog):
+    with pytest.raises(Excluded, match=f"leave out {socket.gethostname()}"):
+        train(trainer, batch, tmp_path, 4, flip_weight, compare_every=2, on_corruption="exclude")
+    undisturbed = train(trainer, batch, tmp_path, 4, flip_example, compare_every=0)
+    assert len(reported(tmp_path)) == 1, "nothing is looked for"
+    disturbed = train(trainer, batch, tmp_path, 4, flip_example, compare_every=2, on_corruption="warn")
+    assert len(reported(tmp_path)) == 2 and "the run goes on with it" in caplog.text
+    np.testing.assert_array_equal(undisturbed["w"], disturbed["w"])
+
+
+@pytest.mark.parametrize("on_corruption", ["go_back", "exclude"])
+def test_a_step_that_was_computed_wrongly_once_is_made_again_and_its_device_named(
+    on_corruption, trainer, batch, tmp_path, caplog
+):
+    """The sum of gradients has carried it to all devices; the losses of its own examples tell whose it is."""
+    expected = train(trainer, batch, tmp_path, 1, recompute_every=1)
+    assert reported(tmp_path) == []
+    wrong = WrongOnce(trainer, flip_example(2, None, batch)[1])
+    settings = dict(recompute_every=1, compare_every=0, on_corruption=on_corruption)
+    with pytest.raises(Excluded) if on_corruption == "exclude" else contextlib.nullcontext():
+        found = train(wrong, batch, tmp_path, 1, **settings)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        assert "the run goes on with what it gave twice" in caplog.text
+    (line,) = reported(tmp_path)
+    assert (line["step"], line["check"], line["certain"]) == (1, "step made twice", True)
+    assert [each["device"] for each in line["devices"]] == [str(jax.devices()[6])]
+
+
+def test_a_program_that_never_gives_the_same_bits_is_no_fault(trainer, batch, tmp_path, caplog):
+    class Undecided(WrongOnce):
+        def __init__(self):
+            super().__init__(trainer, batch)
+            self._wrong = [{"x": flipped(batch["x"], 0, 0, bit)} for bit in (20, 21, 22)]
+
+    train(Undecided(), batch, tmp_path, 2, recompute_every=1)
+    assert reported(tmp_path) == [] and caplog.text.count("never gave the same bits") == 1
+
+
+def test_a_run_goes_back_until_it_has_done_so_too_often_from_one_checkpoint():
+    starts = iter([0, 0, 4, 4, 8])
+
+    def attempt():
+        with contextlib.suppress(StopIteration):
+            raise Corrupted("step 9: …", next(starts))
+        return "trained"
+
+    assert sound(attempt) == "trained"
+    starts = iter([0, 4, 4, 4, 8])
+    with pytest.raises(RepeatedCorruption, match="step 9: …; this is the 3rd time since the checkpoint of step 4"):
+        sound(attempt)
+    assert next(starts) == 8 and corruption.TRIES == 3
+
+
+# Whole runs.
+
+DEVICES = 8
+OF_RUNS = {"data.batch_size": "24", "training.compare_every": "2", "checkpoint.every": "4"}
+
+
+def flip_at_6(process=0, part=5):
+    """A bit of a parameter flips on a device of one process after step 6, once."""
+    from tim_jax.training.trainer import Trainer
+
+    detailed, todo = Trainer.detailed, [process]
+
+    def disturbed(self, state, batch):
+        after, *rest = detailed(self, state, batch)
+        if int(after.step) == 6 and jax.process_index() in todo:
+            todo.clear()
+            leaves, structure = jax.tree.flatten(after.params)
+            leaves[0] = flipped(leaves[0], part, 0, 3)
+            after = after.replace(params=jax.tree.unflatten(structure, leaves))
+        return after, *rest
+
+    Trainer.detailed = disturbed
+
+
+def eight_devices():
+    os.environ["XLA_FLAGS"] = for_devices(DEVICES)
+
+
+def flip_on_one_of_eight():
+    eight_devices()
+    flip_at_6()
+
+
+@pytest.mark.slow
+def test_a_run_with_a_flipped_bit_names_the_host_goes_back_and_ends_bit_equal(tmp_path):
+    settings = {name.replace(".", "__"): value for name, value in OF_RUNS.items()}
+    for folder in (tmp_path / "disturbed", tmp_path / "undisturbed"):
+        folder.mkdir()
+    run = Run(tmp_path / "disturbed", flip_on_one_of_eight, **settings, training__steps=8,
+              training__on_corruption="exclude")  # fmt: skip
+    code, line = run.end()
+    assert (
+        code == 75
+        and line.startswith("failed: step 6: silent corruption on ")
+        and line.endswith(f"leave out {socket.gethostname()}")
+    ), run.said()
+    assert run.steps_saved() == [4]
+    again = Run(tmp_path / "disturbed", flip_on_one_of_eight, **settings, training__steps=8)
+    code, line = again.end()
+    assert code == 0 and "the run goes back to its last checkpoint" in again.said(), again.said()
+    lines = reported(run.workdir)
+    assert [(line["step"], line["from_step"], line["check"]) for line in lines] == [
+        (6, 0, "replicas"),
+        (6, 4, "replicas"),
+    ]
+    assert all(len(line["devices"]) == 1 and line["devices"][0]["device"].endswith("5") for line in lines)
+    steps = [json.loads(line)["step"] for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9)), "each step once"
+    alone = Run(tmp_path / "undisturbed", eight_devices, **settings, training__steps=8)
+    assert alone.end()[0] == 0 and reported(alone.workdir) == []
+    abstract = build(load_config("digits", SMALL | OF_RUNS), jax.devices()[:1]).trainer.abstract
+    assert state_leaves(run.workdir, abstract, 8) == state_leaves(alone.workdir, abstract, 8)
+
+
+@pytest.mark.nightly
+def test_of_three_processes_the_one_with_a_flipped_bit_is_named(tmp_path):
+    """They go back together, and end bit-equal to three that nothing disturbs."""
+
+    def start(name, change):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        settings = SMALL | OF_RUNS | {"training.steps": "8", "loader.directory": str(tmp_path / "data")}
+        arguments = ["--config=digits", f"--workdir={tmp_path / name}", *flags(settings)]
+        code = f"from tests.training import test_corruption as t; {change}; from tim_jax import train as command"
+        code += f"; command.main({arguments!r})"
+        environment = os.environ | {
+            "XLA_FLAGS": for_devices(1), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "3",
+        }  # fmt: skip
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=environment | {"JAX_PROCESS_ID": str(i)}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for i in range(3)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=1500)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0, 0], said[0][-3000:]
+        return said
+
+    said = start("disturbed", "t.flip_at_6(process=2, part=0)")
+    assert "the run goes back to its last checkpoint" in said[0]
+    start("undisturbed", "pass")
+    (line,) = reported(tmp_path / "disturbed")
+    assert line["certain"] and [each["process"] for each in line["devices"]] == [2]
+    abstract = build(load_config("digits", SMALL | OF_RUNS), jax.devices()[:1]).trainer.abstract
+    one, other = (state_leaves(tmp_path / name, abstract, 8) for name in ("disturbed", "undisturbed"))
+    assert one == other and one[0] == 8
