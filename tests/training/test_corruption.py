@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.helpers.configs import flags
 from tests.helpers.devices import for_devices
 from tests.helpers.processes import SMALL, Run
 from tim_jax.bench.faults import state_leaves
-from tim_jax.bench.flips import WrongOnce, flipped
+from tim_jax.bench.flips import Broken, WrongOnce, flipped
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.training import corruption
@@ -91,7 +91,7 @@ def test_a_device_is_named_where_most_replicas_agree_and_two_where_there_are_two
     assert now.names(odd.arrays) == [name] * bool(devices)
     # Against what they were, the device is known whatever others hold.
     against = checksums(changed, before)
-    odd = odd_against(against, before)
+    odd = odd_against(against.gathered(), before.gathered())
     assert bool(against.differ) and [mesh.devices[position].id for position in odd.positions] == [5]
 
 
@@ -135,9 +135,9 @@ def batch(mesh):
     return {"x": placed(mesh, np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32), ("data", "fsdp"))}
 
 
-def train(trainer, batch, folder, steps, disturb=lambda step, state, batch: (state, batch), **settings):
+def train(trainer, batch, folder, steps, disturb=lambda *given: given[1:], elsewhere=None, **settings):
     """The last state of so many steps; disturb: what becomes of state and batch before a step."""
-    guard = Guard(epath.Path(folder), trainer, TrainingSettings(**settings), start=0)
+    guard = Guard(epath.Path(folder), trainer, TrainingSettings(**settings), 0, elsewhere)
     state = trainer.create() if hasattr(trainer, "create") else Regression(trainer.mesh).create()
     sent = checksums(batch)
     for step in range(1, steps + 1):
@@ -205,6 +205,40 @@ def test_a_step_that_was_computed_wrongly_once_is_made_again_and_its_device_name
     (line,) = reported(tmp_path)
     assert (line["step"], line["check"], line["certain"]) == (1, "step made twice", True)
     assert [each["device"] for each in line["devices"]] == [str(jax.devices()[6])]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(trainer, mesh):
+    return Regression(Mesh(np.roll(mesh.devices, -1), mesh.axis_names, axis_types=mesh.axis_types))
+
+
+def test_a_device_that_is_always_wrong_is_found_where_steps_are_made_elsewhere(trainer, elsewhere, batch, tmp_path):
+    settings = dict(recompute_every=1, compare_every=0)
+    expected = train(trainer, batch, tmp_path, 1, elsewhere=elsewhere, **settings)
+    assert reported(tmp_path) == [] and np.isfinite(expected["w"]).all()
+
+    def spoil(batch, part):
+        return {"x": flipped(batch["x"], part, 1, 22)}
+
+    broken, broken_elsewhere = (Broken(each, jax.devices()[3], spoil) for each in (trainer, elsewhere))
+    train(broken, batch, tmp_path, 1, **settings)
+    assert reported(tmp_path) == [], "on the same devices it is wrong in the same way"
+    with pytest.raises(Corrupted, match="when another device did the same"):
+        train(broken, batch, tmp_path, 1, elsewhere=broken_elsewhere, **settings)
+    (line,) = reported(tmp_path)
+    assert line["certain"] and [each["device"] for each in line["devices"]] == [str(jax.devices()[3])]
+
+
+def test_sums_in_another_order_are_no_fault(trainer, elsewhere, batch, tmp_path, caplog):
+    class Reordered(WrongOnce):
+        def detailed(self, state, batch):
+            state, *rest = super().detailed(state, batch)
+            return state | {"w": flipped(state["w"], 0, 0, 0)}, *rest
+
+    reordered = Reordered(elsewhere, batch)
+    reordered._wrong.clear()
+    train(trainer, batch, tmp_path, 3, elsewhere=reordered, recompute_every=1, compare_every=0)
+    assert reported(tmp_path) == [] and caplog.text.count("sums over devices depend on") == 1
 
 
 def test_a_program_that_never_gives_the_same_bits_is_no_fault(trainer, batch, tmp_path, caplog):

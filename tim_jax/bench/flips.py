@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ from tim_jax.config.run import Run
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
 from tim_jax.training.array_checksums import checksums
-from tim_jax.training.corruption import Corrupted, Guard, to_devices, to_hosts
+from tim_jax.training.corruption import Corrupted, Guard
+from tim_jax.training.sharding import to_devices, to_hosts
 from tim_jax.training.state import TrainState
 from tim_jax.training.trainer import Trainer
 
@@ -113,6 +115,23 @@ class WrongOnce:
         return self._trainer.detailed(state, self._wrong.pop() if self._wrong else batch)
 
 
+class Broken:
+    """A trainer with a device that always computes wrongly: from other data than were sent to it."""
+
+    def __init__(self, trainer: Trainer, device: jax.Device, spoil: Callable[[Any, int], Any]):
+        """Args:
+        trainer: Makes the steps.
+        device: Which is wrong.
+        spoil: Function (batch, number of the device among its shards) → what the device takes for the batch.
+        """
+        self.mesh, self._trainer, self._device, self._spoil = trainer.mesh, trainer, device, spoil
+
+    def detailed(self, state: Any, batch: Any) -> tuple[Any, dict, dict]:
+        """Makes a step."""
+        part = [shard.device for shard in batch["x"].addressable_shards].index(self._device)
+        return self._trainer.detailed(state, self._spoil(batch, part))
+
+
 class Laboratory:
     """A tiny network that has been trained for WINDOW steps undisturbed.
 
@@ -146,8 +165,8 @@ class Laboratory:
         state = self._state(step)
         device = state.step.addressable_shards[part].device
         batch, settings = self.batch, self.run.training
-        trainer: Trainer | WrongOnce = self.trainer
-        changed = False
+        trainer: Any = self.trainer
+        elsewhere, changed = None, False
         if where == "gradient":
             state = state.replace(opt_state=(self._fault(device, rng), *state.opt_state[1:]))
         elif where == "data":
@@ -157,10 +176,18 @@ class Laboratory:
             changed = self._changed(trainer.detailed(state, wrong)[0], step)
             state, trainer = self._state(step), WrongOnce(trainer, wrong)
             settings = dataclasses.replace(settings, recompute_every=step)
+        elif where == "broken":
+            seed = str(rng.random())
+
+            def spoil(batch: Any, part: int) -> Any:
+                return flipped_in(batch, part, random.Random(seed))
+
+            trainer, elsewhere = (Broken(maker, device, spoil) for maker in (trainer, trainer.elsewhere))
+            settings = dataclasses.replace(settings, recompute_every=step)
         else:
             state = state.replace(**{where: flipped_in(getattr(state, where), part, rng)})
         (self._folder / "corruption.jsonl").unlink(missing_ok=True)
-        guard = Guard(self._folder, trainer, settings, start=0)
+        guard = Guard(self._folder, trainer, settings, 0, elsewhere)
         with contextlib.suppress(Corrupted):
             for number in range(step, WINDOW + 1):
                 state = guard.step(number, state, batch)[0]
@@ -173,7 +200,7 @@ class Laboratory:
 
     def _state(self, step: int) -> TrainState:
         """The undisturbed state before a step."""
-        state: TrainState = to_devices(self.before[step - 1], self.trainer.shardings)
+        state: TrainState = to_devices(self.before[step - 1], self.run.mesh)
         return state
 
     def _changed(self, state: TrainState, step: int) -> bool:
@@ -200,7 +227,8 @@ KINDS = {
     "opt_state": "the optimizer's state",
     "gradient": "gradients, after their sum",
     "data": "data",
-    "computation": "what a step computes before the sum, if it is made twice",
+    "computation": "a step made twice, computed wrongly once",
+    "broken": "a step made elsewhere, of a device that is always wrong",
 }
 
 

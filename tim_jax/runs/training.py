@@ -80,13 +80,13 @@ def print_mesh(run: Run) -> None:
 
 
 def warn_of_no_copies(run: Run) -> None:
-    """Warns where flips in most of the state cannot be seen, since no other device has a copy of it."""
-    if run.training.compare_every and run.mesh.size > 1:
-        share = share_with_copies(run.mesh, run.trainer.abstract)
-        if share < 0.5:
+    """Warns where bits that flip in most of the state cannot be seen, since no other device has a copy of it."""
+    if run.training.compare_every and run.mesh.size > 1 and jax.process_index() == 0:
+        without = 1 - share_with_copies(run.mesh, run.trainer.abstract)
+        if without > 0.5:
             logging.warning(
-                "mesh.fsdp, mesh.tensor: %.0f%% of a device's part of the state has no copy on another device, so that "
-                "training.compare_every cannot find bits that change there", 100 * (1 - share),
+                "mesh: on %s, %.0f%% of the state on a device has no copy elsewhere, and training.compare_every "
+                "finds no bits that change in it", mesh_text(run.mesh), 100 * without,
             )  # fmt: skip
 
 

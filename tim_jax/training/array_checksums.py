@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from tim_jax.training.names import name_of
 
@@ -121,16 +121,6 @@ def _split(spec: PartitionSpec) -> set[str]:
     return {axis for axes in spec for axis in ((axes,) if isinstance(axes, str) else axes or ())}
 
 
-def unequal(a: Checksums, b: Checksums) -> bool:
-    """Returns whether checksums of the same arrays differ anywhere; the same on all processes."""
-    return bool(_unequal(a.mesh)(a.table, b.table))
-
-
-@functools.cache
-def _unequal(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return jax.jit(lambda a, b: (a != b).any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
 def share_with_copies(mesh: Mesh, tree: Any) -> float:
     """Returns the share of the bytes of a tree of arrays, or of their shapes, of which other devices have copies."""
     leaves = jax.tree.leaves(tree)
@@ -178,18 +168,18 @@ def odd_copies(sums: Checksums) -> Odd:
     return Odd(sorted(positions), list(dict.fromkeys(arrays)), certain)
 
 
-def odd_against(sums: Checksums, expected: Checksums) -> Odd:
-    """Returns the devices with other checksums than those expected; all processes must call this."""
-    wrong = sums.gathered() != expected.gathered()
+def odd_against(table: np.ndarray, expected: np.ndarray) -> Odd:
+    """Returns the devices with other checksums in a table than those expected."""
+    wrong = table != expected
     positions = [tuple(int(i) for i in position) for position in np.argwhere(wrong.any(-1))]
     return Odd(positions, np.flatnonzero(wrong.any(tuple(range(wrong.ndim - 1)))).tolist(), True)
 
 
 def holders(mesh: Mesh, per_example: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[Position]:
-    """Returns the devices that hold the examples of which a step returned other numbers than the other time.
+    """Returns where the devices are that hold the examples of which a step returned other numbers than the other time.
 
     Args:
-        mesh: The devices, over whose first two axes a batch lies.
+        mesh: Over whose first two axes a batch lies.
         per_example: Arrays (B,) by name.
         other: Those of the other time.
     """

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from tim_jax.training import checkpoints
+from tim_jax.training import checkpoints, sharding
 from tim_jax.training.array_checksums import Checksums
 from tim_jax.training.corruption import Guard
 from tim_jax.training.goodput import Goodput
@@ -146,7 +146,15 @@ def train(
         return End(state, start, goodput.share)
     if start and jax.process_index() == 0:
         print(f"going on from step {start} of {settings.steps}", flush=True)
+    elsewhere = trainer.elsewhere if settings.recompute_elsewhere else None
     trainer.compile(pipeline.shapes)
+    if elsewhere is not None:
+        elsewhere.compile([sharding.abstract_on(elsewhere.mesh, batch) for batch in pipeline.shapes])
+    elif settings.recompute_elsewhere:
+        logging.warning(
+            "training.recompute_elsewhere is True, and there are no other devices in a process that could do the same: "
+            "steps are made twice where they are made"
+        )
     jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
     agreement = Agreement(trainer.mesh)
 
@@ -155,7 +163,7 @@ def train(
         if snapshots is not None:
             stack.enter_context(contextlib.closing(snapshots))
         batches = pipeline.summed_batches(start)
-        guard = Guard(workdir, trainer, settings, start)
+        guard = Guard(workdir, trainer, settings, start, elsewhere)
         monitor = stack.enter_context(
             Monitor(workdir, settings, trainer.mesh, start, goodput, record, profile, pipeline.metrics)
         )

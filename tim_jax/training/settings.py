@@ -12,6 +12,7 @@ UNUSED = {
         "training.compare_every and training.recompute_every are 0",
         lambda c: not (c.training.compare_every or c.training.recompute_every),
     ),
+    ("training.recompute_elsewhere",): ("training.recompute_every is 0", lambda c: not c.training.recompute_every),
 }
 
 
@@ -80,6 +81,7 @@ class TrainingSettings:
     # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
     compare_every: int = 10  # steps between comparisons of replicas, with those of batches after each; 0: neither
     recompute_every: int = 500  # steps from one that is made twice, which must give the same bits, to the next; 0: none
+    recompute_elsewhere: bool = False  # on other devices of the same process; the step is compiled once more
     # "go_back": to what last agreed; "exclude": end with exit code 75 and name the host; "warn": go on with it
     on_corruption: str = GO_BACK
     wandb: str = ""  # Weights & Biases project that metrics go to as well; "": none
