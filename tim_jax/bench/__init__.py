@@ -13,4 +13,5 @@ BENCHES = {
     "data": "tim_jax.bench.data",
     "faults": "tim_jax.bench.faults",
     "flips": "tim_jax.bench.flips",
+    "checks": "tim_jax.bench.checks",
 }

@@ -81,6 +81,12 @@ def flips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of where and when; default: %(default)s")
 
 
+def checks(parser: argparse.ArgumentParser) -> None:
+    """What the checks for silent corruption cost a run, at its settings."""
+    parser.add_argument("--configs", default="digits", help="configurations; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=20, help="default: %(default)s")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": step,
     "sample": sample,
@@ -89,4 +95,5 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "data": data,
     "faults": faults,
     "flips": flips,
+    "checks": checks,
 }
