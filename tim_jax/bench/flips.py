@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -241,7 +242,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"XLA_FLAGS is {jax.device_count()} devices; it must give an even number of at least 6, such as by "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8"
         )
-    rows = []
+    rows, before = [], logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # what is found is counted
     with tempfile.TemporaryDirectory() as folder, Bar(total=args.flips * len(KINDS), unit="flip") as bar:
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
         for where, text in KINDS.items():
@@ -252,4 +254,5 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                     counts[name] += seen[name] and seen["changed"]
                 bar.update()
             rows.append({"where": text, "flips": args.flips, **counts})
+    logging.set_verbosity(before)
     return rows
