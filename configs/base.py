@@ -475,6 +475,13 @@ def get_config():
     config.training.sample_steps = (1, 2, 4, 8)  # step counts of those pictures
     config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
     config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
+    # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
+    # steps between comparisons of replicas, with those of batches after each; 0: neither
+    config.training.compare_every = 10
+    # steps from one that is made twice, which must give the same bits, to the next; 0: none
+    config.training.recompute_every = 500
+    # "go_back": to what last agreed; "exclude": end with exit code 75 and name the host; "warn": go on with it
+    config.training.on_corruption = "go_back"
     config.training.wandb = ""  # Weights & Biases project that metrics go to as well; "": none
     # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.

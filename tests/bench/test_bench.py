@@ -252,7 +252,11 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["stpe"], "NAME is 'stpe'; it must be one of step, sample, compile, attention, data, faults; see --help"),
+        (
+            ["stpe"],
+            "NAME is 'stpe'; it must be one of step, sample, compile, attention, data, faults, flips, checks; "
+            "see --help",
+        ),
         (["step", "--networks=B4"], "--networks has 'B4': no such name; did you mean B/4?"),
         (
             ["step", "--variants=tim_teache"],
@@ -282,6 +286,6 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
 
 def test_benchmarks_of_the_step_need_no_data_packages():
     blocked = "import sys; sys.modules |= dict.fromkeys(('grain', 'ml_collections', 'tensorflow_datasets'));"
-    whole_runs = ("data", "faults")
+    whole_runs = ("data", "faults", "flips", "checks")
     imports = "; ".join(f"import {module}" for name, module in BENCHES.items() if name not in whole_runs)
     subprocess.run([sys.executable, "-c", f"{blocked} {imports}"], check=True)

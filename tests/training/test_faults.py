@@ -69,11 +69,11 @@ def spoil():
     from tim_jax.runs import input_pipeline
 
     class Spoilt(input_pipeline.SourcePipeline):
-        def batches(self, start):
-            for step, (batch, index) in enumerate(super().batches(start), start + 1):
+        def summed_batches(self, start):
+            for step, (batch, index, _) in enumerate(super().summed_batches(start), start + 1):
                 if step in (4, 6) or step >= 9:
                     batch["x"] = batch["x"].at[3].set(np.nan)
-                yield batch, index
+                yield batch, index, None
 
     input_pipeline.open_pipeline, opened = (
         (lambda run: Spoilt(*opened_fields(opened(run)))),

@@ -12,4 +12,6 @@ BENCHES = {
     "attention": "tim_jax.bench.attention",
     "data": "tim_jax.bench.data",
     "faults": "tim_jax.bench.faults",
+    "flips": "tim_jax.bench.flips",
+    "checks": "tim_jax.bench.checks",
 }

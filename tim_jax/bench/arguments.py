@@ -75,6 +75,18 @@ def faults(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 
 
+def flips(parser: argparse.ArgumentParser) -> None:
+    """Flips single bits on one of several devices while a tiny network trains, and counts which flips are found."""
+    parser.add_argument("--flips", type=int, default=200, help="of each kind; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of where and when; default: %(default)s")
+
+
+def checks(parser: argparse.ArgumentParser) -> None:
+    """What the checks for silent corruption cost a run, at its settings."""
+    parser.add_argument("--configs", default="digits", help="configurations; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=20, help="default: %(default)s")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": step,
     "sample": sample,
@@ -82,4 +94,6 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "attention": attention,
     "data": data,
     "faults": faults,
+    "flips": flips,
+    "checks": checks,
 }

@@ -21,6 +21,7 @@ from tim_jax.runs.encoders import BatchEncoder
 from tim_jax.runs.workdir import compare_classes
 from tim_jax.system import int64
 from tim_jax.training import sharding
+from tim_jax.training.array_checksums import Checksums, checksums
 
 MOST_UNKNOWN = 0.5  # of the held-out examples of `evaluation.source`: a few images may have no latent
 DEPTH = 2  # batches on the devices before the one that trains
@@ -61,13 +62,18 @@ class SourcePipeline:
         return data.global_batches(self.source, self.plan, seed, shards, count, augmentation)
 
     def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
-        """The batches of all steps from `start` on.
+        """The batches of all steps from `start` on: those of `summed_batches`, without checksums."""
+        return ((batch, index) for batch, index, _ in self.summed_batches(start))
+
+    def summed_batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array, Checksums | None]]:
+        """The batches of all steps from `start` on, with checksums.
 
         Args:
             start: how many steps came before.
 
         Yields:
-            The global batch, and the numbers of its examples in the source as halves (B, 2), both on the mesh.
+            The global batch, the numbers of its examples in the source as halves (B, 2), and the checksums of the
+            batch, all on the mesh; None in place of checksums where `training.compare_every` is 0.
 
         Raises:
             TooManyBadRecords: on all processes at the same step.
@@ -78,12 +84,14 @@ class SourcePipeline:
         stream = data.iterate(self.dataset, start, loader.threads, loader.prefetch, loader.workers)
         stream = data.count_bad_records(stream, self.account, start, training.log_every)
 
-        def put(numbered: tuple[int, dict[str, np.ndarray]]) -> tuple[dict[str, jax.Array], jax.Array]:
+        def put(numbered: tuple[int, dict[str, np.ndarray]]) -> tuple:
             step, batch = numbered
             index = sharding.put_batch(self.run.mesh, {"index": int64.to_halves(batch["index"])})["index"]
             if self.encoder is not None:
-                return self.encoder(batch, step), index
-            return sharding.put_batch(self.run.mesh, {name: batch[name] for name in names}), index
+                placed = self.encoder(batch, step)
+            else:
+                placed = sharding.put_batch(self.run.mesh, {name: batch[name] for name in names})
+            return placed, index, checksums(placed) if training.compare_every else None
 
         return data.prefetch_to_device(enumerate(stream, start), put, DEPTH)
 

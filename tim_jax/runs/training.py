@@ -1,6 +1,7 @@
 """A run as it trains: all that is checked before, one step to try it, pictures on the way, the loop in a workdir."""
 
 import dataclasses
+import functools
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
@@ -26,8 +28,11 @@ from tim_jax.runs.measuring import Measurement, measure_while_training, periodic
 from tim_jax.runs.restoration import around
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
+from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import sharding
+from tim_jax.training.array_checksums import share_with_copies
 from tim_jax.training.checkpoints import DamagedCheckpoints
+from tim_jax.training.corruption import Excluded, RepeatedCorruption, sound
 from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.mesh import AUTO, mesh_text
@@ -72,6 +77,17 @@ def print_mesh(run: Run) -> None:
         chosen = run.config.mesh.fsdp == AUTO and run.mesh.shape["fsdp"] > 1
         why = f"; mesh.fsdp was chosen for a width of {run.network.width}" if chosen else ""
         print(f"mesh: {mesh_text(run.mesh)}{why}", flush=True)
+
+
+def warn_of_no_copies(run: Run) -> None:
+    """Warns where bits that flip in most of the state cannot be seen, since no other device has a copy of it."""
+    if run.training.compare_every and run.mesh.size > 1 and jax.process_index() == 0:
+        without = 1 - share_with_copies(run.mesh, run.trainer.abstract)
+        if without > 0.5:
+            logging.warning(
+                "mesh: on %s, %.0f%% of the state on a device has no copy elsewhere, and training.compare_every "
+                "finds no bits that change in it", mesh_text(run.mesh), 100 * without,
+            )  # fmt: skip
 
 
 def picture_sizes(run: Run, plan: data.BucketPlan, max_sizes: int = 5) -> list[tuple[int, int]]:
@@ -174,14 +190,17 @@ def fit(
             print(line, flush=True)
         for line in averages.told(run, folder):
             print(line, flush=True)
-    with user_errors(data.TooManyBadRecords), failures(TooManyNonFinite, DamagedCheckpoints, UnknownFormat):
+    warn_of_no_copies(run)
+    cannot_go_on = (TooManyNonFinite, DamagedCheckpoints, UnknownFormat, RepeatedCorruption)
+    with user_errors(data.TooManyBadRecords), failures(*cannot_go_on), failures(Excluded, code=RESTART):
         first_start = workdir.first_start(folder)
         if run.config.model.condition == "class":
             record_labels(run, pipeline.source, folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
         measure = measure_while_training(run, measurement) if measurement else None
         stored = run.posthoc_ema
-        return train(
+        attempt = functools.partial(
+            train,
             run.trainer,
             run.training,
             run.checkpoint,
@@ -196,6 +215,7 @@ def fit(
             first_start=first_start,
             profile=profile,
         )
+        return sound(attempt)
 
 
 def last_line(end: End, folder: epath.Path) -> str:

@@ -2,6 +2,7 @@
 device."""
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ START = 900
 HEARTBEAT = 60
 # At the end, how long to wait for a process that still writes its part of a checkpoint.
 END = 300
+NAME = 255  # bytes of a host's name, at most
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 BY_SRUN = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -111,3 +113,10 @@ def summed(counts: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return counts
     return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)
+
+
+def hosts() -> list[str]:
+    """Returns the names of all processes' hosts, by process; all must call it."""
+    name = np.frombuffer(socket.gethostname().encode()[:NAME].ljust(NAME, b"\0"), np.uint8)
+    names = multihost_utils.process_allgather(name) if jax.process_count() > 1 else name[None]
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in np.asarray(names)]

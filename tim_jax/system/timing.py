@@ -27,23 +27,29 @@ class Timing:
     spread: float
 
 
-def interleaved(calls: Mapping[Any, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[Any, Timing]:
+def interleaved(
+    calls: Mapping[Any, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, Timing]:
     """Returns timings of several functions, called in turn, so that whatever else the machine does falls on all alike.
 
     Args:
         calls: Functions without arguments by name, whose results are waited for. Every round starts with another one.
         repeats: Rounds that count.
         warmup: Rounds before them.
+        clock: Returns seconds.
     """
     names = list(calls)
     seconds: dict[Any, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            began = time.perf_counter()
+            began = clock()
             jax.block_until_ready(calls[name]())
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return {name: summary(values) for name, values in seconds.items()}
 
 

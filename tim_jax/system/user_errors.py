@@ -28,13 +28,13 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failures(*kinds: type[Exception]) -> Iterator[None]:
-    """Within this context errors of these kinds end the process with one line and exit code 1: it cannot go on."""
+def failures(*kinds: type[Exception], code: int = FAILED) -> Iterator[None]:
+    """Within this context errors of these kinds end the process with one line and this exit code: it cannot go on."""
     try:
         yield
     except kinds as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(FAILED) from None
+        raise SystemExit(code) from None
 
 
 def one_line(error: Exception) -> str:

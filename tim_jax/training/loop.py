@@ -10,7 +10,9 @@ import jax
 from absl import logging
 from etils import epath
 
-from tim_jax.training import checkpoints
+from tim_jax.training import checkpoints, sharding
+from tim_jax.training.array_checksums import Checksums
+from tim_jax.training.corruption import Guard
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.monitor import Launched, Monitor
 from tim_jax.training.preemption import Agreement, Stop
@@ -27,8 +29,11 @@ class InputPipeline(Protocol):
     def shapes(self) -> Sequence[AbstractBatch]:
         """The global batches that come, for which steps are compiled ahead."""
 
-    def batches(self, start: int) -> Iterator[tuple[Batch, jax.Array]]:
-        """Yields (batch, numbers of its examples as halves (B, 2)), on the mesh, for every step after `start`."""
+    def summed_batches(self, start: int) -> Iterator[tuple[Batch, jax.Array, Checksums | None]]:
+        """Yields (batch, numbers of its examples as halves (B, 2), checksums), on the mesh, for steps after `start`.
+
+        Checksums are those of the batch when it was put there; None for a batch that is not checked.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Returns counts that go into the metrics."""
@@ -127,6 +132,9 @@ def train(
         TooManyNonFinite: If too many updates in a row were left out.
         DamagedCheckpoints: If there are checkpoints, but none that can be used.
         UnknownFormat: If the latest checkpoint was written by a later version.
+        Corrupted: If a device was seen to compute or remember wrongly; called again, it goes on from the last
+            checkpoint, which is from before (`corruption.sound` does).
+        Excluded: Likewise, where `settings.on_corruption` says so.
     """
     stop = stop or Stop()
     manager = checkpoints.open_manager(workdir, checkpoint.keep, keep_every=checkpoint.keep_every)
@@ -138,7 +146,15 @@ def train(
         return End(state, start, goodput.share)
     if start and jax.process_index() == 0:
         print(f"going on from step {start} of {settings.steps}", flush=True)
+    elsewhere = trainer.elsewhere if settings.recompute_elsewhere else None
     trainer.compile(pipeline.shapes)
+    if elsewhere is not None:
+        elsewhere.compile([sharding.abstract_on(elsewhere.mesh, batch) for batch in pipeline.shapes])
+    elif settings.recompute_elsewhere:
+        logging.warning(
+            "training.recompute_elsewhere is True, and there are no other devices in a process that could do the same: "
+            "steps are made twice where they are made"
+        )
     jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
     agreement = Agreement(trainer.mesh)
 
@@ -146,7 +162,8 @@ def train(
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
         if snapshots is not None:
             stack.enter_context(contextlib.closing(snapshots))
-        batches = pipeline.batches(start)
+        batches = pipeline.summed_batches(start)
+        guard = Guard(workdir, trainer, settings, start, elsewhere)
         monitor = stack.enter_context(
             Monitor(workdir, settings, trainer.mesh, start, goodput, record, profile, pipeline.metrics)
         )
@@ -161,9 +178,9 @@ def train(
         unsaved = False  # whether a checkpoint is due that has not been written
         for step in range(start + 1, settings.steps + 1):
             with monitor.waiting_for_data():
-                batch, index = next(batches)
+                batch, index, sent = next(batches)
             monitor.before(step)
-            state, metrics, per_example = trainer.detailed(state, batch)
+            state, metrics, per_example = guard.step(step, state, batch)
             monitor.launched(Launched(step, metrics, per_example, index), len(batch["x"]), trainer.flops(batch))
 
             stopped, ended = agreement(stop.asked is not None), step == settings.steps
@@ -171,9 +188,11 @@ def train(
             due = [task for task in (pictures, figures) if task is not None and task.due(step, ended)]
             storing = snapshots if snapshots is not None and snapshots.due(step) else None
             saving = unsaved or due or ended or stopped
+            guard.check(step, state, batch, sent, due=bool(saving or storing))
             if not (saving or storing):
                 continue
             monitor.finish()
+            guard.settle()  # so that nothing is saved that replicas do not agree on
             with monitor.paused():
                 if storing:
                     storing.save(step, state)  # before any checkpoint from which a run would go on without it

@@ -8,9 +8,16 @@ from tim_jax.training.power_ema import MAX_SIGMA_REL, PowerFunction, name_of
 UNUSED = {
     ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
     ("posthoc_ema.every", "posthoc_ema.dtype"): ("posthoc_ema.sigma_rel is ()", lambda c: not c.posthoc_ema.sigma_rel),
+    ("training.on_corruption",): (
+        "training.compare_every and training.recompute_every are 0",
+        lambda c: not (c.training.compare_every or c.training.recompute_every),
+    ),
+    ("training.recompute_elsewhere",): ("training.recompute_every is 0", lambda c: not c.training.recompute_every),
 }
 
 
+GO_BACK, EXCLUDE, WARN = "go_back", "exclude", "warn"
+ON_CORRUPTION = (GO_BACK, EXCLUDE, WARN)
 SNAPSHOT_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -71,6 +78,12 @@ class TrainingSettings:
     sample_steps: tuple[int, ...] = (1, 2, 4, 8)  # step counts of those pictures
     max_nonfinite: int = 20  # updates in a row that are left out as not finite before the run stops
     hang_seconds: float = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
+    # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
+    compare_every: int = 10  # steps between comparisons of replicas, with those of batches after each; 0: neither
+    recompute_every: int = 500  # steps from one that is made twice, which must give the same bits, to the next; 0: none
+    recompute_elsewhere: bool = False  # on other devices of the same process; the step is compiled once more
+    # "go_back": to what last agreed; "exclude": end with exit code 75 and name the host; "warn": go on with it
+    on_corruption: str = GO_BACK
     wandb: str = ""  # Weights & Biases project that metrics go to as well; "": none
     # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
@@ -79,6 +92,7 @@ class TrainingSettings:
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
         least = {"steps": 1, "log_every": 1, "sample_every": 0, "max_nonfinite": 1, "hang_seconds": 0}
+        least |= {"compare_every": 0, "recompute_every": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least {value}")
@@ -86,6 +100,10 @@ class TrainingSettings:
             raise ValueError("training.sample_steps is (); it must name at least one step count")
         if any(steps < 1 for steps in self.sample_steps):
             raise ValueError(f"training.sample_steps is {self.sample_steps}; each of them must be at least 1")
+        if self.on_corruption not in ON_CORRUPTION:
+            raise ValueError(
+                f"training.on_corruption is {self.on_corruption!r}; it must be one of {', '.join(ON_CORRUPTION)}"
+            )
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError(
                 f"training.wandb is {self.wandb!r}; it must be '' without the package wandb (pip install wandb)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from tim_jax.training.nets import apply_alone, in_F
 from tim_jax.types import Output
@@ -146,6 +146,41 @@ def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> 
         spec: (global shape, type) by name.
     """
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of(mesh, name)) for name, (shape, dtype) in spec.items()}
+
+
+def abstract_on(mesh: Mesh, tree: Any) -> Any:
+    """Returns shapes on another mesh of the same axes."""
+
+    def there(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where: Any = leaf.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where.spec))
+
+    return jax.tree.map(there, tree)
+
+
+def to_hosts(tree: Any) -> Any:
+    """Returns arrays on devices, every device's part of them, copied to the memory of its host."""
+    return _moved(tree, None, "pinned_host")
+
+
+def to_devices(tree: Any, mesh: Mesh) -> Any:
+    """Returns a copy of arrays on a mesh, each device's part on the device at the same place of this one."""
+    return _moved(tree, mesh, "device")
+
+
+def _moved(tree: Any, mesh: Mesh | None, memory: str) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    before = leaves[0].sharding.mesh
+    mesh = mesh or before
+    there = dict(zip(before.devices.flat, mesh.devices.flat, strict=True))
+    to = [NamedSharding(mesh, leaf.sharding.spec, memory_kind=memory) for leaf in leaves]
+    parts = [leaf.addressable_shards for leaf in leaves]
+    places = [[SingleDeviceSharding(there[part.device], memory_kind=memory) for part in own] for own in parts]
+    copies = jax.device_put([[part.data for part in own] for own in parts], places, may_alias=False)
+    made = jax.make_array_from_single_device_arrays
+    return jax.tree.unflatten(
+        structure, [made(leaf.shape, where, own) for leaf, where, own in zip(leaves, to, copies, strict=True)]
+    )
 
 
 def _of(mesh: Mesh, name: str) -> NamedSharding:

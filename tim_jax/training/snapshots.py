@@ -64,9 +64,10 @@ class Snapshots:
         self._saver.wait()
 
     def close(self) -> None:
-        """Closes the folder."""
+        """Closes the folder; the next snapshot opens it again."""
         if self._saver is not None:
             self._saver.close()
+            self._saver = None
 
 
 def size(emas: Mapping[str, Any], dtype: str) -> int:

@@ -85,6 +85,24 @@ class Trainer:
         return dataclasses.replace(self, step=step, step_without_remat=without_remat, frozen=frozen)
 
     @functools.cached_property
+    def elsewhere(self) -> "Trainer | None":
+        """The same steps with each device's work on the next device of its process.
+
+        None where it has one device, where others are needed for what a device computes of its own examples, or where
+        there are frozen networks, which lie on the devices that they lie on.
+        """
+        devices = self.mesh.devices.ravel().tolist()
+        here: dict[int, list[int]] = {}
+        for place, device in enumerate(devices):
+            here.setdefault(device.process_index, []).append(place)
+        next_place = {a: b for places in here.values() for a, b in zip(places, places[1:] + places[:1], strict=True)}
+        moved = np.array([devices[next_place[place]] for place in range(len(devices))]).reshape(self.mesh.devices.shape)
+        alone = sharding.batch_shards(self.mesh) == self.mesh.size
+        if self.frozen or not alone or (moved == self.mesh.devices).all():
+            return None
+        return dataclasses.replace(self, mesh=Mesh(moved, self.mesh.axis_names, axis_types=self.mesh.axis_types))
+
+    @functools.cached_property
     def frozen_params(self) -> dict[str, Any]:
         """The parameters of the frozen networks by name. They are read here, once, and no step donates them."""
         return {name: network.params for name, network in self.frozen.items()}
