@@ -12,4 +12,5 @@ BENCHES = {
     "attention": "tim_jax.bench.attention",
     "data": "tim_jax.bench.data",
     "faults": "tim_jax.bench.faults",
+    "endurance": "tim_jax.bench.endurance",
 }

@@ -75,6 +75,15 @@ def faults(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 
 
+def endurance(parser: argparse.ArgumentParser) -> None:
+    """Watches what a long run holds from its first steps to its last: memory, file descriptors, threads, processes."""
+    parser.add_argument("--steps", type=int, default=50000, help="default: %(default)s")
+    parser.add_argument(
+        "--evaluations", type=int, default=200, help="and as many pictures and checkpoints; default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="reading processes; default: %(default)s")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": step,
     "sample": sample,
@@ -82,4 +91,5 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "attention": attention,
     "data": data,
     "faults": faults,
+    "endurance": endurance,
 }
