@@ -84,6 +84,9 @@ def get_config():
     # How examples are read; no number that a run gives depends on it.
     config.loader = ConfigDict()
     config.loader.directory = ""  # of embedded data, indices and bucket plans, on a local disk; "": ~/.cache/tim_jax
+    # GiB that indices, tables of sizes, bucket plans and references of evaluations may take there: those used longest
+    # ago go; 0: no limit
+    config.loader.cache_gib = 50.0
     config.loader.workers = 0  # reading processes of each process; 0: its threads alone
     config.loader.threads = 2  # reading threads of each process, or of each worker
     config.loader.prefetch = 4  # batches read ahead
@@ -486,6 +489,9 @@ def get_config():
     # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
     config.training.compilation_cache = "auto"
+    # GiB that compiled programs in that folder may take, on a local disk: those used longest ago go; 0: no limit. A
+    # folder of JAX_COMPILATION_CACHE_DIR has the limit of JAX_COMPILATION_CACHE_MAX_SIZE.
+    config.training.compilation_cache_gib = 10.0
 
     # Checkpoints.
     config.checkpoint = ConfigDict()

@@ -26,6 +26,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.helpers import tally as counts  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes many small objects that stay, and looking them through as often as usual takes a fifth of its time.
 gc.set_threshold(100_000, 50, 50)
@@ -73,6 +75,19 @@ def data_directory(embedded, tmp_path_factory):
     for name in ("digits", "photos"):
         (folder / name).symlink_to(embedded / name)
     return folder
+
+
+@pytest.fixture
+def tally(record_property):
+    """tally(kind, outcome, count): what became of inputs that somebody has made up, see tests/helpers/tally.py."""
+    return lambda kind, outcome, count=1: record_property(counts.PROPERTY, [kind, outcome, count])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what became of inputs that somebody has made up."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    for line in counts.lines(reports):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         out = paths.new_file(args.out, "--out")
         run = build(counted(load_config(args.config, overrides)))
         classifying.check(run)
-        compilation_cache.use(run.config.training.compilation_cache)
+        compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
         devices.announce()
         said = classifying.fit(run, args.steps, out)
     if jax.process_index() == 0:

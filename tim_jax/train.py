@@ -34,6 +34,10 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             raise ValueError("--config: missing; it names what to train, such as configs/digits.py")
         profile = read_profile(args.profile)
 
+    from tim_jax.training.goodput import Goodput
+
+    goodput = Goodput()  # before what takes time is imported
+
     import jax
     import numpy as np
 
@@ -56,7 +60,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
             if args.check:
                 run = build(counted(config) if config.data.path else config)
-                compilation_cache.use(run.config.training.compilation_cache)
+                compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
                 run = with_teachers(run)
                 devices.announce()
                 return training.check(run)
@@ -74,7 +78,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             else:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config)
-            cache = compilation_cache.use(run.config.training.compilation_cache)
+            cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             if before is not None:
                 identity.compare(before, run.config, folder)
             run = with_teachers(run)
@@ -108,7 +112,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             print(cache, flush=True)
             if before is None and (chosen := automatic.told(given, run.config)):
                 print(chosen, flush=True)
-        end = training.fit(run, pipeline, folder, first, stop, profile, measurement, draw)
+        end = training.fit(run, pipeline, folder, first, stop, profile, measurement, draw, goodput)
     if jax.process_index() == 0:
         print(training.last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED

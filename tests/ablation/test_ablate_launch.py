@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.helpers.ablations import arguments, fails, write_file
+from tests.helpers.tally import OTHER, TAKEN
 from tim_jax import ablate
 from tim_jax.ablation import job, launch, settings
 
@@ -85,7 +86,7 @@ HOSTILE = ["$(touch hit)", "`touch hit`", "'; touch hit; '", '"; touch hit; "', 
 
 @pytest.mark.parametrize("kind", launch.KINDS)
 @pytest.mark.parametrize("text", HOSTILE)
-def test_whatever_arguments_have_in_them_is_read_and_not_executed(kind, text, tmp_path):
+def test_whatever_arguments_have_in_them_is_read_and_not_executed(kind, text, tmp_path, tally):
     """Each line is run by a shell that has stand-ins for what it would start, which write down their words."""
     for name in ("python", "sbatch", "kubectl"):
         (tmp_path / name).write_text(STAND_IN)
@@ -95,7 +96,9 @@ def test_whatever_arguments_have_in_them_is_read_and_not_executed(kind, text, tm
     (line, *_) = launch.commands(kind, "tiny", [f"--workdir={text}"], [settings.Member("a", 0)])
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
-    assert not (tmp_path / "hit").exists()
+    executed = (tmp_path / "hit").exists()
+    tally("words that a shell would execute", OTHER if executed else TAKEN)
+    assert not executed
     if kind == "kubernetes":
         manifest = yaml.safe_load((tmp_path / "manifest").read_text())
         (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]

@@ -20,6 +20,7 @@ import pytest
 
 from tests.helpers.ablations import write_file
 from tests.helpers.configs import TINY_NETWORK, flags
+from tests.helpers.tally import OTHER, REFUSED, TAKEN
 from tests.helpers.workdirs import one_device, workdir
 from tim_jax import ablate, classify, convert, diagnose, encode, evaluate, grid, inspect, pairs, sample, train
 from tim_jax.ablation import budget
@@ -169,7 +170,7 @@ def key_calls(each):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("each", EACH)
-def test_every_key(each, places):
+def test_every_key(each, places, tally):
     """Through `train`: all that it builds before it compiles."""
     folder, _, small = places
     failed, built, refused = [], 0, 0
@@ -190,7 +191,8 @@ def test_every_key(each, places):
             chosen = key in automatic.KEYS and asked == automatic.AUTO and found >= 0  # in place of it
             if found != asked and not chosen:
                 failed.append(f"{key}={text!r}: built with {found!r}")
-    print(f"{built + refused} calls of train: {refused} refused, {built} built")
+    for outcome, count in ((REFUSED, refused), (TAKEN, built), (OTHER, len(failed))):
+        tally("keys of a configuration", outcome, count)
     assert not failed, f"{len(failed)}:\n" + "\n".join(failed)
     assert built > 40 and refused > 200
 
@@ -244,22 +246,24 @@ def command_calls(places, each):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("each", EACH)
-def test_every_command_line(each, places):
+def test_every_command_line(each, places, tally):
     calls, failed, reached = command_calls(places, each), [], 0
     for main, arguments, name in calls:
         problem, found = wrong(main, arguments, name)
         reached += found is not None
         if problem:
             failed.append(f"{main.__module__} {problem}")
-    print(f"{len(calls)} calls: {len(calls) - len(failed) - reached} refused, {reached} that reached their work")
+    refused = len(calls) - len(failed) - reached
+    for outcome, count in ((REFUSED, refused), (TAKEN, reached), (OTHER, len(failed))):
+        tally("command lines", outcome, count)
     assert not failed, f"{len(failed)}:\n" + "\n".join(failed)
     assert len(calls) + len(key_calls(each)) >= CALLS_AT_LEAST
 
 
 @pytest.mark.parametrize("name", BENCHES)
-def test_every_benchmark(name, places, monkeypatch):
+def test_every_benchmark(name, places, monkeypatch, tally):
     module = sys.modules.get(BENCHES[name]) or __import__(BENCHES[name], fromlist=["run"])
-    for work in ("measure_case", "measure", "compile_buckets", "Trial", "target"):
+    for work in ("measure_case", "measure", "compile_buckets", "Trial", "target", "watched"):
         if hasattr(module, work):
             monkeypatch.setattr(module, work, reach)
     rng, failed = random.Random(2), []
@@ -267,6 +271,7 @@ def test_every_benchmark(name, places, monkeypatch):
         if not isinstance(action, argparse._HelpAction):
             for text in ("", "-1", "0", "[1,2]", HUGE, *rng.sample(TEXTS, 3)):
                 flag = action.option_strings[-1]
-                problem, _ = wrong(bench.main, [name, f"{flag}={text}"], flag)
+                problem, reached = wrong(bench.main, [name, f"{flag}={text}"], flag)
                 failed += [problem] if problem else []
+                tally("command lines", OTHER if problem else TAKEN if reached is not None else REFUSED)
     assert not failed, f"{len(failed)}:\n" + "\n".join(failed)

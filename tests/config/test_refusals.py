@@ -55,6 +55,8 @@ BUILD = [
     ({"data.buckets.table": "((8, 8),) * 65"}, "data.buckets.table"),
     ({"loader.max_bad_share": "2.0"}, "loader.max_bad_share"),
     ({"loader.workers": "-1"}, "loader.workers"),
+    ({"loader.cache_gib": "-1"}, "loader.cache_gib"),
+    ({"training.compilation_cache_gib": "-1"}, "training.compilation_cache_gib"),
     ({"loader.directory": "~nobody-is-called-so/x"}, "loader.directory"),
     ({"training.compilation_cache": "file:///x"}, "training.compilation_cache"),
     ({"data.buckets.table": "(8, 8)"}, "data.buckets.table"),

@@ -1,5 +1,7 @@
 """This project's own shards: changed files are refused, and text and features ride along."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from tim_jax import data
 from tim_jax.data import shard_files
 from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.sizes import read_sizes
+from tim_jax.data.sources import shards
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,15 @@ def test_features_that_do_not_fit_are_bad_records(change, reason, tmp_path):
     assert source[0]["label"] == 0
     with pytest.raises(BadRecord, match=reason):
         source[1]
+
+
+def test_few_of_many_shards_are_open_at_a_time(tmp_path, monkeypatch):
+    """Of 100,000 shards, which a process could not have open together, each is read as if it were alone."""
+    monkeypatch.setattr(shards, "MAX_OPEN", 3)
+    rows = [{"latent": LATENTS[i % len(LATENTS)], "label": i} for i in range(20)]
+    data.write_shards(tmp_path / "shards", rows, num_classes=20, examples_per_shard=1)
+    source = data.open_source("shards", str(tmp_path / "cache"), path=str(tmp_path / "shards"))
+    for i in np.random.default_rng(0).permutation(40) % 20:
+        assert source[int(i)]["label"] == i
+        opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        assert 1 <= sum(str(tmp_path) in path for path in opened) <= 3

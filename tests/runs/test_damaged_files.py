@@ -5,6 +5,7 @@ import types
 import pytest
 from etils import epath
 
+from tests.helpers.tally import OTHER, REFUSED
 from tim_jax.ablation import budget, runs
 from tim_jax.config.build import build
 from tim_jax.data import shard_files
@@ -35,12 +36,14 @@ READERS = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_named_in_one_line(name, damage, tmp_path):
+def test_a_damaged_file_is_named_in_one_line(name, damage, tmp_path, tally):
     (tmp_path / name).write_bytes(DAMAGES[damage])
     with pytest.raises(ValueError) as error:
         READERS[name](epath.Path(tmp_path))
     said = str(error.value)
-    assert name in said and "\n" not in said and len(said) < 600
+    clean = name in said and "\n" not in said and len(said) < 600
+    tally("files of a workdir", REFUSED if clean else OTHER)
+    assert clean, said
 
 
 @pytest.mark.parametrize(

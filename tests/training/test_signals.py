@@ -49,8 +49,16 @@ def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_d
     seconds = [checkpoints.read_record(manager, saved)["productive_seconds"] for saved in (step, step + 2)]
     manager.close()
     assert 0 < seconds[0] < seconds[1]
-    since = datetime.datetime.fromisoformat(starts[0]["time"]).timestamp()
-    assert lines[-1]["goodput"] == pytest.approx(seconds[1] / (lines[-1]["time"] - since), rel=0.05)
+    recorded = [json.loads(line) for line in (run.workdir / "goodput.jsonl").read_text().splitlines()]
+    assert [line["done"] for line in recorded] == [False, True]
+    assert recorded[0]["began"] <= datetime.datetime.fromisoformat(starts[0]["time"]).timestamp() + 1
+    # Every second by the wall clock since the first start is somewhere, and those of steps are the checkpoint's.
+    wall, spent = lines[-1]["time"] - recorded[0]["began"], {k: v for k, v in lines[-1].items() if k[:5] == "time/"}
+    assert sum(spent.values()) == pytest.approx(wall, abs=0.5)
+    assert lines[-1]["goodput"] == pytest.approx(seconds[1] / wall, rel=0.05)
+    assert spent["time/down"] == pytest.approx(recorded[1]["began"] - recorded[0]["seen"])
+    assert all(spent[f"time/{kind}"] > 0 for kind in ("start", "compile", "restore", "steps", "save"))
+    assert spent["time/repeated"] == 0, "it was stopped by a signal, and lost nothing"
 
 
 def compile_for_ever():

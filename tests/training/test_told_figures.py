@@ -23,7 +23,7 @@ from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import any_step
-from tim_jax.training import goodput, metrics, monitor, sharding, watch
+from tim_jax.training import goodput, ledger, metrics, monitor, sharding, watch
 from tim_jax.types import Output
 
 SMALL = {
@@ -59,16 +59,27 @@ def test_rates_are_those_of_a_stopwatch(clock):
 
 
 def test_goodput_is_that_of_a_stopwatch(clock):
-    """Of 20 s since the first start, 3 s are those of a former start, and 4 of the last 7 went into two steps."""
-    account = goodput.Goodput(first_start=clock[0] - 13.0, productive=3.0)
-    clock[0] += 2.0  # compiling
-    account.begin()
-    for _ in range(2):
-        with account.waiting():
-            clock[0] += 0.5
+    """Of 20 s, 3 s are steps that a checkpoint carries, and 4.5 of the last 9 went into steps; see test_goodput.py."""
+    account = goodput.Goodput()
+    account.carried, account._first_start = 3.0, clock[0] - 11.0
+    clock[0] += 1.5
+    with account.doing("compile"):
         clock[0] += 2.0
-        account.step()
-    assert account.productive == pytest.approx(7.0) and account.share == pytest.approx(7.0 / 20.0)
+    with account.doing("steps"):
+        for busy in (True, False):
+            with account.doing("data") as waiting:
+                clock[0] += 0.5
+                waiting.kind = "steps" if busy else "data"
+            clock[0] += 2.0
+        with account.doing("save"):
+            clock[0] += 0.25
+            with account.doing("evaluate"):
+                clock[0] += 0.25
+    assert account.productive == pytest.approx(7.5)
+    assert {kind: seconds for kind, seconds in account.seconds().items() if seconds} == pytest.approx(
+        {"start": 1.5, "compile": 2.0, "data": 0.5, "steps": 7.5, "save": 0.25, "evaluate": 0.25, "unrecorded": 8.0}
+    )
+    assert ledger.share(account.seconds()) == pytest.approx(7.5 / 20.0)
 
 
 def test_the_time_left_of_an_evaluation(clock, capsys):

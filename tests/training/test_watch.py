@@ -148,6 +148,8 @@ def test_a_run_is_watched(tmp_path, monkeypatch):
             "images_per_second",
             "data_wait",
             "goodput",
+            "time/steps",
+            "time/down",
             "nonfinite",
             "grad_norm",
             "tangent_rms",

@@ -113,7 +113,7 @@ def measure(ablation: Ablation, member: Member, folder: epath.Path) -> dict[str,
     began = time.perf_counter()
     run, saved = find(ablation, member.variant, folder)
     reference = build(ablation.config(ablation.reference))
-    compilation_cache.use(reference.config.training.compilation_cache)
+    compilation_cache.use(reference.training.compilation_cache, reference.training.compilation_cache_gib)
     weights = warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract_online)
     nfe = runs.network_evaluations(run, ablation.sampler_steps)
     measurement = measuring.open_measurement(reference)

@@ -100,7 +100,7 @@ def train_and_measure(
         result = _train(run, pipeline, folder, first, stop)
     else:
         measurement, result = measuring.open_measurement(run), dict(before)
-        compilation_cache.use(run.config.training.compilation_cache)
+        compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     saved = warm_start.find(str(folder), "--workdir")
     if saved.step != result["steps"]:
         raise ValueError(f"{folder}: its checkpoint is of step {saved.step}, and it was measured at {result['steps']}")

@@ -14,4 +14,5 @@ BENCHES = {
     "faults": "tim_jax.bench.faults",
     "flips": "tim_jax.bench.flips",
     "checks": "tim_jax.bench.checks",
+    "endurance": "tim_jax.bench.endurance",
 }

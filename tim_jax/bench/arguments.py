@@ -87,6 +87,15 @@ def checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=20, help="default: %(default)s")
 
 
+def endurance(parser: argparse.ArgumentParser) -> None:
+    """Watches what a long run holds from its first steps to its last: memory, file descriptors, threads, processes."""
+    parser.add_argument("--steps", type=int, default=50000, help="default: %(default)s")
+    parser.add_argument(
+        "--evaluations", type=int, default=200, help="and as many pictures and checkpoints; default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="reading processes; default: %(default)s")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": step,
     "sample": sample,
@@ -96,4 +105,5 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "faults": faults,
     "flips": flips,
     "checks": checks,
+    "endurance": endurance,
 }

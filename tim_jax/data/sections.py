@@ -129,6 +129,9 @@ class LoaderSettings:
     """How examples are read; no number that a run gives depends on it."""
 
     directory: str = ""  # of embedded data, indices and bucket plans, on a local disk; "": ~/.cache/tim_jax
+    # GiB that indices, tables of sizes, bucket plans and references of evaluations may take there: those used longest
+    # ago go; 0: no limit
+    cache_gib: float = 50.0
     workers: int = 0  # reading processes of each process; 0: its threads alone
     threads: int = 2  # reading threads of each process, or of each worker
     prefetch: int = 4  # batches read ahead
@@ -136,7 +139,7 @@ class LoaderSettings:
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        for name, least in (("workers", 0), ("threads", 0), ("prefetch", 0)):
+        for name, least in (("cache_gib", 0), ("workers", 0), ("threads", 0), ("prefetch", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 <= self.max_bad_share <= 1:

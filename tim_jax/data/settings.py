@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +17,14 @@ from tim_jax.data.sizes import Sizes, read_sizes
 from tim_jax.data.sources import open_source
 from tim_jax.data.sources.base import Source
 from tim_jax.data.sources.mixture import Mixture
-from tim_jax.system import paths
+from tim_jax.system import caches, paths
 
 DIRECTORY = "~/.cache/tim_jax"
+# What `directory` holds that can be made again: tables, with what a kill has left of them, and references.
+MADE_AGAIN = re.compile(
+    r"(sizes|lines|rows|labels|part|files|plan|preferences|tar)-[0-9a-f]{16}(-\d+)?(\.(unfinished|gone)-[0-9a-f]{8})?"
+    r"|reference-[0-9a-f]{16}\.npz"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Inputs:
         fitting: how images are brought to `shape`, where there are no buckets.
         augmentation: how examples are varied.
         directory: the folder that embedded data, indices and plans are written to.
+        cache_gib: GiB that what can be made again may take there; 0 for any.
         max_bad_share: the share of bad records that a run may have.
         factor: pixels of an image, in each direction, per position of the latent that is made of it; 1 where images
             are not encoded.
@@ -62,6 +69,7 @@ class Inputs:
     fitting: Fitting = Fitting()
     augmentation: Augmentation = Augmentation()
     directory: str = DIRECTORY
+    cache_gib: float = 0.0
     max_bad_share: float = 0.01
     factor: int = 1
     section: str = "data"
@@ -140,6 +148,7 @@ class Inputs:
             fitting=fitting,
             augmentation=augmentation,
             directory=os.path.abspath(paths.given(loader.directory or DIRECTORY, "loader.directory", ())),
+            cache_gib=loader.cache_gib,
             max_bad_share=loader.max_bad_share,
             factor=factor,
         )
@@ -158,6 +167,7 @@ def open_data(settings: Inputs, split: str | None = None) -> tuple[Source, Bucke
         TooManyBadRecords: more of its headers than max_bad_share show bad records; the message names their list.
     """
     source = open_split(settings, settings.split if split is None else split)
+    caches.trim(settings.directory, MADE_AGAIN, settings.cache_gib)
     channels, key = source.image_shape[-1], settings.section
     if channels != settings.channels:
         raise ValueError(f"data.channels is {settings.channels}; it must be {channels} for {key}.source {source.name}")

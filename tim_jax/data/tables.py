@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from tim_jax.system import caches, files
+
 
 class Writer:
     """Appends to the columns of a new table, in `folder`; columns: name -> dtype. `meta` is written with them."""
@@ -77,9 +79,13 @@ def discard(folder: epath.Path) -> None:
 
 
 class Table:
-    """An open table: its columns, by name, are read-only arrays, memory-mapped where files are local."""
+    """An open table: its columns, by name, are read-only arrays, memory-mapped where files are local.
+
+    It stays where it is as long as this object lives, see caches.py.
+    """
 
     def __init__(self, folder: epath.Path):
+        self._hold = caches.Hold(folder) if files.is_local(folder) else None
         described = json.loads((folder / "table.json").read_text())
         self.meta = described["meta"]
         self._columns = {name: _column(folder / f"{name}.bin", *about) for name, about in described["columns"].items()}

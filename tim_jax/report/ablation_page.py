@@ -13,6 +13,7 @@ from tim_jax.report.reading import Folder
 from tim_jax.report.run_page import damaged, made
 from tim_jax.runs import workdir
 from tim_jax.system import files
+from tim_jax.training import ledger
 
 REPORT = "report.html"  # of a run, beside its files
 
@@ -69,7 +70,7 @@ def variants_section(folder: Folder, found: Comparison, out: Any) -> Markup:
     for name, about in found.everything.items():
         said = [f"{about['steps']:,} steps"] if "steps" in about else []
         said += [f"each of {about['cost']:.3g} times the reference's cost"] if "cost" in about else []
-        said += [f"{setup.duration(about['train_seconds'])} of training"] if "train_seconds" in about else []
+        said += [f"{ledger.duration(about['train_seconds'])} of training"] if "train_seconds" in about else []
         if name in found.baselines:
             said.append(f"trained elsewhere: weights {about.get('ema')!r} of {about.get('checkpoint')}")
         said.append(f"{about['finished']} of {about['runs']} runs finished")

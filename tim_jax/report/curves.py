@@ -48,6 +48,7 @@ PANELS = (
     Panel("Model FLOPs utilisation", "share of the peak", {"mfu": "utilisation"}, False),
     Panel("Updates left out", "so far", {"nonfinite": "not finite"}, False),
     Panel("Memory", "GiB", {"memory/": ""}, False),
+    Panel("Where the time went", "seconds since the first start", {"time/": ""}, False),
 )
 GOODPUT = Panel("Goodput", "share of the time since the first start", {"goodput": "goodput"})
 

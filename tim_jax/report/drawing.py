@@ -96,7 +96,7 @@ def open_run(folder: epath.Path, overrides: dict[str, str], names: Sequence[str]
         if overrides:
             raise
         raise ValueError(f"{error} (--samples=0 makes a report without drawing)") from None
-    compilation_cache.use(run.config.training.compilation_cache)
+    compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     if not run.shows_images:
         raise Undrawable("Examples of this run are latents, and codecs.autoencoder, which decodes them, is ''.")
     objective = cast(Objective, run.trainer.step.objective)

@@ -10,6 +10,7 @@ from tim_jax.report import curves
 from tim_jax.report.markup import Markup, facts, join, missing, more, table, tag
 from tim_jax.report.reading import WRONG, Folder, is_number
 from tim_jax.runs import workdir
+from tim_jax.training import ledger
 
 NOWHERE = "—"  # stands for a key that one of two configurations does not have
 
@@ -81,14 +82,6 @@ def moment(given: Any) -> str:
     return str(given)[:16].replace("T", " ")
 
 
-def duration(seconds: float) -> str:
-    """Returns how long something took."""
-    for size, unit, places in ((86400, "d", 1), (3600, "h", 1), (60, "min", 0 if seconds > 600 else 1)):
-        if seconds >= size:
-            return f"{seconds / size:.{places}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def starts_section(starts: Sequence[Mapping[str, Any]]) -> Markup:
     """Returns a line for every start of a run, and versions, commit and hardware of the last one."""
     if not starts:
@@ -120,7 +113,7 @@ def goodput_section(folder: Folder, command: str) -> Markup:
     share = curves.last(found, "goodput")
     if share is None:
         return missing("Goodput is written with the metrics, which training writes:", command)
-    parts = [bar({"steps which count": share, "starting, compiling, sampling, saving": max(0.0, 1 - share)})]
+    parts = [bar({"steps which count": share, "all else": max(0.0, 1 - share)})]
     times = [line["time"] for line in folder.lines(curves.FILE) if is_number(line.get("time"))]
     wait, rate = (curves.last(found, name) for name in ("data_wait", "images_per_second"))
     known = {"goodput": f"{share:.1%}"}
@@ -128,7 +121,23 @@ def goodput_section(folder: Folder, command: str) -> Markup:
     known |= {"images per second": f"{rate:,.0f}"} if rate is not None else {}
     known |= {"waiting for data, of the time of steps": f"{wait:.1%}"} if wait is not None else {}
     parts.append(tag("div", facts(known, "protocol"), curves.chart(curves.GOODPUT, found), class_="charts"))
-    return join(parts)
+    return join([*parts, ledger_table(folder)])
+
+
+def ledger_table(folder: Folder) -> Markup | None:
+    """Returns where the time since the first start of a run went, over all starts; None where nothing says it."""
+    starts = [start for start in folder.lines(ledger.FILE) if ledger.is_whole(start)]
+    if not starts:
+        return None
+    seconds = ledger.ledger(starts, workdir.first_start(folder.path))
+    total = sum(seconds.values())
+    rows = [
+        [tag("th", ledger.KINDS[kind], scope="row"), ledger.duration(value), f"{value / max(total, 1e-9):.1%}"]
+        for kind, value in seconds.items()
+        if value
+    ]
+    caption = f"Where the time went: {ledger.duration(total)} since the first start, in {len(starts)} recorded"
+    return table(["", "time", "share"], rows, caption)
 
 
 def bar(shares: Mapping[str, float]) -> Markup:

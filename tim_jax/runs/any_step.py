@@ -285,7 +285,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         raise ValueError(
             "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
         )
-    compilation_cache.use(run.config.training.compilation_cache)
+    compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     measurement = of_data = None
     if settings.export is not None:
         settings.check_export(run)

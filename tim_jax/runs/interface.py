@@ -62,7 +62,7 @@ def load(
         saved = warm_start.find(str(path), "path")
         folder = saved.directory.parent
         run = build(workdir.load(folder, texts))
-        compilation_cache.use(run.config.training.compilation_cache)
+        compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
 
         def read() -> Any:
             return warm_start.read_network(saved, run.sampling.ema, run.trainer.abstract_online)
@@ -78,7 +78,7 @@ def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
         raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
     if run.sampling.plan == "learned":
         raise ValueError("sampling.plan is 'learned'; it must be 'sampler': import the weights into a workdir first")
-    compilation_cache.use(run.config.training.compilation_cache)
+    compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.trainer.abstract_online)
     step = found.origin.step if found.origin else None
     return Tim(run, lambda: jax.device_put(found.params, shardings), conversion.class_names(found), path, step)

@@ -193,7 +193,7 @@ def open_pairs(
             f"transport.augmented_dimensions is {run.transport.augmented_dimensions}; it must be 0 for pairs, whose "
             "noise is normal"
         )
-    cache = compilation_cache.use(run.config.training.compilation_cache)
+    cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     texts, source, labels = None, None, None
     depends_on: dict[str, Any] = {}
     if run.config.model.condition == "text":

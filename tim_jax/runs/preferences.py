@@ -211,7 +211,7 @@ def open_comparison(
             raise ValueError(
                 f"--against is {str(folders[-1])!r}; it must have {key}={here[key]!r}, and has {there[key]!r}"
             )
-    compilation_cache.use(runs[0].config.training.compilation_cache)
+    compilation_cache.use(runs[0].training.compilation_cache, runs[0].training.compilation_cache_gib)
     samplers = tuple(_sampler(run, folder, count, steps) for run, folder in zip(runs, folders, strict=True))
     if runs[0].config.model.condition == "class":
         labels = np.flatnonzero(known_labels(runs[0], folders[0]))

@@ -111,7 +111,7 @@ def open_curves(
         ValueError: one line that names what is wrong.
     """
     run = build(workdir.load(folder, overrides))
-    compilation_cache.use(run.config.training.compilation_cache)
+    compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     check_class_conditional(run, folder)
     judge = open_judge(run, reward, classifier)
     if radius is not None and "starts" not in methods:

@@ -1,5 +1,6 @@
 """A run as it trains: all that is checked before, one step to try it, pictures on the way, the loop in a workdir."""
 
+import contextlib
 import dataclasses
 import functools
 import shlex
@@ -29,11 +30,12 @@ from tim_jax.runs.restoration import around
 from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.system import cluster
 from tim_jax.system.exit_codes import RESTART
-from tim_jax.training import sharding
+from tim_jax.training import ledger, sharding
 from tim_jax.training.array_checksums import share_with_copies
 from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.corruption import Excluded, RepeatedCorruption, sound
 from tim_jax.training.formats import UnknownFormat
+from tim_jax.training.goodput import Goodput
 from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.mesh import AUTO, mesh_text
 from tim_jax.training.nonfinite import TooManyNonFinite
@@ -153,6 +155,7 @@ def fit(
     profile: tuple[int, int] | None = None,
     measurement: Measurement | None = None,
     draw: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    goodput: Goodput | None = None,
 ) -> End:
     """Trains in a workdir.
 
@@ -165,6 +168,7 @@ def fit(
         profile: first and last step of a trace, or None.
         measurement: what `evaluation.periodic` asks for, or None.
         draw: see `sample_pictures`; None for no pictures.
+        goodput: account of this start's time; None for one that begins now.
 
     Returns:
         How training ended.
@@ -191,9 +195,10 @@ def fit(
         for line in averages.told(run, folder):
             print(line, flush=True)
     warn_of_no_copies(run)
+    goodput, lead = goodput or Goodput(), jax.process_index() == 0
+    recorded = goodput.recorded(folder, workdir.first_start(folder)) if lead else contextlib.nullcontext()
     cannot_go_on = (TooManyNonFinite, DamagedCheckpoints, UnknownFormat, RepeatedCorruption)
-    with user_errors(data.TooManyBadRecords), failures(*cannot_go_on), failures(Excluded, code=RESTART):
-        first_start = workdir.first_start(folder)
+    with recorded, user_errors(data.TooManyBadRecords), failures(*cannot_go_on), failures(Excluded, code=RESTART):
         if run.config.model.condition == "class":
             record_labels(run, pipeline.source, folder)
         pictures = Periodic(draw, run.training.sample_every, at_end=True) if draw else None
@@ -212,7 +217,7 @@ def fit(
             figures=Periodic(measure, run.evaluation.periodic.every) if measure else None,
             snapshots=Snapshots(folder, stored.every, stored.dtype) if stored.sigma_rel else None,
             stop=stop,
-            first_start=first_start,
+            goodput=goodput,
             profile=profile,
         )
         return sound(attempt)
@@ -226,4 +231,4 @@ def last_line(end: End, folder: epath.Path) -> str:
         line = f"stopped by {end.stopped} at step {end.step}, {saved}: {again} goes on"
     else:
         line = f"trained to step {end.step}; metrics, checkpoints and samples are in {folder}"
-    return "; ".join([line, f"goodput {end.goodput:.1%}", *end.failures[-1:]])
+    return "; ".join([line, ledger.told(end.seconds), *end.failures[-1:]])

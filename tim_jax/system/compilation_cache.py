@@ -4,24 +4,28 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from tim_jax.system import files, paths
+from tim_jax.system import caches, files, paths
 
 KEY = "training.compilation_cache"
+PROGRAMS = re.compile(r".+-(cache|atime)")  # what JAX calls them, and what it notes of their use
 
 
-def use(setting: str) -> str:
+def use(setting: str, gib: float = 0.0) -> str:
     """Turns JAX's persistent cache on, before anything large is compiled, and returns a line that says where it is.
 
     Only programs that take a second or more to compile are kept, and of several processes the first one writes.
 
     Args:
         setting: `training.compilation_cache`: a folder, "auto", or "" for none.
+        gib: `training.compilation_cache_gib`: what the programs in the folder may take; those used longest ago go. 0:
+            no limit, as for a folder that JAX_COMPILATION_CACHE_DIR names.
 
     Raises:
         ValueError: For a folder that cannot be made.
@@ -45,6 +49,7 @@ def use(setting: str) -> str:
         if setting == "auto":  # such as a container without a home
             return f"compiled programs are not kept: {error}"
         raise ValueError(f"{KEY} is {setting!r}; it must be a folder that can be made ({error})") from None
+    caches.trim(folder, PROGRAMS, gib)
     change(os.fspath(folder))
     return f"compiled programs are kept in {folder}"
 

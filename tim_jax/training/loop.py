@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -65,7 +64,7 @@ class End:
     Attributes:
         state: The state that was reached.
         step: Its step.
-        goodput: Share of the time since the first start in steps that count.
+        seconds: Where the time since the first start went, by the names in ledger.KINDS.
         saved: Whether `step` has a complete checkpoint.
         failures: What could not be written.
         stopped: Who asked for an end before the last step, or None.
@@ -73,7 +72,7 @@ class End:
 
     state: TrainState
     step: int
-    goodput: float
+    seconds: Mapping[str, float]
     saved: bool = True
     failures: Sequence[str] = ()
     stopped: str | None = None
@@ -108,7 +107,7 @@ def train(
     figures: Periodic | None = None,
     snapshots: Snapshots | None = None,
     stop: Stop | None = None,
-    first_start: float | None = None,
+    goodput: Goodput | None = None,
     profile: tuple[int, int] | None = None,
 ) -> End:
     """Trains from the workdir's latest good checkpoint, or from `first()`, to the last step or until asked to stop.
@@ -125,7 +124,7 @@ def train(
         figures: Numbers by name, which go to the metrics.
         snapshots: Where power-function EMAs are stored, or None; closed at the end.
         stop: Who asks for an end; signals do only within its context.
-        first_start: When the workdir's run was first started, in seconds since the epoch.
+        goodput: Account of this start's time; None for one that begins now.
         profile: First and last step of a trace.
 
     Raises:
@@ -138,24 +137,31 @@ def train(
     """
     stop = stop or Stop()
     manager = checkpoints.open_manager(workdir, checkpoint.keep, keep_every=checkpoint.keep_every)
-    state, saved = latest_state(trainer, manager, first)
-    start = int(state.step)
-    goodput = Goodput(first_start or time.time(), saved.get("productive_seconds", 0.0))
-    if start >= settings.steps:
+    goodput = goodput or Goodput()
+    if goodput.carried is not None:  # called again, see Corrupted
+        goodput.go_back()
+    with goodput.doing("restore") as restoring:
+        state, saved = latest_state(trainer, manager, first)
+        start = int(state.step)
+        restoring.kind = "restore" if saved else "start"
+    goodput.carried, goodput.done = saved.get("productive_seconds", 0.0), start >= settings.steps
+    if goodput.done:
         manager.close()
-        return End(state, start, goodput.share)
+        return End(state, start, goodput.seconds())
     if start and jax.process_index() == 0:
         print(f"going on from step {start} of {settings.steps}", flush=True)
     elsewhere = trainer.elsewhere if settings.recompute_elsewhere else None
-    trainer.compile(pipeline.shapes)
-    if elsewhere is not None:
-        elsewhere.compile([sharding.abstract_on(elsewhere.mesh, batch) for batch in pipeline.shapes])
-    elif settings.recompute_elsewhere:
+    with goodput.doing("compile"):
+        trainer.compile(pipeline.shapes)
+        if elsewhere is not None:
+            elsewhere.compile([sharding.abstract_on(elsewhere.mesh, batch) for batch in pipeline.shapes])
+    if elsewhere is None and settings.recompute_elsewhere:
         logging.warning(
             "training.recompute_elsewhere is True, and there are no other devices in a process that could do the same: "
             "steps are made twice where they are made"
         )
-    jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
+    with goodput.doing("restore"):
+        jax.block_until_ready(trainer.frozen_params)  # read now, not within the first step
     agreement = Agreement(trainer.mesh)
 
     with contextlib.ExitStack() as stack:
@@ -209,9 +215,11 @@ def train(
                 if stopped and not ended:
                     saver.wait()
                     by = stop.asked or "a signal to another process"
-                    return End(state, step, goodput.share, saver.saved == step, failures(), by)
+                    return End(state, step, goodput.seconds(), saver.saved == step, failures(), by)
                 for task in due:
-                    with stop.released():  # the state is saved, so that a stop may break it off
+                    with stop.released(), goodput.doing("evaluate"):  # the state is saved, so a stop may break it off
                         monitor.writer.write(step, task.call(state))
-        saver.wait()
-        return End(state, step, goodput.share, saver.saved == step, failures())
+        with goodput.doing("save"):
+            saver.wait()
+        goodput.done = saver.saved == step
+        return End(state, step, goodput.seconds(), saver.saved == step, failures())

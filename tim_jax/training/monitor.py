@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from tim_jax.system.chips import chip_of
+from tim_jax.training import ledger
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.metrics import Progress, Writer
 from tim_jax.training.nonfinite import NonFinite
@@ -58,7 +59,7 @@ class Monitor(contextlib.ExitStack):
         settings: How often metrics are written, and when a run ends that cannot go on.
         mesh: The devices, for the share of their peak that the run reaches.
         start: Step that the run goes on from.
-        goodput: Account of the time since the first start of the workdir.
+        goodput: Account of the start's time.
         record: What a checkpoint says of the run.
         profile: First and last step of a trace.
         data_metrics: Returns the counts of the input pipeline.
@@ -79,19 +80,21 @@ class Monitor(contextlib.ExitStack):
         for part in (self.writer, self._progress, self._trace):
             self.enter_context(contextlib.closing(part))
         self.enter_context(self._watchdog)
-        self.goodput.begin()
+        self.enter_context(self.goodput.doing("steps"))
         return self
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """A context that waits for the next batch."""
-        with self._progress.waiting(), self.goodput.waiting():
+        """A context that waits for the next batch. While the devices are at work it costs nothing, and is of steps."""
+        with self._progress.waiting(), self.goodput.doing("data") as waiting:
             yield
+            if self._launched is not None and not self._launched.metrics["nonfinite"].is_ready():
+                waiting.kind = "steps"
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context in which no step is made: saving, sampling, evaluating."""
-        with self._progress.paused(), self._watchdog.paused(), self.goodput.waiting():
+        """A context in which no step is made: saving, and within it sampling and evaluating."""
+        with self._progress.paused(), self._watchdog.paused(), self.goodput.doing("save"):
             yield
 
     def before(self, step: int) -> None:
@@ -124,7 +127,6 @@ class Monitor(contextlib.ExitStack):
             return
         left_out = bool(done.metrics["nonfinite"])  # which waits
         self._watchdog.step()
-        self.goodput.step()
         self._trace.after(done.number)
         self._bins.add(done.per_example)
         logged = done.number % self._settings.log_every == 0 or done.number == self._settings.steps
@@ -142,7 +144,9 @@ class Monitor(contextlib.ExitStack):
         if shown:
             self._progress.show(values)
         if logged:
-            values |= {"nonfinite": self.nonfinite.count, "goodput": self.goodput.share}
+            seconds = self.goodput.seconds()
+            values |= {"nonfinite": self.nonfinite.count, "goodput": ledger.share(seconds)}
+            values |= {f"time/{kind}": value for kind, value in seconds.items()}
             values |= self._bins.take() | memory() | self._data_metrics()
             self.writer.scalars(done.number, values)
 

@@ -88,11 +88,14 @@ class TrainingSettings:
     # Folder of compiled programs, so that a second start compiles nothing; a gs:// path serves hosts that come and go.
     # "auto": JAX_COMPILATION_CACHE_DIR, or else ~/.cache/tim_jax/xla ($XDG_CACHE_HOME/tim_jax/xla); "": none are kept.
     compilation_cache: str = "auto"
+    # GiB that compiled programs in that folder may take, on a local disk: those used longest ago go; 0: no limit. A
+    # folder of JAX_COMPILATION_CACHE_DIR has the limit of JAX_COMPILATION_CACHE_MAX_SIZE.
+    compilation_cache_gib: float = 10.0
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
         least = {"steps": 1, "log_every": 1, "sample_every": 0, "max_nonfinite": 1, "hang_seconds": 0}
-        least |= {"compare_every": 0, "recompute_every": 0}
+        least |= {"compare_every": 0, "recompute_every": 0, "compilation_cache_gib": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least {value}")

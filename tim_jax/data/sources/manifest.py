@@ -23,7 +23,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.lines import index_lines, lines_of_csv
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
 from tim_jax.data.stamps import stamps_of_some
-from tim_jax.system import files
+from tim_jax.system import caches, files
 
 NAMES = ("image_file", "file_name")  # keys of the file; a hub has a further one that ends in _file_name as well
 CAPTIONS = ("captions", "caption", "text", "prompt")
@@ -95,6 +95,12 @@ class ManifestSource(EncodedImages):
         return tables.Table(epath.Path(self.index))
 
     @functools.cached_property
+    def _file(self) -> tuple[epath.Path, caches.Hold | None]:
+        """The file of the lines; rows that were written as such stay as long as somebody reads them."""
+        path = epath.Path(self.lines or self.manifest)
+        return path, caches.Hold(path.parent) if self.lines else None
+
+    @functools.cached_property
     def _root(self) -> str:
         return str(epath.Path(self.manifest).parent)
 
@@ -117,7 +123,7 @@ class ManifestSource(EncodedImages):
         ends = self._table["end"][start:stop].astype(np.int64)
         first = int(self._table["end"][start - 1]) if start else 0
         try:
-            with epath.Path(self.lines or self.manifest).open("rb") as file:
+            with self._file[0].open("rb") as file:
                 file.seek(first)
                 block = file.read(int(ends[-1]) - first)
         except OSError as error:

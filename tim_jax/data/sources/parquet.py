@@ -173,12 +173,18 @@ class ParquetSource(EncodedImages):
 
     def stable_names(self, start: int, stop: int) -> list[str]:
         """Names of files with the row, whatever group it is in."""
-        groups, ends, _ = self._layout
-        first: dict[int, int] = {}  # of each file, where it starts
-        for group, begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
-            first.setdefault(group.shard, begin)
+        groups, first = self._layout[0], self._starts
         shards = (groups[self._locate(i)[0]].shard for i in range(start, stop))
         return [f"{self._shards[k].name}[{i - first[k]}]" for i, k in enumerate(shards, start)]
+
+    @functools.cached_property
+    def _starts(self) -> dict[int, int]:
+        """The first example of each file."""
+        groups, ends, _ = self._layout
+        first: dict[int, int] = {}
+        for group, begin in zip(groups, [0, *ends[:-1].tolist()], strict=True):
+            first.setdefault(group.shard, begin)
+        return first
 
     def raw(self, i: int, max_bytes: int = -1) -> Raw:
         import pyarrow

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from tim_jax.data.sources.base import Example, Location, Source, checked_caption
 from tim_jax.data.sources.latents import latent_pair, tensors
 from tim_jax.data.splits import own_split, split_of_folder
 from tim_jax.system import files
+
+MAX_OPEN = 256  # files of shards at a time: a process may have 1,024 files open on most systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +69,15 @@ class ShardSource(Source):
         return np.load(Path(self.root) / shard_files.SIZES, mmap_mode="r")
 
     @functools.cached_property
-    def _readers(self) -> dict[int, Any]:
-        return {}
+    def _reader(self) -> Callable[[int], Any]:
+        """Function of a shard's number that returns its reader. At most MAX_OPEN files stay open, the latest ones."""
+
+        def opened(shard: int) -> Any:
+            # Nothing is read ahead: examples are asked for in random order.
+            path = Path(self.root) / self._about["shards"][shard]["name"]
+            return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+
+        return functools.lru_cache(MAX_OPEN)(opened)
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -147,20 +157,14 @@ class ShardSource(Source):
         shard = int(np.searchsorted(self._ends, i, "right"))
         return shard, i - (int(self._ends[shard - 1]) if shard else 0)
 
-    def _reader(self, shard: int) -> Any:
-        if shard not in self._readers:
-            # Nothing is read ahead: examples are asked for in random order.
-            path = Path(self.root) / self._about["shards"][shard]["name"]
-            self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-        return self._readers[shard]
-
     def _record(self, i: int) -> dict[str, np.ndarray]:
         """The arrays of record i. Raises BadRecord."""
         shard, index = self._locate(i)
-        if not self._reader(shard).ok():
+        reader = self._reader(shard)
+        if not reader.ok():
             raise BadRecord("shard", "cannot be opened, or cut short")
         try:
-            (record,) = self._reader(shard).read([index])
+            (record,) = reader.read([index])
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadRecord("shard", str(error)[:200]) from None
         return tensors(record)

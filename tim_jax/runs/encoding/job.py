@@ -83,7 +83,7 @@ class Encoding:
 def open_encoding(config: ConfigDict, rows_per_shard: int) -> Encoding:
     """The shards of a configuration's source. Raises ValueError for what is wrong with it."""
     run = local_run(config)
-    cache = compilation_cache.use(run.config.training.compilation_cache)
+    cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     job = Encoding(run, open_work(run, rows_per_shard))
     devices.announce()
     shard_job.print_once(f"{cache}\n{summary.summary(job.work.source, job.work.plan)}")

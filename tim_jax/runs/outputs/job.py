@@ -219,7 +219,7 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
             raise
         raise ValueError(str(error).replace("sampling.steering.operator is", "--operator is", 1)) from None
     paths.check_folder(settings.folder, "--out")
-    compilation_cache.use(run.config.training.compilation_cache)
+    compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     decoder = open_decoder(run)
     truths = read_truths(settings, run)
     if settings.start is not None:
