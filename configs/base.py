@@ -136,11 +136,11 @@ def get_config():
     # whose time runs from noise (0) to data (1) and that predict data - noise. Neither changes what training can reach.
     config.model.clock = "t"
     config.model.negated = False
-    config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
     # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
     # places stretched over a square of positions_side patches; "rope": rotary in its place
     config.model.positions = "sincos"
     config.model.positions_side = 16  # patches along a side of the squares that the weights were trained on
+    config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
     config.model.shift = True  # whether modulations shift, beside their scales and gates
     config.model.patch_bottleneck = 0  # the width through which patches are embedded
     config.model.context_start = 0  # blocks before the tokens of conditions join those of the image
