@@ -153,6 +153,8 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ddpm, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    # standard deviation of the noise ε, a factor of σ_t: 2 for JiT's images of 512 × 512
+    config.transport.noise_std = 1.0
     config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
     # every time itself
@@ -401,6 +403,8 @@ def get_config():
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.teacher.guidance_high = 1.0
+    # that guidance acts on, the first so many, as published for SiT and DiT (3); 0: all
+    config.teacher.guidance_channels = 0
     config.teacher.weak_checkpoint = ""  # guidance away from this weaker model, not from the null condition
     config.teacher.weak_ema = "slow"
 
