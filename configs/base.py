@@ -139,11 +139,11 @@ def get_config():
     # whose time runs from noise (0) to data (1) and that predict data - noise. Neither changes what training can reach.
     config.model.clock = "t"
     config.model.negated = False
-    config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
     # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
     # places stretched over a square of positions_side patches; "rope": rotary in its place
     config.model.positions = "sincos"
     config.model.positions_side = 16  # patches along a side of the squares that the weights were trained on
+    config.model.learn_sigma = False  # the final layer has as many channels more, for a variance, which is left out
     config.model.shift = True  # whether modulations shift, beside their scales and gates
     config.model.patch_bottleneck = 0  # the width through which patches are embedded
     config.model.context_start = 0  # blocks before the tokens of conditions join those of the image
@@ -156,6 +156,8 @@ def get_config():
     config.transport = ConfigDict()
     config.transport.name = "ot_fm"  # ot_fm, trigflow, cosine, vp, ddpm, ve, edm
     config.transport.sigma_d = 0.5  # standard deviation of the data; used by edm
+    # standard deviation of the noise ε, a factor of σ_t: 2 for JiT's images of 512 × 512
+    config.transport.noise_std = 1.0
     config.transport.augmented_dimensions = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
     # every time itself
@@ -404,6 +406,8 @@ def get_config():
     config.teacher.guidance = 1.0  # scale of its velocity's guidance; 1: none
     config.teacher.guidance_low = 0.0  # interval of guidance, as fractions of T_max
     config.teacher.guidance_high = 1.0
+    # that guidance acts on, the first so many, as published for SiT and DiT (3); 0: all
+    config.teacher.guidance_channels = 0
     config.teacher.weak_checkpoint = ""  # guidance away from this weaker model, not from the null condition
     config.teacher.weak_ema = "slow"
 

@@ -14,6 +14,8 @@ __all__ = ["load"]
 def load(
     path: str | os.PathLike[str],
     *,
+    as_: str = "",
+    ema: str = "",
     plugin: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     **overrides: Mapping[str, Any],
 ) -> "Tim":
@@ -26,7 +28,9 @@ def load(
 
     Args:
         path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
-            `tim-jax convert export` wrote, on this machine or as hf://owner/repository.
+            `tim-jax convert export` wrote, on this machine or as hf://owner/repository; or a file that others released.
+        as_: what a file of others is, such as "sit_xl_2"; see `python -m tim_jax.convert import --as`.
+        ema: which copy of the network in such a file; by default its first EMA.
         plugin: Python files of one's own to run first; see `python -m tim_jax.train --config.plugin`.
         **overrides: sections of the configuration with the keys to change, such as `sampling={"guidance": 2.5}`.
 
@@ -38,4 +42,4 @@ def load(
     """
     from tim_jax.runs import interface  # with JAX, for a light `import tim_jax`
 
-    return interface.load(path, plugin=plugin, **overrides)
+    return interface.load(path, as_=as_, ema=ema, plugin=plugin, **overrides)

@@ -33,12 +33,13 @@ def test_one_copy_is_chosen(case):
         : None if found[0] else -1
     ]
     assert copies.choose(names, copy) == {found[index] + name: name for name in OWN}
+    assert copies.further(names) == (["optimizer.state.0.exp_avg"] if found[0] else [])
 
 
 def test_a_copy_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="--ema is 'slow'; it must be one of model, ema, which the file has"):
         copies.choose([*prefixed("model."), *prefixed("ema.")], "slow")
-    assert copies.choose(["a.b"]) == {"a.b": "a.b"}
+    assert copies.choose(["a.b"]) == {"a.b": "a.b"} and copies.further(["a.b"]) == []
 
 
 @pytest.mark.parametrize("write", WRITERS)

@@ -104,6 +104,7 @@ BUILD = [
     ({**SIT, **SLICED, "model.network": "jit", "model.context_start": "1"}, "model.slices"),
     ({"transport.name": "otfm"}, "transport.name"),
     ({"transport.name": "edm", "transport.sigma_d": "0.0"}, "transport.sigma_d"),
+    ({"transport.noise_std": "0.0"}, "transport.noise_std"),
     ({"transport.prediction": "y"}, "transport.prediction"),
     ({"transport.prediction": "x", "transport.prediction_clip": "-1.0"}, "transport.prediction_clip"),
     ({"transport.prediction": "x", "transport.prediction_clip": "0.0"}, "transport.prediction_clip"),
@@ -131,6 +132,11 @@ BUILD = [
     ({"times.shift_reference": "-1.0"}, "times.shift_reference"),
     *OF_OBJECTIVES,
     ({**TAUGHT, "teacher.guidance": "-1.0"}, "teacher.guidance"),
+    *(
+        ({**TAUGHT, "teacher.guidance": "2.0", "teacher.guidance_channels": channels}, "teacher.guidance_channels")
+        for channels in ("-1", "2")
+    ),
+    ({**TAUGHT, "teacher.guidance_channels": "1"}, "teacher.guidance_channels"),
     ({**TAUGHT, "teacher.weak_checkpoint": "x"}, "teacher.weak_checkpoint"),
     (
         {**TAUGHT, "teacher.guidance": "2.0", "teacher.guidance_low": "0.9", "teacher.guidance_high": "0.5"},

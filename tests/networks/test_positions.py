@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from tests.helpers.published_networks import GOLDEN
 from tim_jax.networks import NETWORKS
-from tim_jax.networks.positions import interpolated, sine_cosine
+from tim_jax.networks.positions import interpolated
 from tim_jax.networks.rope import rope_table
 
 SIDES = {"net_sit": 4, "net_lightningdit": 8, "net_lightningdit_qknorm_noshift": 4, "net_jit": 4}  # patches
@@ -16,13 +16,13 @@ SIDES = {"net_sit": 4, "net_lightningdit": 8, "net_lightningdit_qknorm_noshift":
 
 def embedding(h, w, positions, side=16):
     net = NETWORKS["dit"](width=16, heads=4, positions=positions, positions_side=side)
-    return sine_cosine(net, h, w).reshape(h, w, 16)
+    return net.sine_cosine(h, w).reshape(h, w, 16)
 
 
 @pytest.mark.parametrize("name", SIDES)
 def test_published_weights_carry_this_embedding_bit_for_bit(name):
     published, side = load_file(GOLDEN / f"{name}.safetensors")["pos_embed"][0], SIDES[name]
-    np.testing.assert_array_equal(sine_cosine(NETWORKS["dit"](width=64, heads=4), side, side), published)
+    np.testing.assert_array_equal(NETWORKS["dit"](width=64, heads=4).sine_cosine(side, side), published)
 
 
 @pytest.mark.parametrize("name", ["net_lightningdit", "net_lightningdit_qknorm_noshift"])
@@ -59,9 +59,9 @@ def test_turning_a_rectangle_exchanges_rows_and_columns():
 def test_it_is_made_once_for_each_axis(x64):
     """A large image costs a program two tables, not one as large as its states."""
     net = NETWORKS["dit"](width=64, heads=4)
-    size = sum(np.size(const) for const in jax.make_jaxpr(lambda: sine_cosine(net, 64, 64))().consts)
+    size = sum(np.size(const) for const in jax.make_jaxpr(lambda: net.sine_cosine(64, 64))().consts)
     assert size <= 2 * 64 * 32
-    assert sine_cosine(net.clone(dtype=jnp.float64), 2, 2).dtype == jnp.float64
+    assert net.clone(dtype=jnp.float64).sine_cosine(2, 2).dtype == jnp.float64
 
 
 @pytest.mark.parametrize("fields", [{"positions": "learned"}, {"positions_side": 0}])

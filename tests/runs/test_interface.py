@@ -10,6 +10,7 @@ from PIL import Image
 import tim_jax
 from tests.helpers.workdirs import one_device
 
+FILE = pathlib.Path(__file__).resolve().parents[1] / "golden" / "net_sit.safetensors"
 RUN = pathlib.Path(__file__).resolve().parents[2] / "notebooks" / "digits"
 
 
@@ -50,6 +51,12 @@ def test_errors_name_arguments_of_python(tim, tmp_path):
         (lambda: tim_jax.load(RUN, sampling={"guidance": "x"}), "sampling={'guidance': 'x'}; it must be a finite"),
         (lambda: tim_jax.load(RUN, objective={"name": "scm"}), "objective={'name': 'scm'}; it must be 'tim'"),
         (lambda: tim_jax.load(tmp_path / "none"), "path is"),
+        (lambda: tim_jax.load(RUN, as_="sit_xl_2"), "as_ is 'sit_xl_2'; it must be left out for a workdir"),
+        (lambda: tim_jax.load(RUN, ema="slow"), "ema is 'slow'; it must be left out for a workdir"),
+        (lambda: tim_jax.load(FILE), "net_sit.safetensors: does not say what it is"),
+        (lambda: tim_jax.load(FILE), "; say what it is by as_, such as as_='sit_xl_2'"),
+        (lambda: tim_jax.load(FILE, as_="sit_xl_3"), "as_ is 'sit_xl_3'; it must be one of ddt_xl_2, "),
+        (lambda: tim_jax.load(FILE, as_="sit_xl_2", ema="fast"), "ema is 'fast'; it must be one of online, which"),
         (lambda: tim_jax.load(RUN, plugin=tmp_path / "none.py"), "plugin is"),
     ):
         with one_device(), pytest.raises(ValueError) as error:

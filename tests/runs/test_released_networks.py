@@ -6,8 +6,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+import tim_jax
 from tests.helpers import in_pytorch, released_networks
 from tests.helpers.configs import flags
 from tests.helpers.released_networks import NETWORKS, keys, write
@@ -41,9 +43,15 @@ def test_what_came_in_goes_out_bit_for_bit(name, tmp_path):
         assert back[key].dtype == array.dtype and back[key].tobytes() == array.tobytes(), key
 
 
-def test_an_export_says_itself_what_it_is(tmp_path):
-    file, _ = write(tmp_path, "sit_xl_2")
-    convert.main(["import", str(file), str(tmp_path / "run"), *keys("sit_xl_2")])
+def test_an_export_says_itself_what_it_is(tmp_path, caplog):
+    """The file that is exported does; that which came in, as others have it, with arrays besides, is told of them."""
+    state = {"net." + name: array for name, array in released_networks.weights("sit_xl_2").items()}
+    besides = {f"vae.{name}": np.zeros(2, np.float32) for name in ("bias", "weight")}
+    save_file(state | besides, tmp_path / "sit.safetensors")
+    with caplog.at_level("WARNING"):
+        convert.main(["import", str(tmp_path / "sit.safetensors"), str(tmp_path / "run"), *keys("sit_xl_2")])
+    assert "sit.safetensors: has 2 further arrays that no copy of the network has" in caplog.text
+    assert "the first is vae.bias" in caplog.text
     exported(tmp_path / "run", tmp_path / "back.safetensors")
     convert.main(["import", str(tmp_path / "back.safetensors"), str(tmp_path / "again")])
     recorded = [json.loads((tmp_path / each / "config.json").read_text()) for each in ("run", "again")]
@@ -85,6 +93,17 @@ def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_written(fault, tm
     assert exit.value.code == 2 and error.count("\n") == 1
     assert re.search(message, error), error
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_a_file_is_loaded_like_the_workdir_that_it_becomes(tmp_path):
+    file, _ = write(tmp_path, "jit_b_16")
+    convert.main(["import", str(file), str(tmp_path / "run"), *keys("jit_b_16")])
+    sections = unflatten_dict(released_networks.TINY | NETWORKS["jit_b_16"][1], sep=".")
+    loaded = [tim_jax.load(file, as_="jit_b_16", **sections), tim_jax.load(tmp_path / "run")]
+    images = [tim([3, 5], steps=2, seed=1) for tim in loaded]
+    assert loaded[0].facts()["parameters"] == loaded[1].facts()["parameters"]
+    np.testing.assert_array_equal(*(np.stack([np.asarray(image) for image in each]) for each in images))
 
 
 def latents(folder, name):

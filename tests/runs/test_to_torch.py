@@ -48,7 +48,13 @@ RUNS = {
     "ditdh": ("digits", workdirs.TINY | SINGLE | PLACES | DITDH),
     "data": (
         "digits",
-        workdirs.TINY | {"transport.prediction": "x", "sampling.grid": "edm", "sampling.sampler": "euler"},
+        workdirs.TINY
+        | {
+            "transport.prediction": "x",
+            "transport.noise_std": "2.0",
+            "sampling.grid": "edm",
+            "sampling.sampler": "euler",
+        },
     ),
 }
 LONGEST = 700  # lines of a file, which is to be read

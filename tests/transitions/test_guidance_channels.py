@@ -17,7 +17,8 @@ from tim_jax.transitions.sampling.parallel import sample_parallel
 from tim_jax.transitions.sampling.planning import guidance_scale, make_plan, time_grid
 from tim_jax.transitions.sampling.sampler import predictor, sample
 from tim_jax.transitions.sampling.settings import Sampling
-from tim_jax.types import Output
+from tim_jax.transitions.teacher import Teacher
+from tim_jax.types import Examples, Output
 
 SCALE = 2.5
 X = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
@@ -47,6 +48,17 @@ def test_the_first_channels_are_guided_and_the_others_are_not(parallel, sampler)
 def test_a_scale_for_all_channels_stays_one_number():
     assert guidance_scale(SCALE, 0, X) == SCALE
     assert jax.jit(lambda s: guidance_scale(s, 1, X))(SCALE).tolist() == [[[[2.5, 1, 1, 1]]]]
+
+
+def test_a_teacher_is_guided_on_the_first_channels():
+    labels = ({"label": jnp.array([1.0, 2.0])}, {"label": jnp.zeros(2)})
+    examples = Examples(jnp.asarray(X), None, *labels, jnp.zeros(2, bool))
+    t, nets = jnp.array([0.3, 0.9]), {"teacher": net}
+    teacher = Teacher(guidance=SCALE, guidance_high=0.5, guidance_channels=3)
+    found = teacher(nets, TRANSPORTS["ot_fm"](), examples.x, t, examples)
+    scale = np.ones((2, 1, 1, 4))
+    scale[0, ..., :3] = SCALE
+    np.testing.assert_allclose(found, np.sin(X) + scale * np.array([1.0, 2.0])[:, None, None, None], rtol=1e-6)
 
 
 # By file: the network's fields, and its time of the published one.

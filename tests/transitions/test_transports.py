@@ -18,11 +18,12 @@ from tim_jax.transitions.jump import (
     velocity,
 )
 from tim_jax.transitions.target import interval_factor, transition_target
-from tim_jax.transitions.transports import edm
+from tim_jax.transitions.transports import edm, with_noise_std
 from tim_jax.types import Output
 
 CASES = {name: make() for name, make in TRANSPORTS.items()}
 CASES |= {f"edm_{sigma_d}": edm(sigma_d) for sigma_d in (0.05, 1.0, 3.0)}
+CASES |= {f"{name}_noise_2": with_noise_std(TRANSPORTS[name](), 2.0) for name in ("ot_fm", "ddpm", "edm")}
 every_transport = pytest.mark.parametrize("transport", CASES.values(), ids=CASES)
 
 
@@ -84,6 +85,17 @@ def test_time_of_level_inverts_the_level_and_stays_in_the_domain(transport):
     np.testing.assert_allclose(transport.time_of_level(transport.level(t)), t, rtol=1e-7, atol=1e-9)
     ends = transport.time_of_level(jnp.array([-0.5, 0.0, 1.0, 1.5], jnp.float32))
     np.testing.assert_allclose(ends, np.repeat([transport.T_min, transport.T_max], 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_more_noise_is_less_data(name):
+    """x_t of x with noise of k times the size is k times that of x/k, and F with it."""
+    plain, x, noise = TRANSPORTS[name](), *np.random.default_rng(0).standard_normal((2, 9, 3))
+    t, scaled = times(plain, np.linspace(0, 1, 9)), with_noise_std(plain, 2.0)
+    for of in (interpolate, prediction_target, velocity):
+        np.testing.assert_allclose(of(scaled, x, noise, t), 2 * of(plain, x / 2, noise, t), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(scaled.ratio(t), 2 * plain.ratio(t), rtol=1e-12)
+    assert scaled.noise_std == 2 and scaled.c_noise is plain.c_noise
 
 
 CLOSED_FACTORS = {

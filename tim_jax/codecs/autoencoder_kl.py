@@ -1,13 +1,17 @@
-"""The autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752), published as AutoencoderKL."""
+"""The autoencoder of Stable Diffusion (Rombach et al., arXiv 2112.10752), published as AutoencoderKL.
+
+That of LightningDiT, VA-VAE (arXiv 2501.01423), is one, too: 16 pixels to a latent of 32 channels, attention beside the
+residual blocks of the coarsest level, and latents that are normalised channel by channel.
+"""
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tim_jax.codecs import configs
 from tim_jax.codecs.layers import check_sides, doubled
@@ -18,7 +22,7 @@ LOG_VARIANCE = (-30.0, 20.0)  # what published code clips log variances to
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings by their published names. Scaled latents are (z − shift_factor) · scaling_factor."""
+    """Settings by their published names. Scaled latents are (z − `shift`) · `scale`."""
 
     block_out_channels: tuple
     in_channels: int = 3
@@ -31,21 +35,41 @@ class Config:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    # The levels, from the first to the last; those with attention after each residual block begin with "Attn".
+    down_block_types: tuple | None = None
+    up_block_types: tuple | None = None
+    latents_mean: tuple | None = None  # of the channels of z
+    latents_std: tuple | None = None
 
     def __post_init__(self):
+        lengths = {"down_block_types": len(self.block_out_channels), "up_block_types": len(self.block_out_channels)}
+        lengths |= dict.fromkeys(("latents_mean", "latents_std"), self.latent_channels)
+        for key, length in lengths.items():
+            if (values := getattr(self, key)) is not None and len(values) != length:
+                raise ValueError(f"{key} is {values}; it must have {length} entries")
+        if self.latents_mean is not None and self.shift_factor:
+            raise ValueError(f"shift_factor is {self.shift_factor}; it must be null beside latents_mean")
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise ValueError(
                 f"block_out_channels is {self.block_out_channels}; each must be a multiple of norm_num_groups, "
                 f"{self.norm_num_groups}"
             )
 
+    @property
+    def shift(self):
+        """What is taken from z (B, h, w, C): (1, 1, 1, C), or (1, 1, 1, 1) for all channels."""
+        return np.array([[[self.latents_mean or (self.shift_factor or 0.0,)]]], np.float32)
+
+    @property
+    def scale(self):
+        """What that is multiplied by, of such a shape."""
+        return self.scaling_factor / np.array([[[self.latents_std or (1.0,)]]], np.float32)
+
 
 ONLY: dict[str, list] = {
     "act_fn": ["silu"],
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "latents_mean": [None],
-    "latents_std": [None],
+    "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"],
 }
 
 
@@ -105,16 +129,16 @@ class AutoencoderKL(nn.Module):
         if keys_B is not None:
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys_B)
             z = mean + jnp.exp(0.5 * logvar) * noise
-        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+        return (z - self.config.shift) * self.config.scale
 
     def scaled(self, mean, logvar):
         """Returns the moments (mean, log variance) of scaled latents from those of z."""
-        scale = self.config.scaling_factor
-        return (mean - (self.config.shift_factor or 0.0)) * scale, logvar + 2 * math.log(abs(scale))
+        scale = self.config.scale
+        return (mean - self.config.shift) * scale, logvar + 2 * np.log(np.abs(scale))
 
     def decode(self, latents):
         """Returns the images (B, H, W, 3) of scaled latents (B, H/f, W/f, C); they may leave [-1, 1] a little."""
-        z = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+        z = latents / self.config.scale + self.config.shift
         with exactly(self.dtype):
             z = z.astype(self.dtype)
             z = self.post_quant_conv(z) if self.config.use_post_quant_conv else z
@@ -132,8 +156,8 @@ class Encoder(nn.Module):
         c, widths = self.config, self.config.block_out_channels
         x = _conv(widths[0], self.dtype, name="conv_in")(x)
         for i, width in enumerate(widths):
-            for j in range(c.layers_per_block):
-                x = Resnet(width, c.norm_num_groups, self.dtype, name=f"down_blocks.{i}.resnets.{j}")(x)
+            attends = _attends(c.down_block_types, i)
+            x = Level(width, c.layers_per_block, attends, c.norm_num_groups, self.dtype, name=f"down_blocks.{i}")(x)
             if i < len(widths) - 1:
                 # Published code pads below and to the right only.
                 pad = ((0, 1), (0, 1))
@@ -156,12 +180,30 @@ class Decoder(nn.Module):
         x = _conv(widths[0], self.dtype, name="conv_in")(x)
         x = Middle(c, self.dtype, name="mid_block")(x)
         for i, width in enumerate(widths):
-            for j in range(c.layers_per_block + 1):
-                x = Resnet(width, c.norm_num_groups, self.dtype, name=f"up_blocks.{i}.resnets.{j}")(x)
+            attends = _attends(c.up_block_types, i)
+            x = Level(width, c.layers_per_block + 1, attends, c.norm_num_groups, self.dtype, name=f"up_blocks.{i}")(x)
             if i < len(widths) - 1:
                 x = _conv(width, self.dtype, name=f"up_blocks.{i}.upsamplers.0.conv")(doubled(x))
         x = nn.silu(_norm(c.norm_num_groups, self.dtype, name="conv_norm_out")(x))
         return _conv(c.out_channels, self.dtype, name="conv_out")(x)
+
+
+class Level(nn.Module):
+    """Residual blocks of one width, each of them followed by attention if `attends`."""
+
+    width: int
+    layers: int
+    attends: bool
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        for j in range(self.layers):
+            x = Resnet(self.width, self.groups, self.dtype, name=f"resnets.{j}")(x)
+            if self.attends:
+                x = Attention(self.groups, self.dtype, name=f"attentions.{j}")(x)
+        return x
 
 
 class Middle(nn.Module):
@@ -211,6 +253,10 @@ class Attention(nn.Module):
         q, k, v = (dense(name=f"to_{n}")(z) for n in "qkv")
         y = jax.nn.dot_product_attention(q, k, v)
         return x + dense(name="to_out.0")(y).reshape(B, h, w, D)
+
+
+def _attends(types, level):
+    return bool(types) and types[level].startswith("Attn")
 
 
 def _conv(width, dtype, name):

@@ -18,6 +18,12 @@ def prefixes(names: Iterable[str]) -> list[str]:
     return [prefix for prefix in found if not prefix or prefix.endswith(".")]
 
 
+def further(names: Iterable[str]) -> list[str]:
+    """The arrays of a file that are of no copy of a network, such as an optimizer's; [] where no copy is found."""
+    found = tuple(prefixes(names := list(names)))
+    return [name for name in names if found and not name.startswith(found)]
+
+
 def choose(names: Iterable[str], copy: str = "") -> dict[str, str]:
     """Chooses one copy of a network among the arrays of a file.
 

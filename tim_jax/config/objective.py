@@ -17,7 +17,7 @@ from tim_jax.transitions.objectives.transition_matching import TransitionMatchin
 from tim_jax.transitions.objectives.twinflow import TwinFlow
 from tim_jax.transitions.prediction import check
 from tim_jax.transitions.rewards import OF_SCORES
-from tim_jax.transitions.transports import Transport, with_shared_times
+from tim_jax.transitions.transports import Transport, with_noise_std, with_shared_times
 from tim_jax.types import DTYPES, averages
 
 
@@ -28,6 +28,8 @@ def make_transport(config: ConfigDict) -> Transport:
         raise ValueError(f"transport.name is {name!r}; it must be one of {', '.join(TRANSPORTS)}")
     if sigma_d <= 0:
         raise ValueError(f"transport.sigma_d is {sigma_d}; it must be above 0")
+    if (noise_std := config.transport.noise_std) <= 0:
+        raise ValueError(f"transport.noise_std is {noise_std}; it must be above 0")
     if config.transport.gamma < 0:
         raise ValueError(f"transport.gamma is {config.transport.gamma}; it must be at least 0")
     if augmented < 0:
@@ -47,6 +49,8 @@ def make_transport(config: ConfigDict) -> Transport:
             f"{config.transport.prediction!r}, which is turned into F by the time that the network is told"
         )
     transport = TRANSPORTS[name](sigma_d) if name == "edm" else TRANSPORTS[name]()
+    if noise_std != 1:
+        transport = with_noise_std(transport, noise_std)
     if below:
         transport = with_shared_times(transport, below, intervals)
     own = {key: config.transport[key] for key in ("prediction", "prediction_clip", "gamma", "augmented_dimensions")}
@@ -230,5 +234,10 @@ def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective)
     elif type(objective).teachers is Objective.teachers and not objective.asks_teacher:
         keys = [f"teacher.{key}" for key in config.teacher if key.startswith(("guidance", "weak"))]
         check_left(keys, "the teacher's predictions are not asked for, only its hidden states", config, default)
+    if config.teacher.guidance_channels > config.data.channels:
+        raise ValueError(
+            f"teacher.guidance_channels is {config.teacher.guidance_channels}; it must be at most data.channels, "
+            f"{config.data.channels}"
+        )
     if config.teacher.dtype not in DTYPES:
         raise ValueError(f"teacher.dtype is {config.teacher.dtype!r}; it must be one of {', '.join(DTYPES)}")

@@ -59,8 +59,8 @@ class Section(NamedTuple):
 
 # The fields of a transport that are keys.
 OF_TRANSPORT = (
-    "name", "sigma_d", "augmented_dimensions", "shared_below", "shared_intervals", "prediction", "prediction_clip",
-    "gamma",
+    "name", "sigma_d", "noise_std", "augmented_dimensions", "shared_below", "shared_intervals", "prediction",
+    "prediction_clip", "gamma",
 )  # fmt: skip
 SEED = (0, "of initialisation, data order, noise, times and dropout")
 PLUGIN: tuple[tuple[str, ...], str] = (

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from tim_jax.networks import positions
 from tim_jax.networks.attention import sequence
 from tim_jax.networks.attention.modules import SelfAttention
 from tim_jax.networks.block import STREAM, Block, Branch, Context, FinalLayer
@@ -24,7 +23,8 @@ from tim_jax.networks.dit import DiT
 from tim_jax.networks.embeddings import FourierEmbedder, TimeEmbedder
 from tim_jax.networks.layers import Linear, RMSNorm, SwiGLU, wide
 from tim_jax.networks.lightningdit import LightningBlock, LightningFinalLayer
-from tim_jax.networks.rope import rope_table, spread_rope_table
+from tim_jax.networks.positions import Positioned
+from tim_jax.networks.rope import spread_rope_table
 from tim_jax.networks.single_time import SingleTime
 from tim_jax.networks.transformer import Contexts, States, Streams
 from tim_jax.types import Query
@@ -142,7 +142,7 @@ class DDTFinalLayer(FinalLayer):
 DECODER = {"decoder_depth": 2, "decoder_width": 2048, "decoder_heads": 16}  # of every DiT^DH
 
 
-class DiTDH(DDT):
+class DiTDH(Positioned, DDT):
     """DiT^DH: blocks of LightningDiT, places as it has them, times by random frequencies."""
 
     # The encoders are as wide and deep as DiT's; XS, for CPUs, is not published.
@@ -154,29 +154,9 @@ class DiTDH(DDT):
     FROZEN: ClassVar[tuple[str, ...]] = ("t_embedder/frequencies",)
 
     qk_norm: bool = False  # RMS norm of queries and keys
-    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding at
-    # places scaled to a square of positions_side patches; "rope": rotary in its place
-    positions: str = "sincos"
-    positions_side: int = 16  # patches along a side of the squares that the weights were trained on
-
-    @nn.nowrap
-    def check(self) -> None:
-        super().check()
-        positions.check(self)
-
-    @nn.nowrap
-    def check_grid(self, h: int, w: int) -> None:
-        positions.check_grid(self, h, w)
-
-    def position_embedding(self, h: int, w: int) -> jax.Array | None:
-        return None if self.positions == "rope" else positions.sine_cosine(self, h, w)
 
     def published_time_embedder(self) -> nn.Module:
         return FourierEmbedder(self.width, "normal", self.dtype, name="t_embedder")
-
-    @nn.nowrap
-    def table(self, h: int, w: int, head_width: int) -> tuple[jax.Array, ...]:
-        return rope_table(h, w, head_width, dtype=wide(self.dtype))
 
     def layer(self, name: str, groups: tuple[Query, ...], **fields: Any) -> nn.Module:
         return self.stacked(LightningBlock, groups, name, qk_norm=self.qk_norm, **fields)

@@ -11,23 +11,14 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from tim_jax.networks import positions
 from tim_jax.networks.attention.modules import SelfAttention
 from tim_jax.networks.block import Block, Branch, FinalLayer
-from tim_jax.networks.layers import MLP, wide
-from tim_jax.networks.rope import rope_table
-from tim_jax.networks.single_time import SingleTime
+from tim_jax.networks.layers import MLP
+from tim_jax.networks.positions import Positioned
 from tim_jax.types import Query
 
-UNUSED = {
-    ("model.positions_side",): (
-        "model.positions is not 'interpolated'",
-        lambda c: c.model.positions != "interpolated",
-    )
-}
 
-
-class DiT(SingleTime):
+class DiT(Positioned):
     """DiT and SiT: layer norm without parameters, GELU, a fixed embedding of places."""
 
     # XS, for CPUs, is not published.
@@ -42,27 +33,9 @@ class DiT(SingleTime):
     FINAL: ClassVar[type[FinalLayer]] = FinalLayer  # the kind of its final layer
 
     learn_sigma: bool = False  # the final layer has as many channels more, for a variance, which is left out
-    # How tokens know their places: "sincos", as published, for squares alone; "interpolated": the same embedding, its
-    # places stretched over a square of positions_side patches; "rope": rotary in its place
-    positions: str = "sincos"
-    positions_side: int = 16  # patches along a side of the squares that the weights were trained on
-
-    @nn.nowrap
-    def check(self) -> None:
-        super().check()
-        positions.check(self)
-
-    @nn.nowrap
-    def check_grid(self, h: int, w: int) -> None:
-        positions.check_grid(self, h, w)
-
-    def position_embedding(self, h: int, w: int) -> jax.Array | None:
-        return None if self.positions == "rope" else positions.sine_cosine(self, h, w)
 
     def rope(self, h: int, w: int) -> tuple[jax.Array, ...] | None:
-        if self.positions != "rope":
-            return None
-        return rope_table(h, w, self.width // self.heads, dtype=wide(self.dtype))
+        return self.table(h, w, self.width // self.heads) if self.positions == "rope" else None
 
     def block(self, groups: tuple[Query, ...]) -> nn.Module:
         return self.stacked(DiTBlock, groups)

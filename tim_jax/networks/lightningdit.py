@@ -15,8 +15,7 @@ import jax
 from tim_jax.networks.attention.modules import SelfAttention
 from tim_jax.networks.block import Block, Branch, FinalLayer
 from tim_jax.networks.dit import DiT
-from tim_jax.networks.layers import PackedSwiGLU, RMSNorm, wide
-from tim_jax.networks.rope import rope_table
+from tim_jax.networks.layers import PackedSwiGLU, RMSNorm
 from tim_jax.types import Query
 
 
@@ -59,7 +58,7 @@ class LightningDiT(DiT):
     shift: bool = True  # whether modulations shift, beside their scales and gates
 
     def rope(self, h: int, w: int) -> tuple[jax.Array, ...]:
-        return rope_table(h, w, self.width // self.heads, dtype=wide(self.dtype))
+        return self.table(h, w, self.width // self.heads)
 
     def block(self, groups: tuple[Query, ...]) -> nn.Module:
         return self.stacked(LightningBlock, groups, qk_norm=self.qk_norm, shift=self.shift)

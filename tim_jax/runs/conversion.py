@@ -2,12 +2,14 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
@@ -128,8 +130,13 @@ def read_weights(path: str, config: str, overrides: dict[str, str], same: bool =
     Raises:
         ValueError: one line that names what is wrong with the file or the configuration.
     """
-    file = exports.local_file(path)
-    state, origin = tensors.read(file, functools.partial(copies.choose, copy=copy)), exports.origin_of(file)
+    file, left_out = exports.local_file(path), list[str]()
+
+    def choose(names: list[str]) -> Mapping[str, str]:
+        left_out.extend(copies.further(names))
+        return copies.choose(names, copy)
+
+    state, origin = tensors.read(file, choose), exports.origin_of(file)
     chosen = import_config(file, state, origin, config, overrides)
     if same:
         before = workdir.to_json(import_config(file, state, origin, config, {}))
@@ -142,6 +149,11 @@ def read_weights(path: str, config: str, overrides: dict[str, str], same: bool =
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if left_out:
+        logging.warning(
+            "%s: has %d further array%s that no copy of the network has, and that %s left out; the first is %s",
+            file, len(left_out), *(("s", "are") if len(left_out) > 1 else ("", "is")), left_out[0],
+        )  # fmt: skip
     if origin is not None and origin.transposed and run.config.model.rope_order == "row_major":
         params = transposed(params)
     return Weights(file, run, params, origin)

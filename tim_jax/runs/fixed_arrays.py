@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tim_jax.networks import Transformer, positions
+from tim_jax.networks import Transformer
 from tim_jax.networks.rope import rope_table
 from tim_jax.runs.published import only_squares
 
 Fixed = Callable[[Transformer, int, int], dict[str, np.ndarray]]  # of a network on h × w patches, by official name
 
 
-def embedding(net: Transformer, h: int, w: int) -> dict[str, np.ndarray]:
+def embedding(net: Any, h: int, w: int) -> dict[str, np.ndarray]:
     """The position embedding (1, N, D)."""
-    return {"pos_embed": np.asarray(positions.sine_cosine(net, h, w), np.float32)[None]}
+    return {"pos_embed": np.asarray(net.sine_cosine(h, w), np.float32)[None]}
 
 
 def rotations(name: str, head_width: Callable[[Transformer], int]) -> Fixed:

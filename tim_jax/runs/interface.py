@@ -34,6 +34,8 @@ from tim_jax.transitions.sampling.planning import make_plan, time_grid
 def load(
     path: str | os.PathLike[str],
     *,
+    as_: str = "",
+    ema: str = "",
     plugin: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     **overrides: Mapping[str, Any],
 ) -> "Tim":
@@ -41,7 +43,12 @@ def load(
 
     Args:
         path: a workdir, for its latest checkpoint, or one of its checkpoints, WORKDIR/checkpoints/STEP; or what
-            `tim-jax convert export` wrote, on this machine or as hf://owner/repository; or a released file.
+            `tim-jax convert export` wrote, on this machine or as hf://owner/repository; or a file that others released,
+            as hf://owner/repository/file or on this machine.
+        as_: what a file of others is, such as "sit_xl_2": a name of `python -m tim_jax.convert import --as`. Further
+            keys of the configuration may then be changed, too.
+        ema: "online", or the name of a copy in such a file; by default its first EMA. Of a run it is
+            `sampling={"ema": …}` that chooses.
         plugin: Python files of one's own to run first. Those that the run was trained with are found where they were,
             but must be given where they are somebody else's.
         **overrides: sections of the configuration with the keys to change, such as
@@ -58,7 +65,10 @@ def load(
     texts["plugin"] = ",".join(map(str, [plugin] if isinstance(plugin, str | os.PathLike) else plugin))
     with arguments_of_python():
         if exports.is_export(str(path)):
-            return _load_export(str(path), texts)
+            return _load_export(str(path), texts, as_, ema)
+        for name, value in (("as_", as_), ("ema", ema)):
+            if value:
+                raise ValueError(f"{name} is {value!r}; it must be left out for a workdir, and {path} is no file")
         saved = warm_start.find(str(path), "path")
         folder = saved.directory.parent
         run = build(workdir.load(folder, texts))
@@ -70,9 +80,10 @@ def load(
         return Tim(with_found(run, folder, saved.step), read, workdir.class_names(folder), str(saved), saved.step)
 
 
-def _load_export(path: str, overrides: dict[str, str]) -> "Tim":
+def _load_export(path: str, overrides: dict[str, str], name: str = "", copy: str = "") -> "Tim":
     """The same of exported or published weights, which have neither EMAs nor step grids."""
-    found = conversion.read_weights(path, "", overrides, same=True)
+    config = conversion.released(name) if name else ""
+    found = conversion.read_weights(path, config, overrides, same=not name, copy=copy)
     run = found.run
     if run.sampling.grid == "optimal":
         raise ValueError("sampling.grid is 'optimal'; it must be another grid: import the weights into a workdir first")
@@ -96,6 +107,9 @@ def arguments_of_python(*own: str) -> Iterator[None]:
         text = re.sub(r"--config\.plugin=(\S+)", r"plugin='\1'", str(error))
         text = re.sub(r"--config\.([a-z_]+)\.([a-z_.]+[a-z_])", r"\1={'\2': …}", text)
         text = re.sub(r"^--workdir=(.*?): ", r"path is '\1'; it ", text)
+        text = re.sub(r"; say with --config what it is.*", "; say what it is by as_, such as as_='sit_xl_2'", text)
+        text = re.sub(r"^--as is ", "as_ is ", text)
+        text = re.sub(r"--ema is ", "ema is ", text)
         text = re.sub(r"^--", "", text)
         for name in own:
             text = re.sub(rf"^sampling\.{name} is ", f"{name} is ", text)

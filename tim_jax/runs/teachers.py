@@ -35,7 +35,9 @@ from tim_jax.types import DTYPES
 
 # Name of a network that an objective calls -> the keys of `teacher` for its checkpoint and its EMA.
 KEYS = {"teacher": ("checkpoint", "ema"), "weaker": ("weak_checkpoint", "weak_ema")}
-OF_TRANSPORT = tuple(f"transport.{name}" for name in ("name", "sigma_d", "shared_below", "shared_intervals"))
+OF_TRANSPORT = tuple(
+    f"transport.{name}" for name in ("name", "sigma_d", "noise_std", "shared_below", "shared_intervals")
+)
 SHORT = 12  # digits of a fingerprint that an error shows
 
 

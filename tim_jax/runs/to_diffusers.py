@@ -46,6 +46,7 @@ LIMITS: list[limits.Limit] = [
     ("model.decoupled_depth", lambda run: run.network.decoupled_depth == 0, "0"),
     ("objective.input_guidance.max_scale", lambda run: not run.network.guidance_input, "1"),
     ("transport.name", lambda run: run.transport.name == "ddpm", "'ddpm', diffusers' process"),
+    ("transport.noise_std", lambda run: run.transport.noise_std == 1, "1"),
     ("transport.prediction", lambda run: run.transport.prediction == "F", "'F', which is the noise"),
     ("data.width", lambda run: run.config.data.width == run.config.data.height, "data.height"),
 ]

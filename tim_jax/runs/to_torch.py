@@ -18,6 +18,7 @@ from tim_jax.runs.step_grid import with_found_grid
 MODEL = "model.py"  # of an exported folder
 FOLDER = pathlib.Path(__file__).parent / "pytorch"
 KEPT = ("load", "sample", "T_MIN", "T_MAX")  # what the file is for
+OF_TRANSPORT = ("prediction", "prediction_clip", "sigma_d", "noise_std")  # of the numbers of a file
 SAMPLERS = ("flow_map", "euler", "heun", "consistency")  # methods of `pytorch.sampler.Sampler`
 
 
@@ -101,7 +102,7 @@ def numbers(run: Run, exchanged: bool) -> dict[str, Any]:
     sampling += ["guidance_channels", "guidance_input", "optimal_times"]
     return {
         "network": network,
-        "transport": {name: getattr(run.transport, name) for name in ("prediction", "prediction_clip", "sigma_d")},
+        "transport": {name: getattr(run.transport, name) for name in OF_TRANSPORT},
         "sampling": {name: getattr(run.sampling, name) for name in sampling},
     }
 

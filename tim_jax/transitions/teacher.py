@@ -17,7 +17,7 @@ from tim_jax.transitions.transports import Transport
 from tim_jax.types import Examples
 
 UNUSED = {
-    ("teacher.guidance_low", "teacher.guidance_high", "teacher.weak_checkpoint"): (
+    ("teacher.guidance_low", "teacher.guidance_high", "teacher.guidance_channels", "teacher.weak_checkpoint"): (
         "teacher.guidance is 1",
         lambda c: c.teacher.guidance == 1,
     ),
@@ -43,6 +43,7 @@ class Teacher:
     guidance: float = 1.0  # scale of its velocity's guidance; 1: none
     guidance_low: float = 0.0  # interval of guidance, as fractions of T_max
     guidance_high: float = 1.0
+    guidance_channels: int = 0  # that guidance acts on, the first so many, as published for SiT and DiT (3); 0: all
     weak_checkpoint: str = ""  # guidance away from this weaker model, not from the null condition
     weak_ema: str = "slow"
 
@@ -60,6 +61,8 @@ class Teacher:
                 f"teacher.guidance_low, teacher.guidance_high are {self.guidance_low}, {self.guidance_high}; "
                 "they must be ordered and lie in [0, 1]"
             )
+        if self.guidance_channels < 0:
+            raise ValueError(f"teacher.guidance_channels is {self.guidance_channels}; it must be at least 0")
         if self.weaker and self.guidance == 1:
             raise ValueError(
                 f"teacher.guidance is {self.guidance}; it must not be 1 where teacher.weak_checkpoint is given"
@@ -102,6 +105,8 @@ class Teacher:
         applies = (t >= low - tolerance) & (t <= high + tolerance)
         scale = expand(jnp.where(applies, self.guidance, 1.0), x_t)
         guided: jax.Array = away.F + scale * (conditional.F - away.F)
+        if self.guidance_channels:
+            guided = jnp.where(jnp.arange(x_t.shape[-1]) < self.guidance_channels, guided, conditional.F)
         return guided
 
     def solve(

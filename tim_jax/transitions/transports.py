@@ -40,6 +40,7 @@ class Transport:
         time_of_ratio: The inverse of the noise-to-signal ratio σ_t/α_t.
         T_min, T_max: The ends of the time domain; data are at T_min and noise is at T_max.
         sigma_d: The standard deviation of the data that EDM's coefficients assume.
+        noise_std: The factor of σ_t and σ̂_t, see `with_noise_std`.
         augmented_dimensions: The dimensions that the law of the noise adds to those of the data, see `noise.py`.
         shared_below, shared_intervals: Where the network is told the same of several times, see `with_shared_times`.
         distribution, P_mean, P_std: The published distribution of t, see `times.py`.
@@ -58,6 +59,7 @@ class Transport:
     T_min: float
     T_max: float
     sigma_d: float = 1.0  # standard deviation of the data; used by edm
+    noise_std: float = 1.0  # standard deviation of the noise ε, a factor of σ_t: 2 for JiT's images of 512 × 512
     augmented_dimensions: int = 0  # D of PFGM++, whose noise has heavier tails; 0: standard normal noise
     # share of the time domain below which the network is told the lower edge of the interval that a time lies in; 0:
     # every time itself
@@ -89,6 +91,21 @@ class Transport:
         ratio = jnp.tan(jnp.pi / 2 * jnp.where(level == 1, 0.5, level))
         t = jnp.where(level == 1, self.T_max, self.time_of_ratio(ratio))
         return jnp.clip(t, self.T_min, self.T_max)
+
+
+def with_noise_std(transport: Transport, noise_std: float) -> Transport:
+    """Returns the transport whose noise has a standard deviation k: σ_t and σ̂_t times k, at the same times.
+
+    x_t = α_t x + k σ_t ε is k times the state of x/k. Images of a side k times as long keep about as much of what can
+    be seen at every t if their noise grows with it (simple diffusion, arXiv 2301.11093; JiT, arXiv 2511.13720).
+    """
+    return dataclasses.replace(
+        transport,
+        sigma=lambda t: noise_std * transport.sigma(t),
+        sigma_hat=lambda t: noise_std * transport.sigma_hat(t),
+        time_of_ratio=lambda ratio: transport.time_of_ratio(ratio / noise_std),
+        noise_std=noise_std,
+    )
 
 
 def with_shared_times(transport: Transport, below: float, intervals: int) -> Transport:

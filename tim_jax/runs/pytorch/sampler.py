@@ -15,6 +15,13 @@ def scalar(t: float) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
+def mixing(t: Tensor) -> tuple[Tensor, ...]:
+    """α, σ, α̂, σ̂ of the run, whose noise has a standard deviation of its own."""
+    alpha, sigma, alpha_hat, sigma_hat = coefficients(t)
+    std = RUN["transport"]["noise_std"]
+    return alpha, std * sigma, alpha_hat, std * sigma_hat
+
+
 def schedule(steps: int) -> list[float]:
     """The times of a run of so many steps, falling from T_MAX to T_MIN, as the training run samples."""
     grid, u = RUN["sampling"]["grid"], 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
@@ -27,17 +34,17 @@ def schedule(steps: int) -> list[float]:
         u = RUN["sampling"]["shift"] * u / (1 + (RUN["sampling"]["shift"] - 1) * u)
     times = T_MIN + (T_MAX - T_MIN) * u
     if grid == "edm":  # equal steps in (σ/α)^(1/7), from at most 80 to at least 0.002
-        (alpha, sigma, _, _), (end, last, _, _) = coefficients(scalar(T_MAX)), coefficients(scalar(T_MIN))
+        (alpha, sigma, _, _), (end, last, _, _) = mixing(scalar(T_MAX)), mixing(scalar(T_MIN))
         highest = min(float(sigma / alpha), 80.0)
         lowest = max(float(last / end), min(0.002, highest))
         root = lowest ** (1 / 7) + u * (highest ** (1 / 7) - lowest ** (1 / 7))
-        times = time_of_ratio(root**7)
+        times = time_of_ratio(root**7 / RUN["transport"]["noise_std"])
     return [T_MAX, *times[1:-1].tolist(), T_MIN]
 
 
 def jump(x: Tensor, F: Tensor, t: float, r: float) -> Tensor:
     """x_r = A x_t + B F: the data and the noise that a prediction F at x_t stands for, mixed as at time r."""
-    (alpha, sigma, alpha_hat, sigma_hat), (alpha_r, sigma_r, _, _) = coefficients(scalar(t)), coefficients(scalar(r))
+    (alpha, sigma, alpha_hat, sigma_hat), (alpha_r, sigma_r, _, _) = mixing(scalar(t)), mixing(scalar(r))
     C = sigma_hat * alpha - alpha_hat * sigma
     A, B = (alpha_r * sigma_hat - sigma_r * alpha_hat) / C, (sigma_r * alpha - alpha_r * sigma) / C
     return A.item() * x + B.item() * F
@@ -46,7 +53,7 @@ def jump(x: Tensor, F: Tensor, t: float, r: float) -> Tensor:
 def F_of_output(x: Tensor, output: Tensor, t: float) -> Tensor:
     """The F that the output of the network stands for: itself, the data, the noise or the velocity dx_t/dt."""
     kind, clip = RUN["transport"]["prediction"], RUN["transport"]["prediction_clip"]
-    alpha, sigma, alpha_hat, sigma_hat = coefficients(scalar(t))
+    alpha, sigma, alpha_hat, sigma_hat = mixing(scalar(t))
     C = sigma_hat * alpha - alpha_hat * sigma
     if kind == "F":
         return output
@@ -55,7 +62,7 @@ def F_of_output(x: Tensor, output: Tensor, t: float) -> Tensor:
     elif kind == "noise":
         skip, out = alpha_hat / alpha.clamp(min=clip), C / alpha.clamp(min=clip)
     else:
-        _, (alpha_dot, sigma_dot, _, _) = torch.func.jvp(coefficients, (scalar(t),), (scalar(1.0),))
+        _, (alpha_dot, sigma_dot, _, _) = torch.func.jvp(mixing, (scalar(t),), (scalar(1.0),))
         W = sigma_dot * alpha - alpha_dot * sigma
         skip, out = (sigma_dot * alpha_hat - alpha_dot * sigma_hat) / W, C / W
     return skip.item() * x + out.item() * output
@@ -63,7 +70,7 @@ def F_of_output(x: Tensor, output: Tensor, t: float) -> Tensor:
 
 def learns_whole_F(t: float) -> bool:
     """Whether no clip acts at a time, below which F is learned too short."""
-    alpha, sigma, _, _ = coefficients(scalar(t))
+    alpha, sigma, _, _ = mixing(scalar(t))
     divisor = {"x": sigma, "noise": alpha}.get(RUN["transport"]["prediction"])
     return divisor is None or float(divisor) >= RUN["transport"]["prediction_clip"]
 
@@ -125,7 +132,7 @@ class Sampler:
     def consistency(self, x: Tensor, t: float, r: float) -> Tensor:
         """A jump to the data, and fresh noise up to time r."""
         data = jump(x, self.F(x, t, T_MIN), t, T_MIN)
-        (alpha, sigma, _, _), (alpha_r, sigma_r, _, _) = coefficients(scalar(T_MIN)), coefficients(scalar(r))
+        (alpha, sigma, _, _), (alpha_r, sigma_r, _, _) = mixing(scalar(T_MIN)), mixing(scalar(r))
         keep = alpha_r / alpha
         fresh = (sigma_r**2 - (keep * sigma) ** 2).clamp(min=0).sqrt()
         return keep.item() * data + fresh.item() * torch.randn_like(x)
@@ -154,7 +161,7 @@ def sample(
     guidance = RUN["sampling"]["guidance"] if guidance is None else guidance
     run, times = Sampler(network, condition, null, guidance), schedule(steps)
     step = getattr(run, RUN["sampling"]["sampler"])
-    x = coefficients(scalar(T_MAX))[1].item() * noise
+    x = mixing(scalar(T_MAX))[1].item() * noise
     for t, r in zip(times, times[1:]):
         x = step(x, t, r)
     return x

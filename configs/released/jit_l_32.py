@@ -1,0 +1,14 @@
+"""The released JiT-L/32 for ImageNet 512×512 (arXiv 2511.13720): jit_b_32.py with 462M parameters.
+
+Published score: FID 2.53 with guidance where τ ≥ 0.1, by 50 steps of Heun's method.
+Licence of the released weights: MIT.
+Launch: python -m tim_jax.convert import checkpoint-last.pth WORKDIR --as=jit_l_32
+"""
+
+from tim_jax.config import loading
+
+
+def get_config():
+    config = loading.load("released/jit_b_32").get_config()
+    config.model.size = "L"
+    return config
