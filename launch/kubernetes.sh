@@ -27,7 +27,7 @@ source launch/slices.sh
 variable NAME tim "of the JobSet"
 variable IMAGE registry.example.com/tim-jax:tpu "made from launch/Dockerfile"
 variable ACCELERATOR tpu "tpu or gpu"
-variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate, tim_jax.verify"
 variable GRACE 120 "seconds from SIGTERM to SIGKILL, for the last checkpoint"
 variable MAX_RESTARTS 100 "of the JobSet"
 variable MEMORY 64Gi "of a host, at least"

@@ -31,7 +31,7 @@ source launch/run.sh
 source launch/flags.sh
 
 variable PYTHON .venv/bin/python "has tim_jax with the extra gpu, and gcs for gs://, hub for hf://"
-variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate, tim_jax.verify"
 variable MAX_RESTARTS 100 "of one job"
 declare_flags gpu
 RESTARTS=${SLURM_RESTART_COUNT:-0} # so far

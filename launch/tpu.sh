@@ -32,7 +32,7 @@ variable RUNTIME "" "version of the machines' software; by default that of TYPE"
 variable SPOT 1 "1: cheaper, and preempted at any time; 0: not"
 variable PYTHON_VERSION 3.11 "fetched by uv: the machines' own is older"
 variable EXTRAS gcs,hub,tpu "of tim_jax that are installed: gs:// paths, hf:// paths, JAX for TPUs"
-variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate"
+variable MODULE tim_jax.train "or tim_jax.sample, tim_jax.evaluate, tim_jax.verify"
 variable MAX_RESTARTS 100 "of training, in one call of this script"
 variable POLL 30 "seconds between questions about the slice's state"
 declare_flags tpu

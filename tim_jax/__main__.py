@@ -30,6 +30,7 @@ COMMANDS = {
     "ablate": "trains variants of one configuration at equal cost and compares them",
     "plan": "plans a run for devices that are not there: memory, speed, largest batch",
     "bench": "measures speed: of steps, sampling, compilation, attention, data, faults",
+    "verify": "says whether this machine trains rightly, and how fast",
 }
 
 

@@ -30,6 +30,16 @@ SMALL = {
 FLAGS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 
 
+# What python -m tim_jax.verify has written.
+MEASURED = {
+    "machine": {"device": "cpu"},
+    "speeds": {"flops": CHIPS["cpu"].flops / 4},
+    "planned": [
+        {"step": "B/4", "seconds": 0.2, "planned_seconds": 0.16, "planned_bytes": 2**30, "measured_bytes": 2**29}
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def step():
     return compile_step(load_config("digits", SMALL), topologies.topology("cpu:8"))
@@ -104,6 +114,26 @@ def test_a_step_costs_three_passes_and_the_tangent():
     assert 1.1 * step.executed_flops < recomputed.executed_flops < 1.5 * step.executed_flops
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "has written"),
+        ("[]", "has written"),
+        (json.dumps(MEASURED | {"planned": [{}]}), "has written"),
+        (json.dumps(MEASURED | {"machine": {"device": "NVIDIA H100 80GB HBM3"}}), "and it is of NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_what_was_not_measured_on_such_devices_is_refused(content, said, capsys, tmp_path):
+    file = tmp_path / "verified.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--config=digits", "--topology=cpu:8", f"--measured={file}", *FLAGS])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and said in error
+    assert error.startswith(f"error: --measured is '{file}'; it must be a file that python -m tim_jax.verify")
+
+
 @pytest.mark.parametrize("grow", [lambda rows: 50 + 3 * rows, lambda rows: 50 + 2 * rows + rows**2 // 400])
 def test_the_largest_batch_is_found_and_tried(grow):
     tried = []
@@ -134,15 +164,18 @@ def test_the_network_between_islands_carries_what_an_island_lacks():
 
 @pytest.mark.slow
 def test_a_plan_that_fits(capsys, tmp_path):
-    file = tmp_path / "plan.json"
-    code = command.main(
-        ["--config=digits", "--topology=cpu:8,cpu:4", f"--json={file}", *FLAGS, "--config.mesh.data=-1"]
-    )
+    file, verified = tmp_path / "plan.json", tmp_path / "verified.json"
+    verified.write_text(json.dumps(MEASURED))
+    options = ["--config=digits", "--topology=cpu:8,cpu:4", f"--json={file}", f"--measured={verified}"]
+    code = command.main([*options, *FLAGS, "--config.mesh.data=-1"])
     assert code == 0
     shown = capsys.readouterr()
     assert "cpu:8: 8 chips, mesh data 2 × fsdp 4; 32 examples a step" in shown.out
     assert "compiling for cpu:8, 32 examples" in shown.err
     assert shown.out.count("all-gather") >= 2 and "images/s" in shown.out
+    assert "a step takes at least, ms; planned, and at measured speeds" in shown.out
+    (row,) = {line.strip() for line in shown.out.splitlines() if line.startswith("  B/4")}
+    assert row.split() == ["B/4", "1.000", "0.500", "160", "200", "1.25"]
     plans = json.loads(file.read_text())
     assert [(plan["topology"], plan["chips"], plan["fits"], plan["largest_batch"]) for plan in plans] == [
         ("cpu:8", 8, True, 32), ("cpu:4", 4, True, 32)
@@ -151,6 +184,9 @@ def test_a_plan_that_fits(capsys, tmp_path):
         named = {name: size for name, size in plan["memory"].items() if name not in ("total", "chip")}
         assert plan["memory"]["total"] == sum(named.values())
         assert plan["bounds"]["compute"] == pytest.approx(plan["executed_flops"] / plan["chips"] / CHIPS["cpu"].flops)
+        # Measured at a quarter of the round numbers that stand for a CPU; the memory's and the links' speed were not.
+        assert plan["bounds_measured"]["compute"] == pytest.approx(4 * plan["bounds"]["compute"])
+        assert plan["bounds_measured"]["interconnect"] == plan["bounds"]["interconnect"]
         assert plan["images_per_second"] == pytest.approx(32 / plan["bounds"]["step"])
         assert plan["days"] == pytest.approx(3600 * plan["bounds"]["step"] / 86400)
 

@@ -35,6 +35,7 @@ ARROWS = {
     "report": SEE_A_RUN | {"ablation"},
     "plan": SEE_A_RUN,
     "bench": SEE_A_RUN,
+    "verification": GROUND | RECEIVE | {"bench", "plan"},  # and of these two nothing that needs a configuration
 }
 ROOMS = set(ARROWS) - {""}
 # Thin command lines, which nothing imports: the modules beside the rooms, and what `python -m` runs of a room.

@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -70,12 +70,12 @@ def cache_in(folder: str) -> Iterator[collections.Counter]:
         apply(before)
 
 
-def make_trainer(case: Case) -> Trainer:
-    """Returns the trainer of a fused step, on one device."""
+def make_trainer(case: Case, on: Sequence[jax.Device] | None = None) -> Trainer:
+    """Returns the trainer of a fused step whose examples lie on these devices; by default on the first one."""
     settings = step_settings(case, "tim_fused")
     x, time = jnp.zeros((1, *case.latent)), jnp.zeros((1,))
     query = Query(x, time, time, {"label": jnp.zeros((1,), jnp.int32)})
-    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"data": -1}, on or jax.local_devices()[:1])
     return Trainer(mesh, lambda key: case.network.init(key, (query,))["params"], settings, settings)
 
 

@@ -85,12 +85,13 @@ def bare(task: tuple[str, tuple[int, int]]) -> None:
     np.asarray(colours.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
 
 
-def measure(workers: int, layout: str = "folder") -> dict[str, Any]:
+def measure(workers: int, layout: str = "folder", rounds: int = ROUNDS) -> dict[str, Any]:
     """Measures both sides with so many threads each.
 
     Args:
         workers: threads.
         layout: a key of LAYOUTS.
+        rounds: of both sides in turn.
 
     Returns:
         {"ratio", "spread", "rows_per_second", "bare_rows_per_second", "workers", "source"}: medians over rounds, of
@@ -115,7 +116,7 @@ def measure(workers: int, layout: str = "folder") -> dict[str, Any]:
             shape = tuple(batch["bucket"].tolist())
             tasks += [(str(files[i]), shape) for i in batch["index"].tolist()]
         rates: dict[str, list[float]] = {"rows_per_second": [], "bare_rows_per_second": []}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             began = time.perf_counter()
             stream = data.iterate(batches, 0, threads=workers, prefetch=2 * workers)
             images = sum(len(batch["index"]) for batch in stream)

@@ -17,6 +17,9 @@ def parser() -> Parser:
     examples = ",".join(topologies.EXAMPLES)
     made.add_argument("--topology", required=True, help=f"one or more, such as {examples}")
     made.add_config("--teacher", help="configuration of the model that is learnt from; default: of teacher.checkpoint")
+    made.add_argument(
+        "--measured", help="file of python -m tim_jax.verify --out=FILE: what was measured on such devices"
+    )
     made.add_argument("--json", help="file for the plans")
     return made
 
@@ -33,7 +36,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         for name in names:
             topologies.check(name)
 
-    from tim_jax.plan import job, report
+    from tim_jax.plan import job, measured, report
     from tim_jax.system import paths
 
     with user_errors():
@@ -41,9 +44,10 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         file = paths.new_file(args.json, "--json") if args.json is not None else None
         topologies.host_devices(names)
         devices = [topologies.topology(name) for name in names]
+        found = measured.read(args.measured, devices) if args.measured is not None else None
         models, plans = job.models_of(config, args.teacher, devices[0]), []
         for each in devices:
-            plans.append(job.make_plan(config, each, models))
+            plans.append(job.make_plan(config, each, models, found if found and found.of(each) else None))
             print(report.show(plans[-1]), flush=True)
             print()
     if len(plans) > 1:

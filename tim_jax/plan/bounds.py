@@ -2,12 +2,28 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from tim_jax.plan.collectives import Collective
-from tim_jax.plan.compile import Step
+from tim_jax.plan.memory import Memory
 from tim_jax.system.topologies import Topology
+
+
+class Program(Protocol):
+    """What bounds the time of a step, such as a `compile.Step`.
+
+    Attributes:
+        memory: Bytes on one chip.
+        executed_flops: Operations of matrix products on all chips.
+    """
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def executed_flops(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Bounds:
         return max(seconds, key=lambda name: seconds[name])
 
 
-def bounds(step: Step, topology: Topology, collectives: Sequence[Collective]) -> Bounds:
+def bounds(step: Program, topology: Topology, collectives: Sequence[Collective]) -> Bounds:
     """Returns the bounds of a compiled step on a topology, whose chips give the speeds."""
     chip, memory = topology.chip, step.memory
     gathers = [(whole(c), c.count) for c in collectives if c.kind == "all-gather"]

@@ -1,5 +1,6 @@
 """The job of python -m tim_jax.plan: plans of a configuration on devices, one after another."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import cast
 
@@ -10,24 +11,31 @@ from tim_jax.config.command_line import load_config
 from tim_jax.plan import collectives, report
 from tim_jax.plan.bounds import bounds
 from tim_jax.plan.compile import compile_step
+from tim_jax.plan.measured import Measured
 from tim_jax.plan.memory import largest_batch
 from tim_jax.runs.teachers import TeacherSource, find_teachers, planned_teachers, starts_from_teacher
 from tim_jax.system.topologies import Topology
 from tim_jax.transitions.objective import Objective
 
 
-def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, TeacherSource] = {}) -> report.PlanReport:
+def make_plan(
+    config: ConfigDict,
+    devices: Topology,
+    models: Mapping[str, TeacherSource] = {},
+    measured: Measured | None = None,
+) -> report.PlanReport:
     """Compiles the step of a configuration and, if it does not fit, searches for the largest batch that does.
 
     Args:
         config: the configuration.
         devices: what the step is compiled for.
         models: the models that it learns from (see `models_of`).
+        measured: what was measured on such devices.
     """
     step = compile_step(config, devices, models=models)
     found = collectives.read(step.text, devices.islands) if step.text else []
     best = bounds(step, devices, found) if step.text else None
-    plan = report.PlanReport(devices, step, found, best, config.training.steps)
+    plan = report.PlanReport(devices, step, found, best, config.training.steps, measured=measured)
     if plan.fits:
         return plan
 
@@ -35,7 +43,7 @@ def make_plan(config: ConfigDict, devices: Topology, models: Mapping[str, Teache
         return compile_step(config, devices, batch_size, models).memory.total
 
     largest, _ = largest_batch(measure, step.batch_size, step.memory.total, devices.chip.memory, step.unit)
-    return report.PlanReport(devices, step, found, best, config.training.steps, largest)
+    return dataclasses.replace(plan, largest=largest)
 
 
 def models_of(config: ConfigDict, teacher: str | None, devices: Topology) -> dict[str, TeacherSource]:

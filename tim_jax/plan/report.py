@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tim_jax.plan.bounds import Bounds, network_bytes
+from tim_jax.plan.bounds import Bounds, bounds, network_bytes
 from tim_jax.plan.collectives import Collective
 from tim_jax.plan.compile import Step
+from tim_jax.plan.measured import Measured, steps_table
 from tim_jax.system.reporting import table
 from tim_jax.system.topologies import Topology
 from tim_jax.training.mesh import mesh_text
@@ -45,6 +46,7 @@ class PlanReport:
         bounds: how fast the step can be at best; None if the compiler refused it.
         steps: that are trained.
         largest: examples in the largest batch that fits, where the step's does not; 0 if none does.
+        measured: what was measured on such devices, if it was.
     """
 
     topology: Topology
@@ -53,6 +55,15 @@ class PlanReport:
     bounds: Bounds | None
     steps: int
     largest: int | None = None
+    measured: Measured | None = None
+
+    @property
+    def bounds_measured(self) -> Bounds | None:
+        """The bounds at the speeds that were measured; None if none were, or the compiler refused the step."""
+        if self.measured is None or self.bounds is None:
+            return None
+        chip = self.measured.chip(self.topology.chip)
+        return bounds(self.step, dataclasses.replace(self.topology, chip=chip), self.collectives)
 
     @property
     def fits(self) -> bool:
@@ -109,14 +120,18 @@ def show(plan: PlanReport) -> str:
     if topology.islands > 1:
         crossing = rows[-1]["network"] * topology.island
         lines.append(f"  {crossing:,.0f} bytes a step reach each of {topology.islands} slices or nodes from the others")
-    bounds, chip = plan.bounds, topology.chip
-    lines += [
-        "",
-        "a step takes at least, ms",
-        *(f"  {name:12} {1e3 * seconds:9.2f}" for name, seconds in dataclasses.asdict(bounds).items()),
-        f"at most {plan.images_per_second:,.0f} images/s, bound by {bounds.name}; model FLOPs utilisation at most "
-        f"{step.model_flops / chips / chip.flops / bounds.step:.0%}; {plan.steps:,} steps in {plan.days:.2f} days",
-    ]
+    best, at_measured, chip = plan.bounds, plan.bounds_measured, topology.chip
+    lines += ["", "a step takes at least, ms" + ("; planned, and at measured speeds" if at_measured else "")]
+    for name, seconds in dataclasses.asdict(best).items():
+        beside = f" {1e3 * getattr(at_measured, name):9.2f}" if at_measured else ""
+        lines.append(f"  {name:12} {1e3 * seconds:9.2f}{beside}")
+    lines.append(
+        f"at most {plan.images_per_second:,.0f} images/s, bound by {best.name}; model FLOPs utilisation at most "
+        f"{step.model_flops / chips / chip.flops / best.step:.0%}; {plan.steps:,} steps in {plan.days:.2f} days"
+    )
+    if plan.measured is not None and plan.measured.steps:
+        lines += ["", f"steps that were measured on {plan.measured.device}"]
+        lines += [f"  {line}" for line in steps_table(plan.measured.steps).splitlines()]
     return "\n".join(lines)
 
 
@@ -198,6 +213,7 @@ def record(plan: PlanReport) -> dict[str, Any]:
         "slices": plan.topology.islands,
         "collectives": collective_rows(plan),
         "bounds": dataclasses.asdict(plan.bounds) | {"step": plan.bounds.step} if plan.bounds else None,
+        "bounds_measured": dataclasses.asdict(plan.bounds_measured) if plan.bounds_measured else None,
         "images_per_second": plan.images_per_second if plan.bounds else None,
         "days": plan.days if plan.bounds else None,
         "compile_seconds": step.seconds,
