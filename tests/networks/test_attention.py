@@ -19,7 +19,7 @@ from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.network import warn_once
-from tim_jax.networks.attention import blockwise, pallas, xla
+from tim_jax.networks.attention import blockwise, pallas, tpu, xla
 from tim_jax.networks.attention.modules import ATTENTION, LINEAR_FROM, attention
 from tim_jax.networks.layers import wide
 from tim_jax.system import flops, timing
@@ -35,12 +35,10 @@ def small_blocks(request, monkeypatch):
         monkeypatch.setattr(blockwise, "BLOCK", 8)
 
 
-def kernels(platform):
-    """Attention by the kernels of a platform, interpreted, with small blocks."""
-    return pallas.attention_on(dataclasses.replace(platform, block=8, unit=8, interpret=True))
-
-
-LINEAR = {"blockwise": blockwise.attention, "tpu": kernels(pallas.TPU), "gpu": kernels(pallas.GPU)}
+LINEAR = {  # the kernels interpreted, with small blocks
+    "blockwise": blockwise.attention,
+    "tpu": pallas.attention_by(tpu.Kernels(block=8, unit=8, interpret=True)),
+}
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "permute")
 # Queries, keys, width of a head, mask (see `make_mask`), scale of q and k.
@@ -115,7 +113,7 @@ def grid():
                 chosen = (
                     name == "blockwise"
                     and dtype == list(TYPES)[i % len(TYPES)]
-                    or (name == ("tpu", "gpu")[i % 2] and dtype == types[i // 2 % 2])
+                    or (name == "tpu" and i % 2 == 0 and dtype == types[i // 2 % 2])
                 )
                 marks = () if chosen else pytest.mark.slow
                 yield pytest.param(name, case, dtype, marks=marks, id=f"{name}-{case}-{dtype.__name__}")
@@ -145,14 +143,14 @@ def test_a_single_key_gives_its_value_and_the_tangent_of_that(name):
         np.testing.assert_allclose(y[0], np.broadcast_to(x[0, 10], y[0].shape), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["blockwise", "tpu", pytest.param("gpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LINEAR)
 def test_rows_without_any_key_are_zero(name):
     inputs = make_inputs(11, 20, 64)
     found = jax.jit(functools.partial(results, LINEAR[name], make_mask("none", 20), jnp.float32))(inputs)
     assert all(not y[0].any() and y[1].any() for y in found.values())
 
 
-@pytest.mark.parametrize("name", ["blockwise", "gpu", pytest.param("tpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LINEAR)
 def test_what_the_masked_keys_hold_changes_no_bit(name):
     qkv, dots, do = make_inputs(9, 13, 16)
     mask = make_mask("prefix", 13)
@@ -167,9 +165,8 @@ def test_what_the_masked_keys_hold_changes_no_bit(name):
 
 @pytest.mark.parametrize(
     "name, case",
-    [("blockwise", "odd lengths"), ("blockwise", "no key in one row"), ("tpu", "odd lengths"),
-     pytest.param("gpu", "no key in one row", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [("blockwise", "odd lengths"), ("blockwise", "no key in one row"), ("tpu", "odd lengths")],
+)
 def test_gradients_through_the_tangent_are_right_too(name, case, x64, monkeypatch):
     N, M, K, kind, _ = CASES[case]
     of = lambda attend: jax.jit(  # noqa: E731
@@ -195,7 +192,7 @@ def test_what_cannot_be_differentiated_is_refused():
 # Company
 
 
-@pytest.mark.parametrize("name", ["blockwise", "gpu", pytest.param("tpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", LINEAR)
 def test_mapped_over_an_axis(name):
     inputs = jax.tree.map(lambda x: np.stack([x, np.flip(x)]), make_inputs(9, 13, 16))
     of = functools.partial(results, LINEAR[name], make_mask("prefix", 13), jnp.float32)
@@ -203,8 +200,7 @@ def test_mapped_over_an_axis(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-5), both, first)
 
 
-@pytest.mark.parametrize("name", ["tpu", "gpu"])
-def test_in_layers_that_are_scanned_mapped_and_computed_anew(name):
+def test_in_layers_that_are_scanned_mapped_and_computed_anew():
     """Gradients through a jvp through all of it, as in the train step."""
     (x, *_), (x_dot, *_), do = make_inputs(9, 9, 16)
     x, x_dot, do = (jnp.asarray(np.stack([y, np.flip(y)]) / 4, jnp.float32) for y in (x, x_dot, do))
@@ -220,11 +216,11 @@ def test_in_layers_that_are_scanned_mapped_and_computed_anew(name):
     of = lambda attend: jax.jit(  # noqa: E731
         jax.grad(lambda w: jax.vmap(functools.partial(loss, attend, w))(x, x_dot, do).sum())
     )(w)
-    here, there = of(LINEAR[name]), of(xla.attention)
+    here, there = of(LINEAR["tpu"]), of(xla.attention)
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5 * np.abs(there).max())
 
 
-@pytest.mark.parametrize("name, way", [("blockwise", "compiler"), ("blockwise", "shard_map"), ("gpu", "shard_map")])
+@pytest.mark.parametrize("name, way", [("blockwise", "compiler"), ("blockwise", "shard_map"), ("tpu", "shard_map")])
 def test_split_over_rows_and_heads(name, way):
     inputs, mask = make_inputs(9, 13, 16), make_mask("prefix", 13)
     mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -318,22 +314,24 @@ def test_without_kernels_pallas_is_blockwise_to_the_bit_and_says_so_once(capfd):
     warn_once.cache_clear()
     for _ in range(2):
         build(load_config("digits", SMALL | {"model.attention": "pallas"}), jax.devices()[:1])
-    said = "warning: model.attention is 'pallas', which has no kernels for cpu; it runs as 'blockwise'\n"
-    assert capfd.readouterr().err == said
+    said = "which has no kernels for cpu with heads of width 8 in float32; it runs as 'blockwise'"
+    assert capfd.readouterr().err == f"warning: model.attention is 'pallas', {said}\n"
     build(load_config("digits", SMALL), jax.devices()[:1])
     assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "platform, capability, width, has",
-    [("tpu", None, 256, True), ("gpu", "9.0", 128, True), ("gpu", "12.0", 72, True), ("gpu", "7.5", 64, False),
-     ("gpu", "9.0", 256, False), ("gpu", "gfx942", 64, False), ("cpu", None, 64, False)],
+    "platform, capability, width, dtype, has",
+    [("tpu", None, 256, "float32", True), ("gpu", "9.0", 128, "bfloat16", True), ("gpu", "9.0", 64, "float32", False),
+     ("gpu", "9.0", 256, "bfloat16", False), ("gpu", "8.0", 64, "bfloat16", False),
+     ("gpu", "10.0", 72, "bfloat16", False), ("gpu", "gfx942", 64, "bfloat16", False),
+     ("cpu", None, 64, "bfloat16", False)],
 )  # fmt: skip
-def test_which_devices_have_kernels(platform, capability, width, has):
+def test_which_devices_have_kernels(platform, capability, width, dtype, has):
     device = types.SimpleNamespace(platform=platform)
     if capability:
         device.compute_capability = capability
-    assert pallas.has_kernels(device, width) == has
+    assert pallas.has_kernels(device, width, jnp.dtype(dtype)) == has
 
 
 def test_a_run_may_go_on_with_another_implementation():
@@ -360,7 +358,7 @@ def test_operations_of_kernels_are_counted():
     platform decides, those of `blockwise`, which shares two between dq, dk and dv."""
     qkv, dots, _ = make_inputs(16, 16, 16)
     product = 2 * 2 * 2 * 16 * 16 * 16
-    for attend, backward in ((LINEAR["tpu"], 7), (LINEAR["gpu"], 7), (pallas.attention, 5), (blockwise.attention, 5)):
+    for attend, backward in ((LINEAR["tpu"], 7), (pallas.attention, 5), (blockwise.attention, 5)):
         for mode, products in ((bench.forward, 2), (bench.jvp, 6), (bench.jvp_grad, 6 + backward)):
             assert flops.count(jax.make_jaxpr(functools.partial(mode, attend))(qkv, dots)) == products * product
 
@@ -374,7 +372,8 @@ def test_benchmark_writes_rows(tmp_path, capsys):
     for row in rows:
         assert row["temporary_bytes"] > 0 and (row["seconds"] is None) == (row["tokens"] == 32)
     said = capsys.readouterr()
-    assert "not run" in said.out and "pallas is left out: it has no kernels for cpu" in said.err
+    assert "not run" in said.out
+    assert "pallas is left out: it has no kernels for cpu with heads of width 8 in float32" in said.err
 
 
 @pytest.mark.parametrize(
@@ -386,6 +385,11 @@ def test_benchmark_writes_rows(tmp_path, capsys):
             "--tokens is '1024,0'; it must be numbers of at least 1, with commas between, of nine digits at most",
         ),
         ("--heads=0", "--heads is 0; it must be at least 1"),
+        (
+            "--implementations=xla,pallas",
+            "--implementations is xla,pallas; it must be without pallas, which has no kernels for cpu with heads of "
+            "width 64 in float32",
+        ),
         ("--dtype=float16", "--dtype is 'float16'; it must be one of float32, bfloat16"),
     ],
 )

@@ -95,11 +95,19 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     device = target(args.target) if args.target else jax.devices()[0]
+    kernels = has_kernels(device, args.head_width, DTYPES[args.dtype])
     if args.implementations is None:
-        some = [name for name in ATTENTION if name != "pallas" or has_kernels(device, args.head_width)]
-        args.implementations = ",".join(some)
-        if "pallas" not in some:
-            logging.warning("pallas is left out: it has no kernels for %s", device.device_kind)
+        args.implementations = ",".join(name for name in ATTENTION if kernels or name != "pallas")
+        if not kernels:
+            logging.warning(
+                "pallas is left out: it has no kernels for %s with heads of width %d in %s",
+                device.device_kind, args.head_width, args.dtype,
+            )  # fmt: skip
+    elif "pallas" in args.implementations.split(",") and not kernels:
+        raise ValueError(
+            f"--implementations is {args.implementations}; it must be without pallas, which has no kernels for "
+            f"{device.device_kind} with heads of width {args.head_width} in {args.dtype}"
+        )
     if not args.target:
         devices.announce(sys.stderr)
     return [row for mode, number in Bar(cases, unit="case") for row in measure_case(args, mode, number, device)]

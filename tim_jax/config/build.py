@@ -23,8 +23,8 @@ from tim_jax.config.network import (
     check_tokens,
     initialiser,
     make_network,
-    warn_of_attention,
     warn_of_whole_parameters,
+    with_attention,
 )
 from tim_jax.config.objective import (
     check_coupling,
@@ -93,7 +93,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None, plann
     init = initialiser(config, network)
     if config.mesh.fsdp == AUTO:  # examples lie on as many devices whatever is chosen
         mesh = _with_chosen_fsdp(config, devices, network, init)
-    warn_of_attention(network, mesh)
+    network = with_attention(network, mesh)
     warn_of_whole_parameters(network, mesh)
     optimizer = with_microbatches(config, optimizer, objective, sharding.batch_shards(mesh), planned)
     batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple

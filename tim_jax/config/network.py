@@ -124,11 +124,19 @@ def check_clock(network: Transformer, transport: Transport) -> None:
         )
 
 
-def warn_of_attention(network: Transformer, mesh: Mesh) -> None:
-    """Says so where kernels are named and the devices have none."""
-    device = mesh.devices.flat[0]
-    if network.attention == "pallas" and not has_kernels(device, network.width // network.heads):
-        warn_once(f"model.attention is 'pallas', which has no kernels for {device.device_kind}; it runs as 'blockwise'")
+def with_attention(network: Transformer, mesh: Mesh) -> Transformer:
+    """Returns the network with attention as the devices have it, and says so where kernels are named and are not there.
+
+    A GPU that programs are only compiled for is known here, and not where attention is traced.
+    """
+    device, width, dtype = mesh.devices.flat[0], network.width // network.heads, jnp.dtype(network.dtype)
+    if network.attention != "pallas" or has_kernels(device, width, dtype):
+        return network
+    warn_once(
+        f"model.attention is 'pallas', which has no kernels for {device.device_kind} with heads of width {width} in "
+        f"{dtype}; it runs as 'blockwise'"
+    )
+    return network.clone(attention="blockwise")
 
 
 def warn_of_whole_parameters(network: Transformer, mesh: Mesh) -> None:
