@@ -18,7 +18,7 @@ again between; reflow, slimflow and straightening, in four segments, are flow ma
 still; the others learn jumps between any two times.
 
 Learning rates: of a student that starts from the teacher, the teacher's own 1e-3, and of distribution_matching that of
-its configurations, 2e-4; from scratch, the one that is best in objectives.py, 16e-3 for `tim` and 8e-3 for flow matching.
+its configurations, 2e-4; from scratch, what is best in objectives.py, 16e-3 for `tim` and 8e-3 for flow matching.
 
 All have the transport of the teacher, OT-FM. TiM, here and from the teacher, has the loss of configs/digits.py; the
 others are as their papers have them, but for what these count in steps, which is a share of these few.
