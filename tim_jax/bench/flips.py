@@ -170,7 +170,8 @@ class Laboratory:
         device = state.step.addressable_shards[part].device
         batch, settings = self.batch, self.run.training
         trainer: Any = self.trainer
-        elsewhere, changed = None, False
+        elsewhere: Any = None
+        changed = gone = False
         if where == "gradient":
             state = state.replace(opt_state=(self._fault(device, rng), *state.opt_state[1:]))
         elif where == "data":
@@ -194,7 +195,6 @@ class Laboratory:
             state = state.replace(**{where: flipped_in(getattr(state, where), part, rng)})
         (self._folder / "corruption.jsonl").unlink(missing_ok=True)
         guard = Guard(self._folder, trainer, settings, 0, elsewhere)
-        gone = False
         with contextlib.suppress(Corrupted):
             for number in range(step, WINDOW + 1):
                 state = guard.step(number, state, batch)[0]
@@ -254,7 +254,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"XLA_FLAGS is {os.environ.get('XLA_FLAGS', '')!r}; it must give at least 3 devices, such as "
             "--xla_force_host_platform_device_count=8"
         )
-    rows, before = [], logging.get_verbosity()
+    rows: list[dict[str, Any]] = []
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # what is found is counted
     with tempfile.TemporaryDirectory() as folder, Bar(total=args.flips * len(kinds), unit="flip") as bar:
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
