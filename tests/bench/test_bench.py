@@ -274,6 +274,12 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
             ["compile", "--depths=7,"],
             "--depths is '7,'; it must be numbers of at least 1, with commas between, of nine digits at most",
         ),
+        (["flips", "--flips=0"], "--flips is 0; it must be at least 1"),
+        (
+            ["flips", "--where=params,loss"],
+            "--where has 'loss'; each of them must be one of params, emas, opt_state, gradient, data, computation, "
+            "broken",
+        ),
         (["step", "--repeat-s"], "--repeat-s: no such argument; did you mean --repeats?"),
     ],
 )

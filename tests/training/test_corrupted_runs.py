@@ -117,3 +117,13 @@ def test_of_three_processes_the_one_with_a_flipped_bit_is_named(tmp_path):
     abstract = build(load_config("digits", SMALL | OFTEN), jax.devices()[:1]).trainer.abstract
     one, other = (state_leaves(tmp_path / name, abstract, 8) for name in ("disturbed", "undisturbed"))
     assert one == other and one[0] == 8
+
+
+@pytest.mark.nightly
+def test_of_bits_that_are_flipped_all_are_found_that_leave_a_trace(tmp_path):
+    """On eight devices, by the command that docs/robustness.md has its figures from."""
+    command = ["tim_jax.bench", "flips", "--flips=3", f"--json={tmp_path / 'flips.json'}"]
+    subprocess.run([sys.executable, "-m", *command], env=os.environ | {"XLA_FLAGS": for_devices(8)}, check=True)
+    rows = json.loads((tmp_path / "flips.json").read_text())["rows"]
+    assert len(rows) == 7 and not any(row["missed"] for row in rows)
+    assert sum(row["found"] for row in rows) > 10

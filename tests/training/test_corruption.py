@@ -19,6 +19,7 @@ from tim_jax.training.array_checksums import checksum, checksums, odd_against, o
 from tim_jax.training.corruption import Corrupted, Excluded, Guard, RepeatedCorruption, sound
 from tim_jax.training.mesh import make_mesh
 from tim_jax.training.settings import TrainingSettings
+from tim_jax.training.trainer import Trainer
 
 
 def mixed(values):
@@ -218,6 +219,17 @@ def test_a_device_that_is_always_wrong_is_found_where_steps_are_made_elsewhere(t
         train(broken, batch, tmp_path, 1, elsewhere=broken_elsewhere, **settings)
     (line,) = reported(tmp_path)
     assert line["certain"] and [each["device"] for each in line["devices"]] == [str(jax.devices()[3])]
+
+
+def test_elsewhere_every_device_does_the_work_of_another_one_where_examples_alone_are_shared_out(mesh):
+    def elsewhere(mesh):
+        return Trainer(mesh, *[None] * 3).elsewhere
+
+    moved = elsewhere(mesh).mesh.devices
+    assert (moved != mesh.devices).all() and set(moved.flat) == set(mesh.devices.flat)
+    for sizes in ((1, 1, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2)):
+        sizes = dict(zip(("data", "fsdp", "tensor", "sequence"), sizes, strict=True))
+        assert elsewhere(make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])) is None
 
 
 def test_sums_in_another_order_are_no_fault(trainer, elsewhere, batch, tmp_path, caplog):

@@ -78,6 +78,9 @@ def faults(parser: argparse.ArgumentParser) -> None:
 def flips(parser: argparse.ArgumentParser) -> None:
     """Flips single bits on one of several devices while a tiny network trains, and counts which flips are found."""
     parser.add_argument("--flips", type=int, default=200, help="of each kind; default: %(default)s")
+    parser.add_argument(
+        "--where", default="params,emas,opt_state,gradient,data,computation,broken", help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of where and when; default: %(default)s")
 
 

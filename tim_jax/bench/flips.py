@@ -2,14 +2,15 @@
 
 Every flip is a trial of its own, at a random step of the ten between two comparisons of replicas (the default of
 training.compare_every), on a random device, in a random bit of a random number. What counts is whether a device's state
-after that step is another than that of the undisturbed run, whether a check has told within ten steps, and whether it
-named that device alone.
+after that step is another than that of the undisturbed run; whether a check has told within ten steps, and named that
+device alone; and, where none has, whether the state is that of the undisturbed run again, so that nothing is left.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import tempfile
@@ -40,9 +41,11 @@ from tim_jax.training.trainer import Trainer
 COLUMNS = (
     ("bits flipped in", "{where}"),
     ("flips", "{flips}"),
-    ("changed an update", "{changed}"),
-    ("of these found within 10 steps", "{found}"),
+    ("changed a step", "{changed}"),
+    ("found within 10 steps", "{found}"),
     ("device named", "{named}"),
+    ("gone without a trace", "{gone}"),
+    ("missed", "{missed}"),
 )
 WINDOW = 10  # steps
 SETTINGS = {"training.compare_every": str(WINDOW), "training.recompute_every": "0"}
@@ -161,13 +164,14 @@ class Laboratory:
             self.tables.append(checksums(state).gathered())
 
     def trial(self, where: str, rng: random.Random) -> dict[str, bool]:
-        """Makes one flip. Returns whether it changed an update, was found, and its device named."""
+        """Makes one flip. Returns whether it changed a step, was found, its device named, and whether it is gone."""
         step, part = rng.randint(1, WINDOW), rng.randrange(self.run.mesh.size)
         state = self._state(step)
         device = state.step.addressable_shards[part].device
         batch, settings = self.batch, self.run.training
         trainer: Any = self.trainer
-        elsewhere, changed = None, False
+        elsewhere: Any = None
+        changed = gone = False
         if where == "gradient":
             state = state.replace(opt_state=(self._fault(device, rng), *state.opt_state[1:]))
         elif where == "data":
@@ -184,6 +188,8 @@ class Laboratory:
                 return flipped_in(batch, part, random.Random(seed))
 
             trainer, elsewhere = (Broken(maker, device, spoil) for maker in (trainer, trainer.elsewhere))
+            changed = self._changed(trainer.detailed(state, batch)[0], step)
+            state = self._state(step)
             settings = dataclasses.replace(settings, recompute_every=step)
         else:
             state = state.replace(**{where: flipped_in(getattr(state, where), part, rng)})
@@ -196,8 +202,10 @@ class Laboratory:
                 guard.check(number, state, batch, self._sent)
                 batch = self.batch
             guard.settle()
+            gone = not self._changed(state, WINDOW)
         told = self._told()
-        return {"changed": changed, "found": bool(told), "named": told == [str(device)]}
+        found = bool(told)
+        return {"changed": changed, "found": found, "named": told == [str(device)], "gone": gone and not found}
 
     def _state(self, step: int) -> TrainState:
         """The undisturbed state before a step."""
@@ -237,22 +245,28 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures one row for each place where bits are flipped. Raises ValueError for wrong arguments."""
     if args.flips < 1:
         raise ValueError(f"--flips is {args.flips}; it must be at least 1")
-    if jax.device_count() < 6 or jax.device_count() % 2:
+    kinds = args.where.split(",")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"--where has {kind!r}; each of them must be one of {', '.join(KINDS)}")
+    if jax.device_count() < 3:
         raise ValueError(
-            f"XLA_FLAGS is {jax.device_count()} devices; it must give an even number of at least 6, such as by "
-            "XLA_FLAGS=--xla_force_host_platform_device_count=8"
+            f"XLA_FLAGS is {os.environ.get('XLA_FLAGS', '')!r}; it must give at least 3 devices, such as "
+            "--xla_force_host_platform_device_count=8"
         )
-    rows, before = [], logging.get_verbosity()
+    rows: list[dict[str, Any]] = []
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # what is found is counted
-    with tempfile.TemporaryDirectory() as folder, Bar(total=args.flips * len(KINDS), unit="flip") as bar:
+    with tempfile.TemporaryDirectory() as folder, Bar(total=args.flips * len(kinds), unit="flip") as bar:
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
-        for where, text in KINDS.items():
-            rng, counts = random.Random(f"{where} {args.seed}"), dict.fromkeys(("changed", "found", "named"), 0)
+        for where in kinds:
+            rng, counts = random.Random(f"{where} {args.seed}"), dict.fromkeys(("changed", "found", "named", "gone"), 0)
             for _ in range(args.flips):
                 seen = laboratory.trial(where, rng)
                 for name in counts:
                     counts[name] += seen[name] and seen["changed"]
                 bar.update()
-            rows.append({"where": text, "flips": args.flips, **counts})
+            missed = counts["changed"] - counts["found"] - counts["gone"]
+            rows.append({"where": KINDS[where], "flips": args.flips, **counts, "missed": missed})
     logging.set_verbosity(before)
     return rows

@@ -62,22 +62,24 @@ class SourcePipeline:
         return data.global_batches(self.source, self.plan, seed, shards, count, augmentation)
 
     def batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
-        """The batches of all steps from `start` on: those of `summed_batches`, without checksums."""
-        return ((batch, index) for batch, index, _ in self.summed_batches(start))
-
-    def summed_batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array, Checksums | None]]:
-        """The batches of all steps from `start` on, with checksums.
+        """The batches of all steps from `start` on.
 
         Args:
             start: how many steps came before.
 
         Yields:
-            The global batch, the numbers of its examples in the source as halves (B, 2), and the checksums of the
-            batch, all on the mesh; None in place of checksums where `training.compare_every` is 0.
+            The global batch, and the numbers of its examples in the source as halves (B, 2), both on the mesh.
 
         Raises:
             TooManyBadRecords: on all processes at the same step.
         """
+        return ((batch, index) for batch, index, _ in self._batches(start, summed=False))
+
+    def summed_batches(self, start: int) -> Iterator[tuple[dict[str, jax.Array], jax.Array, Checksums | None]]:
+        """As `batches`, with the checksums of each batch as well; None where `training.compare_every` is 0."""
+        return self._batches(start, summed=self.run.training.compare_every > 0)
+
+    def _batches(self, start: int, summed: bool) -> Iterator[tuple[Any, jax.Array, Checksums | None]]:
         assert self.account is not None, "training keeps an account of bad records"
         loader, training = self.run.config.loader, self.run.config.training
         names = tuple(self.shapes[0])
@@ -91,7 +93,7 @@ class SourcePipeline:
                 placed = self.encoder(batch, step)
             else:
                 placed = sharding.put_batch(self.run.mesh, {name: batch[name] for name in names})
-            return placed, index, checksums(placed) if training.compare_every else None
+            return placed, index, checksums(placed) if summed else None
 
         return data.prefetch_to_device(enumerate(stream, start), put, DEPTH)
 

@@ -56,7 +56,8 @@ def sound(attempt: Callable[[], T]) -> T:
     Raises:
         RepeatedCorruption: If it does so TRIES times from the same checkpoint.
     """
-    since, count = None, 0
+    since: int | None = None
+    count = 0
     while True:
         try:
             return attempt()

@@ -90,8 +90,9 @@ class Recomputation:
         """
         if not self._active:
             return self._trainer.detailed(state, batch), None
-        before, outputs = to_hosts(state), None
         made: list[Made] = []
+        before = to_hosts(state)
+        outputs: Any = None
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # one state at a time is on the devices: the one before waits on the hosts
         for maker in (self._elsewhere or self._trainer, self._trainer, self._trainer):
