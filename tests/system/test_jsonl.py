@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -102,9 +103,14 @@ def events_in(folder):
 
 @pytest.mark.parametrize("start", [0, 2, 130])
 @pytest.mark.parametrize("cut", [0, 7])
-def test_a_run_that_goes_on_has_every_step_once(start, cut, tmp_path):
-    """Killed beyond its last checkpoint, it makes steps again; a kill may cut the last record off too."""
-    folder, most = epath.Path(tmp_path), start + 5
+@pytest.mark.parametrize("back", [0, 10**6])
+def test_a_run_that_goes_on_has_every_step_once(start, cut, back, tmp_path, monkeypatch):
+    """Killed beyond its last checkpoint, it makes steps again; a kill may cut the last record off too.
+
+    Both starts are in the same second, or the clock went backwards between them.
+    """
+    folder, most, clock = epath.Path(tmp_path), start + 5, [time.time()]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
     writer = Writer(folder, start=0)
     for step in range(1, most):
         writer.scalars(step, {"loss": step, "error": -step})
@@ -113,9 +119,7 @@ def test_a_run_that_goes_on_has_every_step_once(start, cut, tmp_path):
     if cut:
         path.write_bytes(path.read_bytes()[:-cut])
     (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text() + '{"step": 9999, "lo')
-    (folder / "events").rename(folder / "former")  # names of files have seconds alone
-    (folder / "events").mkdir()
-    path = (folder / "former" / path.name).rename(folder / "events" / "events.out.tfevents.1.former")
+    clock[0] -= back
     writer = Writer(folder, start=start)
     for step in range(start + 1, most + 2):
         writer.scalars(step, {"loss": step, "error": -step})

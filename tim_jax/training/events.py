@@ -1,20 +1,61 @@
-"""TensorBoard's event files, as far as a run that goes on must take steps back that it will make again.
+"""TensorBoard's event files: a new one for every start, and steps taken back that a run will make again.
 
 A file is a sequence of records: length (uint64), its checksum (uint32), the event, its checksum (uint32). An event
 begins with its time (field 1, a double) and its step (field 2, a varint).
 """
 
+import itertools
 import os
+import re
+import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from etils import epath
 
 from tim_jax.system import files
-from tim_jax.training.tensorboard import Event, SessionLog
+from tim_jax.training.tensorboard import Event, RecordWriter, SessionLog
 
 HEAD = 24  # bytes of an event that hold time and step
+NUMBER = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+
+
+class Log:
+    """A new file of events, whose name sorts behind those of the files that are there: TensorBoard reads in this order.
+
+    The number in it is the time in seconds, as elsewhere, or one more than the largest, where two starts share a second
+    or the clock went backwards.
+    """
+
+    def __init__(self, folder: epath.Path):
+        """Makes the folder, if need be, and the file in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(found[1]) for path in folder.iterdir() if (found := NUMBER.match(path.name))]
+        for number in itertools.count(max([int(time.time()), *(n + 1 for n in numbers)])):
+            path = folder / f"events.out.tfevents.{number:010}.{socket.gethostname()}"
+            try:
+                if files.is_local(path):
+                    open(path, "x").close()  # evaluation may write beside training
+                break
+            except FileExistsError:
+                continue
+        self._records = RecordWriter(str(path))
+        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, event: Event) -> None:
+        """Adds an event."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Writes what waits, and closes the file."""
+        self._records.flush()
+        self._records.close()
 
 
 def forget(folder: epath.Path, step: int) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from tim_jax.system import files, jsonl
 from tim_jax.system.progress import Bar
 from tim_jax.training import events
-from tim_jax.training.tensorboard import Event, EventsWriter, summary
+from tim_jax.training.tensorboard import Event, summary
 
 ERRORS = {"error_equal": "r=t", "error_moving": "r<t"}  # metrics of a step's unweighted errors, and of which examples
 
@@ -61,10 +61,9 @@ class Writer:
                 if start is not None:
                     self._take_back(start)
                 self._log = files.Log(workdir / "metrics.jsonl")
-                (workdir / "events").mkdir(parents=True, exist_ok=True)
-                self._events = EventsWriter(str(workdir / "events" / "events"))
+                self._events = events.Log(workdir / "events")
                 if start is not None:
-                    self._events.write_event(events.restart(start + 1))
+                    self._events.add(events.restart(start + 1))
 
     def _take_back(self, start: int) -> None:
         with self._warned():
@@ -107,7 +106,7 @@ class Writer:
         with self._warned():
             if self._events is not None:
                 for each in summaries:
-                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=each))
+                    self._events.add(Event(wall_time=time.time(), step=step, summary=each))
                 if files.is_local(self.workdir) or time.monotonic() - self._flushed >= files.SECONDS:
                     self._events.flush()  # in object storage, this sends all events again
                     self._flushed = time.monotonic()
