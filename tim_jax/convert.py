@@ -74,6 +74,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Weights to a workdir."""
     from tim_jax.runs import conversion
+    from tim_jax.system import folders
 
     with user_errors():
         folder = conversion.new_workdir(args.workdir)
@@ -82,7 +83,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         config = conversion.released(args.released) if args.released else args.config
         found = conversion.startable(conversion.read_weights(args.file, config, overrides, copy=args.ema))
         classes = conversion.class_names(found, args.classes)
-    with failures(conversion.CannotWrite, OSError):
+    with user_errors(folders.CannotMake), failures(conversion.CannotWrite, OSError):
         conversion.write_workdir(found.run, found.params, found.file.name, folder, classes, found.counts)
     print(f"{found.size:,} parameters of {found.file.name} are step 0 of {args.workdir}")
     print(f"python -m tim_jax.sample {shlex.quote(f'--workdir={args.workdir}')} samples from them")
@@ -90,7 +91,7 @@ def import_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def export_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Weights of a workdir to a folder or a file, and to the hub."""
-    from tim_jax.system import hub, paths
+    from tim_jax.system import folders, hub, paths
 
     with user_errors():
         out = paths.given(args.out, "OUT")
@@ -112,7 +113,7 @@ def export_weights(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     with user_errors():
         found = conversion.read_export(args.workdir, args.ema, args.dtype)
         extra = formats[args.to](found, name, overrides) if args.to in formats else exports.Extra()
-    with failures(OSError):
+    with user_errors(folders.CannotMake), failures(OSError):
         weights = conversion.write_export(found, out, name, extra)
     print(f"{found.size:,} parameters of {found.checkpoint}, {found.origin.ema}, are in {weights}")
     if not alone:

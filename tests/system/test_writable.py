@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import resource
 import tempfile
 
 import pytest
@@ -77,3 +78,17 @@ def test_a_file_may_be_no_folder_and_object_storage_is_not_looked_at(folder):
     paths.check_folder("gs://nowhere/at/all", "--out")
     paths.check_file("gs://nowhere/at/all.json", "--json")
     paths.check_file("x.json", "--json")
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path):
+    """Files can be made on it, and hold nothing: as the kernel's limit of a file's size refuses it."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        with pytest.raises(ValueError) as error:
+            paths.check_folder(tmp_path / "new", "--out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert str(error.value).endswith("it must be a folder that can be written to, and is not (File too large)")
+    assert not list(tmp_path.iterdir())
+    paths.check_folder(tmp_path / "new", "--out")

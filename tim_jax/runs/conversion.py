@@ -27,7 +27,7 @@ from tim_jax.networks import Transformer
 from tim_jax.runs import exports, fixed_arrays, labels, model_card, published, teachers, workdir
 from tim_jax.runs.conditions import read_counts, write_counts
 from tim_jax.runs.exports import Extra
-from tim_jax.system import files, paths
+from tim_jax.system import files, folders, paths
 from tim_jax.training import checkpoints, names, proof, warm_start
 from tim_jax.training.sharding import on_mesh
 from tim_jax.types import DTYPES
@@ -229,11 +229,10 @@ def write_workdir(
 
     Raises:
         CannotWrite: if the checkpoint cannot be written.
+        CannotMake: if the folder cannot be made.
     """
-    new = folder.parent / f".{folder.name}.importing"
-    try:
-        new.rmtree(missing_ok=True)
-        trainer = run.trainer
+    trainer = run.trainer
+    with folders.appearing(folder, "WORKDIR") as new:
         with on_mesh(run.mesh):
             state = jax.jit(trainer.state_with, out_shardings=trainer.shardings)(params, trainer.seed_array)
         record = workdir.record_start(new, run.config, classes=classes) | {"imported": source}
@@ -244,10 +243,6 @@ def write_workdir(
         saver.close()
         if saver.failures:
             raise CannotWrite(saver.failures[0])
-        files.move_folder(new, folder)
-    finally:
-        if new.exists():
-            new.rmtree()
 
 
 def read_export(path: str, ema: str, dtype: str) -> Exported:
@@ -337,11 +332,9 @@ def write_folder(exported: Exported, folder: epath.Path, name: str, extra: Extra
 
     Raises:
         OSError: if a file cannot be written; then nothing is left behind.
+        CannotMake: if the folder cannot be made.
     """
-    new = folder.parent / f".{folder.name}.exporting"
-    try:
-        new.rmtree(missing_ok=True)
-        new.mkdir(parents=True)
+    with folders.appearing(folder, "OUT") as new:
         if not extra.alone:
             write_file(exported, new / exports.WEIGHTS)
         for path, data in extra.files.items():
@@ -354,7 +347,3 @@ def write_folder(exported: Exported, folder: epath.Path, name: str, extra: Extra
         own = own_modules(exported)
         card = model_card.card(exported.origin, exported.workdir, name, exported.size, own, picture, extra)
         (new / model_card.CARD).write_text(card)
-        files.move_folder(new, folder)
-    finally:
-        if new.exists():
-            new.rmtree()

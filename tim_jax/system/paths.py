@@ -16,6 +16,7 @@ from tim_jax.system import files
 PACKAGES = {"gs": '"tim-jax[gcs]"', "s3": "s3fs", "az": "adlfs"}  # what reads object storage, as pip installs it
 REMOTE = tuple(f"{scheme}://" for scheme in PACKAGES)  # as epath knows it
 UNFIT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, of bytes not in UTF-8, of line ends
+ROOM = 2**20  # bytes that a disk must have left, so that a full one is found before the work
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 _PATTERN = re.compile(r"[][*?\\]")
 
@@ -100,7 +101,9 @@ def new_file(text: str, name: str) -> pathlib.Path:
 
 
 def check_folder(folder: Any, name: str) -> None:
-    """Checks that files can be written to a folder, which need not be there yet. Nothing there changes.
+    """Checks that files can be written to a folder, which need not be there yet, and are not the last that fit.
+
+    Nothing there changes.
 
     Args:
         folder: Its path. In object storage it is not looked at.
@@ -117,8 +120,9 @@ def check_folder(folder: Any, name: str) -> None:
     if not there.is_dir():
         raise ValueError(f"{where}, and {there} is none")
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(ROOM))
+            file.flush()
     except OSError as error:
         raise ValueError(f"{where} that can be written to, and is not ({error.strerror})") from None
 
