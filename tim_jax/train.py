@@ -7,7 +7,7 @@ import argparse
 import contextlib
 
 from tim_jax.config.command_line import Parser, load_config, user_errors
-from tim_jax.system.exit_codes import DONE, FAILED, RESTART
+from tim_jax.system.exit_codes import DONE, FAILED, RESTART, leave
 
 
 def parser() -> Parser:
@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.teachers import with_teachers
     from tim_jax.system import cluster, compilation_cache, devices, files, lock, paths
     from tim_jax.training import warm_start
-    from tim_jax.training.preemption import Stop, leave
+    from tim_jax.training.preemption import Stop
 
     with user_errors():
         cluster.join()  # before Stop: it takes SIGTERM for itself

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from tim_jax.system import accelerators, logs, streams
+from tim_jax.system import accelerators, logs, peers, streams
 from tim_jax.system.exit_codes import FAILED, USER_ERROR
 
 
@@ -23,6 +23,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds or (ValueError, OSError) as error:
+        if peers.gone(error):  # JAX raises ValueError for it, too
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
 
@@ -33,6 +35,8 @@ def failures(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
+        if peers.gone(error):
+            raise
         print(f"failed: {one_line(error)}", file=sys.stderr)
         raise SystemExit(FAILED) from None
 

@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from tim_jax.system import files
+from tim_jax.system import files, peers
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import checksums, formats, names, proof, removal
 from tim_jax.training.state import TrainState
@@ -182,6 +182,7 @@ class Saver:
             removal.clear(self.manager.directory, calm=1.0)
 
     def _fail(self, step: int, error: Exception) -> None:
+        peers.leave_if_gone(error)
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if len(reason) > 300:  # it begins with the files and ends with what went wrong
             reason = f"{reason[:100]} … {reason[-200:]}"

@@ -10,6 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
+from tim_jax.system import peers
 from tim_jax.training import checkpoints
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.monitor import Launched, Monitor
@@ -158,6 +159,7 @@ def train(
         def failures() -> list[str]:
             return [*(snapshots.failures if snapshots else ()), *saver.failures]
 
+        stack.enter_context(peers.watched())  # the last: what was entered before would wait for the lost one
         unsaved = False  # whether a checkpoint is due that has not been written
         for step in range(start + 1, settings.steps + 1):
             with monitor.waiting_for_data():

@@ -1,7 +1,6 @@
 """How a process ends when a signal asks for it: between two steps where it trains, at once everywhere else."""
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tim_jax.system.exit_codes import RESTART
+from tim_jax.system import peers
+from tim_jax.system.exit_codes import RESTART, leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -54,7 +54,8 @@ class Stop(contextlib.ContextDecorator):
             threading.Thread(target=self._watch, daemon=True, name="signals").start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        peers.leave_if_gone(error)
         if self._active:
             signal.set_wakeup_fd(self._former_fd)
             for number, handler in self._former.items():
@@ -99,14 +100,6 @@ class Stop(contextlib.ContextDecorator):
 
 def _ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) == signal.SIG_IGN
-
-
-def leave(code: int) -> None:
-    """Ends the process at once, whatever its threads do. code: Its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
 
 
 class Agreement:
