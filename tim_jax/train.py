@@ -64,6 +64,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             if profile and not files.is_local(folder):
                 raise ValueError(f"--profile is {args.profile}; traces need a local disk, and --workdir is {folder}")
             paths.check_folder(folder, "--workdir")
+            workdir.check_place(folder)
             before, latest, given = workdir.recorded(folder), warm_start.latest(folder), config
             first_look = before is None and bool(automatic.open_keys(config))
             if first_look:

@@ -15,7 +15,7 @@ from tensorboardX import record_writer
 from tim_jax import data, evaluate, sample
 from tim_jax import train as command
 from tim_jax.system import files
-from tim_jax.training import sharding, warm_start
+from tim_jax.training import checkpoints, removal, sharding, warm_start
 from tim_jax.training.metrics import Writer
 
 SMALL = [
@@ -151,6 +151,44 @@ def test_checkpoints_in_a_bucket_are_seen_by_others_at_once(bucket):
     store.write("second", b"y").result()
     assert sorted(path.name for path in (bucket / "listed").iterdir()) == ["first", "second"]
     assert (bucket / "listed" / "second").read_text() == "y"
+
+
+def test_a_checkpoint_that_is_not_committed_is_never_taken_for_whole(bucket):
+    """In a bucket a folder comes file by file; the mark of the commit is the last, and before it there is nothing."""
+    workdir, state = bucket / "commits", {"x": np.arange(8.0, dtype=np.float32)}
+    saver = checkpoints.Saver(checkpoints.open_manager(workdir, 2))
+    for step in (1, 2):
+        saver.save(step, state, {"format": 2})
+    saver.close()
+    assert not saver.failures and latest_good(workdir) == 2
+    folder = workdir / "checkpoints" / "2"
+    content = {path: path.read_bytes() for path in files_below(folder)}
+    mark = folder / removal.COMMITTED
+    assert mark in content and len(content) > 5
+    folder.rmtree()
+    for path in sorted(content, key=lambda path: path == mark):
+        assert latest_good(workdir) == 1, f"before {path.name}"
+        path.write_bytes(content[path])
+    assert latest_good(workdir) == 2
+    mark.unlink()
+    (workdir / "checkpoints" / "2.keep" / "x").write_text("a user's own")
+    assert latest_good(workdir) == 1
+    checkpoints.open_manager(workdir, 2).close()  # as a start does, which removes what is not whole
+    assert sorted({path.name for path in (workdir / "checkpoints").iterdir()}) == ["1", "2.keep"]
+
+
+def files_below(folder):
+    """All files below a folder of a bucket, in which epath looks for no ** by itself."""
+    for path in folder.iterdir():
+        yield from files_below(path) if path.is_dir() else [path]
+
+
+def latest_good(workdir):
+    manager = checkpoints.open_manager(workdir, 2, read_only=True)
+    try:
+        return checkpoints.latest_good(manager)[0]
+    finally:
+        manager.close()
 
 
 @pytest.mark.parametrize("seconds, written", [(0.0, ["one", "two", "three"]), (1e9, ["one"])])

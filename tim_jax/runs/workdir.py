@@ -34,6 +34,16 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
+def check_place(workdir: epath.Path) -> None:
+    """Raises ValueError for a workdir among the checkpoints of a run, which saves and removes what is there."""
+    whole = files.absolute(workdir)
+    for folder in (whole, *whole.parents):
+        if folder.name == "checkpoints" and (folder.parent / CONFIG).exists():
+            raise ValueError(
+                f"--workdir is {str(workdir)!r}; it must not lie among the checkpoints of another run, {folder.parent}"
+            )
+
+
 def recorded(workdir: epath.Path) -> dict | None:
     """Returns the configuration that a workdir's run was first started with, or None in a new one.
 
