@@ -466,6 +466,9 @@ def get_config():
     config.mesh.fsdp = 0  # 0: chosen by the width of the network; 1 for small ones
     config.mesh.tensor = 1
     config.mesh.sequence = 1
+    # Microbatches that this mesh makes of each of optimizer.accumulation, so that a batch fits fewer devices; 0: 1, or
+    # what --min-processes needs where processes are missing.
+    config.mesh.accumulation = 0
 
     # The training loop.
     config.training = ConfigDict()

@@ -10,6 +10,8 @@
 # TYPE names the slice; TPU_SLICES=2 trains on two of them. Their hosts find each other by TPU_WORKER_HOSTNAMES and, over
 # several slices, MEGASCALE_COORDINATOR_ADDRESS, MEGASCALE_NUM_SLICES and MEGASCALE_SLICE_ID, which GKE sets in the pods
 # of a JobSet.
+# With --min-processes=3 three of four GPU hosts go on where the fourth is not there within --wait=300 seconds, since its
+# node is gone: its pod stays pending, and takes part again from the next restart on. A slice of TPUs runs whole or not.
 # Exit code 75, or a process killed by a signal, which is how a lost host shows: all hosts start again and go on from
 # the last checkpoint. Exit codes 1 and 2, a failure and a user's mistake, end the JobSet.
 # shellcheck disable=SC2153 # `variable` assigns them
@@ -61,6 +63,16 @@ quoted() {
     printf '"%s"' "${text//\"/\\\"}"
 }
 
+# Of --min-processes, which a Job has to know: it has succeeded when so many have.
+least=''
+for word in "${arguments[@]}"; do
+    [[ $word == --min-processes=* ]] && least=${word#*=}
+    if [[ $word == --min-processes* && ($ACCELERATOR != gpu || ! $least =~ ^($whole)$ || $least -gt $GPU_HOSTS) ]]; then
+        echo "error: $word: must be --min-processes=N, N at most GPU_HOSTS, with ACCELERATOR=gpu: slices run whole" >&2
+        exit 2
+    fi
+done
+
 # What differs between the two.
 case "$ACCELERATOR" in
     tpu)
@@ -97,6 +109,12 @@ case "$ACCELERATOR" in
         exit 2
         ;;
 esac
+
+success=''
+if [[ -n $least ]]; then
+    success="
+          successPolicy: {rules: [{succeededCount: $least}]} # a pod whose node is gone never does"
+fi
 
 mount='' volume=''
 if [[ -n $DATA_CLAIM ]]; then
@@ -136,7 +154,7 @@ spec:
         spec:
           parallelism: $hosts
           completions: $hosts
-          completionMode: Indexed
+          completionMode: Indexed$success
           backoffLimit: 0 # no host can go on alone: the first failure ends the Job, and the JobSet starts all again
           podFailurePolicy:
             rules:

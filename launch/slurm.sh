@@ -19,6 +19,7 @@
 # The lines above and the variables are what to change; options of sbatch override the lines. As many tasks per
 # node as GPUs: JAX gives task i of a node the node's GPU i.
 # SIGTERM comes 300 s before the time limit, and before a preemption: training saves and ends with 75.
+# With sbatch --nodes=3-4 … --min-processes=24 a job that goes back to the queue goes on with the nodes that there are.
 # Exit code 75, or a process killed by a signal, which is how a lost node shows: the job goes back to the queue and goes
 # on from its last checkpoint. Any other exit code ends the job.
 # shellcheck disable=SC2153 # `variable` assigns them

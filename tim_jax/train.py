@@ -16,6 +16,8 @@ def parser() -> Parser:
     made.add_config(help="a configuration, such as configs/digits.py; default: that of the run in the workdir")
     made.add_argument("--workdir", help="the run's folder; started again in it, a run goes on")
     made.add_argument("--check", action="store_true", help="one step on made-up examples, nothing written")
+    made.add_argument("--min-processes", type=int, help="go on with so few where others are gone; default: with all")
+    made.add_argument("--wait", type=float, help="seconds to wait for processes that are missing; default: 300")
     made.add_argument("--profile", default="", help="first and last step of a trace for XProf, such as 100:105")
     return made
 
@@ -39,7 +41,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from tim_jax.config import automatic, identity
     from tim_jax.config.build import build
-    from tim_jax.runs import averages, training, workdir
+    from tim_jax.runs import averages, elastic, training, workdir
     from tim_jax.runs.counting import counted
     from tim_jax.runs.input_pipeline import open_pipeline
     from tim_jax.runs.measuring import open_measurement
@@ -50,7 +52,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.training.preemption import Stop
 
     with user_errors():
-        cluster.join()  # before Stop: it takes SIGTERM for itself
+        processes = elastic.asked(args.min_processes, args.wait, args.workdir)
+        if processes is None:
+            cluster.join()  # before Stop: it takes SIGTERM for itself
+        elif not processes.join():
+            return print(f"{args.workdir}: the run has ended while this process waited")
     with Stop(lambda: "") as stop, contextlib.ExitStack() as stack:
         with user_errors():
             config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
@@ -74,7 +80,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 config = counted(config)
             else:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
-            run = build(config)
+            run = build(config, planned=processes.devices() if processes else 0)
+            plan = processes.plan(run) if processes else {}
             cache = compilation_cache.use(run.config.training.compilation_cache)
             if before is not None:
                 identity.compare(before, run.config, folder)
@@ -91,6 +98,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             averages.check(run)
             first = first_state(run, folder)
             if before is not None and (line := finished(run, folder)):
+                if processes and jax.process_index() == 0:
+                    processes.finish()
                 return print(line) if jax.process_index() == 0 else None
             if not first_look:
                 devices.announce()  # before data is read, which may take minutes
@@ -106,11 +115,15 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 check_classes(run, folder, pipeline.source)
                 first = first_state(run, folder)
         if jax.process_index() == 0:
+            if processes:
+                processes.record(plan)
             print(cache, flush=True)
             if before is None and (chosen := automatic.told(given, run.config)):
                 print(chosen, flush=True)
         end = training.fit(run, pipeline, folder, first, stop, profile, measurement, draw)
     if jax.process_index() == 0:
+        if processes and not end.stopped:
+            processes.finish()
         print(training.last_line(end, folder), flush=True)
     code = RESTART if end.stopped else DONE if end.saved else FAILED
     if end.failures and jax.process_count() == 1:

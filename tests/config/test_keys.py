@@ -36,6 +36,7 @@ BY_NAME = {
     "mesh.fsdp": "training/mesh.py: AXES",
     "mesh.tensor": "training/mesh.py: AXES",
     "mesh.sequence": "training/mesh.py: AXES",
+    "mesh.accumulation": "config/fewer.py: config.mesh.accumulation",
     "transport.sigma_d": "transitions/transports.py: def edm(sigma_d",
     "transport.shared_intervals": "transitions/transports.py: def with_shared_times(",
     "sampling.noise_scale": "transitions/sampling/planning.py: getattr(sampling, key) for key in sampler.keys",

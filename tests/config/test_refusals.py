@@ -164,6 +164,8 @@ BUILD = [
     ({"posthoc_ema.every": "7"}, "posthoc_ema.every"),
     ({"mesh.data": "0"}, "mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor"),
     ({"mesh.tensor": "3"}, "mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor"),
+    ({"mesh.accumulation": "-1"}, "mesh.accumulation"),
+    ({"mesh.accumulation": "3", "data.batch_size": "16"}, "data.batch_size"),
     ({"training.steps": "0"}, "training.steps"),
     ({"training.steps": "many"}, "training.steps"),
     ({"training.steps": "1.5"}, "training.steps"),

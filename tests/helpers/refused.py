@@ -332,6 +332,7 @@ NOT_PROVOKED = {
     "runs/any_step.py: evaluation.metrics": "a sweep of the command evaluate",
     "runs/averages.py": "a run that is about to train",
     "runs/classifying.py": "the command classify",
+    "runs/elastic.py": "several processes",
     "runs/preferences.py": "the command prefer",
     "runs/counting.py": "data without labels, whose classes are to be counted",
     "runs/conditions.py: data.source": "labels that cannot be read",

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tim_jax.codecs.settings import CodecSettings
 from tim_jax.config import automatic, plugins, values
 from tim_jax.config.examples import check_batch_size, make_inputs
+from tim_jax.config.fewer import with_microbatches
 from tim_jax.config.identity import check_keys
 from tim_jax.config.network import (
     check_clock,
@@ -51,12 +52,13 @@ from tim_jax.transitions.objective import Objective
 from tim_jax.types import Auxiliary
 
 
-def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
+def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None, planned: int = 0) -> Run:
     """Objects for a configuration.
 
     Args:
         config: with all keys of configs/base.py.
         devices: of the mesh; all by default.
+        planned: number of devices that the run was planned for, where some are missing; 0 for these.
 
     Raises:
         ValueError: one line, "KEY is VALUE; it must …".
@@ -93,6 +95,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Ru
         mesh = _with_chosen_fsdp(config, devices, network, init)
     warn_of_attention(network, mesh)
     warn_of_whole_parameters(network, mesh)
+    optimizer = with_microbatches(config, optimizer, objective, sharding.batch_shards(mesh), planned)
     batch_multiple = sharding.batch_shards(mesh) * optimizer.accumulation * objective.batch_multiple
     if data.batch_size == automatic.AUTO:
         config.data.batch_size = automatic.batch_size(config, mesh.devices.ravel().tolist(), batch_multiple)

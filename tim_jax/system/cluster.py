@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tim_jax.system import int64
+from tim_jax.system import int64, peers
 
 # Seconds. Hosts of a pod may fetch their image minutes apart, and one that is late must not end those that wait.
 START = 900
+# The same of processes that have met before (see `rendezvous`): one of them may have gone since.
+MET = 120
 # A host that is silent for this long is lost: all others end, and the launch script starts them anew. Heartbeats come
 # from a thread of their own, which neither compilation nor a checkpoint holds up.
 HEARTBEAT = 60
@@ -23,27 +25,36 @@ BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 BY_SRUN = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
-def join() -> None:
+def processes_here() -> dict[str, Any] | None:
+    """Returns what `processes` does of the variables of this process."""
+    config: Any = jax.config  # whose options type checkers do not see
+    return processes(os.environ, "tpu" in (config.jax_platforms or ""))  # JAX writes it there when it finds TPUs
+
+
+def join(found: dict[str, Any] | None = None) -> None:
     """Makes this process one of its run's processes; a lone process, or one that has joined, stays as it is.
 
     Processes are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set (each
     process then has all GPUs of its host, or those of JAX_LOCAL_DEVICE_IDS), and else as JAX finds them under srun and
     on TPU slices.
 
+    Args:
+        found: What `processes` returns, by default that of the environment; with other arguments of
+            jax.distributed.initialize, if need be.
+
     Raises:
         ValueError: For a variable that is wrong, or that is missing while others are set; it names the variable.
     """
-    config: Any = jax.config  # whose options type checkers do not see
-    on_tpu = "tpu" in (config.jax_platforms or "")  # JAX writes it there when it finds TPUs
-    found = processes(os.environ, on_tpu)
-    if found is None or jax.distributed.is_initialized():
+    found = found or processes_here()
+    if found is None or found.get("num_processes") == 1 or jax.distributed.is_initialized():
         return
-    jax.distributed.initialize(
-        **found,
-        initialization_timeout=START,
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=END,
-    )
+    timeouts = {
+        "initialization_timeout": START,
+        "heartbeat_timeout_seconds": HEARTBEAT,
+        "shutdown_timeout_seconds": END,
+    }
+    with peers.watched():
+        jax.distributed.initialize(**timeouts | found)
 
 
 def processes(environ: Mapping[str, str], on_tpu: bool = False) -> dict[str, Any] | None:

@@ -59,6 +59,9 @@ class MeshSettings:
     fsdp: int = 0  # 0: chosen by the width of the network; 1 for small ones
     tensor: int = 1
     sequence: int = 1
+    # Microbatches that this mesh makes of each of optimizer.accumulation, so that a batch fits fewer devices; 0: 1, or
+    # what --min-processes needs where processes are missing.
+    accumulation: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
