@@ -247,3 +247,15 @@ def test_old_keys_are_answered_with_the_new_ones(old, new):
     assert old not in KEYS
     with pytest.raises(ValueError, match=re.escape(new)):
         load_config("base", {old: "x"})
+
+
+def test_every_fault_of_storage_has_the_test_that_its_line_names():
+    """In the table of docs/robustness.md."""
+    table = (ROOT / "docs" / "robustness.md").read_text().partition("## Faults of storage")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[-1] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 15
+    for row in rows:
+        files = [ROOT / name for name in re.findall(r"`(tests/\w+/\w+\.py)`", row)]
+        assert files or row.startswith("the same"), row
+        text = "".join(file.read_text() for file in files)
+        assert all(f"def {name}(" in text for name in re.findall(r"`(test_\w+)`", row)), row

@@ -218,6 +218,21 @@ def test_an_accelerator_that_is_not():
     assert done.returncode == USER_ERROR and "npu" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_job_of_which_fewer_pods_may_go_on_has_succeeded_with_so_many():
+    found = job(manifest("--config=digits", "--min-processes=3", ACCELERATOR="gpu"))
+    assert found["successPolicy"] == {"rules": [{"succeededCount": 3}]} and found["completions"] == 4
+    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": found}
+    kubernetes_validate.validate(whole, "1.31", strict=True)
+    assert "successPolicy" not in job(manifest("--config=digits", ACCELERATOR="gpu"))
+
+
+@pytest.mark.parametrize("word", ["--min-processes=5", "--min-processes=0", "--min-processes=x", "--min-processes"])
+def test_a_smaller_job_that_cannot_be_is_refused(word):
+    for given, accelerator in ((word, "gpu"), ("--min-processes=3", "tpu")):
+        done = bash("kubernetes.sh", "--dry-run", given, ACCELERATOR=accelerator)
+        assert (done.returncode, done.stdout) == (USER_ERROR, "") and done.stderr.startswith(f"error: {given}: must be")
+
+
 # SLURM.
 
 

@@ -12,7 +12,8 @@ from tim_jax.system.exit_codes import RESTART, leave
 
 # How XLA's collectives and JAX's coordination service put it.
 LOST = re.compile(
-    r"[Gg]loo|NCCL|heartbeat timeout|coordination ?service|task is set to ERROR|Connection (reset|closed) by peer", re.I
+    r"\bGloo\b|NCCL.*(remote|network|time(d )?out)|heartbeat timeout|[Cc]oordination ?[Ss]ervice|task is set to ERROR",
+    re.DOTALL,
 )
 # Of the same libraries, but every start would fail alike.
 LASTING = re.compile(r"RESOURCE_EXHAUSTED|out of memory|INVALID_ARGUMENT", re.I)
@@ -20,7 +21,7 @@ LASTING = re.compile(r"RESOURCE_EXHAUSTED|out of memory|INVALID_ARGUMENT", re.I)
 
 def gone(error: BaseException) -> bool:
     """Returns whether an error says that another process has gone."""
-    if type(error).__module__.partition(".")[0] not in ("builtins", "jax", "jaxlib") or isinstance(error, SystemExit):
+    if not isinstance(error, RuntimeError | ValueError):  # JAX raises both
         return False
     text = str(error)
     return bool(LOST.search(text)) and not LASTING.search(text)

@@ -19,8 +19,8 @@ from etils import epath
 
 from tim_jax.system import files, jsonl
 
-POLL = 1.0  # seconds between looks
-SILENCE = 10.0  # seconds after which a process whose file has not changed is not waiting any more
+POLL, POLL_REMOTE = 1.0, 5.0  # seconds between looks; in object storage, where writing to a file has a limited rate
+SILENCE = 10  # looks after which a process whose file has not changed is not waiting any more
 TELL = 60.0  # seconds between lines that say who is waited for
 DECISION = "decision.json"
 FINISHED = "finished"
@@ -73,7 +73,8 @@ def meet(
     """
     folder.mkdir(parents=True, exist_ok=True)
     me, own = secrets.token_hex(8), folder / f"{index}.waiting"
-    before, seen = _decided(folder), _Seen(clock)
+    poll = POLL if files.is_local(folder) else POLL_REMOTE
+    before, seen = _decided(folder), _Seen(clock, SILENCE * poll)
     changed, told, here, beat = clock(), clock(), {index: me}, 0
     try:
         while True:
@@ -98,7 +99,7 @@ def meet(
                 told = clock()
                 least = f", {min(counts)} are needed" if not going else ""
                 print(f"process {index} waits: {len(here)} of {everyone} are here{least}", file=sys.stderr, flush=True)
-            sleep(POLL)
+            sleep(poll)
     finally:
         own.unlink(missing_ok=True)
 
@@ -129,8 +130,8 @@ def _decided(folder: epath.Path) -> dict:
 class _Seen:
     """Who else waits, by files that change."""
 
-    def __init__(self, clock: Callable[[], float]):
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], silence: float):
+        self._clock, self._silence = clock, silence
         self._last: dict[int, tuple[dict, float | None]] = {}  # what a file said, and when it was seen to have changed
 
     def look(self, folder: epath.Path) -> Iterator[tuple[int, str]]:
@@ -147,5 +148,5 @@ class _Seen:
             if before is not None and said != before:
                 when = self._clock()
             self._last[int(number)] = said, when
-            if when is not None and self._clock() - when < SILENCE and isinstance(said.get("process"), str):
+            if when is not None and self._clock() - when < self._silence and isinstance(said.get("process"), str):
                 yield int(number), said["process"]
