@@ -2,7 +2,7 @@
 
 131M parameters; τ = 1 − t from noise to data, and the output is the image x̂, of which F divides by σ ≥ 0.05.
 Published score: FID 3.66 with guidance, scale 3.0 where τ ≥ 0.1, by 50 steps of Heun's method.
-Licence of the released weights: MIT.
+Licence of the released weights: MIT, not checked.
 Launch: python -m tim_jax.convert import checkpoint-last.pth WORKDIR --as=jit_b_16
     python -m tim_jax.sample --workdir=WORKDIR --steps=50 --guidance=3.0 --config.sampling.guidance_high=0.9
 """

@@ -3,7 +3,7 @@
 133M parameters. x_t = (1 − t) x + 2 t ε: the noise grows with the side of the image. F divides by t ≥ 0.05, which is
 σ ≥ 0.1.
 Published score: FID 4.02 with guidance where τ ≥ 0.1, by 50 steps of Heun's method.
-Licence of the released weights: MIT.
+Licence of the released weights: MIT, not checked.
 Launch: python -m tim_jax.convert import checkpoint-last.pth WORKDIR --as=jit_b_32
 """
 

@@ -1,7 +1,7 @@
 """The released JiT-L/32 for ImageNet 512×512 (arXiv 2511.13720): jit_b_32.py with 462M parameters.
 
 Published score: FID 2.53 with guidance where τ ≥ 0.1, by 50 steps of Heun's method.
-Licence of the released weights: MIT.
+Licence of the released weights: MIT, not checked.
 Launch: python -m tim_jax.convert import checkpoint-last.pth WORKDIR --as=jit_l_32
 """
 

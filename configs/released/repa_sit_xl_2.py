@@ -2,7 +2,7 @@
 
 The network of sit_xl_2.py with four channels out and with the head that was aligned with DINOv2-B, trained with noise
 at t = 1: its output is noise − data.
-Published score: FID 5.9 without guidance; 1.42 with, scale 1.8 below t = 0.7, by 250 steps of the SDE.
+Published score: FID 5.9 without guidance (not checked); 1.42 with, scale 1.8 below t = 0.7, by 250 steps of the SDE.
 Licence of the released weights: MIT.
 Launch: python -m tim_jax.convert import last.pt WORKDIR --as=repa_sit_xl_2
     python -m tim_jax.sample --workdir=WORKDIR --steps=250 --guidance=1.8 --config.sampling.guidance_high=0.7

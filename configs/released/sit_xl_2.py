@@ -3,7 +3,7 @@
 675M parameters; τ = 1 − t from noise to data, and the output is data − noise, with four more channels that are not
 used. Guidance is on three of the four channels, as in the published code.
 Published score: FID 8.61 without guidance; 2.06 with, scale 1.5, by 250 steps of the SDE.
-Licence of the released weights: MIT.
+Licence of the released weights: MIT, not checked.
 Launch: python -m tim_jax.convert import SiT-XL-2-256x256.pt WORKDIR --as=sit_xl_2
     python -m tim_jax.sample --workdir=WORKDIR --steps=250 --guidance=1.5 --config.sampling.sampler=sde
     --config.codecs.autoencoder=SD-VAE

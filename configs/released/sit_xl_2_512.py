@@ -1,7 +1,7 @@
 """The released SiT-XL/2 for ImageNet 512×512 (arXiv 2401.08740): sit_xl_2.py on latents of 64×64.
 
 Published score: FID 2.62, scale 1.5, by 250 steps of the SDE.
-Licence of the released weights: MIT.
+Licence of the released weights: MIT, not checked.
 Launch: python -m tim_jax.convert import SiT-XL-2-512x512.pt WORKDIR --as=sit_xl_2_512
 """
 
