@@ -192,6 +192,11 @@ def test_speeds_are_those_of_the_slowest_device_and_the_fastest_collective():
         (["--out={}"], "--out is '{}'; it must be a file, and is a folder"),
         (["--workdir={}/made\n"], "--workdir is '{}/made\\n'; it must be a path in UTF-8, without control characters"),
         (["--write-reference=x", "--out=y"], "--out is y; it must be left out with --write-reference"),
+        (["--write-reference=x", "--checks=data"], "--checks is data; it must be left out with --write-reference"),
+        (
+            ["--checks=data", "--workdir=x"],
+            "--workdir is x; it must be left out where checkpoint is not among --checks",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, tmp_path):
