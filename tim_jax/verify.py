@@ -12,7 +12,7 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(
         prog="python -m tim_jax.verify", description="Says whether this machine trains rightly, and how fast."
     )
-    made.add_argument("--checks", default=",".join(CHECKS), help="some of %(default)s; default: all of them")
+    made.add_argument("--checks", help=f"some of {','.join(CHECKS)}; default: all of them")
     made.add_argument("--size", choices=SIZES, help="of the checks; default: small on a CPU, full elsewhere")
     made.add_argument(
         "--workdir",
@@ -33,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
 def execute(args: argparse.Namespace) -> int:
     """The command, its line being read."""
     with user_errors():
-        checks = read_checks(args.checks)
+        checks = tuple(CHECKS) if args.checks is None else read_checks(args.checks)
         if args.write_reference is not None:
-            for name in ("size", "workdir", "out"):
+            for name in ("checks", "size", "workdir", "out"):
                 if (value := getattr(args, name)) is not None:
                     raise ValueError(f"--{name} is {value}; it must be left out with --write-reference")
+        if args.workdir is not None and "checkpoint" not in checks:
+            raise ValueError(f"--workdir is {args.workdir}; it must be left out where checkpoint is not among --checks")
 
     import jax
 
@@ -45,7 +47,9 @@ def execute(args: argparse.Namespace) -> int:
 
     with user_errors():
         out = paths.new_file(args.out, "--out") if args.out is not None else None
-        reference = paths.new_file(args.write_reference, "--write-reference") if args.write_reference else None
+        reference = None
+        if args.write_reference is not None:
+            reference = paths.new_file(args.write_reference, "--write-reference")
         workdir = paths.run_folder(args.workdir, "--workdir") if args.workdir is not None else None
         if workdir is not None:
             paths.check_folder(workdir, "--workdir")

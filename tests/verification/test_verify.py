@@ -14,6 +14,8 @@ from etils import epath
 
 from tests.helpers.devices import for_devices
 from tim_jax import verify
+from tim_jax.bench import data as data_bench
+from tim_jax.bench.compile import NETWORKS
 from tim_jax.bench.step import CASES, Case, make_state, step_settings, trace_step
 from tim_jax.networks.attention import xla
 from tim_jax.networks.attention.modules import ATTENTION
@@ -190,6 +192,11 @@ def test_speeds_are_those_of_the_slowest_device_and_the_fastest_collective():
         (["--out={}"], "--out is '{}'; it must be a file, and is a folder"),
         (["--workdir={}/made\n"], "--workdir is '{}/made\\n'; it must be a path in UTF-8, without control characters"),
         (["--write-reference=x", "--out=y"], "--out is y; it must be left out with --write-reference"),
+        (["--write-reference=x", "--checks=data"], "--checks is data; it must be left out with --write-reference"),
+        (
+            ["--checks=data", "--workdir=x"],
+            "--workdir is x; it must be left out where checkpoint is not among --checks",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, said, capsys, tmp_path):
@@ -256,6 +263,21 @@ def test_steps_stand_beside_what_the_planner_says_of_them(tiny):
     assert {line.what.rpartition(": ")[2] for line in found if isinstance(line, Line)} == {
         *training.VARIANTS.values(), "exact over flow matching", "exact over finite difference"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_data_sampling_and_compilation_have_lines(tiny, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", tiny.saved)
+    monkeypatch.setattr(data_bench, "IMAGES", 8)
+    monkeypatch.setattr(data_bench, "STEPS", 2)
+    sizes = dataclasses.replace(tiny, compiled=("tiny",), sampling=tiny.saved)
+    found = job.run(("data", "sampling", "compile"), setup.Setup(sizes))
+    assert found.left_out == () and {each.verdict for _, each in found.lines} <= {OK, SLOW}
+    figures = [(check, dict(each.figures)) for check, each in found.lines]
+    assert [each["steps"] for check, each in figures if check == "sampling"] == [1, 4, 32]
+    assert all(each["images_per_second"] > 0 for check, each in figures if check != "compile")
+    first, second = (each for check, each in figures if check == "compile")
+    assert first["compiled"] == second["read"] >= 2 and (first["read"], second["compiled"]) == (0, 0)
 
 
 @pytest.mark.slow
