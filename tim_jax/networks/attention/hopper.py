@@ -167,7 +167,7 @@ def _multiply(*pairs, onto=None, transposed=False):
     def accumulate(sums):
         for a, b in pairs:
             a = a.astype(b.dtype) if isinstance(a, jax.Array) else a
-            plgpu.wgmma(sums, a, plgpu.transpose_ref(b, (1, 0)) if transposed else b)
+            plgpu.wgmma(sums, a, b.T if transposed else b)
         return sums[...] if onto is None else None
 
     if onto is None:
