@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu
+from jax.sharding import PartitionSpec as P
 
-from tim_jax.networks.attention import blockwise, hopper, xla
+from tim_jax.networks.attention import blockwise, hopper, pallas, xla
 
 # Examples, queries, keys, heads, width of a head, keys that may be attended to in each example. Tiles have 8 rows, so
 # that a pair of warpgroups has 16. The interpreter compiles for every warpgroup of every thread block: few of these.
@@ -71,3 +72,19 @@ def test_output_tangent_and_gradients_are_those_of_float64(case, monkeypatch, ca
         error, blocks = (np.linalg.norm(np.asarray(x[name]).astype(np.float64) - right) for x in (found, usual))
         assert error <= 1.5 * blocks + 2 * float(jnp.finfo(jnp.bfloat16).eps) * np.linalg.norm(right), name
     assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+def test_kernels_of_all_platforms_have_one_type_within_a_shard_map():
+    """In bfloat16 there are some for TPUs, for Hopper and blocks, and JAX traces all of them wherever it runs."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradients(*qkv):
+        def loss(*qkv):
+            o, o_dot = jax.jvp(lambda *qkv: pallas.attention(*qkv, in_jvp=True), qkv, qkv)
+            return jnp.sum((o * jax.lax.stop_gradient(o_dot)).astype(jnp.float32))
+
+        return jax.grad(loss, (0, 1, 2))(*qkv)
+
+    x = jax.ShapeDtypeStruct((2, 16, 2, 16), jnp.bfloat16)
+    split = jax.shard_map(gradients, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert jax.eval_shape(split, x, x, x) == (x, x, x)

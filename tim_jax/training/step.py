@@ -161,19 +161,34 @@ def train_step(
 
     grad_norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
     finite = fitted & jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(grad_norms.values()))).all()
-    updates, opt_state = settings.tx.update(grads, opt_state, params)
+    updates, new_opt_state = settings.tx.update(grads, opt_state, params)
     update_norms = {part: optax.tree.norm(tree) for part, tree in updates.items()}
     finite &= jnp.isfinite(jnp.stack(list(update_norms.values()))).all()
-    params = optax.apply_updates(params, updates)
-    if settings.slices > 1:
-        kept = (state.params, state.opt_state)
-        params, opt_state = only_slice((params, opt_state), kept, state.step % settings.slices, settings.slices)
-    of_online = {name: state.emas[name] for name in settings.emas}
-    emas = update_emas(of_online, params["online"], settings.emas, state.step, settings.ema_warmup)
-    for name, (part, decay) in averages(settings.auxiliary).items():
-        emas |= update_emas({name: state.emas[name]}, params[part], {name: decay}, state.step, settings.ema_warmup)
-    after, before = (params, emas, opt_state, memory), (state.params, state.emas, state.opt_state, state.memory)
-    params, emas, opt_state, memory = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    before = state.params, state.emas, state.opt_state, state.memory
+
+    def advanced(new_opt_state: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        new_params = optax.apply_updates(params, updates)
+        if settings.slices > 1:
+            kept, which = (state.params, state.opt_state), state.step % settings.slices
+            new_params, new_opt_state = only_slice((new_params, new_opt_state), kept, which, settings.slices)
+        of_online = {name: state.emas[name] for name in settings.emas}
+        emas = update_emas(of_online, new_params["online"], settings.emas, state.step, settings.ema_warmup)
+        for name, (part, decay) in averages(settings.auxiliary).items():
+            ema = {name: state.emas[name]}
+            emas |= update_emas(ema, new_params[part], {name: decay}, state.step, settings.ema_warmup)
+        return new_params, emas, new_opt_state, memory
+
+    def selected() -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), advanced(new_opt_state), before)
+
+    def branched() -> tuple[PyTree, PyTree, PyTree, PyTree]:
+        # The optimizer's state is made here once more: what is made above would lie beside the old state until the
+        # update is known to be finite, and here it is written over it.
+        again = lambda: advanced(settings.tx.update(grads, opt_state, params)[1])  # noqa: E731
+        return jax.lax.cond(finite, again, lambda: before)
+
+    # On a TPU a selection is fused with what makes the new state, and a branch would copy. On a CPU it is the reverse.
+    params, emas, opt_state, memory = jax.lax.platform_dependent(cpu=branched, default=selected)
     metrics |= {
         "grad_norm": grad_norms.pop("online"),
         **{f"grad_norm_{part}": norm for part, norm in grad_norms.items()},

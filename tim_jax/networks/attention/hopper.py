@@ -167,7 +167,7 @@ def _multiply(*pairs, onto=None, transposed=False):
     def accumulate(sums):
         for a, b in pairs:
             a = a.astype(b.dtype) if isinstance(a, jax.Array) else a
-            plgpu.wgmma(sums, a, plgpu.transpose_ref(b, (1, 0)) if transposed else b)
+            plgpu.wgmma(sums, a, b.T if transposed else b)
         return sums[...] if onto is None else None
 
     if onto is None:
@@ -198,7 +198,7 @@ def _run(of: Pass, stay, by, tile: int, interpret) -> list[jax.Array]:
         interpret: Parameters of the interpreter, or None.
     """
     (stay, stay_tree), (by, by_tree) = jax.tree.flatten(stay), jax.tree.flatten(by)
-    groups, length, width = stay[0].shape
+    groups, length, _ = stay[0].shape
     steps = by[0].shape[1] // tile
     stages = min(STAGES, steps)
     outs = [jax.ShapeDtypeStruct(stay[0].shape, stay[0].dtype)] * of.matrices
@@ -258,7 +258,7 @@ def _run(of: Pass, stay, by, tile: int, interpret) -> list[jax.Array]:
                 plgpu.barrier_wait(consumed.at[slot])
                 pl.when(j + stages < steps)(lambda: load(j + stages, slot))
 
-    return plgpu.kernel(
+    results = plgpu.kernel(
         attention,
         out_type=outs,
         scratch_types=(
@@ -277,6 +277,14 @@ def _run(of: Pass, stay, by, tile: int, interpret) -> list[jax.Array]:
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=interpret,
     )(*stay, *by)
+    return [_varying_as(x, (*stay, *by)) for x in results]
+
+
+def _varying_as(x, inputs):
+    """Returns x as varying over the axes of a `jax.shard_map` that the inputs vary over: a kernel does not tell JAX."""
+    axes = frozenset().union(*(jax.typeof(y).manual_axis_type.varying for y in inputs))
+    missing = axes - jax.typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def _shared(x, slots: int, tile: int):
