@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers.processes import Run
+from tests.helpers.processes import one_device as one_device
 from tim_jax.training import goodput, ledger
 
 EVERY = 5  # steps between checkpoints, of a second each
@@ -134,3 +138,27 @@ def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, monkeypatch, caplog
     with goodput.Goodput().recorded(epath.Path(tmp_path)):
         pass
     assert sum("could not be written" in line.getMessage() for line in caplog.records) == 1
+
+
+def often():
+    """Is called in the process of a run: what a kill leaves unrecorded is little."""
+    goodput.SECONDS = 0.02
+
+
+@pytest.mark.slow
+def test_what_a_kill_costs_is_on_record(tmp_path):
+    """Killed before its first checkpoint, a run makes all of its steps again; every second of the wall clock counts."""
+    run = Run(tmp_path, often, training__steps=10**6)
+    run.wait_for(lambda: run.step() >= 5)
+    run.signal(signal.SIGKILL)
+    run.process.join()
+    killed = time.time()
+    code, line = Run(tmp_path, often, training__steps=3).end()
+    first, last = ledger.read(epath.Path(run.workdir))
+    assert code == 0 and (first["done"], last["done"]) == (False, True) and last["carried"] == 0
+    found = ledger.ledger([first, last])
+    assert found["repeated"] == first["seconds"]["steps"] > 0
+    assert found["steps"] == last["seconds"]["steps"] > 0
+    assert found["down"] == pytest.approx(last["began"] - killed, abs=1.0)
+    assert sum(found.values()) == pytest.approx(last["seen"] - first["began"], abs=0.2)
+    assert "; goodput " in line and "down between starts" in line
