@@ -149,7 +149,8 @@ def often():
 def test_what_a_kill_costs_is_on_record(tmp_path):
     """Killed before its first checkpoint, a run makes all of its steps again; every second of the wall clock counts."""
     run = Run(tmp_path, often, training__steps=10**6)
-    run.wait_for(lambda: run.step() >= 5)
+    run.wait_for(lambda: run.step() >= 5 and ledger.read(epath.Path(run.workdir))[0]["seconds"]["steps"] > 0)
+    (heard,) = ledger.read(epath.Path(run.workdir))
     run.signal(signal.SIGKILL)
     run.process.join()
     killed = time.time()
@@ -159,6 +160,6 @@ def test_what_a_kill_costs_is_on_record(tmp_path):
     found = ledger.ledger([first, last])
     assert found["repeated"] == first["seconds"]["steps"] > 0
     assert found["steps"] == last["seconds"]["steps"] > 0
-    assert found["down"] == pytest.approx(last["began"] - killed, abs=1.0)
-    assert sum(found.values()) == pytest.approx(last["seen"] - first["began"], abs=0.2)
+    assert last["began"] - killed - 0.1 <= found["down"] <= last["began"] - heard["seen"]
+    assert sum(found.values()) == pytest.approx(last["seen"] - first["began"], abs=1.0)
     assert "; goodput " in line and "down between starts" in line
