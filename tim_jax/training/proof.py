@@ -7,9 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import checksums
+
+
+class _Silent:
+    """An open array of TensorStore, which does not say how it is stored.
+
+    What `spec().to_json()` returns is never freed (TensorStore 0.1.86), and orbax asks every array for it: some 1 MiB
+    for each checkpoint. Where that fails, orbax does without.
+    """
+
+    base = None
+
+    def __init__(self, array: Any):
+        self._array = array
+
+    def spec(self) -> Any:
+        raise NotImplementedError("it is not asked for")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._array, name)
+
+
+_described = tensorstore_utils.array_metadata_from_tensorstore
+tensorstore_utils.array_metadata_from_tensorstore = lambda array, *args, **more: _described(
+    _Silent(array), *args, **more
+)
 
 
 class NotProven(RuntimeError):
