@@ -1,5 +1,6 @@
 """What proves that a state is fit to be saved, and that what was saved can be restored."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import checksums
@@ -32,10 +32,18 @@ class _Silent:
         return getattr(self._array, name)
 
 
-_described = tensorstore_utils.array_metadata_from_tensorstore
-tensorstore_utils.array_metadata_from_tensorstore = lambda array, *args, **more: _described(
-    _Silent(array), *args, **more
-)
+@functools.cache
+def _ask_less() -> None:
+    """Has orbax describe arrays that are `_Silent`, where it is a version that does so by this function (0.12.8)."""
+    try:
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        describe = tensorstore_utils.array_metadata_from_tensorstore
+    except (ImportError, AttributeError):
+        return
+    tensorstore_utils.array_metadata_from_tensorstore = lambda array, *args, **more: describe(
+        _Silent(array), *args, **more
+    )
 
 
 class NotProven(RuntimeError):
@@ -66,6 +74,7 @@ def broken(folder: epath.Path, shapes: list[tuple] | None = None) -> str | None:
         folder: Of the checkpoint.
         shapes: Shapes and types that its arrays must have, sorted; None for any.
     """
+    _ask_less()
     try:
         if found := checksums.unreadable(folder / "state"):
             return f"state/{found}"
