@@ -61,6 +61,10 @@ def metrics(rng, lines=30):
 def fill(folder, rng):
     """Writes figures of a run into its workdir; returns {file: what is in it}."""
     found = {"any_step.json": any_step(rng), "diagnostics.json": diagnostics(rng), "metrics.jsonl": metrics(rng)}
+    found["goodput.jsonl"] = [
+        {"began": 1.7e9 + at, "seen": 1.7e9 + at + 100, "carried": carried, "seconds": {"compile": 40, "steps": 60}}
+        for at, carried in ((0, 0.0), (250, 45.0))
+    ]
     found["classes.json"] = ["zero", NASTY, *"23456789"]
     for name, content in found.items():
         lines = content if name.endswith("jsonl") else [content]

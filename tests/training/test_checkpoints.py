@@ -1,6 +1,7 @@
 """Checkpoints: which stay, that none goes before a newer one is complete, and that no altered byte is taken for one."""
 
 import errno
+import gc
 import os
 import pathlib
 import resource
@@ -363,6 +364,21 @@ def test_a_checkpoint_with_other_arrays_than_were_saved_is_not_believed(workdir)
     shapes = proof.shapes_of(state(1))
     assert proof.broken(workdir / "checkpoints" / "1", shapes) is None
     assert "other arrays" in proof.broken(workdir / "checkpoints" / "1", shapes[1:])
+
+
+def test_to_prove_a_checkpoint_leaves_nothing_in_memory(workdir):
+    """Seven objects of every array stayed each time, which TensorStore never let go of."""
+    saved(workdir, [1])
+
+    def objects():
+        gc.collect()
+        return len(gc.get_objects())
+
+    counts = []
+    for _ in range(5):
+        assert proof.broken(workdir / "checkpoints" / "1", proof.shapes_of(state(1))) is None
+        counts.append(objects())
+    assert counts[-1] - counts[1] < 14, "as many as two arrays had of one call"
 
 
 def test_what_is_read_is_not_removed(workdir):

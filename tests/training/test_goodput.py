@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers.processes import Run
+from tests.helpers.processes import one_device as one_device
 from tim_jax.training import goodput, ledger
 
 EVERY = 5  # steps between checkpoints, of a second each
@@ -154,3 +158,28 @@ def test_steps_after_going_back_in_one_process_are_done_twice(monkeypatch):
         "restore": 2.0, "steps": 14.0, "repeated": 4.0,
     }  # fmt: skip
     assert account.productive == 14.0
+
+
+def often():
+    """Is called in the process of a run: what a kill leaves unrecorded is little."""
+    goodput.SECONDS = 0.02
+
+
+@pytest.mark.slow
+def test_what_a_kill_costs_is_on_record(tmp_path):
+    """Killed before its first checkpoint, a run makes all of its steps again; every second of the wall clock counts."""
+    run = Run(tmp_path, often, training__steps=10**6)
+    run.wait_for(lambda: run.step() >= 5 and ledger.read(epath.Path(run.workdir))[0]["seconds"]["steps"] > 0)
+    (heard,) = ledger.read(epath.Path(run.workdir))
+    run.signal(signal.SIGKILL)
+    run.process.join()
+    killed = time.time()
+    code, line = Run(tmp_path, often, training__steps=3).end()
+    first, last = ledger.read(epath.Path(run.workdir))
+    assert code == 0 and (first["done"], last["done"]) == (False, True) and last["carried"] == 0
+    found = ledger.ledger([first, last])
+    assert found["repeated"] == first["seconds"]["steps"] > 0
+    assert found["steps"] == last["seconds"]["steps"] > 0
+    assert last["began"] - killed - 0.1 <= found["down"] <= last["began"] - heard["seen"]
+    assert sum(found.values()) == pytest.approx(last["seen"] - first["began"], abs=1.0)
+    assert "; goodput " in line and "down between starts" in line

@@ -68,7 +68,9 @@ def test_goodput_is_that_of_a_stopwatch(clock):
     with account.doing("steps"):
         for busy in (True, False):
             with account.doing("data") as waiting:
-                clock[0] += 0.5
+                clock[0] += 0.25
+                assert account.record()["seconds"]["data"] == 0.25
+                clock[0] += 0.25
                 waiting.kind = "steps" if busy else "data"
             clock[0] += 2.0
         with account.doing("save"):

@@ -70,9 +70,10 @@ class Goodput:
 
     def record(self) -> dict:
         """Returns what this start records, see `ledger.ledger`."""
-        with self._lock:
-            self._settle()
-            line = {"began": self._began, "seen": time.time(), "seconds": dict(self._seconds), "done": self.done}
+        with self._lock:  # of what goes on, the kind may still change
+            seconds, kind = dict(self._seconds), self._activities[-1].kind
+            seconds[kind] += time.perf_counter() - self._since
+        line = {"began": self._began, "seen": time.time(), "seconds": seconds, "done": self.done}
         return line if self.carried is None else line | {"carried": self.carried}
 
     @property

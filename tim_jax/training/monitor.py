@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -88,7 +89,8 @@ class Monitor(contextlib.ExitStack):
         """A context that waits for the next batch. While the devices are at work it costs nothing, and is of steps."""
         with self._progress.waiting(), self.goodput.doing("data") as waiting:
             yield
-            if self._launched is not None and not self._launched.metrics["nonfinite"].is_ready():
+            ahead: Any = self._launched and self._launched.metrics["nonfinite"]  # jax's types leave is_ready out
+            if ahead is not None and not ahead.is_ready():
                 waiting.kind = "steps"
 
     @contextlib.contextmanager
