@@ -232,6 +232,12 @@ def test_what_a_steered_step_costs(monkeypatch, tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert [(row["steering"], row["evaluations"]) for row in rows] == [("flowchef", 2), ("dps", 2)]
     assert all(row["over_unsteered"] > 0 for row in rows)
+    assert [row["operations"] for row in rows] == [operations_of(name) / plain for name in ("flowchef", "dps")]
+    other = tmp_path / "other.json"
+    command.main(["sample", *options, "--estimate=end", "--iterations=3", f"--json={other}"])
+    rows = json.loads(other.read_text())["rows"]
+    assert [row["evaluations"] for row in rows] == [8, 8]  # the plan's own prediction, and a jump for each iteration
+    assert 3.9 < rows[0]["operations"] < 4.2
 
 
 @pytest.mark.slow
