@@ -543,7 +543,8 @@ def get_config():
     # What samples are led to by a loss on their estimate, and how.
     config.sampling.steering = ConfigDict()
     # What is asked of samples: a name in OPERATORS, with numbers behind it, such as super_resolution:4; or a reward:
-    # classifier, similarity, or a name in REWARDS. "": nothing, which is so wherever nothing says what was measured.
+    # classifier, similarity, image_similarity, or a name in REWARDS. "": nothing, which is so wherever nothing says
+    # what was measured.
     config.sampling.steering.operator = ""
     # gradient skipped: flowchef; through the network: dps; hard consistency: resample
     config.sampling.steering.method = "flowchef"

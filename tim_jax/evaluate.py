@@ -1,8 +1,8 @@
 """python -m tim_jax.evaluate --workdir=DIR --steps=1,2,4,8,16,32,64,128 [--seeds=3 --out=DIR --export=FILE]
 
-With several values of --weights, --sampler, --plan, --guidance or --guidance-interval it measures all their
-combinations; with --evaluations in place of --steps, samplers are compared by what they cost. --metrics=bits_per_dim is
-the likelihood of data, for which nothing is drawn.
+With several values of --operator, --steering, --weights, --sampler, --plan, --guidance or --guidance-interval it
+measures all their combinations; with --evaluations in place of --steps, samplers are compared by what they cost.
+--metrics=bits_per_dim is the likelihood of data, for which nothing is drawn.
 """
 
 import argparse
@@ -10,7 +10,19 @@ import argparse
 from tim_jax.config.command_line import Parser, failures, intervals, real_numbers, user_errors, whole_numbers, words
 
 STEPS = "1,2,4,8,16,32,64,128"
-OF_SAMPLES = ("steps", "evaluations", "count", "sampler", "plan", "guidance", "guidance_interval", "nearest", "export")
+OF_SAMPLES = (
+    "steps",
+    "evaluations",
+    "count",
+    "operator",
+    "steering",
+    "sampler",
+    "plan",
+    "guidance",
+    "guidance_interval",
+    "nearest",
+    "export",
+)
 
 
 def parser() -> Parser:
@@ -22,6 +34,9 @@ def parser() -> Parser:
                       "the network just so many times per image, such as 1,4,32")  # fmt: skip
     made.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
     made.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
+    made.add_argument("--operator", help="what is measured of held-out images, which samples are steered to restore, "
+                      "such as box_inpainting:0.5,super_resolution:4; default: sampling.steering.operator")  # fmt: skip
+    made.add_argument("--steering", help="how: of flowchef, dps, resample; default: sampling.steering.method")
     made.add_argument("--weights", help="names of EMAs, or online, such as slow,fast; default: sampling.ema")
     made.add_argument("--sampler", help="names of samplers, such as flow_map,euler; default: sampling.sampler")
     made.add_argument("--plan", help="sampler, for its own plan, and learned, such as sampler,learned; default: "
@@ -56,7 +71,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         else:
             text = STEPS if args.steps is None else args.steps
             args.evaluations, args.steps = (), whole_numbers("steps", text, least=1)
-        for name in ("weights", "sampler", "plan", "metrics"):
+        for name in ("operator", "steering", "weights", "sampler", "plan", "metrics"):
             setattr(args, name, words(name, text) if (text := getattr(args, name)) is not None else ())
         args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()
         given = args.guidance_interval

@@ -47,10 +47,11 @@ def parser() -> Parser:
                       "of --from, or a reward")  # fmt: skip
     made.add_argument("--mask", help="image file, white where the images of --from are drawn anew")
     made.add_argument("--target", help="image files of what was measured, in place of --from; or the label that a "
-                      "reward asks for")  # fmt: skip
+                      "reward asks for, or the image that image_similarity does")  # fmt: skip
     made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
     made.add_argument("--search", help="best_of:N, starts:N or budget_forcing:N: N times the evaluations, for a reward")
-    made.add_argument("--reward", help="what is searched for: brightness, classifier, similarity, or a plugin's")
+    made.add_argument("--reward", help="what is searched for: brightness, classifier, similarity, "
+                      "image_similarity, or a plugin's")  # fmt: skip
     made.add_argument("--classifier", default="", help="the file of the one that judges, as python -m tim_jax.classify "
                       "writes it; default: objective.reward.classifier")  # fmt: skip
     made.add_argument("--radius", type=float, help="of starts: how far the next start may be; default: 0.5")

@@ -62,10 +62,12 @@ class ClassScores(NamedTuple):
     Attributes:
         cosines: Of their features with the embedding of each class (B, K).
         logits: Of the classes (B, K).
+        features: Of the images, of length 1 (B, d); None where nothing is compared by them.
     """
 
     cosines: jax.Array
     logits: jax.Array
+    features: jax.Array | None = None
 
 
 class Examples(NamedTuple):

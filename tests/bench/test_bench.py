@@ -215,15 +215,21 @@ def test_what_a_steered_step_costs(monkeypatch, tmp_path):
     params = jax.eval_shape(lambda: bench.make_state(tiny, bench.step_settings(tiny, "flow_matching"))).params
     transport = TRANSPORTS["ot_fm"]()
 
-    def operations_of(method):
-        sampling = sample_bench.sampling_of(1.0, method)
+    def operations_of(method, *flags):
+        like = sample_bench.read_steering(command.parser().parse_args(["sample", "--steering=dps", *flags]))
+        sampling = sample_bench.sampling_of(1.0, method, like)
         times = sample_bench.time_grid(transport, 2, sampling)
         plan = sample_bench.make_plan(transport, times, sampling)
-        return flops.count(jax.make_jaxpr(sample_bench.sampler(tiny, 1.0, method))(params["online"], plan, 2))
+        draw = sample_bench.sampler(tiny, 1.0, method, like)
+        return flops.count(jax.make_jaxpr(draw)(params["online"], plan, 2))
 
     plain = operations_of("none")
     assert operations_of("flowchef") / plain < 1.05 and operations_of("resample") / plain < 1.3
     assert 1.8 < operations_of("dps") / plain < 2.3  # the gradient in the state alone: as much again as the pass
+    # The plan's own prediction is made once, a jump to data for each iteration.
+    assert 3.9 < operations_of("flowchef", "--estimate=end", "--iterations=3") / plain < 4.2
+    with pytest.raises(ValueError, match="^--iterations is 3; it must be left out where --steering is none"):
+        sample_bench.read_steering(command.parser().parse_args(["sample", "--iterations=3"]))
 
     monkeypatch.setitem(bench.CASES, "tiny", tiny)
     file = tmp_path / "sample.json"
@@ -232,6 +238,7 @@ def test_what_a_steered_step_costs(monkeypatch, tmp_path):
     rows = json.loads(file.read_text())["rows"]
     assert [(row["steering"], row["evaluations"]) for row in rows] == [("flowchef", 2), ("dps", 2)]
     assert all(row["over_unsteered"] > 0 for row in rows)
+    assert [row["operations"] for row in rows] == [operations_of(name) / plain for name in ("flowchef", "dps")]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import contents, told, workdir
@@ -220,6 +221,27 @@ def test_the_best_cell_is_named_by_steps_and_overall():
     assert cells({"slow": {}})["best"]["overall"] is None
 
 
+def test_what_is_restored_is_compared_within_its_operator():
+    ways = {
+        ("greyscale", "dps"): (2.0, 21.0),
+        ("greyscale", "resample"): (1.5, 20.0),
+        ("gaussian_blur", "dps"): (9.0, 8.0),
+    }
+    lines = [{"operator": operator, "steering": method, "weights": "slow", "sampler": "flow_map", "plan": "own plan",
+              "guidance": 1.0, "guidance_interval": None, "failures": {}, "protocol": PROTOCOL.record(),
+              "rows": [{"steps": 2, "nfe": 2, "frechet": distance, "frechet_spread": 0.01, "psnr": psnr,
+                        "psnr_spread": 0.1}]} for (operator, method), (distance, psnr) in ways.items()]  # fmt: skip
+    about = {"samples": 20, "seeds": [0, 1], "step": 7, "reference": REFERENCE, "floor": {"frechet": 0.25}}
+    found = sweep.make(lines, about | {"inputs": {"greyscale": 12.5, "gaussian_blur": 14.25}})
+    assert found["best"] == {"steps": {}, "overall": None}
+    text = sweep.to_markdown(found)
+    assert "| operator | steering | 2 |" in text
+    assert "| greyscale | dps | 2 ± 0.01 |" in text and "| greyscale | resample | **1.5 ± 0.01** |" in text
+    assert "| greyscale | dps | **21 ± 0.1** |" in text and "| greyscale | resample | 20 ± 0.1 |" in text
+    assert text.count("| gaussian_blur | dps | **") == 2 and "12.5 dB of greyscale, 14.25 dB of gaussian_blur" in text
+    assert sweep.make(lines[:2], about)["best"]["overall"]["steering"] == "resample"
+
+
 def test_by_evaluations_those_that_cost_the_same_are_compared():
     found = cells({"slow": {1: 0.5, 2: 0.31}, "fast": {2: 0.3, 4: 0.2}}, by="evaluations")
     assert {count: cell["weights"] for count, cell in found["best"]["evaluations"].items()} == {
@@ -231,6 +253,30 @@ def test_by_evaluations_those_that_cost_the_same_are_compared():
     assert "| slow | **0.5 ± 0.01** | 0.31 ± 0.01 |  |" in text
     assert "| fast |  | **0.3 ± 0.01** (3.25 NFE) | **0.2 ± 0.01** |" in text
     assert "- 2 evaluations: slow (0.5 ± 0.01, 2 NFE)" in text
+
+
+@pytest.mark.slow
+def test_a_sweep_over_what_is_restored_and_how(place, capsys):
+    asked = [
+        "--operator=box_inpainting:0.5,super_resolution:2",
+        "--steering=flowchef,resample",
+        "--steps=1",
+        "--seeds=1",
+    ]
+    folder = run(place, "restored", *asked)
+    found = json.loads((folder / "sweep.json").read_text())
+    lines = {(line["operator"], line["steering"]): line["rows"][0] for line in found["lines"]}
+    assert len(lines) == 4 and all(0 < row["psnr"] < 60 for row in lines.values())
+    # In one step both paste what was measured on the same free sample; the other operator measures something else.
+    for operator in ("box_inpainting:0.5", "super_resolution:2"):
+        assert lines[operator, "flowchef"]["psnr"] == pytest.approx(lines[operator, "resample"]["psnr"], abs=0.05)
+    with Image.open(folder / "sweep_steps1.png") as picture:
+        assert picture.size[1] > picture.size[0] / 2
+    text = (folder / "sweep.md").read_text()
+    assert text in capsys.readouterr().out + "\n" and "PSNR of the degraded images themselves" in text
+    table = run(place, "one", "--operator=super_resolution:2", "--steering=resample", "--steps=1", "--seeds=1")
+    (row,) = json.loads((table / "any_step.json").read_text())["rows"]
+    assert row["psnr"] == pytest.approx(lines["super_resolution:2", "resample"]["psnr"], abs=0.01)
 
 
 @pytest.mark.slow
@@ -297,6 +343,11 @@ def test_a_sweep_over_samplers_and_plans_by_evaluations(place, capsys):
         (["--guidance=1,2", "--nearest=3"], "--nearest is 3; it must be left out"),
         (["--guidance=1,2", "--export=x.npz", "--steps=1"], "--export is 'x.npz'; it must be left out"),
         (["--guidance=1,2", "--steps=0"], "--steps has 0"),
+        (["--operator=cartoon,greyscale"], "--operator: sampling.steering.operator is 'cartoon'; it must be one of"),
+        (["--operator=box_inpainting,greyscale"], "'greyscale'; it must be another one for images of 1 channels"),
+        (["--operator=box_inpainting,brightness"], "--operator is box_inpainting,brightness; it must be measurements"),
+        (["--operator=brightness,image_similarity"], "'image_similarity'; it must have an image"),
+        (["--operator=box_inpainting", "--steering=dps,best"], "--steering: sampling.steering.method is 'best'"),
     ],
 )
 def test_wrong_sweeps_are_named_and_touch_nothing(arguments, seen, place, capsys):

@@ -292,6 +292,26 @@ def test_long_runs_are_thinned(tmp_path):
     assert (min(series["y"]), max(series["y"])) == pytest.approx((values.min(), values.max()), rel=1e-6)
 
 
+def test_steered_samples_are_compared_within_a_task(tmp_path):
+    folder = tmp_path / "run"
+    reports.undrawn_run(folder, np.random.default_rng(0))
+    values = {("greyscale", "flowchef"): 3.0, ("greyscale", "dps"): 2.0, ("gaussian_blur", "flowchef"): 0.5,
+              ("gaussian_blur", "dps"): 0.75}  # fmt: skip
+    lines = [
+        {"operator": operator, "steering": method, "weights": "slow", "sampler": "euler", "guidance": 1.0,
+         "guidance_interval": None, "failures": {}, "protocol": {"line": "Protocol"},
+         "rows": [{"steps": 2, "nfe": 2, "frechet": value, "frechet_spread": 0.01}]}
+        for (operator, method), value in values.items()
+    ]  # fmt: skip
+    sweep = {"lines": lines, "metric": "frechet", "samples": 50, "seeds": [0, 1], "best": {"overall": None}}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    section = pages.section(made(folder, "--samples=0"), "sweep")
+    rows = section.one("tbody").all("tr")
+    marked = ["best" in row.all("td")[-1].classes for row in rows]
+    assert [line[:2] for line in pages.rows(section.one("table"))] == [list(way) for way in values]
+    assert marked == [False, True, True, False] and "Best of all" not in section.text
+
+
 def test_a_sweep_has_a_section_of_its_own(tmp_path):
     """A line for each way of sampling; without guidance, a point belongs to the curves of all intervals."""
     folder, rng = tmp_path / "run", np.random.default_rng(0)

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from etils import epath
-from flax.traverse_util import flatten_dict
 
+from tests.helpers.classifiers import classifier_file
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.workdirs import one_device, told
 from tim_jax import classify, train
 from tim_jax.config.batches import made_up_batch
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
-from tim_jax.networks.classifier import suited
 from tim_jax.runs import rewards
 from tim_jax.runs.teachers import with_teachers
 from tim_jax.system import files
@@ -25,14 +24,6 @@ SMALL = TINY_NETWORK | {
     "model.patch_size": "4", "data.batch_size": "16", "training.steps": "2", "training.log_every": "1",
     "training.sample_every": "0", "optimizer.warmup_steps": "0", "objective.reward.weight": "0.5",
 }  # fmt: skip
-
-
-def classifier_file(folder, classes=10, channels=1, seed=0):
-    params = suited(classes, 8).init(jax.random.key(seed), np.zeros((1, 8, 8, channels)))["params"]
-    arrays = {name: np.asarray(array) for name, array in flatten_dict(params, sep="/").items()}
-    path = folder / f"{classes}_{channels}_{seed}.safetensors"
-    safetensors.numpy.save_file(arrays, path)
-    return path
 
 
 def make_run(path, devices=1, name="classifier", **changes):

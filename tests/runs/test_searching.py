@@ -3,12 +3,17 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
 import tim_jax
+from tests.helpers.classifiers import classifier_file
 from tests.helpers.workdirs import one_device, told
 from tim_jax import sample, search
+from tim_jax.networks.classifier import suited
 from tim_jax.runs.judging import open_judge
 from tim_jax.runs.searching import SearchSettings, read_search
 
@@ -46,6 +51,22 @@ def test_the_best_of_two_are_those_of_two_seeds(tim, candidates):
     np.testing.assert_allclose([one["first_reward"] for one in found.found], both[0], atol=1e-6)
 
 
+def test_the_best_of_two_is_the_one_that_is_more_like_the_target(tim, candidates, tmp_path):
+    path, target = classifier_file(tmp_path), candidates[0][1]
+    params = unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+
+    x = np.concatenate([levels(images) for images in candidates])[..., None].astype(np.float32) / 127.5 - 1
+    features = np.asarray(jax.jit(lambda x: suited(10, 8).apply({"params": params}, x).features)(x), np.float64)
+    cosines = (features @ features[1]).reshape(2, 2)
+    found = tim(LABELS, steps=4, seed=SEED, search="best_of:2", reward="image_similarity", classifier=str(path),
+                target=target)  # fmt: skip
+    assert [one["candidate"] for one in found.found] == cosines.argmax(axis=0).tolist()
+    np.testing.assert_allclose([one["reward"] for one in found.found], cosines.max(axis=0), atol=1e-3)
+    assert found.found[1]["reward"] > 0.999, "it is the target"
+    with pytest.raises(ValueError, match="^reward is 'image_similarity'; it must have one image"):
+        tim(LABELS, steps=4, search="best_of:2", reward="image_similarity", classifier=str(path))
+
+
 def test_budget_forcing_with_one_evaluation_each_is_the_sampler(tim, candidates):
     found = tim(LABELS, steps=4, seed=SEED, search="budget_forcing:1", reward="brightness")
     assert np.abs(levels(found) - levels(candidates[0])).max() <= 1
@@ -65,7 +86,9 @@ def test_a_reward_and_a_search_go_together(tim):
     for given in ({"search": "best_of:2"}, {"reward": "brightness"}):
         with pytest.raises(ValueError, match="^search is .* there must be both or neither"):
             tim(LABELS, **given)
-    with pytest.raises(ValueError, match="^reward is 'beauty'; it must be one of brightness, classifier, similarity"):
+    with pytest.raises(
+        ValueError, match="^reward is 'beauty'; it must be one of brightness, classifier, similarity, image"
+    ):
         tim(LABELS, search="best_of:2", reward="beauty")
     with pytest.raises(ValueError, match="^--classifier is 'x'; it must be a file of a classifier"):
         open_judge(tim.run, "classifier", "x")
@@ -93,6 +116,8 @@ def test_a_search_as_it_is_typed():
         (["--search=best_of:2", "--reward=beauty"], "--reward is 'beauty'"),
         (["--search=best_of:2", "--reward=classifier"], "objective.reward.classifier is ''"),
         (["--search=best_of:2", "--reward=brightness", "--classifier=x"], "--classifier is 'x'"),
+        (["--search=best_of:2", "--reward=image_similarity"], "'image_similarity'; it must have one image"),
+        (["--search=best_of:2", "--reward=brightness", "--target=x"], "--target is x; it needs --operator"),
         (["--search=best_of:2", "--reward=brightness", "--interpolate=3"], "--search is best_of:2"),
         (["--search=budget_forcing:2", "--reward=brightness", "--steps=4"], "sampling.sampler is 'flow_map'"),
     ],

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import tim_jax
+from tests.helpers.classifiers import classifier_file
 from tests.helpers.workdirs import TINY, one_device, told, workdir
 from tim_jax import evaluate, sample
+from tim_jax.runs import rewards
 from tim_jax.runs.generation import resampled
 from tim_jax.runs.steering import open_aim
 
@@ -71,6 +73,20 @@ def test_a_reward_needs_no_measurement(tim):
     plain = pixels(tim([3, 5], steps=4))
     bright = pixels(tim([3, 5], steps=4, steer={"operator": "brightness", "scale": 4.0, "method": "dps"}))
     assert bright.mean() > plain.mean() + 10
+
+
+@pytest.mark.slow
+def test_samples_become_more_like_a_target(tim, given, tmp_path):
+    path, image = classifier_file(tmp_path), Image.open(given / "image.png")
+    classifier = rewards.read(tim.run, str(path))
+    net = classifier.net(classifier.params)
+
+    def features(images):
+        return np.asarray(net(pixels(images)[..., None] / 127.5 - 1).features)
+
+    steer = {"operator": "image_similarity", "target": image, "classifier": str(path), "method": "dps", "scale": 10.0}
+    like, free = (features(tim([3, 5], steps=4, steer=each)) @ features([image])[0] for each in (steer, None))
+    assert (like > free).all(), (like, free)
 
 
 @pytest.mark.slow
@@ -153,6 +169,9 @@ def test_latents_are_steered_through_their_decoder(published, tmp_path):
         (["--target=IMAGE"], ["--target is", "it needs --operator"]),
         (["--operator=brightness", "--mask=MASK"], ["--mask is", "left out with the reward"]),
         (["--operator=classifier"], ["sampling.steering.classifier is ''"]),
+        (["--operator=image_similarity"], ["'image_similarity'; it must have an image", "--target=IMAGE"]),
+        (["--operator=image_similarity", "--target=IMAGE"], ["sampling.steering.classifier is ''"]),
+        (["--operator=image_similarity", "--target=nothing.png"], ["--target has 'nothing.png'"]),
         (["--strength=0.5"], ["--strength is 0.5; it needs images"]),
         (["--from=IMAGE", "--labels=3", "--strength=1.5"], ["--strength is 1.5; it must be above 0"]),
         (["--from=IMAGE", "--labels=3", "--strength=0.5", "--start=0.5"], ["--strength is 0.5 and --start is 0.5"]),

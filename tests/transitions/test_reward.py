@@ -11,7 +11,7 @@ from tests.helpers.waves import LATE, SHAPE, answer, plain_times, random, rows_o
 from tim_jax.transitions.gaussian import Gaussian
 from tim_jax.transitions.objectives.kinds import DIAGONAL, unweighted
 from tim_jax.transitions.objectives.table import OBJECTIVES
-from tim_jax.transitions.rewards import OF_SCORES, brightness
+from tim_jax.transitions.rewards import OF_SCORES, OF_TARGET, brightness
 from tim_jax.transitions.terms.reward import Reward
 from tim_jax.transitions.terms.rollout import Rollout
 from tim_jax.types import ClassScores, Output
@@ -67,6 +67,16 @@ def test_rewards_of_scores_by_hand(x64):
     np.testing.assert_allclose(OF_SCORES["similarity"](ClassScores(cosines, cosines), condition), [0.3, 0.05, 0.0])
     slope = jax.grad(lambda c: OF_SCORES["similarity"](ClassScores(c, c), condition).sum())(cosines)
     np.testing.assert_array_equal(slope, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+
+
+def test_the_likeness_to_an_image_by_hand(x64):
+    """Cosines of vectors of length 1, each with its own target or all with one."""
+    angles = np.array([0.1, 1.2, 2.9])
+    features = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    like = OF_TARGET["image_similarity"]
+    scores = ClassScores(features, features, features)
+    np.testing.assert_allclose(like(scores, {"target": features[::-1]}), np.cos(angles - angles[::-1]), rtol=1e-12)
+    np.testing.assert_allclose(like(scores, {"target": features[1:2]}), np.cos(angles - 1.2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", OF_SCORES)

@@ -36,6 +36,8 @@ def sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", default="1,4,16", help="default: %(default)s")
     parser.add_argument("--guidance", default="1,1.5", help="scales, 1 for none; default: %(default)s")
     parser.add_argument("--steering", default="none", help="of none, flowchef, dps, resample; default: %(default)s")
+    parser.add_argument("--estimate", help="that steers: prediction, the default, or end: of a jump to data")
+    parser.add_argument("--iterations", type=int, help="of steering at each time; default: 1")
     parser.add_argument("--batch", default="1,16", help="images at once; default: %(default)s")
     parser.add_argument("--dtype", default="float32", help="compute type: float32, bfloat16")
     parser.add_argument("--repeats", type=int, default=10, help="default: %(default)s")

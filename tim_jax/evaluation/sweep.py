@@ -3,7 +3,8 @@
 A sweep is a dict that JSON can hold. "lines" are ways of sampling, each with the AXES, its "protocol", its any-step
 "rows" and its "failures", {steps: why there is no row}. "metric" is what is compared: the first in METRICS that there
 is. "by" is what its columns are, "steps" or "evaluations": those of the network per image that the rows' steps take, at
-most where a sampler skips some.
+most where a sampler skips some. Where samples are steered, each operator is a task of its own: they are compared among
+those of the same one, there is no best cell of all, and a table of the PSNR to what was to be restored.
 """
 
 import math
@@ -12,12 +13,20 @@ from typing import Any
 
 from etils import epath
 
-from tim_jax.evaluation import anystep, figures, protocol
+from tim_jax.evaluation import anystep, figures, protocol, restored
 from tim_jax.evaluation.metrics import METRICS
 from tim_jax.evaluation.yardstick import HELD_OUT
 
 # Words before a value.
-AXES = {"weights": "", "sampler": "", "plan": "", "guidance": "guidance ", "guidance_interval": "in "}
+AXES = {
+    "operator": "",
+    "steering": "",
+    "weights": "",
+    "sampler": "",
+    "plan": "",
+    "guidance": "guidance ",
+    "guidance_interval": "in ",
+}
 BY = {"steps": "by steps", "evaluations": "by network evaluations per image"}
 COLUMNS = 4  # panels side by side
 OWN_PLAN, LEARNED_PLAN = "own plan", "learned plan"  # values of the axis
@@ -30,15 +39,17 @@ def make(lines: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[s
     Args:
         lines: see above.
         about: what else is known: by, floor, floor_at_count (see `Yardstick`), duplicates, samples, seeds, step,
-            reference.
+            reference; "inputs": {operator: PSNR of what it measures itself}.
 
     Returns:
-        The sweep, with "best": {its "by": {number: cell}, "overall": cell}, see `best`.
+        The sweep, with "best": {its "by": {number: cell}, "overall": cell}, see `best`; no cells for several operators.
     """
     rows = [row for line in lines for row in line["rows"]]
     metric = next(name for name in METRICS if not rows or name in rows[0])
     found = {"by": "steps", **about, "metric": metric, "lines": [dict(line) for line in lines]}
     counts = sorted({row[found["by"]] for row in rows})
+    if len({line.get("operator") for line in lines}) > 1:
+        return found | {"best": {found["by"]: {}, "overall": None}}
     each_best = {str(each): best(found, [each]) for each in counts}
     return found | {"best": {found["by"]: each_best, "overall": best(found, counts)}}
 
@@ -62,7 +73,7 @@ def best(sweep: Mapping[str, Any], counts: Sequence[int]) -> dict[str, Any] | No
         return None
     (value, nfe, i, row), *others = sorted(cells, key=lambda cell: cell[:3])
     line, spread = sweep["lines"][i], row[f"{metric}_spread"]
-    found = {name: line[name] for name in AXES} | {"steps": row["steps"], "nfe": nfe, "value": sign * value}
+    found = {name: line.get(name) for name in AXES} | {"steps": row["steps"], "nfe": nfe, "value": sign * value}
     found |= {"spread": spread, "second": None, "close": False}
     others = [cell for cell in others if cell[0] != value]  # equal ones are the same samples: guidance did not act
     if others:
@@ -75,22 +86,25 @@ def best(sweep: Mapping[str, Any], counts: Sequence[int]) -> dict[str, Any] | No
 
 def varying(sweep: Mapping[str, Any]) -> list[str]:
     """The names of the AXES along which there is more than one value, or the first if there is none."""
-    values = {name: {str(line[name]) for line in sweep["lines"] if line[name] is not None} for name in AXES}
+    values = {name: {str(line[name]) for line in sweep["lines"] if line.get(name) is not None} for name in AXES}
     return [name for name in AXES if len(values[name]) > 1] or ["weights"]
 
 
 def name_of(line: Mapping[str, Any], axes: Sequence[str]) -> str:
     """What a line is called by its values along some axes: "slow, guidance 1.5, in [0.1, 0.8]"."""
-    return ", ".join(f"{AXES[axis]}{text}" for axis in axes if (text := _text(line[axis])))
+    return ", ".join(f"{AXES[axis]}{text}" for axis in axes if (text := _text(line.get(axis))))
 
 
 def to_markdown(sweep: Mapping[str, Any]) -> str:
     """Returns a sweep as markdown: a line per way of sampling, a column per step count, then the best and how."""
     metric, axes = sweep["metric"], varying(sweep)
     text = []
-    for name in (metric, metric + HELD_OUT):
+    for name in (metric, metric + HELD_OUT, restored.NAME):
         if any(name in row for line in sweep["lines"] for row in line["rows"]):
             text += [f"{_title(sweep, name)}, {BY[sweep['by']]}:", "", *_table(sweep, name, axes), ""]
+    if sweep.get("inputs"):
+        values = ", ".join(f"{value:.4g} dB of {operator}" for operator, value in sweep["inputs"].items())
+        text += [f"PSNR of the degraded images themselves: {values}.", ""]
     if sweep["best"]["overall"]:
         text += [*_best(sweep), ""]
     for line in sweep["lines"]:
@@ -156,9 +170,9 @@ def _panels(sweep, scales):
             x = [scale for scale in sorted(points) if count in points[scale]]
             y, spread = ([points[scale][count][key] for scale in x] for key in (metric, f"{metric}_spread"))
             axes.errorbar(x, y, yerr=spread, label=name, **_style(i))
-        cell = sweep["best"][sweep["by"]][str(count)]
-        ring = dict(ls="", marker="o", ms=13, mfc="none", mec="#222222", mew=1.2, zorder=4)
-        axes.plot([cell["guidance"]], [cell["value"]], label=BEST, **ring)
+        if cell := sweep["best"][sweep["by"]].get(str(count)):
+            ring = dict(ls="", marker="o", ms=13, mfc="none", mec="#222222", mew=1.2, zorder=4)
+            axes.plot([cell["guidance"]], [cell["value"]], label=BEST, **ring)
         _add_floor(sweep, axes)
         axes.set_title(_column(sweep, count), fontsize=10)
     for axes in list(grid.flat)[len(counts) :]:
@@ -189,7 +203,7 @@ def _curves_by_guidance(sweep):
         same = [
             other
             for other in sweep["lines"]
-            if all(other[axis] == line[axis] for axis in ("weights", "sampler", "plan"))
+            if all(other.get(axis) == line.get(axis) for axis in AXES if not axis.startswith("guidance"))
             and other["guidance_interval"] in (None, line["guidance_interval"])
         ]
         name = name_of(line, axes) or "samples"
@@ -210,10 +224,11 @@ def _table(sweep: Mapping[str, Any], name: str, axes: Sequence[str]) -> list[str
     counts = sorted({count for each in rows for count in each})
     lines = [[*(axis.replace("guidance_", "") for axis in axes), *map(str, counts)]]
     lines += [[*[":---"] * len(axes), *["---:"] * len(counts)]]
-    higher = METRICS[sweep["metric"]].higher_is_better
-    columns = {count: [each[count][name] for each in rows if count in each] for count in counts}
-    bests = {count: max(values) if higher else min(values) for count, values in columns.items()}
+    best = max if name == restored.NAME or METRICS[sweep["metric"]].higher_is_better else min
+    tasks = [line.get("operator") for line in sweep["lines"]]
     for line, each in zip(sweep["lines"], rows, strict=True):
+        alike = [of for task, of in zip(tasks, rows, strict=True) if task == line.get("operator")]
+        bests = {count: best(of[count][name] for of in alike if count in of) for count in each}
         cells = []
         for count in counts:
             if count not in each:
@@ -224,7 +239,7 @@ def _table(sweep: Mapping[str, Any], name: str, axes: Sequence[str]) -> list[str
             cell = f"**{cell}**" if each[count][name] == bests[count] else cell
             skips = isinstance(nfe := each[count]["nfe"], float)  # as a mean
             cells.append(f"{cell} ({anystep.counted(nfe)} NFE)" if skips else cell)
-        lines.append([*(_text(line[axis]) for axis in axes), *cells])
+        lines.append([*(_text(line.get(axis)) for axis in axes), *cells])
     for title, floor in anystep.floors(sweep).items():
         if name in floor:
             lines.append([title, *[""] * (len(axes) - 1), *[f"{floor[name]:.3g}"] * len(counts)])

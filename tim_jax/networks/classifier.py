@@ -32,11 +32,11 @@ class Classifier(nn.Module):
                 x = nn.avg_pool(x, (2, 2), (2, 2))
             x = nn.Conv(min(self.width << level, WIDEST), (3, 3), name=f"convolution_{level}")(x)
             x = nn.gelu(nn.LayerNorm(name=f"norm_{level}")(x))
-        features = nn.Dense(self.embedding, name="projection")(x.mean((1, 2)))
+        features = of_length_1(nn.Dense(self.embedding, name="projection")(x.mean((1, 2))))
         classes = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.embedding))
-        cosines = of_length_1(features) @ of_length_1(classes).T
+        cosines = features @ of_length_1(classes).T
         log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
-        return ClassScores(cosines, jnp.exp(log_scale) * cosines)
+        return ClassScores(cosines, jnp.exp(log_scale) * cosines, features)
 
 
 def of_length_1(x: jax.Array) -> jax.Array:

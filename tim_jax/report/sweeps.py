@@ -10,7 +10,9 @@ from tim_jax.report.markup import Markup, component, digits, join, table, tag
 from tim_jax.report.reading import Folder, is_number
 
 FILE = "sweep.json"
+STEERED = {"operator": "operator", "steering": "steering"}  # of a sweep whose samples are steered
 AXES = {"weights": "weights", "sampler": "sampler", "guidance": "guidance", "guidance_interval": "interval"}
+FIXED = (*STEERED, "weights", "sampler")  # along a curve by guidance
 
 
 def section(folder: Folder) -> Markup:
@@ -32,7 +34,7 @@ def section(folder: Folder) -> Markup:
 
 def name_of(of: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
     """Returns what a way of sampling is called, by what is not the same in all of them."""
-    varying = [axis for axis in AXES if len({str(each.get(axis)) for each in lines}) > 1] or ["weights"]
+    varying = [axis for axis in STEERED | AXES if len({str(each.get(axis)) for each in lines}) > 1] or ["weights"]
     said = {"guidance": "guidance ", "guidance_interval": "in "}
     return ", ".join(f"{said.get(axis, '')}{told(of[axis])}" for axis in varying if of.get(axis) is not None)
 
@@ -84,7 +86,7 @@ def by_guidance(lines: Sequence[Mapping[str, Any]], name: str) -> list[dict[str,
     """
     curves: dict[str, list[dict[str, Any]]] = {}
     for of in lines:
-        same = [each for each in lines if all(each.get(axis) == of.get(axis) for axis in ("weights", "sampler"))]
+        same = [each for each in lines if all(each.get(axis) == of.get(axis) for axis in FIXED)]
         intervals = {str(each.get("guidance_interval")): each for each in same if each.get("guidance_interval")}
         for each in [of] if of.get("guidance_interval") or not intervals else intervals.values():
             title = name_of({**each, "guidance": None}, lines)
@@ -110,14 +112,18 @@ def best_cell(found: Mapping[str, Any]) -> Markup | None:
 
 
 def cells(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    """Returns a table: a line for each way of sampling, a column for each number of steps, the best of it marked."""
+    """Returns a table: a line for each way of sampling, a column for each number of steps, the best of it marked.
+
+    Each operator that samples are steered by is a task of its own, with a best.
+    """
     steps = sorted({row["steps"] for of in lines for row in of["rows"]})
-    every = {n: [row for of in lines for row in of["rows"] if row["steps"] == n] for n in steps}
-    marks = {n: quality.best(rows, name) for n, rows in every.items()}
+    axes = {axis: title for axis, title in STEERED.items() if any(of.get(axis) for of in lines)} | AXES
     shown = []
     for of in lines:
+        alike = [row for each in lines if each.get("operator") == of.get("operator") for row in each["rows"]]
+        marks = {n: quality.best([row for row in alike if row["steps"] == n], name) for n in steps}
         rows = {row["steps"]: row for row in of["rows"]}
-        line: list[Any] = [told(of.get(axis)) for axis in AXES]
+        line: list[Any] = [told(of.get(axis)) for axis in axes]
         for n in steps:
             value = rows.get(n, {}).get(name)
             if not is_number(value):
@@ -128,4 +134,4 @@ def cells(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], name: st
             line.append(tag("td", tag("strong", text) if won else text, class_=f"number{' best' * won}"))
         shown.append(line)
     caption = f"{quality.title(found, name)} by steps; the best of each column is bold"
-    return table([*AXES.values(), *map(str, steps)], shown, caption, texts=len(AXES), class_="quality")
+    return table([*axes.values(), *map(str, steps)], shown, caption, texts=len(axes), class_="quality")

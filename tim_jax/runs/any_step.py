@@ -19,7 +19,7 @@ from tim_jax.evaluation.metrics import BITS_PER_DIM
 from tim_jax.evaluation.settings import MIN_IMAGES
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.conditions import data_labels, sample_conditions, warn_of_untrained
-from tim_jax.runs.evaluation_arguments import NEAREST, EvaluationArguments
+from tim_jax.runs.evaluation_arguments import NEAREST, STEERED, EvaluationArguments
 from tim_jax.runs.generation import Conditions, Generator, resampled
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.likelihood import Likelihood, open_likelihood
@@ -275,8 +275,10 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     folder = paths.run_folder(settings.workdir, "--workdir")
     first, *others = settings.ways
     with settings.naming_flags():
-        run = build(workdir.load(folder, overrides | ({} if others else first)))
+        task = {key: value for key, value in first.items() if key in STEERED} if others else first
+        run = build(workdir.load(folder, overrides | task))
         runs = [each for way in settings.ways for each in _resampled(run, way, settings)] if others else [run]
+        settings.check_task(runs)
     if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
     else:
@@ -303,6 +305,8 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
     ways = _ways(runs, settings, folder, saved.step)
     generator = measurement_generator(ways[0].run, count)
+    for way in ways[1:]:
+        generator.sampled_by(way.run.sampling)  # that its operator suits the images
     generator.load()
     conditions = sample_conditions(run, count, labels)
     return AnyStepJob(settings, generator, ways, weights, saved, conditions, measurement, of_data)

@@ -15,12 +15,16 @@ NEAREST = 24  # samples shown beside their nearest training image
 METRICS = {"metrics": ("evaluation.metrics",)}
 # What a sweep goes through: the argument, and the keys of the configuration that it stands for.
 AXES = {
+    "operator": ("sampling.steering.operator",),
+    "steering": ("sampling.steering.method",),
     "weights": ("sampling.ema",),
     "sampler": ("sampling.sampler",),
     "plan": ("sampling.plan",),
     "guidance": ("sampling.guidance",),
     "guidance_interval": ("sampling.guidance_low", "sampling.guidance_high"),
 }
+
+STEERED = (*AXES["operator"], *AXES["steering"])  # what samples are measured against depends on these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,9 @@ class EvaluationArguments:
         nearest: samples shown beside their nearest training image; None for NEAREST, and with a sweep for none.
         export: the npz file that samples are written to in place of a table; None for a table.
         out: the folder that tables and pictures are written to; None for the workdir.
+        operator: what samples are steered towards, such as super_resolution:4; () for none, or what the configuration
+            names.
+        steering: methods.
         weights: names of weights; () for the one that the configuration names, as with the others.
         sampler: names of samplers.
         plan: "sampler" for its own, "learned".
@@ -52,6 +59,8 @@ class EvaluationArguments:
     nearest: int | None = None
     export: str | None = None
     out: str | None = None
+    operator: Collection[str] = ()
+    steering: Collection[str] = ()
     weights: Collection[str] = ()
     sampler: Collection[str] = ()
     plan: Collection[str] = ()
@@ -127,6 +136,14 @@ class EvaluationArguments:
         if self.is_sweep and self.export is not None:
             raise ValueError(
                 f"--export is {self.export!r}; it must be left out where several ways of sampling are given"
+            )
+
+    def check_task(self, runs: Collection[Run]) -> None:
+        """Raises ValueError for ways of sampling of which only some restore images; runs: those of the ways."""
+        if len({run.sampling.steering.measures for run in runs}) > 1:
+            raise ValueError(
+                f"--operator is {','.join(self.operator)}; it must be measurements alone, or rewards alone, which "
+                "nothing is restored by"
             )
 
     def check_export(self, run: Run) -> None:

@@ -189,6 +189,7 @@ class Tim:
         search: str | None = None,
         reward: str | None = None,
         classifier: str = "",
+        target: Image.Image | np.ndarray | None = None,
     ) -> Images:
         """Draws images: those of `python -m tim_jax.sample` with the same seed.
 
@@ -206,8 +207,9 @@ class Tim:
                 or a `label` that a reward asks for. Image i is steered towards image i of several, in turn.
             search: such as "best_of:8", for images of a high reward with eight times the evaluations; "starts:8",
                 "budget_forcing:8". What it found is in `found` of the images.
-            reward: what is searched for: "brightness", "classifier", "similarity", or a plugin's.
+            reward: what is searched for: "brightness", "classifier", "similarity", "image_similarity", or a plugin's.
             classifier: the file of the one that judges; by default that of `objective.reward.classifier`.
+            target: the image that "image_similarity" is the likeness to.
 
         Returns:
             `count` images of the first prompt or label, then those of the next, and so on: a list, which notebooks
@@ -249,7 +251,8 @@ class Tim:
         if search is not None and reward is not None:
             settings = read_search(search)
             settings.check(generator.run, times)
-            searcher = Searcher(settings, open_judge(run, reward, classifier))
+            like = None if target is None else as_array(target, self._channels)
+            searcher = Searcher(settings, open_judge(run, reward, classifier, like))
         drawn = list(draw(generator, self._weights, times, requests, seed=int(seed), searcher=searcher))
         images = np.concatenate([samples.images for samples in drawn])
         found = [one for samples in drawn for one in samples.found if one]
@@ -328,6 +331,11 @@ class Tim:
         rows = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self.facts().items())
         return f"<table>{rows}</table>"
 
+    @property
+    def _channels(self) -> int:
+        """Of images."""
+        return self.run.image_shape[-1] if isinstance(self._decoder, Pixels) else 3
+
     def _generator(
         self,
         count: int,
@@ -343,8 +351,7 @@ class Tim:
         run, aim = self.run if guidance is None else resampled(self.run, {"sampling.guidance": str(guidance)}), None
         if steer is not None:
             run = resampled(run, steering_keys(steer))
-            channels = run.image_shape[-1] if isinstance(self._decoder, Pixels) else 3
-            aim = aim_of(run, steer, (size[0] * self._decoder.factor, size[1] * self._decoder.factor, channels))
+            aim = aim_of(run, steer, (size[0] * self._decoder.factor, size[1] * self._decoder.factor, self._channels))
         if batch not in self._generators:
             self._generators[batch] = Generator(self.run, batch, self._texts, self._decoder)
         return self._generators[batch].sampled_by(run.sampling, aim)

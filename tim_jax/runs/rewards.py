@@ -17,6 +17,7 @@ from tim_jax.codecs import tensors
 from tim_jax.config.objective import are_images
 from tim_jax.config.run import Run
 from tim_jax.networks.classifier import Classifier, of_parameters
+from tim_jax.runs.encoders import open_decoder
 from tim_jax.system import paths
 from tim_jax.training import sharding
 from tim_jax.training.warm_start import Saved
@@ -112,6 +113,18 @@ def read(run: Run, path: str, key: str = KEY) -> FrozenClassifier:
             f"data.channels), and is of {classes} and {channels}"
         )
     return found
+
+
+def features_of(run: Run, classifier: FrozenClassifier, images: np.ndarray, where: str) -> np.ndarray:
+    """The features (n, d), of length 1, of target images (n, H, W, c) in [−1, 1]; of their latents, if it judges these.
+
+    Raises ValueError, in one line that begins with `where`, for latents that nothing encodes.
+    """
+    decoder = open_decoder(run)
+    if decoder is None:
+        raise ValueError(f"{where}; it must be another one for latents where codecs.autoencoder is ''")
+    features = jax.jit(lambda params, x: classifier.net(params)(x).features)
+    return np.asarray(features(classifier.params, jnp.asarray(decoder.encode(images))))
 
 
 def record(run: Run) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from tim_jax.runs.encoders.module import in_tiles, open_module
 from tim_jax.runs.images import as_array
 from tim_jax.runs.restoration import check_path, measured, open_truths
 from tim_jax.transitions.operators import OPERATORS, Shape, feathered, parse, picture
-from tim_jax.transitions.rewards import OF_SCORES, REWARDS
+from tim_jax.transitions.rewards import OF_SCORES, OF_TARGET, REWARDS
 from tim_jax.transitions.sampling.steering import Steer, Steering, of_residual
 from tim_jax.types import ClassScores, PyTree
 
 KEY = "sampling.steering.operator"
-Given = Mapping[str, Any]  # "y" (B, …), "label" (B,), "mask" (1, h, w, 1), "autoencoder", "classifier": what there is
+# What there is of "y" (B, …), "label" (B,), "target" (B, d), "mask" (1, h, w, 1), "autoencoder", "classifier".
+Given = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Recipe:
 
         if name in OPERATORS:
             return of_residual(self.settings, lambda x: residual(name, numbers, decode(x), given))
-        if "label" in given:
-            condition = condition | {"label": given["label"]}
+        condition = condition | {name: given[name] for name in ("label", "target") if name in given}
         if name in REWARDS:
             return Steer(self.settings, lambda x: -REWARDS[name](jnp.clip(decode(x), -1, 1), condition))
         params = given["classifier"]
@@ -62,7 +62,7 @@ class Recipe:
 
         def loss(x: jax.Array) -> jax.Array:
             scores = module.apply({"params": params}, jnp.clip(x, -1, 1) if self.images else x)
-            return -OF_SCORES[name](cast(ClassScores, scores), condition)
+            return -(OF_SCORES | OF_TARGET)[name](cast(ClassScores, scores), condition)
 
         return Steer(self.settings, loss)
 
@@ -83,6 +83,7 @@ class Aim:
         y: numbers (n,) of images → what was measured of each, (n, …); None for rewards.
         mask: (1, H, W, 1), 1 where the measurement is known; None where it is everywhere.
         label: (n,) whom a reward asks for; None for the images' own.
+        target: (n, d) features of the images that samples are to be like; None of other rewards.
         modules: what is needed besides, on the run's mesh.
     """
 
@@ -90,6 +91,7 @@ class Aim:
     y: Callable[[np.ndarray], np.ndarray] | None = None
     mask: np.ndarray | None = None
     label: np.ndarray | None = None
+    target: np.ndarray | None = None
     modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def given(self, numbers: np.ndarray, put: Callable[[np.ndarray], jax.Array]) -> dict[str, Any]:
@@ -99,6 +101,8 @@ class Aim:
             found["y"] = put(self.y(numbers))
         if self.label is not None:
             found["label"] = put(in_turn(self.label)(numbers))
+        if self.target is not None:
+            found["target"] = put(in_turn(self.target)(numbers))
         return found if self.mask is None else found | {"mask": self.mask}
 
     def shown(self, images: np.ndarray) -> np.ndarray | None:
@@ -163,7 +167,7 @@ def open_aim(
         run: whose `sampling.steering` says how.
         shape: (H, W, c) of all images.
         images: (n, H, W, c) that are measured.
-        target: (n, …), what has been measured, in place of them.
+        target: (n, …), what has been measured, in place of them; or images (n, H, W, c) that samples are to be like.
         mask: (H, W), 1 where the measurement is known.
         label: (n,) whom a reward asks for.
 
@@ -176,9 +180,13 @@ def open_aim(
     name, numbers = parse(settings.operator)
     where = f"{KEY} is {settings.operator!r}"
     modules: dict[str, Any] = {}
-    if run.codecs.autoencoder and name not in OF_SCORES:
+    if run.codecs.autoencoder and name not in OF_SCORES | OF_TARGET:
         modules["autoencoder"] = open_module(run.codecs, "autoencoder", run.mesh)
     if settings.is_reward:
+        if name in OF_TARGET:
+            if images is not None or mask is not None or label is not None:
+                raise ValueError(f"{where}; it must be another for images that are measured, a mask or a label")
+            return _open_likeness(run, recipe, target, where)
         if images is not None or target is not None or mask is not None:
             raise ValueError(f"{where}; it must be a measurement for images or a mask to say what is asked for")
         if name in OF_SCORES:
@@ -215,6 +223,15 @@ def open_aim(
             )
         mask = feathered(np.asarray(mask, np.float32), settings.feather)[None, :, :, None]
     return Aim(recipe, in_turn(y), mask, modules=modules)
+
+
+def _open_likeness(run: Run, recipe: Recipe, target: np.ndarray | None, where: str) -> Aim:
+    """What samples are steered towards that are to be like target images (n, H, W, c)."""
+    if target is None:
+        raise ValueError(f"{where}; it must have an image that samples are to be like, --target=IMAGE")
+    classifier = rewards.read(run, recipe.settings.classifier, "sampling.steering.classifier")
+    features = rewards.features_of(run, classifier, np.asarray(target, np.float32), where)
+    return Aim(recipe, target=features, modules={"classifier": classifier.params})
 
 
 # What `Tim.__call__` takes in `steer` besides the keys of `sampling.steering`.

@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from tim_jax.evaluation import anystep, sweep
+from tim_jax.evaluation import anystep, pictures, sweep
 from tim_jax.evaluation.protocol import Protocol
-from tim_jax.runs.any_step import METRICS_COST, AnyStepJob, Progress, Way, compile_for, mean_nfe, measure
+from tim_jax.runs.any_step import METRICS_COST, SHOWN, AnyStepJob, Progress, Way, compile_for, mean_nfe, measure
 from tim_jax.runs.measuring import Measurement
+from tim_jax.runs.restoration import Truths, around, input_psnr
 from tim_jax.runs.weights import read_weights
 from tim_jax.system import files, jsonl, paths
 from tim_jax.training import checksums
@@ -50,6 +51,20 @@ class Store:
             log = files.Log(self.path)
             log.add(json.dumps(line, ensure_ascii=False, allow_nan=False))
             log.close()
+
+
+class Weights:
+    """Parameters of the network, of one EMA at a time."""
+
+    def __init__(self, job: AnyStepJob):
+        self._saved, self._name, self._found = job.saved, job.ways[0].run.sampling.ema, job.weights
+
+    def of(self, way: Way) -> Any:
+        """Those of a way of sampling."""
+        if (name := way.run.sampling.ema) != self._name:
+            self._found = None  # before others take their place
+            self._found, self._name = read_weights(way.run, self._saved), name
+        return self._found
 
 
 def key_of(of: Mapping[str, Any]) -> str:
@@ -92,7 +107,8 @@ def measure_all(job: AnyStepJob) -> None:
     waiting = [each for each, there in zip(sets, known, strict=True) if not there]
     if first and any(known):
         print(f"{sum(known)} of {len(sets)} sets of samples were measured before, see {folder / SETS}", flush=True)
-    _measure(job, measurement, store, waiting, len(sets))
+    weights = Weights(job)
+    shown = _measure(job, weights, measurement, store, waiting, len(sets))
     lines = [
         _line(way, protocol, seeds, [(steps, store.get(of) or {}) for j, steps, _, of in sets if j == i])
         for i, (way, protocol) in enumerate(zip(job.ways, protocols, strict=True))
@@ -104,39 +120,89 @@ def measure_all(job: AnyStepJob) -> None:
     yardstick, about = measurement.yardstick, {"step": job.step, "samples": job.count, "seeds": seeds}
     about |= {"by": "evaluations" if settings.evaluations else "steps"}
     about |= {"floor": yardstick.floor(seeds)} | measurement.real_images(job.count, seeds)
+    truths = measurement.truths
+    if truths:
+        steered = {way.run.sampling.steering.operator: way.run for way in job.ways}
+        about["inputs"] = {name: input_psnr(run, truths, job.count) for name, run in steered.items() if name}
     found = sweep.make(lines, {**about, "reference": measurement.fingerprint})
+    restored = _draw_restored(job, weights, truths, found, shown) if truths else {}
     if first:
         text = sweep.to_markdown(found)
         files.replace(folder / NAMES[0], text.encode())
         files.replace(folder / NAMES[1], (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
         sweep.plot(found, folder / NAMES[2])
         print(text)
-        print("written: " + ", ".join(str(folder / name) for name in NAMES))
+        for name, (rows, labels) in restored.items():
+            pictures.grid(rows, len(rows) // len(labels), folder / name, row_labels=labels)
+        print("written: " + ", ".join(str(folder / name) for name in (*NAMES, *restored)))
+
+
+def _draw_restored(
+    job: AnyStepJob,
+    weights: Weights,
+    truths: Truths,
+    found: Mapping[str, Any],
+    shown: Mapping[tuple[int, int], np.ndarray],
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """{name of a picture for each number of steps: its images row by row, and the labels of its rows}.
+
+    Of each operator they are what was measured, samples of the first noise in each way, which are drawn again if they
+    were measured before, and the true images.
+    """
+    axes = [axis for axis in sweep.varying(found) if axis != "operator"]
+    count, drawn = min(SHOWN, job.count, job.generator.batch_size), {}
+    for steps in sorted({steps for way in job.ways for steps in way.nfe}):
+        rows: dict[tuple[str, str], np.ndarray] = {}
+        for operator in dict.fromkeys(way.run.sampling.steering.operator for way in job.ways):
+            samples = {}
+            for i, (way, line) in enumerate(zip(job.ways, found["lines"], strict=True)):
+                if way.run.sampling.steering.operator != operator or steps not in way.nfe:
+                    continue
+                run, images = way.run, shown.get((i, steps))
+                if images is None:
+                    generator = job.generator.sampled_by(way.run.sampling)
+                    images = generator.decode(generator(weights.of(way), job.conditions[:count], steps=steps))
+                samples[sweep.name_of(line, axes) or "samples"] = images[:count]
+            if samples:
+                rows |= {(operator, name): images for name, images in around(run, truths, samples).items()}
+        labels = [operator or name if name == "input" else name for operator, name in rows]
+        drawn[f"sweep_steps{steps}.png"] = np.concatenate(list(rows.values())), labels
+    return drawn
 
 
 def _measure(
-    job: AnyStepJob, measurement: Measurement, store: Store, waiting: Sequence[tuple[int, int, int, dict]], total: int
-) -> None:
-    """Measures the sets that wait, those of the same weights one after another."""
+    job: AnyStepJob,
+    weights: Weights,
+    measurement: Measurement,
+    store: Store,
+    waiting: Sequence[tuple[int, int, int, dict]],
+    total: int,
+) -> dict[tuple[int, int], np.ndarray]:
+    """Measures the sets that wait, those of the same weights one after another.
+
+    Returns:
+        {(number of a way, steps): the first images (SHOWN, H, W, c) of the first seed}.
+    """
+    shown: dict[tuple[int, int], np.ndarray] = {}
     work = np.cumsum([job.ways[i].nfe[steps] + METRICS_COST for i, steps, _, _ in waiting])
-    progress, weights, loaded = Progress(work[-1] if len(work) else 0), job.weights, job.ways[0].run.sampling.ema
+    progress = Progress(work[-1] if len(work) else 0)
     for done, (i, steps, seed, of) in enumerate(waiting):
         way = job.ways[i]
-        if way.run.sampling.ema != loaded:
-            weights = None  # before others take their place
-            weights, loaded = read_weights(way.run, job.saved), way.run.sampling.ema
         generator = job.generator.sampled_by(way.run.sampling)
-        compile_for(generator, weights, job.conditions, [steps])
+        compile_for(generator, weights.of(way), job.conditions, [steps])
         try:
-            figures, seconds = measure(measurement, generator, weights, job.conditions, steps, seed)
+            first: dict[int, np.ndarray] = {}
+            figures, seconds = measure(measurement, generator, weights.of(way), job.conditions, steps, seed, first)
+            shown |= {(i, steps): images for images in first.values() if seed == 0}
             found: dict[str, Any] = {"figures": figures, "seconds": seconds / job.count, "nfe": generator.nfe}
             (name, value), *_ = figures.items()
             said = f"{name} {value:.4g}"
         except ValueError as error:  # samples that are not finite
             found, said = {"failure": str(error)}, str(error)
         store.add(of, found)
-        cell = f"{sweep.name_of({**of, 'plan': _plan(way)}, list(sweep.AXES))}, {steps} steps, seed {seed}"
+        cell = f"{sweep.name_of({**of, **_of_way(way)}, list(sweep.AXES))}, {steps} steps, seed {seed}"
         progress(work[done], f"{total - len(waiting) + done + 1}/{total}: {cell}: {said}")
+    return shown
 
 
 def _line(
@@ -156,13 +222,15 @@ def _line(
             rows.append(row | {"evaluations": way.nfe[steps]})
     record = protocol.record()
     axes = {name: record[name] for name in sweep.AXES if name in record}
-    axes["plan"] = _plan(way)
-    return {**axes, "protocol": record, "rows": rows, "failures": failures}
+    return {**axes, **_of_way(way), "protocol": record, "rows": rows, "failures": failures}
 
 
-def _plan(way: Way) -> str:
-    """The value of the axis `plan`."""
-    return sweep.LEARNED_PLAN if way.run.sampling.plan == "learned" else sweep.OWN_PLAN
+def _of_way(way: Way) -> dict[str, str | None]:
+    """The values of the axes that a protocol does not have under their names."""
+    sampling = way.run.sampling
+    steered = sampling.steering if sampling.steering.active else None
+    plan = sweep.LEARNED_PLAN if sampling.plan == "learned" else sweep.OWN_PLAN
+    return {"operator": steered and steered.operator, "steering": steered and steered.method, "plan": plan}
 
 
 def _agreed(flags: Sequence[bool]) -> list[bool]:

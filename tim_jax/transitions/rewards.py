@@ -4,7 +4,7 @@ A reward is differentiable where it is trained on. The condition is that of the 
 network gets of a text; `python -m tim_jax.prefer` gives {"prompt": texts}.
 
 Those of OF_SCORES are a frozen classifier's judgement: functions of its scores in place of the images, which may be
-latents then.
+latents then. Those of OF_TARGET compare its features with those of a target image, condition["target"] (B, d).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +37,13 @@ def similarity(scores: ClassScores, condition: Mapping[str, jax.Array]) -> jax.A
     return of_label(scores.cosines, condition["label"])
 
 
+def image_similarity(scores: ClassScores, condition: Mapping[str, jax.Array]) -> jax.Array:
+    """The cosine of the features of x̂ and those of the target image, of length 1: CLIP-I, by another network."""
+    assert scores.features is not None, "a classifier that gives them"
+    cosine: jax.Array = (scores.features * condition["target"]).sum(axis=-1)
+    return cosine
+
+
 def of_label(values: jax.Array, label: jax.Array) -> jax.Array:
     """The values (B,) of labels (B,) among those (B, K) of all classes; 0 for the null label, which is K."""
     classes = values.shape[1]
@@ -45,3 +52,4 @@ def of_label(values: jax.Array, label: jax.Array) -> jax.Array:
 
 
 OF_SCORES = {"classifier": log_probability, "similarity": similarity}
+OF_TARGET = {"image_similarity": image_similarity}

@@ -36,6 +36,7 @@ from tim_jax.runs.restoration import Truths, around, check_path, coupling_of, gi
 from tim_jax.runs.searching import Searcher, read_search
 from tim_jax.system import compilation_cache, paths
 from tim_jax.system.progress import Bar
+from tim_jax.transitions.rewards import OF_TARGET
 from tim_jax.transitions.sampling.noise import slerp
 from tim_jax.transitions.sampling.planning import check_pairs, make_plan, time_grid
 from tim_jax.transitions.sampling.samplers import SAMPLERS
@@ -110,6 +111,8 @@ class SampleJob:
             written.append(self.show_restored(truths, writer))
         elif generator.aim:
             written += steered.show(settings, generator, writer, self.images)
+        elif self.images is not None and self.decoder is not None and not settings.interpolate:
+            written += steered.show_edited(settings, generator, writer, self.images)
         lines = [
             f"{total // len(settings.steps)} images at each of {','.join(map(str, settings.steps))} steps, from "
             f"training step {self.step}, in {writer.folder}:"
@@ -236,20 +239,23 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
     weights, step = load_weights(run, folder)
     run = with_found(run, folder, step)
     check_times(settings, run)
-    searcher = open_searcher(settings, run)
+    searcher = open_searcher(settings, run, decoder)
     generator = Generator(run, batch_size(run, requests), texts, decoder or Pixels(), truths, aim)
     generator.load()
     return SampleJob(settings, generator, weights, step, requests, images, decoder, source, searcher)
 
 
-def open_searcher(settings: SampleSettings, run: Run) -> Searcher | None:
+def open_searcher(settings: SampleSettings, run: Run, decoder: Pixels | Decoder | None) -> Searcher | None:
     """The search that a command asks for, or None. Raises ValueError, in one line, for what is wrong with it."""
     if settings.search is None or settings.reward is None:
         return None
     search = read_search(settings.search, settings.radius)
     for steps in settings.steps:
         search.check(run, time_grid(run.transport, steps, run.sampling))
-    return Searcher(search, open_judge(run, settings.reward, settings.classifier))
+    target = None
+    if decoder is not None and settings.target is not None and settings.reward in OF_TARGET:
+        target = steered.read_targets(settings, run, decoder)
+    return Searcher(search, open_judge(run, settings.reward, settings.classifier, target))
 
 
 def read_requests(

@@ -37,7 +37,7 @@ class SampleSettings:
         source: labels with commas between, or the prompt, by which it brings them there; None for those that are drawn.
         operator: `sampling.steering.operator`; None for the configuration's, or inpainting where there is a mask.
         mask: the file of a mask, white where images are drawn anew.
-        target: files of what was measured, in place of `images`; or the label that a reward asks for.
+        target: files of what was measured, in place of `images`; or the label or image that a reward asks for.
         interpolate: images on the way from each to the next.
         out: the folder to write to; None for one in the workdir.
         search: such as best_of:8; None to draw samples as they come.

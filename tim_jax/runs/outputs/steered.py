@@ -17,6 +17,7 @@ from tim_jax.runs.outputs.settings import SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.steering import Aim, open_aim, open_own
 from tim_jax.system import paths
+from tim_jax.transitions.rewards import OF_TARGET
 
 SHOWN = 12  # images in their picture
 
@@ -60,7 +61,8 @@ def read_aim(
     steering = run.sampling.steering
     if not steering.active:
         for name in ("mask", "target"):
-            if (value := getattr(settings, name)) is not None:
+            searched = name == "target" and settings.reward in OF_TARGET
+            if (value := getattr(settings, name)) is not None and not searched:
                 raise ValueError(f"--{name} is {value}; it needs --operator, which says what is measured")
         return None
     where = f"sampling.steering.operator is {steering.operator!r}"
@@ -73,6 +75,9 @@ def read_aim(
             raise ValueError(f"--mask is {settings.mask}; it must be left out with the reward {steering.operator!r}")
         if settings.target is None:
             return open_own(run)
+        if steering.operator in OF_TARGET:
+            target = read_targets(settings, run, decoder)
+            return open_aim(run, target.shape[1:], target=target)
         names = workdir.class_names(paths.run_folder(settings.workdir, "--workdir"))
         label = labels.read_labels(settings.target, names, run.config.model.num_classes, "--target")
         return open_aim(run, run.image_shape, label=np.array(label, np.int32))
@@ -80,14 +85,10 @@ def read_aim(
     if len(sizes) > 1:
         raise ValueError(f"{where}; it must be '' for images of several sizes")
     (height, width), factor = next(iter(sizes)), decoder.factor
-    channels = 3 if isinstance(decoder, Decoder) else run.image_shape[-1]
-    shape = (height * factor, width * factor, channels)
+    shape = (height * factor, width * factor, _channels(run, decoder))
     target = mask = None
     if settings.target is not None:
-        read = [_read(name, "--target", channels) for name in settings.target.split(",")]
-        if len({each.shape for each in read}) > 1:
-            raise ValueError(f"--target is {settings.target}; it must be of images of one size")
-        target = np.stack(read) / 127.5 - 1
+        target = read_targets(settings, run, decoder)
         if steering.operator == "greyscale":
             target = target[..., :1]
         elif steering.operator == "colour_statistics":
@@ -95,6 +96,18 @@ def read_aim(
     if settings.mask is not None:
         mask = 1 - _read(settings.mask, "--mask", 1)[..., 0] / 255
     return open_aim(run, shape, images, target, mask)
+
+
+def read_targets(settings: SampleSettings, run: Run, decoder: Pixels | Decoder) -> np.ndarray:
+    """The images (n, H, W, c) of `--target`, in [−1, 1]. Raises ValueError."""
+    read = [_read(name, "--target", _channels(run, decoder)) for name in str(settings.target).split(",")]
+    if len({each.shape for each in read}) > 1:
+        raise ValueError(f"--target is {settings.target}; it must be of images of one size")
+    return np.stack(read) / np.float32(127.5) - 1
+
+
+def _channels(run: Run, decoder: Pixels | Decoder) -> int:
+    return 3 if isinstance(decoder, Decoder) else run.image_shape[-1]
 
 
 def _read(name: str, flag: str, channels: int) -> np.ndarray:
@@ -127,6 +140,18 @@ def show(settings: SampleSettings, generator: Generator, writer: SampleWriter, i
     if images is not None:
         rows["from"] = images[np.arange(count) % len(images)]
     name = f"{writer.name}_steered.png"
+    pictures.any_step_grid(rows, path=writer.folder / name)
+    return [name]
+
+
+def show_edited(settings: SampleSettings, generator: Generator, writer: SampleWriter, images: np.ndarray) -> list[str]:
+    """Writes the picture with the images of `--from` above the samples that started from them; its name."""
+    found = drawn(settings, generator, writer)
+    if not found:
+        return []
+    rows: dict[str | int, np.ndarray] = {"from": images[:SHOWN]}
+    rows |= {steps: samples[:SHOWN] for steps, samples in found.items()}
+    name = f"{writer.name}_edited.png"
     pictures.any_step_grid(rows, path=writer.folder / name)
     return [name]
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tim_jax.transitions.operators import OPERATORS, parse
-from tim_jax.transitions.rewards import OF_SCORES, REWARDS
+from tim_jax.transitions.rewards import OF_SCORES, OF_TARGET, REWARDS
 
 if TYPE_CHECKING:
     from tim_jax.transitions.sampling.plans import HostTransport
@@ -57,11 +57,11 @@ UNUSED = {
     ),
     ("sampling.steering.loss",): (
         "sampling.steering.operator is a reward",
-        lambda c: c.sampling.steering.operator in REWARDS | OF_SCORES,
+        lambda c: c.sampling.steering.operator in REWARDS | OF_SCORES | OF_TARGET,
     ),
     ("sampling.steering.classifier",): (
         "sampling.steering.operator is not one that a classifier judges",
-        lambda c: c.sampling.steering.operator not in OF_SCORES,
+        lambda c: c.sampling.steering.operator not in OF_SCORES | OF_TARGET,
     ),
 }  # fmt: skip
 
@@ -71,7 +71,8 @@ class Steering:
     """Settings of the above."""
 
     # What is asked of samples: a name in OPERATORS, with numbers behind it, such as super_resolution:4; or a reward:
-    # classifier, similarity, or a name in REWARDS. "": nothing, which is so wherever nothing says what was measured.
+    # classifier, similarity, image_similarity, or a name in REWARDS. "": nothing, which is so wherever nothing says
+    # what was measured.
     operator: str = ""
     method: str = "flowchef"  # gradient skipped: flowchef; through the network: dps; hard consistency: resample
     scale: float = 1.0  # s, the length of a step of the gradient
@@ -90,7 +91,7 @@ class Steering:
     @property
     def is_reward(self) -> bool:
         """Whether the loss is a reward, not that of a residual."""
-        return self.operator in OF_SCORES or self.operator in REWARDS
+        return self.operator in OF_SCORES | OF_TARGET | REWARDS
 
     @property
     def measures(self) -> bool:
@@ -131,7 +132,7 @@ class Steering:
         except ValueError as error:
             raise ValueError(f"{where}; {error}") from None
         if name not in OPERATORS and not self.is_reward:
-            raise ValueError(f"{where}; it must be one of {', '.join([*OPERATORS, *OF_SCORES, *REWARDS])}")
+            raise ValueError(f"{where}; it must be one of {', '.join([*OPERATORS, *OF_SCORES, *OF_TARGET, *REWARDS])}")
         if self.is_reward and self.method == "resample":
             raise ValueError(
                 "sampling.steering.method is 'resample'; it must be flowchef or dps for a reward, which has no residual"
