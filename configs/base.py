@@ -488,8 +488,8 @@ def get_config():
     # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
     # steps between comparisons of replicas, with those of batches after each; 0: neither
     config.training.compare_every = 10
-    # steps from one that is made twice, which must give the same bits, to the next; 0: none
-    config.training.recompute_every = 500
+    # steps between those that are made twice and must give the same bits; 0: none
+    config.training.recompute_every = 1000
     config.training.recompute_elsewhere = False  # on other devices of the same process; the step is compiled once more
     # "go_back": to what last agreed; "exclude": end with exit code 75 and name the host; "warn": go on with it
     config.training.on_corruption = "go_back"

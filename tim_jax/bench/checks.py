@@ -54,7 +54,7 @@ def measure(built: Run, repeats: int) -> dict[str, Any]:
     found = {name: each.seconds for name, each in timing.interleaved(calls, repeats, clock=clock).items()}
     settings, each_step = built.training, 0.0
     if settings.compare_every:
-        each_step += found["batch"] + found["replicas"] / settings.compare_every
+        each_step += found["batch"] + (built.mesh.size > 1) * found["replicas"] / settings.compare_every
     if settings.recompute_every:
         each_step += (found["twice"] - found["step"]) / settings.recompute_every
     share = each_step / (found["step"] + each_step)

@@ -124,7 +124,7 @@ class Guard:
         self.settle()
         if self._compare and sent is not None:
             self._launched.append((number, checksums(batch, sent), sent))
-        if self._compare and (due or number % self._compare == 0):
+        if self._compare and self._trainer.mesh.size > 1 and (due or number % self._compare == 0):
             self._launched.append((number, checksums(state), None))
 
     def settle(self) -> None:
