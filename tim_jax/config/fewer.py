@@ -35,7 +35,7 @@ def shards_of(config: ConfigDict, devices: int) -> int:
     free = -1 in sizes or config.mesh.fsdp == AUTO
     if devices % known or not free and devices != known:
         return 0
-    return devices // (config.mesh.tensor * config.mesh.sequence)
+    return devices // int(config.mesh.tensor * config.mesh.sequence)
 
 
 def with_microbatches(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from etils import epath
@@ -12,6 +12,7 @@ from etils import epath
 from tim_jax.config import fewer
 from tim_jax.config.run import Run
 from tim_jax.system import cluster, files, jsonl, paths, rendezvous
+from tim_jax.transitions.objective import Objective
 
 PLANNED = "planned.json"
 WAIT = 300.0  # seconds, where --wait does not say
@@ -81,7 +82,8 @@ class Elastic:
                 f"data.buckets.tokens is {run.data.buckets.tokens}; it must be 0 with --min-processes: the number of "
                 "devices decides the size of such batches"
             )
-        found = fewer.counts(run.config, run.trainer.step.objective, everyone, each, self.least)
+        objective = cast(Objective, run.trainer.step.objective)
+        found = fewer.counts(run.config, objective, everyone, each, self.least)
         if here not in found:
             raise ValueError(
                 f"--min-processes is {self.least}; the run can go on with {_listed(found)} processes, not with {here}"
