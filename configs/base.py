@@ -9,7 +9,7 @@ may move, but must be the same checkpoint, as a reward's classifier must be the 
 Written by python -m tim_jax.config.page from the dataclasses that the keys are fields of: change those.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -503,7 +503,10 @@ def get_config():
 
     # Checkpoints.
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1000  # steps
+    # steps; "auto": again once the last save has ended, within max_share
+    config.checkpoint.every = FieldReference(1000, field_type=object)
+    # of the time by which saving may hold up the steps, where every is "auto"; 1: no limit
+    config.checkpoint.max_share = 0.05
     config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here

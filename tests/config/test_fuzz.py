@@ -130,9 +130,16 @@ def wrong(main, arguments, name):
     return None, None
 
 
+def words_of(kind):
+    """The words that a key takes besides numbers."""
+    return [word for one in typing.get_args(kind) for word in typing.get_args(one) if isinstance(word, str)]
+
+
 def meant(text, kind):
     """What a text means for a key of that type, as Python reads it; None where that is nothing of the type."""
     if kind is str:
+        return text
+    if text in words_of(kind):
         return text
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower())
@@ -142,6 +149,8 @@ def meant(text, kind):
         return None
 
     def fit(value, kind):
+        if typing.get_origin(kind) is typing.Union:
+            return fit(value, int)
         if typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)
             kinds = [inner[0]] * len(value) if inner[-1] is ... else inner

@@ -9,6 +9,7 @@ import inspect
 import io
 import textwrap
 import tokenize
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,10 +28,11 @@ def page() -> str:
     for name, section in SECTIONS.items():
         lines += [*_comment(section.heading), f"    config.{name} = ConfigDict()", *_keys(name, section), ""]
     body = "\n".join([*lines, "    return config", ""])
-    return f"{_head()}\n\nfrom ml_collections import ConfigDict\n{PLACEHOLDER}\n\n\ndef get_config():\n{body}"
+    return f"{_head()}\n\n{IMPORTS}\n\n\ndef get_config():\n{body}"
 
 
-PLACEHOLDER = "from ml_collections.config_dict import placeholder"
+IMPORTS = """from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder"""
 
 
 def _head() -> str:
@@ -69,6 +71,8 @@ def _lines(path: str, key: Key, section: Section) -> Iterator[str]:
         return
     if key.name in section.defaults:
         value = _text(section.defaults[key.name])
+    elif typing.get_origin(key.type) is typing.Union:  # else a configuration file could not set the other type
+        value = f"FieldReference({value}, field_type=object)"
     elif section.placeholders:
         value = f"placeholder({key.type.__name__})"
     elif not _literal(value):

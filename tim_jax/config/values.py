@@ -101,6 +101,9 @@ def conformed(key: str, value: Any, kind: Any) -> Any:
 
 def _conformed(value: Any, kind: Any) -> Any:
     """The same, with TypeError."""
+    if typing.get_origin(kind) is typing.Union:
+        number, word = typing.get_args(kind)
+        return value if value in typing.get_args(word) else _conformed(value, number)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple | list):
             raise TypeError
@@ -128,6 +131,9 @@ def _conformed(value: Any, kind: Any) -> Any:
 
 def described(kind: Any) -> str:
     """A type in words."""
+    if typing.get_origin(kind) is typing.Union:
+        number, word = typing.get_args(kind)
+        return f"{described(number)}, or {' or '.join(map(repr, typing.get_args(word)))}"
     if typing.get_origin(kind) is not tuple:
         return {
             int: "a whole number (int) of at most 32 bits",
@@ -155,7 +161,7 @@ def example(kind: Any) -> Any:
 
 
 def type_of(key: str) -> Any:
-    """The type of a key: bool, int, float, str, or a tuple of those and of tuples."""
+    """The type of a key: bool, int, float, str, a tuple of those and of tuples, or a number or a Literal."""
     return float if key.split(".")[0] in FREE else types()[key]
 
 

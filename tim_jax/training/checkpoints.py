@@ -93,6 +93,8 @@ class Saver:
 
     Attributes:
         saved: The latest step whose checkpoint is complete, with its manifest, or None.
+        seconds: From the beginning of that save until its checkpoint was complete, or None.
+        proof_seconds: Those of them in which what had been written was read back and summed up, or None.
         failures: What could not be written, a line each.
     """
 
@@ -103,6 +105,8 @@ class Saver:
         """
         self.manager, self._what = manager, what
         self.saved: int | None = None
+        self.seconds: float | None = None
+        self.proof_seconds: float | None = None
         self.failures: list[str] = []
         _hush_closed_loops()
         self._thread: threading.Thread | None = None
@@ -116,6 +120,7 @@ class Saver:
             record: What the checkpoint says of the run that made it, such as its configuration; JSON.
         """
         self._settle()
+        began = time.perf_counter()
         if found := proof.not_finite(state):
             return self._fail(step, proof.NotProven(f"{found} is not finite"))
         items = ocp.args.Composite(state=ocp.args.StandardSave(formats.stored(state)), record=ocp.args.JsonSave(record))
@@ -125,8 +130,13 @@ class Saver:
             self._fail(step, error)
         else:
             shapes = proof.shapes_of(formats.stored(state))
-            self._thread = threading.Thread(target=self._finish, args=(step, shapes), name="manifest")
+            self._thread = threading.Thread(target=self._finish, args=(step, shapes, began), name="manifest")
             self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written or removed."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Waits until nothing is being written."""
@@ -146,10 +156,11 @@ class Saver:
             self._clear()  # again: threads of a failed write may have gone on for longer
             self.manager.reload()
 
-    def _finish(self, step: int, shapes: list[tuple]) -> None:
+    def _finish(self, step: int, shapes: list[tuple], began: float) -> None:
         folder = self.manager.directory / str(step)
         try:
             self.manager.wait_until_finished()
+            written = time.perf_counter()
             if jax.process_index() == 0 and (found := proof.broken(folder, shapes)):
                 _move_aside(folder)
                 raise proof.NotProven(found)
@@ -157,7 +168,8 @@ class Saver:
         except Exception as error:
             self._fail(step, error)
         else:
-            self.saved = step
+            now = time.perf_counter()
+            self.saved, self.seconds, self.proof_seconds = step, now - began, now - written
             self._prune(step)
 
     def _prune(self, step: int) -> None:

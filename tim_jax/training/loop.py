@@ -12,6 +12,7 @@ from etils import epath
 from tim_jax.system import peers
 from tim_jax.training import checkpoints, sharding
 from tim_jax.training.array_checksums import Checksums
+from tim_jax.training.cadence import Cadence
 from tim_jax.training.corruption import Guard
 from tim_jax.training.goodput import Goodput
 from tim_jax.training.monitor import Launched, Monitor
@@ -167,12 +168,22 @@ def train(
 
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
+        cadence, lead = Cadence(checkpoint, saver), jax.process_index() == 0
         if snapshots is not None:
             stack.enter_context(contextlib.closing(snapshots))
         batches = pipeline.summed_batches(start)
         guard = Guard(workdir, trainer, settings, start, elsewhere)
         monitor = stack.enter_context(
-            Monitor(workdir, settings, trainer.mesh, start, goodput, record, profile, pipeline.metrics)
+            Monitor(
+                workdir,
+                settings,
+                trainer.mesh,
+                start,
+                goodput,
+                record,
+                profile,
+                lambda: pipeline.metrics() | cadence.metrics(),
+            )
         )
         stack.enter_context(stop.held())
         stack.callback(setattr, stop, "lost", stop.lost)
@@ -191,8 +202,8 @@ def train(
             state, metrics, per_example = guard.step(step, state, batch)
             monitor.launched(Launched(step, metrics, per_example, index), len(batch["x"]), trainer.flops(batch))
 
-            stopped, ended = agreement(stop.asked is not None), step == settings.steps
-            unsaved = unsaved or step % checkpoint.every == 0
+            stopped, wished = agreement(stop.asked is not None, cadence.wish(step) and lead)
+            ended, unsaved = step == settings.steps, unsaved or wished or cadence.planned(step)
             due = [task for task in (pictures, figures) if task is not None and task.due(step, ended)]
             storing = snapshots if snapshots is not None and snapshots.due(step) else None
             saving = unsaved or due or ended or stopped
@@ -201,7 +212,7 @@ def train(
                 continue
             monitor.finish()
             guard.settle()  # so that nothing is saved that replicas do not agree on
-            with monitor.paused():
+            with monitor.paused(), cadence.paused():
                 if storing:
                     storing.save(step, state)  # before any checkpoint from which a run would go on without it
                 if not saving:
@@ -212,7 +223,8 @@ def train(
                         monitor.nonfinite.streak,
                     )
                 if ended or monitor.finite:  # while updates are left out, the last good checkpoint stays
-                    saver.save(step, state, {**record, "productive_seconds": goodput.productive})
+                    with cadence.saving():
+                        saver.save(step, state, {**record, "productive_seconds": goodput.productive})
                     unsaved = False
                 if stopped and not ended:
                     saver.wait()

@@ -103,7 +103,7 @@ def _ignored(number: signal.Signals) -> bool:
 
 
 class Agreement:
-    """Tells all processes after the same step whether any of them was asked to stop, one step late with several.
+    """Tells all processes after the same step what any of them knows, such as to stop; one step late with several.
 
     JAX's own preemption service takes SIGTERM for itself, and would not tell while the process compiles or samples.
     """
@@ -111,17 +111,18 @@ class Agreement:
     def __init__(self, mesh: Mesh):
         self._count = mesh.size
         self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._any = jax.jit(lambda flags: jnp.any(flags, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._pending: jax.Array | None = None
 
-    def __call__(self, asked: bool) -> bool:
-        """Returns whether any process was asked; all processes must call it after every step.
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
+        """Returns which flags any process has; all processes must call it after every step.
 
         Args:
-            asked: Whether this one was.
+            flags: Those of this one, always as many.
         """
         if jax.process_count() == 1:
-            return asked
-        flags = jax.make_array_from_callback((self._count,), self._spread, lambda _: np.array([asked]))
-        before, self._pending = self._pending, self._any(flags)
-        return before is not None and bool(before)
+            return flags
+        shape = (self._count, len(flags))
+        spread = jax.make_array_from_callback(shape, self._spread, lambda _: np.array([flags]))
+        before, self._pending = self._pending, self._any(spread)
+        return tuple(map(bool, np.asarray(before))) if before is not None else (False,) * len(flags)

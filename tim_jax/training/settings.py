@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from typing import Literal
 
 from tim_jax.training.power_ema import MAX_SIGMA_REL, PowerFunction, name_of
 
@@ -13,6 +14,7 @@ UNUSED = {
         lambda c: not (c.training.compare_every or c.training.recompute_every),
     ),
     ("training.recompute_elsewhere",): ("training.recompute_every is 0", lambda c: not c.training.recompute_every),
+    ("checkpoint.max_share",): ("checkpoint.every is not 'auto'", lambda c: c.checkpoint.every != "auto"),
 }
 
 
@@ -120,13 +122,18 @@ class TrainingSettings:
 class CheckpointSettings:
     """Which checkpoints are written and kept."""
 
-    every: int = 1000  # steps
+    every: int | Literal["auto"] = 1000  # steps; "auto": again once the last save has ended, within max_share
+    max_share: float = 0.05  # of the time by which saving may hold up the steps, where every is "auto"; 1: no limit
     keep: int = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     keep_every: int = 0  # multiples of so many steps stay for good; 0: none
     resume: str = ""  # where the workdir has none yet: another's, whose whole state goes on here
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        for name, value in {"every": 1, "keep": 1, "keep_every": 0}.items():
+        if self.every != "auto" and self.every < 1:
+            raise ValueError(f"checkpoint.every is {self.every}; it must be at least 1, or 'auto'")
+        if not 0 < self.max_share <= 1:
+            raise ValueError(f"checkpoint.max_share is {self.max_share}; it must lie in (0, 1]")
+        for name, value in {"keep": 1, "keep_every": 0}.items():
             if getattr(self, name) < value:
                 raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least {value}")
