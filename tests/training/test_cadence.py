@@ -8,7 +8,6 @@ import pytest
 
 from tests.helpers.processes import Run, good
 from tests.helpers.processes import one_device as one_device
-from tim_jax.bench import faults
 from tim_jax.training.cadence import REMEMBERED, RETRY, Cadence, Save, earliest, slowed
 from tim_jax.training.settings import CheckpointSettings
 
@@ -104,14 +103,6 @@ def test_a_failed_save_is_not_tried_again_at_once():
     run.failing = True
     began = [began for _, began, _ in run.train(300).saves]
     assert len(began) >= 4 and all(b - a >= RETRY for a, b in zip(began, began[1:], strict=False))
-
-
-def test_work_that_a_kill_loses():
-    made = {4: 10.0, 5: 11.0, 6: 12.0, 7: 13.0}  # of a start that went on from step 3
-    assert faults.lost(made, saved=5, killed=13.5) == (2, 2.5)
-    assert faults.lost(made, saved=3, killed=13.5) == (4, 4.5), "nothing was saved; the first step began at 9"
-    assert faults.lost(made, saved=7, killed=13.5) == (0, 0.0)
-    assert faults.lost({}, saved=3, killed=99.0) == (0, 0.0), "killed while it started"
 
 
 @pytest.mark.slow

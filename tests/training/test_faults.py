@@ -123,10 +123,7 @@ def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
     "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.nightly)]
 )
 def test_killed_at_random_moments_a_run_ends_bit_equal(kills):
-    """The first of every three kills comes once a checkpoint is being written, the second while steps are made."""
+    """The first of every three kills comes while a checkpoint is written, the second while steps are made."""
     (row,) = bench.run(argparse.Namespace(kills=kills, seed=0))
     assert row["kills"] == row["recovered"] == kills and row["bit_equal"] is True
-    assert row["during_save"] >= 1 and row["seconds"] > 0
-    for name in ("lost_steps", "lost_saves"):
-        assert len(row[name]["all"]) == kills and 0 <= row[name]["median"] <= row[name]["worst"]
-    assert row["lost_steps"]["worst"] > 0, "the steps since the last save are lost"
+    assert row["during_save"] >= -(-kills // 3) and row["seconds"] > 0
