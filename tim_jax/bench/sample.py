@@ -56,7 +56,7 @@ def sampling_of(guidance: float, method: str = UNSTEERED, like: Steering = Steer
 
 def sampler(
     case: Case, guidance: float, method: str = UNSTEERED, like: Steering = Steering()
-) -> Callable[[Any, Any, int], jax.Array]:
+) -> Callable[[Any, Any, Any], jax.Array]:
     """Returns a function from (params, plan, steps) to a batch of images, one program for all step counts."""
     condition, null = conditions(case)
     steering, measure = sampling_of(guidance, method, like).steering, OPERATORS["super_resolution"].measure

@@ -41,7 +41,7 @@ class Measured:
 
     def chip(self, chip: Chip) -> Chip:
         """Returns a chip with what was measured in place of published figures."""
-        return dataclasses.replace(chip, **self.speeds)
+        return dataclasses.replace(chip, **self.speeds)  # type: ignore[arg-type]
 
 
 def read(file: str, topologies: Sequence[Topology]) -> Measured:

@@ -228,9 +228,10 @@ def _line(
 def _of_way(way: Way) -> dict[str, str | None]:
     """The values of the axes that a protocol does not have under their names."""
     sampling = way.run.sampling
-    steered = sampling.steering if sampling.steering.active else None
+    steering = sampling.steering
+    operator, method = (steering.operator, steering.method) if steering.active else (None, None)
     plan = sweep.LEARNED_PLAN if sampling.plan == "learned" else sweep.OWN_PLAN
-    return {"operator": steered and steered.operator, "steering": steered and steered.method, "plan": plan}
+    return {"operator": operator, "steering": method, "plan": plan}
 
 
 def _agreed(flags: Sequence[bool]) -> list[bool]:

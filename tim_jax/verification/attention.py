@@ -25,10 +25,12 @@ def run(setup: Setup) -> Iterator[Line | LeftOut]:
     shapes = [(sizes.tokens, sizes.tokens, width, False) for width in sizes.head_widths]
     shapes.append((sizes.tokens, CAPTION, sizes.head_widths[0], True))
     for name, attend in ATTENTION.items():
-        if name == "pallas" and not has_kernels(device, max(sizes.head_widths)):
-            yield LeftOut(name, f"it has no kernels for {device.device_kind}, where blockwise takes over")
-            continue
         for dtype, limit in LIMITS.items():
+            if name == "pallas" and not has_kernels(device, max(sizes.head_widths), DTYPES[dtype]):
+                yield LeftOut(
+                    f"{name}, {dtype}", f"it has no kernels for {device.device_kind}, where blockwise takes over"
+                )
+                continue
             found = {}
             for N, M, width, masked in shapes:
                 for what, error in errors(attend, dtype, N, M, width, masked).items():
@@ -52,7 +54,7 @@ def errors(attend: Callable, dtype: str, N: int, M: int, width: int, masked: boo
     truth = exact.attention((q, k, v), tuple(dots), do, mask)
     inputs = jax.tree.map(lambda x: jnp.asarray(x, DTYPES[dtype]), ((q, k, v), tuple(dots), do))
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(lambda *inputs: results(attend, *inputs, mask))(*inputs)
+        found = jax.jit(lambda qkv, dots, do: results(attend, qkv, dots, do, mask))(*inputs)
 
     def error(name: str) -> float:
         right = truth[name.split()[0]]

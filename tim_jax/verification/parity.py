@@ -160,7 +160,7 @@ def write(file: pathlib.Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{case}/{name}": array for case, results in found.items() for name, array in results.items()}
     with file.open("wb") as opened:  # a path would get another suffix
-        np.savez_compressed(opened, **arrays)
+        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
 
 
 def run(setup: Setup) -> Iterator[Line | LeftOut]:

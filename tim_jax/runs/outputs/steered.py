@@ -86,7 +86,8 @@ def read_aim(
         raise ValueError(f"{where}; it must be '' for images of several sizes")
     (height, width), factor = next(iter(sizes)), decoder.factor
     shape = (height * factor, width * factor, _channels(run, decoder))
-    target = mask = None
+    target: np.ndarray | None = None
+    mask: np.ndarray | None = None
     if settings.target is not None:
         target = read_targets(settings, run, decoder)
         if steering.operator == "greyscale":
