@@ -70,6 +70,8 @@ def read_aim(
         raise ValueError(f"{where}; it must be '' for latents that nothing decodes: codecs.autoencoder is ''")
     if settings.interpolate:
         raise ValueError(f"{where}; it must be '' with --interpolate")
+    target: np.ndarray | None
+    mask: np.ndarray | None
     if steering.is_reward:
         if settings.mask is not None:
             raise ValueError(f"--mask is {settings.mask}; it must be left out with the reward {steering.operator!r}")
@@ -86,8 +88,7 @@ def read_aim(
         raise ValueError(f"{where}; it must be '' for images of several sizes")
     (height, width), factor = next(iter(sizes)), decoder.factor
     shape = (height * factor, width * factor, _channels(run, decoder))
-    target: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    target = mask = None
     if settings.target is not None:
         target = read_targets(settings, run, decoder)
         if steering.operator == "greyscale":
