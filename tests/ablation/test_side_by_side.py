@@ -166,6 +166,7 @@ def test_a_run_that_was_a_little_faster_in_a_new_workdir_is_not_mixed_up(tmp_pat
     locked, place = lock.locked, tmp_path / "run"
 
     def late(folder, *args):
+        monkeypatch.setattr(lock, "locked", locked)
         with workdirs.one_device():
             workdirs.workdir(place, "digits", **{**TINY, "model.width": "32"})
         return locked(folder, *args)

@@ -261,8 +261,8 @@ def test_compile_reads_in_a_second_start_what_the_first_has_compiled(tmp_path, m
     [
         (
             ["stpe"],
-            "NAME is 'stpe'; it must be one of step, sample, compile, attention, data, faults, flips, checks; "
-            "see --help",
+            "NAME is 'stpe'; it must be one of step, sample, compile, attention, data, faults, flips, checks, "
+            "endurance; see --help",
         ),
         (["step", "--networks=B4"], "--networks has 'B4': no such name; did you mean B/4?"),
         (

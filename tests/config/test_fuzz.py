@@ -272,7 +272,7 @@ def test_every_command_line(each, places, tally):
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_benchmark(name, places, monkeypatch, tally):
     module = sys.modules.get(BENCHES[name]) or __import__(BENCHES[name], fromlist=["run"])
-    for work in ("measure_case", "measure", "compile_buckets", "Trial", "target", "watched"):
+    for work in ("measure_case", "measure", "compile_buckets", "Trial", "target", "watched", "Laboratory"):
         if hasattr(module, work):
             monkeypatch.setattr(module, work, reach)
     rng, failed = random.Random(2), []

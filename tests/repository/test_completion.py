@@ -26,7 +26,7 @@ while IFS= read -r line; do
 done
 """
 KEYS = keys.known_keys()
-TRAIN = [f"--{name}" for name in ("help", "config", "workdir", "check", "profile")]
+TRAIN = [f"--{name}" for name in ("help", "config", "workdir", "check", "min-processes", "profile", "wait")]
 LINES = {
     "tim-jax ": ["--help", *COMMANDS],
     "tim-jax sam": ["sample"],

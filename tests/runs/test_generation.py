@@ -1,6 +1,7 @@
 """Images from a run whose network is the exact map of a Gaussian: starts, the way up, programs, guidance it is told."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,20 @@ def run():
     return make_run()
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """A list with an entry for each program that a generator traces."""
+    found, batch = [], Generator._batch
+
+    @functools.wraps(batch)
+    def counted(*args):
+        found.append(args)
+        return batch(*args)
+
+    monkeypatch.setattr(Generator, "_batch", counted)
+    return found
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -66,11 +81,11 @@ def run():
         "sde_heun",
     ],
 )
-def test_one_program_for_all_step_counts(run, sampler):
+def test_one_program_for_all_step_counts(run, sampler, traced):
     generator = Generator(dataclasses.replace(run, sampling=Sampling(sampler=sampler)), 6)
     for steps in (1, 3, PADDED // SAMPLERS[sampler].evaluations - 1):
         assert generator({}, LABELS, steps=steps).shape == (6, 8, 8, 1)
-    assert generator._sample._cache_size() == 1
+    assert len(traced) == 1
     path = generator.integrate({}, generator.times(3), LABELS, trajectory=True)
     assert path.shape == (4, 6, 8, 8, 1), "a state for each step, whatever its evaluations"
     np.testing.assert_allclose(path[0], generator.noise(0, 6), atol=1e-6)
@@ -92,13 +107,13 @@ def test_evaluations_at_once_give_the_same_images(run, sampler):
     np.testing.assert_allclose(sweeping({}, LABELS, steps=16), expected[-1], atol=1e-4)
 
 
-def test_other_starts_are_another_program_and_the_noise_is_the_default(run):
+def test_other_starts_are_another_program_and_the_noise_is_the_default(run, traced):
     generator = Generator(run, 6)
     plain = generator({}, LABELS, steps=4, seed=1)
     given = generator.integrate({}, generator.times(4), LABELS, seed=1, start=generator.noise(1, 6))
     np.testing.assert_allclose(given, plain, atol=1e-6)
     generator.integrate({}, generator.times(7, 0.4), LABELS, seed=1, start=given)
-    assert generator._sample._cache_size() == 2
+    assert len(traced) == 2
 
 
 @pytest.mark.parametrize("name", TIMES)

@@ -37,6 +37,7 @@ TARGETS = {
     ],
     "ablate": [(["--config=ablations/weights", "--workdir={target}"], "--workdir")],
     "plan": [(["--config=digits", "--topology=v5e:2x2", "--json={target}/x.json"], "--json")],
+    "verify": [(["--checks=machine", "--out={target}/x.json"], "--out")],
     "bench": [(["step", "--json={target}/x.json"], "--json")],
 }  # fmt: skip
 CASES = [(name, *case) for name, cases in TARGETS.items() for case in cases]

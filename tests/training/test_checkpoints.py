@@ -234,18 +234,15 @@ def test_what_cannot_be_written_is_told_at_once_and_leaves_the_older_one(workdir
 
 
 def test_what_the_threads_of_a_failed_write_make_anew_goes_as_well(workdir):
-    directory = checkpoints.open_manager(workdir, 1).directory
-    begun = directory / "2.orbax-checkpoint-tmp"
+    begun = checkpoints.open_manager(workdir, 1).directory / "2.orbax-checkpoint-tmp"
 
     def write():
-        for _ in range(4):
-            (begun / "state").mkdir(parents=True, exist_ok=True)
-            time.sleep(0.3)
+        for seconds in (0.1, 0.4, 0.4):
+            time.sleep(seconds)
+            begun.mkdir(exist_ok=True)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    removal.clear(directory, calm=2.0)
-    thread.join()
+    threading.Thread(target=write).start()
+    removal.clear(begun.parent, calm=2.0)
     assert not begun.exists()
 
 

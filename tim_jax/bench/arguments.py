@@ -88,7 +88,7 @@ def flips(parser: argparse.ArgumentParser) -> None:
 
 def checks(parser: argparse.ArgumentParser) -> None:
     """What the checks for silent corruption cost a run, at its settings."""
-    parser.add_argument("--configs", default="digits", help="configurations; default: %(default)s")
+    parser.add_argument("--config", default="digits", help="a configuration; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=20, help="default: %(default)s")
 
 

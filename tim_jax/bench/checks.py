@@ -62,11 +62,8 @@ def measure(built: Run, repeats: int) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures one row for each configuration. Raises ValueError for wrong arguments."""
+    """Measures a row for a configuration. Raises ValueError for wrong arguments."""
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}; it must be at least 1")
-    rows = []
-    for name in args.configs.split(","):
-        built = build(load_config(name, {}))
-        rows.append({"config": name, "devices": built.mesh.size} | measure(built, args.repeats))
-    return rows
+    built = build(load_config(args.config, {}))
+    return [{"config": args.config, "devices": built.mesh.size} | measure(built, args.repeats)]

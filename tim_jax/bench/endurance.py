@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from tim_jax.bench.faults import TINY
 from tim_jax.system.progress import Bar
 
 COLUMNS = (
@@ -70,6 +69,8 @@ def watched(root: pathlib.Path, steps: int, every: int, workers: int) -> Generat
     Raises:
         RuntimeError: If its exit code is not 0.
     """
+    from tim_jax.bench.faults import TINY  # which needs the packages of configurations
+
     settings = TINY | {
         "training.steps": steps,
         "training.log_every": max(1, min(50, every // 2)),

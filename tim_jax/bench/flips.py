@@ -14,7 +14,7 @@ import os
 import pathlib
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -241,6 +241,17 @@ KINDS = {
 }
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within this context warnings are not shown."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures one row for each place where bits are flipped. Raises ValueError for wrong arguments."""
     if args.flips < 1:
@@ -255,9 +266,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "--xla_force_host_platform_device_count=8"
         )
     rows: list[dict[str, Any]] = []
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # what is found is counted
-    with tempfile.TemporaryDirectory() as folder, Bar(total=args.flips * len(kinds), unit="flip") as bar:
+    with (
+        quiet(),  # what is found is counted
+        tempfile.TemporaryDirectory() as folder,
+        Bar(total=args.flips * len(kinds), unit="flip") as bar,
+    ):
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
         for where in kinds:
             rng, counts = random.Random(f"{where} {args.seed}"), dict.fromkeys(("changed", "found", "named", "gone"), 0)
@@ -268,5 +281,4 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 bar.update()
             missed = counts["changed"] - counts["found"] - counts["gone"]
             rows.append({"where": KINDS[where], "flips": args.flips, **counts, "missed": missed})
-    logging.set_verbosity(before)
     return rows
