@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.configs import TINY_NETWORK, flags
+from tests.helpers.programs import traced as traced
 from tests.helpers.workdirs import contents, told, workdir
 from tim_jax import evaluate, grid, train
 from tim_jax.config.build import build
@@ -77,7 +78,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_and_every_cell_is_that_of_the_single_command(place, monkeypatch, capsys):
+def test_a_sweep_that_was_killed_goes_on_and_every_cell_is_that_of_the_single_command(
+    place, monkeypatch, capsys, traced
+):
     measured, generators = [], []
     real, opened = any_step.measure, any_step.measurement_generator
 
@@ -104,7 +107,7 @@ def test_a_sweep_that_was_killed_goes_on_and_every_cell_is_that_of_the_single_co
     )
     out = capsys.readouterr().out
     assert "4 of 40 sets of samples were measured before" in out and "s left] 40/40: " in out
-    assert generators[0]._sample._cache_size() == 2, "one program for all that is guided, and one for what is not"
+    assert traced.count(generators[0]) == 2, "one program for all that is guided, and one for what is not"
     assert {path.name for path in file.parent.iterdir()} == {"sweep.jsonl", "sweep.md", "sweep.json", "sweep.png"}
     found = json.loads((place / "sweep" / "sweep.json").read_text())
     assert len(found["lines"]) == 10 and found["step"] == 4 and found["samples"] == 20 and found["seeds"] == [0, 1]

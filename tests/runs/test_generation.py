@@ -1,7 +1,6 @@
 """Images from a run whose network is the exact map of a Gaussian: starts, the way up, programs, guidance it is told."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.configs import TINY_NETWORK
+from tests.helpers.programs import traced as traced
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs.generation import Generator, alpha_sigma
@@ -51,20 +51,6 @@ def make_run(**keys):
 @pytest.fixture(scope="module")
 def run():
     return make_run()
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """A list with an entry for each program that a generator traces."""
-    found, batch = [], Generator._batch
-
-    @functools.wraps(batch)
-    def counted(*args):
-        found.append(args)
-        return batch(*args)
-
-    monkeypatch.setattr(Generator, "_batch", counted)
-    return found
 
 
 @pytest.mark.parametrize(
