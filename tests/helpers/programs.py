@@ -1,4 +1,4 @@
-"""How many programs are made. JAX's own count of a function's programs can be 0 in a process that has made very many."""
+"""How many programs are made: JAX's own count of a function's can be 0 in a process that has made very many."""
 
 import functools
 
