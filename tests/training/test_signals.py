@@ -58,9 +58,7 @@ def test_asked_to_stop_while_it_trains_a_run_saves_its_step_and_another_cannot_d
     assert lines[-1]["goodput"] == pytest.approx(seconds[1] / wall, rel=0.05)
     assert spent["time/down"] == pytest.approx(recorded[1]["began"] - recorded[0]["seen"])
     assert all(spent[f"time/{kind}"] > 0 for kind in ("start", "compile", "restore", "steps", "save"))
-    assert spent["time/repeated"] < 0.01, (
-        "it was stopped by a signal, and lost no step"
-    )  # the loop goes on for a moment
+    assert spent["time/repeated"] < 0.01, "it was stopped by a signal, and lost no step, but for a moment in the loop"
 
 
 def compile_for_ever():
