@@ -16,6 +16,7 @@ from tests.helpers.processes import Run, good
 from tests.helpers.processes import one_device as one_device
 from tim_jax.bench import faults as bench
 from tim_jax.system import lock
+from tim_jax.training import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,14 @@ def test_a_lock_by_signs_of_life_is_taken_over_when_these_end(tmp_path, monkeypa
 
 
 def no_room():
-    """No file may grow beyond 80 kB: the kernel refuses to write, as it does on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
+    """From the first save on no file may grow beyond 80 kB: the kernel refuses to write, as it does on a full disk."""
+    save = checkpoints.Saver.save
+
+    def full(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
+        save(*args)
+
+    checkpoints.Saver.save = full
 
 
 def contents(folder):
