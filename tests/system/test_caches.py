@@ -8,7 +8,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 from etils import epath
 
 from tim_jax.data import settings, tables
@@ -67,7 +66,6 @@ def test_what_was_used_longest_ago_goes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {names[0], "digits", "sizes-of-mine"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="locks of folders")
 def test_what_another_process_has_open_stays(tmp_path, monkeypatch):
     folder = table(tmp_path, f"files-{1:016x}-0", 9000)
     command = [sys.executable, "-c", HOLDER, str(folder)]

@@ -264,6 +264,6 @@ def test_a_run_goes_back_until_it_has_done_so_too_often_from_one_checkpoint():
 
     assert sound(attempt) == "trained"
     starts = iter([0, 4, 4, 4, 8])
-    with pytest.raises(RepeatedCorruption, match="step 9: …; this is the 3rd time since the checkpoint of step 4"):
+    with pytest.raises(RepeatedCorruption, match="step 9: …; found 3 times since the checkpoint of step 4"):
         sound(attempt)
     assert next(starts) == 8 and corruption.TRIES == 3

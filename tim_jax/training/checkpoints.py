@@ -108,6 +108,7 @@ class Saver:
         self.seconds: float | None = None
         self.proof_seconds: float | None = None
         self.failures: list[str] = []
+        self._settled = 0  # of the failures: those after which was cleared again
         _hush_closed_loops()
         self._thread: threading.Thread | None = None
 
@@ -150,11 +151,13 @@ class Saver:
 
     def _settle(self) -> None:
         self.wait()
-        if self.failures:  # the manager raises an error once in each thread, and has dropped what it meant to delete
+        if len(self.failures) > self._settled:
+            # The manager raises an error once in each thread, and has dropped what it meant to delete.
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
             self._clear()  # again: threads of a failed write may have gone on for longer
             self.manager.reload()
+            self._settled = len(self.failures)
 
     def _finish(self, step: int, shapes: list[tuple], began: float) -> None:
         folder = self.manager.directory / str(step)

@@ -65,7 +65,7 @@ def sound(attempt: Callable[[], T]) -> T:
             count = count + 1 if found.start == since else 1
             since, said = found.start, str(found)
         if count == TRIES:
-            raise RepeatedCorruption(f"{said}; this is the {count}rd time since the checkpoint of step {since}")
+            raise RepeatedCorruption(f"{said}; found {count} times since the checkpoint of step {since}")
         logging.warning("%s; the run goes back to its last checkpoint", said)
 
 
