@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.workdirs import told
 from tim_jax import ablate, convert, encode, evaluate, grid, inspect, load, pairs, sample, train
 from tim_jax.bench import __main__ as bench
 from tim_jax.config import identity
@@ -35,14 +36,6 @@ def workdir(tmp_path_factory):
         assert sorted(path.name for path in folder.iterdir()) == ["data", "digits", "elsewhere"]
         assert not list((folder / "elsewhere").iterdir())
         yield folder / "digits"
-
-
-def fails(main, arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
-    return error
 
 
 @pytest.mark.parametrize(
@@ -96,7 +89,7 @@ def fails(main, arguments, capsys):
 )
 def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tmp_path, capsys):
     arguments = ["--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.loader.directory={tmp_path / 'data'}"]
-    error = fails(train.main, [*arguments, *SMALL, f"--config.{change}"], capsys)
+    error = told(train.main, [*arguments, *SMALL, f"--config.{change}"], capsys)
     for word in named:
         assert word in error, error
     assert not (tmp_path / "run").exists()
@@ -145,7 +138,7 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
 )
 def test_wrong_arguments_are_named(main, arguments, named, workdir, capsys):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    error = fails(main, [argument.format(workdir) for argument in arguments], capsys)
+    error = told(main, [argument.format(workdir) for argument in arguments], capsys)
     for word in named:
         assert word in error, error
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
@@ -197,8 +190,8 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     assert np.abs(exact["steps4"] - images).max() < 1e-5 and exact["start4"].shape == (2, 2, *images.shape[1:])
     leapfrog = [f"--workdir={workdir}", files, "--labels=3,4", "--config.sampling.sampler=leapfrog"]
     capsys.readouterr()
-    assert "--steps has 1; it must be 2 and more" in fails(sample.main, [*leapfrog, "--steps=1"], capsys)
-    parallel = fails(sample.main, [*leapfrog, "--steps=4", "--config.sampling.parallel=8"], capsys)
+    assert "--steps has 1; it must be 2 and more" in told(sample.main, [*leapfrog, "--steps=1"], capsys)
+    parallel = told(sample.main, [*leapfrog, "--steps=4", "--config.sampling.parallel=8"], capsys)
     assert "sampling.parallel is 8; it must be 0" in parallel
     near, far = (run(f"to{start}", files, "--labels=3,4", "--steps=4", f"--start={start}") for start in (0.01, 1.0))
     np.testing.assert_allclose(near["steps4"], images, atol=0.15)
@@ -217,7 +210,7 @@ def test_images_in_place_of_noise(workdir, tmp_path, capsys):
     ):
         paths = ",".join(str(tmp_path / name) for name in names.split(","))
         arguments = [f"--workdir={workdir}", f"--from={paths}", f"--labels={labels}", "--start=1.5"]
-        error = fails(sample.main, arguments, capsys)
+        error = told(sample.main, arguments, capsys)
         assert all(word in error for word in named), error
 
 
@@ -234,9 +227,9 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     optimal = [f"--workdir={workdir}", f"--out={tmp_path}", "--labels=1,2", "--config.sampling.grid=optimal"]
     sample.main([*optimal, "--steps=1,4"])
     capsys.readouterr()
-    assert "--steps=8" in fails(sample.main, [*optimal, "--steps=8"], capsys)
-    assert "sampler" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.sampler=euler"], capsys)
-    assert "weights" in fails(sample.main, [*optimal, "--steps=4", "--config.sampling.ema=online"], capsys)
+    assert "--steps=8" in told(sample.main, [*optimal, "--steps=8"], capsys)
+    assert "sampler" in told(sample.main, [*optimal, "--steps=4", "--config.sampling.sampler=euler"], capsys)
+    assert "weights" in told(sample.main, [*optimal, "--steps=4", "--config.sampling.ema=online"], capsys)
     # One that was recorded by the digest of the manifests, as grids once were, stays valid.
     manifests = sorted((workdir / "checkpoints" / str(record["of"]["step"])).glob("manifest-*"))
     record["of"]["checkpoint"] = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
@@ -245,7 +238,7 @@ def test_a_grid_is_found_and_taken_and_belongs_to_its_weights(workdir, tmp_path,
     capsys.readouterr()
     record["of"]["step"] = 3
     (workdir / "grid.json").write_text(json.dumps(record))
-    assert "tim_jax.grid" in fails(sample.main, [*optimal, "--steps=4"], capsys)
+    assert "tim_jax.grid" in told(sample.main, [*optimal, "--steps=4"], capsys)
     (workdir / "grid.json").unlink()
 
 
@@ -257,8 +250,8 @@ def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_pat
     for more, named in (("--factor=1.1", "--factor"), ("--config.sampling.stochasticity=0.5", "draw no noise"),
                         ("--config.sampling.sampler=sde", "draw no noise"),
                         ("--iterations=0", "--iterations")):  # fmt: skip
-        assert named in fails(grid.main, [*learn, "--steps=2", more], capsys)
-    assert "--iterations" in fails(grid.main, [f"--workdir={workdir}", "--iterations=9"], capsys)
+        assert named in told(grid.main, [*learn, "--steps=2", more], capsys)
+    assert "--iterations" in told(grid.main, [f"--workdir={workdir}", "--iterations=9"], capsys)
     assert not file.exists()
     grid.main([*learn, "--steps=2", heun])
     grid.main([*learn, "--steps=3", heun])
@@ -291,12 +284,12 @@ def test_a_plan_is_learned_and_taken_and_belongs_to_its_weights(workdir, tmp_pat
         ("--config.sampling.grid=edm", "sampling.grid"),
         (f"--from={tmp_path / 'black.png'}", "it must be 'sampler' for times other"),
     ):
-        assert named in fails(sample.main, [*taken, "--labels=1", "--steps=2", more], capsys), more
+        assert named in told(sample.main, [*taken, "--labels=1", "--steps=2", more], capsys), more
     start = [f"--from={tmp_path / 'black.png'}", "--labels=1", "--start=0.5"]
-    assert "start at 0.5" in fails(sample.main, [*taken, "--steps=2", *start], capsys)
+    assert "start at 0.5" in told(sample.main, [*taken, "--steps=2", *start], capsys)
     record["of"]["step"] = 3
     file.write_text(json.dumps(records))
-    assert "--kind=learned" in fails(sample.main, [*taken, "--steps=2"], capsys)
+    assert "--kind=learned" in told(sample.main, [*taken, "--steps=2"], capsys)
     file.unlink()
 
 
@@ -341,6 +334,6 @@ def test_the_any_step_table_of_a_run(workdir):
 def test_where_results_go_is_looked_at_first(main, arguments, option, tmp_path, capsys):
     """Of those commands that need no run; sampling and measuring are tested where a run is."""
     (tmp_path / "file").write_text("no folder")
-    error = fails(main, [argument.format(tmp_path / "file" / "below") for argument in arguments], capsys)
+    error = told(main, [argument.format(tmp_path / "file" / "below") for argument in arguments], capsys)
     assert error.startswith(f"error: {option} is '{tmp_path}/file/below") and f"{tmp_path}/file is none" in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

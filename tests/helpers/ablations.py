@@ -1,8 +1,7 @@
 """Ablations of networks that take seconds, as files and command lines."""
 
-import pytest
-
 from tests.helpers.configs import TINY_NETWORK, tiny_config
+from tests.helpers.workdirs import told
 from tim_jax import ablate
 
 TINY = {
@@ -39,11 +38,7 @@ def arguments(folder, **more):
 
 
 def fails(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        ablate.main([str(word) for word in words])
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and len(error.splitlines()) == 1, error
-    return error
+    return told(ablate.main, words, capsys)
 
 
 # What a file says.

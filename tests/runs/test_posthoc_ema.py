@@ -194,6 +194,7 @@ def test_damaged_and_missing_snapshots_are_left_out_and_told(whole, tmp_path, ca
     assert "sigma_rel:0.01 at step 12 is synthesised from 3 snapshots but for" in caplog.text
 
 
+@pytest.mark.slow
 def test_snapshots_are_as_large_as_is_said(whole, tmp_path):
     """Half precision, whose rounding is all that differs."""
     run = run_of(whole, posthoc_ema__dtype="float16")
@@ -248,6 +249,7 @@ def test_two_processes_store_and_synthesise_together(tmp_path):
         np.testing.assert_allclose(samples[2][key], samples[1][key], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_planner_counts_them(whole):
     """Two more copies of the parameters in memory beside the EMA of `ema`."""
     abstract = run_of(whole).trainer.abstract
@@ -288,6 +290,7 @@ def test_an_ema_that_never_has_its_decay_is_told(capsys, tmp_path):
     assert "3 snapshots are too few" in error and "posthoc_ema.every=80 makes some 50" in error
 
 
+@pytest.mark.slow
 def test_old_configurations_have_none(whole):
     recorded = json.loads((whole / "config.json").read_text())
     del recorded["posthoc_ema"]

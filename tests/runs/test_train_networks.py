@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.configs import flags
 from tests.helpers.workdirs import one_device
-from tests.networks.test_all_networks import every_network
+from tests.networks.test_all_networks import NAMES
 from tim_jax import load, train
 
 SMALL = {
@@ -20,11 +20,15 @@ SMALL = {
 OWN = {"jit": {"model.patch_bottleneck": "8", "model.class_tokens": "4", "model.context_start": "1"}}
 # By jax.jvp; by jumps of its own; with a head for the velocity, and guidance as an input.
 OBJECTIVES = ("tim", "mean_flow", "shortcut", "improved_mean_flow")
+# Every network with one objective and one network with every objective are slow, and the other pairs nightly.
+PAIRS = [
+    pytest.param(name, objective, marks=pytest.mark.slow if "tim" in (name, objective) else pytest.mark.nightly)
+    for name in NAMES
+    for objective in OBJECTIVES
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@every_network
+@pytest.mark.parametrize("name, objective", PAIRS)
 def test_a_network_trains_from_scratch_and_samples(name, objective, tmp_path):
     changes = SMALL | OWN.get(name, {}) | {"model.network": name, "objective.name": objective}
     with one_device():

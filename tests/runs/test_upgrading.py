@@ -139,8 +139,8 @@ def test_it_trains_on_and_samples_to_the_last_roundings(tmp_path):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6 * largest, err_msg=name)
 
 
-def test_its_configuration_is_read_by_todays_names(run):
-    folder, _ = run
+def test_its_configuration_is_read_by_todays_names(tmp_path):
+    folder = shutil.copytree(MADE / "workdir", tmp_path / "run")
     config = flatten(workdir.load(epath.Path(folder)))
     assert config.keys() == flatten(loading.load("base").get_config()).keys()
     for key in RUN.keys() & WEIGHTS:
