@@ -32,7 +32,7 @@ variable GRACE 120 "seconds from SIGTERM to SIGKILL, for the last checkpoint"
 variable MAX_RESTARTS 100 "of the JobSet"
 variable MEMORY 64Gi "of a host, at least"
 variable DATA_CLAIM "" "PersistentVolumeClaim with the data, mounted at /data; none by default"
-variable LOCAL_PATH "" "folder of the nodes that the pods may write to, mounted at /local, for checkpoint.local; none by default"
+variable LOCAL_PATH "" "folder of the nodes, mounted at /local for --config.checkpoint.local; none by default"
 variable TYPE v5p-256 "TPUs: accelerator type of a slice; the next four are by default what it says"
 variable TPU "" "node label cloud.google.com/gke-tpu-accelerator"
 variable TPU_TOPOLOGY "" "of a slice; node label cloud.google.com/gke-tpu-topology"
@@ -117,7 +117,7 @@ if [[ -n $least ]]; then
           successPolicy: {rules: [{succeededCount: $least}]} # a pod whose node is gone never does"
 fi
 
-# A folder of the nodes outlives the pods, which a restart makes anew.
+# A folder of the nodes outlives the pods, which a restart makes anew. With GPUs user 1000 must be able to write there.
 mount='' volume=''
 if [[ -n $LOCAL_PATH ]]; then
     mount="

@@ -411,12 +411,9 @@ def test_a_slice_says_how_many_hosts_and_chips_there_are(kind, hosts, chips):
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
     shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     assert np.prod([int(size) for size in shape.split("x")]) == hosts * chips
-    (mounted,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/data"]
-    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mounted["name"]]
-    assert volume["persistentVolumeClaim"]["claimName"] == "imagenet"
-    paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
-    (mounted,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] in paths]
-    assert mounted == {"name": mounted["name"], "mountPath": "/local"} and [*paths.values()] == ["/mnt/ssd/tim_jax"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    data, local = ({volume["name"]: volume for volume in pod["volumes"]}[mounts[at]] for at in ("/data", "/local"))
+    assert (data["persistentVolumeClaim"]["claimName"], local["hostPath"]["path"]) == ("imagenet", "/mnt/ssd/tim_jax")
     jsonschema.validate(found, JOB_SET)
 
 

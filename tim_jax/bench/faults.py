@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import runpy
 import statistics
 import sys
 import tempfile
@@ -74,9 +75,8 @@ def train(log: str, arguments: list[str]) -> None:
     tqdm.set_lock(threading.RLock())  # its own is between processes, and what a kill leaves of it would be told
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from tim_jax import train as command
-
-    command.main(arguments)
+    sys.argv[1:] = arguments
+    runpy.run_module("tim_jax.train", run_name="__main__")
 
 
 @dataclasses.dataclass(frozen=True)
