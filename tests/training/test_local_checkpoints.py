@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.helpers.configs import TINY_NETWORK, flags, tiny_config
 from tests.helpers.devices import for_devices
+from tests.helpers.launch import ROOT
 from tests.helpers.workdirs import told
 from tim_jax import train
 from tim_jax.bench import faults
@@ -151,6 +152,48 @@ def test_a_folder_that_is_not_of_this_host_is_refused(local, said, tmp_path, cap
     words = ["--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.checkpoint.local={local}"]
     assert told(train.main, words, capsys) == f"error: checkpoint.local is {local!r}; it {said}"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def hosts(root, data, fsdp, do):
+    """What two processes say that save, until they are killed, or that restore."""
+    logs, running = [root / f"{do}{index}.txt" for index in range(2)], []
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    for index, path in enumerate(logs):
+        words = [address, str(index), str(root / f"local{index}"), str(data), str(fsdp), do]
+        command = [sys.executable, "-m", "tests.helpers.host_process", *words]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": for_devices(2)}
+        with path.open("w") as log:
+            running.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log))
+    end = time.monotonic() + 600
+    while do == "save" and not all("ready []" in path.read_text() for path in logs) and time.monotonic() < end:
+        time.sleep(0.02)
+    for process in running if do == "save" else ():
+        process.send_signal(signal.SIGKILL)
+    codes = [process.wait(600) for process in running]
+    said = [path.read_text() for path in logs]
+    assert codes == ([-signal.SIGKILL] * 2 if do == "save" else [0, 0]), said
+    return said
+
+
+@pytest.mark.slow
+def test_a_host_that_has_lost_its_own_is_sent_the_parts_that_the_other_holds(tmp_path):
+    """With data parallelism over hosts each has all; with parameters spread over hosts some are gone."""
+    for data, fsdp, result in ((2, 2, "bit-equal"), (1, 4, "nothing")):
+        root = tmp_path / result
+        root.mkdir()
+        hosts(root, data, fsdp, "save")
+        shutil.rmtree(root / "local1")
+        torn = root / "local0" / "0" / "9"
+        shutil.copytree(torn.with_name("7"), torn)
+        os.truncate(torn / local_checkpoints.PARTS, 20)
+        lead, other = hosts(root, data, fsdp, "restore")
+        assert lead.splitlines()[-1] == other.splitlines()[-1] == result
+        assert f"{torn} not used: {local_checkpoints.PARTS} is altered" in lead
+        if result == "bit-equal":
+            assert "that of the local checkpoint of step 7; 0.0 MB were sent to processes that lacked them" in lead
+        else:
+            assert "the local checkpoint of step 7 is not used: 2 of the 6 parts of the state are on no host" in lead
 
 
 SMALL = TINY_NETWORK | {
