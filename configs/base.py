@@ -505,11 +505,16 @@ def get_config():
     config.checkpoint = ConfigDict()
     # steps; "auto": again once the last save has ended, within max_share
     config.checkpoint.every = FieldReference(1000, field_type=object)
-    # of the time by which saving may hold up the steps, where every is "auto"; 1: no limit
+    # of the time by which saving may hold up the steps, where it is "auto"; 1: no limit
     config.checkpoint.max_share = 0.05
     config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
+    # A folder of every host, on a disk or in memory (/dev/shm/…), for a second tier that a restart of the same host, or
+    # of one with peers that hold the same, goes on from; two of these states must fit. "": none.
+    config.checkpoint.local = ""
+    # as every, of those in that folder, of which the latest alone stays
+    config.checkpoint.local_every = FieldReference("auto", field_type=object)
 
     # How samples are drawn.
     config.sampling = ConfigDict()

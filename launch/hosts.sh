@@ -9,6 +9,7 @@
 #
 # Exit code 75, or a process killed by a signal: the process starts again, meets the others, and all go on from the last
 # checkpoint. Any other exit code is the end, and so is a signal to this script, which waits until training has saved.
+# With --config.checkpoint.local=/dev/shm/tim_jax there are later ones in the memory of the hosts to go on from.
 # With --min-processes=3 three of four hosts go on where one has not come back within --wait=300 seconds.
 # shellcheck disable=SC2153 # `variable` assigns them
 set -euo pipefail

@@ -32,6 +32,7 @@ variable GRACE 120 "seconds from SIGTERM to SIGKILL, for the last checkpoint"
 variable MAX_RESTARTS 100 "of the JobSet"
 variable MEMORY 64Gi "of a host, at least"
 variable DATA_CLAIM "" "PersistentVolumeClaim with the data, mounted at /data; none by default"
+variable LOCAL_PATH "" "folder of the nodes, mounted at /local for --config.checkpoint.local; none by default"
 variable TYPE v5p-256 "TPUs: accelerator type of a slice; the next four are by default what it says"
 variable TPU "" "node label cloud.google.com/gke-tpu-accelerator"
 variable TPU_TOPOLOGY "" "of a slice; node label cloud.google.com/gke-tpu-topology"
@@ -52,7 +53,7 @@ check_word NAME "$NAME" "$name" "at most 40 small letters, digits and -, beginni
 for number in GRACE MAX_RESTARTS GPU_HOSTS GPUS ${TPU_HOSTS:+TPU_HOSTS} ${TPU_CHIPS:+TPU_CHIPS}; do
     check_word "$number" "${!number}" "$whole|0" "a whole number"
 done
-for text in IMAGE MEMORY DATA_CLAIM TPU TPU_TOPOLOGY GPU; do
+for text in IMAGE MEMORY DATA_CLAIM LOCAL_PATH TPU TPU_TOPOLOGY GPU; do
     check_word "$text" "${!text}" '[A-Za-z0-9_./:@-]*' "of letters, digits and _./:@-"
 done
 
@@ -116,11 +117,18 @@ if [[ -n $least ]]; then
           successPolicy: {rules: [{succeededCount: $least}]} # a pod whose node is gone never does"
 fi
 
+# A folder of the nodes outlives the pods, which a restart makes anew. With GPUs user 1000 must be able to write there.
 mount='' volume=''
-if [[ -n $DATA_CLAIM ]]; then
+if [[ -n $LOCAL_PATH ]]; then
     mount="
-                    - {name: data, mountPath: /data, readOnly: true}"
+                    - {name: local, mountPath: /local}"
     volume="
+                - {name: local, hostPath: {path: $(quoted "$LOCAL_PATH"), type: DirectoryOrCreate}}"
+fi
+if [[ -n $DATA_CLAIM ]]; then
+    mount+="
+                    - {name: data, mountPath: /data, readOnly: true}"
+    volume+="
                 - {name: data, persistentVolumeClaim: {claimName: $DATA_CLAIM, readOnly: true}}"
 fi
 

@@ -85,6 +85,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             else:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config, planned=processes.devices() if processes else 0)
+            if local := run.checkpoint.local:
+                paths.check_folder(paths.given(local, "checkpoint.local", ()), "checkpoint.local")
             plan = processes.plan(run) if processes else {}
             cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             if before is not None:

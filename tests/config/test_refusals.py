@@ -189,6 +189,12 @@ BUILD = [
     ({"checkpoint.every": "auto", "checkpoint.max_share": "0.0"}, "checkpoint.max_share"),
     ({"checkpoint.every": "auto", "checkpoint.max_share": "1.5"}, "checkpoint.max_share"),
     ({"checkpoint.max_share": "0.1"}, "checkpoint.max_share"),
+    (
+        {"checkpoint.local": "/local", "checkpoint.local_every": "5", "checkpoint.max_share": "0.1"},
+        "checkpoint.max_share",
+    ),
+    ({"checkpoint.local": "/local", "checkpoint.local_every": "0"}, "checkpoint.local_every"),
+    ({"checkpoint.local_every": "5"}, "checkpoint.local_every"),
     ({"sampling.ema": "fast"}, "sampling.ema"),
     ({"sampling.ema": "sigma_rel:0.1"}, "sampling.ema"),
     ({"posthoc_ema.sigma_rel": "0.1", "sampling.ema": "sigma_rel:0.4"}, "sampling.ema"),

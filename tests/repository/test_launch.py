@@ -404,16 +404,16 @@ def test_two_slices_are_nodes_of_one_queued_resource_and_all_their_hosts_are_rea
 
 @pytest.mark.parametrize("kind, hosts, chips", [("v5p-64", 8, 4), ("v6e-8", 1, 8), ("v5e-256", 64, 4), ("v4-32", 4, 4)])
 def test_a_slice_says_how_many_hosts_and_chips_there_are(kind, hosts, chips):
-    found = manifest(TYPE=kind, TPU_SLICES="2", DATA_CLAIM="imagenet")
+    found = manifest(TYPE=kind, TPU_SLICES="2", DATA_CLAIM="imagenet", LOCAL_PATH="/mnt/ssd/tim_jax")
     assert found["spec"]["replicatedJobs"][0]["replicas"] == 2
     assert job(found)["parallelism"] == job(found)["completions"] == hosts
     pod = job(found)["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
     shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     assert np.prod([int(size) for size in shape.split("x")]) == hosts * chips
-    (mounted,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/data"]
-    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mounted["name"]]
-    assert volume["persistentVolumeClaim"]["claimName"] == "imagenet"
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    data, local = ({volume["name"]: volume for volume in pod["volumes"]}[mounts[at]] for at in ("/data", "/local"))
+    assert (data["persistentVolumeClaim"]["claimName"], local["hostPath"]["path"]) == ("imagenet", "/mnt/ssd/tim_jax")
     jsonschema.validate(found, JOB_SET)
 
 

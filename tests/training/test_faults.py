@@ -127,10 +127,47 @@ def test_an_altered_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
 
 
 @pytest.mark.parametrize(
+    "made, saved, expected",
+    [
+        ({}, 7, (0, 0.0)),  # killed before its first step
+        ({8: 20.0, 9: 21.0, 10: 22.0}, 10, (0, 0.0)),  # nothing was made since
+        ({8: 20.0, 9: 21.0, 10: 22.0}, 9, (1, 1.5)),  # from 21.0, when the state of step 9 was reached, to 22.5
+        ({8: 20.0, 9: 21.0, 10: 22.0}, 7, (3, 3.5)),  # no save in this start: step 8 took a second, as the others
+        ({8: 20.0}, 7, (1, 2.5)),  # what one step takes is not known
+    ],
+)
+def test_the_work_that_a_kill_loses(made, saved, expected):
+    assert bench.lost(made, saved, killed=22.5) == expected
+
+
+def lines(steps, loss=0.0, **more):
+    return {step: {"loss": step + loss, "grad_norm": 1.0, "time": float(step), **more} for step in steps}
+
+
+def test_a_kill_is_recovered_when_the_next_steps_are_those_of_the_undisturbed_run():
+    made = [lines(range(1, 7)), {}, lines(range(5, 9))]
+    kills = [bench.Kill(9.0, steps, saved, True, 2.0) for steps, saved in zip(made, (4, 4, 6), strict=True)]
+    undisturbed, last = lines(range(1, 11)), lines(range(7, 11))
+    assert bench.recovered(kills, last, undisturbed) == 3
+    assert bench.recovered(kills, last | lines([9], loss=2.0**-20), undisturbed) == 2, "the last start differs"
+    assert bench.recovered(kills, lines(range(8, 11)), undisturbed) == 2, "it has left out a step"
+    kills[2] = bench.Kill(9.0, lines(range(5, 9), loss=1.0), 6, True, 2.0)
+    assert bench.recovered(kills, last, undisturbed) == 1, "both kills before that start count"
+
+    row = bench.figures(kills)
+    assert (row["during_save"], row["during_start"], row["step_ms"], row["save_seconds"]) == (3, 1, 1000.0, 2.0)
+    assert row["lost_steps"] == {"median": 2, "worst": 2, "all": [2, 0, 2]}
+    assert row["lost_saves"] == {"median": 1.5, "worst": 2.5, "all": [2.5, 0.0, 1.5]}
+
+
+@pytest.mark.parametrize(
     "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.nightly)]
 )
 def test_killed_at_random_moments_a_run_ends_bit_equal(kills):
-    """The first of every three kills comes while a checkpoint is written, the second while steps are made."""
+    """The first of every three kills comes while a checkpoint is being written, the second after one."""
     (row,) = bench.run(argparse.Namespace(kills=kills, seed=0))
     assert row["kills"] == row["recovered"] == kills and row["bit_equal"] is True
-    assert row["during_save"] >= -(-kills // 3) and row["seconds"] > 0
+    assert row["during_save"] >= 1 and row["during_start"] < kills and row["seconds"] > 0
+    for name in ("lost_steps", "lost_seconds", "lost_saves"):
+        assert len(row[name]["all"]) == kills and 0 <= row[name]["median"] <= row[name]["worst"]
+    assert row["lost_steps"]["worst"] > 0, "the steps since the last save are lost"

@@ -72,7 +72,7 @@ def data(parser: argparse.ArgumentParser) -> None:
 
 
 def faults(parser: argparse.ArgumentParser) -> None:
-    """Kills a run at random moments, starts it again each time, and compares it with an undisturbed one."""
+    """Kills a run at random moments, compares it with an undisturbed one, and tells the work that each kill loses."""
     parser.add_argument("--kills", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
 

@@ -30,6 +30,7 @@ PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluation.dinov2": ((SCHEME,), ()),
     "objective.reward.classifier": (paths.REMOTE, ()),
     "loader.directory": ((), ()),
+    "checkpoint.local": ((), ()),
     "training.compilation_cache": (paths.REMOTE, ("auto",)),
     "codecs.autoencoder": ((SCHEME,), ()),
     "codecs.text_encoder": ((SCHEME,), (stand_in.NAME, *packaged.PACKAGES)),

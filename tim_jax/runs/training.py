@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from tim_jax.runs.input_pipeline import SourcePipeline
 from tim_jax.runs.measuring import Measurement, measure_while_training, periodic_protocols
 from tim_jax.runs.restoration import around
 from tim_jax.runs.schedule import warn_of_schedule
-from tim_jax.system import cluster
+from tim_jax.system import cluster, files, paths
 from tim_jax.system.exit_codes import RESTART
 from tim_jax.training import ledger, sharding
 from tim_jax.training.array_checksums import share_with_copies
@@ -36,6 +37,7 @@ from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.corruption import Excluded, RepeatedCorruption, sound
 from tim_jax.training.formats import UnknownFormat
 from tim_jax.training.goodput import Goodput
+from tim_jax.training.local_checkpoints import LocalCheckpoints, run_folder
 from tim_jax.training.loop import End, Periodic, train
 from tim_jax.training.mesh import AUTO, mesh_text
 from tim_jax.training.nonfinite import TooManyNonFinite
@@ -216,11 +218,19 @@ def fit(
             pictures=pictures,
             figures=Periodic(measure, run.evaluation.periodic.every) if measure else None,
             snapshots=Snapshots(folder, stored.every, stored.dtype) if stored.sigma_rel else None,
+            local=local_checkpoints(run, folder) if run.checkpoint.local else None,
             stop=stop,
             goodput=goodput,
             profile=profile,
         )
         return sound(attempt)
+
+
+def local_checkpoints(run: Run, folder: epath.Path) -> LocalCheckpoints:
+    """Returns the second tier of checkpoints of a run that has been started in a workdir."""
+    start = (folder / workdir.STARTS).read_bytes().partition(b"\n")[0]
+    local = pathlib.Path(paths.given(run.checkpoint.local, "checkpoint.local", ()))
+    return LocalCheckpoints(run_folder(local, files.absolute(folder), start))
 
 
 def last_line(end: End, folder: epath.Path) -> str:

@@ -15,6 +15,7 @@ from tim_jax.training.array_checksums import Checksums
 from tim_jax.training.cadence import Cadence
 from tim_jax.training.corruption import Guard
 from tim_jax.training.goodput import Goodput
+from tim_jax.training.local_checkpoints import LocalCheckpoints, Tier
 from tim_jax.training.monitor import Launched, Monitor
 from tim_jax.training.preemption import Agreement, Stop
 from tim_jax.training.settings import CheckpointSettings, TrainingSettings
@@ -81,11 +82,17 @@ class End:
 
 
 def latest_state(
-    trainer: Trainer, manager: checkpoints.Manager, first: Callable[[], TrainState]
+    trainer: Trainer,
+    manager: checkpoints.Manager,
+    first: Callable[[], TrainState],
+    local: LocalCheckpoints | None = None,
 ) -> tuple[TrainState, dict]:
     """Returns the state to go on from and the record of its checkpoint: the latest good one's, or `first()` and {}."""
     saved, damaged = checkpoints.latest_good(manager)
     checkpoints.set_aside(manager, damaged)
+    known = max([saved or 0, *damaged])
+    if local is not None and (found := local.restore(trainer.abstract, saved or 0, known)):
+        return found
     if saved is None:
         return first(), {}
     return checkpoints.restore(manager, trainer.abstract, saved), checkpoints.read_record(manager, saved)
@@ -108,6 +115,7 @@ def train(
     pictures: Periodic | None = None,
     figures: Periodic | None = None,
     snapshots: Snapshots | None = None,
+    local: LocalCheckpoints | None = None,
     stop: Stop | None = None,
     goodput: Goodput | None = None,
     profile: tuple[int, int] | None = None,
@@ -125,6 +133,7 @@ def train(
         pictures: Images by name, which go to samples/ and TensorBoard.
         figures: Numbers by name, which go to the metrics.
         snapshots: Where power-function EMAs are stored, or None; closed at the end.
+        local: The second tier of checkpoints, or None.
         stop: Who asks for an end; signals do only within its context.
         goodput: Account of this start's time; None for one that begins now.
         profile: First and last step of a trace.
@@ -143,7 +152,7 @@ def train(
     if goodput.carried is not None:  # called again, see Corrupted
         goodput.go_back()
     with goodput.doing("restore") as restoring:
-        state, saved = latest_state(trainer, manager, first)
+        state, saved = latest_state(trainer, manager, first, local)
         start = int(state.step)
         restoring.kind = "restore" if saved else "start"
     goodput.carried, goodput.done = saved.get("productive_seconds", 0.0), start >= settings.steps
@@ -169,6 +178,8 @@ def train(
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(contextlib.closing(checkpoints.Saver(manager)))
         cadence, lead = Cadence(checkpoint, saver), jax.process_index() == 0
+        tier = Tier(local, checkpoint)
+        stack.callback(tier.wait)
         if snapshots is not None:
             stack.enter_context(contextlib.closing(snapshots))
         batches = pipeline.summed_batches(start)
@@ -182,16 +193,21 @@ def train(
                 goodput,
                 record,
                 profile,
-                lambda: pipeline.metrics() | cadence.metrics(),
+                lambda: pipeline.metrics() | cadence.metrics() | tier.metrics(),
             )
         )
         stack.enter_context(stop.held())
         stack.callback(setattr, stop, "lost", stop.lost)
-        stop.before, step = saver.wait, start
-        stop.lost = lambda: lost(step - (start if saver.saved is None else saver.saved))
+
+        def written() -> None:
+            saver.wait()
+            tier.wait()
+
+        stop.before, step = written, start
+        stop.lost = lambda: lost(step - max(start, saver.saved or 0, tier.saved))
 
         def failures() -> list[str]:
-            return [*(snapshots.failures if snapshots else ()), *saver.failures]
+            return [*(snapshots.failures if snapshots else ()), *tier.failures, *saver.failures]
 
         stack.enter_context(peers.watched())  # the last: what was entered before would wait for the lost one
         unsaved = False  # whether a checkpoint is due that has not been written
@@ -202,19 +218,23 @@ def train(
             state, metrics, per_example = guard.step(step, state, batch)
             monitor.launched(Launched(step, metrics, per_example, index), len(batch["x"]), trainer.flops(batch))
 
-            stopped, wished = agreement(stop.asked is not None, cadence.wish(step) and lead)
+            said = agreement(stop.asked is not None, cadence.wish(step) and lead, *tier.flags(step))
+            stopped, wished, wished_locally, writing = said
             ended, unsaved = step == settings.steps, unsaved or wished or cadence.planned(step)
             due = [task for task in (pictures, figures) if task is not None and task.due(step, ended)]
             storing = snapshots if snapshots is not None and snapshots.due(step) else None
             saving = unsaved or due or ended or stopped
-            guard.check(step, state, batch, sent, due=bool(saving or storing))
-            if not (saving or storing):
+            locally = tier.due(step, wished_locally, writing) and not (ended or stopped)
+            guard.check(step, state, batch, sent, due=bool(saving or storing or locally))
+            if not (saving or storing or locally):
                 continue
             monitor.finish()
             guard.settle()  # so that nothing is saved that replicas do not agree on
-            with monitor.paused(), cadence.paused():
+            with monitor.paused(), cadence.paused(), tier.paused():
                 if storing:
                     storing.save(step, state)  # before any checkpoint from which a run would go on without it
+                if locally and monitor.finite:
+                    tier.save(step, state, saver.saved, goodput.productive)
                 if not saving:
                     continue
                 if ended and not monitor.finite:
@@ -236,4 +256,6 @@ def train(
         with goodput.doing("save"):
             saver.wait()
         goodput.done = saver.saved == step
+        if local is not None and goodput.done:
+            local.clear()
         return End(state, step, goodput.seconds(), saver.saved == step, failures())

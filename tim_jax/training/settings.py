@@ -14,7 +14,11 @@ UNUSED = {
         lambda c: not (c.training.compare_every or c.training.recompute_every),
     ),
     ("training.recompute_elsewhere",): ("training.recompute_every is 0", lambda c: not c.training.recompute_every),
-    ("checkpoint.max_share",): ("checkpoint.every is not 'auto'", lambda c: c.checkpoint.every != "auto"),
+    ("checkpoint.max_share",): (
+        "neither checkpoint.every nor checkpoint.local_every is 'auto'",
+        lambda c: c.checkpoint.every != "auto" and not (c.checkpoint.local and c.checkpoint.local_every == "auto"),
+    ),
+    ("checkpoint.local_every",): ("checkpoint.local is ''", lambda c: not c.checkpoint.local),
 }
 
 
@@ -123,15 +127,20 @@ class CheckpointSettings:
     """Which checkpoints are written and kept."""
 
     every: int | Literal["auto"] = 1000  # steps; "auto": again once the last save has ended, within max_share
-    max_share: float = 0.05  # of the time by which saving may hold up the steps, where every is "auto"; 1: no limit
+    max_share: float = 0.05  # of the time by which saving may hold up the steps, where it is "auto"; 1: no limit
     keep: int = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     keep_every: int = 0  # multiples of so many steps stay for good; 0: none
     resume: str = ""  # where the workdir has none yet: another's, whose whole state goes on here
+    # A folder of every host, on a disk or in memory (/dev/shm/…), for a second tier that a restart of the same host, or
+    # of one with peers that hold the same, goes on from; two of these states must fit. "": none.
+    local: str = ""
+    local_every: int | Literal["auto"] = "auto"  # as every, of those in that folder, of which the latest alone stays
 
     def check(self) -> None:
         """Raises ValueError, naming key and value, for settings that cannot be."""
-        if self.every != "auto" and self.every < 1:
-            raise ValueError(f"checkpoint.every is {self.every}; it must be at least 1, or 'auto'")
+        for name in ("every", "local_every"):
+            if (value := getattr(self, name)) != "auto" and value < 1:
+                raise ValueError(f"checkpoint.{name} is {value}; it must be at least 1, or 'auto'")
         if not 0 < self.max_share <= 1:
             raise ValueError(f"checkpoint.max_share is {self.max_share}; it must lie in (0, 1]")
         for name, value in {"keep": 1, "keep_every": 0}.items():
