@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.processes import Run
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tim_jax.training import goodput, ledger
 
@@ -115,8 +116,8 @@ def test_what_a_clock_that_went_backwards_leaves_unknown_is_not_told_as_nothing(
         assert math.isnan(seconds.pop("unknown")) and seconds == {k: v for k, v in found.items() if k != "unknown"}
     seconds = ledger.ledger([first, back, third])
     assert math.isnan(ledger.share(seconds)) and ledger.told(seconds) == (
-        "goodput at most 52.0% of at least 50 s (down between starts 40.0%, compiling 8.0%, more between starts, when the "
-        "clock went backwards, is not known)"
+        "goodput at most 52.0% of at least 50 s (down between starts 40.0%, compiling 8.0%, more between starts, when "
+        "the clock went backwards, is not known)"
     )
     # The first start of all is on record as a start once it has begun, and a run that is done is not down.
     assert nonzero([start(500, 530, steps=20)], first_start=504.0) == {"steps": 20}
