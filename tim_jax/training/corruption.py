@@ -1,9 +1,10 @@
 """Silent corruption: devices that compute or remember wrongly, and say nothing.
 
 Steps are deterministic, and devices that hold the same part of an array hold the same bits. So what is amiss shows as
-a difference: between replicas, between a batch and what was sent, or between a step and the same step made again. What
-cannot be found this way: bits that flip in a part of the state of which no other device has a copy, and a fault that
-gives the same wrong bits each time, unless other devices do the same.
+a difference: between replicas, in their state or in the update that each has made, between a batch and what was sent,
+or between a step and the same step made again. What cannot be found this way: bits that flip in a part of the state
+of which no other device has a copy, and a fault that gives the same wrong bits each time, unless other devices do the
+same.
 """
 
 import json

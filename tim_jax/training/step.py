@@ -59,8 +59,8 @@ class StepSettings:
         couple: Function (key, x, normal noise) → (degraded image, noise), where noise depends on data.
         slices: Of the network's layers, of which slice step mod slices alone changes in a step.
         memory: Shapes and types of what the objective remembers, by name.
-        sum_updates: Whether the metrics have the checksum of the update, by which devices that hold copies of the
-            parameters are compared; they make the same update, each its own.
+        sum_updates: Whether the metrics have the checksum of the update. Devices with copies of the parameters make the
+            same update, each its own, and are compared by it.
     """
 
     nets: Mapping[str, Callable]
@@ -203,7 +203,7 @@ def train_step(
         "nonfinite": 1.0 - finite,
     }
     if settings.sum_updates:
-        metrics[UPDATE] = jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(updates)]).sum(dtype=jnp.uint32)
+        metrics[UPDATE] = sum((checksum(leaf) for leaf in jax.tree.leaves(updates)), jnp.uint32(0))
     return TrainState(state.step + 1, params, emas, opt_state, memory), metrics, per_example
 
 
