@@ -202,8 +202,9 @@ def train_step(
         "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }
-    if settings.sum_updates:
-        metrics[UPDATE] = sum((checksum(leaf) for leaf in jax.tree.leaves(updates)), jnp.uint32(0))
+    if settings.sum_updates:  # the bits of one that is left out, such as those of NaN, mean nothing
+        sums = sum((checksum(leaf) for leaf in jax.tree.leaves(updates)), jnp.uint32(0))
+        metrics[UPDATE] = jnp.where(finite, sums, jnp.uint32(0))
     return TrainState(state.step + 1, params, emas, opt_state, memory), metrics, per_example
 
 
