@@ -24,7 +24,6 @@ import numpy as np
 import optax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
 from tim_jax.bench.faults import TINY
 from tim_jax.config.batches import made_up_batch
@@ -80,15 +79,15 @@ def flipped_in(tree: Any, part: int, rng: random.Random) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def gradient_flips(mesh: Mesh, specs: Any) -> optax.GradientTransformation:
-    """Returns a transformation that flips a bit of the gradient, after its sum over devices, on one device.
+def gradient_flips(axes: tuple[str, ...], specs: Any) -> optax.GradientTransformation:
+    """Returns a transformation that flips a bit of the gradient, after its sum over devices, on one device of the mesh.
 
     Its state says where, uint32 (4,): number of the device in the mesh, of the array, of the element in the device's
     part, and the bits to flip, 0 for none. It is 0 after each update.
     """
 
     def flip(gradients: Any, fault: jax.Array) -> Any:
-        device = jax.lax.axis_index(mesh.axis_names).astype(jnp.uint32)
+        device = jax.lax.axis_index(axes).astype(jnp.uint32)
         leaves, structure = jax.tree.flatten(gradients)
         for number, leaf in enumerate(leaves):
             words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
@@ -98,7 +97,7 @@ def gradient_flips(mesh: Mesh, specs: Any) -> optax.GradientTransformation:
         return jax.tree.unflatten(structure, leaves)
 
     nowhere = jax.sharding.PartitionSpec()
-    on_mesh = jax.shard_map(flip, mesh=mesh, in_specs=(specs, nowhere), out_specs=specs, check_vma=False)
+    on_mesh = jax.shard_map(flip, in_specs=(specs, nowhere), out_specs=specs, check_vma=False)
 
     def update(gradients: Any, fault: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:
         return on_mesh(gradients, fault), jnp.zeros_like(fault)
@@ -153,7 +152,7 @@ class Laboratory:
         self.run: Run = build(load_config("digits", TINY | SETTINGS), devices)
         plain, self._folder = self.run.trainer, epath.Path(folder)
         specs = jax.tree.map(lambda leaf: leaf.sharding.spec, plain.abstract.params)
-        tx = optax.chain(gradient_flips(plain.mesh, specs), plain.step.tx)
+        tx = optax.chain(gradient_flips(plain.mesh.axis_names, specs), plain.step.tx)
         self.trainer = dataclasses.replace(plain, step=dataclasses.replace(plain.step, tx=tx))
         self.batch = sharding.put_batch(plain.mesh, made_up_batch(self.run.config, self.run.data.batch_size))
         self._sent = checksums(self.batch)
