@@ -1,5 +1,6 @@
 """Runs in processes of their own, forked from one that has imported what all of them need."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -42,6 +43,9 @@ def entry(log, arguments, change):
     train.main(arguments)
 
 
+STARTED = []  # runs of the present test
+
+
 class Run:
     """`python -m tim_jax.train` on a tiny network in `root`/run, in a process of its own."""
 
@@ -58,6 +62,15 @@ class Run:
         arguments = ["--config=digits", f"--workdir={self.workdir}", *flags]
         self.process = FORKS.Process(target=entry, args=(str(output), arguments, change))
         self.process.start()
+        STARTED.append(self)
+
+    def kill(self):
+        """Kills what is still there of the process and of those that it has started."""
+        if self.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):  # until it leads a group, there is none
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
 
     def said(self):
         return self.log.read_text() if self.log.exists() else ""
@@ -96,6 +109,26 @@ def one_device():
         patch.setenv("XLA_FLAGS", for_devices(1))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture(autouse=True)
+def ends_its_runs():
+    """No run outlives its test, which may fail while it waits for one."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
+@contextlib.contextmanager
+def ended_at_last(processes):
+    """A context at whose end processes that lead a session are killed with all that they have started."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def good(run, step):

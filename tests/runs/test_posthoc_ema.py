@@ -15,6 +15,7 @@ from etils import epath
 from tests.helpers import workdirs
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.processes import Run
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tests.training.test_processes import start
 from tim_jax import convert, sample, train

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.helpers.processes import Run, good
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tim_jax.training.cadence import REMEMBERED, RETRY, Cadence, Save, earliest, slowed
 from tim_jax.training.settings import CheckpointSettings

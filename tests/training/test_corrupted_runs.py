@@ -1,5 +1,6 @@
 """Real runs in which a bit of a parameter flips on one device: it is named, and they end bit-equal to others."""
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,8 @@ import pytest
 
 from tests.helpers.configs import flags
 from tests.helpers.devices import for_devices
-from tests.helpers.processes import SMALL, Run
+from tests.helpers.processes import SMALL, Run, ended_at_last
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tim_jax.bench.faults import state_leaves
 from tim_jax.bench.flips import flipped
@@ -98,15 +100,20 @@ def test_of_three_processes_the_one_with_a_flipped_bit_is_named(tmp_path):
         environment = os.environ | {
             "XLA_FLAGS": for_devices(1), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "3",
         }  # fmt: skip
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", code], env=environment | {"JAX_PROCESS_ID": str(i)}, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-            for i in range(3)
-        ]  # fmt: skip
-        said = [process.communicate(timeout=1500)[0] for process in running]
-        assert [process.returncode for process in running] == [0, 0, 0], said[0][-3000:]
+        logs = [tmp_path / f"{name}{i}.txt" for i in range(3)]
+        with contextlib.ExitStack() as stack:
+            outputs = [stack.enter_context(log.open("w")) for log in logs]
+            running = [
+                subprocess.Popen(
+                    [sys.executable, "-c", code], env=environment | {"JAX_PROCESS_ID": str(i)}, stdout=output,
+                    stderr=output, start_new_session=True,
+                )
+                for i, output in enumerate(outputs)
+            ]  # fmt: skip
+            stack.enter_context(ended_at_last(running))
+            codes = [process.wait(1500) for process in running]
+        said = [log.read_text() for log in logs]
+        assert codes == [0, 0, 0], "\n".join(text[-3000:] for text in said)
         return said
 
     said = start("disturbed", "t.flip_at_6(process=2, part=0)")
@@ -126,4 +133,5 @@ def test_of_bits_that_are_flipped_all_are_found_that_leave_a_trace(tmp_path):
     subprocess.run([sys.executable, "-m", *command], env=os.environ | {"XLA_FLAGS": for_devices(8)}, check=True)
     rows = json.loads((tmp_path / "flips.json").read_text())["rows"]
     assert len(rows) == 7 and not any(row["missed"] for row in rows)
+    assert all(row["found"] >= row["weights"] for row in rows), "also what is gone without a trace"
     assert sum(row["found"] for row in rows) > 10

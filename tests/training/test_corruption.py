@@ -13,12 +13,17 @@ import pytest
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.helpers.configs import tiny_config
 from tim_jax.bench.flips import Broken, WrongOnce, flipped
+from tim_jax.config.batches import made_up_batch
+from tim_jax.config.build import build
 from tim_jax.training import corruption
 from tim_jax.training.array_checksums import checksum, checksums, odd_against, odd_copies, share_with_copies
 from tim_jax.training.corruption import Corrupted, Excluded, Guard, RepeatedCorruption, sound
 from tim_jax.training.mesh import make_mesh
 from tim_jax.training.settings import TrainingSettings
+from tim_jax.training.sharding import put_batch
+from tim_jax.training.step import UPDATE
 from tim_jax.training.trainer import Trainer
 
 
@@ -130,13 +135,13 @@ def batch(mesh):
 def train(trainer, batch, folder, steps, disturb=lambda *given: given[1:], elsewhere=None, **settings):
     """The last state of so many steps; disturb: what becomes of state and batch before a step."""
     guard = Guard(epath.Path(folder), trainer, TrainingSettings(**settings), 0, elsewhere)
-    state = trainer.create() if hasattr(trainer, "create") else Regression(trainer.mesh).create()
+    state = getattr(trainer, "_trainer", trainer).create()
     sent = checksums(batch)
     for step in range(1, steps + 1):
         state, given = disturb(step, state, batch)
         state = guard.step(step, state, given)[0]
         guard.check(step, state, given, sent)
-    guard.settle()
+    guard.settle(state)
     return jax.device_get(state)
 
 
@@ -199,6 +204,36 @@ def test_a_step_that_was_computed_wrongly_once_is_made_again_and_its_device_name
     assert [each["device"] for each in line["devices"]] == [str(jax.devices()[6])]
 
 
+@dataclasses.dataclass
+class Summed(Regression):
+    """The same, with the checksum of its update; on device 3, that of step 2 differs, and leaves this trace or none."""
+
+    leaves: bool
+
+    def detailed(self, state, batch):
+        before = np.asarray(state["w"])
+        after, metrics, per_example = super().detailed(state, batch)
+        self.step = getattr(self, "step", 0) + 1
+        made = checksum(placed(self.mesh, np.asarray(after["w"]) - before))
+        if self.step == 2:
+            made = flipped(made, 3, 0, 7)
+            after = after | {"w": flipped(after["w"], 3, 1, 0)} if self.leaves else after
+        return after, metrics | {UPDATE: made}, per_example
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_an_update_that_one_device_makes_otherwise_is_found_whether_or_not_a_trace_of_it_is_left(
+    leaves, mesh, batch, tmp_path
+):
+    """At the step itself, long before the next comparison of the state."""
+    with pytest.raises(Corrupted):
+        train(Summed(mesh, leaves), batch, tmp_path, 9, compare_every=100)
+    (line,) = reported(tmp_path)
+    assert (line["step"], line["check"], line["certain"]) == (2, "replicas", True)
+    assert line["arrays"] == ["update", *["w"] * leaves]
+    assert [each["device"] for each in line["devices"]] == [str(jax.devices()[3])]
+
+
 @pytest.fixture(scope="module")
 def elsewhere(trainer, mesh):
     return Regression(Mesh(np.roll(mesh.devices, -1), mesh.axis_names, axis_types=mesh.axis_types))
@@ -230,6 +265,31 @@ def test_elsewhere_every_device_does_the_work_of_another_one_where_examples_alon
     for sizes in ((1, 1, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2)):
         sizes = dict(zip(("data", "fsdp", "tensor", "sequence"), sizes, strict=True))
         assert elsewhere(make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])) is None
+
+
+@pytest.mark.slow
+def test_a_real_step_is_made_elsewhere_bit_for_bit_and_a_device_that_is_always_wrong_found(tmp_path, caplog):
+    """The step of a network on four devices, of which each then does the work of another one."""
+    config = tiny_config(changes={"data.batch_size": "16", "training.recompute_elsewhere": "True"})
+    run = build(config, jax.devices()[:4])
+    trainer, elsewhere = run.trainer, run.trainer.elsewhere
+    batch = put_batch(run.mesh, made_up_batch(run.config, 16))
+    settings = dict(recompute_every=1, compare_every=0)
+    once = train(trainer, batch, tmp_path, 2, recompute_every=0)
+    twice = train(trainer, batch, tmp_path, 2, elsewhere=elsewhere, **settings)
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    assert reported(tmp_path) == [] and "sums over devices" not in caplog.text
+
+    def spoil(batch, part):
+        return batch | {"x": flipped(batch["x"], part, 5, 22)}
+
+    broken, broken_elsewhere = (Broken(each, jax.devices()[2], spoil) for each in (trainer, elsewhere))
+    train(broken, batch, tmp_path, 1, **settings)
+    assert reported(tmp_path) == [], "on the same devices it is wrong in the same way"
+    with pytest.raises(Corrupted, match="when another device did the same"):
+        train(broken, batch, tmp_path, 1, elsewhere=broken_elsewhere, **settings)
+    (line,) = reported(tmp_path)
+    assert line["certain"] and [each["device"] for each in line["devices"]] == [str(jax.devices()[2])]
 
 
 def test_sums_in_another_order_are_no_fault(trainer, elsewhere, batch, tmp_path, caplog):

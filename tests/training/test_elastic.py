@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.configs import TINY_NETWORK, flags, tiny_config
 from tests.helpers.devices import for_devices
 from tests.helpers.launch import LAUNCH, ROOT
+from tests.helpers.processes import ended_at_last
 from tests.helpers.workdirs import told
 from tim_jax import train
 from tim_jax.bench import faults
@@ -133,8 +134,11 @@ def test_of_four_hosts_three_go_on_and_the_fourth_comes_back(tmp_path, data_dire
     shutil.copy(tmp_path / "run" / "config.json", planned)
     words = [*common, f"--workdir={planned}", f"--config.training.steps={more}", "--config.mesh.accumulation=2"]
     command = [sys.executable, "-m", "tim_jax.train", *words]
-    running = [subprocess.Popen(command, env=hosts.variables(3, index)) for index in range(3)]
-    assert [process.wait(PATIENCE) for process in running] == [0, 0, 0]
+    running = [
+        subprocess.Popen(command, env=hosts.variables(3, index), start_new_session=True) for index in range(3)
+    ]  # fmt: skip
+    with ended_at_last(running):
+        assert [process.wait(PATIENCE) for process in running] == [0, 0, 0]
     abstract = build(tiny_config(changes={k: str(v) for k, v in SMALL.items()}), jax.devices()[:1]).trainer.abstract
     by_themselves, by_hand = (faults.state_leaves(folder, abstract, more) for folder in (tmp_path / "run", planned))
     assert by_themselves == by_hand and len(by_hand[1]) > 20

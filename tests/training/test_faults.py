@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.processes import Run, good
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tim_jax.bench import faults as bench
 from tim_jax.system import lock

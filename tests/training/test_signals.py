@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from tests.helpers.processes import SMALL, Run, ended, good
+from tests.helpers.processes import ends_its_runs as ends_its_runs
 from tests.helpers.processes import one_device as one_device
 from tim_jax.training import checkpoints
 from tim_jax.training.preemption import Stop

@@ -1,6 +1,7 @@
-"""What the checks for silent corruption cost a run, at its settings.
+"""What the checks for silent corruption cost a run, at its settings, and what they would where devices have replicas.
 
-Time is that of the processor on CPUs, which other programs do not lengthen, and that of a clock elsewhere.
+The update is summed up within the step; what is measured is the same of as many arrays, by themselves. Time is that of
+the processor on CPUs, which other programs do not lengthen, and that of a clock elsewhere.
 """
 
 import argparse
@@ -22,10 +23,12 @@ COLUMNS = (
     ("configuration", "{config}"),
     ("devices", "{devices}"),
     ("step, ms", "{step_ms:.1f}"),
-    ("replicas, ms", "{replicas_ms:.2f}"),
+    ("state, ms", "{state_ms:.2f}"),
+    ("update, ms", "{update_ms:.2f}"),
     ("batch, ms", "{batch_ms:.2f}"),
     ("step made twice, ms", "{twice_ms:.1f}"),
     ("of a run's time", "{share:.2%}"),
+    ("with replicas", "{share_with_replicas:.2%}"),
 )
 
 
@@ -46,19 +49,23 @@ def measure(built: Run, repeats: int) -> dict[str, Any]:
 
     calls = {
         "step": step,
-        "replicas": lambda: checksums(state[0]).differ,
+        "state": lambda: checksums(state[0]).differ,
+        "update": lambda: checksums(state[0].params).differ,
         "batch": lambda: (checksums(batch).table, checksums(batch, sent).differ),
         "twice": twice,
     }
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     found = {name: each.seconds for name, each in timing.interleaved(calls, repeats, clock=clock).items()}
-    settings, each_step = built.training, 0.0
+    settings, always, of_replicas = built.training, 0.0, 0.0
     if settings.compare_every:
-        each_step += found["batch"] + (built.mesh.size > 1) * found["replicas"] / settings.compare_every
+        always, of_replicas = found["batch"], found["update"] + found["state"] / settings.compare_every
     if settings.recompute_every:
-        each_step += (found["twice"] - found["step"]) / settings.recompute_every
-    share = each_step / (found["step"] + each_step)
-    return {f"{name}_ms": 1e3 * seconds for name, seconds in found.items()} | {"share": share}
+        always += (found["twice"] - found["step"]) / settings.recompute_every
+    with_replicas = always + of_replicas
+    share, share_with_replicas = (each / (found["step"] + each) for each in (always, with_replicas))
+    return {f"{name}_ms": 1e3 * seconds for name, seconds in found.items()} | {
+        "share": share_with_replicas if built.mesh.size > 1 else share, "share_with_replicas": share_with_replicas,
+    }  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

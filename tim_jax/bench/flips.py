@@ -2,8 +2,9 @@
 
 Every flip is a trial of its own, at a random step of the ten between two comparisons of replicas (the default of
 training.compare_every), on a random device, in a random bit of a random number. What counts is whether a device's state
-after that step is another than that of the undisturbed run; whether a check has told within ten steps, and named that
-device alone; and, where none has, whether the state is that of the undisturbed run again, so that nothing is left.
+after that step is another than that of the undisturbed run; whether its weights are after any step until one tells, so
+that an update was another; whether a check has told within ten steps, and named that device alone; and, where none has,
+whether the state is that of the undisturbed run again, so that nothing is left.
 """
 
 import argparse
@@ -23,7 +24,6 @@ import numpy as np
 import optax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
 from tim_jax.bench.faults import TINY
 from tim_jax.config.batches import made_up_batch
@@ -32,7 +32,7 @@ from tim_jax.config.command_line import load_config
 from tim_jax.config.run import Run
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
-from tim_jax.training.array_checksums import checksums
+from tim_jax.training.array_checksums import checksums, odd_against
 from tim_jax.training.corruption import Corrupted, Guard
 from tim_jax.training.sharding import to_devices, to_hosts
 from tim_jax.training.state import TrainState
@@ -42,6 +42,7 @@ COLUMNS = (
     ("bits flipped in", "{where}"),
     ("flips", "{flips}"),
     ("changed a step", "{changed}"),
+    ("changed weights", "{weights}"),
     ("found within 10 steps", "{found}"),
     ("device named", "{named}"),
     ("gone without a trace", "{gone}"),
@@ -78,15 +79,15 @@ def flipped_in(tree: Any, part: int, rng: random.Random) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def gradient_flips(mesh: Mesh, specs: Any) -> optax.GradientTransformation:
-    """Returns a transformation that flips a bit of the gradient, after its sum over devices, on one device.
+def gradient_flips(axes: tuple[str, ...], specs: Any) -> optax.GradientTransformation:
+    """Returns a transformation that flips a bit of the gradient, after its sum over devices, on one device of the mesh.
 
     Its state says where, uint32 (4,): number of the device in the mesh, of the array, of the element in the device's
     part, and the bits to flip, 0 for none. It is 0 after each update.
     """
 
     def flip(gradients: Any, fault: jax.Array) -> Any:
-        device = jax.lax.axis_index(mesh.axis_names).astype(jnp.uint32)
+        device = jax.lax.axis_index(axes).astype(jnp.uint32)
         leaves, structure = jax.tree.flatten(gradients)
         for number, leaf in enumerate(leaves):
             words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
@@ -96,7 +97,7 @@ def gradient_flips(mesh: Mesh, specs: Any) -> optax.GradientTransformation:
         return jax.tree.unflatten(structure, leaves)
 
     nowhere = jax.sharding.PartitionSpec()
-    on_mesh = jax.shard_map(flip, mesh=mesh, in_specs=(specs, nowhere), out_specs=specs, check_vma=False)
+    on_mesh = jax.shard_map(flip, in_specs=(specs, nowhere), out_specs=specs, check_vma=False)
 
     def update(gradients: Any, fault: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:
         return on_mesh(gradients, fault), jnp.zeros_like(fault)
@@ -151,7 +152,7 @@ class Laboratory:
         self.run: Run = build(load_config("digits", TINY | SETTINGS), devices)
         plain, self._folder = self.run.trainer, epath.Path(folder)
         specs = jax.tree.map(lambda leaf: leaf.sharding.spec, plain.abstract.params)
-        tx = optax.chain(gradient_flips(plain.mesh, specs), plain.step.tx)
+        tx = optax.chain(gradient_flips(plain.mesh.axis_names, specs), plain.step.tx)
         self.trainer = dataclasses.replace(plain, step=dataclasses.replace(plain.step, tx=tx))
         self.batch = sharding.put_batch(plain.mesh, made_up_batch(self.run.config, self.run.data.batch_size))
         self._sent = checksums(self.batch)
@@ -164,21 +165,21 @@ class Laboratory:
             self.tables.append(checksums(state).gathered())
 
     def trial(self, where: str, rng: random.Random) -> dict[str, bool]:
-        """Makes one flip. Returns whether it changed a step, was found, its device named, and whether it is gone."""
+        """Makes one flip. Returns whether it changed a step and weights, was found, its device named, and is gone."""
         step, part = rng.randint(1, WINDOW), rng.randrange(self.run.mesh.size)
         state = self._state(step)
         device = state.step.addressable_shards[part].device
         batch, settings = self.batch, self.run.training
         trainer: Any = self.trainer
         elsewhere: Any = None
-        changed = gone = False
+        changed = weights = gone = False
         if where == "gradient":
             state = state.replace(opt_state=(self._fault(device, rng), *state.opt_state[1:]))
         elif where == "data":
             batch = flipped_in(batch, part, rng)
         elif where == "computation":
             wrong = flipped_in(batch, part, rng)
-            changed = self._changed(trainer.detailed(state, wrong)[0], step)
+            changed, weights = self._changed(trainer.detailed(state, wrong)[0], step)
             state, trainer = self._state(step), WrongOnce(trainer, wrong)
             settings = dataclasses.replace(settings, recompute_every=step)
         elif where == "broken":
@@ -188,7 +189,7 @@ class Laboratory:
                 return flipped_in(batch, part, random.Random(seed))
 
             trainer, elsewhere = (Broken(maker, device, spoil) for maker in (trainer, trainer.elsewhere))
-            changed = self._changed(trainer.detailed(state, batch)[0], step)
+            changed, weights = self._changed(trainer.detailed(state, batch)[0], step)
             state = self._state(step)
             settings = dataclasses.replace(settings, recompute_every=step)
         else:
@@ -198,23 +199,27 @@ class Laboratory:
         with contextlib.suppress(Corrupted):
             for number in range(step, WINDOW + 1):
                 state = guard.step(number, state, batch)[0]
-                changed = changed or number == step and self._changed(state, step)
+                whole, of_weights = self._changed(state, number)
+                changed, weights = changed or number == step and whole, weights or of_weights
                 guard.check(number, state, batch, self._sent)
                 batch = self.batch
-            guard.settle()
-            gone = not self._changed(state, WINDOW)
+            guard.settle(state)
+            gone = not whole
         told = self._told()
         found = bool(told)
-        return {"changed": changed, "found": found, "named": told == [str(device)], "gone": gone and not found}
+        named = told == [str(device)]
+        return {"changed": changed, "weights": weights, "found": found, "named": named, "gone": gone and not found}
 
     def _state(self, step: int) -> TrainState:
         """The undisturbed state before a step."""
         state: TrainState = to_devices(self.before[step - 1], self.run.mesh)
         return state
 
-    def _changed(self, state: TrainState, step: int) -> bool:
-        """Whether any device's state after a step is another than that of the undisturbed run."""
-        return bool((checksums(state).gathered() != self.tables[step - 1]).any())
+    def _changed(self, state: TrainState, step: int) -> tuple[bool, bool]:
+        """Whether any device's state, and its weights, are others after a step than those of the undisturbed run."""
+        sums = checksums(state)
+        odd = odd_against(sums.gathered(), self.tables[step - 1])
+        return bool(odd.arrays), any(name.startswith("params/") for name in sums.names(odd.arrays))
 
     def _fault(self, device: jax.Device, rng: random.Random) -> jax.Array:
         leaves = jax.tree.leaves(self.trainer.abstract.params)
@@ -273,7 +278,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
         for where in kinds:
-            rng, counts = random.Random(f"{where} {args.seed}"), dict.fromkeys(("changed", "found", "named", "gone"), 0)
+            rng = random.Random(f"{where} {args.seed}")
+            counts = dict.fromkeys(("changed", "weights", "found", "named", "gone"), 0)
             for _ in range(args.flips):
                 seen = laboratory.trial(where, rng)
                 for name in counts:

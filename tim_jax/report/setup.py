@@ -1,6 +1,7 @@
 """Sections on how a run was made: its configuration and how that differs from base.py, its starts, its goodput."""
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,13 +131,16 @@ def ledger_table(folder: Folder) -> Markup | None:
     if not starts:
         return None
     seconds = ledger.ledger(starts, workdir.first_start(folder.path))
-    total = sum(seconds.values())
+    known = {kind: value for kind, value in seconds.items() if not math.isnan(value)}
+    total, whole = sum(known.values()), len(known) == len(seconds)
     rows = [
         [tag("th", ledger.KINDS[kind], scope="row"), ledger.duration(value), f"{value / max(total, 1e-9):.1%}"]
-        for kind, value in seconds.items()
+        for kind, value in known.items()
         if value
     ]
-    caption = f"Where the time went: {ledger.duration(total)} since the first start, in {len(starts)} recorded"
+    rows += [[tag("th", ledger.KINDS[kind], scope="row"), "?", "?"] for kind in seconds if kind not in known]
+    caption = f"Where the time went: {'' if whole else 'at least '}{ledger.duration(total)} since the first start, "
+    caption += f"in {len(starts)} recorded"
     return table(["", "time", "share"], rows, caption)
 
 

@@ -15,7 +15,8 @@ from etils import epath
 from tim_jax.system import jsonl
 
 FILE = "goodput.jsonl"
-STEPS, REPEATED, DOWN, UNRECORDED = "steps", "repeated", "down", "unrecorded"
+STEPS, REPEATED, DOWN, UNRECORDED, UNKNOWN = "steps", "repeated", "down", "unrecorded", "unknown"
+CLOCKS = 2.0  # seconds by which the clocks of two machines may differ, and a time that is recorded in whole seconds
 ACTIVITIES = {  # what a start does at any moment
     "start": "starting",
     "compile": "compiling",
@@ -25,13 +26,19 @@ ACTIVITIES = {  # what a start does at any moment
     "evaluate": "evaluating and sampling",
     STEPS: "steps",
 }
-KINDS = ACTIVITIES | {REPEATED: "steps done twice", DOWN: "down between starts", UNRECORDED: "not recorded"}
+KINDS = ACTIVITIES | {
+    REPEATED: "steps done twice",
+    DOWN: "down between starts",
+    UNRECORDED: "not recorded",
+    UNKNOWN: "not known, as the clock went backwards",
+}
 
 
 def ledger(starts: Sequence[Mapping[str, Any]], first_start: float | None = None) -> dict[str, float]:
     """Returns seconds by the names in KINDS, which together are the time from the first start to the last sign of life.
 
-    Clocks of machines are compared between starts alone, and one that went backwards in between counts as no time.
+    Clocks of machines are compared between starts alone. Where one went backwards in between, nobody knows for how long
+    the run was down: UNKNOWN is then NaN, and 0 otherwise, so that a sum of all is a number only where all is known.
     Lines that are not whole are passed over: their time is down, but for steps that a later checkpoint shows.
 
     Args:
@@ -52,10 +59,19 @@ def ledger(starts: Sequence[Mapping[str, Any]], first_start: float | None = None
     carried = starts[0].get("carried", 0.0)
     found[STEPS] += carried
     if first_start is not None:
-        found[UNRECORDED] = max(0.0, starts[0]["began"] - first_start - carried)
+        before = starts[0]["began"] - first_start - carried
+        # The first start of all begins before it is on record as a start, and ends after that.
+        is_first = not carried and starts[0]["seen"] >= first_start
+        found[UNKNOWN] = math.nan if before < -CLOCKS and not is_first else 0.0
+        found[UNRECORDED] = max(0.0, before)
     reached = carried + starts[0]["seconds"].get(STEPS, 0.0)
     for before, after in itertools.pairwise(starts):
-        down = 0.0 if before.get("done") else max(0.0, after["began"] - before["seen"])
+        down = after["began"] - before["seen"]
+        if before.get("done"):
+            down = 0.0
+        elif down < -CLOCKS:
+            found[UNKNOWN] = math.nan
+        down = max(0.0, down)
         again = reached - after.get("carried", reached)
         if again < 0:  # steps of the last seconds before a kill, which were saved and not recorded
             again = -min(-again, down)
@@ -69,8 +85,9 @@ def ledger(starts: Sequence[Mapping[str, Any]], first_start: float | None = None
 
 
 def share(seconds: Mapping[str, float]) -> float:
-    """The share of the time that went into steps which count, in [0, 1]."""
-    return seconds.get(STEPS, 0.0) / max(sum(seconds.values()), 1e-9)
+    """The share of the time that went into steps which count, in [0, 1]; NaN where it is not known."""
+    total = sum(seconds.values())
+    return seconds.get(STEPS, 0.0) / (total if math.isnan(total) else max(total, 1e-9))
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
@@ -92,11 +109,16 @@ def is_whole(start: Mapping[str, Any]) -> bool:
 
 def told(seconds: Mapping[str, float]) -> str:
     """Returns the ledger in one line: the share, the time in all, and what took a thousandth of it or more."""
-    total = sum(seconds.values())
-    shares = {KINDS[kind]: value / max(total, 1e-9) for kind, value in seconds.items() if kind != STEPS}
+    known = {kind: value for kind, value in seconds.items() if not math.isnan(value)}
+    total = sum(known.values())
+    shares = {KINDS[kind]: value / max(total, 1e-9) for kind, value in known.items() if kind != STEPS}
     largest = sorted((item for item in shares.items() if item[1] >= 0.001), key=lambda item: -item[1])
-    others = ", ".join(f"{name} {value:.1%}" for name, value in largest)
-    return f"goodput {share(seconds):.1%} of {duration(total)}" + (f" ({others})" if others else "")
+    others = [f"{name} {value:.1%}" for name, value in largest]
+    if len(known) < len(seconds):
+        others.append("more between starts, when the clock went backwards, is not known")
+    at_most, at_least = ("at most ", "at least ") if len(known) < len(seconds) else ("", "")
+    said = f"goodput {at_most}{share(known):.1%} of {at_least}{duration(total)}"
+    return said + (f" ({', '.join(others)})" if others else "")
 
 
 def duration(seconds: float) -> str:

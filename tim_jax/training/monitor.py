@@ -147,8 +147,9 @@ class Monitor(contextlib.ExitStack):
             self._progress.show(values)
         if logged:
             seconds = self.goodput.seconds()
-            values |= {"nonfinite": self.nonfinite.count, "goodput": ledger.share(seconds)}
-            values |= {f"time/{kind}": value for kind, value in seconds.items()}
+            times = {"goodput": ledger.share(seconds)} | {f"time/{kind}": value for kind, value in seconds.items()}
+            values |= {name: value for name, value in times.items() if not math.isnan(value)}
+            values |= {"nonfinite": self.nonfinite.count}
             values |= self._bins.take() | memory() | self._data_metrics()
             self.writer.scalars(done.number, values)
 
