@@ -365,12 +365,17 @@ def test_operations_of_kernels_are_counted():
 
 def test_benchmark_writes_rows(tmp_path, capsys):
     file = tmp_path / "attention.json"
-    command.main(["attention", "--tokens=16,32", "--run-to=16", "--repeats=1", "--head-width=8", f"--json={file}"])
+    sizes = ["--tokens=16,32", "--keys=12", "--masked", "--head-width=8"]
+    command.main(["attention", *sizes, "--run-to=16", "--repeats=1", f"--json={file}"])
     rows = json.loads(file.read_text())["rows"]
     found = {(row["implementation"], row["mode"], row["tokens"]) for row in rows}
     assert found == {(i, m, n) for i in ("xla", "blockwise") for m in ("forward", "jvp", "jvp_grad") for n in (16, 32)}
     for row in rows:
-        assert row["temporary_bytes"] > 0 and (row["seconds"] is None) == (row["tokens"] == 32)
+        assert (
+            row["temporary_bytes"] > 0
+            and row["compile_seconds"] > 0
+            and (row["seconds"] is None) == (row["tokens"] == 32)
+        )
     said = capsys.readouterr()
     assert "not run" in said.out
     assert "pallas is left out: it has no kernels for cpu with heads of width 8 in float32" in said.err
@@ -385,6 +390,7 @@ def test_benchmark_writes_rows(tmp_path, capsys):
             "--tokens is '1024,0'; it must be numbers of at least 1, with commas between, of nine digits at most",
         ),
         ("--heads=0", "--heads is 0; it must be at least 1"),
+        ("--keys=0", "--keys is 0; it must be at least 1"),
         (
             "--implementations=xla,pallas",
             "--implementations is xla,pallas; it must be without pallas, which has no kernels for cpu with heads of "

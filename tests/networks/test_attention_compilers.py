@@ -23,7 +23,8 @@ SMALL = {
     "model.width": "16", "model.depth": "2", "model.heads": "2", "model.bottleneck": "8", "model.encoder_depth": "1",
     "data.batch_size": "20", "training.sample_steps": "1", "training.sample_every": "0",
 }  # fmt: skip
-SIZES = list(itertools.product((64, 72, 128), ("float32", "bfloat16")))
+# Width of a head, type, keys: None for as many as queries, otherwise with a mask.
+SIZES = [*itertools.product((64, 72, 128), ("float32", "bfloat16"), (None,)), (72, "bfloat16", 77)]
 
 
 def kernels_of(text):
@@ -40,11 +41,12 @@ def tpu(name):
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 @pytest.mark.parametrize(
-    "width, dtype", [pytest.param(*of, marks=() if of == (72, "bfloat16") else pytest.mark.slow) for of in SIZES]
+    "width, dtype, keys",
+    [pytest.param(*of, marks=() if of == (72, "bfloat16", None) else pytest.mark.slow) for of in SIZES],
 )
-def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype):
-    device = tpu(name).devices[0]
-    program = bench.compile_mode("pallas", "jvp_grad", (1, 1000, 2, width), jnp.dtype(dtype), device)
+def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype, keys):
+    device, shape = tpu(name).devices[0], (1, 1000, 2, width)
+    program = bench.compile_mode("pallas", "jvp_grad", shape, jnp.dtype(dtype), device, keys, masked=keys is not None)
     assert kernels_of(program.as_text()) == sorted(KERNELS)
 
 

@@ -56,6 +56,8 @@ def attention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--implementations", help="of xla, blockwise, pallas; default: all that the device has")
     parser.add_argument("--modes", default="forward,jvp,jvp_grad", help="default: %(default)s")
     parser.add_argument("--tokens", default="256,512,1024,2048,4096,8192,16384", help="default: %(default)s")
+    parser.add_argument("--keys", type=int, help="of cross-attention; default: as many as tokens")
+    parser.add_argument("--masked", action="store_true", help="not every key may be attended to")
     parser.add_argument("--run-to", type=int, default=2048, help="most tokens that are timed; default: %(default)s")
     parser.add_argument("--batch", type=int, default=1, help="examples; default: %(default)s")
     parser.add_argument("--heads", type=int, default=2, help="default: %(default)s")

@@ -2,11 +2,12 @@
 
 Memory is that of the compiled program, which is made for every number of tokens; time is measured up to --run-to
 tokens. With --target nothing runs: programs are compiled for a device of a topology that need not be there, as in the
-planner.
+planner. Compiled is how long tracing and compiling took.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ COLUMNS = (
     ("implementation", "{implementation}"),
     ("mode", "{mode}"),
     ("tokens", "{tokens}"),
+    ("compiled", "{compile_seconds:.1f} s"),
     ("seconds", "{time}"),
     ("temporary bytes", "{temporary_bytes:,}"),
 )
@@ -59,7 +61,13 @@ MODES = {"forward": forward, "jvp": jvp, "jvp_grad": jvp_grad}
 
 
 def compile_mode(
-    implementation: str, mode: str, shape: tuple[int, int, int, int], dtype: Any, device: jax.Device | None = None
+    implementation: str,
+    mode: str,
+    shape: tuple[int, int, int, int],
+    dtype: Any,
+    device: jax.Device | None = None,
+    keys: int | None = None,
+    masked: bool = False,
 ) -> jax.stages.Compiled:
     """Compiles a mode.
 
@@ -69,18 +77,41 @@ def compile_mode(
         shape: (B, N, H, K) of q, k, v and their tangents.
         dtype: their type.
         device: what the program is for, which need not be there; by default the first device.
+        keys: the number of keys, where it is not N: cross-attention.
+        masked: whether a mask says which keys may be attended to.
     """
     mesh = Mesh(np.array([device or jax.devices()[0]]), ("one",))
-    three = (jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())),) * 3
-    run = lambda qkv, dots: MODES[mode](ATTENTION[implementation], qkv, dots)  # noqa: E731
+    on_device = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec()))  # noqa: E731
+    inputs = jax.tree.map(on_device, _inputs(shape, dtype, keys, masked))
+
+    def program(qkv, dots, mask):
+        return MODES[mode](lambda *qkv, **how: ATTENTION[implementation](*qkv, mask, **how), qkv, dots)
+
     with jax.set_mesh(mesh):
-        return jax.jit(run).lower(three, three).compile()
+        return jax.jit(program).lower(*inputs).compile()
 
 
-def caller(compiled: jax.stages.Compiled, shape: tuple[int, int, int, int], dtype: Any) -> Callable[[], Any]:
-    """Returns a function that runs a program on random numbers."""
-    numbers = [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 6)]
-    return lambda: compiled(tuple(numbers[:3]), tuple(numbers[3:]))
+def caller(
+    compiled: jax.stages.Compiled,
+    shape: tuple[int, int, int, int],
+    dtype: Any,
+    keys: int | None = None,
+    masked: bool = False,
+) -> Callable[[], Any]:
+    """Returns a function that runs a program on random numbers; a mask is of two thirds of the keys."""
+    qkv, dots, mask = _inputs(shape, dtype, keys, masked)
+    random = iter(jax.random.split(jax.random.key(0), 6))
+    qkv, dots = jax.tree.map(lambda x: jax.random.normal(next(random), x.shape, x.dtype), (qkv, dots))
+    if mask is not None:
+        mask = jnp.broadcast_to(3 * jnp.arange(mask.shape[1]) < 2 * mask.shape[1], mask.shape)
+    return lambda: compiled(qkv, dots, mask)
+
+
+def _inputs(shape, dtype, keys, masked) -> tuple:
+    """Returns abstract (q, k, v), their tangents, and a mask or None."""
+    B, N, H, K = shape
+    q, k = (jax.ShapeDtypeStruct((B, length, H, K), dtype) for length in (N, keys or N))
+    return (q, k, k), (q, k, k), jax.ShapeDtypeStruct(k.shape[:2], bool) if masked else None
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -90,8 +121,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         check_names("implementations", args.implementations, ATTENTION)
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype is {args.dtype!r}; it must be one of {', '.join(DTYPES)}")
-    for name in ("batch", "heads", "head_width", "repeats"):
-        if getattr(args, name) < 1:
+    for name in ("batch", "heads", "head_width", "keys", "repeats"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     cases = [(mode, tokens) for tokens in read_numbers("tokens", args.tokens) for mode in args.modes.split(",")]
     device = target(args.target) if args.target else jax.devices()[0]
@@ -123,10 +154,14 @@ def measure_case(args: argparse.Namespace, mode: str, tokens: int, device: jax.D
     """Measures a row per implementation; they are timed in turn, and times are None above --run-to tokens."""
     shape, dtype = (args.batch, tokens, args.heads, args.head_width), DTYPES[args.dtype]
     names = args.implementations.split(",")
-    compiled = {name: compile_mode(name, mode, shape, dtype, device) for name in names}
+    compiled, seconds = {}, {}
+    for name in names:
+        began = time.monotonic()
+        compiled[name] = compile_mode(name, mode, shape, dtype, device, args.keys, args.masked)
+        seconds[name] = time.monotonic() - began
     timings = {}
     if tokens <= args.run_to and not args.target:
-        calls = {name: caller(compiled[name], shape, dtype) for name in names}
+        calls = {name: caller(compiled[name], shape, dtype, args.keys, args.masked) for name in names}
         timings = timing.interleaved(calls, args.repeats)
 
     def row(name):
@@ -135,6 +170,7 @@ def measure_case(args: argparse.Namespace, mode: str, tokens: int, device: jax.D
             "implementation": name,
             "mode": mode,
             "tokens": tokens,
+            "compile_seconds": seconds[name],
             "seconds": timed and timed.seconds,
             "spread": timed and timed.spread,
             "time": f"{timed.seconds:.4g} ± {timed.spread:.2g}" if timed else "not run",

@@ -201,6 +201,8 @@ def _run(of: Pass, stay, by, tile: int, interpret) -> list[jax.Array]:
     groups, length, _ = stay[0].shape
     steps = by[0].shape[1] // tile
     stages = min(STAGES, steps)
+    # WGMMA and copies reach shared memory by one proxy, ordinary loads (of vectors; interpreted, of all) by another.
+    loads = interpret is not None or any(x.ndim == 2 for x in by)
     outs = [jax.ShapeDtypeStruct(stay[0].shape, stay[0].dtype)] * of.matrices
     outs += [jax.ShapeDtypeStruct((groups, length), jnp.float32)] * of.vectors
 
@@ -229,6 +231,8 @@ def _run(of: Pass, stay, by, tile: int, interpret) -> list[jax.Array]:
                 slot = lax.rem(j, jnp.int32(stages))
                 plgpu.barrier_wait(loaded.at[slot])
                 carry = of.step(carry, tiles, jax.tree.unflatten(by_tree, [ref.at[slot] for ref in passing]))
+                if loads:  # a barrier alone does not order them with the next copy into the slot
+                    plgpu.commit_smem()
                 plgpu.barrier_arrive(consumed.at[slot])
                 return carry
 
