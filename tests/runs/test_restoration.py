@@ -11,10 +11,15 @@ from tim_jax import diagnose, evaluate, grid, pairs, sample
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import restoration
+from tim_jax.runs import workdir as saved
+from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.generation import open_generator
+from tim_jax.runs.input_pipeline import one_shape
 from tim_jax.runs.interface import load
+from tim_jax.runs.measuring import protocol_of
 
 SMALL = TINY | {"data.height": "8", "data.width": "8", "objective.name": "flow_matching", "data.batch_size": "16"}
+STEERED = "sampling.steering.operator"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,32 @@ def test_known_pixels_stay_and_images_do_not_depend_on_their_batch(run):
     # An untrained network predicts 0: the state keeps the noise end, whose known pixels are the data's.
     np.testing.assert_allclose(np.where(known, images - truths, 0), 0, atol=1e-5)
     assert np.abs(images - truths).max() > 0.5
+
+
+@pytest.mark.parametrize("labels", ["data", "balanced"])
+@pytest.mark.parametrize("key, task", [("objective.coupling.task", "inpainting"), (STEERED, "super_resolution:2")])
+def test_restorations_have_the_labels_of_what_they_restore_and_their_protocol_says_so(key, task, labels):
+    changes = SMALL | {key: task, "evaluation.labels": labels}
+    with one_device():
+        run = build(load_config("digits" if key == STEERED else "base", changes))
+    found = protocol_of(run, 40, [0])
+    assert (
+        found.labels == "truths"
+        and "40 samples rounded to 8 bits, labels or captions of the images that they" in found.line
+    )
+    assert not any(words in found.line for words in ("every label alike", "as often as in the data"))
+    _, true = restoration.open_truths(run)(np.arange(40))
+    assert not np.array_equal(true, np.arange(40) % 10), "not every label in turn"
+    np.testing.assert_array_equal(sample_conditions(run, 40), true)
+
+
+def test_restorations_of_a_run_for_prompts_have_the_captions_of_what_they_restore(text_workdir):
+    with one_device():
+        run = build(saved.load(text_workdir, {STEERED: "greyscale"}))
+    source, _ = one_shape(run, run.data.split)  # of which nothing is held out
+    texts = [source.annotations(i)["captions"] for i in range(len(source))]
+    found = sample_conditions(run, len(source) + 2)
+    assert all(text in captions for text, captions in zip(found, texts + texts[:2], strict=True)), found
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a coupled run restores (`transitions/coupling.py`): true images, degraded by an operator that draws by key."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tim_jax import data
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.evaluation.restored import psnr
@@ -30,15 +32,21 @@ class Truths:
         part: of the data that they are, or where they were read.
         count: how many there are.
         read: numbers (n,) below `count` → images (n, h, w, C) in [−1, 1] and labels (n,).
+        caption: a number below `count` → a caption of that image.
     """
 
     part: str
     count: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    caption: Callable[[int], str] = lambda number: data.NO_CAPTION
 
     def __call__(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels of the restorations with these numbers (n,)."""
         return self.read(np.asarray(numbers, np.int64) % self.count)
+
+    def captions(self, count: int) -> list[str]:
+        """Those of restorations 0 … count − 1."""
+        return [self.caption(number % self.count) for number in range(count)]
 
 
 def coupling_of(run: Run) -> Coupling:
@@ -72,7 +80,7 @@ def open_truths(run: Run) -> Truths | None:
         found = (run.data.split, *one_shape(run, run.data.split))
     part, source, fit = found
     read = labelled_reader(run, source, fit)
-    return Truths(part, len(source), lambda numbers: read(numbers)[:2])
+    return Truths(part, len(source), lambda numbers: read(numbers)[:2], functools.partial(data.first_caption, source))
 
 
 def given_truths(images: np.ndarray, labels: np.ndarray, part: str = "") -> Truths:
