@@ -210,7 +210,7 @@ def protocol_of(
     guided = sampling.guidance != 1
     labels = run.evaluation.labels if run.config.model.condition == "class" else "captions"
     if (truths := open_truths(run)) is not None:
-        labels, plan = "truths", plan | {"restores": f"{truths.count} images of {truths.part}"}
+        labels, plan = "truths", plan | {"restores": f"{truths.count} images of {truths.part}, shuffled"}
     if sampling.steering.active:
         plan |= {f"steering.{key}": value for key, value in dataclasses.asdict(sampling.steering).items()}
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8

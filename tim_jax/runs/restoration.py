@@ -12,6 +12,8 @@ from absl import logging
 
 from tim_jax import data
 from tim_jax.config.run import Run
+from tim_jax.data.annotations import SEED
+from tim_jax.data.order import index_at
 from tim_jax.evaluation import pictures
 from tim_jax.evaluation.restored import psnr
 from tim_jax.runs.input_pipeline import one_shape, open_held_out
@@ -68,9 +70,10 @@ def check_path(run: Run) -> None:
 
 
 def open_truths(run: Run) -> Truths | None:
-    """The held-out images, or where nothing is held out those of training, with a warning.
+    """The held-out images in a fixed shuffle, or where nothing is held out those of training, with a warning.
 
-    They are restored by a coupled run, and by one that is steered towards their measurements; None of other runs.
+    The first ones are like all of them, in whatever order these are stored. They are restored by a coupled run, and by
+    one that is steered towards their measurements; None of other runs.
     """
     if not coupling_of(run).active and not run.sampling.steering.measures:
         return None
@@ -79,8 +82,13 @@ def open_truths(run: Run) -> Truths | None:
         logging.warning("evaluation.held_out is %r: images of training are restored", run.evaluation.held_out)
         found = (run.data.split, *one_shape(run, run.data.split))
     part, source, fit = found
-    read = labelled_reader(run, source, fit)
-    return Truths(part, len(source), lambda numbers: read(numbers)[:2], functools.partial(data.first_caption, source))
+    read, order = labelled_reader(run, source, fit), functools.partial(index_at, size=len(source), seed=SEED)
+    return Truths(
+        part,
+        len(source),
+        lambda numbers: read(order(numbers))[:2],
+        lambda number: data.first_caption(source, int(order(np.array([number]))[0])),
+    )
 
 
 def given_truths(images: np.ndarray, labels: np.ndarray, part: str = "") -> Truths:
