@@ -40,6 +40,13 @@ def network():
     return config
 
 
+def with_network(config, name):
+    """A configuration with another network than TiM, whose own the bottleneck is."""
+    config.model.network = name
+    config.model.bottleneck = 0
+    return config
+
+
 def get_config():
     config = network()
 

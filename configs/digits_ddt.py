@@ -7,9 +7,8 @@ from tim_jax.config import loading
 
 
 def get_config():
-    config = loading.load("digits").get_config()
-    config.model.network = "ddt"
-    config.model.bottleneck = 0
+    digits = loading.load("digits")
+    config = digits.with_network(digits.get_config(), "ddt")
     config.model.depth = 3
     config.model.decoder_depth = 1
     return config

@@ -10,9 +10,7 @@ from tim_jax.config import loading
 
 
 def get_config():
-    config = loading.load("digits_small").get_config()
-    config.model.network = "jit"
-    config.model.bottleneck = 0  # TiM's
+    config = loading.load("digits").with_network(loading.load("digits_small").get_config(), "jit")
     config.model.patch_bottleneck = 8
     config.model.class_tokens = 4
     config.model.context_start = 1

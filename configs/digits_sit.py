@@ -10,8 +10,4 @@ from tim_jax.config import loading
 
 
 def get_config():
-    config = loading.load("digits_small").get_config()
-
-    config.model.network = "sit"
-    config.model.bottleneck = 0  # TiM's
-    return config
+    return loading.load("digits").with_network(loading.load("digits_small").get_config(), "sit")

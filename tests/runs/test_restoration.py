@@ -11,10 +11,16 @@ from tim_jax import diagnose, evaluate, grid, pairs, sample
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import restoration
+from tim_jax.runs import workdir as saved
+from tim_jax.runs.conditions import sample_conditions
 from tim_jax.runs.generation import open_generator
+from tim_jax.runs.input_pipeline import open_held_out
 from tim_jax.runs.interface import load
+from tim_jax.runs.measuring import protocol_of
+from tim_jax.runs.reference_data import labelled_reader
 
 SMALL = TINY | {"data.height": "8", "data.width": "8", "objective.name": "flow_matching", "data.batch_size": "16"}
+STEERED = "sampling.steering.operator"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,38 @@ def test_known_pixels_stay_and_images_do_not_depend_on_their_batch(run):
     # An untrained network predicts 0: the state keeps the noise end, whose known pixels are the data's.
     np.testing.assert_allclose(np.where(known, images - truths, 0), 0, atol=1e-5)
     assert np.abs(images - truths).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "key, task, labels",
+    [("objective.coupling.task", "inpainting", "data"), (STEERED, "super_resolution:2", "balanced")],
+)
+def test_restorations_have_the_labels_of_what_they_restore_and_their_protocol_says_so(key, task, labels):
+    changes = SMALL | {key: task, "evaluation.labels": labels}
+    with one_device():
+        run = build(load_config("digits" if key == STEERED else "base", changes))
+    found = protocol_of(run, 40, [0])
+    assert (
+        found.labels == "truths"
+        and "40 samples rounded to 8 bits, labels or captions of the images that they" in found.line
+    )
+    assert not any(words in found.line for words in ("every label alike", "as often as in the data"))
+    _, true = restoration.open_truths(run)(np.arange(40))
+    assert not np.array_equal(true, np.arange(40) % 10), "not every label in turn"
+    np.testing.assert_array_equal(sample_conditions(run, 40), true)
+
+
+def test_restorations_of_a_run_for_prompts_have_the_captions_of_what_they_restore(text_workdir):
+    with one_device():
+        run = build(saved.load(text_workdir, {STEERED: "greyscale"}))
+    _, source, fit = open_held_out(run)
+    numbers = np.arange(len(source))
+    stored, (images, _) = labelled_reader(run, source, fit)(numbers)[0], restoration.open_truths(run)(numbers)
+    found = sample_conditions(run, len(source) + 2)
+    assert found[-2:] == found[:2]
+    order = [int(np.flatnonzero((stored == image).all((1, 2, 3)))[0]) for image in images]
+    assert sorted(order) == numbers.tolist() and order != numbers.tolist(), "each once, not as they are stored"
+    assert all(text in source.annotations(i)["captions"] for text, i in zip(found, order))
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,9 @@ from PIL import Image
 import tim_jax
 from tests.helpers.classifiers import classifier_file
 from tests.helpers.workdirs import TINY, one_device, told, workdir
-from tim_jax import evaluate, sample
+from tim_jax import codecs, evaluate, sample
+from tim_jax.config.build import build
+from tim_jax.config.command_line import load_config
 from tim_jax.runs import rewards
 from tim_jax.runs.generation import resampled
 from tim_jax.runs.steering import open_aim
@@ -152,6 +156,38 @@ def test_latents_are_steered_through_their_decoder(published, tmp_path):
             drawn = generator.decode(generator(tim._weights, [3], steps=2))
             off.append(float(aim.off(drawn)[0]))
     assert max(off[1:]) < off[0], off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brightness", "image_similarity"])
+def test_rewards_of_latents_and_their_gradients(published, tmp_path, name):
+    """brightness judges what the decoder makes of latents, image_similarity latents, among them that of its target."""
+    folder, path = published("autoencoder_kl_tiny"), classifier_file(tmp_path, channels=4)
+    vae, params = codecs.load(folder, codecs.AUTOENCODERS)
+    image = RNG.uniform(-0.9, 0.9, (1, 16, 16, 3)).astype(np.float32)
+    target = vae.apply({"params": params}, image, method="encode")
+    x = jnp.concatenate([target, 0.5 * jnp.asarray(RNG.normal(size=target.shape), target.dtype)])
+    changes = {"data.height": "4", "data.width": "4", "data.channels": "4", "model.patch_size": "2"}
+    changes |= {"codecs.autoencoder": str(folder), "sampling.steering.operator": name}
+    if likeness := name == "image_similarity":
+        changes |= {"sampling.steering.classifier": str(path)}
+    with one_device():
+        run = build(load_config("digits", TINY | changes))
+        aim = open_aim(run, run.image_shape, target=image if likeness else None)
+        loss = jax.jit(aim.recipe(aim.given(np.arange(2), jnp.asarray), {"label": jnp.arange(2)}).loss)
+    if likeness:
+        features = rewards.read(run, str(path)).net(aim.modules["classifier"])(x).features
+        true = features @ features[0]
+        assert true[0] == pytest.approx(1, abs=1e-5)
+    else:
+        true = jnp.clip(vae.apply({"params": params}, x, method="decode"), -1, 1).mean((1, 2, 3))
+    np.testing.assert_allclose(loss(x), -true, atol=1e-5)
+    gradient = jax.grad(lambda x: loss(x).sum())(x)
+    direction = gradient / jnp.linalg.norm(gradient)
+    h = 0.02
+    difference = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(difference, (gradient * direction).sum((1, 2, 3)), rtol=0.02, atol=1e-5)
+    assert difference[1] > 1e-3
 
 
 @pytest.mark.parametrize(

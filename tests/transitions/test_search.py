@@ -103,6 +103,15 @@ def test_budget_forcing_spends_all_and_does_not_depend_on_the_batch(name, x64):
     np.testing.assert_array_equal(found.candidates[:3], alone.candidates)
 
 
+def test_the_highest_reward_so_far_is_what_a_proposal_must_exceed(x64):
+    """By rewards that are written down. State 2 is the first with a choice, and has what the two before it leave."""
+    plan, _, _, start, run, calls = case("sde", 5, count=1)
+    rewards = iter([1.0, 0.0, 0.2, 0.1, 0.5, 0.4, 2.0, 0.3, 3.0, 0.1, 7.0])
+    found = run.func(*run.args[:-1], lambda x: np.array([next(rewards)]), start, 2)
+    assert np.ravel(calls).tolist() == [0, 1, 2, 2, 2, 2, 3, 4, 4, 4]
+    assert found.candidates.tolist() == [1] and found.rewards.tolist() == [7.0]
+
+
 def test_budget_forcing_finds_more_than_the_best_of_as_many(x64):
     """In eight steps along an SDE, whose many choices add up, as the paper finds."""
     *_, start, run, _ = case("sde", 8, count=400)

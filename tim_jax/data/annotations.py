@@ -22,6 +22,7 @@ from tim_jax.system.progress import Bar
 SEED = 0  # of the shuffle
 MAX_READ = 50_000  # examples whose labels are counted, of a source that has to read an example to know its label
 CHUNK = 1024
+NO_CAPTION = "a picture"  # that of an example without one
 
 
 def shuffled(source: Source, start: int, stop: int) -> np.ndarray:
@@ -102,6 +103,14 @@ def proportional_labels(counts: np.ndarray, number: int) -> np.ndarray:
         labels[k] = present[chosen]
         given[chosen] += 1
     return labels
+
+
+def first_caption(source: Source, example: int) -> str:
+    """The first caption of an example; NO_CAPTION where it has none."""
+    try:
+        return source.annotations(example).get("captions", (NO_CAPTION,))[0]
+    except BadRecord:
+        return NO_CAPTION
 
 
 def caption_at(source: Source, position: int) -> str:

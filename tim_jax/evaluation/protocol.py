@@ -25,7 +25,8 @@ class Protocol:
         reference: fingerprint of the real images that samples are compared with, their size, preprocessing and feature
             network (see references.py); None of samples that are only written.
         held_out: fingerprint of the held-out part; None if there is none.
-        labels: of samples, "data": as often as in the data, "balanced": every label alike, "captions": captions.
+        labels: of samples, "data": as often as in the data, "balanced": every label alike, "captions": captions,
+            "truths": those of the images that are restored.
         levels: EIGHT_BITS of images that are rounded as files hold them, or AS_DRAWN of latents.
         samples: how many, for each step count and seed.
         seeds: of the noise; sample i of a seed has the same noise and condition at every step count.
@@ -169,6 +170,7 @@ LABELS = {
     "data": "labels as often as in the data",
     "balanced": "every label alike",
     "captions": "captions of the data",
+    "truths": "labels or captions of the images that they restore",
 }
 
 

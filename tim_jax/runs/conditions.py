@@ -21,7 +21,7 @@ def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) ->
     """Labels or prompts of samples that are to be like the data.
 
     The first ones are the same whatever their number. They are those that `evaluation.labels` asks for, or captions of
-    the data in a fixed shuffle; for restorations the labels of the true images.
+    the data in a fixed shuffle; for restorations the labels or captions of the true images.
 
     Args:
         run: whose samples.
@@ -34,9 +34,10 @@ def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) ->
     Raises:
         ValueError: if labels are to be those of the data, and nothing says what these are.
     """
+    of_text = run.config.model.condition == "text"
     if (truths := open_truths(run)) is not None:
-        return truths(np.arange(count))[1]
-    if run.config.model.condition == "text":
+        return truths.captions(count) if of_text else truths(np.arange(count))[1]
+    if of_text:
         return data_captions(open_source_and_plan(run)[0], count)
     counts = data_labels(run) if counts is None else counts
     if run.evaluation.labels == "balanced":
@@ -129,7 +130,7 @@ def warn_of_untrained(counts: np.ndarray) -> None:
 
 def data_captions(source: data.Source, count: int) -> list[str]:
     """Captions (count,) of a source in a fixed shuffle; "a picture" where it has none. Raises ValueError."""
-    return [data.caption_at(source, i) for i in range(count)] if source.captions else ["a picture"] * count
+    return [data.caption_at(source, i) for i in range(count)] if source.captions else [data.NO_CAPTION] * count
 
 
 def recorded_labels(run: Run, folder: epath.Path | None) -> np.ndarray | None:

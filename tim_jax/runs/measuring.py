@@ -208,8 +208,9 @@ def protocol_of(
     if sampling.refines:
         plan |= {"refiner": run.refiner.source.fingerprint if run.refiner else sampling.refiner}
     guided = sampling.guidance != 1
+    labels = run.evaluation.labels if run.config.model.condition == "class" else "captions"
     if (truths := open_truths(run)) is not None:
-        plan |= {"restores": f"{truths.count} images of {truths.part}"}
+        labels, plan = "truths", plan | {"restores": f"{truths.count} images of {truths.part}, shuffled"}
     if sampling.steering.active:
         plan |= {f"steering.{key}": value for key, value in dataclasses.asdict(sampling.steering).items()}
     others = ("parallel", "tolerance") * bool(sampling.parallel) + ("int8",) * sampling.int8
@@ -218,7 +219,7 @@ def protocol_of(
     return Protocol(
         reference=reference,
         held_out=held_out,
-        labels=run.evaluation.labels if run.config.model.condition == "class" else "captions",
+        labels=labels,
         levels=EIGHT_BITS if run.shows_images else AS_DRAWN,
         samples=count,
         seeds=tuple(seeds),

@@ -1,6 +1,7 @@
 """What a coupled run restores (`transitions/coupling.py`): true images, degraded by an operator that draws by key."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tim_jax import data
 from tim_jax.config.run import Run
+from tim_jax.data.annotations import SEED
+from tim_jax.data.order import index_at
 from tim_jax.evaluation import pictures
 from tim_jax.evaluation.restored import psnr
 from tim_jax.runs.input_pipeline import one_shape, open_held_out
@@ -30,15 +34,21 @@ class Truths:
         part: of the data that they are, or where they were read.
         count: how many there are.
         read: numbers (n,) below `count` → images (n, h, w, C) in [−1, 1] and labels (n,).
+        caption: a number below `count` → a caption of that image.
     """
 
     part: str
     count: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    caption: Callable[[int], str] = lambda number: data.NO_CAPTION
 
     def __call__(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels of the restorations with these numbers (n,)."""
         return self.read(np.asarray(numbers, np.int64) % self.count)
+
+    def captions(self, count: int) -> list[str]:
+        """Those of restorations 0 … count − 1."""
+        return [self.caption(number % self.count) for number in range(count)]
 
 
 def coupling_of(run: Run) -> Coupling:
@@ -60,9 +70,10 @@ def check_path(run: Run) -> None:
 
 
 def open_truths(run: Run) -> Truths | None:
-    """The held-out images, or where nothing is held out those of training, with a warning.
+    """The held-out images in a fixed shuffle, or where nothing is held out those of training, with a warning.
 
-    They are restored by a coupled run, and by one that is steered towards their measurements; None of other runs.
+    The first ones are like all of them, in whatever order these are stored. They are restored by a coupled run, and by
+    one that is steered towards their measurements; None of other runs.
     """
     if not coupling_of(run).active and not run.sampling.steering.measures:
         return None
@@ -71,8 +82,13 @@ def open_truths(run: Run) -> Truths | None:
         logging.warning("evaluation.held_out is %r: images of training are restored", run.evaluation.held_out)
         found = (run.data.split, *one_shape(run, run.data.split))
     part, source, fit = found
-    read = labelled_reader(run, source, fit)
-    return Truths(part, len(source), lambda numbers: read(numbers)[:2])
+    read, order = labelled_reader(run, source, fit), functools.partial(index_at, size=len(source), seed=SEED)
+    return Truths(
+        part,
+        len(source),
+        lambda numbers: read(order(numbers))[:2],
+        lambda number: data.first_caption(source, int(order(np.array([number]))[0])),
+    )
 
 
 def given_truths(images: np.ndarray, labels: np.ndarray, part: str = "") -> Truths:

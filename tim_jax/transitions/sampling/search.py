@@ -4,11 +4,13 @@
     starts          one start ε that is changed N − 1 times, ε' = √(1 − ρ²) ε + ρ ξ, each change kept where its sample
                     is better: zero-order search with one neighbour at a time (arXiv 2501.09732)
     budget_forcing  along a sampler with fresh noise, whose n states have N evaluations each: proposals of the next
-                    state, until the reward of its x̂ is above that of the state before; what is left of the N is the
-                    next state's, and without a better one the best is taken (arXiv 2503.19385)
+                    state, until the reward of its x̂ is above the highest of all states before; what is left of the N
+                    is the next state's, and without a better one the best is taken (arXiv 2503.19385)
 
 All take N times the evaluations of one sample. The last state that has a choice spends what is left. x̂ comes from the
-very prediction that the state's own step then takes, so that a proposal costs one evaluation.
+very prediction that the state's own step then takes, so that a proposal costs one evaluation. Where `budget_forcing`
+leaves published code: that keeps the best of several first noises, here there is one, and it ends at the best x̂ of the
+last state, here the plan's own last step does.
 
 Everything here is numpy on the host, B images side by side; each is the same whatever is beside it.
 """
@@ -123,8 +125,9 @@ def budget_forcing(
     of_state, of_F = data_prediction(host_transport(transport), plan.t)
     choices = np.flatnonzero(plan.c[:n])
     last = choices[-1]
-    state, F, reward = x, np.zeros_like(x), np.full(B, -np.inf)  # the state before and its prediction
-    best, best_F, best_reward = state, F, reward.copy()  # of the proposals for the next one
+    state, F = x, np.zeros_like(x)  # the state before and its prediction
+    highest = np.full(B, -np.inf)  # reward of all states before
+    best, best_F, best_reward = state, F, highest.copy()  # of the proposals for the next one
     index, left, tried = np.zeros(B, int), np.full(B, count), np.zeros(B, int)
     candidates = np.zeros(B, int)
 
@@ -150,9 +153,9 @@ def budget_forcing(
         candidates = np.where(better & (j == last), tried, candidates)
         tried, left = tried + active, left - active
         spent = left <= np.where(j == last, (j - n + 1) * (count - 1), 0)  # the last one has those of all after it
-        done = active & (spent | (plan.c[j] == 0) | ((rewards > reward) & (j != last)))
+        done = active & (spent | (plan.c[j] == 0) | ((rewards > highest) & (j != last)))
         state, F = (np.where(_over(done, x), new, old) for new, old in ((best, state), (best_F, F)))
-        reward = np.where(done, best_reward, reward)
+        highest = np.where(done, np.maximum(highest, best_reward), highest)
         index, tried, left = index + done, np.where(done, 0, tried), left + count * done
     end = np.full(B, n)
     samples = following(state, F, end, 0 * end)
