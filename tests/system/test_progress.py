@@ -123,6 +123,17 @@ def test_on_a_terminal_the_line_is_renewed(monkeypatch):
     assert activity_of(Terminal(), monkeypatch, 2) == "\rone … 1 s\rone … 2 s\rone: 2.0 s\n"
 
 
+def test_a_note_stays_above_the_line_that_is_renewed(monkeypatch):
+    file = Terminal()
+    monkeypatch.setattr(progress.threading.Thread, "start", lambda self: None)
+    with progress.Activity("checking", file=file) as activity:
+        activity._show()
+        activity.note("right")
+    assert file.getvalue().startswith("\rchecking … 0 s\rright         \n\rchecking: ")
+    progress.Activity("checking", disable=True, file=file).note("wrong")
+    assert "wrong" not in file.getvalue()
+
+
 @pytest.mark.parametrize("after, pause, said", [(30.0, 0.0, 0), (0.0, 0.2, 2)])
 def test_what_is_quick_is_not_mentioned(after, pause, said):
     file = io.StringIO()

@@ -156,6 +156,21 @@ def test_what_cannot_be_checked_is_left_out_and_errors_are_wrong(monkeypatch):
     assert found.lines[-1][1].measured == "RuntimeError: two lines"
 
 
+def test_each_line_is_shown_while_the_checks_go_on(monkeypatch, capsys):
+    shown = []
+
+    def run(setup):
+        yield line(SLOW, "step")
+        shown.append(capsys.readouterr().err)
+        yield LeftOut("all that follows", "grain is not installed")
+        shown.append(capsys.readouterr().err)
+
+    monkeypatch.setattr("tim_jax.verification.machine.run", run)
+    job.run(("machine",), setup.Setup(TINY))
+    assert "machine, slow: step: 1 (2)" in shown[0].splitlines()
+    assert "machine, left out: all that follows: grain is not installed" in shown[1].splitlines()
+
+
 def test_what_is_not_ok_on_any_host_is_shown():
     hosts = [
         host(("machine", line(OK))),

@@ -101,6 +101,14 @@ class Activity(contextlib.AbstractContextManager):
             if self._shown:
                 self._show()
 
+    def note(self, text: str) -> None:
+        """Writes a line that stays, above the one that says what is being done."""
+        if self._disable:
+            return
+        with self._lock:
+            self._write(text, last=True)
+            self._width = 0
+
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         with self._lock:

@@ -52,7 +52,7 @@ class Host:
 
 
 def run(checks: Sequence[str], setup: Setup) -> Host:
-    """Runs checks by name on this process; all processes must run the same."""
+    """Runs checks by name on this process; all processes must run the same. The first one shows each line at once."""
     lines: list[tuple[str, Line]] = []
     left_out: list[tuple[str, LeftOut]] = []
     seconds: dict[str, float] = {}
@@ -63,6 +63,7 @@ def run(checks: Sequence[str], setup: Setup) -> Host:
                 activity.next(f"checking {check}")
             began = time.perf_counter()
             for found in results(check, setup):
+                activity.note(f"{check}, {found}")
                 if isinstance(found, Line):
                     lines.append((check, found))
                 else:

@@ -26,6 +26,11 @@ class Line:
     verdict: str
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The line without a table around it."""
+        limit = f" ({self.limit})" if self.limit else ""
+        return f"{self.verdict}: {self.what}: {self.measured}{limit}"
+
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
@@ -33,6 +38,9 @@ class LeftOut:
 
     what: str
     why: str
+
+    def __str__(self) -> str:
+        return f"left out: {self.what}: {self.why}"
 
 
 def worst(verdicts: Any) -> str:
