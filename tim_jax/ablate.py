@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from tim_jax.config.command_line import Parser, real_numbers, user_errors
+from tim_jax.system.allocator import keep_freed
 from tim_jax.system.exit_codes import FAILED
 
 
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
+    keep_freed()
+
     import jax
 
     from tim_jax.ablation import baselines, budget, job, launch, rates, settings, table

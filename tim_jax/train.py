@@ -7,6 +7,7 @@ import argparse
 import contextlib
 
 from tim_jax.config.command_line import Parser, load_config, user_errors
+from tim_jax.system.allocator import keep_freed
 from tim_jax.system.exit_codes import DONE, FAILED, RESTART, leave
 
 
@@ -35,6 +36,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if not args.config and not args.workdir:
             raise ValueError("--config: missing; it names what to train, such as configs/digits.py")
         profile = read_profile(args.profile)
+
+    keep_freed()
 
     from tim_jax.training.goodput import Goodput
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from tim_jax.system.allocator import keep_freed
 from tim_jax.system.exit_codes import DONE, FAILED
 from tim_jax.system.user_errors import ArgumentParser, failures, nearest, user_errors
 from tim_jax.verification import CHECKS, SIZES
@@ -40,6 +41,8 @@ def execute(args: argparse.Namespace) -> int:
                     raise ValueError(f"--{name} is {value}; it must be left out with --write-reference")
         if args.workdir is not None and "checkpoint" not in checks:
             raise ValueError(f"--workdir is {args.workdir}; it must be left out where checkpoint is not among --checks")
+
+    keep_freed()
 
     import jax
 

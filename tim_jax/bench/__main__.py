@@ -5,6 +5,7 @@ import importlib
 
 from tim_jax.bench import BENCHES
 from tim_jax.bench.arguments import ARGUMENTS
+from tim_jax.system.allocator import keep_freed
 from tim_jax.system.user_errors import ArgumentParser, user_errors
 
 
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """The command, its line being read."""
+    keep_freed()  # as training does
+
     from tim_jax.system import paths, reporting
 
     with user_errors():
