@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -48,6 +49,21 @@ def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype, keys):
     device, shape = tpu(name).devices[0], (1, 1000, 2, width)
     program = bench.compile_mode("pallas", "jvp_grad", shape, jnp.dtype(dtype), device, keys, masked=keys is not None)
     assert kernels_of(program.as_text()) == sorted(KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["pallas", "blockwise"])
+def test_a_program_of_the_size_of_XL_has_no_array_of_all_queries_by_all_keys(implementation):
+    """With kernels nothing as large as the keys is written in float32 either; blocks gather a gradient in it."""
+    device, sizes = tpu("v5e:2x2").devices[0], (2, 1024, 16, 72)
+    text = bench.compile_mode(implementation, "jvp_grad", sizes, jnp.bfloat16, device).as_text()
+    shapes = [tuple(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    assert math.prod(sizes) in map(math.prod, shapes) and not [shape for shape in shapes if shape.count(1024) > 1]
+    if implementation == "pallas":
+        within = set(re.findall(r"calls=%?([\w.\-]+)", text))  # a fusion, which writes its result alone
+        bodies = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
+        written = re.findall(r" f32\[([\d,]+)\]", "".join(body for name, body in bodies if name not in within))
+        assert written and max(math.prod(map(int, found.split(","))) for found in written) < math.prod(sizes)
 
 
 GPU_COMPILER = pathlib.Path(__file__).parents[2] / ".cache" / "gpu-compiler" / "{}.{}".format(*sys.version_info)
