@@ -203,7 +203,7 @@ class Laboratory:
                 changed, weights = changed or number == step and whole, weights or of_weights
                 guard.check(number, state, batch, self._sent)
                 batch = self.batch
-            guard.settle(state)
+            guard.settle()
             gone = not whole
         told = self._told()
         found = bool(told)
