@@ -236,7 +236,7 @@ def test_elsewhere_every_device_does_the_work_of_another_one_where_examples_alon
         assert elsewhere(make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_step_is_made_elsewhere_bit_for_bit_and_a_device_that_is_always_wrong_found(tmp_path, caplog):
     """The step of a network on four devices, of which each then does the work of another one."""
     config = tiny_config(changes={"data.batch_size": "16", "training.recompute_elsewhere": "True"})

@@ -32,8 +32,8 @@ from tim_jax.config.command_line import load_config
 from tim_jax.config.run import Run
 from tim_jax.system.progress import Bar
 from tim_jax.training import sharding
-from tim_jax.training.array_checksums import checksums, odd_against
-from tim_jax.training.corruption import Corrupted, Guard
+from tim_jax.training.array_checksums import checksums, odd_against, odd_copies
+from tim_jax.training.corruption import Corrupted, Guard, few
 from tim_jax.training.sharding import to_devices, to_hosts
 from tim_jax.training.state import TrainState
 from tim_jax.training.trainer import Trainer
@@ -159,10 +159,14 @@ class Laboratory:
         self.before: list[Any] = []
         self.tables: list[np.ndarray] = []
         state = self.trainer.create()
-        for _ in range(WINDOW):
+        for step in range(1, WINDOW + 1):
             self.before.append(to_hosts(state))
             state = self.trainer.detailed(state, self.batch)[0]
-            self.tables.append(checksums(state).gathered())
+            sums = checksums(state)
+            if bool(sums.differ):  # every trial would be taken for found
+                arrays = few(sums.names(odd_copies(sums).arrays))
+                raise RuntimeError(f"step {step} of the undisturbed run has other bits on some devices, in {arrays}")
+            self.tables.append(sums.gathered())
 
     def trial(self, where: str, rng: random.Random) -> dict[str, bool]:
         """Makes one flip. Returns whether it changed a step and weights, was found, its device named, and is gone."""
