@@ -486,7 +486,7 @@ def get_config():
     config.training.max_nonfinite = 20  # updates in a row that are left out as not finite before the run stops
     config.training.hang_seconds = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
     # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
-    # steps between comparisons of replicas, with batches and updates after each; 0: none
+    # steps between comparisons of replicas, with those of batches after each; 0: neither
     config.training.compare_every = 10
     # steps between those that are made twice and must give the same bits; 0: none
     config.training.recompute_every = 1000

@@ -133,5 +133,4 @@ def test_of_bits_that_are_flipped_all_are_found_that_leave_a_trace(tmp_path):
     subprocess.run([sys.executable, "-m", *command], env=os.environ | {"XLA_FLAGS": for_devices(8)}, check=True)
     rows = json.loads((tmp_path / "flips.json").read_text())["rows"]
     assert len(rows) == 7 and not any(row["missed"] for row in rows)
-    assert all(row["found"] >= row["weights"] for row in rows), "also what is gone without a trace"
     assert sum(row["found"] for row in rows) > 10

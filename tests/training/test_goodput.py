@@ -121,6 +121,7 @@ def test_what_a_clock_that_went_backwards_leaves_unknown_is_not_told_as_nothing(
     )
     # The first start of all is on record as a start once it has begun, and a run that is done is not down.
     assert nonzero([start(500, 530, steps=20)], first_start=504.0) == {"steps": 20}
+    assert nonzero([start(500, 530, 90.0, steps=20)], first_start=504.0) == {"steps": 110}  # of a copied checkpoint
     assert nonzero([first | {"done": True}, back]) == {"compile": 4, "steps": 16}
 
 

@@ -1,7 +1,6 @@
 """What the checks for silent corruption cost a run, at its settings, and what they would where devices have replicas.
 
-The update is summed up within the step; what is measured is the same of as many arrays, by themselves. Time is that of
-the processor on CPUs, which other programs do not lengthen, and that of a clock elsewhere.
+Time is that of the processor on CPUs, which other programs do not lengthen, and that of a clock elsewhere.
 """
 
 import argparse
@@ -24,7 +23,6 @@ COLUMNS = (
     ("devices", "{devices}"),
     ("step, ms", "{step_ms:.1f}"),
     ("state, ms", "{state_ms:.2f}"),
-    ("update, ms", "{update_ms:.2f}"),
     ("batch, ms", "{batch_ms:.2f}"),
     ("step made twice, ms", "{twice_ms:.1f}"),
     ("of a run's time", "{share:.2%}"),
@@ -50,7 +48,6 @@ def measure(built: Run, repeats: int) -> dict[str, Any]:
     calls = {
         "step": step,
         "state": lambda: checksums(state[0]).differ,
-        "update": lambda: checksums(state[0].params).differ,
         "batch": lambda: (checksums(batch).table, checksums(batch, sent).differ),
         "twice": twice,
     }
@@ -58,7 +55,7 @@ def measure(built: Run, repeats: int) -> dict[str, Any]:
     found = {name: each.seconds for name, each in timing.interleaved(calls, repeats, clock=clock).items()}
     settings, always, of_replicas = built.training, 0.0, 0.0
     if settings.compare_every:
-        always, of_replicas = found["batch"], found["update"] + found["state"] / settings.compare_every
+        always, of_replicas = found["batch"], found["state"] / settings.compare_every
     if settings.recompute_every:
         always += (found["twice"] - found["step"]) / settings.recompute_every
     with_replicas = always + of_replicas

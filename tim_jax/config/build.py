@@ -182,7 +182,6 @@ def _trainer(
             couple=objective.coupling.couple if objective.coupling.active else None,
             slices=network.slices,
             memory=make_memory(config, objective),
-            sum_updates=config.training.compare_every > 0 and mesh.size > mesh.shape["fsdp"],
         )
 
     compiled = step(network)

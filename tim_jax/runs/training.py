@@ -44,7 +44,6 @@ from tim_jax.training.nonfinite import TooManyNonFinite
 from tim_jax.training.preemption import Stop
 from tim_jax.training.snapshots import Snapshots
 from tim_jax.training.state import TrainState
-from tim_jax.training.step import UPDATE
 from tim_jax.training.watch import of_nothing
 from tim_jax.transitions.objective import Objective
 
@@ -67,7 +66,7 @@ def check(run: Run) -> None:
     began = time.perf_counter()
     state = run.trainer.create()
     state, metrics, per_example = run.trainer.detailed(state, sharding.put_batch(run.mesh, batch))
-    nothing = {*of_nothing(per_example), UPDATE}
+    nothing = of_nothing(per_example)
     values = {name: float(value) for name, value in jax.device_get(metrics).items() if name not in nothing}
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(", ".join(f"{name} {value:.5g}" for name, value in values.items()))

@@ -54,22 +54,21 @@ class Checksums:
     Attributes:
         mesh: The devices.
         specs: How the arrays lie on it.
-        trees: The structures of the trees.
+        structure: Of the tree.
         table: uint32 (axes of the mesh …, arrays), every checksum on the device that it is of.
         differ: Whether copies of an array differ, or any checksum from the one expected; bool scalar, on all devices.
     """
 
     mesh: Mesh
     specs: tuple[PartitionSpec, ...]
-    trees: tuple[Any, ...]
+    structure: Any
     table: jax.Array
     differ: jax.Array
 
     def names(self, arrays: Sequence[int]) -> list[str]:
         """Returns the names of arrays by their numbers."""
-        numbered = [jax.tree.unflatten(tree, range(tree.num_leaves)) for tree in self.trees]
-        paths = [path for tree in numbered for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        return [name_of(paths[array]) for array in arrays]
+        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.structure, range(len(self.specs))))
+        return [name_of(paths[array][0]) for array in arrays]
 
     def gathered(self) -> np.ndarray:
         """Returns the table on the host; all processes must call this."""
@@ -77,20 +76,17 @@ class Checksums:
         return np.asarray(self.table if whole else multihost_utils.process_allgather(self.table, tiled=True))
 
 
-def checksums(tree: Any, expected: Checksums | None = None, more: Any = ()) -> Checksums:
-    """Sums up trees of arrays on a mesh, and compares the copies that devices hold of the same part.
+def checksums(tree: Any, expected: Checksums | None = None) -> Checksums:
+    """Sums up a tree of arrays on a mesh, and compares the copies that devices hold of the same part.
 
     Args:
         tree: Arrays with a `NamedSharding`.
         expected: Earlier checksums of the same arrays, with which these are compared as well.
-        more: Further arrays, for which there are no earlier checksums.
     """
     leaves, structure = jax.tree.flatten(tree)
-    others, of_others = jax.tree.flatten(more)
-    leaves += others
     mesh, specs = leaves[0].sharding.mesh, tuple(leaf.sharding.spec for leaf in leaves)
     table, differ = _on_mesh(mesh, specs, leaves, *(() if expected is None else (expected.table,)))
-    return Checksums(mesh, specs, (structure, of_others), table, differ)
+    return Checksums(mesh, specs, structure, table, differ)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -101,7 +97,7 @@ def _on_mesh(mesh: Mesh, specs: tuple[PartitionSpec, ...], leaves: list[jax.Arra
         sums = jnp.stack([checksum(leaf) for leaf in leaves])
         differ = jnp.array(False)
         for table in expected:
-            differ |= (sums[: table.size] != table.ravel()).any()
+            differ |= (sums != table.ravel()).any()
         for axes, arrays in _replicated(mesh, specs).items():
             some = sums[np.array(arrays)]
             highest, lowest = jnp.split(jax.lax.pmax(jnp.concatenate([some, ~some]), axes), 2)
@@ -178,8 +174,8 @@ def odd_copies(sums: Checksums) -> Odd:
 
 
 def odd_against(table: np.ndarray, expected: np.ndarray) -> Odd:
-    """Returns the devices with other checksums in a table than those expected, of as many arrays as these are of."""
-    wrong = table[..., : expected.shape[-1]] != expected
+    """Returns the devices with other checksums in a table than those expected."""
+    wrong = table != expected
     positions = [tuple(int(i) for i in position) for position in np.argwhere(wrong.any(-1))]
     return Odd(positions, np.flatnonzero(wrong.any(tuple(range(wrong.ndim - 1)))).tolist(), True)
 

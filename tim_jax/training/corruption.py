@@ -1,10 +1,9 @@
 """Silent corruption: devices that compute or remember wrongly, and say nothing.
 
 Steps are deterministic, and devices that hold the same part of an array hold the same bits. So what is amiss shows as
-a difference: between replicas, in their state or in the update that each has made, between a batch and what was sent,
-or between a step and the same step made again. What cannot be found this way: bits that flip in a part of the state
-of which no other device has a copy, and a fault that gives the same wrong bits each time, unless other devices do the
-same.
+a difference: between replicas, between a batch and what was sent, or between a step and the same step made again. What
+cannot be found this way: bits that flip in a part of the state of which no other device has a copy, and a fault that
+gives the same wrong bits each time, unless other devices do the same.
 """
 
 import json
@@ -20,7 +19,6 @@ from tim_jax.system import cluster, files
 from tim_jax.training.array_checksums import Checksums, checksums, odd_against, odd_copies
 from tim_jax.training.recomputation import ELSEWHERE, TWICE, Batch, Finding, MakesSteps, Recomputation
 from tim_jax.training.settings import EXCLUDE, WARN, TrainingSettings
-from tim_jax.training.step import UPDATE
 
 TRIES = 3  # starts from the same checkpoint that may end with corruption
 LISTED = 4  # devices, or arrays, that a message names; the file has all
@@ -94,26 +92,20 @@ class Guard:
         self._compare, self._recompute = settings.compare_every, settings.recompute_every
         self._do, self._again = settings.on_corruption, Recomputation(trainer, elsewhere)
         self._launched: list[tuple[int, Checksums, Checksums | None]] = []
-        self._update: dict[str, jax.Array] = {}  # the checksum of the last update, as each device has made it
 
     def step(self, number: int, state: Any, batch: Batch) -> tuple[Any, dict, dict]:
         """Makes a step, as `Trainer.detailed`, or makes it twice where that is due: see `Recomputation.step`.
-
-        The checksum of the update is taken from the metrics, for `check`.
 
         Raises:
             Corrupted: If a device always does something otherwise than others.
             Excluded: If two times differ, and a host is to be left out.
         """
         if not self._recompute or number % self._recompute:
-            outputs, found = self._trainer.detailed(state, batch), None
-        else:
-            outputs, found = self._again.step(number, state, batch)
+            return self._trainer.detailed(state, batch)
+        outputs, found = self._again.step(number, state, batch)
         if found is not None:
             self._found(number, found)
-        after, metrics, per_example = outputs
-        self._update = {UPDATE: metrics[UPDATE]} if UPDATE in metrics else {}
-        return after, {name: value for name, value in metrics.items() if name != UPDATE}, per_example
+        return outputs
 
     def check(self, number: int, state: Any, batch: Batch, sent: Checksums | None, due: bool = False) -> None:
         """Launches the checks of a step that was launched, and takes those of the step before into account.
@@ -129,17 +121,14 @@ class Guard:
             Corrupted: As `settle`.
             Excluded: As `settle`.
         """
-        self.settle(state)
+        self.settle()
         if self._compare and sent is not None:
-            self._launched.append((number, checksums(batch, sent, self._update), sent))
+            self._launched.append((number, checksums(batch, sent), sent))
         if self._compare and self._trainer.mesh.size > 1 and (due or number % self._compare == 0):
             self._launched.append((number, checksums(state), None))
 
-    def settle(self, state: Any) -> None:
+    def settle(self) -> None:
         """Waits for the checks that were launched.
-
-        Args:
-            state: The latest, in which arrays are looked for that differ since updates did.
 
         Raises:
             Corrupted: If one has found something, and the run is to go back.
@@ -149,14 +138,10 @@ class Guard:
         for number, sums, sent in launched:
             if bool(sums.differ):
                 odd, check = odd_copies(sums), REPLICAS
-                names = sums.names(odd.arrays)
                 if sent is not None and (altered := odd_against(sums.gathered(), sent.gathered())).positions:
-                    odd, check, names = altered, SENT, sums.names(altered.arrays)
-                elif UPDATE in names:
-                    now = checksums(state)
-                    names += now.names(odd_copies(now).arrays)
+                    odd, check = altered, SENT
                 devices = [self._trainer.mesh.devices[position] for position in odd.positions]
-                self._found(number, Finding(check, devices, odd.certain, names))
+                self._found(number, Finding(check, devices, odd.certain, sums.names(odd.arrays)))
 
     def _found(self, number: int, found: Finding) -> None:
         """Writes and says what was found, and ends the attempt where it should end."""

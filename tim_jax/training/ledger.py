@@ -60,8 +60,9 @@ def ledger(starts: Sequence[Mapping[str, Any]], first_start: float | None = None
     found[STEPS] += carried
     if first_start is not None:
         before = starts[0]["began"] - first_start - carried
-        # The first start of all begins before it is on record as a start, and ends after that.
-        is_first = not carried and starts[0]["seen"] >= first_start
+        # The first start of all begins before it is on record as a start, and ends after that. What it has carried is
+        # from another workdir, of which a checkpoint was copied.
+        is_first = starts[0]["began"] <= first_start <= starts[0]["seen"] + CLOCKS
         found[UNKNOWN] = math.nan if before < -CLOCKS and not is_first else 0.0
         found[UNRECORDED] = max(0.0, before)
     reached = carried + starts[0]["seconds"].get(STEPS, 0.0)

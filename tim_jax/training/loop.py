@@ -229,7 +229,7 @@ def train(
             if not (saving or storing or locally):
                 continue
             monitor.finish()
-            guard.settle(state)  # so that nothing is saved that replicas do not agree on
+            guard.settle()  # so that nothing is saved that replicas do not agree on
             with monitor.paused(), cadence.paused(), tier.paused():
                 if storing:
                     storing.save(step, state)  # before any checkpoint from which a run would go on without it

@@ -88,7 +88,7 @@ class TrainingSettings:
     max_nonfinite: int = 20  # updates in a row that are left out as not finite before the run stops
     hang_seconds: float = 300.0  # a step that takes longer, and 10 times the usual, ends the process; 0: none
     # Silent corruption, of devices that compute or remember wrongly (docs/robustness.md):
-    compare_every: int = 10  # steps between comparisons of replicas, with batches and updates after each; 0: none
+    compare_every: int = 10  # steps between comparisons of replicas, with those of batches after each; 0: neither
     recompute_every: int = 1000  # steps between those that are made twice and must give the same bits; 0: none
     recompute_elsewhere: bool = False  # on other devices of the same process; the step is compiled once more
     # "go_back": to what last agreed; "exclude": end with exit code 75 and name the host; "warn": go on with it

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from tim_jax.training.accumulation import accumulate, nonzero, weighted
-from tim_jax.training.array_checksums import checksum
 from tim_jax.training.auxiliary import fit_auxiliary
 from tim_jax.training.optimizer import updates_made
 from tim_jax.training.power_ema import PowerFunction
@@ -19,8 +18,6 @@ from tim_jax.types import Auxiliary, Examples, PyTree, averages
 
 # What a step returns of every example: times, noise levels at both, unweighted error, loss, weight of the loss.
 PER_EXAMPLE = ("t", "r", "level_t", "level_r", "error", "loss", "weight")
-
-UPDATE = "update"  # among the metrics: a checksum of the update, uint32, where `StepSettings.sum_updates` asks for it
 
 COMMON = {*PER_EXAMPLE, "denoising", "tangent", "alignment"}  # what every objective returns of an example
 
@@ -59,8 +56,6 @@ class StepSettings:
         couple: Function (key, x, normal noise) → (degraded image, noise), where noise depends on data.
         slices: Of the network's layers, of which slice step mod slices alone changes in a step.
         memory: Shapes and types of what the objective remembers, by name.
-        sum_updates: Whether the metrics have the checksum of the update. Devices with copies of the parameters make the
-            same update, each its own, and are compared by it.
     """
 
     nets: Mapping[str, Callable]
@@ -78,7 +73,6 @@ class StepSettings:
     couple: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     slices: int = 1
     memory: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
-    sum_updates: bool = False
 
 
 def make_examples(settings: StepSettings, batch: dict[str, jax.Array], key: jax.Array) -> Examples:
@@ -202,9 +196,6 @@ def train_step(
         "learning_rate": settings.schedule(updates_made(state.opt_state)),
         "nonfinite": 1.0 - finite,
     }
-    if settings.sum_updates:  # the bits of one that is left out, such as those of NaN, mean nothing
-        sums = sum((checksum(leaf) for leaf in jax.tree.leaves(updates)), jnp.uint32(0))
-        metrics[UPDATE] = jnp.where(finite, sums, jnp.uint32(0))
     return TrainState(state.step + 1, params, emas, opt_state, memory), metrics, per_example
 
 
