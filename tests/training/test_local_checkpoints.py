@@ -242,7 +242,7 @@ def test_of_two_killed_processes_one_has_lost_its_host_and_both_go_on_from_the_l
 
     def steps(index):
         found = tmp_path.glob(f"local{index}/*/*/*")
-        return {int(path.parent.name) for path in found if path.parent.name.isdigit()}
+        return {int(path.name) for path in found if path.name.isdigit()}
 
     killed = Two(tmp_path, data_directory, "run", 1000000)
     try:
