@@ -268,6 +268,9 @@ def test_of_two_killed_processes_one_has_lost_its_host_and_both_go_on_from_the_l
     assert f"going on from step {latest} of {total}" in said
 
     Two(tmp_path, data_directory, "whole", total).end()
-    abstract = build(tiny_config(changes={k: str(v) for k, v in SMALL.items() if "mesh" not in k}), jax.devices()[:1])
+    abstract = build(
+        tiny_config(changes={k: str(v) for k, v in SMALL.items() if "mesh" not in k and "local" not in k}),
+        jax.devices()[:1],
+    )
     ends = [faults.state_leaves(tmp_path / name, abstract.trainer.abstract, total)[1] for name in ("run", "whole")]
     assert ends[0] == ends[1] and len(ends[0]) > 20
