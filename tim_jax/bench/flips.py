@@ -43,6 +43,7 @@ COLUMNS = (
     ("flips", "{flips}"),
     ("changed a step", "{changed}"),
     ("changed weights", "{weights}"),
+    ("of these found", "{caught}"),
     ("found within 10 steps", "{found}"),
     ("device named", "{named}"),
     ("gone without a trace", "{gone}"),
@@ -214,7 +215,10 @@ class Laboratory:
         told = self._told()
         found = bool(told)
         named = told == [str(device)]
-        return {"changed": changed, "weights": weights, "found": found, "named": named, "gone": gone and not found}
+        return {
+            "changed": changed, "weights": weights, "caught": weights and found, "found": found, "named": named,
+            "gone": gone and not found,
+        }  # fmt: skip
 
     def _state(self, step: int) -> TrainState:
         """The undisturbed state before a step."""
@@ -285,7 +289,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         laboratory = Laboratory(pathlib.Path(folder), jax.devices())
         for where in kinds:
             rng = random.Random(f"{where} {args.seed}")
-            counts = dict.fromkeys(("changed", "weights", "found", "named", "gone"), 0)
+            counts = dict.fromkeys(("changed", "weights", "caught", "found", "named", "gone"), 0)
             for _ in range(args.flips):
                 seen = laboratory.trial(where, rng)
                 for name in counts:
