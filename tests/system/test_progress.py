@@ -99,7 +99,7 @@ def activity_of(file, monkeypatch, seconds, pieces=("one",), after=0.5):
     monkeypatch.setattr(progress.threading.Thread, "start", lambda self: None)
     with activity:
         for piece in (*pieces[1:], None):
-            for _ in range(seconds):
+            for _ in range(seconds if isinstance(seconds, int) else next(seconds)):
                 now[0] += 1
                 activity._show()
             if piece is not None:
@@ -116,6 +116,16 @@ def test_what_cannot_be_counted_says_how_long_it_takes_and_how_much_is_left(monk
         "compiling b (2 of 3) … 4 s, about 2 s left",
         "compiling c (3 of 3) … 4 s, about 2 s left", "compiling c (3 of 3) … 5 s, about 1 s left",
         "compiling c (3 of 3) … 6 s, about 0 s left", "compiling c (3 of 3): 6.0 s in all",
+    ]  # fmt: skip
+
+
+def test_what_takes_longer_than_what_was_before_does_not_promise_its_end(monkeypatch):
+    lines = activity_of(io.StringIO(), monkeypatch, iter((1, 2, 2)), ("a", "b", "c")).splitlines()
+    assert lines == [
+        "a (1 of 3) … 1 s",
+        "b (2 of 3) … 1 s, about 2 s left", "b (2 of 3) … 2 s, about 1 s left", "b (2 of 3) … 3 s, about 1 s left",
+        "c (3 of 3) … 3 s, about 2 s left", "c (3 of 3) … 4 s, about 0 s left", "c (3 of 3) … 5 s",
+        "c (3 of 3): 5.0 s in all",
     ]  # fmt: skip
 
 

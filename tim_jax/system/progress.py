@@ -135,12 +135,14 @@ class Activity(contextlib.AbstractContextManager):
 
     def _show(self) -> None:
         self._shown = True
-        spent, done = time.monotonic() - self._began, self._number - 1
+        now, done = time.monotonic(), self._number - 1
         left = ""
         if done:
             each = (self._piece_began - self._began) / done
-            left = f", about {max(each * self.total - spent, 0):.0f} s left"
-        self._write(f"{self._title} … {spent:.0f} s{left}")
+            of_this = each - (now - self._piece_began)  # below 0 where it takes longer than those before
+            if (seconds := max(of_this, 0) + each * (self.total - self._number)) or not of_this:
+                left = f", about {seconds:.0f} s left"
+        self._write(f"{self._title} … {now - self._began:.0f} s{left}")
 
     def _write(self, text: str, last: bool = False) -> None:
         if self._renews:
