@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+from etils import epath
 
 from tim_jax.config.command_line import load_config
 from tim_jax.report.drawing import Drawn, Path
@@ -61,8 +62,9 @@ def metrics(rng, lines=30):
 def fill(folder, rng):
     """Writes figures of a run into its workdir; returns {file: what is in it}."""
     found = {"any_step.json": any_step(rng), "diagnostics.json": diagnostics(rng), "metrics.jsonl": metrics(rng)}
+    first = workdir.first_start(epath.Path(folder))
     found["goodput.jsonl"] = [
-        {"began": 1.7e9 + at, "seen": 1.7e9 + at + 100, "carried": carried, "seconds": {"compile": 40, "steps": 60}}
+        {"began": first + at, "seen": first + at + 100, "carried": carried, "seconds": {"compile": 40, "steps": 60}}
         for at, carried in ((0, 0.0), (250, 45.0))
     ]
     found["classes.json"] = ["zero", NASTY, *"23456789"]
