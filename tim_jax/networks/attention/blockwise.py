@@ -63,11 +63,11 @@ def backward(q, k, v, mask, o, L, do):
 
         zeros = jnp.zeros_like(k, work), jnp.zeros_like(v, work)
         (dk, dv), dq = jax.lax.scan(step, zeros, (*queries, dq))
-        return dq, (dk, dv)
+        return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
 
     keys = _blocks(k), _blocks(v), _key_mask(mask, k)
     dq, (dk, dv) = jax.lax.scan(of_keys, jnp.zeros_like(queries[0], work), keys)
-    return tuple(_join(dx, x).astype(x.dtype) for dx, x in ((dq, q), (dk, k), (dv, v)))
+    return _join(dq, q).astype(q.dtype), _join(dk, k), _join(dv, v)
 
 
 attention = rules.differentiable(forward, forward_and_tangent, backward)
