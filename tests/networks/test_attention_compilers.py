@@ -51,19 +51,40 @@ def test_the_compiler_for_tpus_takes_the_kernels(name, width, dtype, keys):
     assert kernels_of(program.as_text()) == sorted(KERNELS)
 
 
+def written(text):
+    """Yields (type, shape, layout) of what the instructions of a program write; a fusion writes its result alone."""
+    within = set(re.findall(r"calls=%?([\w.\-]+)", text))
+    for name, body in re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S):
+        for results in re.findall(r" = (.*?) [\w\-]+\(", "" if name in within else body):
+            for kind, shape, layout in re.findall(r"\b([a-z]+\d+)\[([\d,]+)\](\S*)", results):
+                yield kind, tuple(map(int, shape.split(","))), layout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["pallas", "blockwise"])
 def test_a_program_of_the_size_of_XL_has_no_array_of_all_queries_by_all_keys(implementation):
-    """With kernels nothing as large as the keys is written in float32 either; blocks gather a gradient in it."""
+    """With kernels nothing as large as the keys is written in float32 either; blocks sum a gradient in it."""
     device, sizes = tpu("v5e:2x2").devices[0], (2, 1024, 16, 72)
     text = bench.compile_mode(implementation, "jvp_grad", sizes, jnp.bfloat16, device).as_text()
     shapes = [tuple(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
     assert math.prod(sizes) in map(math.prod, shapes) and not [shape for shape in shapes if shape.count(1024) > 1]
     if implementation == "pallas":
-        within = set(re.findall(r"calls=%?([\w.\-]+)", text))  # a fusion, which writes its result alone
-        bodies = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
-        written = re.findall(r" f32\[([\d,]+)\]", "".join(body for name, body in bodies if name not in within))
-        assert written and max(math.prod(map(int, found.split(","))) for found in written) < math.prod(sizes)
+        sizes_written = [math.prod(shape) for kind, shape, _ in written(text) if kind == "f32"]
+        assert sizes_written and max(sizes_written) < math.prod(sizes)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_a_step_as_wide_as_XL_keeps_neither_all_queries_by_all_keys_nor_keys_in_float32(name):
+    """Two blocks and 1,024 tokens. Their norm and RoPE are in float32, which stays on the chip: memory space 1."""
+    two_blocks = {"model.depth": "2", "model.encoder_depth": "1", "model.patch_size": "1", "model.remat": "dots"}
+    small = {"data.batch_size": "4", "training.sample_every": "0", "model.attention": "pallas"}
+    text = compile_step(load_config("imagenet256_xl", two_blocks | small), tpu(name)).text
+    heads = [(kind, shape, layout) for kind, shape, layout in written(text) if 72 in shape and 1024 in shape]
+    assert {"bf16", "f32"} <= {kind for kind, *_ in heads}
+    assert not [shape for _, shape, _ in written(text) if shape.count(1024) > 1]
+    keys = 2 * 1024 * 16 * 72  # of the two examples with r = t, and of the two others
+    assert not [of for of in heads if of[0] == "f32" and math.prod(of[1]) >= keys and "S(1)" not in of[2]]
 
 
 GPU_COMPILER = pathlib.Path(__file__).parents[2] / ".cache" / "gpu-compiler" / "{}.{}".format(*sys.version_info)
