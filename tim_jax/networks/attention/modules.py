@@ -91,10 +91,9 @@ class SelfAttention(nn.Module):
             qkv += Linear(features, axes, use_bias=False, dtype=self.dtype, name="qkv_delta")(delta_BD)[:, None]
         q, k, v = (nn.with_logical_constraint(qkv[:, :, i], HEADS) for i in range(3))
         if self.norm:
-            q, k = self.norm("head", name="q_norm")(q), self.norm("head", name="k_norm")(k)
+            q, k = _normalised(self.norm, q, k)
         if rope:
-            q, k = rotate(q, rope), rotate(k, rope)
-        q, k = q.astype(self.dtype), k.astype(self.dtype)
+            q, k = rotate(q, rope).astype(self.dtype), rotate(k, rope).astype(self.dtype)
         attend = functools.partial(attention, in_jvp=in_jvp, implementation=self.attention)
         y = sequence.attend(attend, q, k, v, self.tokens)
         y = nn.with_logical_constraint(y, HEADS)
@@ -132,8 +131,13 @@ class CrossAttention(nn.Module):
         q = nn.with_logical_constraint(q, HEADS)
         k, v = (nn.with_logical_constraint(kv[:, :, i], ("batch", None, "heads", "head")) for i in range(2))
         if self.norm:
-            q, k = self.norm("head", name="q_norm")(q), self.norm("head", name="k_norm")(k)
-        q, k = rotate(q, rope).astype(self.dtype), k.astype(self.dtype)
+            q, k = _normalised(self.norm, q, k)
+        q = rotate(q, rope).astype(self.dtype)
         y = attention(q, k, v, mask_BM, in_jvp, self.attention)
         y = nn.with_logical_constraint(y, HEADS)
         return Linear((width,), ("heads", "head", "embed"), dtype=self.dtype, name="out")(y)
+
+
+def _normalised(norm: Callable[..., nn.Module], q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns queries and keys normalised, in their type: XLA would write them in float32 before they are rotated."""
+    return norm("head", name="q_norm")(q).astype(q.dtype), norm("head", name="k_norm")(k).astype(k.dtype)
