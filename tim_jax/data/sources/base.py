@@ -224,6 +224,14 @@ class Location:
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
         return epath.Path(os.path.abspath(root)) if files.is_local(root) else root
 
+    @property
+    def folder(self) -> epath.Path:
+        """`root`, where it must be a folder. Raises ValueError if it is not there, or is a file."""
+        root = self.root
+        if not root.is_dir():
+            raise ValueError(f"{self.key} is {self.path!r}; it must be a folder, and is a file")
+        return root
+
 
 def digest(*parts: Any) -> str:
     """A short digest of the arguments, made of their representations."""
