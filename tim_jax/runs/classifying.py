@@ -36,8 +36,8 @@ def check(run: Run) -> None:
         )
     if run.config.model.num_classes < 2:
         raise ValueError(
-            f"model.num_classes is {run.config.model.num_classes}; it must be at least 2, for a classifier to tell "
-            "apart"
+            f"model.num_classes is {run.config.model.num_classes}; it must be at least 2, for a classifier has "
+            "nothing else to tell apart"
         )
 
 
