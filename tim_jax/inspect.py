@@ -15,8 +15,13 @@ def parser() -> Parser:
     """The arguments."""
     made = Parser(prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     made.add_config(required=True, help="a configuration, such as configs/photos.py")
-    made.add_argument("--out", default="inspect", help="the folder that pictures are written to")
-    made.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
+    made.add_argument("--out", default="inspect", help="the folder that pictures are written to; default: %(default)s")
+    made.add_argument(
+        "--batch-multiple",
+        type=int,
+        default=1,
+        help="number that batch sizes must be a multiple of; default: %(default)s",
+    )
     return made
 
 
