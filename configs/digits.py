@@ -3,13 +3,14 @@
 Launch: bash launch/local.sh
 
 Where it leaves the published loss, and why (figures in docs/how_good.md):
-- No weight by an example's own error: in few dimensions it no longer aims at the conditional mean, and samples lose
-  spread.
-- No direction term: with one channel it is a sign, and over the image it pulls away from the conditional mean as well.
+- No weight by an example's own error: in few dimensions the minimum of the loss is then not the conditional mean, and
+  samples lose spread.
+- No direction term: with one channel it is only a sign, and over the image it too moves the minimum away from the
+  conditional mean.
 - dF/dt along the velocity that the network itself predicts at r = t, not along the example's own. The target's mean is
   the same, its variance lower: the error of examples with r ≠ t falls from 0.50 to 0.36.
-- Four fifths of the examples at r = t and less weight for long intervals, which one step can spare and many steps need.
-- The learning rate falls linearly to zero, for the flow-matching twin as well.
+- Four fifths of the examples at r = t, and less weight for long intervals: many steps gain, and one step loses little.
+- The learning rate falls linearly to zero, as in configs/digits_flow_matching.py.
 """
 
 from tim_jax.config import loading
@@ -41,7 +42,7 @@ def network():
 
 
 def with_network(config, name):
-    """A configuration with another network than TiM, whose own the bottleneck is."""
+    """A configuration with another network than TiM's, which alone has a bottleneck."""
     config.model.network = name
     config.model.bottleneck = 0
     return config

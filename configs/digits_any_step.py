@@ -2,15 +2,15 @@
 
 Launch: python -m tim_jax.train --config=configs/digits_any_step.py --workdir=runs/digits_any_step
 
-Network and schedule are those of configs/digits.py. `ANY_STEP` is where the loss leaves the published one so that both
-one step and many are good, alike on all data.
+Network and schedule are those of configs/digits.py. `ANY_STEP` lists where the loss differs from the published one, so
+that one step and many steps are both good. It is the same for all data sets.
 """
 
 from tim_jax.config import loading
 
 ANY_STEP = {
-    # As published, t is the larger of two draws also where r = t: nearer to noise than many steps need. Images of more
-    # positions need higher times, by the usual shift.
+    # As published, t is the larger of two draws even where r = t: nearer to noise than many steps need. Larger images
+    # need higher times, by the usual shift.
     "times.single_equal": True,
     "times.shift_reference": 64.0,
     # Many steps are only as good as F is at r = t.

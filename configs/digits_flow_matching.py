@@ -1,7 +1,7 @@
-"""Flow matching on the embedded digits: the twin of configs/digits.py, with r = t in every example.
+"""Flow matching on the embedded digits: as configs/digits.py, but with r = t in every example.
 
-Same network, data and time: a step costs less without jumps, so that it takes more of them. Its twin
-digits_teacher.py teaches in distillation/.
+Network, data and training time are the same: a step without jumps costs less, so that there are more of them. The
+teacher of the configurations in distillation/ is digits_teacher.py.
 Launch: python -m tim_jax.train --config=configs/digits_flow_matching.py --workdir=runs/digits_flow_matching
 """
 

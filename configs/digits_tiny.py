@@ -1,7 +1,7 @@
-"""The embedded digits with the smallest network that draws them: its whole checkpoint takes less than 2 MB.
+"""The embedded digits with a very small network, whose whole checkpoint takes less than 2 MB.
 
 Launch: python -m tim_jax.train --config=configs/digits_tiny.py --workdir=runs/digits_tiny
-The notebooks read the run that this made in notebooks/digits/. Data and loss are those of configs/digits.py.
+notebooks/digits/ holds a run of it, which the notebooks read. Data and loss are those of configs/digits.py.
 """
 
 from tim_jax.config import loading

@@ -16,7 +16,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m tim_jax.classify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     made.add_config(required=True, help="a configuration of the data, such as configs/digits.py")
     made.add_argument("--out", required=True, help="the file that is written, FILE.safetensors")
-    made.add_argument("--steps", type=int, default=STEPS, help="of training; default: %(default)s")
+    made.add_argument("--steps", type=int, default=STEPS, help="training steps; default: %(default)s")
     return made
 
 

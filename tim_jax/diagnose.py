@@ -15,11 +15,11 @@ def parser() -> Parser:
         "how straight its paths are.",
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--examples", type=int, default=64, help="held-out ones in each cell; default: %(default)s")
+    made.add_argument("--examples", type=int, default=64, help="held-out examples in each cell; default: %(default)s")
     made.add_renamed("--rows", "--examples")
-    made.add_argument("--nodes", type=int, default=9, help="noise levels from 0 to 1; default: %(default)s")
+    made.add_argument("--nodes", type=int, default=9, help="number of noise levels from 0 to 1; default: %(default)s")
     made.add_argument(
-        "--epsilons", default="0.0005,0.005,0.05", help="half steps of the central difference; default: %(default)s"
+        "--epsilons", default="0.0005,0.005,0.05", help="half steps ε of the central difference; default: %(default)s"
     )
     made.add_argument("--out", help="folder for numbers and pictures; default: the run's")
     return made

@@ -27,25 +27,37 @@ OF_SAMPLES = (
 
 def parser() -> Parser:
     """The arguments."""
-    made = Parser(prog="python -m tim_jax.evaluate", description="The any-step table of a trained run.")
+    made = Parser(
+        prog="python -m tim_jax.evaluate",
+        description="Measures a trained run at several numbers of steps, as one table.",
+    )
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--steps", help=f"step counts, such as 1,4,32; default: {STEPS}")
-    made.add_argument("--evaluations", help="in place of --steps: each sampler takes the steps in which it evaluates "
-                      "the network just so many times per image, such as 1,4,32")  # fmt: skip
-    made.add_argument("--seeds", type=int, default=3, help="how many noises, for mean and spread")
-    made.add_argument("--count", type=int, help="samples per step count and seed; default: evaluation.num_samples")
-    made.add_argument("--operator", help="what is measured of held-out images, which samples are steered to restore, "
+    made.add_argument("--steps", help=f"numbers of steps, such as 1,4,32; default: {STEPS}")
+    made.add_argument("--evaluations", help="in place of --steps: numbers of network evaluations per image, such as "
+                      "1,4,32; each sampler takes the steps that they allow")  # fmt: skip
+    made.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="number of seeds of the noise, for mean and standard deviation; default: %(default)s",
+    )
+    made.add_argument("--count", type=int, help="samples per number of steps and seed; default: evaluation.num_samples")
+    made.add_argument("--operator", help="measurements of held-out images, which samples are steered to restore, "
                       "such as box_inpainting:0.5,super_resolution:4; default: sampling.steering.operator")  # fmt: skip
-    made.add_argument("--steering", help="how: of flowchef, dps, resample; default: sampling.steering.method")
+    made.add_argument(
+        "--steering", help="methods of steering: flowchef, dps, resample; default: sampling.steering.method"
+    )
     made.add_argument("--weights", help="names of EMAs, or online, such as slow,fast; default: sampling.ema")
     made.add_argument("--sampler", help="names of samplers, such as flow_map,euler; default: sampling.sampler")
-    made.add_argument("--plan", help="sampler, for its own plan, and learned, such as sampler,learned; default: "
+    made.add_argument("--plan", help="sampler (its own plan), learned, or both as sampler,learned; default: "
                       "sampling.plan")  # fmt: skip
-    made.add_argument("--guidance", help="scales, such as 1,1.5,2; default: sampling.guidance")
+    made.add_argument("--guidance", help="guidance scales, such as 1,1.5,2; default: sampling.guidance")
     made.add_argument("--guidance-interval", help="intervals in which guidance acts, as fractions of the largest time, "
                       "such as 0:1,0.1:0.8; default: sampling.guidance_low and _high")  # fmt: skip
-    made.add_argument("--metrics", help="what is measured, such as frechet,bits_per_dim; default: evaluation.metrics")
-    made.add_argument("--nearest", type=int, help="samples shown beside their nearest training image; default: 24")
+    made.add_argument("--metrics", help="names of metrics, such as frechet,bits_per_dim; default: evaluation.metrics")
+    made.add_argument(
+        "--nearest", type=int, help="number of samples shown beside their nearest training image; default: 24"
+    )
     made.add_argument("--export", help="only write the samples of one step count and of seed 0 to this npz file, "
                         "as published evaluations read them")  # fmt: skip
     made.add_argument("--out", help="folder for table and pictures; default: the run's")

@@ -18,16 +18,34 @@ ITERATIONS = 400
 def parser() -> Parser:
     """The arguments."""
     made = Parser(
-        prog="python -m tim_jax.grid", description="Step grids and plans for a trained run, by its own errors."
+        prog="python -m tim_jax.grid",
+        description="Finds step grids, or trains plans, for a trained run by its own errors.",
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--kind", choices=KINDS, default="optimal", help="grids by a dynamic programme, or learned plans")
-    made.add_argument("--steps", default="1,2,4,8,16", help="step counts to find them for, such as 1,4,16")
-    made.add_argument("--times", type=int, default=33, help="candidate times, with 4 small steps between two")
-    made.add_argument("--count", type=int, default=64, help="images that errors are measured on, or learned from")
-    made.add_argument("--factor", type=float, help="weight of a step's error by that of the step before, by default 1")
-    made.add_argument("--iterations", type=int, help=f"of Adam, for learned plans; by default {ITERATIONS}")
-    made.add_argument("--seed", type=int, default=0, help="of the noise")
+    made.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="optimal",
+        help="step grids by dynamic programming, or learned plans; default: %(default)s",
+    )
+    made.add_argument("--steps", default="1,2,4,8,16", help="numbers of steps to find them for; default: %(default)s")
+    made.add_argument(
+        "--times",
+        type=int,
+        default=33,
+        help="number of candidate times, with 4 small steps between neighbours; default: %(default)s",
+    )
+    made.add_argument(
+        "--count",
+        type=int,
+        default=64,
+        help="number of images that errors are measured on, or plans learned from; default: %(default)s",
+    )
+    made.add_argument(
+        "--factor", type=float, help="weight of a step's error relative to that of the step before; default: 1"
+    )
+    made.add_argument("--iterations", type=int, help=f"steps of Adam, for learned plans; default: {ITERATIONS}")
+    made.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
     return made
 
 

@@ -15,8 +15,13 @@ def parser() -> Parser:
     """The arguments."""
     made = Parser(prog="python -m tim_jax.inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     made.add_config(required=True, help="a configuration, such as configs/photos.py")
-    made.add_argument("--out", default="inspect", help="the folder that pictures are written to")
-    made.add_argument("--batch-multiple", type=int, default=1, help="what batch sizes must be a multiple of")
+    made.add_argument("--out", default="inspect", help="the folder that pictures are written to; default: %(default)s")
+    made.add_argument(
+        "--batch-multiple",
+        type=int,
+        default=1,
+        help="number that batch sizes must be a multiple of; default: %(default)s",
+    )
     return made
 
 
@@ -35,20 +40,23 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     from tim_jax.codecs.settings import CodecSettings
     from tim_jax.config import automatic, values
+    from tim_jax.config.build import checked
     from tim_jax.config.examples import make_inputs
-    from tim_jax.config.identity import check_keys
     from tim_jax.config.sections import read
     from tim_jax.data.sections import DataSettings, LoaderSettings
     from tim_jax.data.settings import open_data
     from tim_jax.data.summary import layout, summary, table, write
     from tim_jax.runs.counting import counted
+    from tim_jax.runs.workdir import check_outside_data
     from tim_jax.system import paths
 
     with user_errors():
-        config = counted(load_config(args.config, overrides))
+        config = load_config(args.config, overrides)
         folder = paths.given(args.out, "--out", ())
         paths.check_folder(folder, "--out")
-        check_keys(config)
+        check_outside_data(folder, "--out", config)
+        checked(config)
+        config = counted(config)
         config = automatic.with_size(values.checked(config))
         if config.data.batch_size == automatic.AUTO:
             config.data.batch_size = automatic.batch_size(config, jax.devices(), args.batch_multiple)

@@ -19,10 +19,10 @@ def parser() -> Parser:
     """The arguments."""
     made = shard_arguments.parser("tim_jax.pairs", __doc__)
     made.add_argument("--workdir", help="the folder of the run that samples")
-    made.add_argument("--examples", type=int, default=EXAMPLES, help="pairs; default: %(default)s")
+    made.add_argument("--examples", type=int, default=EXAMPLES, help="number of pairs; default: %(default)s")
     made.add_renamed("--rows", "--examples")
-    made.add_argument("--steps", type=int, default=STEPS, help="of the sampler; default: %(default)s")
-    made.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
+    made.add_argument("--steps", type=int, default=STEPS, help="steps of the sampler; default: %(default)s")
+    made.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
     return made
 
 

@@ -19,12 +19,14 @@ def parser() -> Parser:
         prog="python -m tim_jax.prefer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     made.add_argument("--workdir", required=True, help="the folder of the run that samples")
-    made.add_argument("--against", default="", help="that of another run, whose samples are the second of each pair")
-    made.add_argument("--reward", required=True, help="its name, such as brightness")
+    made.add_argument(
+        "--against", default="", help="the folder of another run, whose samples are the second of each pair"
+    )
+    made.add_argument("--reward", required=True, help="name of the reward, such as brightness")
     made.add_argument("--out", required=True, help="a new folder")
-    made.add_argument("--pairs", type=int, default=PAIRS, help="default: %(default)s")
-    made.add_argument("--steps", type=int, default=STEPS, help="of the sampler; default: %(default)s")
-    made.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
+    made.add_argument("--pairs", type=int, default=PAIRS, help="number of pairs; default: %(default)s")
+    made.add_argument("--steps", type=int, default=STEPS, help="steps of the sampler; default: %(default)s")
+    made.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
     return made
 
 

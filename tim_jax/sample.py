@@ -26,35 +26,45 @@ def parser() -> Parser:
     """The arguments."""
     made = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--steps", default="1,2,4,8", help="step counts, such as 1,4,32")
-    made.add_argument("--labels", default="", help="classes by name or number, such as dog,3; default: all in turn")
+    made.add_argument("--steps", default="1,2,4,8", help="numbers of steps, such as 1,4,32; default: %(default)s")
+    made.add_argument(
+        "--labels", default="", help="classes by name or number, such as dog,3; default: all classes in turn"
+    )
     made.add_argument("--count", type=int, help=f"images per step count where no labels are given; default: {COUNT}")
-    made.add_argument("--prompt", help="of a run conditioned on text: what the images are to show")
+    made.add_argument("--prompt", help="for a run conditioned on text: what the images are to show")
     made.add_argument("--prompts", help="a file of prompts: .txt, .jsonl or .json; or a folder of .txt files")
-    made.add_argument("--per-prompt", type=int, help="images of each prompt; default: 1, or what the layout has")
-    made.add_argument("--layout", choices=LAYOUTS, default="plain", help="of the files; default: %(default)s")
+    made.add_argument("--per-prompt", type=int, help="images of each prompt; default: 1, or as the layout asks")
+    made.add_argument("--layout", choices=LAYOUTS, default="plain", help="layout of the files; default: %(default)s")
     made.add_argument("--size", default="", help="height x width of images, such as 64x48; default: the run's")
-    made.add_argument("--guidance", type=float, help="guidance scale; 1 for none; default: the configuration's")
-    made.add_argument("--seed", type=int, default=0, help="of the noise")
-    made.add_argument("--from", dest="images", help="image files to start from, such as a.png,b.png, not noise")
+    made.add_argument("--guidance", type=float, help="guidance scale, 1 for none; default: sampling.guidance")
+    made.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
+    made.add_argument("--from", dest="images", help="image files to start from in place of noise, such as a.png,b.png")
     made.add_argument("--images", dest="restored", help="folder of images, or files, that a run with "
                       "objective.coupling restores; default: the held-out part")  # fmt: skip
-    made.add_argument("--start", type=float, help="time that those are noised to; default: the sampler's way up")
-    made.add_argument("--strength", type=float, help="how far up the sampler brings them, above 0 and at most 1, which "
-                      "is the default")  # fmt: skip
-    made.add_argument("--source", help="labels, or the prompt, by which it brings them up; default: those drawn")
-    made.add_argument("--operator", help="what samples are steered towards, such as super_resolution:4: a measurement "
-                      "of --from, or a reward")  # fmt: skip
+    made.add_argument(
+        "--start", type=float, help="time that the images of --from are noised to; default: brought up by the sampler"
+    )
+    made.add_argument("--strength", type=float, help="how far up the sampler brings the images of --from, above 0 and "
+                      "at most 1; default: 1")  # fmt: skip
+    made.add_argument(
+        "--source",
+        help="labels, or the prompt, that the images of --from are brought up by; default: those of the samples",
+    )
+    made.add_argument("--operator", help="what samples are steered towards: a measurement of --from, such as "
+                      "super_resolution:4, or a reward")  # fmt: skip
     made.add_argument("--mask", help="image file, white where the images of --from are drawn anew")
     made.add_argument("--target", help="image files of what was measured, in place of --from; or the label that a "
                       "reward asks for, or the image that image_similarity does")  # fmt: skip
-    made.add_argument("--interpolate", type=int, help="images on the way from each to the next")
-    made.add_argument("--search", help="best_of:N, starts:N or budget_forcing:N: N times the evaluations, for a reward")
+    made.add_argument("--interpolate", type=int, help="number of images on the way from each to the next")
+    made.add_argument(
+        "--search",
+        help="best_of:N, starts:N or budget_forcing:N: searches for a high reward with N times the evaluations",
+    )
     made.add_argument("--reward", help="what is searched for: brightness, classifier, similarity, "
                       "image_similarity, or a plugin's")  # fmt: skip
-    made.add_argument("--classifier", default="", help="the file of the one that judges, as python -m tim_jax.classify "
+    made.add_argument("--classifier", default="", help="file of a reward's classifier, as python -m tim_jax.classify "
                       "writes it; default: objective.reward.classifier")  # fmt: skip
-    made.add_argument("--radius", type=float, help="of starts: how far the next start may be; default: 0.5")
+    made.add_argument("--radius", type=float, help="for starts: how far the next start may be; default: 0.5")
     made.add_argument("--out", help="folder to write to; default: WORKDIR/sampled, or one in it for another layout")
     return made
 

@@ -13,17 +13,26 @@ COUNT = 64
 
 def parser() -> Parser:
     """The arguments."""
-    made = Parser(prog="python -m tim_jax.search", description="Rewards of samples by network evaluations.")
+    made = Parser(
+        prog="python -m tim_jax.search",
+        description="Compares searches for samples of a high reward, by number of network evaluations.",
+    )
     made.add_argument("--workdir", required=True, help="the run's folder")
-    made.add_argument("--reward", required=True, help="brightness, classifier, similarity, or a plugin's")
-    made.add_argument("--classifier", default="", help="the file of the one that judges; default: that of the "
-                      "configuration")  # fmt: skip
-    made.add_argument("--methods", default="best_of,starts,budget_forcing", help="default: %(default)s")
-    made.add_argument("--budgets", default="1,2,4,8,16", help="times the evaluations of a sample; default: %(default)s")
-    made.add_argument("--steps", type=int, default=8, help="of the sampler; default: %(default)s")
-    made.add_argument("--count", type=int, default=COUNT, help="samples of each; default: %(default)s")
-    made.add_argument("--radius", type=float, help="of starts: how far the next start may be; default: 0.5")
-    made.add_argument("--seed", type=int, default=0, help="of the noise; default: %(default)s")
+    made.add_argument(
+        "--reward", required=True, help="name of the reward: brightness, classifier, similarity, or a plugin's"
+    )
+    made.add_argument("--classifier", default="", help="file of the classifier of a reward; default: "
+                      "objective.reward.classifier")  # fmt: skip
+    made.add_argument(
+        "--methods", default="best_of,starts,budget_forcing", help="names of searches; default: %(default)s"
+    )
+    made.add_argument(
+        "--budgets", default="1,2,4,8,16", help="multiples of the evaluations of one sample; default: %(default)s"
+    )
+    made.add_argument("--steps", type=int, default=8, help="steps of the sampler; default: %(default)s")
+    made.add_argument("--count", type=int, default=COUNT, help="samples for each of them; default: %(default)s")
+    made.add_argument("--radius", type=float, help="for starts: how far the next start may be; default: 0.5")
+    made.add_argument("--seed", type=int, default=0, help="seed of the noise; default: %(default)s")
     made.add_argument("--out", help="folder for table and plot; default: the run's")
     return made
 

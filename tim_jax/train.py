@@ -84,6 +84,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 build(config)  # so that what is wrong is told before the data is read
                 devices.announce()
             if before is None:
+                workdir.check_outside_data(folder, "--workdir", config)
                 config = counted(config)
             else:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))

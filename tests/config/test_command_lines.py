@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.workdirs import told
-from tim_jax import ablate, convert, encode, evaluate, grid, inspect, load, pairs, sample, train
+from tim_jax import ablate, convert, encode, evaluate, grid, inspect, load, pairs, sample, search, train
 from tim_jax.bench import __main__ as bench
 from tim_jax.config import identity
 from tim_jax.plan import __main__ as plan
@@ -44,6 +44,7 @@ def workdir(tmp_path_factory):
         ("training.step=3", ["training.step", "training.steps"]),
         ("optimizer.learning_rat=0.1", ["optimizer.learning_rate"]),
         ("model.heads=5", ["heads", "5", "32"]),
+        ("model.heads=0", ["model.heads is 0", "6 of model.size 'S'", "model.width, 32"]),
         ("model.patch_size=3", ["patch_size", "3", "8"]),
         ("model.conditioning=t-q", ["conditioning", "t-q", "t,r"]),
         ("model.size=XXL", ["model.size", "XXL", "XL"]),
@@ -106,6 +107,12 @@ def test_a_wrong_configuration_is_named_and_nothing_is_touched(change, named, tm
         (train.main, ["--config=digits", "--workdir=~nobody-is-called-so/x"], ["--workdir", "home folder"]),
         (train.main, ["--config=digits", "--workdir={}/config.json"], ["--workdir", "config.json is none"]),
         (train.main, ["--config=digits", "--workdir=file://{}"], ["--workdir", "without 'file:'"]),
+        (train.main, ["--config=ablations/objectives", "--workdir=x"], ["no function get_config", "tim-jax ablate"]),
+        (ablate.main, ["--config=digits", "--workdir=x"], ["no function get_ablation", "configs/ablations"]),
+        (ablate.main, ["--config=ablations/objectives", "--workdir={}"], ["--workdir", "holds a run"]),
+        (inspect.main, ["--config=digits", "--config.data.path={}"], ["data.path", "no effect", "embedded"]),
+        (search.main, ["--workdir={}", "--reward=brightness", "--methods=worst_of"], ["--methods has 'worst_of'"]),
+        (sample.main, ["--workdir={}/checkpoints/4"], ["checkpoints/4: holds no run; it lies in one, ", "/digits"]),
         (sample.main, ["--workdir={}/none"], ["none", "holds no run"]),
         (sample.main, ["--workdir={}", "--steps=0"], ["--steps", "0", "at least 1"]),
         (sample.main, ["--workdir={}", "--steps=1,x"], ["--steps", "1,x"]),
@@ -315,6 +322,21 @@ def test_the_any_step_table_of_a_run(workdir):
                    "--config.sampling.guidance=2.0"])  # fmt: skip
     assert json.loads((workdir / "any_step.json").read_text())["rows"][0]["nfe"] == 4
     assert (workdir / "any_step.1.json").exists(), "an earlier table is kept"
+
+
+def test_a_run_is_not_trained_in_the_folder_of_an_ablation(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text("{}")
+    error = told(train.main, ["--config=digits", f"--workdir={tmp_path}", *SMALL], capsys)
+    assert error == f"error: --workdir is '{tmp_path}'; it must be a folder of its own, and holds an ablation"
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("name, what", [("a.png", "is no Python file"), ("folder", "is no Python file")])
+def test_what_is_no_configuration_is_refused_in_a_short_line(name, what, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    error = told(train.main, [f"--config={tmp_path / name}", "--workdir=x"], capsys)
+    assert error.startswith(f"error: --config={tmp_path / name}: {what}; ") and len(error) < 400
 
 
 @pytest.mark.parametrize(

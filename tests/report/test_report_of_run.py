@@ -106,7 +106,9 @@ def test_where_the_time_went_is_that_of_its_file(run):
     """Of two starts with 150 s between them, where 15 of 60 s of steps were made again."""
     page, _ = run
     times = {"steps": "1.8 min", "compiling": "1.3 min", "steps done twice": "15 s", "down between starts": "2.5 min"}
-    rows = {name: (time, share) for name, time, share in pages.rows(pages.section(page, "goodput").one("table"))}
+    table = pages.section(page, "goodput").one("table")
+    assert "in 2 recorded starts, with what came after the last line of metrics" in table.attributes["aria-label"]
+    rows = {name: (time, share) for name, time, share in pages.rows(table)}
     assert {name: time for name, (time, _) in rows.items()} == times
     assert rows["steps"][1] == "30.0%" and rows["down between starts"][1] == "42.9%"
 

@@ -27,7 +27,7 @@ READERS = {
     "config.json": workdir.recorded,
     "classes.json": workdir.class_names,
     runs.FILE: runs.read,
-    budget.FILE: budget.read,
+    workdir.PLAN: budget.read,
     conditions.FILE: conditions.read_counts,
     shard_files.SETTINGS: lambda folder: shard_job.compare(folder, {}),
     shard_files.ABOUT: shard_files.read_about,

@@ -12,14 +12,14 @@ from PIL import Image
 
 from tests.helpers.configs import TINY_NETWORK, flags
 from tests.helpers.sources import MADE
-from tests.helpers.workdirs import one_device
-from tim_jax import train
+from tests.helpers.workdirs import contents, one_device, told
+from tim_jax import classify, inspect, train
 from tim_jax.config import automatic, identity
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.keys import flatten
 from tim_jax.runs.counting import counted
-from tim_jax.runs.workdir import record_start, recorded
+from tim_jax.runs.workdir import check_outside_data, record_start, recorded
 
 CLASSES = ("circle", "square", "triangle")
 SHORT = {
@@ -66,11 +66,53 @@ def test_a_few_images_are_all_trained_on(tmp_path):
     assert resolved(tmp_path, pictures(tmp_path / "shapes", count=1)).config.data.held_out_share == 0
 
 
+@pytest.mark.parametrize("main, flag", [(train.main, "--workdir"), (inspect.main, "--out")])
+def test_pictures_are_not_written_among_the_images(main, flag, tmp_path, capsys, monkeypatch):
+    """They would be a class of their own when the folder is read again."""
+    root = pictures(tmp_path / "shapes", count=2)
+    before = contents(tmp_path)
+    cache = f"--config.loader.directory={tmp_path / 'cache'}"
+    monkeypatch.chdir(root)
+    for given, path in ((".", "."), ("runs/mine", "."), (str(root / "circle" / "new"), str(root))):
+        error = told(main, ["--config=own_images", f"--config.data.path={path}", cache, f"{flag}={given}"], capsys)
+        assert error.startswith(f"error: {flag} is '{given}'; it must lie outside of data.path, '{path}'")
+        mixed = f"--config.data.mixture=(('digits', '', 1), ('folder', '{path}', 1))"
+        error = told(main, ["--config=digits", mixed, cache, f"{flag}={given}"], capsys)
+        assert error.startswith(f"error: {flag} is '{given}'; it must lie outside of data.path, '{path}'")
+    assert contents(tmp_path) == before
+
+
+def test_a_hidden_folder_and_one_beside_the_images_are_outside(tmp_path):
+    root = pictures(tmp_path / "shapes", count=1)
+    config = load_config("own_images", {"data.path": str(root)})
+    for folder in (root / ".runs" / "a", tmp_path / "run", tmp_path / "shapes2"):
+        check_outside_data(epath.Path(folder), "--workdir", config)
+
+
+@pytest.mark.parametrize("source", ["folder", "latents", "tar", "parquet", "manifest", "preferences", "shards"])
+def test_an_image_in_place_of_the_data_is_refused(source, tmp_path, capsys):
+    image = pictures(tmp_path / "shapes", count=1) / "circle" / "0.png"
+    keys = {"data.source": source, "data.path": image, "loader.directory": tmp_path / "cache"}
+    error = told(inspect.main, ["--config=own_images", f"--out={tmp_path / 'out'}", *flags(keys)], capsys)
+    assert error.startswith(f"error: data.path is '{image}'; ") and "must be a f" in error, error
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_in_no_class_folder_are_one_class(tmp_path):
     (tmp_path / "shapes").mkdir()
     for path in pictures(tmp_path / "made").rglob("*.png"):
         path.rename(tmp_path / "shapes" / f"{path.parent.name}{path.name}")
     assert resolved(tmp_path, tmp_path / "shapes").config.model.num_classes == 1
+
+
+def test_one_class_is_nothing_to_tell_apart(tmp_path, capsys):
+    for path in pictures(tmp_path / "made", count=3).rglob("*.png"):
+        (tmp_path / "shapes").mkdir(exist_ok=True)
+        path.rename(tmp_path / "shapes" / f"{path.parent.name}{path.name}")
+    keys = {"data.path": tmp_path / "shapes", "loader.directory": tmp_path / "cache"}
+    error = told(classify.main, ["--config=own_images", f"--out={tmp_path}/c.safetensors", *flags(keys)], capsys)
+    assert error.startswith("error: model.num_classes is 1; it must be at least 2")
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 @pytest.mark.parametrize("source", ["tar", "parquet", "shards", "tfds"])

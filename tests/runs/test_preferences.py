@@ -82,7 +82,9 @@ def test_two_runs_are_compared_on_the_same_noise(start, made, tmp_path, capsys):
     [
         ({"--reward": "beauty"}, "--reward is 'beauty'; it must be one of brightness"),
         ({"--pairs": "0"}, "--pairs is 0; it must be at least 1"),
-        ({"--out": "{made}"}, "it must be a folder without preferences.jsonl"),
+        ({"--out": "{made}"}, "it must be a new folder, and holds preferences.jsonl"),
+        ({"--out": "{start}"}, "it must be a new folder, and holds checkpoints"),
+        ({"--against": "{made}"}, "--against={made}: holds no run"),
         ({"--against": "{start}"}, "it must be another run than --workdir"),
         ({"--against": "{wide}"}, "it must have data.height=8, and has 16"),
     ],
@@ -93,7 +95,7 @@ def test_what_cannot_be_compared_is_refused(arguments, message, start, made, tmp
     given = {"--workdir": "{start}", "--reward": "brightness", "--out": str(tmp_path / "out")} | arguments
     with one_device():
         error = told(prefer.main, [f"{name}={text.format(**places)}" for name, text in given.items()], capsys)
-    assert message in error and not (tmp_path / "out").exists()
+    assert message.format(**places) in error and not (tmp_path / "out").exists()
 
 
 def test_a_plugin_brings_a_reward_and_one_that_gives_no_numbers_ends_the_command(start, tmp_path, capsys):

@@ -195,13 +195,28 @@ def test_rewards_of_latents_and_their_gradients(published, tmp_path, name):
     [
         (["--mask=MASK"], ["sampling.steering.operator is 'inpainting'", "images that are measured"]),
         (["--from=IMAGE", "--labels=3", "--mask=MASK", "--target=IMAGE"], ["--target", "left out with --from"]),
-        (["--from=IMAGE", "--labels=3", "--mask=SMALL"], ["'inpainting'", "the mask's size, 2x2, and has 8x8x1"]),
+        (
+            ["--from=IMAGE", "--labels=3", "--mask=SMALL"],
+            ["--mask is 2x2; it must be as large as what 'inpainting' measures, 8x8x1"],
+        ),
         (["--from=IMAGE", "--labels=3", "--operator=super_resolution:3"], ["a factor that divides 8 and 8"]),
         (
             ["--target=IMAGE", "--operator=super_resolution:4"],
             ["which is 8x8x1, and would be 2x2x1 of images of 8x8x1"],
         ),
-        (["--from=IMAGE", "--labels=3", "--operator=inpainting"], ["no mask, --mask=FILE"]),
+        (
+            ["--from=IMAGE", "--labels=3", "--operator=inpainting"],
+            ["--operator is 'inpainting'", "no mask, --mask=FILE"],
+        ),
+        (["--from=IMAGE", "--labels=3", "--operator=super_resolution:0"], ["--operator is 'super_resolution:0'"]),
+        (
+            ["--from=.", "--labels=3", "--mask=MASK"],
+            ["--from has '.', which cannot be read as an image: Is a directory"],
+        ),
+        (
+            ["--from=IMAGE", "--labels=3", "--mask=."],
+            ["--mask has '.', which cannot be read as an image: Is a directory"],
+        ),
         (["--target=IMAGE"], ["--target is", "it needs --operator"]),
         (["--operator=brightness", "--mask=MASK"], ["--mask is", "left out with the reward"]),
         (["--operator=classifier"], ["sampling.steering.classifier is ''"]),

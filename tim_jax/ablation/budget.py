@@ -23,10 +23,10 @@ from tim_jax.config.build import build
 from tim_jax.config.objective import resolved
 from tim_jax.config.run import Run
 from tim_jax.runs.teachers import with_teachers
+from tim_jax.runs.workdir import CONFIG, PLAN
 from tim_jax.system import files, jsonl, lock, timing
 from tim_jax.training import sharding
 
-FILE = "plan.json"
 STEPS = 4  # training steps in a call that is timed
 REPEATS = 15  # such calls of each variant
 
@@ -35,9 +35,16 @@ Progress = Callable[[str], None]
 
 
 def read(folder: epath.Path) -> dict[str, Any] | None:
-    """Reads the budget in an ablation's folder; None if there is none. See `make` for what it holds."""
-    path = folder / FILE
-    return jsonl.read_object(path) if path.exists() else None
+    """Reads the budget in an ablation's folder; None if there is none. See `make` for what it holds.
+
+    Raises ValueError for a folder that is the workdir of a run.
+    """
+    path = folder / PLAN
+    if path.exists():
+        return jsonl.read_object(path)
+    if (folder / CONFIG).exists():
+        raise ValueError(f"--workdir is {str(folder)!r}; it must be a folder of its own, and holds a run")
+    return None
 
 
 def check(ablation: Ablation, before: Mapping[str, Any] | None, folder: epath.Path) -> None:
@@ -112,7 +119,7 @@ def make(ablation: Ablation, folder: epath.Path, variants: list[str], progress: 
         found = read(folder) or _empty(ablation)
         found |= {"machine": timing.machine(), "variants": found["variants"] | new}
         if jax.process_index() == 0 and new:
-            files.replace(folder / FILE, (json.dumps(found, indent=2) + "\n").encode())
+            files.replace(folder / PLAN, (json.dumps(found, indent=2) + "\n").encode())
         if jax.process_count() > 1:  # each has measured times of its own
             multihost_utils.sync_global_devices("the budget is written")
             found = read(folder) or found

@@ -13,6 +13,7 @@ from etils import epath
 from tim_jax.ablation import baselines, budget, rates, runs, table
 from tim_jax.ablation.settings import Ablation, Member
 from tim_jax.config.build import build
+from tim_jax.runs import workdir
 from tim_jax.runs.input_pipeline import open_pipeline
 from tim_jax.runs.measuring import Measurement, open_measurement
 from tim_jax.runs.start import first_state
@@ -120,7 +121,7 @@ def check_launch(ablation: Ablation, kind: str, folder: epath.Path, members: lis
     if ablation.equal == "time" and missing:
         raise ValueError(
             f"--launch is {kind!r}; equal is 'time', and how long a step of {missing[0]} takes is not in "
-            f"{folder}/{budget.FILE}: give --plan first, on one of the machines, or --equal=flops"
+            f"{folder}/{workdir.PLAN}: give --plan first, on one of the machines, or --equal=flops"
         )
 
 

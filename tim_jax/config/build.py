@@ -63,7 +63,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None, plann
     Raises:
         ValueError: one line, "KEY is VALUE; it must …".
     """
-    config, default = _checked(config, devices)
+    config, default = checked(config, devices)
     data, loader, codecs = (
         read(DataSettings, config.data),
         read(LoaderSettings, config.loader),
@@ -126,7 +126,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None, plann
     return run
 
 
-def _checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
+def checked(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> tuple[ConfigDict, ConfigDict]:
     """The configuration and the default one, both resolved. Raises ValueError for keys that are wrong or of no
     effect."""
     config = plugins.with_keys(ConfigDict(config.to_dict()))

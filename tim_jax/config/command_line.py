@@ -93,11 +93,20 @@ def load_config(name: str, overrides: dict[str, str]) -> ConfigDict:
     return override(read_file(name, "get_config"), overrides)
 
 
+# What to say of a file that has this function in place of another.
+TAKEN = {
+    "it is an ablation, which tim-jax ablate takes": "get_ablation",
+    "it is a configuration of one run, and ablations are in configs/ablations": "get_config",
+}
+
+
 def read_file(name: str, function: str) -> Any:
     """What a function of a configuration file returns. Raises ValueError with one line."""
     module = loading.load(name)
     if not hasattr(module, function):
-        raise ValueError(f"--config={name}: has no function {function}")
+        other = next((takes for takes, has in TAKEN.items() if hasattr(module, has)), "")
+        hint = f"; {other}" if other else ""
+        raise ValueError(f"--config={name}: has no function {function}{hint}")
     try:
         return getattr(module, function)()
     except ValueError:

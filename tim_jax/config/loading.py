@@ -41,8 +41,10 @@ def find(name: str, flag: str = "--config") -> pathlib.Path:
     if stem in known:
         return known[stem]
     near = [match for text in (stem, given.stem) for match in difflib.get_close_matches(text, known, n=3)]
-    nearest = list(dict.fromkeys(near)) or list(known)
-    raise ValueError(f"{flag}={name}: no such file or configuration; did you mean {' or '.join(nearest)}?")
+    nearest = list(dict.fromkeys(near))
+    wrong = "is no Python file" if os.path.exists(given) else "no such file or configuration"
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"those that come with the package are in {folder()}"
+    raise ValueError(f"{flag}={name}: {wrong}; {hint}")
 
 
 def load(name: str) -> types.ModuleType:

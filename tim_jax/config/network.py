@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from tim_jax.networks import NETWORKS, Transformer
 from tim_jax.networks.attention.pallas import has_kernels
-from tim_jax.networks.checks import image_inputs
+from tim_jax.networks.checks import check_heads_of, image_inputs
 from tim_jax.networks.taps import check_taps
 from tim_jax.transitions import prediction, slices
 from tim_jax.transitions.objective import Objective
@@ -41,6 +41,10 @@ def make_network(config: ConfigDict, objective: Objective) -> Transformer:
             f"model.num_classes is {model['num_classes']}; it must be at least 1, and at most {MAX_CLASSES}"
         )
     sized = {name: model[name] or default for name, default in kind.SIZES[size].items()}
+    if not model["heads"]:
+        check_heads_of(
+            sized["heads"], sized["width"], given=f"0, which stands for {sized['heads']} of model.size {size!r}"
+        )
     fields = {field.name for field in dataclasses.fields(kind)}  # others have no effect, and are at their defaults
     return kind(
         **{name: value for name, value in (model | sized).items() if name in fields},

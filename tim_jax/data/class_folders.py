@@ -42,7 +42,7 @@ def parts_in(at: Location, flat: bool = False) -> dict[str, str]:
 
     Where `flat`, folders named by several parts need no class folders; otherwise raises ValueError for such ones.
     """
-    names = folders_in(at.root)
+    names = folders_in(at.folder)
     found = {split: name for name in names if (split := splits.split_of_folder(name))}
     if not found or len(found) < len(names):
         return {}

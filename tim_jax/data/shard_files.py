@@ -249,7 +249,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         examples = sum(shard["rows"] for shard in about["shards"])
         there = {key: about[key] for key in OPTIONAL if about.get(key)}
         return {"rows": examples} | {key: about[key] for key in KEYS} | there
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if (folder / SETTINGS).exists():
             problem = "it is not finished: start the command that makes it again"
         else:

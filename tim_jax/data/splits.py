@@ -106,7 +106,8 @@ def files_of_split(at: Location, endings: tuple[str, ...]) -> list[epath.Path]:
     if not found and (at.root / "data").is_dir():
         found = _files_by_split(at, at.root / "data", endings)
     if not found:
-        raise NoFiles(f"{at.key} is {at.path!r}; it must hold files that end in {' or '.join(endings)}")
+        verb = "hold files that end" if at.root.is_dir() else "be a file that ends"
+        raise NoFiles(f"{at.key} is {at.path!r}; it must {verb} in {' or '.join(endings)}")
     if found.keys() == {""}:
         own_split(at)
         return found[""]
@@ -115,7 +116,7 @@ def files_of_split(at: Location, endings: tuple[str, ...]) -> list[epath.Path]:
 
 def _files_by_split(at: Location, root: epath.Path, endings: tuple[str, ...]) -> Mapping[str, list[epath.Path]]:
     if not root.is_dir():
-        return {"": [root]}
+        return {"": [root]} if root.name.lower().endswith(endings) else {}
     if here := _files(root, endings):
         return by_split(here, at)
     folders = {name: path for path in sorted(root.iterdir()) if (name := split_of_folder(path.name)) and path.is_dir()}

@@ -147,7 +147,7 @@ def nearest_images(samples, batches):
 def neighbours_picture(samples, batches, count=24, columns=6, path=None, scale=None, labels=()):
     """Draws pairs sample | nearest training image, with their distance over all pixels below each pair.
 
-    A sampler that has learnt its data by heart shows equal pairs and distances near zero. Distances are those of the
+    A sampler that has memorised its data shows equal pairs and distances near zero. Distances are those of the
     samples as they are drawn, in 8 bits.
 
     Args:

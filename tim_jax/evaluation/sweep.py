@@ -214,7 +214,7 @@ def _curves_by_guidance(sweep):
 def _style(i: int) -> dict[str, Any]:
     turn, place = divmod(i, len(figures.COLOURS))
     colour, marker = figures.COLOURS[place], figures.MARKERS[(place + turn) % len(figures.MARKERS)]
-    dashes = ("-", "--", ":")[turn % 3]
+    dashes = ("-", "--", ":", "-.")[turn % 4]  # as many as the samplers need
     return dict(color=colour, marker=marker, ls=dashes, lw=1.8, ms=5, mec="white", mew=0.7, capsize=2.5, zorder=3)
 
 

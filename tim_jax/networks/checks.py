@@ -24,11 +24,19 @@ def check_choices(net: Any, choices: Mapping[str, Collection[str]]) -> None:
             raise ValueError(f"model.{name} is {getattr(net, name)!r}; it must be one of {', '.join(known)}")
 
 
-def check_heads_of(heads: int, width: int, stack: str = "") -> None:
-    """Raises ValueError unless so many attention heads split a width. stack: what both keys begin with."""
+def check_heads_of(heads: int, width: int, stack: str = "", given: str = "") -> None:
+    """Raises ValueError unless so many attention heads split a width.
+
+    Args:
+        heads: their number.
+        width: of all of them.
+        stack: what both keys begin with.
+        given: what the key of the heads has, if that is not their number.
+    """
     if width % heads or width // heads % 4:
         raise ValueError(
-            f"model.{stack}heads is {heads}; it must split model.{stack}width, {width}, into heads of a multiple of 4"
+            f"model.{stack}heads is {given or heads}; it must split model.{stack}width, {width}, into heads of a "
+            "multiple of 4"
         )
 
 

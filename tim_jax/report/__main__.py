@@ -16,9 +16,15 @@ def parser() -> Parser:
     )
     made.add_argument("--workdir", required=True, help="the folder of a run, or of an ablation")
     made.add_argument("--out", help="the page, such as run.html; default: WORKDIR/report.html")
-    made.add_argument("--samples", type=int, help="drawn of a run at each step count; 0: none; default: 16")
-    made.add_argument("--steps", help="step counts that they are drawn at; default: 1,2,4,8,16,32")
-    made.add_argument("--samplers", help="such as flow_map,heun; default: the run's, and others that suit it")
+    made.add_argument(
+        "--samples",
+        type=int,
+        help="number of samples that are drawn for a run at each number of steps; 0: none; default: 16",
+    )
+    made.add_argument("--steps", help="numbers of steps that they are drawn with; default: 1,2,4,8,16,32")
+    made.add_argument(
+        "--samplers", help="names of samplers, such as flow_map,heun; default: the run's, and others that suit it"
+    )
     return made
 
 

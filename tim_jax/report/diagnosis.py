@@ -50,7 +50,7 @@ def heat_map(title: str, matrix: Sequence[Sequence[Any]], levels: Sequence[float
 
     Args:
         title: of the table.
-        matrix: [node of t][node of r], null where there is no cell.
+        matrix: a list for each node of t with a value for each node of r, null where there is no cell.
         levels: of the nodes.
     """
     nodes = range(0, len(levels), math.ceil(len(levels) / MOST_NODES))

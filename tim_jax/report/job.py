@@ -16,7 +16,6 @@ from tim_jax.runs import workdir
 from tim_jax.system import files, paths
 
 STEPS, SAMPLES, MOST_SAMPLES = (1, 2, 4, 8, 16, 32), 16, 1000
-PLAN = "plan.json"  # which the folder of an ablation has
 NOT_ASKED = "No samples were drawn, as --samples=0 asks."
 
 
@@ -101,7 +100,7 @@ def open_report(settings: ReportSettings, overrides: dict[str, str]) -> ReportJo
     path = paths.run_folder(settings.workdir, "--workdir")
     out = paths.given(settings.out, "--out") if settings.out is not None else path / REPORT
     folder = Folder(path)
-    is_run, is_ablation = ((path / name).exists() for name in (workdir.CONFIG, PLAN))
+    is_run, is_ablation = ((path / name).exists() for name in (workdir.CONFIG, workdir.PLAN))
     if not (is_run or is_ablation):
         raise ValueError(
             f"--workdir={path}: holds neither a run nor an ablation; "

@@ -151,8 +151,8 @@ def nearest_section(drawn: Drawn | None, folder: Folder, command: str) -> Markup
     ]  # fmt: skip
     text = (
         f"Each pair: a sample ({drawn.own}, {max(drawn.samples[drawn.own])} steps) and the training image nearest to "
-        "it, with their Euclidean distance over all pixels in [−1, 1]. Equal pairs and distances near 0 would say that "
-        "data was learnt by heart."
+        "it, with their Euclidean distance over all pixels in [−1, 1]. Equal pairs and distances near 0 mean that "
+        "training images were memorised."
     )
     return join([tag("p", text, class_="note"), tag("ul", *pairs, class_="tiles pairs")])
 

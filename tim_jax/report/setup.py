@@ -140,7 +140,9 @@ def ledger_table(folder: Folder) -> Markup | None:
     ]
     rows += [[tag("th", ledger.KINDS[kind], scope="row"), "?", "?"] for kind in seconds if kind not in known]
     caption = f"Where the time went: {'' if whole else 'at least '}{ledger.duration(total)} since the first start, "
-    caption += f"in {len(starts)} recorded"
+    caption += (
+        f"in {len(starts)} recorded start{'s' * (len(starts) > 1)}, with what came after the last line of metrics"
+    )
     return table(["", "time", "share"], rows, caption)
 
 

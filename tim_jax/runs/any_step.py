@@ -304,9 +304,10 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     for each in runs[1:]:
         warm_start.find_weights(saved, each.sampling.ema, "--weights")
     ways = _ways(runs, settings, folder, saved.step)
-    generator = measurement_generator(ways[0].run, count)
-    for way in ways[1:]:
-        generator.sampled_by(way.run.sampling)  # that its operator suits the images
+    with settings.naming_flags():  # an operator must suit the images
+        generator = measurement_generator(ways[0].run, count)
+        for way in ways[1:]:
+            generator.sampled_by(way.run.sampling)
     generator.load()
     conditions = sample_conditions(run, count, labels)
     return AnyStepJob(settings, generator, ways, weights, saved, conditions, measurement, of_data)

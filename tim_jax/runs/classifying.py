@@ -29,10 +29,15 @@ LEARNING_RATE = 2e-3  # of Adam; falls to 0 as a cosine
 
 
 def check(run: Run) -> None:
-    """Raises ValueError for a run without labels."""
+    """Raises ValueError for a run without labels that differ."""
     if run.config.model.condition != "class":
         raise ValueError(
             f"model.condition is {run.config.model.condition!r}; it must be 'class', as a classifier learns labels"
+        )
+    if run.config.model.num_classes < 2:
+        raise ValueError(
+            f"model.num_classes is {run.config.model.num_classes}; it must be at least 2, for a classifier has "
+            "nothing else to tell apart"
         )
 
 

@@ -176,11 +176,15 @@ class Comparison:
 
 
 def check_out(out: str) -> epath.Path:
-    """The folder to write to. Raises ValueError if it cannot be written to, or has pairs already."""
+    """The folder to write to. Raises ValueError if it cannot be written to, or holds something already."""
     folder = paths.given(out, "--out")
     paths.check_folder(folder, "--out")
-    if (folder / FILE).exists():
-        raise ValueError(f"--out is {out!r}; it must be a folder without {FILE}, which this one has")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in there if name not in (IMAGES, PICTURE)]  # which a command that was stopped leaves
+    if others:
+        raise ValueError(
+            f"--out is {out!r}; it must be a new folder, and holds {FILE if FILE in others else others[0]}"
+        )
     return folder
 
 
@@ -200,7 +204,8 @@ def open_comparison(
     Raises:
         ValueError: one line that names what is wrong.
     """
-    runs = [build(workdir.load(folder, overrides)) for folder in folders]
+    flags = ("--workdir", "--against")
+    runs = [build(workdir.load(folder, overrides, flag)) for folder, flag in zip(folders, flags, strict=False)]
     if reward not in REWARDS:
         raise ValueError(f"--reward is {reward!r}; it must be one of {', '.join(REWARDS)}, or a plugin's own")
     if len(set(map(str, folders))) < len(folders):

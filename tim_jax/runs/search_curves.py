@@ -18,6 +18,7 @@ from tim_jax.runs.searching import Batch, Searcher, SearchSettings, read_search
 from tim_jax.system import compilation_cache
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.sampling.planning import evaluations, make_plan, time_grid
+from tim_jax.transitions.sampling.search import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,9 @@ def open_curves(
     compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     check_class_conditional(run, folder)
     judge = open_judge(run, reward, classifier)
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--methods has {method!r}; each must be one of {', '.join(METHODS)}")
     if radius is not None and "starts" not in methods:
         raise ValueError(f"--radius is {radius}; it must be left out without the method starts")
     searches = {

@@ -16,7 +16,9 @@ def parser(name: str, description: str | None) -> Parser:
     """
     made = Parser(prog=f"python -m {name}", description=description, formatter_class=argparse.RawTextHelpFormatter)
     made.add_argument("--out", help="the folder that shards are written to")
-    made.add_argument("--examples-per-shard", type=int, default=EXAMPLES_PER_SHARD, help="default: %(default)s")
+    made.add_argument(
+        "--examples-per-shard", type=int, default=EXAMPLES_PER_SHARD, help="size of a shard; default: %(default)s"
+    )
     made.add_renamed("--rows-per-shard", "--examples-per-shard")
     made.add_argument("--verify", help="a folder of shards whose checksums are to be compared; nothing is made")
     return made

@@ -218,7 +218,7 @@ def open_aim(
     if mask is not None:
         if mask.shape != wanted.shape[1:3] or len(wanted.shape) != 4:
             raise ValueError(
-                f"{where}; it must be one whose measurements are of the mask's size, {_sides(mask.shape)}, and has "
+                f"mask is {_sides(mask.shape)}; it must be as large as what {settings.operator!r} measures, "
                 f"{_sides(wanted.shape[1:])}"
             )
         mask = feathered(np.asarray(mask, np.float32), settings.feather)[None, :, :, None]

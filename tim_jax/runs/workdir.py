@@ -20,11 +20,14 @@ from tim_jax.config import identity, plugins, recorded_plugins
 from tim_jax.config.objective import resolved
 from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
+from tim_jax.data.class_folders import is_junk
 from tim_jax.system import files, jsonl, paths
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import formats
 
 CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
+PLAN = "plan.json"  # of an ablation, in its own folder
+WALKED = ("folder", "latents")  # sources that take whatever folder lies below their path for a class
 NAMED = 4  # classes that an error names
 PACKAGES = ("tim-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 
@@ -35,13 +38,36 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def check_place(workdir: epath.Path) -> None:
-    """Raises ValueError for a workdir among the checkpoints of a run, which saves and removes what is there."""
+    """Raises ValueError for a workdir that holds an ablation, or lies among a run's checkpoints, which come and go."""
     whole = files.absolute(workdir)
     for folder in (whole, *whole.parents):
         if folder.name == "checkpoints" and (folder.parent / CONFIG).exists():
             raise ValueError(
                 f"--workdir is {str(workdir)!r}; it must not lie among the checkpoints of another run, {folder.parent}"
             )
+    if (workdir / PLAN).exists() and not (workdir / CONFIG).exists():
+        raise ValueError(f"--workdir is {str(workdir)!r}; it must be a folder of its own, and holds an ablation")
+
+
+def check_outside_data(folder: epath.Path, flag: str, config: ConfigDict) -> None:
+    """Raises ValueError for a new folder within class folders, whose pictures would be taken for examples of a class.
+
+    Args:
+        folder: that is to be written to.
+        flag: that gave it.
+        config: whose `data` names the class folders.
+    """
+    whole = files.absolute(folder)
+    for source, path, *_ in config.data.mixture or ((config.data.source, config.data.path),):
+        if source not in WALKED or not path:
+            continue
+        root = files.absolute(paths.given(path, "data.path"))
+        if root not in (whole, *whole.parents) or any(is_junk(part) for part in whole.relative_to(root).parts):
+            continue
+        raise ValueError(
+            f"{flag} is {str(folder)!r}; it must lie outside of data.path, {path!r}, where its pictures would be "
+            "examples themselves"
+        )
 
 
 def recorded(workdir: epath.Path) -> dict | None:
@@ -81,12 +107,13 @@ def last_start(workdir: epath.Path) -> dict[str, Any] | None:
     return starts[-1] if starts else None
 
 
-def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+def load(workdir: epath.Path, overrides: dict[str, str] | None = None, flag: str = "--workdir") -> ConfigDict:
     """Returns a workdir's configuration.
 
     Args:
         workdir: the folder.
         overrides: {"section.key": text} of keys to change.
+        flag: that gave the folder, for the error.
 
     Raises:
         ValueError: one line, if the folder holds no run, or a key that makes a run what it is is overridden.
@@ -95,9 +122,10 @@ def load(workdir: epath.Path, overrides: dict[str, str] | None = None) -> Config
     given = plugins.load_given(overrides)
     values = recorded(workdir)
     if values is None:
-        raise ValueError(
-            f"--workdir={workdir}: holds no run; tim-jax train --config=NAME {quote(f'--workdir={workdir}')} makes one"
-        )
+        inside = next((path for path in files.absolute(workdir).parents if (path / CONFIG).exists()), None)
+        makes = f"tim-jax train --config=NAME {quote(f'--workdir={workdir}')} makes one"
+        hint = f"it lies in one, {inside}" if inside else makes
+        raise ValueError(f"{flag}={workdir}: holds no run; {hint}")
     return _changed(values, overrides, given, workdir)
 
 

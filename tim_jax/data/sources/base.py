@@ -65,10 +65,8 @@ class Source(PickledByFields, abc.ABC):
             {"image", "label": int, "index": i}, and with them what else the source has:
 
             - "image" is a Pillow image in mode L or RGB, a uint8 array (h, w, c), or a float32 latent (h, w, c).
-            - "flipped" (h, w, c): the latent of the mirrored image. Every source of latents gives it, except one whose
-              examples bring their noise.
-            - "deviations" (2, h, w, c): standard deviations around both latents, where these are means to sample
-              around.
+            - "flipped" (h, w, c): the latent of the mirrored image, where examples are latents without their own noise.
+            - "deviations" (2, h, w, c): standard deviations around both latents, where these are means to sample from.
             - "noise" (h, w, c), where `paired_noise`: what a model's sample "image" (float32) was made from.
             - "captions", where `captions`: a tuple of texts.
             - "texts": for each caption the features (L, T) of its tokens.
@@ -223,6 +221,14 @@ class Location:
         if not root.exists():
             raise ValueError(f"{self.key} is {self.path!r}; it must be a file or folder that exists")
         return epath.Path(os.path.abspath(root)) if files.is_local(root) else root
+
+    @property
+    def folder(self) -> epath.Path:
+        """`root`, where it must be a folder. Raises ValueError if it is not there, or is a file."""
+        root = self.root
+        if not root.is_dir():
+            raise ValueError(f"{self.key} is {self.path!r}; it must be a folder, and is a file")
+        return root
 
 
 def digest(*parts: Any) -> str:

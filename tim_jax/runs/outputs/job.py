@@ -215,12 +215,8 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
         overrides = overrides | {"sampling.guidance": str(settings.guidance)}
     overrides = overrides | settings.steering
     folder = paths.run_folder(settings.workdir, "--workdir")
-    try:
+    with steered.as_typed(settings):
         run = build(workdir.load(folder, overrides))
-    except ValueError as error:
-        if settings.operator is None:
-            raise
-        raise ValueError(str(error).replace("sampling.steering.operator is", "--operator is", 1)) from None
     paths.check_folder(settings.folder, "--out")
     compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     decoder = open_decoder(run)
@@ -229,7 +225,8 @@ def open_job(settings: SampleSettings, overrides: dict[str, str]) -> SampleJob:
         check_path(run)
     requests, images = read_requests(settings, run, decoder, truths)
     source = steered.read_source(settings, run, requests)
-    aim = steered.read_aim(settings, run, decoder, requests, images)
+    with steered.as_typed(settings):
+        aim = steered.read_aim(settings, run, decoder, requests, images)
     check_layout(settings, run, requests, decoder is not None)
     texts = open_text_encoder(run) if run.config.model.condition == "text" else None
     if texts:

@@ -125,6 +125,15 @@ def prompt_requests(
     return requests
 
 
+def read_pixels(name: str, flag: str, channels: int) -> np.ndarray:
+    """The pixels (H, W, c) of an image file, 0 … 255, in c = 1 or 3 channels. Raises ValueError, naming the flag."""
+    try:
+        return pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3))
+    except (OSError, BadRecord) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{flag} has {name!r}, which cannot be read as an image: {reason}") from None
+
+
 def read_images(names: Sequence[str], run: Run, factor: int | None, flag: str = "--from") -> np.ndarray:
     """Reads the image files of a flag, in the formats of data sets.
 
@@ -147,10 +156,7 @@ def read_images(names: Sequence[str], run: Run, factor: int | None, flag: str = 
         given = ",".join(names)
         raise ValueError(f"{flag} is {given}; this run's examples have {channels} channels: they are not images")
     for name in names:
-        try:
-            image = pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3))
-        except (OSError, BadRecord) as error:
-            raise ValueError(f"{flag} has {name!r}, which cannot be read as an image: {error}") from None
+        image = read_pixels(name, flag, channels)
         height, width, _ = image.shape
         read_size(f"{flag} has {name}, whose size is", f"{height}x{width}", run, factor)
         if images and image.shape != images[0].shape:

@@ -1,18 +1,17 @@
 """What `python -m tim_jax.sample` steers samples towards, and shows of them; and by what it edits images."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tim_jax.config.run import Run
-from tim_jax.data.bad_records import BadRecord
-from tim_jax.data.decode import decode, pixels
 from tim_jax.evaluation import pictures
 from tim_jax.evaluation.restored import psnr
 from tim_jax.runs import labels, workdir
 from tim_jax.runs.encoders import Decoder, Pixels
 from tim_jax.runs.generation import Generator
-from tim_jax.runs.outputs.requests import Request
+from tim_jax.runs.outputs.requests import Request, read_pixels
 from tim_jax.runs.outputs.settings import SampleSettings
 from tim_jax.runs.outputs.writer import SampleWriter
 from tim_jax.runs.steering import Aim, open_aim, open_own
@@ -100,6 +99,18 @@ def read_aim(
     return open_aim(run, shape, images, target, mask)
 
 
+@contextlib.contextmanager
+def as_typed(settings: SampleSettings) -> Iterator[None]:
+    """Within it errors name the flag that an operator or a mask was given by, in place of the key."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if settings.operator is not None:
+            text = text.replace("sampling.steering.operator is", "--operator is", 1)
+        raise ValueError(f"--{text}" if text.startswith("mask is") else text) from None
+
+
 def read_targets(settings: SampleSettings, run: Run, decoder: Pixels | Decoder) -> np.ndarray:
     """The images (n, H, W, c) of `--target`, in [−1, 1]. Raises ValueError."""
     read = [_read(name, "--target", _channels(run, decoder)) for name in str(settings.target).split(",")]
@@ -114,10 +125,7 @@ def _channels(run: Run, decoder: Pixels | Decoder) -> int:
 
 def _read(name: str, flag: str, channels: int) -> np.ndarray:
     """The pixels (H, W, c) of a file, 0 … 255, in float32. Raises ValueError."""
-    try:
-        return pixels(decode(paths.given(name, flag).read_bytes(), 1 if channels == 1 else 3)).astype(np.float32)
-    except (OSError, BadRecord) as error:
-        raise ValueError(f"{flag} has {name!r}, which cannot be read as an image: {error}") from None
+    return read_pixels(name, flag, channels).astype(np.float32)
 
 
 def drawn(settings: SampleSettings, generator: Generator, writer: SampleWriter) -> dict[int, np.ndarray]:
