@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, formats, names, power_ema, removal, snapshots
+from tim_jax.system import files, holds, paths
+from tim_jax.training import checkpoints, formats, names, power_ema, snapshots
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -30,7 +30,7 @@ class Saved:
 
     directory: epath.Path
     step: int
-    hold: removal.Hold | None = dataclasses.field(default=None, compare=False, repr=False)
+    hold: holds.Hold | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.directory / str(self.step))
