@@ -8,6 +8,7 @@ import argparse
 import sys
 from typing import Any
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, failures, user_errors, whole_numbers
 
 MOST_TIMES = 10**4
@@ -18,7 +19,9 @@ ITERATIONS = 400
 def parser() -> Parser:
     """The arguments."""
     made = Parser(
-        prog="python -m tim_jax.grid", description="Step grids and plans for a trained run, by its own errors."
+        prog="python -m tim_jax.grid",
+        description="Step grids and plans for a trained run, by its own errors.",
+        unread=keys.BY_GRID,
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--kind", choices=KINDS, default="optimal", help="grids by a dynamic programme, or learned plans")
@@ -63,7 +66,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.conditions import known_labels
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.restoration import check_none
-    from tim_jax.system import cluster, devices, paths
+    from tim_jax.system import cluster, compilation_cache, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -72,6 +75,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
             run = build(workdir.load(folder, overrides))
+            compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             check_none(run, "grids and plans, which are found from normal noise")
             paths.check_folder(folder, "--workdir")
             if args.kind == "optimal":

@@ -6,6 +6,7 @@ best_of, starts and budget_forcing, in a table and a plot. `python -m tim_jax.sa
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, failures, user_errors, whole_numbers, words
 
 COUNT = 64
@@ -13,7 +14,11 @@ COUNT = 64
 
 def parser() -> Parser:
     """The arguments."""
-    made = Parser(prog="python -m tim_jax.search", description="Rewards of samples by network evaluations.")
+    made = Parser(
+        prog="python -m tim_jax.search",
+        description="Rewards of samples by network evaluations.",
+        unread=keys.BY_DRAWING,
+    )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--reward", required=True, help="brightness, classifier, similarity, or a plugin's")
     made.add_argument("--classifier", default="", help="the file of the one that judges; default: that of the "
