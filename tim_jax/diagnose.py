@@ -14,7 +14,7 @@ def parser() -> Parser:
         prog="python -m tim_jax.diagnose",
         description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples; "
         "how straight its paths are.",
-        unread=keys.BY_DRAWING,
+        unread=keys.unread("evaluation", "sampling", but=(*keys.HELD_OUT, "sampling.ema")),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--examples", type=int, default=64, help="held-out ones in each cell; default: %(default)s")

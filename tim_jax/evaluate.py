@@ -18,7 +18,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.evaluate",
         description="The any-step table of a trained run.",
-        unread=keys.BY_MEASURING,
+        unread=keys.unread("sampling.batch_size"),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--steps", help=f"step counts, such as 1,4,32; default: {STEPS}")

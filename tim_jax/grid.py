@@ -21,7 +21,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.grid",
         description="Step grids and plans for a trained run, by its own errors.",
-        unread=keys.BY_GRID,
+        unread=keys.unread("evaluation", "sampling.batch_size", but=(*keys.HELD_OUT, "evaluation.batch_size")),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--kind", choices=KINDS, default="optimal", help="grids by a dynamic programme, or learned plans")

@@ -299,6 +299,7 @@ BUILD = [
     ({"data.images": "here"}, "data.images"),
     ({"data.buckets.max_buckets": "3"}, "data.buckets.max_buckets"),
     ({"evaluation.path": "here"}, "evaluation.path"),
+    ({"training.compilation_cache": "", "training.compilation_cache_gib": "5.0"}, "training.compilation_cache_gib"),
     ({**TEXT, "evaluation.labels": "balanced"}, "evaluation.labels"),
     ({**RESTORE, "evaluation.labels": "balanced"}, "evaluation.labels"),
 ]

@@ -31,16 +31,26 @@ class Unread:
         return key not in self.but and any(f"{key}.".startswith(f"{section}.") for section in self.sections)
 
 
-# By commands of a trained run: those that measure its samples, those that draw them, and grid, which draws many at a
-# time. Commands of a configuration, such as inspect, take all that makes it, also where they look at a part alone.
+# What no command of a trained run reads, but for where its programs are kept; and what says which images are held out.
+# Commands of a configuration, such as inspect, take all that makes it, also where they look at a part alone.
 TRAINING = (
     "checkpoint", "evaluation.periodic", "mesh.accumulation", "optimizer", "posthoc_ema", "start", "teacher", "training"
 )  # fmt: skip
 PROGRAMS = ("training.compilation_cache", "training.compilation_cache_gib")
-HELD_OUT = ("evaluation.held_out", "evaluation.source", "evaluation.path")  # the images that are restored
-BY_MEASURING = Unread(TRAINING, PROGRAMS)
-BY_DRAWING = Unread((*TRAINING, "evaluation"), (*PROGRAMS, *HELD_OUT))
-BY_GRID = Unread(BY_DRAWING.sections, (*BY_DRAWING.but, "evaluation.batch_size"))
+HELD_OUT = ("evaluation.held_out", "evaluation.source", "evaluation.path")
+
+
+def unread(*sections: str, but: tuple[str, ...] = ()) -> Unread:
+    """The keys that a command of a trained run does not read: those of training and of further sections.
+
+    Args:
+        sections: further ones, or single keys.
+        but: keys of those that it does read.
+    """
+    return Unread((*TRAINING, *sections), (*PROGRAMS, *but))
+
+
+BY_DRAWING = unread("evaluation", but=HELD_OUT)  # by commands that draw samples and measure nothing of them
 
 
 def known_keys() -> list[str]:

@@ -14,7 +14,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.report",
         description="Makes one HTML page of a run or of an ablation, which needs nothing but a browser.",
-        unread=keys.BY_MEASURING,
+        unread=keys.unread("evaluation", but=(*keys.HELD_OUT, "evaluation.batch_size", "evaluation.max_images")),
     )
     made.add_argument("--workdir", required=True, help="the folder of a run, or of an ablation")
     made.add_argument("--out", help="the page, such as run.html; default: WORKDIR/report.html")

@@ -281,6 +281,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         runs = [each for way in settings.ways for each in _resampled(run, way, settings)] if others else [run]
         settings.check_task(runs)
         settings.check_labels(runs, overrides)
+        settings.check_features(run, overrides)
     if settings.export is not None:
         settings.check_export(run, typed)
     elif set(run.evaluation.metrics) == {BITS_PER_DIM}:

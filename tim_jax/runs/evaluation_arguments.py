@@ -29,7 +29,6 @@ AXES = {
 
 # Arguments and keys that are about samples, and those that are about what is measured of them.
 OF_SAMPLES = ("steps", "evaluations", "count", *(name for name in AXES if name != "weights"), "nearest", "export")
-OF_FIGURES = ("metrics", "nearest", "seeds")
 KEYS_OF_MEASURES = ("features", "inception", "dinov2", "reference", "max_images")
 KEYS_OF_SAMPLES = Unread(
     ("sampling", *(f"evaluation.{name}" for name in ("num_samples", "labels", *KEYS_OF_MEASURES))), ("sampling.ema",)
@@ -160,6 +159,15 @@ class EvaluationArguments:
                 "nothing is restored by"
             )
 
+    def check_features(self, run: Run, overrides: Collection[str]) -> None:
+        """Raises ValueError for weights that are typed of a feature network other than the one that measures."""
+        for name in ("inception", "dinov2"):
+            if f"evaluation.{name}" in overrides and run.evaluation.features != name:
+                raise ValueError(
+                    f"evaluation.{name} is {getattr(run.evaluation, name)!r}; it must be left out where "
+                    f"evaluation.features is {run.evaluation.features!r}"
+                )
+
     def check_labels(self, runs: Collection[Run], overrides: Collection[str]) -> None:
         """Raises ValueError for labels that are asked for of restorations, which have those of what they restore."""
         for run in runs:
@@ -190,7 +198,8 @@ class EvaluationArguments:
 
     def check_export(self, run: Run, overrides: Mapping[str, str]) -> None:
         """Raises ValueError if the samples of a run cannot be exported, or for figures, which are not measured then."""
-        self._check_left_out(OF_FIGURES, "with --export, which measures nothing and writes samples of one noise")
+        names = ("metrics", "nearest", *["seeds"] * (self.seeds > 1))
+        self._check_left_out(names, "with --export, which measures nothing and writes samples of one noise")
         check_read(overrides, KEYS_OF_FIGURES, "--export")
         if len(self.steps) > 1:
             steps = ",".join(map(str, self.steps))

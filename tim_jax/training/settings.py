@@ -9,6 +9,10 @@ from tim_jax.training.power_ema import MAX_SIGMA_REL, PowerFunction, name_of
 UNUSED = {
     ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
     ("posthoc_ema.every", "posthoc_ema.dtype"): ("posthoc_ema.sigma_rel is ()", lambda c: not c.posthoc_ema.sigma_rel),
+    ("training.compilation_cache_gib",): (
+        "training.compilation_cache is ''",
+        lambda c: c.training.compilation_cache == "",
+    ),
     ("training.on_corruption",): (
         "training.compare_every and training.recompute_every are 0",
         lambda c: not (c.training.compare_every or c.training.recompute_every),
