@@ -126,6 +126,12 @@ def summed(counts: np.ndarray) -> np.ndarray:
     return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)
 
 
+def gathered(array: jax.Array) -> np.ndarray:
+    """Returns the values of a global array on the host, of all processes, each of which must call this."""
+    whole = jax.process_count() == 1
+    return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
+
+
 def hosts() -> list[str]:
     """Returns the names of all processes' hosts, by process; all must call it."""
     name = np.frombuffer(socket.gethostname().encode()[:NAME].ljust(NAME, b"\0"), np.uint8)

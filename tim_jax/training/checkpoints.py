@@ -367,15 +367,6 @@ def damage(folder: epath.Path, gone: bool = False) -> str | None:
     return found
 
 
-def abstract_state(shapes: Any, shardings: Any) -> Any:
-    """Returns shapes and shardings, trees of one structure, as a tree of jax.ShapeDtypeStruct."""
-
-    def leaf(shape, sharding):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, shapes, shardings)
-
-
 @functools.cache
 def _hush_closed_loops() -> None:
     """Keeps quiet the writes that find the event loop closed when a save fails; there may be hundreds."""

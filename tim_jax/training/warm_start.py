@@ -11,6 +11,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from tim_jax.system import files, holds, paths
+from tim_jax.system.user_errors import few
 from tim_jax.training import checkpoints, formats, names, power_ema, snapshots
 from tim_jax.training.state import TrainState
 
@@ -131,9 +132,7 @@ def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
             return f"{name} is there alone"
         return f"{name} is {there[name]} there and {here[name]} here"
 
-    listed = ", ".join(map(described, wrong[:SHOWN])) + (
-        f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-    )
+    listed = few([described(name) for name in wrong], SHOWN)
     raise ValueError(f"{listed}; what is to start from scratch must be in start.reinitialise")
 
 
