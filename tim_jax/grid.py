@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs import learned_plan, step_grid, workdir
     from tim_jax.runs.conditions import known_labels
     from tim_jax.runs.generation import check_class_conditional, load_weights
-    from tim_jax.runs.restoration import check_none
+    from tim_jax.runs.restoration import check_samples
     from tim_jax.system import cluster, compilation_cache, devices, paths
     from tim_jax.training.preemption import Stop
 
@@ -76,7 +76,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             folder = paths.run_folder(args.workdir, "--workdir")
             run = build(workdir.load(folder, overrides))
             compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
-            check_none(run, "grids and plans, which are found from normal noise")
+            check_samples(run, "grids and plans, which are found from normal noise")
             paths.check_folder(folder, "--workdir")
             if args.kind == "optimal":
                 step_grid.check_sampler(run)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.workdirs import TINY, one_device, told, workdir
-from tim_jax import diagnose, evaluate, grid, pairs, sample
+from tim_jax import diagnose, evaluate, grid, pairs, prefer, sample, search
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import restoration
@@ -145,6 +145,32 @@ def test_what_cannot_be_done_with_such_a_run_is_refused_in_a_line(folder, comman
     arguments = [argument.replace("--out=x", f"--out={tmp_path / 'x'}") for argument in arguments]
     line = told(command.main, [f"--workdir={folder}", *arguments], capsys)
     assert any(word in line for word in ("objective.coupling", "--images")), line
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (grid, ["--steps=2"]),
+        (grid, ["--steps=2", "--kind=learned"]),
+        (pairs, ["--examples=8", "--steps=2", "--out=x"]),
+        (prefer, ["--reward=brightness", "--out=x"]),
+        (search, ["--reward=brightness", "--out=x"]),
+    ],
+)
+def test_what_cannot_be_done_with_restorations_by_steering_is_refused_too(command, arguments, tmp_path, capsys):
+    arguments = [argument.replace("--out=x", f"--out={tmp_path / 'x'}") for argument in arguments]
+    words = [f"--workdir={DIGITS}", *arguments, f"--config.{STEERED}=box_inpainting:0.5"]
+    with one_device():
+        line = told(command.main, words, capsys)
+    assert "sampling.steering.operator is 'box_inpainting:0.5'; it must be '', or a reward, for" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_plan_is_learned_by_samples_that_are_steered(capsys):
+    with one_device():
+        words = [f"--workdir={DIGITS}", "--steps=2", "--kind=learned", f"--config.{STEERED}=brightness"]
+        line = told(grid.main, words, capsys)
+    assert "sampling.steering.operator is 'brightness'; it must be '' for a plan to be learned" in line
 
 
 @pytest.mark.slow

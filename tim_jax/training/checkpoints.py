@@ -331,8 +331,8 @@ def agreed(steps: Iterable[int]) -> list[int]:
         return found
     padded = np.array(found + [-1] * (LISTED - len(found)), np.int64)
     halves = multihost_utils.broadcast_one_to_all(np.stack([padded >> 31, padded & (2**31 - 1)]).astype(np.int32))
-    agreed = (np.asarray(halves[0], np.int64) << 31) | np.asarray(halves[1], np.int64)
-    return [int(step) for step in agreed if step >= 0]
+    whole = (np.asarray(halves[0], np.int64) << 31) | np.asarray(halves[1], np.int64)
+    return [int(step) for step in whole if step >= 0]
 
 
 def examined(folder: epath.Path) -> tuple[holds.Hold | None, str | None]:
