@@ -90,6 +90,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config, planned=processes.devices() if processes else 0)
             training.check_local(run)
+            if profile and profile[0] > run.training.steps:
+                raise ValueError(
+                    f"--profile is {args.profile}; it must begin by the last step, training.steps, which is "
+                    f"{run.training.steps}"
+                )
             plan = processes.plan(run) if processes else {}
             cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             if before is not None:
