@@ -283,13 +283,12 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         settings.check_labels(runs, overrides)
         settings.check_features(run, overrides)
     if settings.export is not None:
-        settings.check_export(run, typed)
-    elif set(run.evaluation.metrics) == {BITS_PER_DIM}:
-        settings.check_likelihood_alone(typed)
-    if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
+        settings.check_export(run, typed)
     else:
         paths.check_folder(settings.folder, "--out")
+        if set(run.evaluation.metrics) == {BITS_PER_DIM}:
+            settings.check_likelihood_alone(typed)
     if settings.guidance_interval and all(each.sampling.guidance == 1 for each in runs):
         raise ValueError(
             "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
