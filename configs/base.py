@@ -510,8 +510,8 @@ def get_config():
     config.checkpoint.keep = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     config.checkpoint.keep_every = 0  # multiples of so many steps stay for good; 0: none
     config.checkpoint.resume = ""  # where the workdir has none yet: another's, whose whole state goes on here
-    # A folder of every host, on a disk or in memory (/dev/shm/…), for a second tier that a restart of the same host, or
-    # of one with peers that hold the same, goes on from; two of these states must fit. "": none.
+    # A folder of every host, from the root, on a disk or in memory (/dev/shm/…), for a second tier that a restart of
+    # the same host, or of one with peers that hold the same, goes on from; two of these states must fit. "": none.
     config.checkpoint.local = ""
     # as every, of those in that folder, of which the latest alone stays
     config.checkpoint.local_every = FieldReference("auto", field_type=object)

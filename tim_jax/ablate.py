@@ -37,6 +37,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
+    with user_errors():
+        modes = [flag for flag in ("launch", "report", "plan") if getattr(args, flag)]
+        for flag in modes[1:]:
+            raise ValueError(f"--{flag} is given; it must be left out with --{modes[0]}, which does nothing else")
+
     keep_freed()
 
     import jax

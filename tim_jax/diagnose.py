@@ -2,6 +2,7 @@
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import Parser, failures, user_errors
 
 MOST_NODES = 1000
@@ -13,6 +14,7 @@ def parser() -> Parser:
         prog="python -m tim_jax.diagnose",
         description="Errors, sizes and accuracy of dF/dt of a trained run by time and interval, on held-out examples; "
         "how straight its paths are.",
+        unread=keys.unread("evaluation", "sampling", but=(*keys.HELD_OUT, "sampling.ema")),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--examples", type=int, default=64, help="held-out examples in each cell; default: %(default)s")
@@ -47,7 +49,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs.generation import check_class_conditional, load_weights
     from tim_jax.runs.input_pipeline import held_out_arrays
     from tim_jax.runs.restoration import check_path
-    from tim_jax.system import cluster, devices, paths
+    from tim_jax.system import cluster, compilation_cache, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -57,6 +59,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             folder = paths.run_folder(args.workdir, "--workdir")
             out = paths.given(args.out, "--out") if args.out is not None else folder
             run = build(workdir.load(folder, overrides))
+            compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             check_path(run)
             check_predicts(run)
             paths.check_folder(out, "--out")

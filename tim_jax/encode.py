@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
-    shard_arguments.check(args, "config")
+    shard_arguments.check(args, overrides, parser(), "config")
 
     from tim_jax.runs import shard_job
     from tim_jax.runs.counting import counted

@@ -7,22 +7,10 @@ measures all their combinations; with --evaluations in place of --steps, sampler
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import Parser, failures, intervals, real_numbers, user_errors, whole_numbers, words
 
-STEPS = "1,2,4,8,16,32,64,128"
-OF_SAMPLES = (
-    "steps",
-    "evaluations",
-    "count",
-    "operator",
-    "steering",
-    "sampler",
-    "plan",
-    "guidance",
-    "guidance_interval",
-    "nearest",
-    "export",
-)
+STEPS, SEEDS = "1,2,4,8,16,32,64,128", 3
 
 
 def parser() -> Parser:
@@ -30,16 +18,14 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.evaluate",
         description="Measures a trained run at several numbers of steps, as one table.",
+        unread=keys.unread("sampling.batch_size"),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--steps", help=f"numbers of steps, such as 1,4,32; default: {STEPS}")
     made.add_argument("--evaluations", help="in place of --steps: numbers of network evaluations per image, such as "
                       "1,4,32; each sampler takes the steps that they allow")  # fmt: skip
     made.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        help="number of seeds of the noise, for mean and standard deviation; default: %(default)s",
+        "--seeds", type=int, help=f"number of seeds of the noise, for mean and standard deviation; default: {SEEDS}"
     )
     made.add_argument("--count", type=int, help="samples per number of steps and seed; default: evaluation.num_samples")
     made.add_argument("--operator", help="measurements of held-out images, which samples are steered to restore, "
@@ -71,11 +57,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
     with user_errors():
-        for name in OF_SAMPLES if args.metrics == "bits_per_dim" else ():
-            if (value := getattr(args, name)) is not None:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {value}; it must be left out with --metrics=bits_per_dim alone")
         if args.steps is not None and args.evaluations is not None:
             raise ValueError(f"--steps is {args.steps}; it must be left out with --evaluations, which chooses them")
         if args.evaluations is not None:
@@ -86,8 +69,9 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         for name in ("operator", "steering", "weights", "sampler", "plan", "metrics"):
             setattr(args, name, words(name, text) if (text := getattr(args, name)) is not None else ())
         args.guidance = real_numbers("guidance", args.guidance, least=0) if args.guidance is not None else ()
-        given = args.guidance_interval
-        args.guidance_interval = intervals("guidance-interval", given) if given is not None else ()
+        texts = args.guidance_interval
+        args.guidance_interval = intervals("guidance-interval", texts) if texts is not None else ()
+        args.seeds = SEEDS if args.seeds is None else args.seeds
 
     from tim_jax.runs import sweep
     from tim_jax.runs.any_step import open_any_step
@@ -99,7 +83,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         cluster.join()  # before Stop: it takes SIGTERM for itself
     with Stop():
         with user_errors():
-            job = open_any_step(EvaluationArguments(**vars(args)), overrides)
+            job = open_any_step(EvaluationArguments(**vars(args), given=given), overrides)
         devices.announce()
         with failures(ValueError, OSError):
             if args.export is not None:

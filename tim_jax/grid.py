@@ -8,6 +8,7 @@ import argparse
 import sys
 from typing import Any
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, failures, user_errors, whole_numbers
 
 MOST_TIMES = 10**4
@@ -20,6 +21,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.grid",
         description="Finds step grids, or trains plans, for a trained run by its own errors.",
+        unread=keys.unread("evaluation", "sampling.batch_size", but=(*keys.HELD_OUT, "evaluation.batch_size")),
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument(
@@ -80,8 +82,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from tim_jax.runs import learned_plan, step_grid, workdir
     from tim_jax.runs.conditions import known_labels
     from tim_jax.runs.generation import check_class_conditional, load_weights
-    from tim_jax.runs.restoration import check_none
-    from tim_jax.system import cluster, devices, paths
+    from tim_jax.runs.restoration import check_samples
+    from tim_jax.system import cluster, compilation_cache, devices, paths
     from tim_jax.training.preemption import Stop
 
     with user_errors():
@@ -90,7 +92,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         with user_errors():
             folder = paths.run_folder(args.workdir, "--workdir")
             run = build(workdir.load(folder, overrides))
-            check_none(run, "grids and plans, which are found from normal noise")
+            compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
+            check_samples(run, "grids and plans, which are found from normal noise")
             paths.check_folder(folder, "--workdir")
             if args.kind == "optimal":
                 step_grid.check_sampler(run)

@@ -9,6 +9,7 @@ the same command goes on. With several processes each makes a share of the shard
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, user_errors
 from tim_jax.runs import shard_arguments
 
@@ -17,7 +18,7 @@ EXAMPLES, STEPS = 50_000, 32
 
 def parser() -> Parser:
     """The arguments."""
-    made = shard_arguments.parser("tim_jax.pairs", __doc__)
+    made = shard_arguments.parser("tim_jax.pairs", __doc__, keys.BY_DRAWING)
     made.add_argument("--workdir", help="the folder of the run that samples")
     made.add_argument("--examples", type=int, default=EXAMPLES, help="number of pairs; default: %(default)s")
     made.add_renamed("--rows", "--examples")
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """The command, its line being read."""
-    shard_arguments.check(args, "workdir")
+    shard_arguments.check(args, overrides, parser(), "workdir")
     with user_errors():
         for name, least, most in (("examples", 1, 2**32 - 1), ("steps", 1, MOST), ("seed", 0, 2**32 - 1)):
             if not least <= getattr(args, name) <= most:

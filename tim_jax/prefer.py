@@ -8,6 +8,7 @@ same noise, so that the share of pairs in which the first is preferred compares 
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, user_errors
 
 PAIRS, STEPS = 4000, 16
@@ -16,8 +17,11 @@ PAIRS, STEPS = 4000, 16
 def parser() -> Parser:
     """The arguments."""
     made = Parser(
-        prog="python -m tim_jax.prefer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )  # fmt: skip
+        prog="python -m tim_jax.prefer",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        unread=keys.BY_DRAWING,
+    )
     made.add_argument("--workdir", required=True, help="the folder of the run that samples")
     made.add_argument(
         "--against", default="", help="the folder of another run, whose samples are the second of each pair"

@@ -18,13 +18,18 @@ A run with objective.coupling restores images that it degrades first: --images=F
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
 from tim_jax.runs.outputs.settings import COUNT, LAYOUTS, SampleSettings
 
 
 def parser() -> Parser:
     """The arguments."""
-    made = Parser(prog="python -m tim_jax.sample", description="Samples from a trained run at several step counts.")
+    made = Parser(
+        prog="python -m tim_jax.sample",
+        description="Samples from a trained run at several step counts.",
+        unread=keys.BY_DRAWING,
+    )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument("--steps", default="1,2,4,8", help="numbers of steps, such as 1,4,32; default: %(default)s")
     made.add_argument(

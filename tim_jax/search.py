@@ -6,6 +6,7 @@ best_of, starts and budget_forcing, in a table and a plot. `python -m tim_jax.sa
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import MOST, Parser, failures, user_errors, whole_numbers, words
 
 COUNT = 64
@@ -16,6 +17,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.search",
         description="Compares searches for samples of a high reward, by number of network evaluations.",
+        unread=keys.BY_DRAWING,
     )
     made.add_argument("--workdir", required=True, help="the run's folder")
     made.add_argument(

@@ -69,6 +69,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             config = load_config(args.config, overrides) if args.config else workdir.to_go_on(args.workdir, overrides)
             if args.check:
                 run = build(counted(config) if config.data.path else config)
+                training.check_local(run)
                 compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
                 run = with_teachers(run)
                 devices.announce()
@@ -89,8 +90,12 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
             else:
                 config = identity.with_recorded_schedule(before, automatic.as_recorded(config, before))
             run = build(config, planned=processes.devices() if processes else 0)
-            if local := run.checkpoint.local:
-                paths.check_folder(paths.given(local, "checkpoint.local", ()), "checkpoint.local")
+            training.check_local(run)
+            if profile and profile[0] > run.training.steps:
+                raise ValueError(
+                    f"--profile is {args.profile}; it must begin by the last step, training.steps, which is "
+                    f"{run.training.steps}"
+                )
             plan = processes.plan(run) if processes else {}
             cache = compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
             if before is not None:

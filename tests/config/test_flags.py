@@ -4,7 +4,8 @@ import importlib
 
 import pytest
 
-from tim_jax import ablate, convert, encode, sample, train
+from tests.helpers.workdirs import told
+from tim_jax import ablate, convert, encode, pairs, sample, train
 from tim_jax.__main__ import COMMANDS, module_of
 from tim_jax.ablation import launch
 from tim_jax.bench import attention, compile, data, step
@@ -112,3 +113,23 @@ def test_names_that_arguments_spell_are_those_of_the_tables():
         ("compile", "networks"): compile.NETWORKS,
     }.items():  # fmt: skip
         assert ", ".join(known) in helps[name, flag]
+
+
+@pytest.mark.parametrize(
+    "main, words, said",
+    [
+        (pairs.main, ["--verify=x", "--workdir=y"], "--workdir is y; it must be left out with --verify"),
+        (pairs.main, ["--verify=x", "--steps=3"], "--steps is 3; it must be left out with --verify"),
+        (encode.main, ["--verify=x", "--examples-per-shard=7"], "--examples-per-shard is 7; it must be left out"),
+        (encode.main, ["--verify=x", "--config.data.path=y"], "--config.data.path is y; it must be left out"),
+        (
+            ablate.main,
+            ["--config=ablations/objectives", "--workdir=x", "--plan", "--report"],
+            "--plan is given; it must",
+        ),
+        (ablate.main, ["--config=ablations/objectives", "--workdir=x", "--plan", "--launch=slurm"], "--plan is given"),
+        (sample.main, ["--workdir=x", "--labels=1", "--count=3"], "--count is 3; it must be left out with --labels"),
+    ],
+)
+def test_what_would_have_no_effect_beside_others_is_refused(main, words, said, capsys):
+    assert said in told(main, words, capsys)

@@ -168,6 +168,13 @@ def test_a_configuration_of_before_is_read_by_the_names_of_today():
             assert now[renames.KEYS.get(key, key)] == value, key
 
 
+def test_labels_of_restorations_that_a_run_has_recorded_are_let_go():
+    """They had no effect, and are refused now."""
+    flat = {"evaluation.labels": "balanced", "objective.coupling.task": "inpainting"}
+    assert renames.renamed(flat)["evaluation.labels"] == "data"
+    assert renames.renamed(flat | {"objective.coupling.task": "none"})["evaluation.labels"] == "balanced"
+
+
 def test_a_run_of_before_is_the_same_run():
     folder = epath.Path(ROOT / "notebooks" / "digits")
     config = ConfigDict(workdir.load(folder, {"training.steps": "9", "model.remat": "full"}).to_dict())

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import tim_jax
-from tests.helpers.refused import GUIDED, JUDGED, NOT_PROVOKED, OF_OBJECTIVES, SLICED, TAUGHT
+from tests.helpers.refused import GUIDED, JUDGED, NOT_PROVOKED, OF_OBJECTIVES, RESTORE, SLICED, TAUGHT
 from tests.helpers.workdirs import TINY, one_device, told, workdir
 from tim_jax import train
 from tim_jax.config import loading
@@ -299,7 +299,9 @@ BUILD = [
     ({"data.images": "here"}, "data.images"),
     ({"data.buckets.max_buckets": "3"}, "data.buckets.max_buckets"),
     ({"evaluation.path": "here"}, "evaluation.path"),
+    ({"training.compilation_cache": "", "training.compilation_cache_gib": "5.0"}, "training.compilation_cache_gib"),
     ({**TEXT, "evaluation.labels": "balanced"}, "evaluation.labels"),
+    ({**RESTORE, "evaluation.labels": "balanced"}, "evaluation.labels"),
 ]
 DATA = [
     ({"data.source": "digit"}, "data.source"),

@@ -80,6 +80,14 @@ def test_the_command_measures_both_parts_of_the_data(tmp_path, capsys):
     "arguments, named",
     [
         (["--metrics=bits_per_dim", "--steps=4"], "--steps is 4"),
+        (["--config.evaluation.metrics=('bits_per_dim',)", "--operator=greyscale"], "--operator is greyscale; it must"),
+        (["--metrics=bits_per_dim", "--nearest=3"], "--nearest is 3; it must be left out where bits_per_dim alone"),
+        (["--metrics=bits_per_dim", "--config.sampling.sampler=euler"], "--config.sampling.sampler is euler; it must"),
+        (["--metrics=bits_per_dim", "--config.evaluation.labels=data"], "--config.evaluation.labels is data; it must"),
+        (
+            ["--config.evaluation.dinov2=x"],
+            "evaluation.dinov2 is 'x'; it must be left out where evaluation.features is",
+        ),
         (["--metrics=bits"], "--metrics: evaluation.metrics is ('bits',)"),
         (["--metrics=frechet", "--config.evaluation.metrics=('mmd',)"], "--config.evaluation.metrics"),
         (["--metrics=frechet,bits_per_dim", "--steps=1", "--guidance=1,2"], "evaluation.metrics is"),

@@ -278,15 +278,14 @@ def test_samples_are_exported_and_a_published_batch_is_a_reference(place, capsys
         (["--config.evaluation.metrics=('sfid',)"], ["evaluation.metrics", "'sfid'", "spatial"]),
         (["--config.evaluation.features=dino"], ["evaluation.features", "dino", "inception"]),
         (["--config.evaluation.held_out=nowhere"], ["nowhere"]),
-        (["--config.evaluation.periodic.emas=('fast',)"], ["evaluation.periodic.emas", "fast", "slow"]),
-        (["--config.evaluation.periodic.steps=(0, 1)"], ["evaluation.periodic.steps", "0"]),
-        (["--config.evaluation.periodic.every=-1"], ["evaluation.periodic.every", "-1"]),
         (["--config.evaluation.max_images=3"], ["evaluation.max_images", "3", "4"]),
-        (["--config.evaluation.periodic.num_samples=3"], ["evaluation.periodic.num_samples", "3", "4"]),
         (["--count=3"], ["--count", "3", "4"]),
         (["--nearest=-1"], ["--nearest", "-1"]),
         (["--export=x.npz", "--steps=1,2"], ["--steps", "1,2", "--export"]),
         (["--export=x.png"], ["--export", "x.png", ".npz"]),
+        (["--export=x.npz", "--steps=1", "--metrics=frechet"], ["--metrics is frechet; it must be left out"]),
+        (["--export=x.npz", "--steps=1", "--nearest=0"], ["--nearest is 0; it must be left out with --export"]),
+        (["--export=x.npz", "--config.evaluation.max_images=9"], ["evaluation.max_images is 9; it must be left out"]),
     ],
 )
 def test_wrong_evaluations_are_named(arguments, seen, place, capsys):

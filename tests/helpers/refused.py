@@ -332,6 +332,8 @@ NOT_PROVOKED = {
     "networks/checks.py: model.slices is {net.slices}; it must be 1": "an objective of pooled states",
     "runs/any_step.py: evaluation.metrics": "a sweep of the command evaluate",
     "runs/averages.py": "a run that is about to train",
+    "runs/evaluation_arguments.py": "the command evaluate",
+    "runs/training.py": "a run that is about to train",
     "runs/classifying.py": "the command classify",
     "runs/elastic.py": "several processes",
     "runs/preferences.py": "the command prefer",

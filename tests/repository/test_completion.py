@@ -36,6 +36,10 @@ LINES = {
     "tim-jax train --config=mine": ["mine.py"],
     "tim-jax train --config=digits --config.training.st": ["--config.training.steps"],
     "tim-jax sample --config.sampling.": [f"--config.{key}" for key in KEYS if key.startswith("sampling.")],
+    "tim-jax sample --config.training.": [
+        "--config.training.compilation_cache",
+        "--config.training.compilation_cache_gib",
+    ],
     "tim-jax train --config.training.steps=5 --config.ema.mine=0.5 --workd": ["--workdir"],
     "tim-jax train --config.data.random_crop=": ["False", "True"],
     "tim-jax train --workdir=r": ["runs/"],

@@ -1,13 +1,14 @@
 """Runs that restore images: what is restored, the same whoever asks, pictures and figures, and what is refused."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers.workdirs import TINY, one_device, told, workdir
-from tim_jax import diagnose, evaluate, grid, pairs, sample
+from tim_jax import diagnose, evaluate, grid, pairs, prefer, sample, search
 from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.runs import restoration
@@ -19,6 +20,7 @@ from tim_jax.runs.interface import load
 from tim_jax.runs.measuring import protocol_of
 from tim_jax.runs.reference_data import labelled_reader
 
+DIGITS = pathlib.Path(__file__).resolve().parents[2] / "notebooks" / "digits"
 SMALL = TINY | {"data.height": "8", "data.width": "8", "objective.name": "flow_matching", "data.batch_size": "16"}
 STEERED = "sampling.steering.operator"
 
@@ -56,7 +58,7 @@ def test_known_pixels_stay_and_images_do_not_depend_on_their_batch(run):
     "key, task, labels",
     [("objective.coupling.task", "inpainting", "data"), (STEERED, "super_resolution:2", "balanced")],
 )
-def test_restorations_have_the_labels_of_what_they_restore_and_their_protocol_says_so(key, task, labels):
+def test_restorations_have_the_labels_of_what_they_restore_and_their_protocol_says_so(key, task, labels, caplog):
     changes = SMALL | {key: task, "evaluation.labels": labels}
     with one_device():
         run = build(load_config("digits" if key == STEERED else "base", changes))
@@ -69,6 +71,19 @@ def test_restorations_have_the_labels_of_what_they_restore_and_their_protocol_sa
     _, true = restoration.open_truths(run)(np.arange(40))
     assert not np.array_equal(true, np.arange(40) % 10), "not every label in turn"
     np.testing.assert_array_equal(sample_conditions(run, 40), true)
+    warned = "evaluation.labels is 'balanced', which is for samples: restorations have the labels of what they restore"
+    assert (warned in caplog.text) == (labels == "balanced")
+
+
+def test_labels_that_are_asked_for_of_restorations_are_refused(tmp_path, capsys):
+    words = ["--operator=super_resolution:2", "--config.evaluation.labels=balanced", f"--out={tmp_path / 'out'}"]
+    for further in ([], ["--steering=flowchef,dps"]):
+        line = told(evaluate.main, [f"--workdir={DIGITS}", *words, *further], capsys)
+        assert line == (
+            "error: evaluation.labels is 'balanced'; it must be left out where sampling.steering.operator is "
+            "'super_resolution:2', as restorations have the labels of what they restore"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_restorations_of_a_run_for_prompts_have_the_captions_of_what_they_restore(text_workdir):
@@ -118,6 +133,9 @@ def test_python_restores_pictures_of_any_size(folder):
         (sample, ["--interpolate=3"]),
         (sample, ["--labels=3"]),
         (sample, ["--images=nowhere.png"]),
+        (sample, ["--prompt=a digit"]),
+        (sample, ["--per-prompt=2"]),
+        (sample, ["--images=nowhere.png", "--count=3"]),
         (grid, ["--steps=2"]),
         (diagnose, []),
         (pairs, ["--examples=8", "--steps=2", "--out=x"]),
@@ -127,6 +145,32 @@ def test_what_cannot_be_done_with_such_a_run_is_refused_in_a_line(folder, comman
     arguments = [argument.replace("--out=x", f"--out={tmp_path / 'x'}") for argument in arguments]
     line = told(command.main, [f"--workdir={folder}", *arguments], capsys)
     assert any(word in line for word in ("objective.coupling", "--images")), line
+
+
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (grid, ["--steps=2"]),
+        (grid, ["--steps=2", "--kind=learned"]),
+        (pairs, ["--examples=8", "--steps=2", "--out=x"]),
+        (prefer, ["--reward=brightness", "--out=x"]),
+        (search, ["--reward=brightness", "--out=x"]),
+    ],
+)
+def test_what_cannot_be_done_with_restorations_by_steering_is_refused_too(command, arguments, tmp_path, capsys):
+    arguments = [argument.replace("--out=x", f"--out={tmp_path / 'x'}") for argument in arguments]
+    words = [f"--workdir={DIGITS}", *arguments, f"--config.{STEERED}=box_inpainting:0.5"]
+    with one_device():
+        line = told(command.main, words, capsys)
+    assert "sampling.steering.operator is 'box_inpainting:0.5'; it must be '', or a reward, for" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_plan_is_learned_by_samples_that_are_steered(capsys):
+    with one_device():
+        words = [f"--workdir={DIGITS}", "--steps=2", "--kind=learned", f"--config.{STEERED}=brightness"]
+        line = told(grid.main, words, capsys)
+    assert "sampling.steering.operator is 'brightness'; it must be '' for a plan to be learned" in line
 
 
 @pytest.mark.slow

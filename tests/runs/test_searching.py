@@ -86,6 +86,11 @@ def test_a_reward_and_a_search_go_together(tim):
     for given in ({"search": "best_of:2"}, {"reward": "brightness"}):
         with pytest.raises(ValueError, match="^search is .* there must be both or neither"):
             tim(LABELS, **given)
+    for given in ({"classifier": "x"}, {"target": np.zeros((1, 8, 8, 1))}):
+        with pytest.raises(ValueError, match="^classifier and target are of the reward of a search"):
+            tim(LABELS, **given)
+    with pytest.raises(ValueError, match="^target is given; it must be left out with --reward=brightness"):
+        tim(LABELS, search="best_of:2", reward="brightness", target=np.zeros((1, 8, 8, 1)))
     with pytest.raises(
         ValueError, match="^reward is 'beauty'; it must be one of brightness, classifier, similarity, image"
     ):

@@ -13,6 +13,7 @@ from tim_jax.report.reading import Folder
 from tim_jax.runs import workdir as starts
 from tim_jax.runs.sweep import Store
 from tim_jax.system import files, jsonl
+from tim_jax.system.user_errors import few
 from tim_jax.training import events
 from tim_jax.training.metrics import Writer
 from tim_jax.training.nonfinite import NonFinite
@@ -136,3 +137,43 @@ def test_events_that_cannot_be_read_are_cut_off_and_hang_nothing(tmp_path):
     (tmp_path / "c").write_bytes(b"\xff" * 12)
     events.forget(epath.Path(tmp_path), 3)
     assert [path.stat().st_size for path in sorted(tmp_path.iterdir())] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is full"), RuntimeError("503 from the bucket")])
+def test_a_line_that_cannot_be_written_ends_nothing(error, tmp_path, monkeypatch, caplog):
+    """Object storage has errors of its own kinds."""
+    path = epath.Path(tmp_path) / "any.jsonl"
+    jsonl.add(path, WHOLE[0])
+
+    def refuse(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Log, "add", refuse)
+        jsonl.add(path, WHOLE[1])
+    assert f"{path} could not be written: {error}; the run goes on" in caplog.text
+    jsonl.add(path, WHOLE[1])
+    assert path.read_bytes() == lines(*WHOLE)
+
+
+def test_metrics_are_written_once_their_file_can_be_opened(tmp_path, monkeypatch, caplog):
+    opened, refused = files.Log, [True]
+
+    def open_log(path, *args):
+        if refused[0]:
+            raise RuntimeError("503 from the bucket")
+        return opened(path, *args)
+
+    monkeypatch.setattr(files, "Log", open_log)
+    writer = Writer(epath.Path(tmp_path), start=0)
+    writer.scalars(1, {"loss": 1.0})
+    refused[0] = False
+    writer.scalars(2, {"loss": 0.5})
+    writer.close()
+    assert caplog.text.count("metrics could not be written: 503 from the bucket") == 1
+    assert [line["step"] for line in jsonl.read(epath.Path(tmp_path) / "metrics.jsonl")] == [2]
+
+
+@pytest.mark.parametrize("texts, said", [([], ""), (["a"], "a"), (["a", "b"], "a, b"), ([*"abcde"], "a, b and 3 more")])
+def test_the_first_few_of_many(texts, said):
+    assert few(texts, 2) == said

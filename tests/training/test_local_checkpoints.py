@@ -1,5 +1,6 @@
 """The second tier of checkpoints: what is believed, in one process; real processes of which one has lost its own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.helpers.configs import TINY_NETWORK, flags, tiny_config
@@ -21,7 +24,7 @@ from tests.helpers.workdirs import told
 from tim_jax import train
 from tim_jax.bench import faults
 from tim_jax.config.build import build
-from tim_jax.training import local_checkpoints, parts
+from tim_jax.training import checkpoints, local_checkpoints, loop, parts
 from tim_jax.training.local_checkpoints import LocalCheckpoints, Tier
 from tim_jax.training.settings import CheckpointSettings
 
@@ -139,18 +142,105 @@ def test_none_is_begun_before_all_have_written_the_last_one(tmp_path):
     assert Tier(None, CheckpointSettings()).flags(1) == (False, False)
 
 
+def both_tiers(root, workdir, damaged, local, base):
+    """A run whose workdir has checkpoints of these steps, of which some are damaged, and hosts one of another step.
+
+    Values tell the steps apart: "step" is that of the state.
+    """
+    manager = checkpoints.open_manager(epath.Path(root / "run"), 100)
+    with contextlib.closing(checkpoints.Saver(manager)) as saver:
+        for step in workdir:
+            saver.save(step, on(2, 2)[0] | {"step": jnp.int32(step)}, {})
+        saver.wait()
+        assert saver.failures == [] and checkpoints.latest_good(manager) == (max(workdir), {})
+    for step in damaged:
+        (kept,) = (root / "run" / "checkpoints" / str(step)).glob("manifest-*")
+        kept.write_text(kept.read_text().replace("a", "b", 1))
+    here = LocalCheckpoints(root / "local")
+    for step in local:
+        here.save(step, on(2, 2)[0] | {"step": jnp.int32(step)}, base, 1.5)
+        here.wait()
+    assert here.failures == []
+
+
+def begun(root, local=True):
+    """The step that a start goes on from, 0 for a first state."""
+    state, abstract = on(2, 2)
+    trainer = types.SimpleNamespace(abstract=abstract)
+    with contextlib.closing(checkpoints.open_manager(epath.Path(root / "run"), 100)) as manager:
+        own = LocalCheckpoints(root / "local") if local else None
+        found, _ = loop.latest_state(trainer, manager, lambda: state | {"step": jnp.int32(0)}, own)
+    assert bits({**found, "step": VALUES["step"]}) == bits(VALUES)
+    return int(found["step"])
+
+
+def entries(folder):
+    return sorted(int(path.name) for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize(
+    "workdir, damaged, local, base, step",
+    [
+        ([4, 6], [4, 6], [9], 6, 9),  # after all of the workdir's
+        ([4, 6], [4, 6], [5], 4, 5),  # between them
+        ([4], [4], [2], 0, 2),  # before them
+        ([4], [4], [2, 3], 0, 3),
+        ([4, 6], [6], [9], 6, 9),  # where the workdir has an older good one
+        ([4, 6], [6], [3], 0, 4),  # which is later than the local one
+    ],
+)
+def test_a_start_goes_on_from_the_newest_good_state_of_both_tiers(
+    workdir, damaged, local, base, step, tmp_path, caplog, capsys
+):
+    both_tiers(tmp_path, workdir, damaged, local, base)
+    assert begun(tmp_path) == step
+    for each in damaged:
+        assert f"checkpoint of step {each} not used: manifest-0-of-1.sha256 is altered; now in" in caplog.text
+    assert (f"the state is that of the local checkpoint of step {step}\n" in capsys.readouterr().out) == (step in local)
+    assert entries(tmp_path / "run" / "damaged") == damaged
+    assert entries(tmp_path / "run" / "checkpoints") == sorted({*workdir} - {*damaged})
+    assert begun(tmp_path) == step, "also where that start was killed before it had saved anything"
+
+
+def test_where_all_of_both_tiers_are_damaged_nothing_is_touched(tmp_path, caplog):
+    both_tiers(tmp_path, [4, 6], [4, 6], [9], 6)
+    file = tmp_path / "local" / "0" / "9" / local_checkpoints.PARTS
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    for has_local, said in ((True, "nor is there a local checkpoint"), (False, r"step 4: .* is altered\)$")):
+        with pytest.raises(checkpoints.DamagedCheckpoints, match=said) as error:
+            begun(tmp_path, has_local)
+        assert sorted(error.value.wrong) == [4, 6]
+    assert f"{file.parent} not used: {file.name} is altered" in caplog.text
+    assert entries(tmp_path / "run" / "checkpoints") == [4, 6] and not (tmp_path / "run" / "damaged").exists()
+    file.write_bytes(whole)  # as a host that comes back
+    assert begun(tmp_path) == 9
+
+
+def test_a_run_that_somebody_has_taken_back_does_not_go_on_from_what_came_later(tmp_path):
+    both_tiers(tmp_path, [4, 6], [], [9], 6)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    assert begun(tmp_path) == 4 and folders(tmp_path / "local") == []
+
+
 @pytest.mark.parametrize(
     "local, said",
     [
         ("gs://bucket/local", "must be a path on a disk of this machine"),
         ("{here}/file", "must be a folder, and {here}/file is none"),
+        (
+            "./local",
+            "must be a path from the root, such as '{here}/local', which is the same wherever a process is started",
+        ),
     ],
 )
-def test_a_folder_that_is_not_of_this_host_is_refused(local, said, tmp_path, capsys):
+def test_a_folder_that_is_not_the_same_one_of_this_host_is_refused(local, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
     local, said = (text.format(here=tmp_path) for text in (local, said))
     words = ["--config=digits", f"--workdir={tmp_path / 'run'}", f"--config.checkpoint.local={local}"]
     assert told(train.main, words, capsys) == f"error: checkpoint.local is {local!r}; it {said}"
+    assert told(train.main, [*words, "--check"], capsys) == f"error: checkpoint.local is {local!r}; it {said}"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

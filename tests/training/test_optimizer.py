@@ -119,7 +119,10 @@ def test_schedules_warm_up_and_end(name, decay, steps):
     rates = [float(schedule(n)) for n in range(steps + 20)]
     right = [rate(name, n, 10, decay or steps) for n in range(steps + 20)]
     np.testing.assert_allclose(rates, right, rtol=1e-5, atol=1e-7)
-    assert bool(settings.doubts(steps)) == (0 < decay < steps)
+    doubts = settings.doubts(steps)
+    assert bool(doubts) == (0 < decay < steps)
+    assert all("decay_steps is 100, and training.steps 200" in doubt for doubt in doubts)
+    assert all("with optimizer.decay_steps=200 it falls until the last one" in doubt for doubt in doubts)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

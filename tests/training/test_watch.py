@@ -7,8 +7,10 @@ import types
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.helpers.configs import TINY_NETWORK, flags
+from tests.helpers.workdirs import told
 from tim_jax import train
 from tim_jax.config.batches import batch_spec
 from tim_jax.config.build import build
@@ -16,7 +18,7 @@ from tim_jax.config.command_line import load_config
 from tim_jax.system.chips import CHIPS, chip_of
 from tim_jax.training import sharding
 from tim_jax.training.metrics import Progress
-from tim_jax.training.watch import BINS, Bins, memory, of_nothing
+from tim_jax.training.watch import BINS, Bins, Trace, memory, of_nothing
 from tim_jax.transitions import TRANSPORTS
 
 SMALL = [
@@ -178,3 +180,28 @@ def test_what_cannot_be_watched_is_named(given, named, tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and all(word in error for word in named), error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "steps, start, traced, warned",
+    [((3, 4), 0, [3, 4], False), ((3, 4), 3, [4], False), ((3, 4), 4, [], True), ((6, 9), 0, [6], False)],
+)
+def test_a_trace_is_of_the_steps_that_are_made(steps, start, traced, warned, tmp_path, monkeypatch, caplog):
+    running, found = [False], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: running.__setitem__(0, True))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: running.__setitem__(0, False))
+    trace = Trace(epath.Path(tmp_path), steps, start)
+    for step in range(start + 1, 7):
+        trace.before(step)
+        found += [step] * running[0]
+        trace.after(step)
+    trace.close()
+    assert found == traced and not running[0]
+    assert (f"goes on from step {start}: no trace is written" in caplog.text) == warned
+
+
+def test_steps_that_are_never_made_are_not_traced(tmp_path, capsys):
+    words = ["--config=digits", f"--workdir={tmp_path / 'run'}", *SMALL, "--config.training.steps=9", "--profile=10:12"]
+    line = told(train.main, words, capsys)
+    assert line == "error: --profile is 10:12; it must begin by the last step, training.steps, which is 9"
+    assert not list(tmp_path.iterdir())

@@ -31,9 +31,10 @@ from tim_jax.config.build import build
 from tim_jax.config.command_line import load_config
 from tim_jax.config.run import Run
 from tim_jax.system.progress import Bar
+from tim_jax.system.user_errors import few
 from tim_jax.training import sharding
 from tim_jax.training.array_checksums import checksums, odd_against, odd_copies
-from tim_jax.training.corruption import Corrupted, Guard, few
+from tim_jax.training.corruption import LISTED, Corrupted, Guard
 from tim_jax.training.sharding import to_devices, to_hosts
 from tim_jax.training.state import TrainState
 from tim_jax.training.trainer import Trainer
@@ -167,7 +168,7 @@ class Laboratory:
             state = self.trainer.detailed(state, self.batch)[0]
             sums = checksums(state)
             if bool(sums.differ):  # every trial would be taken for found
-                arrays = few(sums.names(odd_copies(sums).arrays))
+                arrays = few(sums.names(odd_copies(sums).arrays), LISTED)
                 raise RuntimeError(f"step {step} of the undisturbed run has other bits on some devices, in {arrays}")
             self.tables.append(sums.gathered())
 

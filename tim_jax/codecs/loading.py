@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tim_jax.codecs import configs, packaged, tensors
+from tim_jax.system.user_errors import few
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -160,11 +161,7 @@ def renamed(name: str, renames: Renames) -> str | None:
 
 def listed(faults: Mapping[str, Sequence[str]]) -> str:
     """Returns lists of names as one line with the first few of each: "missing: a, b and 7 more; unknown: c"."""
-    return "; ".join(
-        f"{fault}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        for fault, names in faults.items()
-        if names
-    )
+    return "; ".join(f"{fault}: {few(names, SHOWN)}" for fault, names in faults.items() if names)
 
 
 def exactly(dtype) -> contextlib.AbstractContextManager:

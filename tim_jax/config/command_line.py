@@ -23,8 +23,12 @@ KEY = "--config."  # what keys of a configuration begin with
 class Parser(ArgumentParser):
     """An argument parser that takes `--config.section.key=value` besides its own arguments."""
 
-    def __init__(self, **settings: Any):
-        """settings: those of argparse. The epilog says how keys are changed; "" where none can be."""
+    def __init__(self, *, unread: keys.Unread = keys.Unread(), **settings: Any):
+        """Args:
+        unread: Keys that the command does not read, and refuses.
+        settings: Those of argparse. The epilog says how keys are changed; "" where none can be.
+        """
+        self.unread = unread
         base = loading.folder() / "base.py"
         settings.setdefault("epilog", f"{KEY}SECTION.KEY=VALUE changes a key of the configuration; all are in {base}")
         super().__init__(**settings)
@@ -39,6 +43,7 @@ class Parser(ArgumentParser):
         args = self.parse_args(words)
         with user_errors():
             keys.check_given(self._of_package(args, overrides), keys.known_keys() if overrides else ())
+            keys.check_read(overrides, self.unread, self.prog)
         return args, overrides
 
     def _of_package(self, args: argparse.Namespace, overrides: dict[str, str]) -> list[str]:

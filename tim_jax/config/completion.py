@@ -48,7 +48,7 @@ def completed(parser: ArgumentParser, named: Iterable[str], show_keys: bool) -> 
     Args:
         parser: of a command.
         named: keys that the line names, whatever they are: EMAs have names of their own.
-        show_keys: whether keys are among the flags that are proposed; known they are in any case.
+        show_keys: whether keys that the command reads are among the flags that are proposed; known all are in any case.
     """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -59,7 +59,8 @@ def completed(parser: ArgumentParser, named: Iterable[str], show_keys: bool) -> 
     if isinstance(parser, Parser):
         known = dict.fromkeys(named, "") | keys.flatten(loading.load("base").get_config())
         for key, value in known.items():
-            added = parser.add_argument(f"{KEY}{key}", help=None if show_keys else argparse.SUPPRESS)
+            shown = show_keys and key not in parser.unread
+            added = parser.add_argument(f"{KEY}{key}", help=None if shown else argparse.SUPPRESS)
             _complete_with(added, VALUES.get(type(value), NOTHING))
     return parser
 

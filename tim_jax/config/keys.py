@@ -3,6 +3,7 @@
 Their names are those of configs/base.py, so that a mistyped one is seen before anything is imported that takes time.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,44 @@ from ml_collections import ConfigDict
 from tim_jax.config import loading, renames
 
 FREE = ("ema",)  # sections whose keys are names that anybody may give
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Keys that a command does not read, for `key in unread`.
+
+    Attributes:
+        sections: whose keys they are; or single keys.
+        but: keys of those sections that it does read.
+    """
+
+    sections: tuple[str, ...] = ()
+    but: tuple[str, ...] = ()
+
+    def __contains__(self, key: str) -> bool:
+        return key not in self.but and any(f"{key}.".startswith(f"{section}.") for section in self.sections)
+
+
+# What no command of a trained run reads, but for where its programs are kept; and what says which images are held out.
+# Commands of a configuration, such as inspect, take all that makes it, also where they look at a part alone.
+TRAINING = (
+    "checkpoint", "evaluation.periodic", "mesh.accumulation", "optimizer", "posthoc_ema", "start", "teacher", "training"
+)  # fmt: skip
+PROGRAMS = ("training.compilation_cache", "training.compilation_cache_gib")
+HELD_OUT = ("evaluation.held_out", "evaluation.source", "evaluation.path")
+
+
+def unread(*sections: str, but: tuple[str, ...] = ()) -> Unread:
+    """The keys that a command of a trained run does not read: those of training and of further sections.
+
+    Args:
+        sections: further ones, or single keys.
+        but: keys of those that it does read.
+    """
+    return Unread((*TRAINING, *sections), (*PROGRAMS, *but))
+
+
+BY_DRAWING = unread("evaluation", but=HELD_OUT)  # by commands that draw samples and measure nothing of them
 
 
 def known_keys() -> list[str]:
@@ -25,6 +64,13 @@ def check_given(given: Iterable[str], known: Collection[str]) -> None:
         section, _, name = key.partition(".")
         if key not in known and not (section in FREE and name and "." not in name):
             raise ValueError(f"--config.{key}: no such key; {hint(key, known, '--config.')}")
+
+
+def check_read(given: Mapping[str, str], unread: Unread, command: str) -> None:
+    """Raises ValueError for a key of the command line, {"section.key": text}, that the command does not read."""
+    for key, text in given.items():
+        if key in unread:
+            raise ValueError(f"--config.{key} is {text}; it must be left out with {command}, which does not read it")
 
 
 def hint(key: str, known: Iterable[str], before: str) -> str:

@@ -64,6 +64,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
         now["evaluation.held_out"] = "auto"  # it was the default, also for data that had no such part
     if "evaluation.num_samples" in now and now.get("model.condition", "class") == "class":
         now.setdefault("evaluation.labels", "balanced")
+    if now.get("objective.coupling.task") not in (None, "none"):
+        now["evaluation.labels"] = "data"  # which has no effect there
     if now.get("data.buckets.area") and not now.get("data.buckets.table"):
         now.setdefault("data.buckets.keep_rare", True)
     return now

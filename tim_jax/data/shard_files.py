@@ -28,6 +28,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.decode import header_size
 from tim_jax.system import files
 from tim_jax.system.progress import Bar
+from tim_jax.system.user_errors import few
 
 ENDING = ".array_record"
 ABOUT, SETTINGS, NULL, SIZES, BAD = "about.json", "settings.json", "null.safetensors", "sizes.npy", "bad_records.jsonl"
@@ -264,7 +265,8 @@ def check_sizes(folder: Path) -> dict[str, Any]:
     about = read_about(folder)
     wrong = [entry["name"] for entry in _listed_files(about) if _bytes(folder / entry["name"]) != entry["bytes"]]
     if wrong:
-        raise ValueError(f"{folder}: not there, or changed since it was written (another size): {_listed(wrong)}")
+        listed = few(wrong, NAMED_FILES)
+        raise ValueError(f"{folder}: not there, or changed since it was written (another size): {listed}")
     return about
 
 
@@ -275,19 +277,14 @@ def verify(folder: Path) -> dict[str, Any]:
     wrong = [entry["name"] for entry in entries if describe_file(folder / entry["name"])["sha256"] != entry["sha256"]]
     if wrong:
         raise ValueError(
-            f"{folder}: changed since it was written (another checksum): {_listed(wrong)}; delete what is named and "
-            "start the command that made it again"
+            f"{folder}: changed since it was written (another checksum): {few(wrong, NAMED_FILES)}; delete what is "
+            "named and start the command that made it again"
         )
     return about
 
 
 def _listed_files(about: dict[str, Any]) -> list[dict[str, Any]]:
     return about["shards"] + about["beside"]
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - NAMED_FILES
-    return ", ".join(names[:NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _bytes(path: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tim_jax.system import caches, files
+from tim_jax.system import caches
 
 
 class Writer:
@@ -85,7 +85,7 @@ class Table:
     """
 
     def __init__(self, folder: epath.Path):
-        self._hold = caches.Hold(folder) if files.is_local(folder) else None
+        self._hold = caches.used(folder)
         described = json.loads((folder / "table.json").read_text())
         self.meta = described["meta"]
         self._columns = {name: _column(folder / f"{name}.bin", *about) for name, about in described["columns"].items()}

@@ -15,7 +15,10 @@ UNUSED = {
         "evaluation.source is '' or embedded",
         lambda c: c.evaluation.source in ("", "digits", "photos", "emoji"),
     ),
-    ("evaluation.labels",): ("model.condition is text", lambda c: c.model.condition == "text"),
+    ("evaluation.labels",): (
+        "model.condition is text or objective.coupling restores images, which have labels of their own",
+        lambda c: c.model.condition == "text" or c.objective.coupling.task != "none",
+    ),
     ("evaluation.likelihood.steps", "evaluation.likelihood.probes", "evaluation.likelihood.num_images"): (
         f"evaluation.metrics is without {BITS_PER_DIM}",
         lambda c: BITS_PER_DIM not in c.evaluation.metrics,

@@ -5,6 +5,7 @@ DIR is the folder of a run, or of an ablation. --samples=0 draws nothing, where 
 
 import argparse
 
+from tim_jax.config import keys
 from tim_jax.config.command_line import Parser, failures, user_errors, whole_numbers
 
 
@@ -13,6 +14,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m tim_jax.report",
         description="Makes one HTML page of a run or of an ablation, which needs nothing but a browser.",
+        unread=keys.unread("evaluation", but=(*keys.HELD_OUT, "evaluation.batch_size", "evaluation.max_images")),
     )
     made.add_argument("--workdir", required=True, help="the folder of a run, or of an ablation")
     made.add_argument("--out", help="the page, such as run.html; default: WORKDIR/report.html")

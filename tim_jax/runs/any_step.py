@@ -268,6 +268,7 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         ValueError: one line that names what is wrong.
     """
     settings.check(overrides)
+    typed = overrides
     if settings.count is not None:
         overrides = overrides | {"evaluation.num_samples": str(max(settings.count, MIN_IMAGES))}
     if settings.metrics:
@@ -279,10 +280,15 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
         run = build(workdir.load(folder, overrides | task))
         runs = [each for way in settings.ways for each in _resampled(run, way, settings)] if others else [run]
         settings.check_task(runs)
+        settings.check_labels(runs, overrides)
+        settings.check_features(run, overrides)
     if settings.export is not None:
         paths.check_file(paths.given(settings.export, "--export"), "--export")
+        settings.check_export(run, typed)
     else:
         paths.check_folder(settings.folder, "--out")
+        if set(run.evaluation.metrics) == {BITS_PER_DIM}:
+            settings.check_likelihood_alone(typed)
     if settings.guidance_interval and all(each.sampling.guidance == 1 for each in runs):
         raise ValueError(
             "--guidance-interval is given; it must be left out where sampling.guidance is 1, which is none"
@@ -290,11 +296,11 @@ def open_any_step(settings: EvaluationArguments, overrides: dict[str, str]) -> A
     compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     measurement = of_data = None
     if settings.export is not None:
-        settings.check_export(run)
         count = settings.count or run.evaluation.num_samples
     else:
         of_data, run = _likelihood(run, settings)
         measurement = open_measurement(run) if run.evaluation.metrics or not of_data else None
+        settings.check_nearest(run.shows_images and measurement is not None and measurement.neighbours is not None)
         count = measurement.sample_count() if measurement else MIN_IMAGES
     labels = data_labels(run, folder) if run.config.model.condition == "class" else None
     if labels is not None:

@@ -9,6 +9,7 @@ from etils import epath
 
 from tim_jax import data
 from tim_jax.config.run import Run
+from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.runs.input_pipeline import one_after_another, open_source_and_plan
 from tim_jax.runs.labels import cycle_labels
 from tim_jax.runs.restoration import open_truths
@@ -36,6 +37,11 @@ def sample_conditions(run: Run, count: int, counts: np.ndarray | None = None) ->
     """
     of_text = run.config.model.condition == "text"
     if (truths := open_truths(run)) is not None:
+        if run.evaluation.labels != EvaluationSettings.labels:  # recorded by a run that is steered only now
+            logging.warning(
+                "evaluation.labels is %r, which is for samples: restorations have the labels of what they restore",
+                run.evaluation.labels,
+            )
         return truths.captions(count) if of_text else truths(np.arange(count))[1]
     if of_text:
         return data_captions(open_source_and_plan(run)[0], count)

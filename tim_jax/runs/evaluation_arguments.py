@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
+from tim_jax.config.keys import Unread, check_read
 from tim_jax.config.run import Run
+from tim_jax.evaluation.metrics import BITS_PER_DIM
 from tim_jax.evaluation.settings import MIN_IMAGES, MOST_IMAGES
 from tim_jax.system import paths
 
@@ -23,6 +26,14 @@ AXES = {
     "guidance": ("sampling.guidance",),
     "guidance_interval": ("sampling.guidance_low", "sampling.guidance_high"),
 }
+
+# Arguments and keys that are about samples, and those that are about what is measured of them.
+OF_SAMPLES = ("steps", "evaluations", "count", *(name for name in AXES if name != "weights"), "nearest", "export")
+KEYS_OF_MEASURES = ("features", "inception", "dinov2", "reference", "max_images")
+KEYS_OF_SAMPLES = Unread(
+    ("sampling", *(f"evaluation.{name}" for name in ("num_samples", "labels", *KEYS_OF_MEASURES))), ("sampling.ema",)
+)
+KEYS_OF_FIGURES = Unread(tuple(f"evaluation.{name}" for name in ("metrics", "likelihood", *KEYS_OF_MEASURES)))
 
 STEERED = (*AXES["operator"], *AXES["steering"])  # what samples are measured against depends on these
 
@@ -49,6 +60,7 @@ class EvaluationArguments:
         guidance: scales.
         guidance_interval: in which guidance acts, as fractions of T_max.
         metrics: what is measured.
+        given: the arguments that were given, as they were typed; {} for none.
     """
 
     workdir: str
@@ -67,6 +79,7 @@ class EvaluationArguments:
     guidance: Collection[float] = ()
     guidance_interval: Collection[tuple[float, float]] = ()
     metrics: Collection[str] = ()
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> epath.Path:
@@ -146,8 +159,48 @@ class EvaluationArguments:
                 "nothing is restored by"
             )
 
-    def check_export(self, run: Run) -> None:
-        """Raises ValueError if the samples of a run cannot be exported."""
+    def check_features(self, run: Run, overrides: Collection[str]) -> None:
+        """Raises ValueError for weights that are typed of a feature network other than the one that measures."""
+        for name in ("inception", "dinov2"):
+            if f"evaluation.{name}" in overrides and run.evaluation.features != name:
+                raise ValueError(
+                    f"evaluation.{name} is {getattr(run.evaluation, name)!r}; it must be left out where "
+                    f"evaluation.features is {run.evaluation.features!r}"
+                )
+
+    def check_labels(self, runs: Collection[Run], overrides: Collection[str]) -> None:
+        """Raises ValueError for labels that are asked for of restorations, which have those of what they restore."""
+        for run in runs:
+            if run.sampling.steering.measures and "evaluation.labels" in overrides:
+                raise ValueError(
+                    f"evaluation.labels is {run.evaluation.labels!r}; it must be left out where sampling.steering."
+                    f"operator is {run.sampling.steering.operator!r}, as restorations have the labels of what they "
+                    "restore"
+                )
+
+    def check_likelihood_alone(self, overrides: Mapping[str, str]) -> None:
+        """Raises ValueError for what is asked of samples where none is drawn, as bits_per_dim alone is measured."""
+        self._check_left_out(OF_SAMPLES, f"where {BITS_PER_DIM} alone is measured, for which nothing is drawn")
+        check_read(overrides, KEYS_OF_SAMPLES, f"{BITS_PER_DIM} alone")
+
+    def _check_left_out(self, names: Collection[str], where: str) -> None:
+        for name in names:
+            if name in self.given:
+                raise ValueError(f"--{name.replace('_', '-')} is {self.given[name]}; it must be left out {where}")
+
+    def check_nearest(self, shown: bool) -> None:
+        """Raises ValueError for nearest images that cannot be shown; shown: whether samples and others are images."""
+        if self.nearest and not shown:
+            raise ValueError(
+                f"--nearest is {self.nearest}; it must be left out for samples that are no images, or where "
+                "evaluation.reference holds none that would be near"
+            )
+
+    def check_export(self, run: Run, overrides: Mapping[str, str]) -> None:
+        """Raises ValueError if the samples of a run cannot be exported, or for figures, which are not measured then."""
+        names = ("metrics", "nearest", *["seeds"] * (self.seeds > 1))
+        self._check_left_out(names, "with --export, which measures nothing and writes samples of one noise")
+        check_read(overrides, KEYS_OF_FIGURES, "--export")
         if len(self.steps) > 1:
             steps = ",".join(map(str, self.steps))
             raise ValueError(f"--steps is {steps!r}; with --export it must be one step count")

@@ -4,7 +4,7 @@ import contextlib
 import html
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tim_jax.config.build import build
-from tim_jax.config.keys import flatten
+from tim_jax.config.keys import BY_DRAWING, check_read, flatten
 from tim_jax.config.run import Run
 from tim_jax.evaluation import pictures
 from tim_jax.runs import conversion, exports, labels, workdir
@@ -64,6 +64,7 @@ def load(
     texts = {key: str(value) for key, value in flatten(overrides).items()}
     texts["plugin"] = ",".join(map(str, [plugin] if isinstance(plugin, str | os.PathLike) else plugin))
     with arguments_of_python():
+        check_read(texts, BY_DRAWING, "tim_jax.load")
         if exports.is_export(str(path)):
             return _load_export(str(path), texts, as_, ema)
         for name, value in (("as_", as_), ("ema", ema)):
@@ -238,8 +239,7 @@ class Tim:
             self._texts.check(given)
             requests = prompt_requests([("", {"prompt": prompt}) for prompt in given], shape, int(count), run)
         else:
-            classes = run.config.model.num_classes
-            chosen = [labels.label_of(one, self.classes, classes, "conditions has") for one in given]
+            chosen = self._labels_of(given, "conditions has")
             requests = label_requests([label for label in chosen for _ in range(count)], shape)
         generator = self._generator(batch_size(run, requests), guidance, steer, shape)
         sampling = generator.run.sampling
@@ -253,6 +253,8 @@ class Tim:
             settings.check(generator.run, times)
             like = None if target is None else as_array(target, self._channels)
             searcher = Searcher(settings, open_judge(run, reward, classifier, like))
+        elif classifier or target is not None:
+            raise ValueError("classifier and target are of the reward of a search; give search and reward as well")
         drawn = list(draw(generator, self._weights, times, requests, seed=int(seed), searcher=searcher))
         images = np.concatenate([samples.images for samples in drawn])
         found = [one for samples in drawn for one in samples.found if one]
@@ -263,7 +265,7 @@ class Tim:
     def restore(
         self,
         images: np.ndarray | Sequence[Image.Image],
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         steps: int = 4,
         seed: int = 0,
     ) -> Images:
@@ -274,7 +276,7 @@ class Tim:
 
         Args:
             images: pictures of one size, or an array (n, H, W, C) in [−1, 1].
-            labels: (n,) classes of the images; by default the null condition.
+            labels: (n,) classes of the images, numbers or names; by default the null condition.
             steps: of the sampler, at least 1.
             seed: of noise and masks, 0 … 2³² − 1.
 
@@ -294,7 +296,9 @@ class Tim:
         coupling.check_shape(*images.shape[1:])
         if labels is None and run.data.condition_dropout == 0:
             raise ValueError("labels is None; it must be given, as this run has no null condition")
-        found = np.full(len(images), run.config.model.num_classes) if labels is None else np.asarray(labels)
+        found = np.full(len(images), run.config.model.num_classes)
+        if labels is not None:
+            found = np.array(self._labels_of(labels, "labels has"), np.int32)
         if len(found) != len(images):
             raise ValueError(f"labels has {len(found)}; it must have one for each of {len(images)} images")
         generator = self._generator(len(images), None)
@@ -303,6 +307,10 @@ class Tim:
         examples = generator.integrate(self._weights, times, found, seed=int(seed), size=images.shape[1:3])
         drawn = map(Image.fromarray, pictures.to_uint8(generator.decode(examples)))
         return Images(drawn, found.tolist(), int(steps), 1)
+
+    def _labels_of(self, given: Iterable[int | str], where: str) -> list[int]:
+        """The numbers of classes by number or name; where: what they were given as. Raises ValueError."""
+        return [labels.label_of(one, self.classes, self.run.config.model.num_classes, where) for one in given]
 
     def facts(self) -> dict[str, str]:
         """Returns what this is, by name."""

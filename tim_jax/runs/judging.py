@@ -95,6 +95,8 @@ def open_judge(run: Run, name: str, classifier: str = "", target: np.ndarray | N
     known = REWARDS | OF_SCORES | OF_TARGET
     if name not in known:
         raise ValueError(f"--reward is {name!r}; it must be one of {', '.join(known)}, or a plugin's own")
+    if target is not None and name not in OF_TARGET:
+        raise ValueError(f"--target is given; it must be left out with --reward={name}, which looks at no other image")
     by_class = run.config.model.condition == "class"
     kind = "label" if by_class else "prompt"
     if name in REWARDS:

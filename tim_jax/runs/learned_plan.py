@@ -91,6 +91,11 @@ def begin_from(run: Run, steps: Sequence[int]) -> Run:
             of the numbers of steps.
     """
     sampling = dataclasses.replace(run.sampling, plan="sampler", learned=None)
+    if sampling.steering.active:
+        raise ValueError(
+            f"sampling.steering.operator is {sampling.steering.operator!r}; it must be '' for a plan to be learned, by "
+            "which samples that are steered cannot be drawn"
+        )
     if not sampling.linear:
         raise ValueError(
             f"sampling.sampler is {sampling.sampler!r}; it must be one with the same weights for all images, and no "

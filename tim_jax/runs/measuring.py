@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from tim_jax.config.run import Run
 from tim_jax.evaluation import (
@@ -36,7 +35,7 @@ from tim_jax.runs.extractor import Extractor
 from tim_jax.runs.generation import Generator, open_generator
 from tim_jax.runs.reference_data import ImageSet, held_out_images, reference_batch, trained_images, training_images
 from tim_jax.runs.restoration import Truths, open_truths, scored
-from tim_jax.system import paths
+from tim_jax.system import cluster, paths
 from tim_jax.system.progress import Activity, Bar
 from tim_jax.transitions import SAMPLERS
 
@@ -102,7 +101,7 @@ class Measurement:
         needs = (*yardstick.needs_of(self.metrics, reference=True), duplicates.DIGESTS)
         path = epath.Path(self.run.inputs.directory).expanduser() / references.name_of(images.fingerprint)
         found = references.cached(path, images.fingerprint, needs)
-        if not _all_processes(found is not None):
+        if not all(cluster.agreed([found is not None])):
             stream = self.extractor.real(images, "held-out part" if suffix else "reference")
             summary = yardstick.gather(stream, needs, images.count, self.run.evaluation.max_images)
             found = Reference(images.fingerprint, summary | images.given)
@@ -240,13 +239,6 @@ def protocol_of(
 def _digest(found: Any) -> str:
     """What tells grids or plans that were found from others."""
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-
-
-def _all_processes(here: bool) -> bool:
-    """Whether it is so on all processes."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here, np.int32)).all())
 
 
 def _finite(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

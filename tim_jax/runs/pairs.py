@@ -28,7 +28,7 @@ from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.labels import repeated
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.batches import sampling_record
-from tim_jax.runs.restoration import check_none
+from tim_jax.runs.restoration import check_samples
 from tim_jax.runs.step_grid import known_as
 from tim_jax.system import compilation_cache, devices
 from tim_jax.transitions.sampling.planning import make_plan
@@ -187,7 +187,7 @@ def open_pairs(
         ValueError: one line that names what is wrong.
     """
     run = build(workdir.load(folder, overrides), jax.local_devices())
-    check_none(run, "pairs of normal noise and samples")
+    check_samples(run, "pairs of normal noise and samples")
     if run.transport.augmented_dimensions:
         raise ValueError(
             f"transport.augmented_dimensions is {run.transport.augmented_dimensions}; it must be 0 for pairs, whose "

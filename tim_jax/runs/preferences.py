@@ -23,7 +23,7 @@ from tim_jax.runs.input_pipeline import open_source_and_plan
 from tim_jax.runs.labels import repeated
 from tim_jax.runs.learned_plan import with_found
 from tim_jax.runs.outputs.layouts import png
-from tim_jax.runs.restoration import check_none
+from tim_jax.runs.restoration import check_samples
 from tim_jax.system import compilation_cache, files, paths
 from tim_jax.system.progress import Bar
 from tim_jax.transitions.rewards import REWARDS
@@ -230,7 +230,7 @@ def open_comparison(
 
 
 def _sampler(run: Run, folder: epath.Path, count: int, steps: int) -> Sampler:
-    check_none(run, "pairs of samples")
+    check_samples(run, "pairs of samples")
     if not run.shows_images:
         raise ValueError("codecs.autoencoder is ''; it must name what decodes latents to images, of which rewards are")
     weights, step = load_weights(run, folder)

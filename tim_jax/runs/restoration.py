@@ -62,6 +62,16 @@ def check_none(run: Run, doing: str) -> None:
         raise ValueError(f"objective.coupling.task is {coupling_of(run).task!r}; it must be 'none' for {doing}")
 
 
+def check_samples(run: Run, doing: str) -> None:
+    """Raises ValueError, in one line, where samples restore images, by training or by steering, for such a command."""
+    check_none(run, doing)
+    steering = run.sampling.steering
+    if steering.measures:
+        raise ValueError(
+            f"sampling.steering.operator is {steering.operator!r}; it must be '', or a reward, for {doing}"
+        )
+
+
 def check_path(run: Run) -> None:
     """Raises ValueError, in one line, where states are not α x + σ ε with normal noise ε."""
     check_none(run, "states of data and normal noise")

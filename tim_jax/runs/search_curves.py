@@ -14,6 +14,7 @@ from tim_jax.runs.conditions import class_turns, known_labels
 from tim_jax.runs.generation import Generator, check_class_conditional, load_weights, open_generator
 from tim_jax.runs.judging import Judge, open_judge
 from tim_jax.runs.learned_plan import with_found
+from tim_jax.runs.restoration import check_samples
 from tim_jax.runs.searching import Batch, Searcher, SearchSettings, read_search
 from tim_jax.system import compilation_cache
 from tim_jax.system.progress import Bar
@@ -114,6 +115,7 @@ def open_curves(
     run = build(workdir.load(folder, overrides))
     compilation_cache.use(run.training.compilation_cache, run.training.compilation_cache_gib)
     check_class_conditional(run, folder)
+    check_samples(run, "a search, which is for samples")
     judge = open_judge(run, reward, classifier)
     for method in methods:
         if method not in METHODS:

@@ -16,6 +16,7 @@ from tim_jax.runs.schedule import warn_of_schedule
 from tim_jax.runs.workdir import compare_classes, restored, to_json
 from tim_jax.system import files
 from tim_jax.training import names, snapshots, warm_start
+from tim_jax.training.checkpoints import DamagedCheckpoints
 from tim_jax.training.state import TrainState
 
 
@@ -112,12 +113,17 @@ def finished(run: Run, workdir: epath.Path) -> str | None:
     """Returns the line to end with where a run has been trained to its last step, else None.
 
     Raises:
-        ValueError: if it has checkpoints that are all damaged.
+        ValueError: if it has checkpoints that are all damaged, and there are no others on this host to go on from.
     """
     latest = warm_start.latest(workdir)
     if latest is None or latest.step < run.training.steps:
         return None
-    step = warm_start.find(str(workdir), "--workdir").step  # the latest that is not damaged
+    try:
+        step = warm_start.find(str(workdir), "--workdir").step  # the latest that is not damaged
+    except DamagedCheckpoints:
+        if run.checkpoint.local:
+            return None
+        raise
     if step < run.training.steps:
         return None
     more = [f"--config.training.steps={2 * step}"]

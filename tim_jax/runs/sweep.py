@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from tim_jax.evaluation import anystep, pictures, sweep
 from tim_jax.evaluation.protocol import Protocol
@@ -19,7 +18,7 @@ from tim_jax.runs.any_step import METRICS_COST, SHOWN, AnyStepJob, Progress, Way
 from tim_jax.runs.measuring import Measurement
 from tim_jax.runs.restoration import Truths, around, input_psnr
 from tim_jax.runs.weights import read_weights
-from tim_jax.system import files, jsonl, paths
+from tim_jax.system import cluster, files, jsonl, paths
 from tim_jax.training import checksums
 
 SETS, NAMES = "sweep.jsonl", ("sweep.md", "sweep.json", "sweep.png")
@@ -103,7 +102,7 @@ def measure_all(job: AnyStepJob) -> None:
         for steps in sorted(job.ways[i].nfe)
         for seed in seeds
     ]
-    known = _agreed([store.get(of) is not None for *_, of in sets])
+    known = cluster.agreed([store.get(of) is not None for *_, of in sets])
     waiting = [each for each, there in zip(sets, known, strict=True) if not there]
     if first and any(known):
         print(f"{sum(known)} of {len(sets)} sets of samples were measured before, see {folder / SETS}", flush=True)
@@ -232,10 +231,3 @@ def _of_way(way: Way) -> dict[str, str | None]:
     operator, method = (steering.operator, steering.method) if steering.active else (None, None)
     plan = sweep.LEARNED_PLAN if sampling.plan == "learned" else sweep.OWN_PLAN
     return {"operator": operator, "steering": method, "plan": plan}
-
-
-def _agreed(flags: Sequence[bool]) -> list[bool]:
-    """Whether each is so on all processes."""
-    if jax.process_count() == 1:
-        return list(flags)
-    return multihost_utils.process_allgather(np.array(flags, np.int32)).all(axis=0).tolist()

@@ -226,11 +226,34 @@ def fit(
         return sound(attempt)
 
 
+def local_folder(run: Run) -> pathlib.Path:
+    """The folder of every host that `checkpoint.local` names.
+
+    Other paths may be relative: where one leads elsewhere, what should be there is missed. This folder would be made
+    there, and what the last start has saved would not be looked for.
+
+    Raises:
+        ValueError: one line, for a relative one.
+    """
+    local = pathlib.Path(paths.given(run.checkpoint.local, "checkpoint.local", ()))
+    if not local.is_absolute():
+        raise ValueError(
+            f"checkpoint.local is {run.checkpoint.local!r}; it must be a path from the root, such as "
+            f"{str(local.absolute())!r}, which is the same wherever a process is started"
+        )
+    return local
+
+
+def check_local(run: Run) -> None:
+    """Raises ValueError, in one line, for a `checkpoint.local` that is relative or cannot be written to."""
+    if run.checkpoint.local:
+        paths.check_folder(local_folder(run), "checkpoint.local")
+
+
 def local_checkpoints(run: Run, folder: epath.Path) -> LocalCheckpoints:
     """Returns the second tier of checkpoints of a run that has been started in a workdir."""
     start = (folder / workdir.STARTS).read_bytes().partition(b"\n")[0]
-    local = pathlib.Path(paths.given(run.checkpoint.local, "checkpoint.local", ()))
-    return LocalCheckpoints(run_folder(local, files.absolute(folder), start))
+    return LocalCheckpoints(run_folder(local_folder(run), files.absolute(folder), start))
 
 
 def last_line(end: End, folder: epath.Path) -> str:

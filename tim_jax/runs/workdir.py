@@ -22,7 +22,7 @@ from tim_jax.config.overrides import override
 from tim_jax.config.run import Run
 from tim_jax.data.class_folders import is_junk
 from tim_jax.system import files, jsonl, paths
-from tim_jax.system.user_errors import one_line
+from tim_jax.system.user_errors import few, one_line
 from tim_jax.training import formats
 
 CONFIG, STARTS, CLASSES = "config.json", "starts.jsonl", "classes.json"
@@ -267,9 +267,7 @@ def commit() -> str | None:
 
 
 def _listed(names: list[str]) -> str:
-    more = len(names) - NAMED
-    verb = "is" if len(names) == 1 else "are"
-    return ", ".join(map(repr, names[:NAMED])) + (f" and {more} more" if more > 0 else "") + f" {verb}"
+    return f"{few([repr(name) for name in names], NAMED)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _with_tuples(values: Any) -> Any:

@@ -1,39 +1,32 @@
 """What can be made again, kept below a size in its folder: what was used longest ago goes first.
 
-An entry is a file or a folder of files. Who reads a folder holds it by a shared lock, which the operating system lets
-go of when the process ends. What is held stays, and so does what was used within RECENT seconds: another process may
-be about to open it, or may still be writing it. On file systems without locks folders stay.
+An entry is a file or a folder of files. Who reads a folder holds it (holds.py). What is held stays, and so does what
+was used within RECENT seconds: another process may be about to open it, or may still be writing it. On file systems
+without locks folders stay.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
-import shutil
 import time
-import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from tim_jax.system import files
+from tim_jax.system import files, holds
 
 RECENT = 3600.0
 GIB = 2**30
 
 
-class Hold:
-    """Keeps a folder from being removed as long as this object lives, and says that it is used now."""
-
-    def __init__(self, folder: os.PathLike | str):
-        """Raises FileNotFoundError if it is not there."""
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        weakref.finalize(self, os.close, number)
-        with contextlib.suppress(OSError):  # without locks, or not ours to change
-            fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.utime(number)
+def used(folder: os.PathLike | str) -> holds.Hold:
+    """Says that a folder is used now, and returns what keeps it from being removed. Raises Gone if it is not there."""
+    hold = holds.Hold(folder)
+    with contextlib.suppress(OSError):  # it is not ours to change
+        os.utime(folder)
+    return hold
 
 
 class Entry(NamedTuple):
@@ -86,17 +79,10 @@ def _entry(path: Path) -> Entry:
 def _remove(path: Path) -> bool:
     """Whether an entry has been removed; no reader ever sees a folder in part."""
     try:
-        if not path.is_dir():
-            path.unlink()
-            return True
-        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = path.with_name(f"{path.name.partition('.')[0]}.gone-{secrets.token_hex(4)}")
-            path.rename(gone)
-        finally:
-            os.close(number)
-        shutil.rmtree(gone, ignore_errors=True)
+        if path.is_dir():
+            leaving = path.with_name(f"{path.name.partition('.')[0]}.gone-{secrets.token_hex(4)}")
+            return holds.remove(path, leaving, without_locks=False)
+        path.unlink()
         return True
-    except OSError:  # held, without locks, or gone
+    except OSError:  # another process was first, or it is not ours to remove
         return False

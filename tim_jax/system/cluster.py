@@ -3,7 +3,7 @@ device."""
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,6 +124,19 @@ def summed(counts: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return counts
     return int64.from_halves(multihost_utils.process_allgather(int64.to_halves(counts))).sum(0)
+
+
+def agreed(flags: Sequence[bool]) -> list[bool]:
+    """Returns whether each of several things is so on all processes; all must call it."""
+    if jax.process_count() == 1:
+        return list(flags)
+    return multihost_utils.process_allgather(np.array(flags, np.int32)).all(axis=0).tolist()
+
+
+def gathered(array: jax.Array) -> np.ndarray:
+    """Returns the values of a global array on the host, of all processes, each of which must call this."""
+    whole = jax.process_count() == 1
+    return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
 
 
 def hosts() -> list[str]:

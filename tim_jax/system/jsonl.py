@@ -1,13 +1,14 @@
 """Files of JSON, with one value or an object on every line; a kill or a full disk may have torn them, or joined two."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
 from etils import epath
 
 from tim_jax.system import files
+from tim_jax.system.user_errors import one_line
 
 NAMES: dict[type, str] = {dict: "object", list: "list"}
 
@@ -45,6 +46,16 @@ def read(path: epath.Path) -> list[dict[str, Any]]:
     if torn:
         logging.warning("%s: %s", path, left_out(torn))
     return found
+
+
+def add(path: epath.Path, value: Mapping[str, Any]) -> None:
+    """Adds an object to a file, which need not be there. What cannot be written is logged, and the run goes on."""
+    try:
+        log = files.Log(path)
+        log.add(json.dumps(value))
+        log.close()
+    except Exception as error:  # object storage has errors of its own kinds
+        logging.warning("%s could not be written: %s; the run goes on", path, one_line(error)[:200])
 
 
 def keep(path: epath.Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from tim_jax.system import accelerators, logs, peers, streams
@@ -62,6 +62,12 @@ REWORDED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"argument ([^:]+): expected one argument", r"\1: has no value; it must be \1=VALUE"),
     (r"unrecognized arguments: (.+)", r"\1: no such argument"),
 )
+
+
+def few(texts: Sequence[str], most: int) -> str:
+    """Returns the first of several texts, at most so many, and how many more there are: "a, b and 7 more"."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
+from tim_jax.system import cluster
 from tim_jax.training.names import name_of
 
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # by the bytes of a number; those of 8 are two
@@ -72,8 +72,7 @@ class Checksums:
 
     def gathered(self) -> np.ndarray:
         """Returns the table on the host; all processes must call this."""
-        whole = jax.process_count() == 1
-        return np.asarray(self.table if whole else multihost_utils.process_allgather(self.table, tiled=True))
+        return cluster.gathered(self.table)
 
 
 def checksums(tree: Any, expected: Checksums | None = None) -> Checksums:

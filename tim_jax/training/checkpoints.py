@@ -2,11 +2,9 @@
 
 import contextlib
 import functools
-import itertools
 import logging as python_logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,12 +18,12 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from tim_jax.system import files, peers
+from tim_jax.system import files, holds, peers
 from tim_jax.system.user_errors import one_line
-from tim_jax.training import checksums, formats, names, proof, removal
+from tim_jax.training import checksums, damaged, formats, names, proof, removal
+from tim_jax.training.background import BackgroundSaver
 from tim_jax.training.state import TrainState
 
-DAMAGED = "damaged"  # folder of the workdir that checkpoints are moved to when they do not match their manifest
 NO_MANIFEST = "its checksums are missing"
 GONE = "it has been removed"
 PATIENCE = 60.0  # seconds that the first process waits for the manifests of others
@@ -82,20 +80,23 @@ def open_manager(workdir: epath.Path, keep: int, *, keep_every: int = 0, read_on
 
 
 class DamagedCheckpoints(ValueError):
-    """A workdir has checkpoints, but none that can be used."""
+    """A workdir has checkpoints, but none that can be used.
+
+    Attributes:
+        wrong: What is wrong with each, by step.
+    """
+
+    def __init__(self, message: str, wrong: Mapping[int, str]):
+        super().__init__(message)
+        self.wrong = dict(wrong)
 
 
-class Saver:
+class Saver(BackgroundSaver):
     """Saves in the background, one checkpoint at a time. A failure is logged at once, and training goes on.
 
     A checkpoint is believed once its structure has been read back. Then its manifest is written, and older checkpoints
     that need not stay are removed.
 
-    Attributes:
-        saved: The latest step whose checkpoint is complete, with its manifest, or None.
-        seconds: From the beginning of that save until its checkpoint was complete, or None.
-        proof_seconds: Those of them in which what had been written was read back and summed up, or None.
-        failures: What could not be written, a line each.
     """
 
     def __init__(self, manager: Manager, what: str = "checkpoint"):
@@ -103,14 +104,10 @@ class Saver:
         manager: Of the folder.
         what: What is saved, for messages.
         """
+        super().__init__("manifest")
         self.manager, self._what = manager, what
-        self.saved: int | None = None
-        self.seconds: float | None = None
-        self.proof_seconds: float | None = None
-        self.failures: list[str] = []
         self._settled = 0  # of the failures: those after which was cleared again
         _hush_closed_loops()
-        self._thread: threading.Thread | None = None
 
     def save(self, step: int, state: Any, record: dict) -> None:
         """Saves the state of a step, once the checkpoint before it is done. The data position is the step itself.
@@ -131,18 +128,7 @@ class Saver:
             self._fail(step, error)
         else:
             shapes = proof.shapes_of(formats.stored(state))
-            self._thread = threading.Thread(target=self._finish, args=(step, shapes, began), name="manifest")
-            self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being written or removed."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Waits until nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
+            self.begin(self._finish, step, shapes, began)
 
     def close(self) -> None:
         """Waits as well, and closes the checkpoints."""
@@ -165,14 +151,13 @@ class Saver:
             self.manager.wait_until_finished()
             written = time.perf_counter()
             if jax.process_index() == 0 and (found := proof.broken(folder, shapes)):
-                _move_aside(folder)
+                damaged.move(folder)
                 raise proof.NotProven(found)
             checksums.write(folder, jax.process_index(), jax.process_count())
         except Exception as error:
             self._fail(step, error)
         else:
-            now = time.perf_counter()
-            self.saved, self.seconds, self.proof_seconds = step, now - began, now - written
+            self.done(step, began, written)
             self._prune(step)
 
     def _prune(self, step: int) -> None:
@@ -310,51 +295,51 @@ def latest_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, s
     return hold_good(manager)[:2]
 
 
-def hold_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str], removal.Hold | None]:
+def hold_good(manager: ocp.CheckpointManager) -> tuple[int | None, dict[int, str], holds.Hold | None]:
     """As `latest_good`, of a folder from which a run may remove checkpoints meanwhile.
 
     Returns:
         Step and damages, and what keeps the checkpoint from being removed while it is alive.
     """
     for _ in range(TRIES):
-        steps = _agreed(manager.all_steps())
+        steps = agreed(manager.all_steps())
         wrong: dict[int, str] = {}
-        holds: dict[int, removal.Hold | None] = {}
+        held: dict[int, holds.Hold | None] = {}
         for step in steps:
             hold, found = examined(manager.directory / str(step))
             if found == GONE:
                 continue
             if found is None:
                 return step, wrong, hold
-            wrong[step], holds[step] = found, hold
+            wrong[step], held[step] = found, hold
         for step, found in wrong.items():
             if found == NO_MANIFEST:
-                return step, {later: reason for later, reason in wrong.items() if later > step}, holds[step]
+                return step, {later: reason for later, reason in wrong.items() if later > step}, held[step]
         if wrong:
             listed = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
-            raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})")
+            raise DamagedCheckpoints(f"{manager.directory}: no checkpoint can be used ({listed})", wrong)
         if not steps:
             break
         manager.reload()  # all of them are gone, and others there
     return None, {}, None
 
 
-def _agreed(steps: Iterable[int]) -> list[int]:
-    """The latest steps, newest first, as the first process sees them."""
+def agreed(steps: Iterable[int]) -> list[int]:
+    """Returns the latest steps, newest first, as the first process sees them; all processes must call this."""
     found = sorted(steps, reverse=True)[:LISTED]
     if jax.process_count() == 1:
         return found
     padded = np.array(found + [-1] * (LISTED - len(found)), np.int64)
     halves = multihost_utils.broadcast_one_to_all(np.stack([padded >> 31, padded & (2**31 - 1)]).astype(np.int32))
-    agreed = (np.asarray(halves[0], np.int64) << 31) | np.asarray(halves[1], np.int64)
-    return [int(step) for step in agreed if step >= 0]
+    whole = (np.asarray(halves[0], np.int64) << 31) | np.asarray(halves[1], np.int64)
+    return [int(step) for step in whole if step >= 0]
 
 
-def examined(folder: epath.Path) -> tuple[removal.Hold | None, str | None]:
+def examined(folder: epath.Path) -> tuple[holds.Hold | None, str | None]:
     """A hold of a checkpoint, and what is wrong with it, or GONE; the latter is the same on all processes."""
     hold = None
-    with contextlib.suppress(removal.Gone):
-        hold = removal.Hold(folder)
+    with contextlib.suppress(holds.Gone):
+        hold = holds.Hold(folder)
     return hold, damage(folder, hold is None)
 
 
@@ -380,44 +365,6 @@ def damage(folder: epath.Path, gone: bool = False) -> str | None:
         worst = kinds[int(multihost_utils.process_allgather(np.array([code])).max())]
         return found if code == 2 and worst == kinds[2] else worst
     return found
-
-
-def set_aside(manager: ocp.CheckpointManager, wrong: dict[int, str]) -> None:
-    """Moves checkpoints to the folder DAMAGED of the workdir, so that their steps can be saved again.
-
-    Args:
-        manager: The checkpoints.
-        wrong: What is wrong, by step; it is logged.
-    """
-    if jax.process_index() == 0:
-        for step, reason in wrong.items():
-            try:
-                where = f"now in {_move_aside(manager.directory / str(step)).parent}"
-            except OSError as error:
-                where = f"and it cannot be moved away: {one_line(error)}"
-            logging.warning("checkpoint of step %d not used: %s; %s", step, reason, where)
-    if wrong:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-        manager.reload()
-
-
-def _move_aside(folder: epath.Path) -> epath.Path:
-    """Moves a checkpoint to the folder DAMAGED, beside others of its step. Returns where it is."""
-    aside = folder.parent.parent / DAMAGED
-    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
-    to = next(aside / name for name in names if not (aside / name).exists())
-    files.move_folder(folder, to)
-    return to
-
-
-def abstract_state(shapes: Any, shardings: Any) -> Any:
-    """Returns shapes and shardings, trees of one structure, as a tree of jax.ShapeDtypeStruct."""
-
-    def leaf(shape, sharding):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, shapes, shardings)
 
 
 @functools.cache

@@ -6,19 +6,20 @@ cannot be found this way: bits that flip in a part of the state of which no othe
 gives the same wrong bits each time, unless other devices do the same.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 from absl import logging
 from etils import epath
 
-from tim_jax.system import cluster, files
+from tim_jax.system import cluster, jsonl
+from tim_jax.system.user_errors import few
 from tim_jax.training.array_checksums import Checksums, checksums, odd_against, odd_copies
-from tim_jax.training.recomputation import ELSEWHERE, TWICE, Batch, Finding, MakesSteps, Recomputation
+from tim_jax.training.recomputation import ELSEWHERE, TWICE, Finding, MakesSteps, Recomputation
 from tim_jax.training.settings import EXCLUDE, WARN, TrainingSettings
+from tim_jax.training.trainer import Batch
 
 TRIES = 3  # starts from the same checkpoint that may end with corruption
 LISTED = 4  # devices, or arrays, that a message names; the file has all
@@ -149,17 +150,12 @@ class Guard:
         named = [{"process": d.process_index, "host": hosts[d.process_index], "device": str(d)} for d in found.devices]
         line = {"step": number, "time": round(time.time(), 3), "check": found.check, "certain": certain}
         if jax.process_index() == 0:
-            try:
-                log = files.Log(self._path)
-                log.add(json.dumps(line | {"devices": named, "arrays": found.arrays, "from_step": self._start}))
-                log.close()
-            except OSError as error:
-                logging.warning("%s could not be written: %s", self._path, error)
-        where = few([f"{each['device']} (process {each['process']} on {each['host']})" for each in named])
+            jsonl.add(self._path, line | {"devices": named, "arrays": found.arrays, "from_step": self._start})
+        where = few([f"{each['device']} (process {each['process']} on {each['host']})" for each in named], LISTED)
         said = f"step {number}: silent corruption on {'' if certain else 'one of '}{where}: {SAID[found.check]}, in "
-        said += few(found.arrays)
+        said += few(found.arrays, LISTED)
         if self._do == EXCLUDE:
-            out = few(list(dict.fromkeys(each["host"] for each in named)))
+            out = few(list(dict.fromkeys(each["host"] for each in named)), LISTED)
             raise Excluded(f"{said}; {'leave out' if certain else 'leave out one of'} {out}")
         if found.check == TWICE:
             logging.warning("%s; the run goes on with what it gave twice", said)
@@ -167,9 +163,3 @@ class Guard:
             logging.warning("%s; the run goes on with it (training.on_corruption)", said)
         else:
             raise Corrupted(said, self._start)
-
-
-def few(texts: Sequence[str]) -> str:
-    """Returns the first of several texts, and how many more there are."""
-    more = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
-    return ", ".join(texts[:LISTED]) + more

@@ -12,9 +12,8 @@ import hashlib
 import json
 import pathlib
 import shutil
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from jax.experimental import multihost_utils
 from tim_jax.system import jsonl
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import checksums, formats, proof
+from tim_jax.training.background import BackgroundSaver
 from tim_jax.training.cadence import Cadence
 from tim_jax.training.parts import Place, Places, assembled, held
 from tim_jax.training.settings import CheckpointSettings
@@ -43,6 +43,10 @@ class Found:
     step: int
     about: Mapping[str, Any]
 
+    def follows(self, known: int, aside: Collection[int]) -> bool:
+        """Whether it has come from a checkpoint that the workdir has or had; see `LocalCheckpoints.restore`."""
+        return self.about["base"] <= known or self.about["base"] in aside
+
     def places(self) -> Places:
         """Returns where its parts are, {} where it does not match its checksums; that is logged."""
         try:
@@ -58,36 +62,15 @@ class Found:
         }
 
 
-class LocalCheckpoints:
-    """The local checkpoints of a run. Saves in the background; a failure is logged, and training goes on.
-
-    Attributes:
-        saved: The latest step that this process has written, or None.
-        seconds: From the beginning of that save to its end, or None.
-        proof_seconds: Those of them in which what had been written was read back and summed up, or None.
-        failures: What could not be written, a line each.
-    """
+class LocalCheckpoints(BackgroundSaver):
+    """The local checkpoints of a run, those of this process. A failure is logged, and training goes on."""
 
     def __init__(self, folder: pathlib.Path):
         """folder: Of the run, on this host; see `run_folder`."""
+        super().__init__("local checkpoint")
         self._folder = folder
         self._own = folder / str(jax.process_index())
-        self._thread: threading.Thread | None = None
         self._base = 0  # step of the workdir's checkpoint that the present state has come from
-        self.saved: int | None = None
-        self.seconds: float | None = None
-        self.proof_seconds: float | None = None
-        self.failures: list[str] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being written."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Waits until nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
 
     def clear(self) -> None:
         """Removes all, once the run has ended, but what another process is writing."""
@@ -121,8 +104,7 @@ class LocalCheckpoints:
             return self._fail(step, proof.NotProven(f"{found} is not finite"))
         parts = held(state)
         about = {"format": formats.FORMAT, "base": self._base, "productive_seconds": productive_seconds}
-        self._thread = threading.Thread(target=self._write, args=(step, parts, about, began), name="local checkpoint")
-        self._thread.start()
+        self.begin(self._write, step, parts, about, began)
 
     def _write(self, step: int, parts: Mapping[str, np.ndarray], about: dict[str, Any], began: float) -> None:
         new, offset = self._own / f"{step}.new", 0
@@ -141,28 +123,33 @@ class LocalCheckpoints:
             shutil.rmtree(new, ignore_errors=True)
             self._fail(step, error)
         else:
-            now = time.perf_counter()
-            self.saved, self.seconds, self.proof_seconds = step, now - began, now - written
+            self.done(step, began, written)
 
     def _fail(self, step: int, error: Exception) -> None:
         self.failures.append(f"the local checkpoint of step {step} could not be written: {one_line(error)[:300]}")
         logging.warning("%s; training goes on", self.failures[-1])
 
-    def restore(self, abstract: Any, after: int, known: int) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract: Any, after: int | None, known: int, aside: Collection[int] = ()
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Returns the newest state of which every part is found; all processes must call this.
+
+        Those that the run does not go on with are removed.
 
         Args:
             abstract: A tree of jax.ShapeDtypeStruct with shardings.
-            after: Step of the workdir's latest good checkpoint, 0 for none. Only later ones are looked for.
+            after: Step of the workdir's latest good checkpoint, 0 where it has none at all. Only later ones are looked
+                for. None: all that it has are damaged; then nothing is removed unless the run goes on from here.
             known: Step of the latest checkpoint that the workdir has, good or damaged. What has come from a later one
                 is not used: somebody has removed that one to go back.
+            aside: Steps of checkpoints that starts have set aside as damaged. What has come from those is used.
 
         Returns:
             (state, what is recorded of it), or None where there is none; then the log says what was missing.
         """
         self.wait()
-        self.saved, self._base, chosen = None, after, None
-        found = [one for one in _found(self._folder) if one.step > after and one.about["base"] <= known]
+        self.saved, self._base, chosen = None, after or 0, None
+        found = [one for one in _found(self._folder) if one.step > self._base and one.follows(known, aside)]
         for step in _newest(one.step for one in found):
             here = [one for one in found if one.step == step]
             state = assembled(abstract, step, {name: place for one in here for name, place in one.places().items()})
@@ -170,7 +157,7 @@ class LocalCheckpoints:
                 chosen = (state, next((dict(one.about) for one in here), {}))
                 self.saved = step if (self._own / str(step)).exists() else None
                 break
-        for path in _all(self._folder):
+        for path in _all(self._folder) if chosen or after is not None else ():
             if chosen is None or path.name != str(step):
                 shutil.rmtree(path, ignore_errors=True)  # of a path that the run does not go on with
         return chosen

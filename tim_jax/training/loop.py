@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from tim_jax.system import peers
-from tim_jax.training import checkpoints, sharding
+from tim_jax.training import checkpoints, damaged, sharding
 from tim_jax.training.array_checksums import Checksums
 from tim_jax.training.cadence import Cadence
 from tim_jax.training.corruption import Guard
@@ -87,11 +87,29 @@ def latest_state(
     first: Callable[[], TrainState],
     local: LocalCheckpoints | None = None,
 ) -> tuple[TrainState, dict]:
-    """Returns the state to go on from and the record of its checkpoint: the latest good one's, or `first()` and {}."""
-    saved, damaged = checkpoints.latest_good(manager)
-    checkpoints.set_aside(manager, damaged)
-    known = max([saved or 0, *damaged])
-    if local is not None and (found := local.restore(trainer.abstract, saved or 0, known)):
+    """Returns the state to go on from and the record of its checkpoint, or `first()` and {} where there is none.
+
+    That is the newest good one of both tiers, the workdir's and the local one. Damaged ones of the workdir, which the
+    log names, are set aside once there is a state to go on from.
+
+    Raises:
+        DamagedCheckpoints: If the workdir has checkpoints, all are damaged, and there is no local one to go on from.
+            Then all stay where they are.
+    """
+    all_damaged: checkpoints.DamagedCheckpoints | None = None
+    try:
+        saved, wrong = checkpoints.latest_good(manager)
+    except checkpoints.DamagedCheckpoints as error:
+        saved, wrong, all_damaged = None, error.wrong, error
+    found = None
+    if local is not None:
+        after, known = None if all_damaged else saved or 0, max([saved or 0, *wrong])
+        found = local.restore(trainer.abstract, after, known, checkpoints.agreed(damaged.steps(manager.directory)))
+    if all_damaged and found is None:
+        none = "" if local is None else ", nor is there a local checkpoint to go on from"
+        raise checkpoints.DamagedCheckpoints(f"{all_damaged}{none}", wrong)
+    damaged.set_aside(manager, wrong)
+    if found is not None:
         return found
     if saved is None:
         return first(), {}
@@ -140,7 +158,7 @@ def train(
 
     Raises:
         TooManyNonFinite: If too many updates in a row were left out.
-        DamagedCheckpoints: If there are checkpoints, but none that can be used.
+        DamagedCheckpoints: If there are checkpoints, but none of either tier can be used.
         UnknownFormat: If the latest checkpoint was written by a later version.
         Corrupted: If a device was seen to compute or remember wrongly; called again, it goes on from the last
             checkpoint, which is from before (`corruption.sound` does).

@@ -48,6 +48,7 @@ class Writer:
             start: Step that the run goes on from; None to leave all that is there.
         """
         self.workdir, self.active = workdir, active
+        self._log: files.Log | None = None
         self._events = self._wandb = None
         self._flushed = time.monotonic()
         if active and project:
@@ -60,7 +61,6 @@ class Writer:
             if active:
                 if start is not None:
                     self._take_back(start)
-                self._log = files.Log(workdir / "metrics.jsonl")
                 self._events = events.Log(workdir / "events")
                 if start is not None:
                     self._events.add(events.restart(start + 1))
@@ -85,6 +85,7 @@ class Writer:
         values = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._warned():
+            self._log = self._log or files.Log(self.workdir / "metrics.jsonl")  # which object storage may have refused
             self._log.add(json.dumps({"step": step, "time": round(time.time(), 3), **line}))
         self._add(step, [summary.scalar(name, value) for name, value in values.items()])
         if self._wandb is not None:
@@ -121,7 +122,7 @@ class Writer:
     def close(self) -> None:
         """Writes what waits, and closes the files."""
         with self._warned():
-            if self.active:
+            if self._log is not None:
                 self._log.close()
         with self._warned():
             if self._events is not None:

@@ -73,7 +73,7 @@ class Monitor(contextlib.ExitStack):
         self.nonfinite = NonFinite(workdir, settings.max_nonfinite, start)
         self.writer = Writer(workdir, lead, settings.wandb, record, start)
         self._progress = Progress(start, settings.steps, peak, active=lead)
-        self._trace, self._bins = Trace(workdir, profile), Bins()
+        self._trace, self._bins = Trace(workdir, profile, start), Bins()
         self._watchdog = Watchdog(settings.hang_seconds)
         self._launched: Launched | None = None
 

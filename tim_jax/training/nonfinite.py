@@ -1,6 +1,5 @@
 """The account of updates that were left out because their loss or gradient was not finite."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +8,9 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
-from tim_jax.system import files, int64, jsonl
+from tim_jax.system import cluster, int64, jsonl
+from tim_jax.system.user_errors import few
 
 LISTED = 8  # examples that a warning names; the file has all
 
@@ -40,7 +39,6 @@ class NonFinite:
         self.count = len({line.get("step") for line in jsonl.read(self.path) if _before(line, start)})
         if jax.process_index() == 0:
             jsonl.keep(self.path, lambda line: _before(line, start))  # later steps are made again
-        self.log = files.Log(self.path)
 
     def see(
         self, step: int, metrics: Mapping[str, float], per_example: Mapping[str, jax.Array], index: jax.Array
@@ -57,8 +55,8 @@ class NonFinite:
             TooManyNonFinite: If as many in a row were left out as may not be.
         """
         self.count, self.streak = self.count + 1, self.streak + 1
-        examples = {name: _global(per_example[name]) for name in ("t", "r", "loss")}
-        examples["index"] = int64.from_halves(_global(index))
+        examples = {name: cluster.gathered(per_example[name]) for name in ("t", "r", "loss")}
+        examples["index"] = int64.from_halves(cluster.gathered(index))
         if jax.process_index() == 0:
             self._write(step, metrics, examples)
         if self.streak >= self.max_streak:
@@ -73,27 +71,17 @@ class NonFinite:
         if not wrong.size:  # every loss is finite and a gradient is not: it may be that of any of them
             wrong, of = np.arange(len(examples["loss"])), "all examples"
         listed = [{name: _json(values[i]) for name, values in examples.items()} for i in wrong]
-        t, r, index = (examples[name][wrong[:LISTED]] for name in ("t", "r", "index"))
-        few = ", ".join(f"{k} (t {a:.4g}, t − r {a - b:.4g})" for k, a, b in zip(index, t, r, strict=True))
-        more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+        t, r, index = (examples[name][wrong] for name in ("t", "r", "index"))
+        texts = [f"{k} (t {a:.4g}, t − r {a - b:.4g})" for k, a, b in zip(index, t, r, strict=True)]
         loss, gradient = metrics["loss"], metrics["grad_norm"]
-        listing = f"{of} {few}{more}"
-        logging.warning("step %d: loss %g, gradient %g: update left out; %s", step, loss, gradient, listing)
-        line = {"step": step, "loss": _json(loss), "grad_norm": _json(gradient), "rows": listed}
-        try:
-            self.log.add(json.dumps(line))
-            self.log.close()
-        except OSError as error:
-            logging.warning("%s could not be written: %s", self.path, error)
+        logging.warning(
+            "step %d: loss %g, gradient %g: update left out; %s %s", step, loss, gradient, of, few(texts, LISTED)
+        )
+        jsonl.add(self.path, {"step": step, "loss": _json(loss), "grad_norm": _json(gradient), "rows": listed})
 
 
 def _before(line: Mapping[str, Any], start: int) -> bool:
     return isinstance(line.get("step"), int) and line["step"] <= start
-
-
-def _global(values: jax.Array) -> np.ndarray:
-    """Returns the values of all processes, in the batch's order."""
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True) if jax.process_count() > 1 else values)
 
 
 def _json(value: Any) -> float | int | None:

@@ -97,7 +97,7 @@ class OptimizerSettings:
         if 0 < self.decay_steps < steps:
             found.append(
                 f"optimizer.decay_steps is {self.decay_steps}, and training.steps {steps}: the learning rate is 0 in "
-                "the steps between; with optimizer.decay_steps={steps} it falls until the last one"
+                f"the steps between; with optimizer.decay_steps={steps} it falls until the last one"
             )
         if self.warmup_steps >= steps:
             found.append(
@@ -250,7 +250,7 @@ def scale_by_name(factors: tuple[tuple[str, float], ...]) -> optax.GradientTrans
     """Returns a transformation that multiplies updates {part: tree} by factors; others stay.
 
     Args:
-        rates: (pattern, factor); the first pattern that matches a parameter counts.
+        factors: (pattern, factor); the first pattern that matches a parameter counts.
     """
 
     def scale(path: tuple, update: jax.Array) -> jax.Array:

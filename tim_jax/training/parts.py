@@ -13,6 +13,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from tim_jax.training.names import by_name
+
 PIECE = 2**26  # bytes that a process sends at a time
 
 Places = Mapping[str, "Place"]  # by the names of parts
@@ -35,7 +37,7 @@ class Place(NamedTuple):
 def held(state: Any) -> dict[str, np.ndarray]:
     """Returns what the devices of this process hold of a state, each part once, copied to the host."""
     here: dict[str, Any] = {}
-    for name, leaf in _leaves(state):
+    for name, leaf in by_name(state).items():
         here |= {_part(name, shard.index, leaf.shape): shard.data for shard in leaf.addressable_shards}
     for data in here.values():
         data.copy_to_host_async()
@@ -52,7 +54,7 @@ def assembled(abstract: Any, step: int, places: Places) -> Any:
     """
     wanted: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # shape and type of every part
     users: dict[str, set[int]] = {}  # the processes whose devices need it
-    for name, leaf in _leaves(abstract):
+    for name, leaf in by_name(abstract).items():
         for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
             part = _part(name, index, leaf.shape)
             wanted[part] = leaf.sharding.shard_shape(leaf.shape), np.dtype(leaf.dtype)
@@ -84,7 +86,7 @@ def assembled(abstract: Any, step: int, places: Places) -> Any:
         shards = [jax.device_put(read[_part(name, index, leaf.shape)], device) for device, index in devices]
         return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
-    leaves = [array(name, leaf) for name, leaf in _leaves(abstract)]
+    leaves = [array(name, leaf) for name, leaf in by_name(abstract).items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -114,12 +116,6 @@ def _exchanged(
             shape, dtype = parts[part]
             got[part] = data[end - size : end].copy().view(dtype).reshape(shape)
     return got
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their names."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
 def _part(name: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from etils import epath
 
 from tim_jax.system.user_errors import one_line
 from tim_jax.training import checksums
+from tim_jax.training.names import by_name
 
 
 class _Silent:
@@ -52,11 +53,7 @@ class NotProven(RuntimeError):
 
 def not_finite(state: Any) -> str | None:
     """Returns the name of an array of a tree that has numbers which are not finite, or None."""
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
+    arrays = {name: leaf for name, leaf in by_name(state).items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
     finite = np.asarray(_all_finite(list(arrays.values()))) if arrays else np.ones(0, bool)
     return next((name for name, good in zip(arrays, finite, strict=True) if not good), None)
 

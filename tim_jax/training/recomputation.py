@@ -1,7 +1,7 @@
 """Steps that are made twice from the same state, which must give the same bits."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 
 from tim_jax.training.array_checksums import Checksums, checksums, holders, odd_against
 from tim_jax.training.sharding import to_devices, to_hosts
+from tim_jax.training.trainer import Batch
 
 TWICE, ELSEWHERE = "step made twice", "step made elsewhere"  # what was compared
-
-Batch = Mapping[str, jax.Array]
 
 
 class MakesSteps(Protocol):

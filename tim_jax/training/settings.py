@@ -9,6 +9,10 @@ from tim_jax.training.power_ema import MAX_SIGMA_REL, PowerFunction, name_of
 UNUSED = {
     ("start.ema", "start.reinitialise"): ("start.checkpoint is ''", lambda c: not c.start.checkpoint),
     ("posthoc_ema.every", "posthoc_ema.dtype"): ("posthoc_ema.sigma_rel is ()", lambda c: not c.posthoc_ema.sigma_rel),
+    ("training.compilation_cache_gib",): (
+        "training.compilation_cache is ''",
+        lambda c: c.training.compilation_cache == "",
+    ),
     ("training.on_corruption",): (
         "training.compare_every and training.recompute_every are 0",
         lambda c: not (c.training.compare_every or c.training.recompute_every),
@@ -131,8 +135,8 @@ class CheckpointSettings:
     keep: int = 2  # latest checkpoints that stay; with 1, a damaged one has none before it
     keep_every: int = 0  # multiples of so many steps stay for good; 0: none
     resume: str = ""  # where the workdir has none yet: another's, whose whole state goes on here
-    # A folder of every host, on a disk or in memory (/dev/shm/…), for a second tier that a restart of the same host, or
-    # of one with peers that hold the same, goes on from; two of these states must fit. "": none.
+    # A folder of every host, from the root, on a disk or in memory (/dev/shm/…), for a second tier that a restart of
+    # the same host, or of one with peers that hold the same, goes on from; two of these states must fit. "": none.
     local: str = ""
     local_every: int | Literal["auto"] = "auto"  # as every, of those in that folder, of which the latest alone stays
 

@@ -148,6 +148,15 @@ def abstract_batch(mesh: Mesh, spec: dict[str, tuple[tuple[int, ...], Any]]) -> 
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of(mesh, name)) for name, (shape, dtype) in spec.items()}
 
 
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Returns shapes and shardings, trees of one structure, as a tree of jax.ShapeDtypeStruct."""
+
+    def leaf(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, shapes, shardings)
+
+
 def abstract_on(mesh: Mesh, tree: Any) -> Any:
     """Returns shapes on another mesh of the same axes."""
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from tim_jax.system import flops
 from tim_jax.system.progress import Activity
-from tim_jax.training import checkpoints, sharding
+from tim_jax.training import sharding
 from tim_jax.training.sharding import on_mesh
 from tim_jax.training.state import TrainState, first_state, heads_key, init_key
 from tim_jax.training.step import StepSettings, train_step
@@ -128,7 +128,7 @@ class Trainer:
         """Shapes, types and shardings of the online network's parameters, for which no frozen network is needed."""
         boxed = jax.eval_shape(self.init, jax.random.key(0))
         shapes = jax.eval_shape(lambda key: nn.unbox(self.init(key)), jax.random.key(0))
-        return checkpoints.abstract_state(shapes, sharding.shardings(self.mesh, boxed, shapes))
+        return sharding.abstract(shapes, sharding.shardings(self.mesh, boxed, shapes))
 
     @functools.cached_property
     def abstract(self) -> TrainState:
@@ -143,7 +143,7 @@ class Trainer:
         emas = dict.fromkeys(shapes.emas, network)
         emas |= {name: params[part] for name, (part, _) in averages(self.step.auxiliary).items()}
         memory = {name: sharding.of_queues(self.mesh, array.shape) for name, array in shapes.memory.items()}
-        return checkpoints.abstract_state(shapes, TrainState(everywhere, params, emas, opt_state, memory))
+        return sharding.abstract(shapes, TrainState(everywhere, params, emas, opt_state, memory))
 
     @functools.cached_property
     def shardings(self) -> TrainState:

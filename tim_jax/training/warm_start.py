@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from tim_jax.system import files, paths
-from tim_jax.training import checkpoints, formats, names, power_ema, removal, snapshots
+from tim_jax.system import files, holds, paths
+from tim_jax.system.user_errors import few
+from tim_jax.training import checkpoints, formats, names, power_ema, snapshots
 from tim_jax.training.state import TrainState
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a parameter: its shape}
@@ -30,7 +31,7 @@ class Saved:
 
     directory: epath.Path
     step: int
-    hold: removal.Hold | None = dataclasses.field(default=None, compare=False, repr=False)
+    hold: holds.Hold | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.directory / str(self.step))
@@ -131,9 +132,7 @@ def common(here: Shapes, there: Shapes, new: Sequence[str]) -> set[str]:
             return f"{name} is there alone"
         return f"{name} is {there[name]} there and {here[name]} here"
 
-    listed = ", ".join(map(described, wrong[:SHOWN])) + (
-        f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-    )
+    listed = few([described(name) for name in wrong], SHOWN)
     raise ValueError(f"{listed}; what is to start from scratch must be in start.reinitialise")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 BINS = 5  # equal ones, of noise levels in [0, 1]
@@ -78,13 +79,21 @@ def memory() -> dict[str, float]:
 class Trace:
     """A trace of some steps for TensorBoard and XProf, in WORKDIR/profile."""
 
-    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None):
-        """Prepares a trace. steps: The first and the last one, counted from 1; None for no trace."""
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None, start: int = 0):
+        """Prepares a trace, or warns that there is none.
+
+        Args:
+            workdir: Of the run.
+            steps: The first and the last one, counted from 1; None for no trace.
+            start: The step that the run goes on from.
+        """
+        if steps and steps[1] <= start and jax.process_index() == 0:
+            logging.warning("--profile is %d:%d, and the run goes on from step %d: no trace is written", *steps, start)
         self.folder, self.steps, self.running = str(workdir / "profile"), steps, False
 
     def before(self, step: int) -> None:
         """Is called before a step is launched."""
-        if self.steps and step == self.steps[0]:
+        if self.steps and not self.running and self.steps[0] <= step <= self.steps[1]:
             jax.profiler.start_trace(self.folder)
             self.running = True
 

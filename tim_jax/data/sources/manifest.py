@@ -23,7 +23,7 @@ from tim_jax.data.bad_records import BadRecord
 from tim_jax.data.lines import index_lines, lines_of_csv
 from tim_jax.data.sources.base import EncodedImages, Location, Raw, digest, read_file
 from tim_jax.data.stamps import stamps_of_some
-from tim_jax.system import caches, files
+from tim_jax.system import caches, files, holds
 
 NAMES = ("image_file", "file_name")  # keys of the file; a hub has a further one that ends in _file_name as well
 CAPTIONS = ("captions", "caption", "text", "prompt")
@@ -95,10 +95,10 @@ class ManifestSource(EncodedImages):
         return tables.Table(epath.Path(self.index))
 
     @functools.cached_property
-    def _file(self) -> tuple[epath.Path, caches.Hold | None]:
+    def _file(self) -> tuple[epath.Path, holds.Hold | None]:
         """The file of the lines; rows that were written as such stay as long as somebody reads them."""
         path = epath.Path(self.lines or self.manifest)
-        return path, caches.Hold(path.parent) if self.lines else None
+        return path, caches.used(path.parent) if self.lines else None
 
     @functools.cached_property
     def _root(self) -> str:

@@ -302,7 +302,9 @@ def read_truths(settings: SampleSettings, run: Run) -> Truths | None:
         if settings.restored is not None:
             raise ValueError(f"--images is {settings.restored}; it needs a run with objective.coupling, and has 'none'")
         return None
-    for flag, value in (("from", settings.images), ("interpolate", settings.interpolate), ("size", settings.size)):
+    flags = {"from": settings.images, "interpolate": settings.interpolate, "size": settings.size}
+    flags |= {"prompt": settings.prompt, "prompts": settings.prompts, "per-prompt": settings.per_prompt}
+    for flag, value in flags.items():
         if value:
             raise ValueError(f"--{flag} is {value}; a run with objective.coupling takes --images alone")
     if settings.restored is None:

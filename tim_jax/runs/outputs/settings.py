@@ -103,6 +103,9 @@ class SampleSettings:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
         if self.count is not None and self.count > MOST_IMAGES:
             raise ValueError(f"--count is {self.count}; it must be at most {MOST_IMAGES}")
+        for flag, value in (("labels", self.labels), ("images", self.restored)):
+            if self.count is not None and value:
+                raise ValueError(f"--count is {self.count}; it must be left out with --{flag}, which says how many")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise ValueError(f"--guidance is {self.guidance}; it must be at least 0 and finite")
         if self.seed >= 2**32:
