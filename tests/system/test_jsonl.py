@@ -105,7 +105,7 @@ def events_in(folder):
 @pytest.mark.parametrize("start", [0, 2, 130])
 @pytest.mark.parametrize("cut", [0, 7])
 @pytest.mark.parametrize("back", [0, 10**6])
-def test_a_run_that_goes_on_has_every_step_once(start, cut, back, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_has_every_step_once(start, cut, back, tmp_path, monkeypatch, caplog):
     """Killed beyond its last checkpoint, it makes steps again; a kill may cut the last record off too.
 
     Both starts are in the same second, or the clock went backwards between them.
@@ -121,7 +121,9 @@ def test_a_run_that_goes_on_has_every_step_once(start, cut, back, tmp_path, monk
         path.write_bytes(path.read_bytes()[:-cut])
     (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text() + '{"step": 9999, "lo')
     clock[0] -= back
+    assert "starts anew" not in caplog.text
     writer = Writer(folder, start=start)
+    assert ("has made step 4, but has no checkpoint; starts anew" in caplog.text) == (start == 0)
     for step in range(start + 1, most + 2):
         writer.scalars(step, {"loss": step, "error": -step})
     writer.close()

@@ -67,7 +67,10 @@ class Writer:
 
     def _take_back(self, start: int) -> None:
         with self._warned():
-            jsonl.keep(self.workdir / "metrics.jsonl", lambda line: line.get("step", 0) <= start)
+            path = self.workdir / "metrics.jsonl"
+            if start == 0 and (made := max((line.get("step", 0) for line in jsonl.read(path)), default=0)):
+                logging.warning("%s: has made step %d, but has no checkpoint; starts anew", self.workdir, made)
+            jsonl.keep(path, lambda line: line.get("step", 0) <= start)
             events.forget(self.workdir / "events", start)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
