@@ -21,16 +21,21 @@ from tim_jax.types import Output, Query, TangentQuery
 def last_states(net, params, depth, queries):
     """The states of the image's tokens that the final layer sees, of a network of the first `depth` blocks alone."""
     params = params | {"blocks": jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])}
-    seen = []
 
-    def intercept(function, args, kwargs, context):
-        if isinstance(context.module, FinalLayer) and context.method_name == "__call__":
-            seen.append(args[0])
-        return function(*args, **kwargs)
+    @jax.jit
+    def states(params, queries):
+        seen = []
 
-    with nn.intercept_methods(intercept):
-        net.clone(depth=depth, encoder_depth=1).apply({"params": params}, queries)
-    return tuple(seen)
+        def intercept(function, args, kwargs, context):
+            if isinstance(context.module, FinalLayer) and context.method_name == "__call__":
+                seen.append(args[0])
+            return function(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            net.clone(depth=depth, encoder_depth=1).apply({"params": params}, queries)
+        return tuple(seen)
+
+    return states(params, queries)
 
 
 @pytest.mark.parametrize("fields", [{}, {"condition": "text", "guidance_input": True, "guidance_tokens": 2}])
