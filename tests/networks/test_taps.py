@@ -141,9 +141,10 @@ def test_every_network_of_a_step_has_taps():
     net = make_net()
     params, queries = make_params(net), (make_query(net),)
     nets = make_nets(net, hidden=True) | {"teacher": frozen_net(net, (1.0, 0.0, 1.0))}
-    expected = net.apply({"params": params}, queries, taps=(1, 2))[0].taps
+    expected = jax.jit(lambda params: net.apply({"params": params}, queries, taps=(1, 2))[0].taps)(params)
     for name, make in nets.items():
-        (without,), (output,) = make(params)(queries), make(params)(queries, taps=(1, 2))
+        both = jax.jit(lambda params, make=make: (make(params)(queries), make(params)(queries, taps=(1, 2))))
+        (without,), (output,) = both(params)
         assert without.taps is None and (output.hidden is not None) == (name == "online")
         assert_close(output.taps, expected)
 
