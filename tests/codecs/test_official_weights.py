@@ -1,5 +1,6 @@
 """Published weights: round trips, complaints, and the published network's own numbers."""
 
+import functools
 import pathlib
 
 import jax
@@ -49,6 +50,7 @@ def weights(name):
     return load_file(GOLDEN / f"{name}.safetensors")
 
 
+@functools.cache
 def template(name):
     net = TiM(**TINY | NETS[name])
     x, t = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1,))
@@ -175,10 +177,14 @@ def test_on_squares_transposed_parameters_read_the_other_order_of_positions(name
     condition = text if net.condition == "text" else {"label": np.array([3, 10], np.int32)}
     row_major = net.clone(rope_order="row_major")
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(net, params, query):
+        return net.apply({"params": params}, (query,))[0].F
+
     def F(net, params, x):
         query = Query(x, *np.array([[0.9, 0.5], [0.2, 0.1]], np.float32), condition)
         with jax.default_matmul_precision("highest"):
-            return np.asarray(jax.jit(lambda p, q: net.apply({"params": p}, (q,))[0].F)(params, query))
+            return np.asarray(apply(net, params, query))
 
     square, wide = (rng.standard_normal((2, 8, width, 4)).astype(np.float32) for width in (8, 12))
     close(F(row_major, turned, square), F(net, params, square))

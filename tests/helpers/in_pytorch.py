@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tim_jax.runs import conversion
-from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, make_plan, time_grid
+from tim_jax.transitions.sampling.planning import guidance_inputs, guidance_scale, make_plan, padded, time_grid
 from tim_jax.transitions.sampling.sampler import sample
 
 STEPS, COUNT = (1, 2, 4), 3
@@ -67,9 +67,14 @@ def here(folder, noise, condition, null):
     scale = guidance_scale(sampling.guidance, sampling.guidance_channels, x)
     if sampling.guidance_input:
         condition, scale = condition | {"guidance": guidance_inputs(run.transport, sampling, len(x), x.dtype)}, 1.0
+
+    @jax.jit  # one program for all step counts
+    def draw(plan, x, count):
+        return sample(net, plan, x, condition, null, keys, scale, count=count)
+
     for steps in STEPS:
         plan = make_plan(run.transport, time_grid(run.transport, steps, sampling), sampling)
-        drawn[str(steps)] = np.asarray(jax.jit(lambda x: sample(net, plan, x, condition, null, keys, scale))(x))
+        drawn[str(steps)] = np.asarray(draw(padded(plan), x, len(plan.t)))
     return drawn
 
 

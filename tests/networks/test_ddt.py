@@ -58,9 +58,10 @@ def test_a_published_network_gives_its_own_numbers(name, dtype, x64):
     if "x_rect" in found:
         published.assert_close(F(found["x_rect"], found["t"][:2], found["labels"][:2]), found["output_rect"], dtype)
     if "guided" in found:  # of the first row at t = 0.4, of class 3, by 1.42
-        x, t = found["x"][:1], np.array([0.4])
-        unconditional = F(x, t, [net.num_classes])
-        guided = unconditional + 1.42 * (F(x, t, [3]) - unconditional)
+        rows = len(found["x"])  # as many as above, for the same program
+        x, t = np.repeat(found["x"][:1], rows, axis=0), np.full(rows, 0.4)
+        unconditional = F(x, t, np.full(rows, net.num_classes))[:1]
+        guided = unconditional + 1.42 * (F(x, t, np.full(rows, 3))[:1] - unconditional)
         published.assert_close(guided, found["guided"], dtype)
 
 

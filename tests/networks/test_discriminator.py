@@ -21,7 +21,7 @@ K, HIDDEN, WIDTH = 2, 24, 32  # WIDTH of test_networks
 def make_discriminator(**fields):
     """A discriminator, its boxed parameters as initialised, and some that are nowhere zero."""
     made = Discriminator(K, HIDDEN, **fields)
-    boxed = made.init(jax.random.key(0), (jnp.zeros((1, 1, WIDTH)),) * K)["params"]
+    boxed = jax.jit(made.init)(jax.random.key(0), (jnp.zeros((1, 1, WIDTH)),) * K)["params"]
     rng = np.random.default_rng(0)
     return (
         made,
@@ -38,9 +38,10 @@ def make_states(dtype=jnp.float32):
 def test_logits_are_those_of_the_formula_and_zero_at_first(dtype):
     made, boxed, params = make_discriminator(dtype=dtype)
     states = make_states(dtype)
-    logits = made.apply({"params": params}, states)
+    apply = jax.jit(lambda params: made.apply({"params": params}, states))
+    logits = apply(params)
     assert logits.shape == (3, K, 5) and logits.dtype == jnp.float32
-    assert not made.apply({"params": nn.unbox(boxed)}, states).any()
+    assert not apply(nn.unbox(boxed)).any()
     for k, x in enumerate(np.asarray(state, np.float64) for state in states):
         p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[f"head_{k}"])
         x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
@@ -51,8 +52,9 @@ def test_logits_are_those_of_the_formula_and_zero_at_first(dtype):
 
 def test_parameters_learn_at_once_and_states_once_they_have():
     made, boxed, params = make_discriminator()
+    slope = jax.jit(jax.grad(lambda p, s: made.apply({"params": p}, s).mean(), (0, 1)))
     for values, learnt in ((nn.unbox(boxed), False), (params, True)):
-        gradient, taps = jax.grad(lambda p, s: made.apply({"params": p}, s).mean(), (0, 1))(values, make_states())
+        gradient, taps = slope(values, make_states())
         assert all(gradient[f"head_{k}"]["out"]["kernel"].all() for k in range(K))
         assert all(bool(tap.all()) == bool(tap.any()) == learnt for tap in taps)
 

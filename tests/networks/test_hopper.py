@@ -57,9 +57,12 @@ def truth(qkv, dots, do, mask):
     return {"o": o, "o too": o, "o_dot": o_dot, "dq": dq, "dk": dk, "dv": dv}
 
 
-@pytest.mark.parametrize(
-    "case", [name if i == 0 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(CASES)]
-)
+# By default one tile, which takes a third of the time. Several heads are in "no key in one example" as well.
+WHEN = {"slots used again, masked": pytest.mark.slow, "no key in one example": pytest.mark.slow,
+        "no padding, heads": pytest.mark.nightly}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=WHEN.get(name, ())) for name in CASES])
 def test_output_tangent_and_gradients_are_those_of_float64(case, monkeypatch, capfd):
     monkeypatch.setattr(blockwise, "BLOCK", 8)
     inputs = make_inputs(*CASES[case])

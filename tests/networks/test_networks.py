@@ -402,7 +402,7 @@ def test_heads_tell_more_and_change_nothing_else():
 def test_heads_start_at_zero_and_log_variance_knows_time_only():
     net = make_net(output_heads=("velocity", "log_variance"))
     query = make_query(net)
-    (output,) = run(net, query, params=nn.unbox(net.init(jax.random.key(0), (query,)))["params"])
+    (output,) = run(net, query, params=nn.unbox(jax.jit(net.init)(jax.random.key(0), (query,)))["params"])
     assert (output.heads["velocity"] == 0).all() and (output.heads["log_variance"] == 0).all()
     other = make_query(net, seed=1)._replace(t=query.t)
     assert_close(*(run(net, q)[0].heads["log_variance"] for q in (query, other)))

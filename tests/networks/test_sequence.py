@@ -185,7 +185,7 @@ def test_samples_are_those_of_one_device():
         run = build(load_config("digits", changes), jax.devices()[: np.prod(list(mesh.values()))])
         rng = np.random.default_rng(0)
         draw = lambda x: jax.device_put(0.1 * rng.standard_normal(x.shape, np.float32), x.sharding)  # noqa: E731
-        weights = jax.tree.map(draw, run.trainer.abstract.params["online"])
+        weights = jax.tree.map(draw, run.trainer.abstract_online)
         return Generator(run, 4)(weights, np.arange(4), steps=3, size=(8, 12))
 
     assert_close(images(data=2, tensor=1, sequence=2), images(data=1))

@@ -81,11 +81,13 @@ def test_a_step_changes_its_own_slice_alone_also_in_the_optimizer(run):
 def test_intervals_have_equal_probability_and_times_fill_them(distribution):
     transport = TRANSPORTS["edm" if distribution == "log_uniform" else "ot_fm"]()
     times = Times(distribution, -0.4, 1.0, share_equal=0.5, share_min=0.0)
-    drawn = np.asarray(times.draw_t(transport, jax.random.key(0), (40_000,)))
-    ends = [float(times.quantile(transport, jnp.asarray(share))) for share in (1 / 3, 2 / 3)]
+    drawn = np.asarray(jax.jit(lambda key: times.draw_t(transport, key, (40_000,)))(jax.random.key(0)))
+    quantile = jax.jit(lambda share: times.quantile(transport, share))
+    ends = [float(quantile(jnp.asarray(share))) for share in (1 / 3, 2 / 3)]
     np.testing.assert_allclose([(drawn < end).mean() for end in ends], [1 / 3, 2 / 3], atol=0.01)
+    draw = jax.jit(lambda key, k: times.draw_slice(transport, key, 4000, 1, 0, (k, 3)))
     for k, (low, high) in enumerate(zip([transport.T_min, *ends], [*ends, transport.T_max])):
-        t, r = times.draw_slice(transport, jax.random.key(k), 4000, 1, 0, (k, 3))
+        t, r = draw(jax.random.key(k), k)
         assert (t >= low - 1e-5).all() and (t <= high + 1e-5).all() and (r <= t).all()
         inside = drawn[(drawn >= low) & (drawn <= high)]
         np.testing.assert_allclose(np.quantile(t, [0.2, 0.5, 0.8]), np.quantile(inside, [0.2, 0.5, 0.8]), rtol=0.15)

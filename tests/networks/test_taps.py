@@ -21,16 +21,21 @@ from tim_jax.types import Output, Query, TangentQuery
 def last_states(net, params, depth, queries):
     """The states of the image's tokens that the final layer sees, of a network of the first `depth` blocks alone."""
     params = params | {"blocks": jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])}
-    seen = []
 
-    def intercept(function, args, kwargs, context):
-        if isinstance(context.module, FinalLayer) and context.method_name == "__call__":
-            seen.append(args[0])
-        return function(*args, **kwargs)
+    @jax.jit
+    def states(params, queries):
+        seen = []
 
-    with nn.intercept_methods(intercept):
-        net.clone(depth=depth, encoder_depth=1).apply({"params": params}, queries)
-    return tuple(seen)
+        def intercept(function, args, kwargs, context):
+            if isinstance(context.module, FinalLayer) and context.method_name == "__call__":
+                seen.append(args[0])
+            return function(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            net.clone(depth=depth, encoder_depth=1).apply({"params": params}, queries)
+        return tuple(seen)
+
+    return states(params, queries)
 
 
 @pytest.mark.parametrize("fields", [{}, {"condition": "text", "guidance_input": True, "guidance_tokens": 2}])
@@ -136,9 +141,10 @@ def test_every_network_of_a_step_has_taps():
     net = make_net()
     params, queries = make_params(net), (make_query(net),)
     nets = make_nets(net, hidden=True) | {"teacher": frozen_net(net, (1.0, 0.0, 1.0))}
-    expected = net.apply({"params": params}, queries, taps=(1, 2))[0].taps
+    expected = jax.jit(lambda params: net.apply({"params": params}, queries, taps=(1, 2))[0].taps)(params)
     for name, make in nets.items():
-        (without,), (output,) = make(params)(queries), make(params)(queries, taps=(1, 2))
+        both = jax.jit(lambda params, make=make: (make(params)(queries), make(params)(queries, taps=(1, 2))))
+        (without,), (output,) = both(params)
         assert without.taps is None and (output.hidden is not None) == (name == "online")
         assert_close(output.taps, expected)
 

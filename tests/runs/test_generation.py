@@ -76,8 +76,12 @@ def test_one_program_for_all_step_counts(run, sampler, traced):
     assert path.shape == (4, 6, 8, 8, 1), "a state for each step, whatever its evaluations"
     np.testing.assert_allclose(path[0], generator.noise(0, 6), atol=1e-6)
     np.testing.assert_allclose(path[-1], generator({}, LABELS, steps=3), atol=1e-5)
-    few = Generator(generator.run, 4)
-    np.testing.assert_allclose(few({}, LABELS[:5], steps=3), path[-1][:5], atol=1e-5, err_msg="other batches")
+    if sampler in (
+        "flow_map",
+        "sde_heun",
+    ):  # with and without noise on the way; samplers by themselves: test_sampler.py
+        few = Generator(generator.run, 4)
+        np.testing.assert_allclose(few({}, LABELS[:5], steps=3), path[-1][:5], atol=1e-5, err_msg="other batches")
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_an_image_is_judged_as_it_can_be_shown_and_a_latent_as_it_is(tmp_path):
     rng = np.random.default_rng(0)
     for found, channels, same in ((latents, 4, False), (images, 1, True)):
         x = 3 * rng.standard_normal((2, 8, 8, channels), np.float32)
-        judge = found.net(found.params)
+        judge = jax.jit(found.net(found.params))
         scores, clipped = judge(x), judge(np.clip(x, -1, 1))
         assert scores.cosines.shape == scores.logits.shape == (2, 10)
         assert np.abs(scores.cosines).max() <= 1 + 1e-6

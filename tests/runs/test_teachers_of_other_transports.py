@@ -50,7 +50,8 @@ def test_an_edm_teacher_is_asked_as_its_paper_does(devices, teacher, tmp_path):
     y = batch["x"] / (1 - t)  # the data and σ of noise
     c_skip, c_out = sigma_d**2 / (sigma**2 + sigma_d**2), sigma * sigma_d / np.hypot(sigma, sigma_d)
     c_in, c_noise = 1 / np.hypot(sigma, sigma_d), np.log(sigma) / 4
-    (F,) = own.apply({"params": weights}, (Query(c_in * y, at(c_noise), at(c_noise), {"label": batch["label"]}),))
+    query = Query(c_in * y, at(c_noise), at(c_noise), {"label": batch["label"]})
+    (F,) = jax.jit(lambda params: own.apply({"params": params}, (query,)))(weights)
     x = c_skip * y + c_out * F.F
     np.testing.assert_allclose(found.F, (y - x) / sigma - x, atol=1e-4)
     assert np.abs(found.F).max() > 1

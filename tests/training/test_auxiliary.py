@@ -1,6 +1,7 @@
 """Networks beside the student that make several updates in a step: those of a loop by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,8 @@ class ByHand:
 
         self.tx = {name: adam(*given) for name, given in updates.items()}
         self.state = {name: tx.init(self.params[name]) for name, tx in self.tx.items()}
+        self.updates = {name: jax.jit(tx.update) for name, tx in self.tx.items()}
+        self.examples = jax.jit(functools.partial(make_examples, settings))
         self.gradients = {
             name: jax.jit(jax.grad(lambda params, *rest, name=name: self.losses(params, *rest)[name]))
             for name in self.params
@@ -92,12 +95,12 @@ class ByHand:
         return self.gradients[name](self.params, self.average, examples, key, step)[name]
 
     def update(self, name, gradient):
-        updates, self.state[name] = self.tx[name].update(gradient, self.state[name], self.params[name])
+        updates, self.state[name] = self.updates[name](gradient, self.state[name], self.params[name])
         self.params[name] = optax.apply_updates(self.params[name], updates)
 
     def step(self, step, seed):
         examples_key, key = jax.random.split(step_key(seed, step))
-        examples = make_examples(self.settings, a_batch(), examples_key)
+        examples = self.examples(a_batch(), examples_key)
         for turn in range(self.own.updates - 1):
             turn_key = jax.random.fold_in(key, jnp.uint32(2**32 - 4 - turn))
             self.update("score", self.gradient("score", examples, turn_key, step))

@@ -16,6 +16,7 @@ SMALL = {
     "data.batch_size": "64", "model.width": "16", "model.depth": "1", "model.heads": "2", "model.bottleneck": "8",
     "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.warmup_steps": "0", "objective.name": "drifting",
     "objective.drift.samples": "8", "objective.drift.queue": "12", "objective.drift.guidance": "1.5",
+    "model.remat": "none",
 }  # fmt: skip
 MESHES = [{}, {"mesh.data": "2", "mesh.fsdp": "4"}, {"mesh.fsdp": "2", "mesh.sequence": "2"}]
 STEPS = 6

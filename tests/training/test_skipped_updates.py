@@ -20,6 +20,7 @@ from tim_jax.training.nonfinite import NonFinite, TooManyNonFinite
 
 SMALL = {
     **TINY_NETWORK,
+    "model.remat": "dots",  # as by default, which most other tests are without
     "model.patch_size": "4", "data.batch_size": "16", "optimizer.warmup_steps": "0",
 }  # fmt: skip
 

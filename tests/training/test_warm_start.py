@@ -27,6 +27,7 @@ from tim_jax.training.optimizer import OptimizerSettings, make_optimizer, scale_
 SMALL = {
     "model.width": "32", "model.depth": "2", "model.heads": "2", "model.bottleneck": "16", "model.encoder_depth": "1",
     "model.patch_size": "4", "data.batch_size": "16", "training.sample_steps": "(1,)", "training.sample_every": "0",
+    "model.remat": "none",
     "training.steps": "3", "optimizer.decay_steps": "6", "training.log_every": "1", "optimizer.warmup_steps": "0",
     "ema.slow": "0.5",
 }  # fmt: skip

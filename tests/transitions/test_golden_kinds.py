@@ -65,7 +65,7 @@ def test_twin_flow(case, golden, x64):
         of_row = metrics["error"] * adaptive(metrics["error"])
         return factor * losses.mean(), (factor * losses.mean(), factor * of_row, factor * metrics["match"].mean())
 
-    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(weights(arrays))
     expected = (of["loss"], of["row_loss"][order], of["e2e_row_loss"].mean()), gradients(arrays, case)
     error = largest_difference((found, grads), expected)
     print(f"{case}: {error:.1e}")
@@ -101,7 +101,7 @@ def test_difference_transition_matching(golden, x64):
 
     expected = {name.removeprefix("grad/"): array for name, array in arrays.items() if name.startswith("grad/")}
     params = {name: jnp.asarray(arrays[name]) for name in expected}
-    grads, found = jax.grad(loss, has_aux=True)(params)
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(params)
     error = largest_difference((found, grads), (arrays["rows"], expected))
     print(f"{error:.1e}")
     assert error < TOLERANCE
@@ -138,7 +138,7 @@ def test_cmt(case, golden, x64):
         losses = (losses * (total if case == "mse" else jnp.sqrt(total))).reshape(samples, points).T
         return losses.mean(), losses
 
-    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(weights(arrays))
     expected = {name: (1 if case == "mse" else 2) * gradient for name, gradient in gradients(arrays, case).items()}
     error = largest_difference((found, grads), (arrays[f"{case}/rows"], expected))
     print(f"{case}: {error:.1e}")
@@ -186,7 +186,7 @@ def test_imm(case, golden, x64):
         by_group = [values.reshape(-1, particles).mean(axis=1) for values in (losses, metrics["error"])]
         return losses.mean(), by_group
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     found = (middle[groups], objective.time_weight(t)[groups], *states, *found, grads)
     expected = (*(of[name] for name in ("r", "weight", "x_t", "x_r", "loss", "loss_raw")), gradients(arrays, case))
     error = largest_difference(found, expected)

@@ -53,7 +53,7 @@ def test_alphaflow(case, golden, x64):
         losses, metrics = objective.loss({"online": as_net(params)}, rows, of["t"], of["r"], LATE)
         return losses.mean(), (losses, metrics["error"])
 
-    grads, found = jax.grad(loss, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(loss, has_aux=True))(weights(arrays))
     error = largest_difference((found, grads), ((of["loss"], of["loss_raw"]), gradients(arrays, case)))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
@@ -131,7 +131,7 @@ def test_soflow(case, part, golden, x64):
         square = before * metrics["error"]
         return losses.mean(), (square, losses / square / after)
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     expected = gradients(arrays, f"{case}/{part}")
     if part == "velocity":
         found = found[0], found[1] * after  # the published weight includes 1/κ there
@@ -160,7 +160,7 @@ def test_soflow_from_the_published_middle(golden, x64):
         error = example_mean((F(x_t, t, s) - semigroup_target(transport, x_t, t, middle, s, F, x_t, x_l)) ** 2)
         return (after * objective.adaptive(before * error) * before * error).mean(), before * error
 
-    grads, square = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, square = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     expected = {name: 2 * gradient for name, gradient in gradients(arrays, "trig/consistency").items()}
     error = largest_difference((square, grads), (arrays["trig/consistency/square_rows"], expected))
     print(f"trig consistency: {error:.1e}")
@@ -211,7 +211,7 @@ def test_tvm(case, golden, x64):
         return lambda queries: tuple(map(answer, queries))
 
     def terms(params, n):
-        beta = float(of["beta"][n])
+        beta = float(arrays[f"{case}/beta"][n])
         nets = {"online": net(params, beta), "slow": net(weights(arrays, "ema/"), beta)}
         guided = dataclasses.replace(objective, guidance=TargetGuidance(1 / beta, 0.0, 0.0, 1.0, ema="slow"))
         guided.check()
@@ -223,7 +223,7 @@ def test_tvm(case, golden, x64):
         losses = jnp.stack([terms(params, n) for n in range(len(of["t"]))], axis=1)
         return losses.sum(axis=0).mean(), tuple(losses)
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     expected = (of["terminal_loss"], of["fm_loss"]), gradients(arrays, case)
     error = largest_difference((found, grads), expected)
     print(f"{case}: {error:.1e}")
@@ -273,13 +273,15 @@ def test_facm(case, golden, x64):
     def terms(params, n):
         both = jax.tree.map(lambda a: jnp.stack([a[n], a[n]]), rows)
         t = jnp.full(2, 1 - of["tau"][n])
-        return with_guidance(of["tau"][n]).loss(nets | {"online": net(params)}, both, t, t.at[1].set(0.0), LATE)[0]
+        return with_guidance(arrays[f"{case}/tau"][n]).loss(
+            nets | {"online": net(params)}, both, t, t.at[1].set(0.0), LATE
+        )[0]
 
     def mean(params):
         anchor, consistency = jnp.stack([terms(params, n) for n in range(len(of["tau"]))], axis=1)
         return (anchor + consistency).mean(), (anchor, consistency / jnp.cos(jnp.pi / 2 * of["tau"]))
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     error = largest_difference((found, grads), ((of["fm_rows"], of["cm_rows_unweighted"]), gradients(arrays, case)))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
@@ -318,7 +320,7 @@ def test_dmf(case, golden, x64):
         losses, metrics = objective.loss({"online": net(params)}, rows, t, r, LATE)
         return losses.mean(), (losses.reshape(2, -1).mean(axis=0), metrics["error"].reshape(2, -1) * rows.x[0].size)
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays) | {"lv": jnp.asarray(arrays["lv"])})
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays) | {"lv": jnp.asarray(arrays["lv"])})
     sums = np.stack([arrays[f"{case}/{part}_mse_sum"] for part in ("fm", "mf")])
     expected = (arrays[f"{case}/own_rows"], sums), gradients(arrays, case, "own_grad")
     error = largest_difference((found, grads), expected)

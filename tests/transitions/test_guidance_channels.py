@@ -33,8 +33,13 @@ def run(scale, parallel, sampler):
     transport, sampling = TRANSPORTS["ot_fm"](), Sampling(guidance=SCALE, guidance_high=0.8, sampler=sampler)
     plan = make_plan(transport, time_grid(transport, 4, sampling), sampling)
     conditions = ({"label": jnp.array([1.0, 2.0])}, {"label": jnp.zeros(2)})
-    made = (net, plan, jnp.asarray(X), *conditions, image_keys(0, jnp.arange(2)), scale)
-    return sample_parallel(*made, 4, 0.0)[0][-1] if parallel else sample(*made)
+
+    @jax.jit
+    def drawn(plan, x):
+        made = (net, plan, x, *conditions, image_keys(0, jnp.arange(2)), scale)
+        return sample_parallel(*made, 4, 0.0)[0][-1] if parallel else sample(*made)
+
+    return drawn(plan, jnp.asarray(X))
 
 
 @pytest.mark.parametrize("parallel, sampler", [(False, "heun"), (True, "euler")])

@@ -55,8 +55,8 @@ class Toy:
 @pytest.mark.parametrize("max_jumps, gradient", [(1, "vsd"), (3, "vsd"), (1, "sim")])
 def test_gradients_of_student_and_score_are_separate(max_jumps, gradient, x64):
     toy = Toy(max_jumps, gradient=gradient)
-    of_student = jax.jacrev(toy.terms, argnums=0)(0.8, 0.5)
-    of_score = jax.jacrev(toy.terms, argnums=1)(0.8, 0.5)
+    of_student = jax.jit(jax.jacrev(toy.terms, argnums=0))(0.8, 0.5)
+    of_score = jax.jit(jax.jacrev(toy.terms, argnums=1))(0.8, 0.5)
     assert of_student[1] == 0 and of_score[0] == 0
     assert abs(of_student[0]) > 1e-3 and abs(of_score[1]) > 1e-3
     assert of_score[1] == of_score[2], "updates of the score alone are the same"
@@ -66,8 +66,9 @@ def test_gradients_of_student_and_score_are_separate(max_jumps, gradient, x64):
 def test_an_average_stands_for_the_score_where_it_does_not_learn(gradient, x64):
     averaged = Toy(gradient=gradient, network=Auxiliary(average=0.9))
     assert averaged.objective.networks == ("online", "teacher", "score", "score_average")
-    found, slopes = jax.value_and_grad(lambda *a: averaged.terms(*a)[0], argnums=(0, 1, 2))(0.8, 0.5, 0.7)
-    same, slope = jax.value_and_grad(lambda theta: Toy(gradient=gradient).terms(theta, 0.7)[0])(0.8)
+    slopes_of = jax.jit(jax.value_and_grad(lambda *a: averaged.terms(*a)[0], argnums=(0, 1, 2)))
+    found, slopes = slopes_of(0.8, 0.5, 0.7)
+    same, slope = jax.jit(jax.value_and_grad(lambda theta: Toy(gradient=gradient).terms(theta, 0.7)[0]))(0.8)
     np.testing.assert_allclose((found, slopes[0]), (same, slope), rtol=1e-12)
     assert slopes[1:] == (0, 0)
     assert averaged.terms(0.8, 0.5, 0.7)[1] == Toy().terms(0.8, 0.5)[1]
@@ -196,7 +197,7 @@ class GaussianStudent:
             x = law[0] + law[1] * self.z
             return self.objective.matching(self.objective, nets, self.rows, x, LATE, key)[0].mean()
 
-        return jnp.stack(jax.grad(loss)(law))
+        return jnp.stack(jax.jit(jax.grad(loss))(law))
 
 
 CHOICES = [("vsd", divergence, 0) for divergence in DIVERGENCES] + [("vsd", "kl", 4), ("sim", "rkl", 0)]
@@ -245,7 +246,7 @@ def test_implicit_matching_lowers_a_distance_of_the_scores(transport, x64):
         )
         return jnp.sum(share * jnp.sqrt((x_teacher - x_score).ravel() ** 2 + 0.5**2))
 
-    found, expected = jax.grad(loss)(law), jax.grad(distance)(law)
+    found, expected = (jax.jit(jax.grad(of))(law) for of in (loss, distance))
     assert abs(expected).min() > 1e-2
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -198,6 +198,7 @@ def test_draws_and_split_points_stay_in_the_domain(name, transport):
 SMALL = {
     "data.batch_size": "64", "model.width": "32", "model.depth": "1", "model.heads": "2", "model.bottleneck": "16",
     "model.encoder_depth": "1", "model.patch_size": "4", "optimizer.learning_rate": "3e-3", "ema.slow": "0.9",
+    "model.remat": "none",
 }  # fmt: skip
 
 

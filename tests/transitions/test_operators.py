@@ -18,7 +18,7 @@ def matrix(name):
     assert not operator.refuses(SHAPE, *numbers)
     x = jax.random.normal(jax.random.key(0), SHAPE)
     measure = lambda x: operator.gain(SHAPE, *numbers) * operator.measure(x[None], *numbers)[0]  # noqa: E731
-    return np.asarray(jax.jacobian(measure)(x)).reshape(-1, FLAT)
+    return np.asarray(jax.jit(jax.jacobian(measure))(x)).reshape(-1, FLAT)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

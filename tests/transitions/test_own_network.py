@@ -229,7 +229,8 @@ def test_dropped_conditions_and_guidance():
     mean_loss(objective, net, random(0), jax.random.key(0), condition_dropout=1.0, **given)
     assert all((np.asarray(label) == 7).all() for label in seen)
     # F = x + label; guidance by 2 makes it x + 2 label − 7.
-    one = generate(objective, net, random(0), 1, sampling=Sampling(guidance=2.0), **given)
+    draw = jax.jit(lambda noise: generate(objective, net, noise, 1, sampling=Sampling(guidance=2.0), **given))
+    one = draw(random(0))
     np.testing.assert_allclose(one, -(2 * labels - 7.0)[:, None] + 0 * random(0), atol=1e-5)
 
 
@@ -356,5 +357,5 @@ def test_without_an_offset_losses_are_finite():
     """Where there is no head its error is 0, and has no weight: 0 to the power of −½ is none."""
     objective = dataclasses.replace(OBJECTIVES["tim"](OT_FM), adaptive=AdaptiveWeight(0.5, 0.0))
     loss = lambda theta: mean_loss(objective, lambda x, t, r: theta * x, random(1), jax.random.key(0))[0]  # noqa: E731
-    value, slope = jax.value_and_grad(loss)(jnp.float32(0.3))
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.float32(0.3))
     assert jnp.isfinite(value) and jnp.isfinite(slope)

@@ -51,22 +51,29 @@ def test_it_depends_on_the_step_alone_and_is_off_by_default():
 
 def test_a_training_step_sees_the_mixed_noise(x64):
     """At T_max a state is the noise itself; β is 1 at the first step."""
-    seen = []
-
-    def net(queries):
-        seen.append(queries[0])
-        return tuple(Output(jnp.zeros_like(q.x_t)) for q in queries)
-
     objective = dataclasses.replace(SLIM, times=Times("max", share_equal=1.0, share_min=0.0))
     objective.check()
     rows = rows_of(random(0, SHAPE), random(1, SHAPE))
+
+    @jax.jit
+    def see(step):
+        """What the objective gives, and the states that the network is asked about."""
+        seen = []
+
+        def net(queries):
+            seen.append(queries[0].x_t)
+            return tuple(Output(jnp.zeros_like(q.x_t)) for q in queries)
+
+        return *objective({"online": net}, rows, step, jax.random.key(0)), seen[-1]
+
+    states = []
     for step in (0, 400):
-        losses, metrics = objective({"online": net}, rows, jnp.int32(step), jax.random.key(0))
-        x_t = seen[-1].x_t
+        losses, metrics, x_t = see(jnp.int32(step))
+        states.append(x_t)
         np.testing.assert_allclose(losses, ((x_t - rows.x) ** 2).mean((1, 2, 3)), rtol=1e-10)
         assert (metrics["t"] == 1).all() and (metrics["r"] == 1).all()
-    assert not np.isclose(seen[0].x_t, rows.noise).any(axis=(1, 2, 3)).all()
-    np.testing.assert_array_equal(seen[1].x_t, rows.noise)
+    assert not np.isclose(states[0], rows.noise).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(states[1], rows.noise)
 
 
 def test_one_step_of_the_distilled_network_is_the_sample(x64):

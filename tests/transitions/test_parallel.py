@@ -1,5 +1,7 @@
 """Parallel-in-time sampling gives what sequential sampling gives, in fewer sweeps than there are steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +33,10 @@ def both(sampling, steps, window, tolerance, guidance=1.0):
     keys = image_keys(3, jnp.arange(5))
     x = jax.random.normal(jax.random.key(1), (5, 6), jnp.result_type(float))
     condition, null = jnp.linspace(0, 1, 5), jnp.zeros(5)
-    arguments = (net, plan, x, condition, null, keys, jnp.asarray(guidance))
-    found, sweeps = sample_parallel(*arguments, window=window, tolerance=tolerance)
-    return sample(*arguments, trajectory=True), found, int(sweeps)
+    arguments = (plan, x, condition, null, keys, jnp.asarray(guidance))
+    sweep = jax.jit(functools.partial(sample_parallel, net, window=window, tolerance=tolerance))
+    found, sweeps = sweep(*arguments)
+    return jax.jit(functools.partial(sample, net, trajectory=True))(*arguments), found, int(sweeps)
 
 
 @pytest.mark.parametrize("sampler", [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in OTHER_SHAPES)])

@@ -180,7 +180,7 @@ def test_jit(case, golden, x64):
         losses, _ = objective.loss({"online": jit_net(transport, params)}, rows, t, t, jnp.int32(0))
         return losses.mean(), losses
 
-    grads, losses = jax.grad(loss, has_aux=True)(weights(arrays))
+    grads, losses = jax.jit(jax.grad(loss, has_aux=True))(weights(arrays))
     x_t = interpolate(transport, rows.x, rows.noise, t)
     (output,) = jit_net(transport, weights(arrays))((Query(x_t, t, t, rows.condition),))
     expected = {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{case}/grad/")}

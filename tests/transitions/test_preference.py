@@ -43,7 +43,7 @@ def test_flow_dpo(case, golden, x64, monkeypatch):
         margin = -0.5 * objective.beta(t) * (of["win_gap"] - of["lose_gap"])
         return losses.mean(), (losses, metrics["margin"] - margin)
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     error = largest_difference((found, grads), ((of["rows"], np.zeros(6)), gradients(arrays, f"dpo/{case}")))
     print(f"{case}: {error:.1e}")
     assert error < TOLERANCE
@@ -58,7 +58,7 @@ def test_reward_weighted_regression(golden, x64):
         losses, _ = objective.loss({"online": as_net(params)}, rows, t, t, LATE)
         return losses.mean(), losses
 
-    grads, found = jax.grad(mean, has_aux=True)(weights(arrays))
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(weights(arrays))
     error = largest_difference((found, grads), (arrays["rwr/rows"], gradients(arrays, "rwr")))
     print(f"rwr: {error:.1e}")
     assert error < TOLERANCE

@@ -127,10 +127,14 @@ def test_two_states_continue_the_run_that_they_are_of(sampler, x64):
     def net(queries):
         return tuple(Output(jnp.tanh(q.x_t + q.t[:, None])) for q in queries)
 
-    path = sample(net, plan, x, None, None, keys, trajectory=True)
-    rest = sample(net, without_first(plan), path[1], None, None, keys, trajectory=True, before=path[0])
+    @functools.partial(jax.jit, static_argnames=("trajectory", "pair"))
+    def draw(plan, x, before=None, **told):
+        return sample(net, plan, x, None, None, keys, before=before, **told)
+
+    path = draw(plan, x, trajectory=True)
+    rest = draw(without_first(plan), path[1], path[0], trajectory=True)
     np.testing.assert_allclose(rest, path, atol=1e-12)
-    pair = sample(net, without_first(plan), path[1], None, None, keys, before=path[0], pair=True)
+    pair = draw(without_first(plan), path[1], path[0], pair=True)
     np.testing.assert_allclose(pair, jnp.stack([path[-1], path[-2]], axis=1), atol=1e-12)
 
 

@@ -50,7 +50,8 @@ def test_the_order(sampler, x64):
 
 def trajectory(sampler, F, x, steps=5):
     plan = make_plan(OT_FM, time_grid(OT_FM, steps), Sampling(sampler=sampler))
-    return sample(as_net(F), plan, x, None, None, KEYS[: len(x)], trajectory=True)
+    drawn = jax.jit(lambda plan, x: sample(as_net(F), plan, x, None, None, KEYS[: len(x)], trajectory=True))
+    return drawn(plan, x)
 
 
 def test_a_flops_is_exact_where_the_slope_is_linear_in_the_state(x64):

@@ -232,13 +232,14 @@ def test_what_a_padded_plan_adds_does_not_take_place(sampler):
     transport = unnoised(TRANSPORTS["vp"]())
     net, keys = gaussian_net(Gaussian(transport, 0.4, 0.6)), image_keys(2, jnp.arange(3))
     plan, noise = plan_of(transport, 3, Sampling(sampler=sampler)), start_noise(keys, (2, 2, 1))
-    whole = sample(net, plan, noise, None, None, keys)
-    np.testing.assert_allclose(sample(net, padded(plan), noise, None, None, keys, count=len(plan.t)), whole, atol=1e-6)
-    path = sample(net, plan, noise, None, None, keys, trajectory=True)
+    whole = jax.jit(lambda plan: sample(net, plan, noise, None, None, keys))(plan)
+    of_count = jax.jit(lambda plan, count: sample(net, plan, noise, None, None, keys, count=count))
+    np.testing.assert_allclose(of_count(padded(plan), len(plan.t)), whole, atol=1e-6)
+    path = jax.jit(lambda plan: sample(net, plan, noise, None, None, keys, trajectory=True))(plan)
     assert path.shape == (len(plan.t) + 1, *noise.shape)
     np.testing.assert_array_equal(path[0], noise)
     np.testing.assert_allclose(path[-1], whole, atol=1e-6)
-    alone = sample(net, plan, noise[1:2], None, None, keys[1:2])
+    alone = jax.jit(lambda plan: sample(net, plan, noise[1:2], None, None, keys[1:2]))(plan)
     np.testing.assert_allclose(alone[0], whole[1], atol=1e-6, err_msg="an image depends on its batch")
 
 

@@ -52,11 +52,12 @@ def test_the_nearest_image_that_agrees(x64, name):
     numbers = {"gaussian_blur": (0.4,), "motion_blur": (1.5, 0)}.get(name, operator.numbers)
     measure = lambda x: operator.measure(x, *numbers)  # noqa: E731
     x, truth = jnp.asarray(RNG.normal(0, 1, (2, 2, *shape)))
-    found = consistent(lambda x: measure(x) - measure(truth), x, 3 if "blur" in name else 1)
+    iterations = 3 if "blur" in name else 1
+    found = jax.jit(lambda x: consistent(lambda x: measure(x) - measure(truth), x, iterations))(x)
     np.testing.assert_allclose(measure(found), measure(truth), atol=1e-5 if "blur" in name else 1e-12)
     if name == "colour_statistics":
         return  # exact at once as well, since deviations are scaled
-    A = np.asarray(jax.jacobian(lambda x: measure(x[None])[0])(x[0])).reshape(-1, np.prod(shape))
+    A = np.asarray(jax.jit(jax.jacobian(lambda x: measure(x[None])[0]))(x[0])).reshape(-1, np.prod(shape))
     off = np.asarray(found - x).reshape(2, -1)
     np.testing.assert_allclose(off @ np.linalg.pinv(A) @ A, off, atol=1e-6)  # no way that the measurement does not ask
 
@@ -67,9 +68,13 @@ def test_what_is_not_linear_takes_some_iterations(x64):
         return means + 0.1 * means**3
 
     x, truth = jnp.asarray(RNG.normal(0, 1, (2, 2, 8, 8, 3)))
-    off = [
-        jnp.abs(measure(consistent(lambda x: measure(x) - measure(truth), x, n)) - measure(truth)).max() for n in (1, 5)
-    ]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def miss(x, iterations):
+        found = consistent(lambda x: measure(x) - measure(truth), x, iterations)
+        return jnp.abs(measure(found) - measure(truth)).max()
+
+    off = [miss(x, n) for n in (1, 5)]
     assert off[1] < 1e-6 < off[0]
 
 
@@ -110,7 +115,8 @@ def test_a_scale_of_zero_changes_nothing(x64, method):
     plain = Sampling(steering=Steering())
     plan = make_plan(TRANSPORTS["ot_fm"](), time_grid(TRANSPORTS["ot_fm"](), 3, plain), plain)
     x = jnp.asarray(np.random.default_rng(1).normal(0, 1, (B, *SHAPE)))
-    expected, counted = sample_and_count(net, plan, x, {}, {}, image_keys(1, jnp.arange(B)))
+    keys = image_keys(1, jnp.arange(B))
+    expected, counted = jax.jit(lambda plan, x: sample_and_count(net, plan, x, {}, {}, keys))(plan, x)
     for estimate in ("prediction", "end"):
         found, each = draw(
             Sampling(steering=Steering("super_resolution:2", method, 0.0, estimate=estimate, iterations=2))
@@ -130,7 +136,9 @@ def test_evaluations_are_counted_and_padding_changes_nothing(x64):
     plan = make_plan(transport, time_grid(transport, 3, sampling), sampling)
     x = jnp.asarray(np.random.default_rng(1).normal(0, 1, (B, *SHAPE)))
     steer = of_residual(sampling.steering, pooled)
-    found, _ = sample_and_count(net, padded(plan), x, {}, {}, image_keys(1, jnp.arange(B)), count=3, steer=steer)
+    keys = image_keys(1, jnp.arange(B))
+    drawn = jax.jit(lambda plan, x: sample_and_count(net, plan, x, {}, {}, keys, count=3, steer=steer))
+    found, _ = drawn(padded(plan), x)
     np.testing.assert_allclose(found, draw(sampling)[0], atol=1e-12)
 
 
@@ -144,8 +152,9 @@ def test_a_reward_is_climbed(x64):
         sampling = Sampling(steering=Steering("brightness", "dps", scale))
         plan = make_plan(transport, time_grid(transport, 4, sampling), sampling)
         x = jnp.asarray(np.random.default_rng(1).normal(0, 1, (B, *SHAPE)))
-        found = sample_and_count(
-            net, plan, x, {}, {}, image_keys(1, jnp.arange(B)), steer=Steer(sampling.steering, loss)
-        )[0]
-        means.append(found.mean())
+        steer, keys = Steer(sampling.steering, loss), image_keys(1, jnp.arange(B))
+        drawn = jax.jit(
+            lambda plan, x, steer=steer, keys=keys: sample_and_count(net, plan, x, {}, {}, keys, steer=steer)
+        )
+        means.append(drawn(plan, x)[0].mean())
     assert means[1] > means[0] + 0.3

@@ -81,7 +81,8 @@ def test_matching_draws_samples_to_the_data(transport, x64):
     x_T = interpolate(transport, group.examples.x, group.examples.noise, t)
     F = fake.F(x_T, t, group.r)
     again = jnp.linspace(0.2, 0.8, SHAPE[0]) * transport.T_max
-    gradient = jax.grad(lambda F: objective.match(twin_net(real, fake), group, F, random(3), again).sum())(F)
+    match = lambda F: objective.match(twin_net(real, fake), group, F, random(3), again).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(match))(F)
     before, after = (objective.data(x_T, at, t).mean() for at in (F, F - 0.01 * gradient))
     assert before < after < 0.5
 

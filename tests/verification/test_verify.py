@@ -67,7 +67,7 @@ def test_exact_attention_has_the_derivatives_of_its_output():
     np.testing.assert_allclose(nothing[0], np.broadcast_to(qkv[2][0, :2].mean(0), nothing[0].shape), atol=1e-12)
 
 
-def test_a_wrong_attention_is_wrong_and_ends_with_1(monkeypatch, capsys, tmp_path):
+def test_a_wrong_attention_is_wrong_and_ends_with_1(monkeypatch, capsys, tmp_path, nothing_collected):
     def louder(q, k, v, mask=None, in_jvp=False):
         return xla.attention(1.001 * q, k, v, mask)
 
@@ -135,7 +135,13 @@ def test_collectives_of_eight_devices_are_exact_and_a_wrong_one_is_seen(monkeypa
     assert seen.verdict == WRONG and seen.measured.endswith("with wrong numbers")
 
 
-def test_what_cannot_be_checked_is_left_out_and_errors_are_wrong(monkeypatch):
+@pytest.fixture
+def nothing_collected(monkeypatch):
+    """Without looking through all that tests before have left, which takes seconds."""
+    monkeypatch.setattr(job.gc, "collect", lambda: 0)
+
+
+def test_what_cannot_be_checked_is_left_out_and_errors_are_wrong(monkeypatch, nothing_collected):
     def raises(error):
         def run(setup):
             yield line(OK)
@@ -156,7 +162,7 @@ def test_what_cannot_be_checked_is_left_out_and_errors_are_wrong(monkeypatch):
     assert found.lines[-1][1].measured == "RuntimeError: two lines"
 
 
-def test_each_line_is_shown_while_the_checks_go_on(monkeypatch, capsys):
+def test_each_line_is_shown_while_the_checks_go_on(monkeypatch, capsys, nothing_collected):
     shown = []
 
     def run(setup):

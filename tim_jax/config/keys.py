@@ -86,9 +86,15 @@ def ending(name: str, known: Iterable[str]) -> list[str]:
     return sorted((key for key in known if f".{key}".endswith(f".{name}")), key=lambda key: (key.count("."), key))
 
 
-def check_left(keys: Iterable[str], reason: str, config: ConfigDict, default: ConfigDict) -> None:
-    """Raises ValueError for one of these keys, which have no effect for that reason, if it is not at its default."""
-    given, right = flatten(config), flatten(default)
+def check_left(keys: Iterable[str], reason: str, given: Mapping[str, Any], right: Mapping[str, Any]) -> None:
+    """Raises ValueError for one of these keys, which have no effect for that reason, if it is not at its default.
+
+    Args:
+        keys: "section.key".
+        reason: what they have no effect where.
+        given: the configuration, as `flatten` gives it.
+        right: the default configuration, likewise.
+    """
     for key in keys:
         if given[key] != right[key]:
             raise ValueError(

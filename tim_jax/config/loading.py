@@ -18,8 +18,9 @@ def folder() -> pathlib.Path:
 
 def names() -> dict[str, pathlib.Path]:
     """The configurations that come with the package, by name; in a folder, "ablations/objectives"."""
-    paths = [path for path in sorted(folder().rglob("*.py")) if path.stem != "__init__"]
-    return {path.relative_to(folder()).with_suffix("").as_posix(): path for path in paths}
+    root = folder()
+    paths = [path for path in sorted(root.rglob("*.py")) if path.stem != "__init__"]
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
 
 
 def find(name: str, flag: str = "--config") -> pathlib.Path:

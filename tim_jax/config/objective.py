@@ -230,10 +230,11 @@ def check_teacher(config: ConfigDict, default: ConfigDict, objective: Objective)
     if not objective.teachers:
         name, velocity = config.objective.name, config.objective.velocity
         reason = f"objective.name is {name!r} with velocity {velocity!r}, which learns from no teacher"
-        check_left([f"teacher.{key}" for key in config.teacher], reason, config, default)
+        check_left([f"teacher.{key}" for key in config.teacher], reason, flatten(config), flatten(default))
     elif type(objective).teachers is Objective.teachers and not objective.asks_teacher:
         keys = [f"teacher.{key}" for key in config.teacher if key.startswith(("guidance", "weak"))]
-        check_left(keys, "the teacher's predictions are not asked for, only its hidden states", config, default)
+        reason = "the teacher's predictions are not asked for, only its hidden states"
+        check_left(keys, reason, flatten(config), flatten(default))
     if config.teacher.guidance_channels > config.data.channels:
         raise ValueError(
             f"teacher.guidance_channels is {config.teacher.guidance_channels}; it must be at most data.channels, "

@@ -6,6 +6,7 @@ configs/base.py from it.
 """
 
 import dataclasses
+import functools
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ml_collections import ConfigDict
 
 from tim_jax.codecs.settings import CodecSettings
-from tim_jax.config.keys import check_left
+from tim_jax.config.keys import check_left, flatten
 from tim_jax.data.sections import DataSettings, LoaderSettings
 from tim_jax.evaluation.settings import EvaluationSettings
 from tim_jax.networks import NETWORKS, SIZED, Size
@@ -130,7 +131,8 @@ class Key(NamedTuple):
     group: type | None
 
 
-def keys_of(*kinds: type) -> Iterator[Key]:
+@functools.cache  # asked of every class for every configuration that is built
+def keys_of(*kinds: type) -> tuple[Key, ...]:
     """The keys that dataclasses define, `name` first, each under the class that defines it."""
     found: dict[str, Key] = {}
     for kind in kinds:
@@ -142,7 +144,7 @@ def keys_of(*kinds: type) -> Iterator[Key]:
                 )
                 group = types[field.name] if dataclasses.is_dataclass(types[field.name]) else None
                 found[field.name] = Key(field.name, owner, field, types[field.name], group)
-    yield from sorted(found.values(), key=lambda key: key.name != "name")
+    return tuple(sorted(found.values(), key=lambda key: key.name != "name"))
 
 
 def unused() -> dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]]:
@@ -155,9 +157,10 @@ def unused() -> dict[tuple[str, ...], tuple[str, Callable[[ConfigDict], Any]]]:
 
 def check_unused(config: ConfigDict, default: ConfigDict) -> None:
     """Raises ValueError for a key that differs from the default configuration but has no effect in this one."""
+    given, right = flatten(config), flatten(default)
     for keys, (reason, has_none) in unused().items():
         if has_none(config):
-            check_left(keys, reason, config, default)
+            check_left(keys, reason, given, right)
 
 
 def _classes() -> Iterator[type]:
